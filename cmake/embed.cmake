@@ -1,0 +1,21 @@
+# Writes a C++ file that carries every kernels/*.h as a string, byte for byte.
+# Run as a script: cmake -DKERNELS=dir -DOUTPUT=file -P embed.cmake
+file(GLOB headers "${KERNELS}/*.h")
+list(SORT headers)
+
+set(entries "")
+foreach(header IN LISTS headers)
+  get_filename_component(name "${header}" NAME)
+  file(READ "${header}" text)
+  string(APPEND entries "      {\"${name}\", R\"nibble(${text})nibble\"},\n")
+endforeach()
+
+file(WRITE "${OUTPUT}.new"
+  "// Made by cmake/embed.cmake from kernels/*.h.\n"
+  "#include \"csrc/core/kernel_source.h\"\n\n"
+  "namespace nibble {\n\n"
+  "const std::vector<EmbeddedFile>& embedded_kernels() {\n"
+  "  static const std::vector<EmbeddedFile> files = {\n${entries}  };\n"
+  "  return files;\n}\n\n"
+  "}  // namespace nibble\n")
+file(RENAME "${OUTPUT}.new" "${OUTPUT}")

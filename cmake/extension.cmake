@@ -1,0 +1,46 @@
+# The layers that know MLX, and the one Python extension that links them all.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+include(cmake/mlx.cmake)
+
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  OUTPUT_VARIABLE nanobind_ROOT)
+find_package(nanobind CONFIG REQUIRED)
+
+# metal: core and MLX's Metal device; elsewhere a file that says there is none.
+if(APPLE)
+  add_library(nibble_metal STATIC
+    csrc/metal/device_profile.cpp
+    csrc/metal/encoder.cpp
+    csrc/metal/library.cpp)
+else()
+  add_library(nibble_metal STATIC csrc/metal/no_metal.cpp)
+endif()
+target_link_libraries(nibble_metal PUBLIC nibble_core mlx)
+
+# mlx: arrays, ops, primitives.
+add_library(nibble_mlx STATIC
+  csrc/mlx/bridge.cpp
+  csrc/mlx/ops.cpp
+  csrc/mlx/primitives.cpp)
+target_compile_definitions(nibble_mlx
+  PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
+target_link_libraries(nibble_mlx
+  PUBLIC nibble_core mlx PRIVATE nibble_cpu nibble_metal)
+
+# Split mode: one abi3 file for every CPython from 3.10. The domain and the
+# backend's ABI tag are what lets it exchange mx.array with mlx.core.
+nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
+  csrc/bindings.cpp)
+target_link_libraries(_ext PRIVATE nibble_mlx)
+
+if(APPLE)
+  set(origin "@loader_path")
+else()
+  set(origin "$ORIGIN")
+endif()
+set_target_properties(_ext PROPERTIES
+  BUILD_WITH_INSTALL_RPATH ON
+  INSTALL_RPATH "${origin}/../mlx/lib")
+install(TARGETS _ext LIBRARY DESTINATION mlx_nibble)

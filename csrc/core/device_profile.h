@@ -1,0 +1,22 @@
+// What the planner may know of a GPU.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble {
+
+// Apple's architecture string "applegpu_g14s" is generation 14 (M2), tier 's'.
+// Generations: 13 M1, 14 M2, 15 M3, 16 M4, 17 M5. Tiers: 'g' base and Pro,
+// 's' Max, 'd' Ultra, 'p' phone.
+struct DeviceProfile {
+  int generation = 13;
+  char tier = 'g';
+  // The least that any Apple GPU of MLX's offers (Metal feature set tables,
+  // Apple7 and later).
+  uint32_t max_threads_per_threadgroup = 1024;
+  uint32_t max_threadgroup_bytes = 32768;
+
+  bool operator==(const DeviceProfile&) const = default;
+};
+
+}  // namespace nibble

@@ -1,0 +1,47 @@
+// The grammar of kernel names, and the list of all kernels there are.
+//
+//   family _ dtype _ scale-dtype _ b BITS _ g GROUP [_ tile]
+//   qmm_bf16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2
+//
+// A name spells every template argument, so that a library cached by name is
+// never the wrong one. docs/kernels.md has the table.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "csrc/core/dtype.h"
+#include "csrc/core/format.h"
+#include "csrc/core/tiles.h"
+
+namespace nibble {
+
+enum class Family : uint8_t { kQmv, kQmm, kDequantize };
+
+struct KernelId {
+  Family family = Family::kQmv;
+  Dtype dtype = Dtype::kFloat16;
+  Dtype scale_dtype = Dtype::kFloat16;
+  QuantFormat format;
+  std::optional<Tile> tile;  // of kQmm, and only of it
+
+  bool operator==(const KernelId&) const = default;
+};
+
+std::string kernel_name(const KernelId& id);
+
+// The inverse; nullopt if `name` is not one of ours.
+std::optional<KernelId> parse_kernel_name(std::string_view name);
+
+// The C++ function that the instance is made of: "qmv<half, half, 4, 64>".
+std::string template_call(const KernelId& id);
+
+// The header under kernels/ that defines it: "qmv.h".
+std::string kernel_header(const KernelId& id);
+
+// Every instance that a plan can name, once.
+std::vector<KernelId> instances();
+
+}  // namespace nibble

@@ -1,0 +1,57 @@
+#include "csrc/core/kernel_source.h"
+
+#include <cassert>
+#include <set>
+#include <sstream>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view kInclude = "#include \"kernels/";
+
+std::string_view text_of(std::string_view name) {
+  for (const EmbeddedFile& file : embedded_kernels()) {
+    if (file.name == name) {
+      return file.text;
+    }
+  }
+  assert(false && "a kernel includes a header that is not embedded");
+  return {};
+}
+
+// Metal compiles a string without an include path, so siblings are pasted in
+// where they are first included; <metal_stdlib> stays.
+void flatten(std::string_view name,
+             std::set<std::string, std::less<>>& seen,
+             std::ostringstream& out) {
+  if (!seen.emplace(name).second) {
+    return;
+  }
+  std::string_view rest = text_of(name);
+  while (!rest.empty()) {
+    size_t end = rest.find('\n');
+    std::string_view line = rest.substr(0, end);
+    rest = end == std::string_view::npos ? "" : rest.substr(end + 1);
+    if (line.starts_with(kInclude)) {
+      std::string_view included = line.substr(kInclude.size());
+      flatten(included.substr(0, included.find('"')), seen, out);
+    } else if (line != "#pragma once") {
+      out << line << '\n';
+    }
+  }
+}
+
+}  // namespace
+
+std::string kernel_source(const KernelId& id) {
+  std::ostringstream out;
+  std::set<std::string, std::less<>> seen;
+  flatten(kernel_header(id), seen, out);
+  std::string call = template_call(id);
+  out << "template [[host_name(\"" << kernel_name(id)
+      << "\")]] [[kernel]] decltype(nibble::" << call << ") nibble::" << call
+      << ";\n";
+  return out.str();
+}
+
+}  // namespace nibble

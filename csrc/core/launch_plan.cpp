@@ -1,0 +1,42 @@
+#include "csrc/core/launch_plan.h"
+
+#include <sstream>
+
+namespace nibble {
+
+std::string to_string(Operand operand) {
+  switch (operand) {
+    case Operand::kWeight:
+      return "w";
+    case Operand::kScales:
+      return "scales";
+    case Operand::kBiases:
+      return "biases";
+    case Operand::kX:
+      return "x";
+    case Operand::kOut:
+      return "out";
+  }
+  return "?";
+}
+
+std::string to_string(const LaunchPlan& plan) {
+  std::ostringstream out;
+  auto dim = [&](const char* label, const Dim3& d) {
+    out << ' ' << label << '=' << d.x << 'x' << d.y << 'x' << d.z;
+  };
+  out << plan.kernel;
+  dim("threadgroups", plan.threadgroups);
+  dim("threads", plan.threads);
+  out << " buffers=";
+  for (size_t i = 0; i < plan.buffers.size(); ++i) {
+    out << (i ? "," : "") << to_string(plan.buffers[i]);
+  }
+  out << " params=" << plan.params.size() << 'B';
+  if (plan.threadgroup_bytes) {
+    out << " threadgroup=" << plan.threadgroup_bytes << 'B';
+  }
+  return out.str();
+}
+
+}  // namespace nibble

@@ -1,0 +1,36 @@
+// A launch as plain data. Executors consume it; nothing in it knows which.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+struct Dim3 {
+  uint32_t x = 1, y = 1, z = 1;
+
+  bool operator==(const Dim3&) const = default;
+  constexpr uint64_t volume() const { return uint64_t{x} * y * z; }
+};
+
+enum class Operand : uint8_t { kWeight, kScales, kBiases, kX, kOut };
+
+std::string to_string(Operand operand);
+
+struct LaunchPlan {
+  std::string kernel;             // host name; parse_kernel_name() reads it
+  Dim3 threadgroups;              // grid, in threadgroups
+  Dim3 threads;                   // of one threadgroup
+  std::vector<Operand> buffers;   // buffers[i] binds [[buffer(i)]]
+  std::vector<std::byte> params;  // a struct of kernels/shared.h, bound next
+  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]], if not 0
+
+  bool operator==(const LaunchPlan&) const = default;
+};
+
+// One launch as a line for people and golden files.
+std::string to_string(const LaunchPlan& plan);
+
+}  // namespace nibble

@@ -1,0 +1,30 @@
+// Problem -> LaunchPlan. The only place that holds a heuristic.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "csrc/core/device_profile.h"
+#include "csrc/core/launch_plan.h"
+#include "csrc/core/problem.h"
+
+namespace nibble {
+
+// The launches that compute `problem` on `device`, in order; nullopt if no
+// kernel of ours does, so that MLX's own op is to be used. Needs M, N, K >= 1.
+std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& problem,
+                                            const DeviceProfile& device);
+
+// w_hat [rows, K] of type `dtype` from a packed matrix.
+struct DequantizeProblem {
+  int rows = 1;
+  int K = 1;
+  Dtype dtype = Dtype::kFloat16;
+  Dtype scale_dtype = Dtype::kFloat16;
+  QuantFormat format;
+};
+
+std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
+                                            const DeviceProfile& device);
+
+}  // namespace nibble

@@ -1,0 +1,37 @@
+// What is to be computed, with everything a planner may look at and nothing
+// else: no pointers, no device.
+#pragma once
+
+#include "csrc/core/dtype.h"
+#include "csrc/core/format.h"
+
+namespace nibble {
+
+// How a batch of activations finds its weights: batch b uses weight matrix
+// (b / repeat) % count. A plain 2-D weight is {1, 1, 1}.
+struct Batch {
+  int size = 1;    // matrices of activations
+  int count = 1;   // matrices of weights
+  int repeat = 1;  // consecutive activations that share one
+
+  bool operator==(const Batch&) const = default;
+};
+
+// With W = dequantize(w[(b / repeat) % count]), w [count, N, K]:
+//   transpose:     y[b] = x[b] @ W^T, x [size, M, K], y [size, M, N]
+//   not transpose: y[b] = x[b] @ W,   x [size, M, N], y [size, M, K]
+// All row-contiguous.
+struct MatmulProblem {
+  int M = 1;
+  int N = 1;
+  int K = 1;
+  Batch batch;
+  Dtype dtype = Dtype::kFloat16;        // of x and y
+  Dtype scale_dtype = Dtype::kFloat16;  // of scales and biases
+  QuantFormat format;
+  bool transpose = true;
+
+  bool operator==(const MatmulProblem&) const = default;
+};
+
+}  // namespace nibble

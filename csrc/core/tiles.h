@@ -1,0 +1,62 @@
+// Shapes of threadgroups: the constants of the kernels and the one statement
+// of what a tile may be.
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/core/device_profile.h"
+#include "csrc/core/dtype.h"
+#include "csrc/core/format.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+// qmv: one simdgroup computes kQmvRows rows of w at once, so that each x that
+// it reads serves four rows (MLX's results_per_simdgroup, tuned there on every
+// Apple GPU); two simdgroups make a threadgroup, so that small N still fills
+// the cores.
+inline constexpr int kQmvRows = 4;
+inline constexpr int kQmvSimdgroups = 2;
+
+// qmm: a threadgroup of WM x WN simdgroups computes BM x BN of y, BK of K at a
+// time, in 8x8 fragments.
+struct Tile {
+  int BM = 32, BN = 32, BK = 32;
+  int WM = 2, WN = 2;
+
+  bool operator==(const Tile&) const = default;
+
+  constexpr uint32_t threads() const {
+    return static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH);
+  }
+  // Rows of a threadgroup tile are padded by 16 bytes, so that the eight rows
+  // of a fragment start in different banks.
+  constexpr uint32_t threadgroup_bytes(Dtype dtype) const {
+    auto item = static_cast<uint32_t>(size_of(dtype));
+    return static_cast<uint32_t>(BM + BN) * (BK * item + 16);
+  }
+};
+
+// The tiles that instances exist for. One for now: MLX's own, the best known
+// over all generations when nothing has been measured.
+inline constexpr Tile kTiles[] = {{32, 32, 32, 2, 2}};
+
+inline constexpr int kFragment = 8;
+
+// The single statement of what makes a tile valid for a format on a device.
+constexpr bool supports(const Tile& tile,
+                        Dtype dtype,
+                        const QuantFormat& format,
+                        const DeviceProfile& device) {
+  bool fragments = tile.BM % (tile.WM * kFragment) == 0 &&
+                   tile.BN % (tile.WN * kFragment) == 0 &&
+                   tile.BK % kFragment == 0;
+  // A block of K lies inside one group and is made of whole words.
+  bool groups = format.group_size % tile.BK == 0 &&
+                tile.BK * format.bits % 32 == 0;
+  bool fits = tile.threads() <= device.max_threads_per_threadgroup &&
+              tile.threadgroup_bytes(dtype) <= device.max_threadgroup_bytes;
+  return fragments && groups && fits;
+}
+
+}  // namespace nibble

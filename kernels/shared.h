@@ -1,0 +1,21 @@
+// The contract between host and device: valid in MSL and in C++20.
+#pragma once
+
+// Threads of a simdgroup, on every Apple GPU (Metal feature set tables).
+#define NIBBLE_SIMD_WIDTH 32
+
+// Parameters of every y = x @ w_hat^T kernel. Batch b of x and y uses weight
+// matrix (b / w_repeat) % w_count.
+struct MatmulParams {
+  int M;         // rows of x and y, in one batch
+  int N;         // rows of w, columns of y
+  int K;         // columns of x and of the dequantized w
+  int w_repeat;  // consecutive batches that share a weight matrix
+  int w_count;   // weight matrices
+};
+
+// Parameters of w -> w_hat for a matrix [rows, K].
+struct DequantizeParams {
+  int rows;
+  int K;
+};
