@@ -14,7 +14,9 @@ namespace {
 
 }  // namespace
 
-DeviceProfile device_profile(mlx::core::Device) { no_metal("device_profile"); }
+DeviceProfile device_profile(mlx::core::Device) {
+  no_metal("device_profile");
+}
 
 void encode(const std::vector<LaunchPlan>&,
             const Operands&,
