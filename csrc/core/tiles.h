@@ -52,8 +52,8 @@ constexpr bool supports(const Tile& tile,
                    tile.BN % (tile.WN * kFragment) == 0 &&
                    tile.BK % kFragment == 0;
   // A block of K lies inside one group and is made of whole words.
-  bool groups = format.group_size % tile.BK == 0 &&
-                tile.BK * format.bits % 32 == 0;
+  bool groups =
+      format.group_size % tile.BK == 0 && tile.BK * format.bits % 32 == 0;
   bool fits = tile.threads() <= device.max_threads_per_threadgroup &&
               tile.threadgroup_bytes(dtype) <= device.max_threadgroup_bytes;
   return fragments && groups && fits;

@@ -1,0 +1,35 @@
+// Runs launch plans on MLX's Metal device. The same header elsewhere, where
+// no_metal.cpp answers every call with an error.
+#pragma once
+
+#include <vector>
+
+#include "csrc/core/device_profile.h"
+#include "csrc/core/launch_plan.h"
+#include "mlx/array.h"
+#include "mlx/device.h"
+#include "mlx/stream.h"
+
+namespace nibble::metal {
+
+// The arrays that a plan's operands stand for, all row-contiguous and, `out`
+// included, allocated. A plan without an operand may leave its pointer null.
+struct Operands {
+  const mlx::core::array* w = nullptr;
+  const mlx::core::array* scales = nullptr;
+  const mlx::core::array* biases = nullptr;
+  const mlx::core::array* x = nullptr;
+  mlx::core::array* out = nullptr;
+};
+
+// What the planner may know of `device`.
+DeviceProfile device_profile(mlx::core::Device device);
+
+// Appends the launches to the stream's command buffer, in order; MLX commits
+// it. Throws std::runtime_error if a kernel does not compile on this machine
+// or takes fewer threads than its plan has.
+void encode(const std::vector<LaunchPlan>& launches,
+            const Operands& operands,
+            mlx::core::Stream stream);
+
+}  // namespace nibble::metal
