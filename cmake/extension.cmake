@@ -13,8 +13,10 @@ include(cmake/metal.cmake)
 # mlx: arrays, ops, primitives.
 add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
+  csrc/mlx/dequantize.cpp
   csrc/mlx/ops.cpp
-  csrc/mlx/primitives.cpp)
+  csrc/mlx/quantized_matmul.cpp
+  csrc/mlx/transforms.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
 target_link_libraries(nibble_mlx

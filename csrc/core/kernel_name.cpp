@@ -28,8 +28,8 @@ std::string kernel_name(const KernelId& id) {
       << short_name(id.scale_dtype) << "_b" << id.format.bits << "_g"
       << id.format.group_size;
   if (id.tile) {
-    out << "_bm" << id.tile->BM << "_bn" << id.tile->BN << "_bk"
-        << id.tile->BK << "_wm" << id.tile->WM << "_wn" << id.tile->WN;
+    out << "_bm" << id.tile->BM << "_bn" << id.tile->BN << "_bk" << id.tile->BK
+        << "_wm" << id.tile->WM << "_wn" << id.tile->WN;
   }
   return out.str();
 }

@@ -20,11 +20,11 @@ enum class Operand : uint8_t { kWeight, kScales, kBiases, kX, kOut };
 std::string to_string(Operand operand);
 
 struct LaunchPlan {
-  std::string kernel;             // host name; parse_kernel_name() reads it
-  Dim3 threadgroups;              // grid, in threadgroups
-  Dim3 threads;                   // of one threadgroup
-  std::vector<Operand> buffers;   // buffers[i] binds [[buffer(i)]]
-  std::vector<std::byte> params;  // a struct of kernels/shared.h, bound next
+  std::string kernel;              // host name; parse_kernel_name() reads it
+  Dim3 threadgroups;               // grid, in threadgroups
+  Dim3 threads;                    // of one threadgroup
+  std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
+  std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
   uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]], if not 0
 
   bool operator==(const LaunchPlan&) const = default;

@@ -1,0 +1,63 @@
+# `make demo` and `make test` set everything up themselves, without root: a
+# Python >= 3.11 with venv and a C++20 compiler are all they need.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Runs of pytest in parallel; one for each core.
+JOBS   ?= auto
+
+SOURCES := pyproject.toml CMakeLists.txt \
+  $(shell find csrc kernels cmake -type f 2>/dev/null)
+
+.PHONY: demo test bench lint format stubs clean help
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed  ## Set up, then answer a question with a 4-bit model
+	$(BIN)/nibble demo
+
+test: $(VENV)/installed  ## Set up, then run all tests
+	$(BIN)/python -m pytest -n $(JOBS)
+
+bench: $(VENV)/installed  ## Measure the kernels against MLX's
+	$(BIN)/python -m bench.bench_matmul
+
+lint: $(VENV)/installed  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror \
+	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/pyright
+
+format: $(VENV)/installed  ## Rewrite sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+stubs: $(VENV)/installed  ## Write python/mlx_nibble/_ext.pyi anew
+	$(BIN)/python -m nanobind.stubgen -m mlx_nibble._ext \
+	  -o python/mlx_nibble/_ext.pyi
+
+clean:  ## Remove what was built, and the environment
+	rm -rf build dist $(VENV)
+
+# Build requirements live in the environment, so that a change in one source
+# rebuilds one file instead of everything.
+$(VENV)/created: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: Python 3.11 or later is required but $(PYTHON) is" \
+	    "$$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open( \
+	  "pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement $(VENV)/requirements.txt cmake ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/created $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --editable '.[lm,dev]'
+	touch $@

@@ -1,0 +1,55 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+
+#include "csrc/mlx/ops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+NB_MODULE(_ext, m) {
+  m.doc() = "The compiled half of mlx_nibble.";
+  // Registers mx.array, mx.Stream ... in the type table that both share.
+  nb::module_::import_("mlx.core");
+
+  m.attr("mlx_version") = NIBBLE_MLX_VERSION;
+
+  m.def("quantized_matmul",
+        &nibble::ops::quantized_matmul,
+        nb::arg(),
+        nb::arg(),
+        "scales"_a,
+        "biases"_a = nb::none(),
+        "transpose"_a = true,
+        "group_size"_a = nb::none(),
+        "bits"_a = nb::none(),
+        "mode"_a = "affine",
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.ops.quantized_matmul.");
+
+  m.def("dequantize",
+        &nibble::ops::dequantize,
+        nb::arg(),
+        "scales"_a,
+        "biases"_a = nb::none(),
+        "group_size"_a = nb::none(),
+        "bits"_a = nb::none(),
+        "mode"_a = "affine",
+        "global_scale"_a = nb::none(),
+        "dtype"_a = nb::none(),
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.ops.dequantize.");
+
+  m.def(
+      "holds",
+      [](const std::string& mode, int bits, int group_size) {
+        return mode == "affine" && nibble::held({bits, group_size});
+      },
+      "mode"_a,
+      "bits"_a,
+      "group_size"_a,
+      "Whether our kernels compute a format, on any device.");
+}

@@ -1,0 +1,94 @@
+#include "csrc/mlx/bridge.h"
+
+#include <cstring>
+
+namespace nibble::bridge {
+namespace {
+
+// Copies `a` in row-major order, whatever its strides.
+void copy_strided(const mx::array& a, std::byte* out) {
+  size_t item = a.itemsize();
+  const auto* base = a.data<std::byte>();
+  std::vector<int> index(a.ndim(), 0);
+  for (size_t i = 0; i < a.size(); ++i) {
+    int64_t offset = 0;
+    for (size_t d = 0; d < a.ndim(); ++d) {
+      offset += index[d] * a.strides()[d];
+    }
+    std::memcpy(out + i * item, base + offset * int64_t(item), item);
+    for (int d = int(a.ndim()) - 1; d >= 0 && ++index[d] == a.shape(d); --d) {
+      index[d] = 0;
+    }
+  }
+}
+
+}  // namespace
+
+std::optional<Dtype> to_dtype(mx::Dtype dtype) {
+  if (dtype == mx::float32) return Dtype::kFloat32;
+  if (dtype == mx::float16) return Dtype::kFloat16;
+  if (dtype == mx::bfloat16) return Dtype::kBFloat16;
+  return std::nullopt;
+}
+
+mx::Shape batch_shape(const mx::Shape& shape, int inner) {
+  int dims = int(shape.size()) - inner;
+  return dims > 0 ? mx::Shape(shape.begin(), shape.begin() + dims)
+                  : mx::Shape{};
+}
+
+std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w) {
+  Batch batch;
+  for (int d : x) {
+    batch.size *= d;
+  }
+  int lead = int(x.size()) - int(w.size());
+  auto weight_dim = [&](int d) { return d < lead ? 1 : w[d - lead]; };
+  // From the innermost dimension out: broadcast, then real, then broadcast.
+  int d = int(x.size()) - 1;
+  for (; d >= 0 && weight_dim(d) == 1; --d) {
+    batch.repeat *= x[d];
+  }
+  for (; d >= 0 && weight_dim(d) == x[d]; --d) {
+    batch.count *= x[d];
+  }
+  for (; d >= 0; --d) {
+    if (weight_dim(d) != 1) {
+      return std::nullopt;
+    }
+  }
+  return batch;
+}
+
+MatmulProblem matmul_problem(const mx::array& x,
+                             const mx::array& w,
+                             const mx::array& scales,
+                             QuantFormat format,
+                             bool transpose) {
+  MatmulProblem p;
+  p.N = w.shape(-2);
+  p.K = scales.shape(-1) * format.group_size;
+  p.dtype = *to_dtype(x.dtype());
+  p.scale_dtype = *to_dtype(scales.dtype());
+  p.format = format;
+  p.transpose = transpose;
+  if (w.ndim() == 2) {
+    p.M = int(x.size() / x.shape(-1));
+  } else {
+    p.M = x.shape(-2);
+    p.batch = *match_batch(batch_shape(x.shape()), batch_shape(w.shape()));
+  }
+  return p;
+}
+
+RowContiguous::RowContiguous(const mx::array& a) {
+  if (a.flags().row_contiguous) {
+    data_ = a.data<void>();
+    return;
+  }
+  copy_.resize(a.nbytes());
+  copy_strided(a, copy_.data());
+  data_ = copy_.data();
+}
+
+}  // namespace nibble::bridge

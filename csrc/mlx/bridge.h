@@ -1,0 +1,50 @@
+// Between MLX's arrays and our problems: dtypes, batches, contiguity.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "csrc/core/dtype.h"
+#include "csrc/core/problem.h"
+#include "mlx/array.h"
+
+namespace nibble::bridge {
+
+namespace mx = mlx::core;
+
+// nullopt for a type that our kernels do not compute in.
+std::optional<Dtype> to_dtype(mx::Dtype dtype);
+
+// How the batch dimensions `x` of activations find their weights among `w`
+// (broadcastable to x); nullopt where no (b / repeat) % count does, as in
+// x [2, 3, 4] with w [2, 1, 4].
+std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w);
+
+// All dimensions but the last `inner`.
+mx::Shape batch_shape(const mx::Shape& shape, int inner = 2);
+
+// The problem that x @ w poses, by the shapes that the primitive was given.
+MatmulProblem matmul_problem(const mx::array& x,
+                             const mx::array& w,
+                             const mx::array& scales,
+                             QuantFormat format,
+                             bool transpose);
+
+// Row-contiguous bytes of an evaluated array: its own memory where it is
+// contiguous, else a copy, owned by this object.
+class RowContiguous {
+ public:
+  explicit RowContiguous(const mx::array& a);
+
+  template <typename T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+  const void* data() const { return data_; }
+
+ private:
+  std::vector<std::byte> copy_;
+  const void* data_;
+};
+
+}  // namespace nibble::bridge

@@ -1,0 +1,153 @@
+// Dequantize: w_hat as a node of MLX's graph.
+#include <optional>
+
+#include "csrc/core/error.h"
+#include "csrc/core/planner.h"
+#include "csrc/cpu/matmul.h"
+#include "csrc/metal/encoder.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/ops.h"
+#include "csrc/mlx/primitives.h"
+#include "csrc/mlx/transforms.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+
+namespace nibble {
+namespace {
+
+using bridge::RowContiguous;
+
+enum Input { kW, kScales, kBiases };
+
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype) {
+  DequantizeProblem p;
+  p.rows = static_cast<int>(w.size() / w.shape(-1));
+  p.K = scales.shape(-1) * format.group_size;
+  p.dtype = *bridge::to_dtype(dtype);
+  p.scale_dtype = *bridge::to_dtype(scales.dtype());
+  p.format = format;
+  return p;
+}
+
+}  // namespace
+
+void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
+                          std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  DequantizeProblem problem =
+      dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_);
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.set_output_array(out);
+  encoder.dispatch([problem,
+                    w = mx::array::unsafe_weak_copy(inputs[kW]),
+                    scales = mx::array::unsafe_weak_copy(inputs[kScales]),
+                    biases = mx::array::unsafe_weak_copy(inputs[kBiases]),
+                    y = out.data<void>()] {
+    RowContiguous rw(w), rs(scales), rb(biases);
+    cpu::dequantize(problem, rw.as<uint32_t>(), rs.data(), rb.data(), y);
+  });
+}
+
+void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
+                          std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  auto launches =
+      plan(dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_),
+           metal::device_profile(stream().device));
+  require(launches.has_value(),
+          "dequantize",
+          "a graph built for this device must be run on it");
+  metal::Operands operands;
+  operands.w = &inputs[kW];
+  operands.scales = &inputs[kScales];
+  operands.biases = &inputs[kBiases];
+  operands.out = &out;
+  metal::encode(*launches, operands, stream());
+}
+
+std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,
+                                       const std::vector<mx::array>& tangents,
+                                       const std::vector<int>& argnums) {
+  mx::array zeros = mx::zeros_like(primals[kScales], stream());
+  std::optional<mx::array> d_scales, d_biases;
+  for (size_t i = 0; i < argnums.size(); ++i) {
+    require(argnums[i] != kW,
+            "Dequantize::jvp",
+            "the packed weights are integers: they have no tangent");
+    (argnums[i] == kScales ? d_scales : d_biases) = tangents[i];
+  }
+  return {ops::dequantize(primals[kW],
+                          d_scales.value_or(zeros),
+                          d_biases.value_or(zeros),
+                          format_.group_size,
+                          format_.bits,
+                          "affine",
+                          std::nullopt,
+                          dtype_,
+                          stream())};
+}
+
+std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
+                                       const std::vector<mx::array>& cotangents,
+                                       const std::vector<int>& argnums,
+                                       const std::vector<mx::array>&) {
+  GroupGradients groups =
+      group_gradients(mx::astype(cotangents[0], mx::float32, stream()),
+                      primals[kW],
+                      primals[kScales],
+                      format_,
+                      stream());
+  std::vector<mx::array> gradients;
+  for (int arg : argnums) {
+    require(arg != kW,
+            "Dequantize::vjp",
+            "the packed weights are integers: they have no gradient");
+    gradients.push_back(
+        mx::astype(arg == kScales ? groups.scales : groups.biases,
+                   primals[arg].dtype(),
+                   stream()));
+  }
+  return gradients;
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> Dequantize::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  int size = 1;
+  for (int i = 0; i < 3; ++i) {
+    if (axes[i] >= 0) {
+      size = inputs[i].shape(axes[i]);
+    }
+  }
+  auto mapped = [&](Input i) {
+    return to_front(inputs[i], axes[i], size, stream());
+  };
+  return {{ops::dequantize(mapped(kW),
+                           mapped(kScales),
+                           mapped(kBiases),
+                           format_.group_size,
+                           format_.bits,
+                           "affine",
+                           std::nullopt,
+                           dtype_,
+                           stream())},
+          {0}};
+}
+
+bool Dequantize::is_equivalent(const mx::Primitive& other) const {
+  const auto& o = static_cast<const Dequantize&>(other);
+  return format_ == o.format_ && dtype_ == o.dtype_;
+}
+
+std::vector<mx::Shape> Dequantize::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[kW].shape();
+  shape.back() = inputs[kScales].shape(-1) * format_.group_size;
+  return {shape};
+}
+
+}  // namespace nibble

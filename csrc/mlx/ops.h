@@ -1,0 +1,39 @@
+// The public operations: validate, infer the shape, build the graph node.
+// Signatures and behaviour are MLX's; docs/portability.md lists where ours
+// differ and why.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "csrc/core/format.h"
+#include "mlx/array.h"
+#include "mlx/utils.h"
+
+namespace nibble::ops {
+
+namespace mx = mlx::core;
+
+// mlx::core::quantized_matmul. What our kernels do not hold becomes MLX's op.
+mx::array quantized_matmul(const mx::array& x,
+                           const mx::array& w,
+                           const mx::array& scales,
+                           const std::optional<mx::array>& biases,
+                           bool transpose,
+                           std::optional<int> group_size,
+                           std::optional<int> bits,
+                           const std::string& mode,
+                           mx::StreamOrDevice s);
+
+// mlx::core::dequantize, of the affine mode.
+mx::array dequantize(const mx::array& w,
+                     const mx::array& scales,
+                     const std::optional<mx::array>& biases,
+                     std::optional<int> group_size,
+                     std::optional<int> bits,
+                     const std::string& mode,
+                     const std::optional<mx::array>& global_scale,
+                     std::optional<mx::Dtype> dtype,
+                     mx::StreamOrDevice s);
+
+}  // namespace nibble::ops

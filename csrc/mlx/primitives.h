@@ -1,0 +1,85 @@
+// Nodes of MLX's graph. Their inputs have been validated and brought into
+// form by ops.cpp.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "csrc/core/format.h"
+#include "mlx/primitives.h"
+
+namespace nibble {
+
+namespace mx = mlx::core;
+
+// Inputs {x, w, scales, biases}. w [N, K'] serves all rows of x [..., in];
+// w [batch..., N, K'] needs x [batch..., M, in] already broadcast, in a way
+// that match_batch() finds. Output: x's shape, its last dimension replaced.
+class QuantizedMatmul : public mx::Primitive {
+ public:
+  QuantizedMatmul(mx::Stream stream, QuantFormat format, bool transpose)
+      : Primitive(stream), format_(format), transpose_(transpose) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+
+  std::vector<mx::array> jvp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& tangents,
+                             const std::vector<int>& argnums) override;
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override;
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs,
+      const std::vector<int>& axes) override;
+  const char* name() const override { return "NibbleQuantizedMatmul"; }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  mx::array apply(const mx::array& x,
+                  const mx::array& w,
+                  const mx::array& scales,
+                  const mx::array& biases,
+                  bool transpose);
+
+  QuantFormat format_;
+  bool transpose_;
+};
+
+// Inputs {w, scales, biases}, output w_hat [..., N, K].
+class Dequantize : public mx::Primitive {
+ public:
+  Dequantize(mx::Stream stream, QuantFormat format, mx::Dtype dtype)
+      : Primitive(stream), format_(format), dtype_(dtype) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+
+  std::vector<mx::array> jvp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& tangents,
+                             const std::vector<int>& argnums) override;
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override;
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs,
+      const std::vector<int>& axes) override;
+  const char* name() const override { return "NibbleDequantize"; }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  QuantFormat format_;
+  mx::Dtype dtype_;
+};
+
+}  // namespace nibble

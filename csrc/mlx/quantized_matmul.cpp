@@ -1,0 +1,220 @@
+// QuantizedMatmul: the product as a node of MLX's graph.
+#include <optional>
+
+#include "csrc/core/error.h"
+#include "csrc/core/planner.h"
+#include "csrc/cpu/matmul.h"
+#include "csrc/metal/encoder.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/ops.h"
+#include "csrc/mlx/primitives.h"
+#include "csrc/mlx/transforms.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+
+namespace nibble {
+namespace {
+
+using bridge::RowContiguous;
+
+enum Input { kX, kW, kScales, kBiases };
+
+}  // namespace
+
+void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
+                               std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  MatmulProblem problem = bridge::matmul_problem(
+      inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.set_output_array(out);
+  for (const mx::array& input : inputs) {
+    encoder.set_input_array(input);
+  }
+  // Copies of arrays share their data: an input that is still to be computed
+  // by an earlier task of this stream is read when the task below runs.
+  encoder.dispatch([problem,
+                    x = mx::array::unsafe_weak_copy(inputs[kX]),
+                    w = mx::array::unsafe_weak_copy(inputs[kW]),
+                    scales = mx::array::unsafe_weak_copy(inputs[kScales]),
+                    biases = mx::array::unsafe_weak_copy(inputs[kBiases]),
+                    y = out.data<void>()] {
+    RowContiguous rx(x), rw(w), rs(scales), rb(biases);
+    cpu::matmul(problem,
+                {rw.as<uint32_t>(), rs.data(), rb.data(), rx.data(), y});
+  });
+}
+
+void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
+                               std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  MatmulProblem problem = bridge::matmul_problem(
+      inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
+  auto launches = plan(problem, metal::device_profile(stream().device));
+  require(launches.has_value(),
+          "quantized_matmul",
+          "a graph built for this device must be run on it");
+  metal::Operands operands;
+  operands.w = &inputs[kW];
+  operands.scales = &inputs[kScales];
+  operands.biases = &inputs[kBiases];
+  operands.x = &inputs[kX];
+  operands.out = &out;
+  metal::encode(*launches, operands, stream());
+}
+
+mx::array QuantizedMatmul::apply(const mx::array& x,
+                                 const mx::array& w,
+                                 const mx::array& scales,
+                                 const mx::array& biases,
+                                 bool transpose) {
+  return ops::quantized_matmul(x,
+                               w,
+                               scales,
+                               biases,
+                               transpose,
+                               format_.group_size,
+                               format_.bits,
+                               "affine",
+                               stream());
+}
+
+std::vector<mx::array> QuantizedMatmul::jvp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& tangents,
+    const std::vector<int>& argnums) {
+  // y is linear in x, and linear in (scales, biases) together.
+  const mx::array &x = primals[kX], &w = primals[kW];
+  std::optional<mx::array> sum;
+  auto add = [&](const mx::array& term) {
+    sum = sum ? mx::add(*sum, term, stream()) : term;
+  };
+  std::optional<mx::array> d_scales, d_biases;
+  for (size_t i = 0; i < argnums.size(); ++i) {
+    const mx::array& t = tangents[i];
+    switch (argnums[i]) {
+      case kX:
+        add(apply(t, w, primals[kScales], primals[kBiases], transpose_));
+        break;
+      case kScales:
+        d_scales = t;
+        break;
+      case kBiases:
+        d_biases = t;
+        break;
+      default:
+        fail("QuantizedMatmul::jvp",
+             "the packed weights are integers: they have no tangent");
+    }
+  }
+  if (d_scales || d_biases) {
+    mx::array zeros = mx::zeros_like(primals[kScales], stream());
+    add(apply(
+        x, w, d_scales.value_or(zeros), d_biases.value_or(zeros), transpose_));
+  }
+  return {*sum};
+}
+
+std::vector<mx::array> QuantizedMatmul::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<mx::array>&) {
+  const mx::array &x = primals[kX], &w = primals[kW];
+  const mx::array &scales = primals[kScales], &biases = primals[kBiases];
+  const mx::array& dy = cotangents[0];
+
+  // d/d w_hat = dy^T x, in float32 whatever the type of the activations.
+  std::optional<GroupGradients> groups;
+  auto group_gradient = [&]() -> const GroupGradients& {
+    if (!groups) {
+      auto matrix = [&](const mx::array& a) {
+        mx::array f = mx::astype(a, mx::float32, stream());
+        return w.ndim() == 2 ? mx::reshape(f, {-1, a.shape(-1)}, stream()) : f;
+      };
+      const mx::array& left = transpose_ ? dy : x;
+      const mx::array& right = transpose_ ? x : dy;
+      mx::array dw = mx::matmul(mx::swapaxes(matrix(left), -1, -2, stream()),
+                                matrix(right),
+                                stream());
+      dw = sum_to(
+          dw,
+          [&] {
+            mx::Shape shape = w.shape();
+            shape.back() = scales.shape(-1) * format_.group_size;
+            return shape;
+          }(),
+          stream());
+      groups = group_gradients(dw, w, scales, format_, stream());
+    }
+    return *groups;
+  };
+
+  std::vector<mx::array> gradients;
+  for (int arg : argnums) {
+    switch (arg) {
+      case kX:
+        gradients.push_back(apply(dy, w, scales, biases, !transpose_));
+        break;
+      case kScales:
+        gradients.push_back(
+            mx::astype(group_gradient().scales, scales.dtype(), stream()));
+        break;
+      case kBiases:
+        gradients.push_back(
+            mx::astype(group_gradient().biases, biases.dtype(), stream()));
+        break;
+      default:
+        fail("QuantizedMatmul::vjp",
+             "the packed weights are integers: they have no gradient");
+    }
+  }
+  return gradients;
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  const mx::Stream& s = stream();
+  bool weights_mapped =
+      axes[kW] >= 0 || axes[kScales] >= 0 || axes[kBiases] >= 0;
+  if (!weights_mapped) {
+    mx::array x = mx::moveaxis(inputs[kX], axes[kX], 0, s);
+    mx::array y =
+        apply(x, inputs[kW], inputs[kScales], inputs[kBiases], transpose_);
+    return {{y}, {0}};
+  }
+  int size = 1;
+  for (int i = 0; i < 4; ++i) {
+    if (axes[i] >= 0) {
+      size = inputs[i].shape(axes[i]);
+    }
+  }
+  mx::array x = to_front(inputs[kX], axes[kX], size, s);
+  bool vector = x.ndim() == 2;  // [V, in]: one row each
+  if (vector) {
+    x = mx::expand_dims(x, 1, s);
+  }
+  auto weights = [&](Input i) {
+    return pad_batch(to_front(inputs[i], axes[i], size, s), x.ndim(), s);
+  };
+  mx::array y =
+      apply(x, weights(kW), weights(kScales), weights(kBiases), transpose_);
+  return {{vector ? mx::squeeze(y, 1, s) : y}, {0}};
+}
+
+bool QuantizedMatmul::is_equivalent(const mx::Primitive& other) const {
+  const auto& o = static_cast<const QuantizedMatmul&>(other);
+  return format_ == o.format_ && transpose_ == o.transpose_;
+}
+
+std::vector<mx::Shape> QuantizedMatmul::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[kX].shape();
+  shape.back() = transpose_ ? inputs[kW].shape(-2)
+                            : inputs[kScales].shape(-1) * format_.group_size;
+  return {shape};
+}
+
+}  // namespace nibble

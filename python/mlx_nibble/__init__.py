@@ -1,0 +1,22 @@
+"""Low-bit matrix multiplication for MLX.
+
+    import mlx_nibble
+    from mlx_lm import load, generate
+
+    model, tokenizer = load("mlx-community/Llama-3.2-3B-Instruct-4bit")
+    print(mlx_nibble.accelerate(model))
+    generate(model, tokenizer, prompt="Hello")
+
+:func:`accelerate` is all that most programs need; :mod:`mlx_nibble.ops` has the
+operations, :mod:`mlx_nibble.nn` the layers.
+"""
+
+from __future__ import annotations
+
+from mlx_nibble import nn, ops
+from mlx_nibble.accelerate import accelerate
+from mlx_nibble.report import Report
+
+__version__ = "0.1.0"
+
+__all__ = ["Report", "__version__", "accelerate", "nn", "ops"]

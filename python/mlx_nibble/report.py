@@ -1,0 +1,58 @@
+"""What :func:`mlx_nibble.accelerate` did to a model, and how to take it back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A layer that now computes with our kernels."""
+
+    path: str
+    module: nn.Module = field(repr=False)
+    original: type[nn.Module]
+    format: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A quantized layer that MLX still computes."""
+
+    path: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class Report:
+    """Every quantized layer of a model: swapped, or kept and why.
+
+    Attributes:
+        swapped: Layers on our kernels.
+        kept: Quantized layers left to MLX, each with the reason.
+    """
+
+    swapped: list[Swap] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Give each layer its own class back; the model is then as it was."""
+        for swap in self.swapped:
+            swap.module.__class__ = swap.original
+        self.swapped = []
+
+    def __str__(self) -> str:
+        """Summarize in a few lines, formats and reasons counted."""
+        total = len(self.swapped) + len(self.kept)
+        lines = [f"mlx-nibble: {len(self.swapped)} of {total} quantized layers"]
+        formats = Counter((s.original.__name__, s.format) for s in self.swapped)
+        for (kind, form), count in sorted(formats.items()):
+            lines.append(f"  {count:4} {kind} {form}")
+        reasons = Counter((k.kind, k.reason) for k in self.kept)
+        for (kind, reason), count in sorted(reasons.items()):
+            lines.append(f"  {count:4} {kind} left to MLX: {reason}")
+        return "\n".join(lines)
