@@ -9,7 +9,7 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake -type f 2>/dev/null)
 
-.PHONY: demo test bench lint format stubs clean help
+.PHONY: demo test bench wheel-macos lint format stubs clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -23,6 +23,9 @@ test: $(VENV)/installed  ## Set up, then run all tests
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/python -m bench.bench_matmul
+
+wheel-macos: $(VENV)/installed  ## Build and check the Mac's wheel on Linux
+	$(BIN)/python tools/wheel_macos.py
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
