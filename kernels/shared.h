@@ -4,6 +4,16 @@
 // Threads of a simdgroup, on every Apple GPU (Metal feature set tables).
 #define NIBBLE_SIMD_WIDTH 32
 
+// qmv: one simdgroup computes four rows of w at once, so that each x that it
+// reads serves four rows (MLX's results_per_simdgroup, tuned there on every
+// Apple GPU); two simdgroups make a threadgroup, so that small N still fills
+// the cores.
+#define NIBBLE_QMV_ROWS 4
+#define NIBBLE_QMV_SIMDGROUPS 2
+
+// dequantize: eight simdgroups; any number works for a kernel that streams.
+#define NIBBLE_DEQUANTIZE_THREADS 256
+
 // Parameters of every y = x @ w_hat^T kernel. Batch b of x and y uses weight
 // matrix (b / w_repeat) % w_count.
 struct MatmulParams {

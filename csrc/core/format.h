@@ -19,6 +19,10 @@ struct QuantFormat {
   constexpr int words_per_row(int K) const {
     return static_cast<int>(static_cast<int64_t>(K) * bits / 32);
   }
+  // The shortest run of codes that is made of whole words.
+  constexpr int run_codes() const {
+    return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+  }
   constexpr int groups_per_row(int K) const { return K / group_size; }
 };
 

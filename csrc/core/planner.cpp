@@ -48,10 +48,10 @@ LaunchPlan plan_qmv(const MatmulProblem& p) {
   LaunchPlan launch;
   launch.kernel = kernel_name(
       {Family::kQmv, p.dtype, p.scale_dtype, p.format, std::nullopt});
-  launch.threadgroups = {ceil_div(p.N, kQmvRows * kQmvSimdgroups),
+  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
                          static_cast<uint32_t>(p.M),
                          static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, kQmvSimdgroups, 1};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
   launch.buffers = {Operand::kWeight,
                     Operand::kScales,
                     Operand::kBiases,
@@ -106,13 +106,12 @@ std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
   if (!held(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
-  // One thread a word. 256 threads: eight simdgroups, any occupancy works for
-  // a kernel that only streams.
-  constexpr uint32_t kThreads = 256;
+  // One thread for the codes of each run of whole words.
+  constexpr uint32_t kThreads = NIBBLE_DEQUANTIZE_THREADS;
   LaunchPlan launch;
   launch.kernel = kernel_name(
       {Family::kDequantize, p.dtype, p.scale_dtype, p.format, std::nullopt});
-  launch.threadgroups = {ceil_div(p.format.words_per_row(p.K), kThreads),
+  launch.threadgroups = {ceil_div(p.K, p.format.run_codes() * kThreads),
                          static_cast<uint32_t>(p.rows),
                          1};
   launch.threads = {kThreads, 1, 1};

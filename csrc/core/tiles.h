@@ -11,13 +11,6 @@
 
 namespace nibble {
 
-// qmv: one simdgroup computes kQmvRows rows of w at once, so that each x that
-// it reads serves four rows (MLX's results_per_simdgroup, tuned there on every
-// Apple GPU); two simdgroups make a threadgroup, so that small N still fills
-// the cores.
-inline constexpr int kQmvRows = 4;
-inline constexpr int kQmvSimdgroups = 2;
-
 // qmm: a threadgroup of WM x WN simdgroups computes BM x BN of y, BK of K at a
 // time, in 8x8 fragments.
 struct Tile {
@@ -29,11 +22,12 @@ struct Tile {
   constexpr uint32_t threads() const {
     return static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH);
   }
-  // Rows of a threadgroup tile are padded by 16 bytes, so that the eight rows
-  // of a fragment start in different banks.
+  // Two blocks each of x and w: one is multiplied while the next arrives.
+  // Rows are padded by 16 bytes, so that the eight rows of a fragment start in
+  // different banks.
   constexpr uint32_t threadgroup_bytes(Dtype dtype) const {
     auto item = static_cast<uint32_t>(size_of(dtype));
-    return static_cast<uint32_t>(BM + BN) * (BK * item + 16);
+    return 2 * static_cast<uint32_t>(BM + BN) * (BK * item + 16);
   }
 };
 

@@ -1,0 +1,54 @@
+// w_hat [rows, K] from a packed matrix: one thread a run of whole words.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/packing.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+template <typename T, typename S, int bits, int group_size>
+[[kernel]] void dequantize(const device uint* w [[buffer(0)]],
+                           const device S* scales [[buffer(1)]],
+                           const device S* biases [[buffer(2)]],
+                           device T* w_hat [[buffer(3)]],
+                           constant DequantizeParams& params [[buffer(4)]],
+                           uint3 tgid [[threadgroup_position_in_grid]],
+                           uint sgid [[simdgroup_index_in_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kCodes = run_codes(bits);
+  static_assert(group_size % kCodes == 0, "a run lies inside one group");
+
+  const int thread_in_row = int(tgid.x) * NIBBLE_DEQUANTIZE_THREADS +
+                            int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
+  const int k = thread_in_row * kCodes;
+  const int row = int(tgid.y);
+  if (k >= params.K) {
+    return;
+  }
+  const QuantizedMatrix<S, bits, group_size> weight(
+      w, scales, biases, params.rows, params.K, 0);
+  uint words[words_of(kCodes, bits)];
+  load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
+  const size_t group = weight.group_at(row, k);
+  const float scale = float(weight.scales[group]);
+  const float bias = float(weight.biases[group]);
+
+  device vec<T, 4>* out =
+      (device vec<T, 4>*)(w_hat + size_t(row) * size_t(params.K) + size_t(k));
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kCodes; i += 4) {
+    vec<T, 4> values;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) {
+      values[j] = T(dequantize_code<bits>(words, i + j, scale, bias));
+    }
+    out[i / 4] = values;
+  }
+}
+
+}  // namespace nibble

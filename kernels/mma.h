@@ -1,0 +1,121 @@
+// Tiles of 8x8 simdgroup matrices, in float.
+//
+// Of a fragment, each lane holds two neighbours of one row. MLX proves this
+// map on every Apple GPU (steel/gemm/mma.h, get_coord):
+//
+//   row   columns 0 1    2 3    4 5    6 7
+//    0    lane    0      1      8      9
+//    1            2      3     10     11
+//    2            4      5     12     13
+//    3            6      7     14     15
+//    4           16     17     24     25
+//   ...
+#pragma once
+
+#include <metal_simdgroup>
+#include <metal_simdgroup_matrix>
+#include <metal_stdlib>
+
+namespace nibble {
+
+using namespace metal;
+
+// Row of the two elements that a lane holds.
+inline int fragment_row(uint lane) {
+  return int(((lane >> 4) << 2) | ((lane >> 1) & 3));
+}
+
+// Column of the first of them.
+inline int fragment_column(uint lane) {
+  return int((((lane >> 3) & 1) << 2) | ((lane & 1) << 1));
+}
+
+using Fragment = simdgroup_matrix<float, 8, 8>;
+
+inline thread float2& elements(thread Fragment& fragment) {
+  return reinterpret_cast<thread float2&>(fragment.thread_elements());
+}
+
+// What one simdgroup holds of y: TM x TN fragments.
+template <int TM, int TN>
+struct Accumulator {
+  Fragment fragments[TM][TN];
+
+  void clear() thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM; ++i) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        fragments[i][j] = Fragment(0.0f);
+      }
+    }
+  }
+
+  // += x_tile [TM * 8, BK] @ w_tile [TN * 8, BK]^T, rows `stride` apart.
+  template <typename T, int BK, int stride>
+  void multiply(const threadgroup T* x_tile,
+                const threadgroup T* w_tile,
+                uint lane) thread {
+    const int row = fragment_row(lane);
+    const int column = fragment_column(lane);
+#pragma clang loop unroll(full)
+    for (int k = 0; k < BK; k += 8) {
+      Fragment a[TM];
+      Fragment b[TN];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < TM; ++i) {
+        const threadgroup T* from =
+            x_tile + (i * 8 + row) * stride + k + column;
+        const vec<T, 2> pair = *(const threadgroup vec<T, 2>*)from;
+        elements(a[i]) = float2(float(pair[0]), float(pair[1]));
+      }
+      // Of the transpose: this lane's row is one of K, its columns two of N.
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        const threadgroup T* from =
+            w_tile + (j * 8 + column) * stride + k + row;
+        elements(b[j]) = float2(float(from[0]), float(from[stride]));
+      }
+#pragma clang loop unroll(full)
+      for (int i = 0; i < TM; ++i) {
+#pragma clang loop unroll(full)
+        for (int j = 0; j < TN; ++j) {
+          simdgroup_multiply_accumulate(
+              fragments[i][j], a[i], b[j], fragments[i][j]);
+        }
+      }
+    }
+  }
+
+  // Rounds to T, into rows `first_row`.. and columns `first_column`.. of
+  // y [M, N], leaving out what lies past its edges.
+  template <typename T>
+  void store(device T* y,
+             int first_row,
+             int first_column,
+             int M,
+             int N,
+             uint lane) thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM; ++i) {
+      const int row = first_row + i * 8 + fragment_row(lane);
+      if (row >= M) {
+        return;
+      }
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        const int column = first_column + j * 8 + fragment_column(lane);
+        const float2 pair = elements(fragments[i][j]);
+        device T* to = y + size_t(row) * size_t(N) + size_t(column);
+        if (column < N) {
+          to[0] = T(pair[0]);
+        }
+        if (column + 1 < N) {
+          to[1] = T(pair[1]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace nibble

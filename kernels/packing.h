@@ -1,0 +1,90 @@
+// The bit order of packed codes. No other file knows it.
+//
+// A row of w is a little-endian bit stream: code i takes the bits
+// [i * bits, (i + 1) * bits). At 4 bits, a word holds eight codes:
+//
+//   bit  31    28 27                 8 7     4 3     0
+//        [code 7] [code 6] ... [code 2][code 1][code 0]
+//
+// 32 codes take `bits` whole words at every width; at 3, 5 and 6 bits some of
+// them straddle two words.
+#pragma once
+
+#include <metal_stdlib>
+
+namespace nibble {
+
+using namespace metal;
+
+// The shortest run of codes that is made of whole words.
+constexpr int run_codes(int bits) {
+  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+}
+
+constexpr int words_of(int codes, int bits) {
+  return codes * bits / 32;
+}
+
+template <int bits>
+constexpr bool straddles(int i) {
+  return i * bits % 32 + bits > 32;
+}
+
+// Bits by which code_in_place() leaves code i shifted to the left.
+template <int bits>
+constexpr int place(int i) {
+  return straddles<bits>(i) ? 0 : i * bits % 32;
+}
+
+// 2 to the power of -place: what undoes the shift in floating point, exactly.
+template <int bits>
+constexpr float unplace(int i) {
+  return 1.0f / float(1u << place<bits>(i));
+}
+
+// Code i of a run, times 2^place(i). Masked where it lies, because Apple GPUs
+// shift at a quarter of the rate of a mask or of a multiplication; only a code
+// that straddles two words is put together by shifts.
+template <int bits>
+inline uint code_in_place(const thread uint* words, int i) {
+  constexpr uint mask = (1u << bits) - 1u;
+  const int word = i * bits / 32;
+  const int shift = i * bits % 32;
+  if (straddles<bits>(i)) {
+    return (words[word] >> shift) | ((words[word + 1] << (32 - shift)) & mask);
+  }
+  return words[word] & (mask << shift);
+}
+
+// Code i of a run.
+template <int bits>
+inline uint unpack(const thread uint* words, int i) {
+  return code_in_place<bits>(words, i) >> place<bits>(i);
+}
+
+// Reads `count` words by the widest loads their alignment allows. `from` is a
+// multiple of `count` words away from a 16-byte boundary.
+template <int count>
+inline void load_words(const device uint* from, thread uint* words) {
+  if (count % 4 == 0) {
+    for (int i = 0; i < count; i += 4) {
+      const uint4 v = *(const device uint4*)(from + i);
+      words[i] = v.x;
+      words[i + 1] = v.y;
+      words[i + 2] = v.z;
+      words[i + 3] = v.w;
+    }
+  } else if (count % 2 == 0) {
+    for (int i = 0; i < count; i += 2) {
+      const uint2 v = *(const device uint2*)(from + i);
+      words[i] = v.x;
+      words[i + 1] = v.y;
+    }
+  } else {
+    for (int i = 0; i < count; ++i) {
+      words[i] = from[i];
+    }
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,104 @@
+// y = x @ w_hat^T by tiles: prompts and large batches.
+//
+// A threadgroup computes BM x BN of y. Blocks of BK columns of x and of w
+// pass through threadgroup memory, which holds two of each: while one is
+// multiplied the next is on its way, and one barrier a block is enough.
+//
+//                 BK              BK               BN
+//              +------+        +------+       +---------+
+//           BM |  x   |     BN |  w   |    BM | sg | sg |   WM x WN
+//              +------+        +------+       | sg | sg |   simdgroups
+//                                             +---------+
+//
+// w is dequantized in float and rounded to T in the tile, as MLX does; the
+// products are summed in float and rounded once, at the store.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/loader.h"
+#include "kernels/mma.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          int BM,
+          int BN,
+          int BK,
+          int WM,
+          int WN>
+[[kernel]] void qmm(const device uint* w [[buffer(0)]],
+                    const device S* scales [[buffer(1)]],
+                    const device S* biases [[buffer(2)]],
+                    const device T* x [[buffer(3)]],
+                    device T* y [[buffer(4)]],
+                    constant MatmulParams& params [[buffer(5)]],
+                    threadgroup T* tiles [[threadgroup(0)]],
+                    uint3 tgid [[threadgroup_position_in_grid]],
+                    uint sgid [[simdgroup_index_in_threadgroup]],
+                    uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+  constexpr int kStride = tile_stride<T, BK>();
+  constexpr int kStage = (BM + BN) * kStride;
+  constexpr int TM = BM / WM / 8;
+  constexpr int TN = BN / WN / 8;
+  static_assert(TM * WM * 8 == BM && TN * WN * 8 == BN && BK % 8 == 0,
+                "a tile is made of whole fragments");
+
+  const int M = params.M;
+  const int N = params.N;
+  const int K = params.K;
+  const int first_row = int(tgid.y) * BM;
+  const int first_column = int(tgid.x) * BN;
+  x += size_t(tgid.z) * size_t(M) * size_t(K);
+  y += size_t(tgid.z) * size_t(M) * size_t(N);
+  const QuantizedMatrix<S, bits, group_size> weight(
+      w, scales, biases, N, K, weight_of(params, tgid.z));
+
+  const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
+  ActivationLoader<T, BM, BK, kThreads> x_loader(
+      x, first_row, M, K, thread_index);
+  WeightLoader<T, S, bits, group_size, BN, BK, kThreads> w_loader(
+      weight, first_column, N, thread_index);
+
+  const int sg_row = int(sgid) / WN * (TM * 8);
+  const int sg_column = int(sgid) % WN * (TN * 8);
+  Accumulator<TM, TN> sum;
+  sum.clear();
+
+  x_loader.fetch(0);
+  w_loader.fetch(0);
+  x_loader.put(tiles);
+  w_loader.put(tiles + BM * kStride);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  int stage = 0;
+  for (int k = 0; k < K; k += BK) {
+    const bool more = k + BK < K;
+    if (more) {
+      x_loader.fetch(k + BK);
+      w_loader.fetch(k + BK);
+    }
+    const threadgroup T* x_tile = tiles + stage * kStage;
+    const threadgroup T* w_tile = x_tile + BM * kStride;
+    sum.template multiply<T, BK, kStride>(
+        x_tile + sg_row * kStride, w_tile + sg_column * kStride, lane);
+    stage = 1 - stage;
+    if (more) {
+      threadgroup T* next = tiles + stage * kStage;
+      x_loader.put(next);
+      w_loader.put(next + BM * kStride);
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+  }
+  sum.store(y, first_row + sg_row, first_column + sg_column, M, N, lane);
+}
+
+}  // namespace nibble

@@ -1,0 +1,107 @@
+// y = x @ w_hat^T one row of x at a time: decoding a single token.
+//
+// A simdgroup takes NIBBLE_QMV_ROWS rows of w. Its lanes stand side by side
+// along K, each with kCodes codes (16 bytes at 4 and 8 bits):
+//
+//            K ->   lane 0  lane 1  lane 2  ...  lane 31 | lane 0  ...
+//   row n           [codes] [codes] [codes]      [codes] | [codes]
+//   row n + 1       [codes] [codes] [codes]      [codes] | [codes]
+//
+// so that a load of the simdgroup is one contiguous span of a row, and the x
+// that a lane has read serves all of its rows. Accumulated in float, rounded
+// once at the store.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/packing.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+// Codes of one row that a lane reads at a time.
+constexpr int qmv_codes(int bits) {
+  return bits == 8 ? 16 : 32;
+}
+
+// Reads x [kCodes], each element divided by the shift that code_in_place()
+// leaves in its code, and returns their sum undivided.
+template <typename T, int bits, int codes>
+inline float load_prescaled(const device T* x, thread float* scaled) {
+  float sum = 0.0f;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < codes; i += 4) {
+    const vec<T, 4> v = *(const device vec<T, 4>*)(x + i);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) {
+      const float value = float(v[j]);
+      sum += value;
+      scaled[i + j] = value * unplace<bits>(i + j);
+    }
+  }
+  return sum;
+}
+
+template <typename T, typename S, int bits, int group_size>
+[[kernel]] void qmv(const device uint* w [[buffer(0)]],
+                    const device S* scales [[buffer(1)]],
+                    const device S* biases [[buffer(2)]],
+                    const device T* x [[buffer(3)]],
+                    device T* y [[buffer(4)]],
+                    constant MatmulParams& params [[buffer(5)]],
+                    uint3 tgid [[threadgroup_position_in_grid]],
+                    uint sgid [[simdgroup_index_in_threadgroup]],
+                    uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kRows = NIBBLE_QMV_ROWS;
+  constexpr int kCodes = qmv_codes(bits);
+  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+
+  const int N = params.N;
+  const int K = params.K;
+  const int first_row =
+      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * kRows;
+  if (first_row >= N) {
+    return;
+  }
+  const QuantizedMatrix<S, bits, group_size> weight(
+      w, scales, biases, N, K, weight_of(params, tgid.z));
+  const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  x += x_row * size_t(K);
+  y += x_row * size_t(N);
+
+  float sums[kRows] = {};
+  // K is a multiple of a lane's codes: a lane has all of them or none.
+  for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
+    float x_scaled[kCodes];
+    const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      // Past the last row: the last row again, not stored.
+      const int row = min(first_row + r, N - 1);
+      uint words[words_of(kCodes, bits)];
+      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
+      const size_t group = weight.group_at(row, k);
+
+      float dot = 0.0f;
+#pragma clang loop unroll(full)
+      for (int i = 0; i < kCodes; ++i) {
+        dot = fma(x_scaled[i], float(code_in_place<bits>(words, i)), dot);
+      }
+      sums[r] = fma(float(weight.scales[group]), dot, sums[r]);
+      sums[r] = fma(float(weight.biases[group]), x_sum, sums[r]);
+    }
+  }
+
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+    const float sum = simd_sum(sums[r]);
+    if (lane == 0 && first_row + r < N) {
+      y[first_row + r] = T(sum);
+    }
+  }
+}
+
+}  // namespace nibble
