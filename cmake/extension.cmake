@@ -8,16 +8,7 @@ execute_process(
   OUTPUT_VARIABLE nanobind_ROOT)
 find_package(nanobind CONFIG REQUIRED)
 
-# metal: core and MLX's Metal device; elsewhere a file that says there is none.
-if(APPLE)
-  add_library(nibble_metal STATIC
-    csrc/metal/device_profile.cpp
-    csrc/metal/encoder.cpp
-    csrc/metal/library.cpp)
-else()
-  add_library(nibble_metal STATIC csrc/metal/no_metal.cpp)
-endif()
-target_link_libraries(nibble_metal PUBLIC nibble_core mlx)
+include(cmake/metal.cmake)
 
 # mlx: arrays, ops, primitives.
 add_library(nibble_mlx STATIC

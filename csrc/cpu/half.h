@@ -15,7 +15,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float v) { return v; }
+inline float to_float(float v) {
+  return v;
+}
 
 inline float to_float(BFloat16 v) {
   return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16);
@@ -33,7 +35,9 @@ inline float to_float(Float16 v) {
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }
 
-inline void from_float(float v, float& out) { out = v; }
+inline void from_float(float v, float& out) {
+  out = v;
+}
 
 inline void from_float(float v, BFloat16& out) {
   uint32_t u = std::bit_cast<uint32_t>(v);

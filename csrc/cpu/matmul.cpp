@@ -1,90 +1,148 @@
 #include "csrc/cpu/matmul.h"
 
-#include <vector>
+#include <algorithm>
+#include <memory>
+#include <new>
 
-#include "csrc/cpu/half.h"
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
 namespace {
 
-// Calls fn with a value of the C++ type that `dtype` names.
-template <typename Fn>
-void with_type(Dtype dtype, Fn&& fn) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return fn(float{});
-    case Dtype::kFloat16:
-      return fn(Float16{});
-    case Dtype::kBFloat16:
-      return fn(BFloat16{});
+// A call of fewer products than this is done by the calling thread: below,
+// handing work over (1 to 2 us when the workers are awake) costs more than
+// half the work takes (some 20 products a ns).
+constexpr int64_t kParallelProducts = 64 * 1024;
+// Pieces of work for each thread, so that one that is held up delays little.
+constexpr int kPiecesPerThread = 4;
+// Fewer weight rows are never worth a piece, and whole tiles are best.
+constexpr int kMinRows = 32;
+// Dequantized codes of a piece.
+constexpr int kDequantizePiece = 64 * 1024;
+
+struct Free {
+  void operator()(float* p) const {
+    ::operator delete[](p, std::align_val_t{64});
   }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+// With room for one vector beyond, as the kernels need.
+Floats make_floats(size_t count) {
+  return Floats(static_cast<float*>(
+      ::operator new[]((count + 16) * sizeof(float), std::align_val_t{64})));
 }
 
-template <typename S>
-void dequantize_row(const uint32_t* w,
-                    const S* scales,
-                    const S* biases,
-                    int K,
-                    QuantFormat format,
-                    float* out) {
-  uint32_t mask = (1u << format.bits) - 1;
-  int per_word = 32 / format.bits;
-  for (int k = 0; k < K; ++k) {
-    uint32_t q = w[k / per_word] >> (k % per_word * format.bits) & mask;
-    int g = k / format.group_size;
-    out[k] = to_float(scales[g]) * static_cast<float>(q) + to_float(biases[g]);
-  }
+float* thread_scratch() {
+  thread_local Floats scratch = make_floats(kScratchFloats);
+  return scratch.get();
 }
 
-template <typename T, typename S>
-void matmul_typed(const MatmulProblem& p, const MatmulOperands& o) {
-  size_t words = p.format.words_per_row(p.K);
-  size_t groups = p.format.groups_per_row(p.K);
-  int in = p.transpose ? p.K : p.N, out = p.transpose ? p.N : p.K;
-  std::vector<float> row(p.K);
-  std::vector<float> sums(static_cast<size_t>(p.M) * out);
-  for (int b = 0; b < p.batch.size; ++b) {
-    size_t matrix = b / p.batch.repeat % p.batch.count;
-    const T* x = static_cast<const T*>(o.x) + size_t(b) * p.M * in;
-    T* y = static_cast<T*>(o.y) + size_t(b) * p.M * out;
-    std::fill(sums.begin(), sums.end(), 0.0f);
-    for (int n = 0; n < p.N; ++n) {
-      size_t r = matrix * p.N + n;
-      dequantize_row(o.w + r * words,
-                     static_cast<const S*>(o.scales) + r * groups,
-                     static_cast<const S*>(o.biases) + r * groups,
-                     p.K,
-                     p.format,
-                     row.data());
-      for (int m = 0; m < p.M; ++m) {
-        if (p.transpose) {
-          float sum = 0;
-          for (int k = 0; k < p.K; ++k) {
-            sum += row[k] * to_float(x[size_t(m) * in + k]);
-          }
-          sums[size_t(m) * out + n] = sum;
-        } else {
-          float scale = to_float(x[size_t(m) * in + n]);
-          for (int k = 0; k < p.K; ++k) {
-            sums[size_t(m) * out + k] += scale * row[k];
-          }
-        }
-      }
-    }
-    for (size_t i = 0; i < sums.size(); ++i) {
-      from_float(sums[i], y[i]);
-    }
+const uint8_t* at(const void* p, size_t index, Dtype dtype) {
+  return static_cast<const uint8_t*>(p) + index * size_of(dtype);
+}
+
+// Consecutive batches that share their weights are more rows of one product.
+MatmulProblem merge_rows(MatmulProblem p) {
+  Batch& batch = p.batch;
+  if (batch.count == 1) {
+    batch.repeat = batch.size;
   }
+  if (batch.size % batch.repeat == 0) {
+    p.M *= batch.repeat;
+    batch.size /= batch.repeat;
+    batch.repeat = 1;
+  }
+  return p;
+}
+
+Weights weights_of(const MatmulProblem& p, const MatmulOperands& o, int b) {
+  size_t rows = size_t(b / p.batch.repeat % p.batch.count) * p.N;
+  size_t groups = rows * p.format.groups_per_row(p.K);
+  return {reinterpret_cast<const uint8_t*>(o.w +
+                                           rows * p.format.words_per_row(p.K)),
+          at(o.scales, groups, p.scale_dtype),
+          at(o.biases, groups, p.scale_dtype),
+          p.N,
+          p.K,
+          p.format,
+          p.scale_dtype};
+}
+
+// x [M, in] as the kernels want it: itself if that will do, else in `room`.
+const float* arranged(const Kernels& kernels,
+                      const MatmulProblem& p,
+                      const void* x,
+                      int M,
+                      Floats& room) {
+  int in = p.transpose ? p.K : p.N;
+  // x @ w_hat broadcasts single activations: their order is their own.
+  int bits = p.transpose ? p.format.bits : 8;
+  if (p.dtype == Dtype::kFloat32 && kernels.natural_order(bits)) {
+    return static_cast<const float*>(x);
+  }
+  if (!room) {
+    room = make_floats(size_t(std::min(p.M, kMaxRows)) * in);
+  }
+  // Rows are arranged in parallel only where that is worth a hand-over.
+  int rows = int64_t(M) * in < kParallelProducts ? M : (M + 7) / 8;
+  parallel_for((M + rows - 1) / rows, [&](int i) {
+    int begin = i * rows, count = std::min(rows, M - begin);
+    size_t first = size_t(begin) * in;
+    kernels.arrange(p.dtype,
+                    bits,
+                    at(x, first, p.dtype),
+                    size_t(count) * in,
+                    room.get() + first);
+  });
+  return room.get();
+}
+
+int round_up(int value, int step) {
+  return (value + step - 1) / step * step;
+}
+
+// At most kMaxRows rows of one batch.
+void multiply_rows(const Kernels& kernels,
+                   const MatmulProblem& p,
+                   const Weights& w,
+                   const float* x,
+                   int M,
+                   void* y) {
+  int out = p.transpose ? p.N : p.K;
+  int unit = p.transpose ? kMinRows : std::max(kMinRows, p.format.group_size);
+  int pieces = int64_t(M) * p.N * p.K < kParallelProducts
+                   ? 1
+                   : kPiecesPerThread * thread_count();
+  int step = round_up((out + pieces - 1) / pieces, unit);
+  parallel_for((out + step - 1) / step, [&](int i) {
+    Range range{i * step, std::min(out, (i + 1) * step)};
+    auto multiply = p.transpose ? kernels.multiply : kernels.multiply_columns;
+    multiply(w, x, M, range, p.dtype, y, thread_scratch());
+  });
 }
 
 }  // namespace
 
 void matmul(const MatmulProblem& problem, const MatmulOperands& operands) {
-  with_type(problem.dtype, [&](auto t) {
-    with_type(problem.scale_dtype, [&](auto s) {
-      matmul_typed<decltype(t), decltype(s)>(problem, operands);
-    });
-  });
+  const Kernels& isa = kernels();
+  MatmulProblem p = merge_rows(problem);
+  size_t in = p.transpose ? p.K : p.N, out = p.transpose ? p.N : p.K;
+  Floats room;
+  for (int b = 0; b < p.batch.size; ++b) {
+    Weights w = weights_of(p, operands, b);
+    for (int m = 0; m < p.M; m += kMaxRows) {
+      int rows = std::min(kMaxRows, p.M - m);
+      size_t row = size_t(b) * p.M + m;
+      const float* x =
+          arranged(isa, p, at(operands.x, row * in, p.dtype), rows, room);
+      void* y =
+          static_cast<uint8_t*>(operands.y) + row * out * size_of(p.dtype);
+      multiply_rows(isa, p, w, x, rows, y);
+    }
+  }
 }
 
 void dequantize(const DequantizeProblem& problem,
@@ -92,25 +150,18 @@ void dequantize(const DequantizeProblem& problem,
                 const void* scales,
                 const void* biases,
                 void* out) {
-  with_type(problem.dtype, [&](auto t) {
-    with_type(problem.scale_dtype, [&](auto s) {
-      using T = decltype(t);
-      using S = decltype(s);
-      size_t words = problem.format.words_per_row(problem.K);
-      size_t groups = problem.format.groups_per_row(problem.K);
-      std::vector<float> row(problem.K);
-      for (size_t r = 0; r < size_t(problem.rows); ++r) {
-        dequantize_row(w + r * words,
-                       static_cast<const S*>(scales) + r * groups,
-                       static_cast<const S*>(biases) + r * groups,
-                       problem.K,
-                       problem.format,
-                       row.data());
-        for (int k = 0; k < problem.K; ++k) {
-          from_float(row[k], static_cast<T*>(out)[r * problem.K + k]);
-        }
-      }
-    });
+  const Kernels& isa = kernels();
+  Weights weights{reinterpret_cast<const uint8_t*>(w),
+                  static_cast<const uint8_t*>(scales),
+                  static_cast<const uint8_t*>(biases),
+                  problem.rows,
+                  problem.K,
+                  problem.format,
+                  problem.scale_dtype};
+  int step = std::max(1, kDequantizePiece / problem.K);
+  parallel_for((problem.rows + step - 1) / step, [&](int i) {
+    Range rows{i * step, std::min(problem.rows, (i + 1) * step)};
+    isa.dequantize(weights, rows, problem.dtype, out);
   });
 }
 

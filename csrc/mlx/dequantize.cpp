@@ -92,11 +92,10 @@ std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,
                           stream())};
 }
 
-std::vector<mx::array> Dequantize::vjp(
-    const std::vector<mx::array>& primals,
-    const std::vector<mx::array>& cotangents,
-    const std::vector<int>& argnums,
-    const std::vector<mx::array>&) {
+std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
+                                       const std::vector<mx::array>& cotangents,
+                                       const std::vector<int>& argnums,
+                                       const std::vector<mx::array>&) {
   GroupGradients groups =
       group_gradients(mx::astype(cotangents[0], mx::float32, stream()),
                       primals[kW],
@@ -108,9 +107,10 @@ std::vector<mx::array> Dequantize::vjp(
     require(arg != kW,
             "Dequantize::vjp",
             "the packed weights are integers: they have no gradient");
-    gradients.push_back(mx::astype(arg == kScales ? groups.scales : groups.biases,
-                                   primals[arg].dtype(),
-                                   stream()));
+    gradients.push_back(
+        mx::astype(arg == kScales ? groups.scales : groups.biases,
+                   primals[arg].dtype(),
+                   stream()));
   }
   return gradients;
 }

@@ -218,11 +218,10 @@ mx::array dequantize(const mx::array& w,
   QuantFormat format{bits.value_or(4), group_size.value_or(64)};
   mx::Stream stream = mx::to_stream(s);
   mx::Dtype out_dtype = dtype.value_or(scales.dtype());
-  bool ours =
-      mode == "affine" && held(format) && biases && !global_scale &&
-      bridge::to_dtype(out_dtype) &&
-      bridge::to_dtype(mx::result_type(scales, *biases)) &&
-      (stream.device == mx::Device::cpu || mx::metal::is_available());
+  bool ours = mode == "affine" && held(format) && biases && !global_scale &&
+              bridge::to_dtype(out_dtype) &&
+              bridge::to_dtype(mx::result_type(scales, *biases)) &&
+              (stream.device == mx::Device::cpu || mx::metal::is_available());
   if (!ours) {
     return mx::dequantize(
         w, scales, biases, group_size, bits, mode, global_scale, dtype, s);

@@ -111,11 +111,8 @@ std::vector<mx::array> QuantizedMatmul::jvp(
   }
   if (d_scales || d_biases) {
     mx::array zeros = mx::zeros_like(primals[kScales], stream());
-    add(apply(x,
-              w,
-              d_scales.value_or(zeros),
-              d_biases.value_or(zeros),
-              transpose_));
+    add(apply(
+        x, w, d_scales.value_or(zeros), d_biases.value_or(zeros), transpose_));
   }
   return {*sum};
 }
@@ -135,23 +132,21 @@ std::vector<mx::array> QuantizedMatmul::vjp(
     if (!groups) {
       auto matrix = [&](const mx::array& a) {
         mx::array f = mx::astype(a, mx::float32, stream());
-        return w.ndim() == 2
-                   ? mx::reshape(f, {-1, a.shape(-1)}, stream())
-                   : f;
+        return w.ndim() == 2 ? mx::reshape(f, {-1, a.shape(-1)}, stream()) : f;
       };
       const mx::array& left = transpose_ ? dy : x;
       const mx::array& right = transpose_ ? x : dy;
-      mx::array dw =
-          mx::matmul(mx::swapaxes(matrix(left), -1, -2, stream()),
-                     matrix(right),
-                     stream());
-      dw = sum_to(dw,
-                  [&] {
-                    mx::Shape shape = w.shape();
-                    shape.back() = scales.shape(-1) * format_.group_size;
-                    return shape;
-                  }(),
-                  stream());
+      mx::array dw = mx::matmul(mx::swapaxes(matrix(left), -1, -2, stream()),
+                                matrix(right),
+                                stream());
+      dw = sum_to(
+          dw,
+          [&] {
+            mx::Shape shape = w.shape();
+            shape.back() = scales.shape(-1) * format_.group_size;
+            return shape;
+          }(),
+          stream());
       groups = group_gradients(dw, w, scales, format_, stream());
     }
     return *groups;
@@ -182,8 +177,8 @@ std::vector<mx::array> QuantizedMatmul::vjp(
 std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const mx::Stream& s = stream();
-  bool weights_mapped = axes[kW] >= 0 || axes[kScales] >= 0 ||
-                        axes[kBiases] >= 0;
+  bool weights_mapped =
+      axes[kW] >= 0 || axes[kScales] >= 0 || axes[kBiases] >= 0;
   if (!weights_mapped) {
     mx::array x = mx::moveaxis(inputs[kX], axes[kX], 0, s);
     mx::array y =
@@ -204,8 +199,8 @@ std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
   auto weights = [&](Input i) {
     return pad_batch(to_front(inputs[i], axes[i], size, s), x.ndim(), s);
   };
-  mx::array y = apply(
-      x, weights(kW), weights(kScales), weights(kBiases), transpose_);
+  mx::array y =
+      apply(x, weights(kW), weights(kScales), weights(kBiases), transpose_);
   return {{vector ? mx::squeeze(y, 1, s) : y}, {0}};
 }
 
@@ -217,9 +212,8 @@ bool QuantizedMatmul::is_equivalent(const mx::Primitive& other) const {
 std::vector<mx::Shape> QuantizedMatmul::output_shapes(
     const std::vector<mx::array>& inputs) {
   mx::Shape shape = inputs[kX].shape();
-  shape.back() = transpose_
-                     ? inputs[kW].shape(-2)
-                     : inputs[kScales].shape(-1) * format_.group_size;
+  shape.back() = transpose_ ? inputs[kW].shape(-2)
+                            : inputs[kScales].shape(-1) * format_.group_size;
   return {shape};
 }
 

@@ -24,8 +24,7 @@ mx::array grouped_codes(const mx::array& w,
                                     std::nullopt,
                                     std::nullopt,
                                     s);
-  return mx::unflatten(
-      codes, -1, {scales.shape(-1), format.group_size}, s);
+  return mx::unflatten(codes, -1, {scales.shape(-1), format.group_size}, s);
 }
 
 }  // namespace

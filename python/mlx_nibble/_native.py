@@ -29,7 +29,8 @@ def _load(mlx_version: str) -> tuple[ModuleType | None, str | None]:
     return _ext, None
 
 
-ext, reason = _load(mx.__version__)
+# MLX's stubs leave the version out.
+ext, reason = _load(mx.__version__)  # pyright: ignore[reportAttributeAccessIssue]
 if reason is not None:
     warnings.warn(
         f"mlx-nibble is inactive, every operation is MLX's own: {reason}",

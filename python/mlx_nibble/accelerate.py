@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.nn as mlx_nn
 
@@ -55,7 +56,7 @@ def _is_quantized(module: mlx_nn.Module) -> bool:
 
 def _reason_to_keep(
     path: str,
-    module: mlx_nn.Module,
+    module: Any,
     predicate: Callable[[str, mlx_nn.Module], bool] | None,
 ) -> str | None:
     if _native.reason is not None:

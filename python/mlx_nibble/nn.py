@@ -16,7 +16,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` on our kernels."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return ``x @ w_hat.T + bias``, ``[..., input_dims]`` to ``[..., output_dims]``."""
+        """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
         y = ops.quantized_matmul(
             x,
             self["weight"],
@@ -36,7 +36,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` on our kernels."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return the rows of ``w_hat`` that ``x`` names, ``[...]`` to ``[..., dims]``."""
+        """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
         biases = self.get("biases")
         return ops.dequantize(
             self["weight"][x],

@@ -63,9 +63,7 @@ def quantized_matmul(
             was required and what came.
     """
     op = mx.quantized_matmul if _native.ext is None else _native.ext.quantized_matmul
-    return op(
-        x, w, scales, biases, transpose, group_size, bits, mode, stream=stream
-    )
+    return op(x, w, scales, biases, transpose, group_size, bits, mode, stream=stream)
 
 
 def dequantize(

@@ -1,0 +1,87 @@
+// What every instruction set offers: functions over ranges of rows, without
+// threads and without allocation. matmul.cpp splits the work among threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "csrc/core/dtype.h"
+#include "csrc/core/format.h"
+
+namespace nibble::cpu {
+
+// One weight matrix [N, K], row-contiguous, in MLX's affine layout.
+struct Weights {
+  const uint8_t* codes;
+  const uint8_t* scales;
+  const uint8_t* biases;
+  int N, K;
+  QuantFormat format;
+  Dtype scale_dtype;
+};
+
+struct Range {
+  int begin, end;
+};
+
+// Codes of a row that are multiplied before their products are summed up. An
+// activation tile [6, 1024] and 4 decoded weight rows take 40 KB of fp32: they
+// stay in a 48 KB first-level cache. Every sum has the same order whatever
+// the number of rows, so results do not depend on it.
+inline constexpr int kBlockK = 1024;
+// Rows decoded at a time: [64, 1024] is 256 KB, a part of any second level.
+inline constexpr int kBlockN = 64;
+// Most activation rows of one call: bounds the sums below, and decoding is
+// long paid for.
+inline constexpr int kMaxRows = 256;
+// The block of the product that is not transposed: codes and weight rows.
+inline constexpr int kColumnBlockK = 256;
+inline constexpr int kColumnBlockN = 256;
+
+// fp32 that a thread lends to a call: decoded weights, then sums.
+inline constexpr size_t kPanelFloats = size_t{kBlockN} * kBlockK;
+inline constexpr size_t kScratchFloats =
+    kPanelFloats + size_t{kMaxRows} * kColumnBlockK;
+static_assert(kColumnBlockN * kColumnBlockK <= kPanelFloats);
+static_assert(kBlockN <= kColumnBlockK);
+
+struct Kernels {
+  // out [count] = x as fp32, in the order in which multiply wants it.
+  // count is a multiple of 32, unless natural_order.
+  void (*arrange)(
+      Dtype dtype, int bits, const void* x, size_t count, float* out);
+  // True if that order is x's own.
+  bool (*natural_order)(int bits);
+
+  // y[m, n] for m < M and n in rows = sum over k of x[m, k] * w_hat[n, k].
+  // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows.
+  void (*multiply)(const Weights& w,
+                   const float* x,
+                   int M,
+                   Range rows,
+                   Dtype dtype,
+                   void* y,
+                   float* scratch);
+
+  // y[m, k] for m < M and k in columns = sum over n of x[m, n] * w_hat[n, k].
+  // x [M, N] in natural order; y has rows of w.K; columns a multiple of the
+  // group size.
+  void (*multiply_columns)(const Weights& w,
+                           const float* x,
+                           int M,
+                           Range columns,
+                           Dtype dtype,
+                           void* y,
+                           float* scratch);
+
+  // out[n, k] = w_hat[n, k] for n in rows, all k.
+  void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
+};
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace nibble::cpu

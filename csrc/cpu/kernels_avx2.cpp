@@ -1,0 +1,8 @@
+#include "csrc/cpu/kernels-inl.h"
+#include "csrc/cpu/simd_avx2.h"
+
+namespace nibble::cpu {
+
+constinit const Kernels kAvx2Kernels = make_kernels<Avx2>();
+
+}  // namespace nibble::cpu

@@ -1,0 +1,8 @@
+#include "csrc/cpu/kernels-inl.h"
+#include "csrc/cpu/simd_avx512.h"
+
+namespace nibble::cpu {
+
+constinit const Kernels kAvx512Kernels = make_kernels<Avx512>();
+
+}  // namespace nibble::cpu

@@ -1,0 +1,196 @@
+// The SIMD facade over AVX-512 (F, BW, DQ, VL). Every intrinsic of this
+// instruction set is in this file; include it only from files compiled for it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "csrc/core/dtype.h"
+
+namespace nibble::cpu {
+namespace {
+
+struct Avx512 {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  // Accumulators of a tile are weight rows x activation rows. 4 x 6 leaves
+  // 8 of the 32 registers for weights, tables and one activation.
+  static constexpr int kTileRows = 6;
+  // Weight rows of a tile that decodes: up to 8 hide the latency of an FMA.
+  static constexpr int decode_rows(int M) { return M <= 2 ? 8 : 4; }
+  // Up to here, decoding again for each tile is faster than storing what was
+  // decoded (measured on Zen 5).
+  static constexpr int kFewRows = 4 * kTileRows;
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float v) { return _mm512_set1_ps(v); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  // out[0:4] = the sum of the lanes of each.
+  static void sum4(F a, F b, F c, F d, float* out) {
+    F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
+    F all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)),
+                          _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all),
+                                _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(out,
+                  _mm_add_ps(_mm256_castps256_ps128(half),
+                             _mm256_extractf128_ps(half, 1)));
+  }
+
+  // ---- 16-bit floats ----------------------------------------------------
+  template <Dtype kDtype>
+  static F load_as_float(const uint8_t* p, int count = kLanes) {
+    uint32_t lanes = (uint32_t{1} << count) - 1;
+    if constexpr (kDtype == Dtype::kFloat32) {
+      return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), p);
+    } else {
+      __m256i v = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p);
+      if constexpr (kDtype == Dtype::kFloat16) {
+        return _mm512_cvtph_ps(v);
+      } else {
+        return _mm512_castsi512_ps(
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+      }
+    }
+  }
+
+  template <Dtype kDtype>
+  static void store_rounded(uint8_t* p, F v, int count = kLanes) {
+    __mmask16 lanes = static_cast<__mmask16>((uint32_t{1} << count) - 1);
+    if constexpr (kDtype == Dtype::kFloat32) {
+      _mm512_mask_storeu_ps(p, lanes, v);
+    } else if constexpr (kDtype == Dtype::kFloat16) {
+      _mm256_mask_storeu_epi16(
+          p, lanes, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      // Not vcvtneps2bf16, which flushes subnormals.
+      __m512i u = _mm512_castps_si512(v);
+      __m512i odd =
+          _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+      __m512i rounded =
+          _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+      __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+      rounded =
+          _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x00400000));
+      _mm256_mask_storeu_epi16(
+          p, lanes, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    }
+  }
+
+  // ---- codes ------------------------------------------------------------
+  // What turns a group's codes into values: up to 4 bits a register that
+  // holds all of the group's values, so that decoding is one permutation;
+  // 5 bits two of them; beyond, scale and bias.
+  template <int kBits>
+  struct Group {
+    F first, second;
+  };
+
+  template <int kBits>
+  static Group<kBits> group(float scale, float bias) {
+    F s = set1(scale), b = set1(bias);
+    if constexpr (kBits > 5) {
+      return {s, b};
+    }
+    // vpermps looks at the low 4 bits of an index only: 2 and 3 bits repeat.
+    constexpr int kMask = (1 << kBits) - 1;
+    F codes = _mm512_cvtepi32_ps(
+        _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask)));
+    F first = fma(codes, s, b);
+    if constexpr (kBits < 5) {
+      return {first, first};
+    }
+    return {first, fma(_mm512_cvtepi32_ps(iota(16, 1)), s, b)};
+  }
+
+  // The values of the next 16 codes, 2 * kBits bytes at p, in code order.
+  template <int kBits>
+  static F decode(const uint8_t* p, const Group<kBits>& g) {
+    if constexpr (kBits == 8) {
+      __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      return fma(
+          _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
+    }
+    __m512i codes = shifted_codes<kBits>(p);
+    if constexpr (kBits < 5) {
+      return _mm512_permutexvar_ps(codes, g.first);
+    } else if constexpr (kBits == 5) {
+      return _mm512_permutex2var_ps(g.first, codes, g.second);
+    } else {
+      codes = _mm512_and_si512(codes, _mm512_set1_epi32((1 << kBits) - 1));
+      return fma(_mm512_cvtepi32_ps(codes), g.first, g.second);
+    }
+  }
+
+  // Code order is natural but for 4 bits, whose 64 bits broadcast put code
+  // (j % 2) * 8 + j / 2 into lane j.
+  template <int kBits>
+  static constexpr bool kNatural = kBits != 4;
+
+  template <int kBits>
+  static F to_code_order(F v) {
+    if constexpr (kNatural<kBits>) {
+      return v;
+    }
+    return _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15),
+        v);
+  }
+
+  template <int kBits>
+  static F to_natural_order(F v) {
+    if constexpr (kNatural<kBits>) {
+      return v;
+    }
+    return _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15),
+        v);
+  }
+
+ private:
+  static __m512i iota(int start, int step) {
+    __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_add_epi32(_mm512_set1_epi32(start),
+                            _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)));
+  }
+
+  // Each lane's code in its low bits, something else above.
+  template <int kBits>
+  static __m512i shifted_codes(const uint8_t* p) {
+    if constexpr (kBits == 2) {
+      int32_t word;
+      std::memcpy(&word, p, sizeof(word));
+      return _mm512_srlv_epi32(_mm512_set1_epi32(word), iota(0, 2));
+    } else if constexpr (kBits == 4) {
+      int64_t words;
+      std::memcpy(&words, p, sizeof(words));
+      return _mm512_srlv_epi32(
+          _mm512_set1_epi64(words),
+          _mm512_setr_epi32(
+              0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28));
+    } else {
+      // 16 codes are kBits 16-bit words. Each lane takes the 4 bytes from
+      // the one its code begins in; past the end there is only zero.
+      __m512i bytes =
+          _mm512_broadcast_i32x4(_mm_maskz_loadu_epi16((1 << kBits) - 1, p));
+      __m512i bit = iota(0, kBits);
+      __m512i byte = _mm512_srli_epi32(bit, 3);
+      __m512i picks = _mm512_add_epi32(
+          _mm512_mullo_epi32(byte, _mm512_set1_epi32(0x01010101)),
+          _mm512_set1_epi32(0x03020100));
+      return _mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, picks),
+                               _mm512_and_si512(bit, _mm512_set1_epi32(7)));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace nibble::cpu

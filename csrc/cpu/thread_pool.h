@@ -1,0 +1,26 @@
+// One persistent pool of threads for all products of the process.
+#pragma once
+
+namespace nibble::cpu {
+
+// Threads that work on one call, the caller's included: as many as the
+// process may run on, or NIBBLE_NUM_THREADS. Throws std::invalid_argument if
+// that is not a positive integer.
+int thread_count();
+
+// Calls body(context, i) for each i < count, on the pool and the calling
+// thread, and returns when all are done. While another caller has the pool,
+// the calling thread does it all alone: there are never more threads at work
+// than callers and pool together. body must not throw.
+void parallel_for(int count, void (*body)(void* context, int i), void* context);
+
+// The same for a callable.
+template <typename Fn>
+void parallel_for(int count, Fn&& fn) {
+  parallel_for(
+      count,
+      [](void* context, int i) { (*static_cast<Fn*>(context))(i); },
+      &fn);
+}
+
+}  // namespace nibble::cpu

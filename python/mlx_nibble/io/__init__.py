@@ -1,0 +1,1 @@
+"""Files: GGUF in, MLX checkpoint folders out, and the user's cache."""

@@ -1,0 +1,41 @@
+"""The user's cache folder, and locks for those who fill it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where mlx-nibble keeps what it can make or fetch again.
+
+    `$NIBBLE_CACHE_DIR`, or else the platform's place: `~/Library/Caches/mlx-nibble`
+    on macOS; `$XDG_CACHE_HOME/mlx-nibble` or `~/.cache/mlx-nibble` elsewhere.
+    """
+    if chosen := os.environ.get("NIBBLE_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mlx-nibble"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification has relative paths ignored.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "mlx-nibble"
+
+
+@contextmanager
+def cache_lock(name: str) -> Iterator[Path]:
+    """Hold the lock of one cache entry; another process waits for it.
+
+    The system releases the lock of a process that dies.
+
+    Yields:
+        The cache folder, which exists.
+    """
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder

@@ -1,0 +1,40 @@
+"""Settings that every test shares."""
+
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Deadlines are for users; a test never asserts a time.
+settings.register_profile(
+    "default",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    mx.random.seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where system packages are promised, a skip for want of one is a failure.
+
+    Such skips give the package's name: "... is not installed (Debian: lld-19)".
+    """
+    report = yield
+    promised = os.environ.get("NIBBLE_REQUIRE_SYSTEM_PACKAGES")
+    if promised and report.skipped and "(Debian: " in str(report.longrepr):
+        report.outcome = "failed"
+    return report

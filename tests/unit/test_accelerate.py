@@ -1,0 +1,131 @@
+"""accelerate(): what it swaps, what it leaves, and that it can be undone."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_nibble
+from mlx_nibble import _native
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(96, 128)
+        self.layers = [nn.Linear(128, 128, bias=i == 0) for i in range(3)]
+        self.norm = nn.RMSNorm(128)
+
+    def __call__(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.embed.as_linear(self.norm(x))
+
+
+def quantized_model(**kwargs):
+    model = Model()
+    nn.quantize(model, **({"group_size": 64, "bits": 4} | kwargs))
+    mx.eval(model.parameters())
+    return model
+
+
+IDS = mx.array([[1, 5, 7], [0, 95, 3]])
+
+
+def test_every_quantized_layer_is_swapped_and_computes_the_same():
+    model = quantized_model()
+    before = model(IDS)
+    report = mlx_nibble.accelerate(model)
+    assert [s.path for s in report.swapped] == [
+        path for path, m in model.named_modules() if hasattr(m, "bits")
+    ]
+    assert len(report.swapped) == 4 and not report.kept
+    assert mx.allclose(model(IDS), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_changes_its_class_and_nothing_else():
+    model = quantized_model()
+    arrays = dict(tree_flatten(model.parameters()))
+    layer = model.layers[0]
+    report = mlx_nibble.accelerate(model)
+    assert model.layers[0] is layer
+    assert type(layer) is mlx_nibble.nn.QuantizedLinear
+    assert isinstance(layer, nn.QuantizedLinear)
+    assert isinstance(model.embed, nn.QuantizedEmbedding)
+    after = dict(tree_flatten(model.parameters()))
+    assert after.keys() == arrays.keys()
+    assert all(after[k] is arrays[k] for k in arrays)
+    report.undo()
+    assert type(layer) is nn.QuantizedLinear
+    assert type(model.embed) is nn.QuantizedEmbedding
+
+
+def test_saved_and_loaded_like_the_original(tmp_path):
+    model = quantized_model()
+    mlx_nibble.accelerate(model)
+    want = model(IDS)
+    model.save_weights(str(tmp_path / "w.safetensors"))
+    plain = quantized_model()
+    plain.load_weights(str(tmp_path / "w.safetensors"), strict=True)
+    mlx_nibble.accelerate(plain)
+    assert mx.array_equal(plain(IDS), want)
+
+
+def test_twice_is_once():
+    model = quantized_model()
+    mlx_nibble.accelerate(model)
+    second = mlx_nibble.accelerate(model)
+    assert not second.swapped and not second.kept
+
+
+def test_the_predicate_and_the_format_decide_and_the_report_says_so():
+    model = quantized_model(class_predicate=lambda p, m: hasattr(m, "to_quantized"))
+    model.layers[2] = nn.QuantizedLinear(128, 128, False, 32, 3)
+    report = mlx_nibble.accelerate(model, lambda path, m: path != "layers.1")
+    reasons = {k.path: k.reason for k in report.kept}
+    assert reasons == {
+        "layers.1": "the predicate said no",
+        "layers.2": "no kernel for mode affine, 3 bits, group 32",
+    }
+    assert type(model.layers[1]) is nn.QuantizedLinear
+    text = str(report)
+    assert "2 of 4 quantized layers" in text
+    assert "the predicate said no" in text
+
+
+def test_a_subclass_keeps_its_own_call():
+    class Own(nn.QuantizedLinear):
+        def __call__(self, x):
+            return super().__call__(x) * 0
+
+    model = quantized_model()
+    model.layers[1] = Own(128, 128, False, 64, 4)
+    report = mlx_nibble.accelerate(model)
+    assert [(k.path, k.reason) for k in report.kept] == [
+        ("layers.1", "no layer of ours replaces Own")
+    ]
+
+
+def test_a_layer_can_be_the_model():
+    layer = nn.QuantizedLinear(128, 64)
+    assert len(mlx_nibble.accelerate(layer).swapped) == 1
+
+
+def test_an_inactive_package_touches_nothing(monkeypatch):
+    monkeypatch.setattr(_native, "ext", None)
+    monkeypatch.setattr(_native, "reason", "because")
+    model = quantized_model()
+    report = mlx_nibble.accelerate(model)
+    assert not report.swapped and len(report.kept) == 4
+    assert "because" in report.kept[0].reason
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_made_directly(bias):
+    dense = nn.Linear(128, 64, bias=bias)
+    ours = mlx_nibble.nn.QuantizedLinear.from_linear(dense, 64, 8)
+    assert type(ours) is mlx_nibble.nn.QuantizedLinear
+    theirs = nn.QuantizedLinear.from_linear(dense, 64, 8)
+    x = mx.random.normal((3, 128))
+    assert mx.allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
