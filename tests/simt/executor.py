@@ -167,8 +167,6 @@ def _dispatch(
     options: Options,
     kernels: ctypes.CDLL,
 ) -> dict[str, Any]:
-    lib = library()
-    lib.simt_dispatch.restype = ctypes.c_char_p
     buffers = (_Buffer * len(bound))(
         *(
             _Buffer(
@@ -195,7 +193,7 @@ def _dispatch(
         | options.instrumented * _INSTRUMENTED,
         seed=options.seed,
     )
-    return json.loads(lib.simt_dispatch(ctypes.byref(dispatch)))
+    return json.loads(library().simt_dispatch(ctypes.byref(dispatch)))
 
 
 def _finding(report: dict[str, Any]) -> Finding:

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from . import build
 from .source import Unit, translate
@@ -76,18 +77,28 @@ class _Profile(ctypes.Structure):
     ]
 
 
+_ANSWERS = (
+    "plan_matmul",
+    "candidates",
+    "plan_dequantize",
+    "instances",
+    "kernel_source",
+    "dispatch",
+)
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The executor; global, for kernels find their runtime in it."""
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
-    for name in ("plan_matmul", "plan_dequantize", "instances", "kernel_source"):
+    for name in _ANSWERS:
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
     lib.simt_read_kernels.restype = None
     lib.simt_read_kernels(str(ROOT / "kernels").encode())
     return lib
 
 
-def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
+def _ask(function: str, p: Problem, device: Device) -> Any:
     problem = _Problem(
         p.M,
         p.N,
@@ -107,10 +118,11 @@ def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
         device.max_threads,
         device.max_threadgroup_bytes,
     )
-    answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
-    launches = json.loads(answer)
-    if launches is None:
-        return None
+    ask = getattr(library(), function)
+    return json.loads(ask(ctypes.byref(problem), ctypes.byref(profile)))
+
+
+def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
     return [
         Launch(
             kernel=launch["kernel"],
@@ -120,19 +132,27 @@ def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
             params=bytes.fromhex(launch["params"]),
             threadgroup_bytes=launch["threadgroup_bytes"],
         )
-        for launch in launches
+        for launch in answer
     ]
 
 
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
     """What core plans; None where MLX's own op is to be used."""
-    return _plan("simt_plan_matmul", problem, device or Device())
+    answer = _ask("simt_plan_matmul", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def candidates(problem: Problem, device: Device | None = None) -> list[list[Launch]]:
+    """Every plan that computes the problem; what a tuner chooses from."""
+    answer = _ask("simt_candidates", problem, device or Device())
+    return [_launches(plan) for plan in answer]
 
 
 def plan_dequantize(
     problem: Problem, device: Device | None = None
 ) -> list[Launch] | None:
-    return _plan("simt_plan_dequantize", problem, device or Device())
+    answer = _ask("simt_plan_dequantize", problem, device or Device())
+    return None if answer is None else _launches(answer)
 
 
 @functools.cache

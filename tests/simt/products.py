@@ -16,8 +16,9 @@ def matmul(
     biases: np.ndarray,
     x: np.ndarray,
     options: Options | None = None,
+    launches: list[Launch] | None = None,
 ) -> np.ndarray:
-    """y [batch_size, M, N] by the planned kernels.
+    """y [batch_size, M, N] by our kernels.
 
     Args:
         problem: Shapes, types and format.
@@ -26,12 +27,13 @@ def matmul(
         biases: The same.
         x: Floats [batch_size, M, K], rounded to dtype here.
         options: How to run.
+        launches: One of candidates(problem); by default what is planned.
 
     Returns:
         Values of type `dtype`; float32 if that is bfloat16.
     """
     options = options or Options()
-    launches = plan_matmul(problem, options.device)
+    launches = launches or plan_matmul(problem, options.device)
     columns = problem.N if problem.transpose else problem.K
     shape = (problem.batch_size, problem.M, columns)
     operands = {"w": words, "x": numbers.encode(x, problem.dtype)}

@@ -93,38 +93,56 @@ std::string to_json(const nibble::LaunchPlan& plan) {
   return out.str();
 }
 
-template <typename Problem>
-const char* planned(const Problem& problem, const SimtProfile& profile) {
-  auto launches =
-      nibble::plan(problem,
-                   nibble::DeviceProfile{profile.generation,
-                                         profile.tier,
-                                         profile.max_threads_per_threadgroup,
-                                         profile.max_threadgroup_bytes});
-  if (!launches) {
-    return keep("null");
-  }
+std::string to_json(const std::vector<nibble::LaunchPlan>& launches) {
   std::string out = "[";
-  for (const nibble::LaunchPlan& launch : *launches) {
+  for (const nibble::LaunchPlan& launch : launches) {
     out += (out.size() > 1 ? ", " : "") + to_json(launch);
   }
-  return keep(out + "]");
+  return out + "]";
+}
+
+nibble::MatmulProblem matmul_of(const SimtProblem& p) {
+  nibble::MatmulProblem problem;
+  problem.M = p.M;
+  problem.N = p.N;
+  problem.K = p.K;
+  problem.batch = {p.batch_size, p.batch_count, p.batch_repeat};
+  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
+  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
+  problem.format = {p.bits, p.group_size};
+  problem.transpose = p.transpose != 0;
+  return problem;
+}
+
+nibble::DeviceProfile device_of(const SimtProfile& p) {
+  return {p.generation,
+          p.tier,
+          p.max_threads_per_threadgroup,
+          p.max_threadgroup_bytes};
+}
+
+template <typename Problem>
+const char* planned(const Problem& problem, const SimtProfile& profile) {
+  auto launches = nibble::plan(problem, device_of(profile));
+  return keep(launches ? to_json(*launches) : "null");
 }
 
 }  // namespace
 
 SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
                                          const SimtProfile* profile) {
-  nibble::MatmulProblem problem;
-  problem.M = p->M;
-  problem.N = p->N;
-  problem.K = p->K;
-  problem.batch = {p->batch_size, p->batch_count, p->batch_repeat};
-  problem.dtype = static_cast<nibble::Dtype>(p->dtype);
-  problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
-  problem.format = {p->bits, p->group_size};
-  problem.transpose = p->transpose != 0;
-  return planned(problem, *profile);
+  return planned(matmul_of(*p), *profile);
+}
+
+// All plans that compute the problem, a list of lists.
+SIMT_EXPORT const char* simt_candidates(const SimtProblem* p,
+                                        const SimtProfile* profile) {
+  std::string out = "[";
+  for (const auto& plan :
+       nibble::candidates(matmul_of(*p), device_of(*profile))) {
+    out += (out.size() > 1 ? ", " : "") + to_json(plan);
+  }
+  return keep(out + "]");
 }
 
 // M counts the rows of the matrix.
