@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import build
-from .plans import Device, Launch, library, unit, unit_name
+from .plans import Device, Launch, kernel_source, library
 from .source import flatten, translate
 
 # A float, half or bfloat that no arithmetic produces: a NaN with all bits set.
@@ -114,7 +114,8 @@ def compile_metal(path: Path, *, instrumented: bool = False) -> ctypes.CDLL:
 
 @functools.cache
 def _planned_kernel(name: str, instrumented: bool) -> ctypes.CDLL:
-    return load(build.compile_unit(unit(unit_name(name)), instrumented=instrumented))
+    unit = translate(kernel_source(name))
+    return load(build.compile_unit(unit, instrumented=instrumented))
 
 
 def run(
