@@ -92,7 +92,7 @@ class Outcome:
 
     outputs: dict[str, np.ndarray]
     counters: dict[str, int]
-    memory: dict[str, Any]
+    memory: list[dict[str, Any]]
 
 
 @functools.cache
@@ -157,7 +157,7 @@ def run(
         findings = _unwritten(written)
     if findings:
         raise KernelError(launch.kernel, findings)
-    return Outcome(written, report["counters"], report.get("memory", {}))
+    return Outcome(written, report["counters"], report.get("memory", []))
 
 
 def _dispatch(
