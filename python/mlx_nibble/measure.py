@@ -138,8 +138,7 @@ def interleave(
 
 def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
     """The model's logits for a text, float32 ``[len(tokens), vocabulary]``."""
-    output = model(mx.array(tokens)[None])[0].astype(mx.float32)
-    return np.array(output)
+    return np.array(model(mx.array(tokens)[None])[0].astype(mx.float32))
 
 
 def weight_bytes(model: nn.Module) -> int:

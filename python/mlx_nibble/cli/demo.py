@@ -29,7 +29,7 @@ from mlx_nibble.io.gguf_import import import_gguf
 _QUESTION = "Why is the sky blue?"
 _PROMPT_TOKENS = 128
 _DECODE_TOKENS = 24
-# Stock MLX needs four seconds for them, and as many for the reference.
+# Stock MLX needs four seconds for them, and as many in float64.
 _LOGITS_TOKENS = 32
 
 
@@ -123,9 +123,8 @@ def _compare(
             rounds,
             lambda name, left: say(f"Comparing speed: {name}", left),
         )
-        say("Comparing logits with the dequantized float32 model", float("inf"))
-        reference = lm.dequantized(lm.load_stock(str(folder))[0])
-        exact = measure.logits(reference, text[:_LOGITS_TOKENS])
+        say("Comparing logits with the dequantized model in float64", float("inf"))
+        exact = np.array(lm.reference_logits(str(folder), text[:_LOGITS_TOKENS]))
         off = {
             name: np.abs(measure.logits(model, text[:_LOGITS_TOKENS]) - exact).max()
             for name, model in models.items()
@@ -186,7 +185,7 @@ def _print_table(result: dict[str, Any]) -> None:
         f"{result['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
         f"{machine['cores']} cores, mlx {machine['mlx']}. Both generated {same} "
         f"{result['decode_tokens']} tokens. Logits, from {low:.0f} to {high:.0f}, are "
-        "compared with those of the dequantized model in float32.",
+        "compared with those of the dequantized model, computed in float64.",
         soft_wrap=not out.is_terminal,
     )
 
