@@ -97,7 +97,9 @@ def tiny_tokens() -> list[str]:
     """Two special tokens, the 256 of byte-level BPE, and two merges' results."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+    characters = [chr(b) for b in printable] + [
+        chr(256 + i) for i in range(len(others))
+    ]
     return ["<|endoftext|>", "<|im_end|>", *characters, "he", "Ġt"]
 
 
