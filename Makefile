@@ -7,9 +7,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc kernels cmake -type f 2>/dev/null)
+  $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test bench lint format stubs clean help
+.PHONY: demo test bench lint format stubs wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -35,6 +35,9 @@ format: $(VENV)/installed  ## Rewrite sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+wheel-macos: $(VENV)/installed  ## Cross-build and check the macOS wheel
+	$(BIN)/python tools/wheel_macos.py
 
 stubs: $(VENV)/installed  ## Write python/mlx_nibble/_ext.pyi anew
 	$(BIN)/python -m nanobind.stubgen -m mlx_nibble._ext \

@@ -1,5 +1,7 @@
 """Settings that every test shares."""
 
+import os
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -23,3 +25,16 @@ def _seed() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where system packages are promised, a skip for want of one is a failure.
+
+    Such skips give the package's name: "... is not installed (Debian: lld-19)".
+    """
+    report = yield
+    promised = os.environ.get("NIBBLE_REQUIRE_SYSTEM_PACKAGES")
+    if promised and report.skipped and "(Debian: " in str(report.longrepr):
+        report.outcome = "failed"
+    return report

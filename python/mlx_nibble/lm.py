@@ -150,7 +150,7 @@ def reference_logits(path_or_hf_repo: str, tokens: Sequence[int]) -> mx.array:
         model.set_dtype(mx.float32)
         model = mlx_lm_utils.dequantize_model(model)
         model.set_dtype(mx.float64)
-        logits = model(mx.array(tokens)[None])[0]
+        logits = model(mx.array(list(tokens))[None])[0]
         mx.eval(logits)
     return logits
 

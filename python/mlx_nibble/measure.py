@@ -6,6 +6,7 @@ and reported as medians with their spread.
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
 import platform
@@ -83,10 +84,10 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
-    steps = lm.generate_step(mx.array(prompt), model, max_tokens=tokens)
-    generated = [next(steps)[0]]
+    steps = lm.generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
+    generated = [int(next(steps)[0])]
     first = time.perf_counter()
-    generated += [token for token, _ in steps]
+    generated += [int(token) for token, _ in steps]
     end = time.perf_counter()
     return Generation(
         prompt_rate=len(prompt) / (first - start),
@@ -194,12 +195,12 @@ def compare(
 
 def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
     """The model's logits for a text, float32 ``[len(tokens), vocabulary]``."""
-    return np.array(model(mx.array(tokens)[None])[0].astype(mx.float32))
+    return np.array(model(mx.array(list(tokens))[None])[0].astype(mx.float32))
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters."""
-    return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
 
 
 def machine() -> dict[str, Any]:
@@ -211,7 +212,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": importlib.metadata.version("mlx"),
     }
 
 

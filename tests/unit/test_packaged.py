@@ -21,7 +21,8 @@ def make_wheel(folder: Path, content: bytes = CONTENT, member: str = "model.gguf
     info = "nibble_probe-1.0.dist-info"
     files = {
         f"nibble_probe/{member}": content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: nibble-probe\nVersion: 1.0\n",
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: nibble-probe\n"
+        b"Version: 1.0\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\n"
         b"Root-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": b"",

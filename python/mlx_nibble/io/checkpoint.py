@@ -12,7 +12,7 @@ MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
 
 
 def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
-    """Write ``model*.safetensors`` and their index, as mlx-lm does.
+    """Write `model*.safetensors` and their index, as mlx-lm does.
 
     Args:
         folder: Exists, and holds no weights yet.
@@ -33,7 +33,8 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
         try:
             mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
         except RuntimeError as error:  # MLX's own, without the reason
-            raise OSError(f"[save] {folder / name} could not be written: {error}.") from error
+            message = f"[save] {folder / name} could not be written: {error}"
+            raise OSError(message) from error
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for array in weights.values())
     save_json(

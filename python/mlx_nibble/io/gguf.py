@@ -255,8 +255,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         table = _read_entries(reader, tensor_count, "tensor", _read_tensor_entry)
         data_start = -(-reader.position // alignment) * alignment
     tensors = {
-        name: _place(name, *entry, data_start, alignment, status.st_size)
-        for name, entry in table.items()
+        name: _place(name, shape, kind, offset, data_start, alignment, status.st_size)
+        for name, (shape, kind, offset) in table.items()
     }
     _require_disjoint(tensors)
     return GGUF(path, metadata, tensors)
