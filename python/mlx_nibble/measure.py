@@ -200,7 +200,9 @@ def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters."""
-    return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
+    return sum(
+        value.nbytes for value in dict(tree_flatten(model.parameters())).values()
+    )
 
 
 def machine() -> dict[str, Any]:
