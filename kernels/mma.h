@@ -65,7 +65,8 @@ struct Accumulator {
   void add(const threadgroup float2* from) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM * TN; ++i) {
-      elements(fragments[i / TN][i % TN]) += from[i * NIBBLE_SIMD_WIDTH];
+      thread Fragment& fragment = fragments[i / TN][i % TN];
+      elements(fragment) = elements(fragment) + from[i * NIBBLE_SIMD_WIDTH];
     }
   }
 

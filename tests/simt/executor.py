@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from . import build
-from .plans import Device, Launch, library, unit, unit_name
-from .source import flatten, translate
+from .plans import Device, Launch, kernel_source, library
+from .source import Unit, flatten, translate
 
 # A float, half or bfloat that no arithmetic produces: a NaN with all bits set.
 _UNWRITTEN = 0xFF
@@ -108,13 +108,28 @@ def compile_metal(path: Path, *, instrumented: bool = False) -> ctypes.CDLL:
     Raises:
         toolchain.CompileError: It is not the Metal that the strict front end takes.
     """
-    unit = translate(flatten(path, path.resolve().parent))
+    unit = translate(flatten([path], path.resolve().parent))
     return load(build.compile_unit(unit, instrumented=instrumented))
+
+
+# Libraries of whole units, by kernel and build.
+_in_units: dict[tuple[str, bool], Path] = {}
+
+
+def compile_planned(unit: Unit, *, instrumented: bool) -> Path:
+    """Compile many of the planned kernels at once; run() then finds them there."""
+    path = build.compile_unit(unit, instrumented=instrumented)
+    _in_units.update({(kernel, instrumented): path for kernel in unit.kernels})
+    return path
 
 
 @functools.cache
 def _planned_kernel(name: str, instrumented: bool) -> ctypes.CDLL:
-    return load(build.compile_unit(unit(unit_name(name)), instrumented=instrumented))
+    path = _in_units.get((name, instrumented))
+    if not path:
+        unit = translate(kernel_source(name))
+        path = build.compile_unit(unit, instrumented=instrumented)
+    return load(path)
 
 
 def run(

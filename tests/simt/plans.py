@@ -33,7 +33,9 @@ class Problem:
     scale_dtype: str = "float16"
     bits: int = 4
     group_size: int = 64
+    symmetric: bool = False
     transpose: bool = True
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Problem(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "M N K batch_size batch_count batch_repeat dtype scale_dtype "
-            "bits group_size transpose"
+            "bits group_size symmetric transpose batch_invariant"
         ).split()
     ]
 
@@ -77,21 +79,18 @@ class _Profile(ctypes.Structure):
     ]
 
 
-_ANSWERS = (
-    "plan_matmul",
-    "candidates",
-    "plan_dequantize",
-    "instances",
-    "kernel_source",
-    "dispatch",
-)
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
     """The executor; global, for kernels find their runtime in it."""
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
-    for name in _ANSWERS:
+    for name in (
+        "plan_matmul",
+        "plan_dequantize",
+        "candidates",
+        "instances",
+        "kernel_source",
+        "dispatch",
+    ):
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
     lib.simt_read_kernels.restype = None
     lib.simt_read_kernels(str(ROOT / "kernels").encode())
@@ -110,7 +109,9 @@ def _ask(function: str, p: Problem, device: Device) -> Any:
         DTYPES.index(p.scale_dtype),
         p.bits,
         p.group_size,
+        p.symmetric,
         p.transpose,
+        p.batch_invariant,
     )
     profile = _Profile(
         device.generation,
@@ -118,8 +119,8 @@ def _ask(function: str, p: Problem, device: Device) -> Any:
         device.max_threads,
         device.max_threadgroup_bytes,
     )
-    ask = getattr(library(), function)
-    return json.loads(ask(ctypes.byref(problem), ctypes.byref(profile)))
+    answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
+    return json.loads(answer)
 
 
 def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
@@ -143,7 +144,7 @@ def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] 
 
 
 def candidates(problem: Problem, device: Device | None = None) -> list[list[Launch]]:
-    """Every plan that computes the problem; what a tuner chooses from."""
+    """Every plan that core offers to a tuner, its default first."""
     answer = _ask("simt_candidates", problem, device or Device())
     return [_launches(plan) for plan in answer]
 
@@ -170,8 +171,8 @@ def kernel_source(name: str) -> str:
 
 
 def unit_name(kernel: str) -> str:
-    """Kernels that are compiled together share this: family and types."""
-    return re.split(r"_b\d+_", kernel)[0]
+    """What kernels share that are compiled together: family, types and bits."""
+    return re.split(r"(?<=_b\d)_", kernel)[0]
 
 
 @functools.cache

@@ -18,7 +18,7 @@ def matmul(
     options: Options | None = None,
     launches: list[Launch] | None = None,
 ) -> np.ndarray:
-    """y [batch_size, M, N] by our kernels.
+    """y [batch_size, M, N] by the planned kernels.
 
     Args:
         problem: Shapes, types and format.
@@ -27,7 +27,7 @@ def matmul(
         biases: The same.
         x: Floats [batch_size, M, K], rounded to dtype here.
         options: How to run.
-        launches: One of candidates(problem); by default what is planned.
+        launches: One of candidates(problem); by default what core plans.
 
     Returns:
         Values of type `dtype`; float32 if that is bfloat16.
