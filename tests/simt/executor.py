@@ -49,6 +49,7 @@ class _Dispatch(ctypes.Structure):
 
 _PARTIAL_SIMDGROUPS = 1
 _INSTRUMENTED = 2
+_REDUNDANT_WRITES = 4
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ class Options:
     seed: Order in which threads run between the places where they must meet.
     instrumented: Watch every access: races, uninitialised reads, counters.
     partial_simdgroups: Lanes that have returned may miss a simd operation.
+    redundant_writes: Threads may write one place unordered, if all write one value.
     alignment: Of the first byte of each buffer, exactly.
     """
 
     seed: int = 0
     instrumented: bool = False
     partial_simdgroups: bool = False
+    redundant_writes: bool = False
     alignment: int = 16
     device: Device = field(default_factory=Device)
 
@@ -205,7 +208,8 @@ def _dispatch(
         max_threads=options.device.max_threads,
         max_threadgroup_bytes=options.device.max_threadgroup_bytes,
         flags=options.partial_simdgroups * _PARTIAL_SIMDGROUPS
-        | options.instrumented * _INSTRUMENTED,
+        | options.instrumented * _INSTRUMENTED
+        | options.redundant_writes * _REDUNDANT_WRITES,
         seed=options.seed,
     )
     return json.loads(library().simt_dispatch(ctypes.byref(dispatch)))
