@@ -1,7 +1,7 @@
 // y = x @ w_hat^T one row of x at a time: decoding a single token.
 //
 // A simdgroup takes NIBBLE_QMV_ROWS rows of w. Its lanes stand side by side
-// along K, each with kCodes codes (16 bytes at 4 and 8 bits):
+// along K, each with kCodes codes (8 bytes at 2, 4 and 8 bits):
 //
 //            K ->   lane 0  lane 1  lane 2  ...  lane 31 | lane 0  ...
 //   row n           [codes] [codes] [codes]      [codes] | [codes]
@@ -9,7 +9,9 @@
 //
 // so that a load of the simdgroup is one contiguous span of a row, and the x
 // that a lane has read serves all of its rows. Accumulated in float, rounded
-// once at the store.
+// once at the store. (16 bytes a lane were tried: a request for w twice as
+// wide, but the x of neighbouring lanes then lies so far apart that each
+// request for it touches twice the cache lines.)
 #pragma once
 
 #include <metal_stdlib>
@@ -21,11 +23,6 @@
 namespace nibble {
 
 using namespace metal;
-
-// Codes of one row that a lane reads at a time.
-constexpr int qmv_codes(int bits) {
-  return bits == 8 ? 16 : 32;
-}
 
 // Reads x [kCodes], each element divided by the shift that code_in_place()
 // leaves in its code, and returns their sum undivided.
@@ -68,7 +65,7 @@ inline void qmv_rows(
     int first_row,
     int lane) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = qmv_codes(bits);
+  constexpr int kCodes = lane_codes(bits);
   static_assert(group_size % kCodes == 0, "a lane's codes share a group");
 
   float sums[kRows] = {};

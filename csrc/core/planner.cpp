@@ -76,8 +76,8 @@ LaunchPlan matmul_launch(const MatmulProblem& p,
 }
 
 LaunchPlan plan_qmv(const MatmulProblem& p) {
-  // A quad reads 128 codes at 4 bits, 64 at 8, at a time; whole simdgroups
-  // would leave 28 of their 32 lanes idle.
+  // Whole simdgroups read 512 codes at a time at 4 bits, 256 at 8: most of
+  // their lanes would be idle. MLX draws the line at the same K.
   bool quad = p.K <= 128;
   int rows =
       NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * (quad ? NIBBLE_QMV_QUADS : 1);
