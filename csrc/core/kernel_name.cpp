@@ -24,6 +24,9 @@ const FamilyInfo& info(Family family) {
   static const FamilyInfo kQmmSkinny{
       "qmm_skinny", "qmm_skinny.h", {"bm", "bn", "wk"}};
   static const FamilyInfo kQmm{"qmm", "qmm.h", {"bm", "bn", "bk", "wm", "wn"}};
+  static const FamilyInfo kQvm{"qvm", "qvm.h", {}};
+  static const FamilyInfo kQmmN{
+      "qmm_n", "qmm_n.h", {"bm", "bn", "bk", "wm", "wn"}};
   static const FamilyInfo kDequantize{"dequantize", "dequantize.h", {}};
   switch (family) {
     case Family::kQmv:
@@ -36,6 +39,10 @@ const FamilyInfo& info(Family family) {
       return kQmmSkinny;
     case Family::kQmm:
       return kQmm;
+    case Family::kQvm:
+      return kQvm;
+    case Family::kQmmN:
+      return kQmmN;
     case Family::kDequantize:
       return kDequantize;
   }
@@ -50,8 +57,11 @@ std::vector<std::vector<int>> shapes(Family family,
   switch (family) {
     case Family::kQmv:
     case Family::kQmvQuad:
+    case Family::kQvm:
     case Family::kDequantize:
       return {{}};
+    case Family::kQmmN:
+      return {kStraightTile.shape()};
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
         all.push_back({rows});
@@ -125,6 +135,8 @@ std::vector<KernelId> instances() {
                                   Family::kQmvMulti,
                                   Family::kQmmSkinny,
                                   Family::kQmm,
+                                  Family::kQvm,
+                                  Family::kQmmN,
                                   Family::kDequantize};
   std::vector<KernelId> all;
   for (Family family : kFamilies) {

@@ -23,6 +23,8 @@ enum class Family : uint8_t {
   kQmvMulti,
   kQmmSkinny,
   kQmm,
+  kQvm,
+  kQmmN,
   kDequantize,
 };
 

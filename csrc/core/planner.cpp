@@ -33,6 +33,10 @@ constexpr int kLastMultiRow = 8;
 // Up to this number of rows qmm_skinny does.
 constexpr int kLastSkinnyRow = 32;
 
+// From this number of rows on, tiles beat reading w once for each row where w
+// is not transposed; MLX's limit on every GPU. Not measured by us.
+constexpr int kFirstStraightRow = 4;
+
 // Cores of the largest GPU of this tier, up to M5. Which of them it is the
 // architecture string does not say, and too many threadgroups cost less than
 // idle cores.
@@ -135,6 +139,42 @@ LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
   return launch;
 }
 
+LaunchPlan plan_qvm(const MatmulProblem& p) {
+  LaunchPlan launch = matmul_launch(p, Family::kQvm, {});
+  int columns = NIBBLE_QVM_LANES * p.format.run_codes();
+  launch.threadgroups = {ceil_div(p.K, columns),
+                         static_cast<uint32_t>(p.M),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QVM_SIMDGROUPS, 1};
+  launch.threadgroup_bytes =
+      static_cast<uint32_t>(columns) * NIBBLE_QVM_SIMDGROUPS * sizeof(float);
+  return launch;
+}
+
+LaunchPlan plan_qmm_n(const MatmulProblem& p) {
+  const Tile& tile = kStraightTile;
+  LaunchPlan launch = matmul_launch(p, Family::kQmmN, tile.shape());
+  launch.threadgroups = {ceil_div(p.K, tile.BN),
+                         ceil_div(p.M, tile.BM),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH,
+                    static_cast<uint32_t>(tile.WN),
+                    static_cast<uint32_t>(tile.WM)};
+  launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
+  return launch;
+}
+
+std::vector<std::vector<LaunchPlan>> candidates_not_transposed(
+    const MatmulProblem& p) {
+  if (p.batch_invariant) {
+    return {{plan_qvm(p)}};
+  }
+  if (p.M < kFirstStraightRow) {
+    return {{plan_qvm(p)}, {plan_qmm_n(p)}};
+  }
+  return {{plan_qmm_n(p)}, {plan_qvm(p)}};
+}
+
 // The tile that plan() takes for many rows: the largest whose last row of
 // tiles is more than half full, of those that still give every core enough to
 // do; none if even the smallest is too large for that.
@@ -174,9 +214,11 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
                                                 const DeviceProfile& device) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0 ||
-      !p.transpose) {
+  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
     return {};
+  }
+  if (!p.transpose) {
+    return candidates_not_transposed(p);
   }
   if (p.batch_invariant) {
     // All of its forms add up a row in the same order.

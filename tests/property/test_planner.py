@@ -56,11 +56,19 @@ def problems(draw):
         bits=bits,
         group_size=group_size,
         symmetric=draw(st.booleans()),
+        transpose=draw(st.booleans()),
     )
 
 
-def block(launch: Launch) -> tuple[int, int]:
+def run_codes(bits: int) -> int:
+    """The shortest run of codes that is made of whole words."""
+    return math.lcm(bits, 32) // bits
+
+
+def block(launch: Launch, p: Problem) -> tuple[int, int]:
     """Columns and rows of y that one threadgroup computes."""
+    if launch.kernel.startswith("qvm_"):
+        return 16 * run_codes(p.bits), 1
     if launch.kernel.startswith("qmv_quad_"):
         return 64, 1
     if launch.kernel.startswith("qmv_multi_"):
@@ -88,9 +96,10 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
     for launches in plans:
         (launch,) = launches
         check_limits(launch, device)
-        columns, rows = block(launch)
+        columns, rows = block(launch, p)
         across, down, deep = launch.threadgroups
-        assert (across - 1) * columns < p.N <= across * columns
+        width = p.N if p.transpose else p.K
+        assert (across - 1) * columns < width <= across * columns
         assert (down - 1) * rows < p.M <= down * rows
         assert deep == p.batch_size
         third = "scales" if p.symmetric else "biases"
@@ -117,10 +126,8 @@ def test_the_same_problem_gives_the_same_plan(p, device):
 def test_dequantization_covers_every_word_once(p, device):
     (launch,) = plan_dequantize(p, device)
     check_limits(launch, device)
-    # One thread for the codes of the shortest run of whole words.
-    codes = math.lcm(p.bits, 32) // p.bits
     across, down, _ = launch.threadgroups
-    covered = codes * launch.threads[0]
+    covered = run_codes(p.bits) * launch.threads[0]
     assert (across - 1) * covered < p.K <= across * covered
     assert down == p.M
 
