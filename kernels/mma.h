@@ -138,19 +138,20 @@ struct Accumulator {
   }
 
   // Rounds to T, into rows `first_row`.. and columns `first_column`.. of
-  // y [M, N], leaving out what lies past its edges.
+  // y [.., N], leaving out columns past its edge and rows outside [begin, end).
   template <typename T>
   void store(device T* y,
              int first_row,
              int first_column,
-             int M,
+             int begin,
+             int end,
              int N,
              uint lane) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
       const int row = first_row + i * 8 + fragment_row(lane);
-      if (row >= M) {
-        return;
+      if (row < begin || row >= end) {
+        continue;
       }
 #pragma clang loop unroll(full)
       for (int j = 0; j < TN; ++j) {

@@ -195,7 +195,7 @@ template <typename T,
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }
-  sum.store(y, first_row + sg_row, first_column + sg_column, M, K, lane);
+  sum.store(y, first_row + sg_row, first_column + sg_column, 0, M, K, lane);
 }
 
 }  // namespace nibble

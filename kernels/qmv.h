@@ -48,8 +48,8 @@ inline float sum_of_lanes(float value) {
   return lanes == 4 ? quad_sum(value) : simd_sum(value);
 }
 
-// y[row] = x . w_hat[row] for NIBBLE_QMV_ROWS rows from first_row on, computed
-// by `lanes` lanes.
+// sums[r] = x . w_hat[first_row + r] for NIBBLE_QMV_ROWS rows, computed by
+// `lanes` lanes and known to each of them.
 template <typename T,
           typename S,
           int bits,
@@ -59,18 +59,20 @@ template <typename T,
 inline void qmv_rows(
     const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
     const device T* x,
-    device T* y,
     int N,
-    int K,
     int first_row,
-    int lane) {
+    int lane,
+    thread float* sums) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
   constexpr int kCodes = lane_codes(bits);
   static_assert(group_size % kCodes == 0, "a lane's codes share a group");
 
-  float sums[kRows] = {};
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = 0.0f;
+  }
   // K is a multiple of a lane's codes: a lane has all of them or none.
-  for (int k = lane * kCodes; k < K; k += lanes * kCodes) {
+  for (int k = lane * kCodes; k < weight.K; k += lanes * kCodes) {
     float x_scaled[kCodes];
     const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
 #pragma clang loop unroll(full)
@@ -90,12 +92,20 @@ inline void qmv_rows(
       sums[r] = fma(affine.y, x_sum, sums[r]);
     }
   }
-
 #pragma clang loop unroll(full)
   for (int r = 0; r < kRows; ++r) {
-    const float sum = sum_of_lanes<lanes>(sums[r]);
+    sums[r] = sum_of_lanes<lanes>(sums[r]);
+  }
+}
+
+// Rounds what qmv_rows() left in each lane to y [N]; lane 0 stores it.
+template <typename T>
+inline void store_rows(
+    const thread float* sums, device T* y, int N, int first_row, int lane) {
+#pragma clang loop unroll(full)
+  for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
     if (lane == 0 && first_row + r < N) {
-      y[first_row + r] = T(sum);
+      y[first_row + r] = T(sums[r]);
     }
   }
 }
@@ -118,14 +128,16 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
   const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  float sums[NIBBLE_QMV_ROWS];
   qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
       weight,
       x + x_row * size_t(params.K),
-      y + x_row * size_t(params.N),
       params.N,
-      params.K,
       first_row,
-      int(lane));
+      int(lane),
+      sums);
+  store_rows(
+      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane));
 }
 
 // The same for so small a K that a whole simdgroup would find no codes: each
@@ -145,13 +157,16 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
   const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  const int first_row = quad * NIBBLE_QMV_ROWS;
+  float sums[NIBBLE_QMV_ROWS];
   qmv_rows<T, S, bits, group_size, symmetric, 4>(weight,
                                                  x + x_row * size_t(params.K),
-                                                 y + x_row * size_t(params.N),
                                                  params.N,
-                                                 params.K,
-                                                 quad * NIBBLE_QMV_ROWS,
-                                                 int(lane) % 4);
+                                                 first_row,
+                                                 int(lane) % 4,
+                                                 sums);
+  store_rows(
+      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane) % 4);
 }
 
 }  // namespace nibble

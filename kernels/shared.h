@@ -30,6 +30,14 @@ struct MatmulParams {
   int w_count;   // weight matrices
 };
 
+// Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.
+struct GatherParams {
+  int M;  // rows of one product
+  int N;
+  int K;
+  int B;  // products
+};
+
 // Parameters of w -> w_hat for a matrix [rows, K].
 struct DequantizeParams {
   int rows;

@@ -25,6 +25,11 @@ enum class Family : uint8_t {
   kQmm,
   kQvm,
   kQmmN,
+  kGatherQmv,
+  kGatherQmmSkinny,
+  kGatherQmm,
+  kSwiglu,
+  kGatherSwiglu,
   kDequantize,
 };
 

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from tests.simt.plans import (
     DTYPES,
     Device,
+    GatherProblem,
     Launch,
     Problem,
     candidates,
     instances,
     plan_dequantize,
+    plan_gather,
     plan_matmul,
+    plan_swiglu,
 )
 
 SIMD_WIDTH = 32
@@ -113,6 +116,29 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         )
         symmetric = "_sym" if p.symmetric else ""
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
+
+
+@settings(max_examples=500)
+@given(
+    problems(), st.integers(1, 300), st.integers(1, 64), st.sampled_from([1, 1, 4, 40])
+)
+def test_gathered_products_are_computed_exactly_once(p, B, experts, M):
+    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    g = GatherProblem(B, M, p.N, p.K, experts, *form, sorted=p.transpose)
+    (launch,) = plan_gather(g)
+    check_limits(launch, Device())
+    tile = re.search(r"_bm(\d+)_bn(\d+)_", launch.kernel)
+    columns, rows = (int(tile[2]), int(tile[1])) if tile else (8, 1)
+    # Tiles of sorted products of one row take rows from several of them.
+    down, deep = (B, 1) if "_bk" in launch.kernel else (M, B)
+    assert launch.threadgroups == (-(-p.N // columns), -(-down // rows), deep)
+    assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
+    assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
+    fused = plan_swiglu(g)
+    assert (fused is not None) == launch.kernel.startswith("gather_qmv")
+    if fused:
+        check_limits(fused[0], Device())
+        assert fused[0].threadgroups == launch.threadgroups
 
 
 @settings(max_examples=300)
