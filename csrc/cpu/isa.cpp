@@ -11,21 +11,22 @@ namespace {
 struct Isa {
   std::string_view name;
   const Kernels* kernels;
+  const LayerKernels* layers;
 };
 
 // Slowest first.
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"scalar", &kScalarKernels}};
+  std::vector<Isa> found = {{"scalar", &kScalarKernels, &kScalarLayers}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
-    found.push_back({"avx2", &kAvx2Kernels});
+    found.push_back({"avx2", &kAvx2Kernels, &kAvx2Layers});
     if (__builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", &kAvx512Kernels});
+      found.push_back({"avx512", &kAvx512Kernels, &kAvx512Layers});
     }
   }
 #endif
@@ -84,6 +85,10 @@ void set_isa(std::string_view name) {
 
 const Kernels& kernels() {
   return *in_use().load()->kernels;
+}
+
+const LayerKernels& layer_kernels() {
+  return *in_use().load()->layers;
 }
 
 }  // namespace nibble::cpu

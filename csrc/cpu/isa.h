@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/cpu/kernels.h"
+#include "csrc/cpu/layer_kernels.h"
 
 namespace nibble::cpu {
 
@@ -20,5 +21,6 @@ std::string_view isa();
 void set_isa(std::string_view name);
 
 const Kernels& kernels();
+const LayerKernels& layer_kernels();
 
 }  // namespace nibble::cpu

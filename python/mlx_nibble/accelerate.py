@@ -9,6 +9,7 @@ import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, nn, ops
 from mlx_nibble.report import Kept, Report, Swap
+from mlx_nibble.route import route
 
 # By exact type: a subclass has a __call__ of its own that ours would hide.
 _OURS: dict[type[mlx_nn.Module], type[mlx_nn.Module]] = {
@@ -26,6 +27,10 @@ def accelerate(
     A layer changes its class and nothing else: parameters, their names and the
     arrays themselves stay where they are, so the model is saved, trained and
     sharded as before, and no memory is spent.
+
+    Where the default device is the CPU, the layers between them compute with our
+    operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
+    another device still go to MLX's.
 
     Args:
         model: Any MLX module; quantized layers are found at any depth.
@@ -47,6 +52,7 @@ def accelerate(
         form = f"{module.bits}-bit group {module.group_size}"
         report.swapped.append(Swap(path, module, kind, form))
         module.__class__ = _OURS[kind]
+    report.routed = route(model)
     return report
 
 

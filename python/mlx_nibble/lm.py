@@ -1,10 +1,10 @@
 """mlx-lm with our kernels. The only module that imports ``mlx_lm``.
 
-    from mlx_nibble.lm import load
-    from mlx_lm import generate
+from mlx_nibble.lm import load
+from mlx_lm import generate
 
-    model, tokenizer = load("mlx-community/SmolLM2-135M-Instruct-4bit")
-    generate(model, tokenizer, prompt="Hello")
+model, tokenizer = load("mlx-community/SmolLM2-135M-Instruct-4bit")
+generate(model, tokenizer, prompt="Hello")
 """
 
 from __future__ import annotations
