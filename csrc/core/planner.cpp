@@ -284,7 +284,7 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
                                                 const DeviceProfile& device) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return {};
   }
   if (!p.transpose) {
@@ -318,7 +318,7 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
                                             const DeviceProfile&) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   if (p.M > 1) {
@@ -333,7 +333,7 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
 
 std::optional<std::vector<LaunchPlan>> plan_swiglu(const MatmulProblem& p) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0 ||
+  if (!held(p.format) || p.K % p.format.group_size != 0 ||
       !p.transpose || p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
@@ -360,7 +360,7 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& p) {
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
                                             const DeviceProfile&) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   // One thread for the codes of each run of whole words.

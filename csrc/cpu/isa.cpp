@@ -10,16 +10,18 @@ namespace {
 
 // Slowest first.
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"scalar", kScalarKernels, kScalarInt8Kernels}};
+  std::vector<Isa> found = {
+      {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayers}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
       !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
     return found;
   }
-  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels});
+  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels, kAvx2Layers});
   if (__builtin_cpu_supports("avxvnni")) {
-    found.push_back({"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels});
+    found.push_back(
+        {"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels, kAvx2Layers});
   }
   if (!__builtin_cpu_supports("avx512f") ||
       !__builtin_cpu_supports("avx512bw") ||
@@ -27,9 +29,11 @@ std::vector<Isa> find_isas() {
       !__builtin_cpu_supports("avx512vl")) {
     return found;
   }
-  found.push_back({"avx512", kAvx512Kernels, kAvx512Int8Kernels});
+  found.push_back(
+      {"avx512", kAvx512Kernels, kAvx512Int8Kernels, kAvx512Layers});
   if (__builtin_cpu_supports("avx512vnni")) {
-    found.push_back({"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels});
+    found.push_back(
+        {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
   }
 #endif
   return found;
