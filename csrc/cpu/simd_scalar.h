@@ -2,6 +2,7 @@
 // none of the instruction sets we know. Compilers make what they can of it.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -22,6 +23,10 @@ struct Scalar {
 
   struct F {
     float lane[kLanes];
+  };
+
+  struct I {
+    int32_t lane[kLanes];
   };
 
   static F zero() { return set1(0); }
@@ -58,13 +63,52 @@ struct Scalar {
     }
   }
 
+  static F add(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static F mul(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static F div(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  // b where one of them is NaN.
+  static F max(F a, F b) {
+    return by_lane(
+        [&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F min(F a, F b) {
+    return by_lane(
+        [&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  // Of up to 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+  static F round(F v) {
+    return by_lane([&](int i) { return (v.lane[i] + 0x1.8p23f) - 0x1.8p23f; });
+  }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    return by_lane([&](int i) {
+      return std::bit_cast<float>(static_cast<int32_t>(n.lane[i] + 127) << 23);
+    });
+  }
+  static float sum(F v) {
+    float four[4];
+    sum4(v, v, v, v, four);
+    return four[0];
+  }
+  static float largest(F v) {
+    float out = v.lane[0];
+    for (float lane : v.lane) out = lane > out ? lane : out;
+    return out;
+  }
+
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
     F out = zero();
     for (int i = 0; i < count; ++i) {
       TypeOf<kDtype> v;
       std::memcpy(&v, p + i * sizeof(v), sizeof(v));
-      out.lane[i] = to_float(v);
+      out.lane[i] = cpu::to_float(v);
     }
     return out;
   }
@@ -114,7 +158,116 @@ struct Scalar {
     return v;
   }
 
+  // ---- integers: bytes of codes against bytes of activations -------------
+  static constexpr int kStrips = 1;
+  static constexpr int kIntTileRows = 2;
+
+  static I int_zero() { return I{}; }
+
+  static I int_load(const int32_t* p) {
+    I out;
+    std::memcpy(&out, p, sizeof(out));
+    return out;
+  }
+
+  static F to_float(I v) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) {
+      out.lane[i] = static_cast<float>(v.lane[i]);
+    }
+    return out;
+  }
+
+  // Every lane = the 4 bytes at p.
+  static I broadcast4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    I out;
+    for (int32_t& lane : out.lane) lane = word;
+    return out;
+  }
+
+  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  template <int kBits, int kPart>
+  static I byte_codes(I v) {
+    for (int32_t& lane : v.lane) {
+      lane =
+          static_cast<int32_t>(static_cast<uint32_t>(lane) >> (kPart * kBits) &
+                               0x01010101u * ((1 << kBits) - 1));
+    }
+    return v;
+  }
+
+  // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
+  // activations.
+  template <int kBits>
+  static I dot4(I sum, I codes, I x) {
+    for (int i = 0; i < kLanes; ++i) {
+      uint8_t q[4];
+      int8_t a[4];
+      std::memcpy(q, &codes.lane[i], sizeof(q));
+      std::memcpy(a, &x.lane[i], sizeof(a));
+      for (int j = 0; j < 4; ++j) sum.lane[i] += q[j] * a[j];
+    }
+    return sum;
+  }
+
+  // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
+  // `stride` apart.
+  static void transpose(const uint8_t* const* rows,
+                        int count,
+                        int32_t* out,
+                        int stride) {
+    for (int d = 0; d < count; ++d) {
+      for (int r = 0; r < kLanes; ++r) {
+        std::memcpy(out + d * stride + r, rows[r] + 4 * d, 4);
+      }
+    }
+  }
+
+  // out[0:8] = the 8 codes in kBits bytes at p.
+  template <int kBits>
+  static void spread8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, kBits);
+    for (int i = 0; i < 8; ++i) {
+      out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
+    }
+  }
+
+  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  static I max_magnitude(I best, F v) {
+    I bits;
+    std::memcpy(&bits, &v, sizeof(bits));
+    for (int i = 0; i < kLanes; ++i) {
+      int32_t magnitude = bits.lane[i] & 0x7fffffff;
+      if (magnitude > best.lane[i]) best.lane[i] = magnitude;
+    }
+    return best;
+  }
+
+  static void int_store(int32_t* p, I v) { std::memcpy(p, &v, sizeof(v)); }
+
+  // out[0:8] = v rounded to the nearest integers, ties to even. |v| < 2^22;
+  // beyond, and for NaN, anything.
+  static void round_to_bytes(F v, int8_t* out) {
+    for (int i = 0; i < kLanes; ++i) {
+      // At 1.5 * 2^23 the unit in the last place is 1.
+      float shifted = v.lane[i] + 0x1.8p23f;
+      int32_t bits;
+      std::memcpy(&bits, &shifted, sizeof(bits));
+      out[i] = static_cast<int8_t>(bits & 0xff);
+    }
+  }
+
  private:
+  template <typename Fn>
+  static F by_lane(Fn&& fn) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out.lane[i] = fn(i);
+    return out;
+  }
+
   template <Dtype kDtype>
   struct Type;
   template <Dtype kDtype>

@@ -25,7 +25,18 @@ CXX_MAY_INCLUDE = {
     "csrc": {"csrc/mlx", "nanobind"},  # bindings.cpp
 }
 # Who parses an option must not need a model, and only one module needs mlx-lm.
-PYTHON_ORDER = ["_ext", "_native", "ops", "nn", "report", "accelerate", "lm", "cli"]
+PYTHON_ORDER = [
+    "_ext",
+    "_native",
+    "ops",
+    "fast",
+    "nn",
+    "report",
+    "route",
+    "accelerate",
+    "lm",
+    "cli",
+]
 
 
 def cxx_sources():
