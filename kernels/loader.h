@@ -73,6 +73,7 @@ template <typename T,
           typename S,
           int bits,
           int group_size,
+          bool symmetric,
           int rows,
           int BK,
           int threads>
@@ -81,19 +82,19 @@ struct WeightLoader {
   static_assert(BK % codes_a_thread(rows * BK, threads, bits) == 0,
                 "a thread stays in one row");
 
-  QuantizedMatrix<S, bits, group_size> weight;
+  QuantizedMatrix<S, bits, group_size, symmetric> weight;
   bool active;  // at odd widths there are fewer runs than threads
   int row;
   int column;
   int offset;
-  float scale;
-  float bias;
+  float2 affine;
   uint held[words_of(codes_a_thread(rows * BK, threads, bits), bits)];
 
-  WeightLoader(const thread QuantizedMatrix<S, bits, group_size>& weight_,
-               int first_row,
-               int N,
-               int thread_index)
+  WeightLoader(
+      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
+      int first_row,
+      int N,
+      int thread_index)
       : weight(weight_) {
     constexpr int count = codes_a_thread(rows * BK, threads, bits);
     active = thread_index * count < rows * BK;
@@ -110,9 +111,7 @@ struct WeightLoader {
     }
     load_words<words_of(count, bits)>(weight.words_at(row, k + column), held);
     if (k % group_size == 0) {
-      const size_t group = weight.group_at(row, k);
-      scale = float(weight.scales[group]);
-      bias = float(weight.biases[group]);
+      affine = weight.affine_at(row, k);
     }
   }
 
@@ -126,7 +125,7 @@ struct WeightLoader {
       vec<T, 4> values;
 #pragma clang loop unroll(full)
       for (int j = 0; j < 4; ++j) {
-        values[j] = T(dequantize_code<bits>(held, i + j, scale, bias));
+        values[j] = T(dequantize_code<bits>(held, i + j, affine));
       }
       *(threadgroup vec<T, 4>*)(tile + offset + i) = values;
     }

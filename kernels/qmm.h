@@ -29,6 +29,7 @@ template <typename T,
           typename S,
           int bits,
           int group_size,
+          bool symmetric,
           int BM,
           int BN,
           int BK,
@@ -59,13 +60,13 @@ template <typename T,
   const int first_column = int(tgid.x) * BN;
   x += size_t(tgid.z) * size_t(M) * size_t(K);
   y += size_t(tgid.z) * size_t(M) * size_t(N);
-  const QuantizedMatrix<S, bits, group_size> weight(
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, N, K, weight_of(params, tgid.z));
 
   const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
   ActivationLoader<T, BM, BK, kThreads> x_loader(
       x, first_row, M, K, thread_index);
-  WeightLoader<T, S, bits, group_size, BN, BK, kThreads> w_loader(
+  WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
       weight, first_column, N, thread_index);
 
   const int sg_row = int(sgid) / WN * (TM * 8);

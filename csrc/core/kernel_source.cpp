@@ -20,7 +20,8 @@ std::string_view text_of(std::string_view name) {
 }
 
 // Metal compiles a string without an include path, so siblings are pasted in
-// where they are first included; <metal_stdlib> stays.
+// where they are first included; <metal_stdlib> stays. #line lets a compiler's
+// message name the file and the line that were written.
 void flatten(std::string_view name,
              std::set<std::string, std::less<>>& seen,
              std::ostringstream& out) {
@@ -28,15 +29,17 @@ void flatten(std::string_view name,
     return;
   }
   std::string_view rest = text_of(name);
-  while (!rest.empty()) {
+  out << "#line 1 \"kernels/" << name << "\"\n";
+  for (int number = 1; !rest.empty(); ++number) {
     size_t end = rest.find('\n');
     std::string_view line = rest.substr(0, end);
     rest = end == std::string_view::npos ? "" : rest.substr(end + 1);
     if (line.starts_with(kInclude)) {
       std::string_view included = line.substr(kInclude.size());
       flatten(included.substr(0, included.find('"')), seen, out);
-    } else if (line != "#pragma once") {
-      out << line << '\n';
+      out << "#line " << number + 1 << " \"kernels/" << name << "\"\n";
+    } else {
+      out << (line == "#pragma once" ? "" : line) << '\n';
     }
   }
 }

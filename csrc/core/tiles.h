@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "csrc/core/device_profile.h"
 #include "csrc/core/dtype.h"
@@ -10,6 +11,35 @@
 #include "kernels/shared.h"
 
 namespace nibble {
+
+// qmv_multi: rows of x from one pass over w. 5 and 7 rows go to the next form:
+// one row too many costs a multiplication a code, another form a compilation.
+inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
+
+inline constexpr int kFragment = 8;
+
+// qmm_skinny: a threadgroup of WK simdgroups, which share out K, computes
+// BM x BN of y.
+struct SkinnyTile {
+  int BM = 8, BN = 32, WK = 8;
+
+  bool operator==(const SkinnyTile&) const = default;
+
+  std::vector<int> shape() const { return {BM, BN, WK}; }
+  constexpr uint32_t threads() const {
+    return static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH);
+  }
+  // Half of the simdgroups hand their sums, in float, to the other half.
+  constexpr uint32_t threadgroup_bytes() const {
+    return static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+  }
+};
+
+// BN of 32: four fragments of w for each one of x. WK of 8: llama.cpp's and
+// avlp12's choice for the same split on M3; small N still fills the cores. One
+// WK for every BM, so that a row's sum is the same whatever the number of rows.
+inline constexpr SkinnyTile kSkinnyTiles[] = {
+    {8, 32, 8}, {16, 32, 8}, {32, 32, 8}};
 
 // qmm: a threadgroup of WM x WN simdgroups computes BM x BN of y, BK of K at a
 // time, in 8x8 fragments.
@@ -19,6 +49,7 @@ struct Tile {
 
   bool operator==(const Tile&) const = default;
 
+  std::vector<int> shape() const { return {BM, BN, BK, WM, WN}; }
   constexpr uint32_t threads() const {
     return static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH);
   }
@@ -34,8 +65,6 @@ struct Tile {
 // The tiles that instances exist for. One for now: MLX's own, the best known
 // over all generations when nothing has been measured.
 inline constexpr Tile kTiles[] = {{32, 32, 32, 2, 2}};
-
-inline constexpr int kFragment = 8;
 
 // The single statement of what makes a tile valid for a format on a device.
 constexpr bool supports(const Tile& tile,

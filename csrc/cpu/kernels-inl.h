@@ -36,6 +36,24 @@ void with_bits(int bits, Fn&& fn) {
   }
 }
 
+template <Dtype kValue>
+struct DtypeTag {
+  static constexpr Dtype value = kValue;
+};
+
+// Calls fn with DtypeTag<dtype>.
+template <typename Fn>
+void with_dtype(Dtype dtype, Fn&& fn) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return fn(DtypeTag<Dtype::kFloat32>{});
+    case Dtype::kFloat16:
+      return fn(DtypeTag<Dtype::kFloat16>{});
+    case Dtype::kBFloat16:
+      return fn(DtypeTag<Dtype::kBFloat16>{});
+  }
+}
+
 // Calls fn with Int<value>, for value in 1..kMax.
 template <int kMax, typename Fn>
 void with_int(int value, Fn&& fn) {
@@ -62,18 +80,6 @@ void to_floats(const uint8_t* p, int count, float* out) {
   }
 }
 
-template <class V>
-void to_floats(Dtype dtype, const uint8_t* p, int count, float* out) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return to_floats<V, Dtype::kFloat32>(p, count, out);
-    case Dtype::kFloat16:
-      return to_floats<V, Dtype::kFloat16>(p, count, out);
-    case Dtype::kBFloat16:
-      return to_floats<V, Dtype::kBFloat16>(p, count, out);
-  }
-}
-
 template <class V, Dtype kDtype>
 void round_floats(const float* v, int count, uint8_t* out) {
   constexpr int kSize = size_of(kDtype);
@@ -89,14 +95,9 @@ void round_floats(const float* v, int count, uint8_t* out) {
 
 template <class V>
 void round_floats(Dtype dtype, const float* v, int count, uint8_t* out) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return round_floats<V, Dtype::kFloat32>(v, count, out);
-    case Dtype::kFloat16:
-      return round_floats<V, Dtype::kFloat16>(v, count, out);
-    case Dtype::kBFloat16:
-      return round_floats<V, Dtype::kBFloat16>(v, count, out);
-  }
+  with_dtype(dtype, [&](auto d) {
+    round_floats<V, decltype(d)::value>(v, count, out);
+  });
 }
 
 // ---- weights ------------------------------------------------------------
@@ -109,15 +110,18 @@ struct GroupParams {
   alignas(64) float bias[kRows][kMax];
 
   GroupParams(const Weights& w, int row, Range columns) {
-    int group_size = w.format.group_size;
-    size_t size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
-    int count = (columns.end - columns.begin) / group_size;
-    size_t stride = w.K / group_size * size;
-    size_t at = row * stride + columns.begin / group_size * size;
-    for (int r = 0; r < kRows; ++r, at += stride) {
-      to_floats<V>(w.scale_dtype, w.scales + at, count, scale[r]);
-      to_floats<V>(w.scale_dtype, w.biases + at, count, bias[r]);
-    }
+    with_dtype(w.scale_dtype, [&](auto dtype) {
+      constexpr Dtype kDtype = decltype(dtype)::value;
+      int group_size = w.format.group_size;
+      int count = (columns.end - columns.begin) / group_size;
+      size_t stride = size_t{size_of(kDtype)} * (w.K / group_size);
+      size_t at =
+          row * stride + size_t{size_of(kDtype)} * (columns.begin / group_size);
+      for (int r = 0; r < kRows; ++r, at += stride) {
+        to_floats<V, kDtype>(w.scales + at, count, scale[r]);
+        to_floats<V, kDtype>(w.biases + at, count, bias[r]);
+      }
+    });
   }
 };
 
@@ -125,20 +129,39 @@ inline size_t bytes_of(int codes, int bits) {
   return static_cast<size_t>(codes) * bits / 8;
 }
 
-// out [columns] = w_hat[row, columns] in code order.
-template <class V, int kBits>
-void decode_row(const Weights& w, int row, Range columns, float* out) {
-  GroupParams<V, 1> params(w, row, columns);
+// Calls tile(Int<R>, row) for all rows, R at a time and then one at a time.
+template <int kR, typename Fn>
+void by_rows(int count, Fn&& tile) {
+  int r = 0;
+  for (; r + kR <= count; r += kR) tile(Int<kR>{}, r);
+  for (; r < count; ++r) tile(Int<1>{}, r);
+}
+
+// out[r, columns] = w_hat[row + r, columns] for r < kR, in code order; rows
+// of `out` are out_stride apart.
+template <class V, int kBits, int kR>
+void decode_rows(
+    const Weights& w, int row, Range columns, float* out, int out_stride) {
+  GroupParams<V, kR> params(w, row, columns);
+  size_t stride = bytes_of(w.K, kBits);
   const uint8_t* codes =
-      w.codes + row * bytes_of(w.K, kBits) + bytes_of(columns.begin, kBits);
-  int groups = (columns.end - columns.begin) / w.format.group_size;
-  for (int g = 0; g < groups; ++g) {
-    auto group =
-        V::template group<kBits>(params.scale[0][g], params.bias[0][g]);
-    for (int k = 0; k < w.format.group_size; k += V::kLanes) {
-      V::store(out, V::template decode<kBits>(codes, group));
-      out += V::kLanes;
-      codes += bytes_of(V::kLanes, kBits);
+      w.codes + row * stride + bytes_of(columns.begin, kBits);
+  int group_size = w.format.group_size;
+  int groups = (columns.end - columns.begin) / group_size;
+  for (int r = 0; r < kR; ++r, codes += stride, out += out_stride) {
+    const uint8_t* p = codes;
+    float* to = out;
+    for (int g = 0; g < groups; ++g) {
+      auto group =
+          V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+      for (int k = 0; k < group_size; k += 32) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 32; i += V::kLanes) {
+          V::store(to, V::template decode<kBits>(p, group));
+          to += V::kLanes;
+          p += bytes_of(V::kLanes, kBits);
+        }
+      }
     }
   }
 }
@@ -236,14 +259,6 @@ void panel_tile(
   tile.add_to(sums);
 }
 
-// Calls tile(Int<R>, row) for all rows, R at a time and then one at a time.
-template <int kR, typename Fn>
-void by_rows(int count, Fn&& tile) {
-  int r = 0;
-  for (; r + kR <= count; r += kR) tile(Int<kR>{}, r);
-  for (; r < count; ++r) tile(Int<1>{}, r);
-}
-
 template <class V, int kBits>
 void multiply_few(const Weights& w,
                   const float* x,
@@ -251,14 +266,23 @@ void multiply_few(const Weights& w,
                   Range rows,
                   Range columns,
                   float* sums) {
-  with_int<V::kTileRows>(M, [&](auto m) {
-    constexpr int kM = decltype(m)::value;
-    constexpr int kR = kM <= 2 ? V::kWideWeightRows : 4;
-    by_rows<kR>(rows.end - rows.begin, [&](auto r, int n) {
-      decode_tile<V, kBits, decltype(r)::value, kM>(
-          w, rows.begin + n, columns, x, sums + n);
+  int tiles = (M + V::kTileRows - 1) / V::kTileRows;
+  for (int m = 0; tiles > 0; --tiles) {
+    int count = (M - m + tiles - 1) / tiles;
+    with_int<V::kTileRows>(count, [&](auto tile_rows) {
+      constexpr int kM = decltype(tile_rows)::value;
+      constexpr int kR = V::decode_rows(kM);
+      by_rows<kR>(rows.end - rows.begin, [&](auto r, int n) {
+        decode_tile<V, kBits, decltype(r)::value, kM>(
+            w,
+            rows.begin + n,
+            columns,
+            x + static_cast<size_t>(m) * w.K,
+            sums + m * kBlockN + n);
+      });
     });
-  });
+    m += count;
+  }
 }
 
 template <class V, int kBits>
@@ -270,9 +294,10 @@ void multiply_many(const Weights& w,
                    float* panel,
                    float* sums) {
   int count = rows.end - rows.begin;
-  for (int n = 0; n < count; ++n) {
-    decode_row<V, kBits>(w, rows.begin + n, columns, panel + n * kBlockK);
-  }
+  by_rows<4>(count, [&](auto r, int n) {
+    decode_rows<V, kBits, decltype(r)::value>(
+        w, rows.begin + n, columns, panel + n * kBlockK, kBlockK);
+  });
   for (int m = 0; m < M; m += V::kTileRows) {
     with_int<V::kTileRows>(smaller(M - m, V::kTileRows), [&](auto tile_rows) {
       by_rows<4>(count, [&](auto r, int n) {
@@ -298,7 +323,7 @@ void multiply(const Weights& w,
   float* sums = scratch + kPanelFloats;
   // While all of x stays in the first-level cache, rows are best read whole.
   bool whole_rows = w.K > kBlockK && M * w.K <= 8 * kBlockK;
-  int step = whole_rows ? V::kWideWeightRows : kBlockN;
+  int step = whole_rows ? V::decode_rows(M) : kBlockN;
   size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += step) {
     Range block{n, smaller(n + step, rows.end)};
@@ -309,7 +334,7 @@ void multiply(const Weights& w,
       Range columns{k, smaller(k + kBlockK, w.K)};
       with_bits(w.format.bits, [&](auto bits) {
         constexpr int kBits = decltype(bits)::value;
-        if (M <= V::kTileRows) {
+        if (M <= V::kFewRows) {
           multiply_few<V, kBits>(w, x, M, block, columns, sums);
         } else {
           multiply_many<V, kBits>(w, x, M, block, columns, scratch, sums);
@@ -416,9 +441,10 @@ void multiply_columns(const Weights& w,
       constexpr int kBits = decltype(bits)::value;
       for (int n = 0; n < w.N; n += kColumnBlockN) {
         int count = smaller(kColumnBlockN, w.N - n);
-        for (int i = 0; i < count; ++i) {
-          decode_row<V, kBits>(w, n + i, block, scratch + i * kColumnBlockK);
-        }
+        by_rows<4>(count, [&](auto r, int i) {
+          decode_rows<V, kBits, decltype(r)::value>(
+              w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
+        });
         add_block<V>(scratch, width, count, x + n, w.N, M, sums);
       }
       for (int m = 0; m < M; ++m) {
@@ -446,7 +472,7 @@ void dequantize(const Weights& w, Range rows, Dtype dtype, void* out) {
       for (int k = 0; k < w.K; k += kBlockK) {
         Range columns{k, smaller(k + kBlockK, w.K)};
         int count = columns.end - columns.begin;
-        decode_row<V, kBits>(w, n, columns, row);
+        decode_rows<V, kBits, 1>(w, n, columns, row, count);
         to_natural_order<V, kBits>(row, count);
         round_floats<V>(dtype,
                         row,
@@ -466,7 +492,9 @@ void arrange(Dtype dtype, int bits, const void* x, size_t count, float* out) {
   with_bits(bits, [&](auto b) {
     for (size_t i = 0; i < count; i += kBlockK) {
       int n = count - i < kBlockK ? static_cast<int>(count - i) : kBlockK;
-      to_floats<V>(dtype, p + i * size, n, part);
+      with_dtype(dtype, [&](auto d) {
+        to_floats<V, decltype(d)::value>(p + i * size, n, part);
+      });
       for (int k = 0; k < n; k += V::kLanes) {
         V::store(
             out + i + k,

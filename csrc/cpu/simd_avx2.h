@@ -17,7 +17,11 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   // 4 weight rows x 3 activation rows: 12 of 16 registers.
   static constexpr int kTileRows = 3;
-  static constexpr int kWideWeightRows = 4;
+  // Weight rows of a tile that decodes.
+  static constexpr int decode_rows(int) { return 4; }
+  // Up to here, decoding again for each tile is faster than storing what was
+  // decoded.
+  static constexpr int kFewRows = kTileRows;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }

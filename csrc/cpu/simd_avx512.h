@@ -18,8 +18,11 @@ struct Avx512 {
   // Accumulators of a tile are weight rows x activation rows. 4 x 6 leaves
   // 8 of the 32 registers for weights, tables and one activation.
   static constexpr int kTileRows = 6;
-  // With 1 or 2 activation rows, 8 weight rows hide the latency of an FMA.
-  static constexpr int kWideWeightRows = 8;
+  // Weight rows of a tile that decodes: up to 8 hide the latency of an FMA.
+  static constexpr int decode_rows(int M) { return M <= 2 ? 8 : 4; }
+  // Up to here, decoding again for each tile is faster than storing what was
+  // decoded (measured on Zen 5).
+  static constexpr int kFewRows = 4 * kTileRows;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }

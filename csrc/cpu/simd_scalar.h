@@ -14,7 +14,11 @@ namespace {
 struct Scalar {
   static constexpr int kLanes = 8;
   static constexpr int kTileRows = 2;
-  static constexpr int kWideWeightRows = 4;
+  // Weight rows of a tile that decodes.
+  static constexpr int decode_rows(int M) { return M <= 1 ? 4 : 2; }
+  // Up to here, decoding again for each tile is faster than storing what was
+  // decoded.
+  static constexpr int kFewRows = kTileRows;
 
   struct F {
     float lane[kLanes];

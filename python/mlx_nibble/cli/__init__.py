@@ -1,0 +1,101 @@
+"""The ``nibble`` command: which sub-commands there are, and how errors look."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+_COMMANDS = {
+    "demo": "fetch a small model, answer a question, and compare with stock MLX",
+    "convert": "import a GGUF file as an MLX model folder, without loss",
+    "generate": "complete a prompt (mlx_lm.generate, accelerated)",
+}
+
+_EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        arguments: Default: those of the process.
+
+    Returns:
+        The exit status: 0, 1 for an error, 2 for a wrong command line, 130 for
+        Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        from mlx_nibble import __version__
+
+        print(f"nibble {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in _COMMANDS:
+        print(f"nibble: there is no command {command!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return _run(command, arguments[1:])
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10}{what}" for name, what in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: nibble COMMAND [OPTIONS]",
+            "",
+            "Low-bit language models on MLX, faster.",
+            "",
+            *rows,
+            "",
+            "  nibble COMMAND --help tells a command's options",
+            "  nibble --version      tells the version",
+        ]
+    )
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    # So that a killed command, too, removes what it has half written.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        module = importlib.import_module(f"mlx_nibble.cli.{command}")
+        module.main(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("nibble: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader, such as head, has enough. Python would complain once more
+        # when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        return _complain(
+            f"[{command}] the package {error.name} is required: run pip install "
+            "'mlx-nibble[lm]'"
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        message = str(error).strip() or type(error).__name__
+        message = message.splitlines()[0]
+        return _complain(
+            message if message.startswith("[") else f"[{command}] {message}"
+        )
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"nibble: {message}", file=sys.stderr)
+    return 1
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,119 @@
+"""What the sub-commands print with: progress on a terminal, plain text in a pipe."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+# Progress and remarks go to stderr: stdout holds answers and tables only.
+err = Console(stderr=True, highlight=False)
+# A pipe has no width; a table that wraps there is hard to read, and to parse.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+@contextmanager
+def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for a number of bytes; it appears with the first call.
+
+    Yields:
+        To be called with the bytes done so far, and all of them.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task: TaskID | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task(label, total=total)
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def countdown() -> Iterator[Callable[[str, float], None]]:
+    """A line that says what is being done, and how long it will still take.
+
+    Yields:
+        To be called with a description and the seconds left (infinite: unknown).
+    """
+    with err.status("") as status:
+        lock = threading.Lock()
+        label, deadline = "", math.inf
+        done = threading.Event()
+
+        def set_line(new_label: str, seconds: float) -> None:
+            nonlocal label, deadline
+            with lock:
+                label, deadline = new_label, time.monotonic() + seconds
+            if not err.is_terminal:
+                return
+            draw()
+
+        def draw() -> None:
+            with lock:
+                left = deadline - time.monotonic()
+                text = label
+            if left != math.inf:
+                text += f", about {max(left, 0):.0f} s left"
+            status.update(text)
+
+        def keep_drawing() -> None:
+            while not done.wait(0.5):
+                draw()
+
+        if err.is_terminal:
+            threading.Thread(target=keep_drawing, daemon=True).start()
+        try:
+            yield set_line
+        finally:
+            done.set()
+
+
+@contextmanager
+def immediate_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process while MLX computes.
+
+    Python sees a signal only when a call into MLX returns, and one evaluation can
+    take half a minute. Only for sections that leave nothing half done.
+    """
+    receive, send = socket.socketpair()
+    send.setblocking(False)
+    previous = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+
+    def wait_for_interrupt() -> None:
+        while number := receive.recv(1):
+            if number[0] == signal.SIGINT:
+                err.show_cursor()
+                print("\nnibble: interrupted", file=sys.stderr, flush=True)
+                os._exit(128 + signal.SIGINT)
+
+    threading.Thread(target=wait_for_interrupt, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        send.close()

@@ -1,0 +1,168 @@
+"""``nibble demo``: a small model answers, then stock MLX and nibble are compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mlx_nibble.cli.console import (
+    byte_progress,
+    countdown,
+    err,
+    immediate_interrupt,
+    out,
+)
+
+_QUESTION = "Why is the sky blue?"
+_PROMPT_TOKENS = 128
+_DECODE_TOKENS = 24
+# Stock MLX needs four seconds for them, and as many in float64.
+_LOGITS_TOKENS = 32
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble demo",
+        description="Fetch SmolLM2-135M-Instruct (93 MB, once), import it as a 4-bit "
+        "MLX model, have it answer a question, and compare stock MLX with nibble: "
+        "one to two minutes, most of them stock MLX's.",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="another model: an MLX folder, or a GGUF file of llama architecture",
+    )
+    parser.add_argument("--prompt", "-p", default=_QUESTION, help="what to ask")
+    parser.add_argument(
+        "--max-tokens", "-m", type=int, default=160, help="length of the answer"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="timed runs of each (default: 3)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, fetch, answer, compare, print."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.max_tokens < 1 or args.rounds < 1:
+        parser.error("--max-tokens and --rounds must be at least 1")
+    with _model_folder(args.model) as folder, immediate_interrupt():
+        result = _run(folder, args)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_table(result)
+
+
+@contextmanager
+def _model_folder(path: str | None) -> Iterator[Path]:
+    from mlx_nibble.io.demo_model import smollm2
+    from mlx_nibble.io.gguf_import import import_gguf
+
+    if path is None:
+        with byte_progress("Downloading") as on_fetch:
+            folder = smollm2(on_fetch)
+        yield folder
+    elif Path(path).is_file():
+        with tempfile.TemporaryDirectory(prefix="nibble-demo-") as folder:
+            name = Path(folder) / Path(path).stem
+            with byte_progress("Importing") as on_import:
+                import_gguf(path, name, progress=on_import)
+            yield name
+    elif Path(path).is_dir():
+        yield Path(path)
+    else:
+        raise ValueError(f"[demo] --model {path!r} does not exist.")
+
+
+def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    # mlx-lm takes a second to import: --help and mistakes need not wait for it.
+    from mlx_nibble import lm, measure
+
+    with err.status("Loading the model"):
+        ours, tokenizer = lm.load(str(folder))
+        stock, _ = lm.load_stock(str(folder))
+    messages = [{"role": "user", "content": args.prompt}]
+    question = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)
+    answer = _show(args.prompt, (step.text for step in steps), quiet=args.json)
+    with countdown() as say:
+        comparison = measure.compare(
+            str(folder),
+            {"stock": stock, "nibble": ours},
+            tokenizer.encode(measure.TEXT)[:_PROMPT_TOKENS],
+            _DECODE_TOKENS,
+            args.rounds,
+            _LOGITS_TOKENS,
+            say,
+        )
+    return {
+        "model": folder.name,
+        "prompt": args.prompt,
+        "answer": answer,
+        **comparison,
+    }
+
+
+def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
+    """Print an answer as it comes; returns all of it."""
+    if quiet:
+        return "".join(pieces)
+    out.print(f"\n[bold]{question}[/bold]\n")
+    answer = ""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        answer += piece
+    print("\n")
+    return answer
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    stock, ours = result["stock"], result["nibble"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("stock MLX", "nibble", "ratio"):
+        table.add_column(heading, justify="right")
+    for label, key in (
+        (f"prompt, {result['prompt_tokens']} tokens: tokens/s", "prompt"),
+        (f"decode, {result['decode_tokens']} tokens: tokens/s", "decode"),
+    ):
+        key = f"{key}_tokens_per_second"
+        ratio = ours[key]["median"] / stock[key]["median"]
+        table.add_row(label, _rate(stock[key]), _rate(ours[key]), f"{ratio:.1f}×")
+    for label, key in (
+        ("weights, MB", "weight_bytes"),
+        ("working memory at its peak, MB", "working_bytes"),
+    ):
+        ratio = ours[key] / max(stock[key], 1)
+        cells = [f"{side[key] / 1e6:.1f}" for side in (stock, ours)]
+        table.add_row(label, *cells, f"{ratio:.2f}×")
+    key = "largest_logit_difference"
+    cells = [f"{side[key]:.1e}" for side in (stock, ours)]
+    table.add_row("largest difference of logits", *cells, "")
+    out.print(table)
+    same = "the same" if stock["tokens"] == ours["tokens"] else "different"
+    low, high = result["logits_range"]
+    machine = result["machine"]
+    out.print(
+        f"\nMedian (lowest to highest) of {result['rounds']} interleaved runs of "
+        f"{result['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
+        f"{machine['cores']} cores, mlx {machine['mlx']}. Both generated {same} "
+        f"{result['decode_tokens']} tokens. Logits, from {low:.0f} to {high:.0f}, are "
+        "compared with those of the dequantized model, computed in float64.",
+        soft_wrap=not out.is_terminal,
+    )
+
+
+def _rate(summary: dict[str, float]) -> str:
+    return f"{summary['median']:.1f} ({summary['low']:.1f}–{summary['high']:.1f})"

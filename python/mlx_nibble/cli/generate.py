@@ -1,0 +1,12 @@
+"""``nibble generate``: mlx-lm's own command, with every model accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlx_nibble.cli.delegate import run_accelerated
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run ``mlx_lm.generate`` with these arguments."""
+    run_accelerated("generate", "generate", arguments)

@@ -1,0 +1,126 @@
+"""What holds for every plan, by thousands of problems drawn at random."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.simt.plans import (
+    DTYPES,
+    Device,
+    Launch,
+    Problem,
+    instances,
+    plan_dequantize,
+    plan_matmul,
+)
+
+SIMD_WIDTH = 32
+KNOWN_FORMATS = [(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
+
+# Small sizes and the edges of tiles are where plans go wrong.
+sizes = st.one_of(
+    st.integers(1, 40),
+    st.builds(
+        lambda tiles, off: max(1, 32 * tiles + off),
+        st.integers(1, 400),
+        st.integers(-1, 1),
+    ),
+)
+devices = st.builds(
+    Device, generation=st.integers(13, 18), tier=st.sampled_from("pgsd")
+)
+
+
+@st.composite
+def problems(draw):
+    bits, group_size = draw(st.sampled_from(KNOWN_FORMATS))
+    count, repeat, outer = (draw(st.integers(1, 4)) for _ in range(3))
+    return Problem(
+        M=draw(sizes),
+        N=draw(sizes),
+        K=group_size * draw(st.integers(1, 130)),
+        batch_size=count * repeat * outer,
+        batch_count=count,
+        batch_repeat=repeat,
+        dtype=draw(st.sampled_from(DTYPES)),
+        scale_dtype=draw(st.sampled_from(DTYPES)),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def block(launch: Launch) -> tuple[int, int]:
+    """Columns and rows of y that one threadgroup computes."""
+    if launch.kernel.startswith("qmv_quad_"):
+        return 64, 1
+    if launch.kernel.startswith("qmv_multi_"):
+        return 8, int(re.search(r"_r(\d+)$", launch.kernel)[1])
+    if launch.kernel.startswith("qmv_"):
+        return 8, 1
+    tile = re.search(r"_bm(\d+)_bn(\d+)_", launch.kernel)
+    return int(tile[2]), int(tile[1])
+
+
+def check_limits(launch: Launch, device: Device) -> None:
+    x, y, z = launch.threads
+    assert 0 < x * y * z <= device.max_threads
+    assert x * y * z % SIMD_WIDTH == 0
+    assert launch.threadgroup_bytes <= device.max_threadgroup_bytes
+    assert all(0 < n < 2**31 for n in launch.threadgroups)
+    assert launch.kernel in instances()
+
+
+@settings(max_examples=2000)
+@given(problems(), devices)
+def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
+    launches = plan_matmul(p, device)
+    assert launches is not None and len(launches) == 1
+    (launch,) = launches
+    check_limits(launch, device)
+    columns, rows = block(launch)
+    across, down, deep = launch.threadgroups
+    assert (across - 1) * columns < p.N <= across * columns
+    assert (down - 1) * rows < p.M <= down * rows
+    assert deep == p.batch_size
+    assert launch.buffers == ("w", "scales", "biases", "x", "out")
+    assert struct.unpack("5i", launch.params) == (
+        p.M,
+        p.N,
+        p.K,
+        p.batch_repeat,
+        p.batch_count,
+    )
+    assert f"_b{p.bits}_g{p.group_size}" in launch.kernel
+
+
+@settings(max_examples=300)
+@given(problems(), devices)
+def test_the_same_problem_gives_the_same_plan(p, device):
+    assert plan_matmul(p, device) == plan_matmul(p, device)
+
+
+@settings(max_examples=500)
+@given(problems(), devices)
+def test_dequantization_covers_every_word_once(p, device):
+    (launch,) = plan_dequantize(p, device)
+    check_limits(launch, device)
+    runs = p.K * p.bits // 32  # a run of 4 or 8 bits is one word
+    across, down, _ = launch.threadgroups
+    assert (across - 1) * launch.threads[0] < runs <= across * launch.threads[0]
+    assert down == p.M
+
+
+@given(st.sampled_from([(1, 64), (7, 64), (4, 16), (4, 48), (4, 256)]), problems())
+def test_what_no_kernel_holds_has_no_plan(form, p):
+    bits, group_size = form
+    unknown = Problem(M=p.M, N=p.N, K=512 * 3, bits=bits, group_size=group_size)
+    assert plan_matmul(unknown) is None
+    assert plan_dequantize(unknown) is None
+
+
+def test_names_are_unique():
+    assert len(set(instances())) == len(instances())

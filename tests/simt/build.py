@@ -1,0 +1,103 @@
+"""Builds what the bench runs, and keeps it under build/simt by content.
+
+A file there is named after a hash of everything that went into it, so nothing is
+ever stale and a second run builds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import toolchain
+from .source import Unit
+from .toolchain import BENCH, CACHE, ROOT
+
+JOBS = os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _made(path: Path, make: Callable[[Path], None]) -> Path:
+    """`path`, made first if it is not there; one process makes it, others wait."""
+    if not path.exists():
+        with _locked(path):
+            if not path.exists():
+                new = path.with_suffix(".new")
+                make(new)
+                new.rename(path)
+    return path
+
+
+@functools.cache
+def executor() -> Path:
+    """The shared library of executor/ and the project's core."""
+    code = [*BENCH.glob("executor/*.cpp"), *ROOT.glob("csrc/core/*.cpp")]
+    headers = [
+        *BENCH.glob("executor/*.h"),
+        *ROOT.glob("csrc/core/*.h"),
+        ROOT / "kernels" / "shared.h",
+    ]
+    flags = ["-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC"]
+    flags += ["-fvisibility=hidden", f"-I{ROOT}"]
+    common = [toolchain.digest_files(headers), toolchain.versions(), *flags]
+
+    def compile_one(file: Path) -> Path:
+        def make(new: Path) -> None:
+            toolchain.run([toolchain.host_compiler(), *flags, "-c", file, "-o", new])
+
+        key = toolchain.digest([*common, file.read_bytes()])
+        return _made(CACHE / f"{file.stem}-{key}.o", make)
+
+    def make(new: Path) -> None:
+        link = [toolchain.host_compiler(), "-shared", *objects, "-o", new]
+        toolchain.run([*link, "-ldl"])
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(compile_one, sorted(code)))
+    return _made(CACHE / f"executor-{toolchain.digest(map(str, objects))}.so", make)
+
+
+def compile_unit(unit: Unit, *, instrumented: bool = False) -> Path:
+    """A shared library with the unit's kernels."""
+    flags = [*toolchain.LANGUAGE, *toolchain.WARNINGS, *toolchain.CODE]
+    flags += toolchain.INSTRUMENTED if instrumented else []
+    key = toolchain.digest([unit.text, _headers(), toolchain.versions(), *flags])
+
+    def make(new: Path) -> None:
+        text = new.with_suffix(".cl")
+        compiled = new.with_suffix(".o")
+        text.write_text(unit.text)
+        command = [*toolchain.kernel_compiler(), *flags, "-c", text, "-o", compiled]
+        toolchain.run(command)
+        link = [toolchain.host_compiler(), "-shared", compiled, "-o", new, "-lm"]
+        toolchain.run(link)
+        compiled.unlink()
+
+    kind = "watched" if instrumented else "plain"
+    return _made(CACHE / f"{kind}-{key}.so", make)
+
+
+def check_syntax(unit: Unit) -> None:
+    """Raise CompileError if the strict front end refuses the unit."""
+    command = [*toolchain.kernel_compiler(), *toolchain.LANGUAGE]
+    command += [*toolchain.WARNINGS, "-fsyntax-only", "-"]
+    toolchain.run(command, text=unit.text)
+
+
+@functools.cache
+def _headers() -> str:
+    return toolchain.digest_files(
+        p for p in (BENCH / "include").rglob("*") if p.is_file()
+    )

@@ -1,0 +1,30 @@
+// What a dispatch did wrong, for Python to print.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace simt {
+
+struct Finding {
+  std::string kind;  // "race", "out of bounds", ...
+  std::string text;
+  uint32_t group[3] = {0, 0, 0};
+  int thread = -1;                     // in the threadgroup; -1: several
+  std::vector<const void*> code = {};  // where in the kernel
+  uint64_t count = 1;                  // how often it was seen
+};
+
+struct Counters {
+  uint64_t threadgroups = 0;
+  uint64_t threads = 0;
+  uint64_t threadgroup_barriers = 0;
+  uint64_t simdgroup_barriers = 0;
+  uint64_t shuffles = 0;
+  uint64_t reductions = 0;
+  uint64_t matrix_products = 0;
+  uint64_t threadgroup_bytes = 0;
+};
+
+}  // namespace simt

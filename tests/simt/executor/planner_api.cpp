@@ -1,0 +1,170 @@
+// The project's own planner and kernel texts, for Python: what runs here is
+// what core says, not what a test believes.
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <list>
+#include <sstream>
+#include <string>
+
+#include "csrc/core/kernel_name.h"
+#include "csrc/core/kernel_source.h"
+#include "csrc/core/planner.h"
+#include "json.h"
+#include "runtime.h"
+
+// Mirrors of the fields of core's structs, in ../plans.py too.
+struct SimtProblem {
+  int32_t M, N, K;
+  int32_t batch_size, batch_count, batch_repeat;
+  int32_t dtype, scale_dtype;
+  int32_t bits, group_size;
+  int32_t symmetric;
+  int32_t symmetric;
+  int32_t transpose;
+};
+struct SimtProfile {
+  int32_t generation;
+  char tier;
+  uint32_t max_threads_per_threadgroup;
+  uint32_t max_threadgroup_bytes;
+};
+
+namespace {
+
+std::list<std::string> texts;  // what the views of `files` look at
+std::vector<nibble::EmbeddedFile> files;
+
+const std::string& keep_text(std::string text) {
+  return texts.emplace_back(std::move(text));
+}
+
+}  // namespace
+
+// The extension carries the kernels inside; here they are read at run time, so
+// that an edited kernel is a new text and not a new executor.
+namespace nibble {
+const std::vector<EmbeddedFile>& embedded_kernels() {
+  return files;
+}
+}  // namespace nibble
+
+SIMT_EXPORT void simt_read_kernels(const char* directory) {
+  texts.clear();
+  files.clear();
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().extension() == ".h") {
+      std::ifstream in(entry.path(), std::ios::binary);
+      std::istreambuf_iterator<char> first(in), last;
+      files.push_back({keep_text(entry.path().filename().string()),
+                       keep_text(std::string(first, last))});
+    }
+  }
+}
+
+namespace {
+
+std::string answer;
+
+const char* keep(std::string text) {
+  answer = std::move(text);
+  return answer.c_str();
+}
+
+std::string to_json(const nibble::Dim3& d) {
+  std::ostringstream out;
+  out << '[' << d.x << ", " << d.y << ", " << d.z << ']';
+  return out.str();
+}
+
+std::string to_json(const nibble::LaunchPlan& plan) {
+  std::ostringstream out;
+  out << "{\"kernel\": " << simt::quoted(plan.kernel)
+      << ", \"threadgroups\": " << to_json(plan.threadgroups)
+      << ", \"threads\": " << to_json(plan.threads) << ", \"buffers\": [";
+  for (size_t i = 0; i < plan.buffers.size(); ++i) {
+    out << (i ? ", " : "") << simt::quoted(to_string(plan.buffers[i]));
+  }
+  out << "], \"params\": \"" << std::hex;
+  for (std::byte b : plan.params) {
+    auto value = static_cast<unsigned>(b);
+    out << (value >> 4) << (value & 15);
+  }
+  out << std::dec << "\", \"threadgroup_bytes\": " << plan.threadgroup_bytes
+      << "}";
+  return out.str();
+}
+
+template <typename Item>
+std::string to_json(const std::vector<Item>& items) {
+  std::string out = "[";
+  for (const Item& item : items) {
+    out += (out.size() > 1 ? ", " : "") + to_json(item);
+  }
+  return out + "]";
+}
+
+nibble::DeviceProfile device_of(const SimtProfile& profile) {
+  return {profile.generation,
+          profile.tier,
+          profile.max_threads_per_threadgroup,
+          profile.max_threadgroup_bytes};
+}
+
+nibble::MatmulProblem matmul_of(const SimtProblem& p) {
+  nibble::MatmulProblem problem;
+  problem.M = p.M;
+  problem.N = p.N;
+  problem.K = p.K;
+  problem.batch = {p.batch_size, p.batch_count, p.batch_repeat};
+  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
+  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
+  problem.format = {p.bits, p.group_size, p.symmetric != 0};
+  problem.transpose = p.transpose != 0;
+  return problem;
+}
+
+}  // namespace
+
+SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
+                                         const SimtProfile* profile) {
+  auto launches = nibble::plan(matmul_of(*p), device_of(*profile));
+  return keep(launches ? to_json(*launches) : "null");
+}
+
+// Every plan that may be the fastest, the default first.
+SIMT_EXPORT const char* simt_candidates(const SimtProblem* p,
+                                        const SimtProfile* profile) {
+  return keep(to_json(nibble::candidates(matmul_of(*p), device_of(*profile))));
+}
+
+// M counts the rows of the matrix.
+SIMT_EXPORT const char* simt_plan_dequantize(const SimtProblem* p,
+                                             const SimtProfile* profile) {
+  nibble::DequantizeProblem problem;
+  problem.rows = p->M;
+  problem.K = p->K;
+  problem.dtype = static_cast<nibble::Dtype>(p->dtype);
+  problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
+  problem.format = {p->bits, p->group_size, p->symmetric != 0};
+  auto launches = nibble::plan(problem, device_of(*profile));
+  return keep(launches ? to_json(*launches) : "null");
+}
+
+// [{"name": ..., "header": ...}, ...], every kernel that a plan can name.
+SIMT_EXPORT const char* simt_instances() {
+  std::string out = "[";
+  for (const nibble::KernelId& id : nibble::instances()) {
+    out += (out.size() > 1 ? ", " : "") + std::string("{\"name\": ") +
+           simt::quoted(kernel_name(id)) +
+           ", \"header\": " + simt::quoted(kernel_header(id)) + "}";
+  }
+  return keep(out + "]");
+}
+
+// The text that a Mac would compile for it; "" if there is no such kernel.
+// simt_read_kernels() comes first.
+SIMT_EXPORT const char* simt_kernel_source(const char* name) {
+  auto id = nibble::parse_kernel_name(name);
+  return keep(id ? kernel_source(*id) : "");
+}

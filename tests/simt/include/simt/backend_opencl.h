@@ -1,0 +1,135 @@
+// The CPU: clang's C++ for OpenCL, where address spaces are types that the
+// compiler checks, and the object that comes out is ordinary x86 code. The
+// executor (../executor) supplies the functions declared here.
+#pragma once
+
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
+
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using uchar = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
+using ushort = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using uint = unsigned int;
+using int64_t = long;
+using uint64_t = unsigned long;
+using ulong = unsigned long;
+using size_t = unsigned long;
+// `half` is the compiler's own.
+
+#define device __global
+#define threadgroup __local
+#define thread __private
+#define constant __constant const
+#define kernel
+
+#define SIMT_DEVICE
+#define SIMT_ANY_SPACE __generic
+#define SIMT_STATIC_CONST __constant
+#define SIMT_BUILTIN(name) __builtin_##name##f
+
+// Where in the kernel's text a call stands: default arguments, so that they
+// speak of the caller.
+#define SIMT_SITE \
+  int line = __builtin_LINE(), const __constant char *file = __builtin_FILE()
+#define SIMT_AT line, file
+
+// Mirrors of ../executor/runtime.h.
+extern "C" {
+struct SimtThreadIds {
+  uint32_t lane, simdgroup, index, threads;
+  uint32_t thread_in_group[3], group_in_grid[3], group_size[3], grid_size[3];
+};
+__global const SimtThreadIds* simt_ids();
+void simt_threadgroup_barrier(uint32_t flags,
+                              int line,
+                              const __constant char* file);
+void simt_simdgroup_barrier(uint32_t flags,
+                            int line,
+                            const __constant char* file);
+__global const uint8_t* simt_exchange(const __private void* value,
+                                      uint32_t bytes,
+                                      uint32_t op,
+                                      int line,
+                                      const __constant char* file);
+__local void* simt_threadgroup_variable(const __constant char* name,
+                                        int site,
+                                        uint32_t bytes);
+}
+
+namespace rt {
+
+// Operations that the executor counts apart; ../executor/runtime.h.
+enum Op : uint32_t { kShuffle = 1, kReduce = 2, kMatrix = 3 };
+
+constexpr uint32_t kSlotBytes = 16;
+
+inline int lane() {
+  return static_cast<int>(simt_ids()->lane);
+}
+
+inline void threadgroup_barrier(uint32_t flags, SIMT_SITE) {
+  simt_threadgroup_barrier(flags, SIMT_AT);
+}
+inline void simdgroup_barrier(uint32_t flags, SIMT_SITE) {
+  simt_simdgroup_barrier(flags, SIMT_AT);
+}
+
+template <typename T>
+inline T slot(__global const uint8_t* slots, int lane) {
+  return *(__global const T*)(slots + kSlotBytes * (lane & 31));
+}
+
+template <typename T, typename From>
+inline T exchange(T value, From from, SIMT_SITE) {
+  static_assert(sizeof(T) <= kSlotBytes, "a slot holds 16 bytes");
+  auto slots = simt_exchange(&value, sizeof(T), kShuffle, SIMT_AT);
+  return slot<T>(slots, from(lane()));
+}
+
+// The order of the hardware's sum is not documented; a tree is the likeliest.
+template <typename T>
+inline T sum(T value, SIMT_SITE) {
+  auto slots = simt_exchange(&value, sizeof(T), kReduce, SIMT_AT);
+  T all[32];
+  for (int i = 0; i < 32; ++i) {
+    all[i] = slot<T>(slots, i);
+  }
+  for (int half_way = 16; half_way > 0; half_way /= 2) {
+    for (int i = 0; i < half_way; ++i) {
+      all[i] = T(all[i] + all[i + half_way]);
+    }
+  }
+  return all[0];
+}
+
+// d += a @ b for 8x8 matrices spread over the lanes as fragment_row() and
+// fragment_column() of simdgroup_matrix.h say: two neighbours in a row each.
+inline void multiply_add_8x8(float a0,
+                             float a1,
+                             float b0,
+                             float b1,
+                             __private float& d0,
+                             __private float& d1,
+                             int row,
+                             int column,
+                             SIMT_SITE) {
+  float mine[4] = {a0, a1, b0, b1};
+  auto held = (__global const float*)simt_exchange(
+      mine, sizeof(mine), kMatrix, SIMT_AT);
+  auto lane_of = [](int r, int c) {
+    return (r & 4) << 2 | (r & 3) << 1 | (c & 4) << 1 | (c & 2) >> 1;
+  };
+  for (int k = 0; k < 8; ++k) {
+    float a = held[4 * lane_of(row, k) + (k & 1)];
+    int b = 4 * lane_of(k, column);
+    d0 += a * held[b + 2];
+    d1 += a * held[b + 3];
+  }
+}
+
+}  // namespace rt

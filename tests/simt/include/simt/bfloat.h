@@ -1,0 +1,52 @@
+// bfloat: the upper half of a float. A class, because Metal converts float to
+// bfloat only when asked to, and compilers' own __bf16 does it silently.
+#pragma once
+
+#include "simt/backend.h"
+
+struct bfloat {
+  ushort bits;
+
+  bfloat() = default;
+  SIMT_DEVICE constexpr explicit bfloat(float value)
+      : bits(round(__builtin_bit_cast(uint, value))) {}
+  SIMT_DEVICE constexpr explicit bfloat(int value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(uint value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(short value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(ushort value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(uchar value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(bool value) : bfloat(float(value)) {}
+  SIMT_DEVICE constexpr explicit bfloat(half value) : bfloat(float(value)) {}
+
+  SIMT_DEVICE constexpr operator float() const {
+    return __builtin_bit_cast(float, uint(bits) << 16);
+  }
+
+ private:
+  // To nearest, ties to even; a NaN stays one.
+  SIMT_DEVICE static constexpr ushort round(uint value) {
+    bool nan = (value & 0x7fffffffu) > 0x7f800000u;
+    uint even = (value >> 16) & 1u;
+    return nan ? ushort(value >> 16 | 0x40u)
+               : ushort((value + 0x7fffu + even) >> 16);
+  }
+};
+
+// Of two bfloats a bfloat; with a float, the conversion above makes it float.
+#define SIMT_BFLOAT_OP(op)                                              \
+  SIMT_DEVICE constexpr inline bfloat operator op(bfloat a, bfloat b) { \
+    return bfloat(float(a) op float(b));                                \
+  }                                                                     \
+  SIMT_DEVICE inline SIMT_ANY_SPACE bfloat& operator op## =             \
+      (SIMT_ANY_SPACE bfloat & a, bfloat b) {                           \
+    return a = a op b;                                                  \
+  }
+SIMT_BFLOAT_OP(+)
+SIMT_BFLOAT_OP(-)
+SIMT_BFLOAT_OP(*)
+SIMT_BFLOAT_OP(/)
+#undef SIMT_BFLOAT_OP
+
+SIMT_DEVICE constexpr inline bfloat operator-(bfloat a) {
+  return bfloat(-float(a));
+}

@@ -1,0 +1,32 @@
+"""Values to bits and back: numpy has no bfloat16, the oracle speaks in floats."""
+
+from __future__ import annotations
+
+import numpy as np
+
+STORAGE = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+
+def encode(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values rounded to `dtype`, in the array that a kernel reads."""
+    if dtype != "bfloat16":
+        return values.astype(STORAGE[dtype])
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
+    return (rounded >> 16).astype(np.uint16)
+
+
+def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """The values of what a kernel wrote, exactly: float32 for bfloat16."""
+    if dtype != "bfloat16":
+        return stored
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """The nearest values that `dtype` has."""
+    return decode(encode(values, dtype), dtype)

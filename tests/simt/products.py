@@ -1,0 +1,74 @@
+"""The project's operations, planned and run: what a test of kernels calls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import numbers
+from .executor import Options, run
+from .plans import Launch, Problem, plan_dequantize, plan_matmul
+
+
+def matmul(
+    problem: Problem,
+    words: np.ndarray,
+    scales: np.ndarray,
+    biases: np.ndarray,
+    x: np.ndarray,
+    options: Options | None = None,
+    launches: list[Launch] | None = None,
+) -> np.ndarray:
+    """y [batch_size, M, N] by the planned kernels.
+
+    Args:
+        problem: Shapes, types and format.
+        words: uint32 [batch_count, N, K * bits / 32].
+        scales: Floats [batch_count, N, K / group_size], rounded to scale_dtype here.
+        biases: The same.
+        x: Floats [batch_size, M, K], rounded to dtype here.
+        options: How to run.
+        launches: One of candidates(problem); by default what core plans.
+
+    Returns:
+        Values of type `dtype`; float32 if that is bfloat16.
+    """
+    options = options or Options()
+    launches = launches or plan_matmul(problem, options.device)
+    columns = problem.N if problem.transpose else problem.K
+    shape = (problem.batch_size, problem.M, columns)
+    operands = {"w": words, "x": numbers.encode(x, problem.dtype)}
+    return _run_all(launches, problem, operands, scales, biases, shape, options)
+
+
+def dequantize(
+    problem: Problem,
+    words: np.ndarray,
+    scales: np.ndarray,
+    biases: np.ndarray,
+    options: Options | None = None,
+) -> np.ndarray:
+    """w_hat [M, K] of type `dtype`, as matmul() takes and gives arrays."""
+    options = options or Options()
+    launches = plan_dequantize(problem, options.device)
+    shape = (problem.M, problem.K)
+    return _run_all(launches, problem, {"w": words}, scales, biases, shape, options)
+
+
+def _run_all(
+    launches: list[Launch] | None,
+    problem: Problem,
+    operands: dict[str, np.ndarray],
+    scales: np.ndarray,
+    biases: np.ndarray,
+    shape: tuple[int, ...],
+    options: Options,
+) -> np.ndarray:
+    if launches is None:
+        raise ValueError(f"[simt] no kernel of ours computes {problem}")
+    operands["scales"] = numbers.encode(scales, problem.scale_dtype)
+    operands["biases"] = numbers.encode(biases, problem.scale_dtype)
+    outputs = {"out": (shape, numbers.STORAGE[problem.dtype])}
+    written: dict[str, np.ndarray] = {}
+    for launch in launches:
+        written |= run(launch, operands | written, outputs, options).outputs
+    return numbers.decode(written["out"], problem.dtype)

@@ -1,0 +1,170 @@
+"""From Metal source to what clang takes: the same lines with less on them.
+
+Three things in a Metal file are not C++: a kernel's attributes, which say what its
+parameters are bound to; its instantiations; and threadgroup variables inside
+functions. Each is replaced in place, line by line, so that every message of the
+compiler and of the executor speaks of the file that was written.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
+_KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
+_ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
+_INSTANCE = re.compile(
+    r'template\s*\[\[\s*host_name\("(\w+)"\)\s*\]\]\s*\[\[\s*kernel\s*\]\]\s*'
+    r"decltype\(([^;]+?)\)\s*\2\s*;"
+)
+_THREADGROUP_VARIABLE = re.compile(
+    r"(?<=[;{}])(\s*)threadgroup\s+([\w:<>, ]+?)\s*\b(\w+)\s*((?:\[[^\]]*\])*)\s*;"
+)
+_FUNCTION_CONSTANT = re.compile(
+    r"constant\s+(\w+)\s+(\w+)\s*\[\[\s*function_constant\(\d+\)\s*\]\]"
+)
+_STRUCT = re.compile(r"\bstruct\s+(?:alignas\([^)]*\)\s*)?(\w+)")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A text that clang compiles, and the kernels that it exports."""
+
+    text: str
+    kernels: tuple[str, ...]
+
+
+def flatten(path: Path, include_root: Path) -> str:
+    """The file with its quoted includes pasted in, each once, lines accounted for."""
+    seen: set[Path] = set()
+
+    def paste(file: Path) -> str:
+        seen.add(file)
+        name = file.relative_to(include_root)
+        text = file.read_text().replace("#pragma once", "")
+        out = [f'#line 1 "{name}"\n']
+        end = 0
+        for include in _INCLUDE.finditer(text):
+            out.append(text[end : include.start()])
+            end = include.end()
+            target = (include_root / include[1]).resolve()
+            if not target.exists():
+                target = (file.parent / include[1]).resolve()
+            if target not in seen:
+                out.append(paste(target))
+            line = text.count("\n", 0, end) + 1
+            out.append(f'#line {line} "{name}"')
+        out.append(text[end:])
+        return "".join(out) + "\n"
+
+    return paste(path.resolve())
+
+
+def translate(text: str) -> Unit:
+    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL."""
+    text = _COMMENT.sub(_blank, text)
+    text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
+    text = _without_thread_on_constructors(text)
+    text = _THREADGROUP_VARIABLE.sub(_variable, text)
+    plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
+    text, binders = _bind(text)
+    exported: list[str] = []
+
+    def entry(name: str, function: str) -> str:
+        exported.append(name)
+        kernel = re.sub(r"<.*", "", function, flags=re.S).split("::")[-1].strip()
+        if kernel not in binders:
+            raise ValueError(f"[simt] no kernel {kernel} to instantiate {name} from")
+        return f"SIMT_ENTRY({name}, (&{function}), {', '.join(binders[kernel])})"
+
+    text = _INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
+    # A kernel that is no template is its own instance.
+    alone = "".join(entry(name, name) + "\n" for name in plain)
+    return Unit('#include "simt/entry.h"\n' + text + alone, tuple(exported))
+
+
+def _newlines(text: str) -> str:
+    return "\n" * text.count("\n")
+
+
+def _blank(match: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", match[0])
+
+
+def _variable(m: re.Match[str]) -> str:
+    before, kind, name, dimensions = m.groups()
+    site = zlib.crc32(f"{m.start()} {name}".encode()) & 0x7FFFFFFF
+    call = (
+        f"SIMT_THREADGROUP_VARIABLE({site}, SIMT_TYPE({kind}), {name}, {dimensions});"
+    )
+    return before + call + _newlines(m[0][len(before) :])
+
+
+def _bind(text: str) -> tuple[str, dict[str, list[str]]]:
+    """Blank the attributes of every kernel; return what they said, by kernel."""
+    binders: dict[str, list[str]] = {}
+    out, end = [], 0
+    for kernel in _KERNEL.finditer(text):
+        close = _closing(text, kernel.end())
+        parameters = text[kernel.end() : close]
+        binders[kernel[1]] = [_binder(p, i) for i, p in enumerate(_split(parameters))]
+        head = re.sub(r"\[\[.*?\]\]", _blank, kernel[0], flags=re.S)
+        out += [text[end : kernel.start()], head, _ATTRIBUTE.sub(_blank, parameters)]
+        end = close
+    return "".join([*out, text[end:]]), binders
+
+
+def _binder(parameter: str, position: int) -> str:
+    attribute = _ATTRIBUTE.search(parameter)
+    if not attribute:
+        # What Metal does with a pointer that names no index.
+        return f"simt::buffer<{position}>"
+    kind, index = attribute.groups()
+    if kind == "buffer":
+        return f"simt::buffer<{index}>"
+    if kind == "threadgroup":
+        return f"simt::threadgroup_memory<{index}>"
+    return f"simt::{kind}"
+
+
+def _is_template(text: str, start: int) -> bool:
+    return bool(re.search(r"\btemplate\b", re.split(r"[;{}]", text[:start])[-1]))
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 1
+    for at in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+    raise ValueError("[simt] a kernel's parameters never end")
+
+
+def _split(parameters: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for at, c in enumerate(parameters):
+        depth += {"(": 1, "[": 1, "<": 1, ")": -1, "]": -1, ">": -1}.get(c, 0)
+        if c == "," and depth == 0:
+            parts.append(parameters[start:at])
+            start = at + 1
+    last = parameters[start:]
+    return [*parts, last] if last.strip() else parts
+
+
+def _without_thread_on_constructors(text: str) -> str:
+    """Drop the `thread` after a constructor's parameters.
+
+    clang does not find a qualified default constructor for a member; Metal wants
+    nothing there either, and where it stands it changes nothing.
+    """
+    for name in set(_STRUCT.findall(text)):
+        text = re.sub(
+            rf"((?<![\w.>]){name}\s*\([^{{}};]*?\)\s*)thread\b(?=\s*[:{{;])",
+            r"\1",
+            text,
+        )
+    return text
