@@ -25,7 +25,8 @@ CXX_MAY_INCLUDE = {
     "csrc": {"csrc/mlx", "nanobind"},  # bindings.cpp
 }
 # Who parses an option must not need a model, and only one module needs mlx-lm.
-PYTHON_ORDER = ["_ext", "_native", "ops", "nn", "report", "accelerate", "lm", "cli"]
+PYTHON_ORDER = ["_ext", "_native", "ops", "nn", "report", "accelerate", "lm"]
+PYTHON_ORDER += ["convert", "cli"]
 
 
 def cxx_sources():

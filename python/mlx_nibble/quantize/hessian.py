@@ -90,27 +90,3 @@ def diagonal_blocks(hessian: np.ndarray, group_size: int) -> np.ndarray:
     groups = len(hessian) // group_size
     split = hessian.reshape(groups, group_size, groups, group_size)
     return np.ascontiguousarray(np.einsum("igih->igh", split))
-
-
-def corrected_target(
-    weight: np.ndarray, hessian: np.ndarray, drift: np.ndarray, damping: float
-) -> np.ndarray:
-    r"""The weights that would undo what earlier layers lost, if not quantized.
-
-    With X the inputs as the quantized layers before give them and X_0 those of the
-    full-precision model, :math:`\|X_0 W^\top - X W_*^\top\|^2` is least for
-
-    .. math:: W_* = W + W D^\top H^{-1}, \qquad D = X^\top (X_0 - X),
-
-    and the error of a quantized matrix in that measure is its error against
-    :math:`W_*` weighed by H, plus a constant (the asymmetric calibration of Li et
-    al. 2025, "GPTAQ").
-
-    Args:
-        weight: `[N, K]`.
-        hessian: `X^T X` `[K, K]`.
-        drift: `X^T (X_0 - X)` `[K, K]`.
-        damping: As in `damped`; what the calibration text cannot tell, stays.
-    """
-    step = np.linalg.solve(damped(hessian, damping), drift)
-    return (weight + weight @ step.T.astype(np.float32)).astype(np.float32)

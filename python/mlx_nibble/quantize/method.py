@@ -9,7 +9,6 @@ import numpy as np
 
 from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.quantize.gptq import gptq
-from mlx_nibble.quantize.hessian import corrected_target
 from mlx_nibble.quantize.refine import refine
 from mlx_nibble.quantize.rules import affine, minmax, symmetric
 from mlx_nibble.quantize.search import search
@@ -30,7 +29,6 @@ class Method:
         rule: Which grids, one of `RULES`.
         gptq: Round by GPTQ, to the grids of `rule`.
         sweeps: Sweeps of coordinate descent afterwards.
-        correct: Aim for weights that also undo what earlier layers lost.
         awq: Fold activation-aware scales into the operation before.
         damping: See :func:`mlx_nibble.quantize.hessian.damped`.
     """
@@ -38,7 +36,6 @@ class Method:
     rule: str = "search"
     gptq: bool = True
     sweeps: int = 4
-    correct: bool = True
     awq: bool = False
     damping: float = 0.01
 
@@ -52,7 +49,7 @@ class Method:
     @property
     def calibrated(self) -> bool:
         """Whether it needs to see the layers' inputs."""
-        return self.gptq or self.awq or self.sweeps > 0 or self.correct
+        return self.gptq or self.awq or self.sweeps > 0
 
 
 def quantize(
@@ -60,7 +57,6 @@ def quantize(
     form: Format,
     method: Method,
     hessian: np.ndarray | None = None,
-    drift: np.ndarray | None = None,
 ) -> Quantized:
     """Quantize one matrix.
 
@@ -69,7 +65,6 @@ def quantize(
         form: How to store it.
         method: The steps to take; without a Hessian only its rule.
         hessian: `[..., K, K]` with the leading dimensions of the weight.
-        drift: `[K, K]`, as `corrected_target` takes it.
     """
     rule = RULES[method.rule]
     if hessian is None:
@@ -85,16 +80,13 @@ def quantize(
             ),
             form.bits,
         )
-    target = weight
-    if method.correct and drift is not None:
-        target = corrected_target(weight, hessian, drift, method.damping)
-    q = rule(target, form)
-    if not (q.dequantize() != target).any():
+    q = rule(weight, form)
+    if not (q.dequantize() != weight).any():
         return q  # a lossless grid: nothing to make up for
     if method.gptq:
-        q = gptq(target, hessian, form, damping=method.damping, grid=q)
+        q = gptq(weight, hessian, form, damping=method.damping, grid=q)
     if method.sweeps:
         q = refine(
-            target, q, hessian, form, sweeps=method.sweeps, damping=method.damping
+            weight, q, hessian, form, sweeps=method.sweeps, damping=method.damping
         )
     return q
