@@ -77,7 +77,7 @@ template <typename T,
   x_loader.fetch(0);
   w_loader.fetch(0);
   x_loader.put(tiles);
-  w_loader.put(tiles + BM * kStride);
+  w_loader.put(tiles + BM * kStride, 0);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int stage = 0;
@@ -95,7 +95,7 @@ template <typename T,
     if (more) {
       threadgroup T* next = tiles + stage * kStage;
       x_loader.put(next);
-      w_loader.put(next + BM * kStride);
+      w_loader.put(next + BM * kStride, k + BK);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }

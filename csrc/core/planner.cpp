@@ -33,6 +33,27 @@ constexpr int kLastMultiRow = 8;
 // Up to this number of rows qmm_skinny does.
 constexpr int kLastSkinnyRow = 32;
 
+// Cores of the largest GPU of this tier, up to M5. Which of them it is the
+// architecture string does not say, and too many threadgroups cost less than
+// idle cores.
+constexpr uint32_t most_cores(const DeviceProfile& device) {
+  switch (device.tier) {
+    case 'p':
+      return 6;
+    case 's':
+      return 40;
+    case 'd':
+      return 80;
+    default:
+      return 20;
+  }
+}
+
+// Of 128 threads each: 16 simdgroups, four for each of a core's four
+// schedulers, to hide what the others wait for (metal-benchmarks: a core needs
+// 8 to 24 for full use). Not measured.
+constexpr uint32_t kThreadgroupsPerCore = 4;
+
 MatmulParams params_of(const MatmulProblem& p) {
   return {p.M, p.N, p.K, p.batch.repeat, p.batch.count};
 }
@@ -114,6 +135,40 @@ LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
   return launch;
 }
 
+// The tile that plan() takes for many rows: the largest whose last row of
+// tiles is more than half full, of those that still give every core enough to
+// do; none if even the smallest is too large for that.
+std::optional<Tile> default_tile(const MatmulProblem& p,
+                                 const DeviceProfile& device) {
+  for (const Tile& tile : kTiles) {
+    uint32_t down = ceil_div(p.M, tile.BM);
+    uint32_t across = ceil_div(p.N, tile.BN);
+    bool full = down * tile.BM - p.M < static_cast<uint32_t>(tile.BM) / 2;
+    bool enough = uint64_t{down} * across * p.batch.size >=
+                  kThreadgroupsPerCore * most_cores(device);
+    if (full && enough && supports(tile, p.dtype, p.format, device)) {
+      return tile;
+    }
+  }
+  return std::nullopt;
+}
+
+std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
+    const MatmulProblem& p, const DeviceProfile& device) {
+  std::vector<std::vector<LaunchPlan>> all;
+  std::optional<Tile> first = default_tile(p, device);
+  if (first) {
+    all.push_back({plan_qmm(p, *first)});
+  }
+  all.push_back({plan_qmm_skinny(p)});
+  for (const Tile& tile : kTiles) {
+    if (tile != first && supports(tile, p.dtype, p.format, device)) {
+      all.push_back({plan_qmm(p, tile)});
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
@@ -123,23 +178,23 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
       !p.transpose) {
     return {};
   }
+  if (p.batch_invariant) {
+    // All of its forms add up a row in the same order.
+    return {{plan_qmm_skinny(p)}};
+  }
   if (p.M == 1) {
     return {{plan_qmv(p)}};
   }
-  std::vector<std::vector<LaunchPlan>> all;
   if (p.M < kFirstSkinnyRow) {
-    all = {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
-  } else if (p.M <= kLastMultiRow) {
-    all = {{plan_qmm_skinny(p)}, {plan_qmv_multi(p)}};
-  } else if (p.M <= kLastSkinnyRow) {
-    all = {{plan_qmm_skinny(p)}};
+    return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
   }
-  for (const Tile& tile : kTiles) {
-    if (p.M > kLastMultiRow && supports(tile, p.dtype, p.format, device)) {
-      all.push_back({plan_qmm(p, tile)});
-    }
+  if (p.M <= kLastMultiRow) {
+    return {{plan_qmm_skinny(p)}, {plan_qmv_multi(p)}};
   }
-  return all;
+  if (p.M <= kLastSkinnyRow) {
+    return {{plan_qmm_skinny(p)}};
+  }
+  return candidates_for_many_rows(p, device);
 }
 
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,

@@ -62,9 +62,12 @@ struct Tile {
   }
 };
 
-// The tiles that instances exist for. One for now: MLX's own, the best known
-// over all generations when nothing has been measured.
-inline constexpr Tile kTiles[] = {{32, 32, 32, 2, 2}};
+// The tiles that instances exist for, the largest first. 64x64: half of the
+// threadgroup traffic a product of the 32x32 that MLX uses everywhere, and the
+// size that llama.cpp (64x32) and uzu (64x64) found best for long prompts on
+// M1 to M4. In float32 it does not fit.
+inline constexpr Tile kTiles[] = {
+    {64, 64, 32, 2, 2}, {64, 32, 32, 2, 2}, {32, 32, 32, 2, 2}};
 
 // The single statement of what makes a tile valid for a format on a device.
 constexpr bool supports(const Tile& tile,
@@ -74,12 +77,17 @@ constexpr bool supports(const Tile& tile,
   bool fragments = tile.BM % (tile.WM * kFragment) == 0 &&
                    tile.BN % (tile.WN * kFragment) == 0 &&
                    tile.BK % kFragment == 0;
+  // Every thread moves 16 bytes of x, and four threads share a row of w.
+  auto item = static_cast<int>(size_of(dtype));
+  auto threads = static_cast<int>(tile.threads());
+  bool shares = tile.BM * tile.BK * item % (16 * threads) == 0 &&
+                tile.BN % (threads / 4) == 0;
   // A block of K lies inside one group and is made of whole words.
   bool groups =
       format.group_size % tile.BK == 0 && tile.BK * format.bits % 32 == 0;
   bool fits = tile.threads() <= device.max_threads_per_threadgroup &&
               tile.threadgroup_bytes(dtype) <= device.max_threadgroup_bytes;
-  return fragments && groups && fits;
+  return fragments && shares && groups && fits;
 }
 
 }  // namespace nibble

@@ -35,6 +35,7 @@ class Problem:
     group_size: int = 64
     symmetric: bool = False
     transpose: bool = True
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _Problem(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "M N K batch_size batch_count batch_repeat dtype scale_dtype "
-            "bits group_size symmetric transpose"
+            "bits group_size symmetric transpose batch_invariant"
         ).split()
     ]
 
@@ -109,6 +110,7 @@ def _ask(function: str, p: Problem, device: Device) -> Any:
         p.group_size,
         p.symmetric,
         p.transpose,
+        p.batch_invariant,
     )
     profile = _Profile(
         device.generation,

@@ -20,8 +20,8 @@ struct SimtProblem {
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
   int32_t symmetric;
-  int32_t symmetric;
   int32_t transpose;
+  int32_t batch_invariant;
 };
 struct SimtProfile {
   int32_t generation;
@@ -121,6 +121,7 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
   problem.format = {p.bits, p.group_size, p.symmetric != 0};
   problem.transpose = p.transpose != 0;
+  problem.batch_invariant = p.batch_invariant != 0;
   return problem;
 }
 
