@@ -89,6 +89,7 @@ def library() -> ctypes.CDLL:
         "candidates",
         "instances",
         "kernel_source",
+        "dispatch",
     ):
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
     lib.simt_read_kernels.restype = None
@@ -170,8 +171,8 @@ def kernel_source(name: str) -> str:
 
 
 def unit_name(kernel: str) -> str:
-    """Kernels that are compiled together share this: family and types."""
-    return re.split(r"_b\d+_", kernel)[0]
+    """What kernels share that are compiled together: family, types and bits."""
+    return re.split(r"(?<=_b\d)_", kernel)[0]
 
 
 @functools.cache
