@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from clang import cindex
-from clang.cindex import CursorKind, StorageClass, TypeKind
 
 from . import build, plans, toolchain
 from .source import rewrite, translate
 from .toolchain import ROOT
+
+# Their members are made at run time: no type checker knows them.
+CursorKind: Any = cindex.CursorKind
+StorageClass: Any = cindex.StorageClass
+TypeKind: Any = cindex.TypeKind
 
 _FUNCTIONS = {
     CursorKind.FUNCTION_DECL,

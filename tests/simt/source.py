@@ -84,8 +84,11 @@ def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
     return _bind(text)
 
 
-def translate(text: str) -> Unit:
-    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL."""
+def translate(text: str, prologue: str = "") -> Unit:
+    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL.
+
+    `prologue` comes before everything, the stand-in library too.
+    """
     plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
     text, binders = rewrite(text)
     exported: list[str] = []
@@ -100,7 +103,7 @@ def translate(text: str) -> Unit:
     text = _INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
     # A kernel that is no template is its own instance.
     alone = "".join(entry(name, name) + "\n" for name in plain)
-    return Unit('#include "simt/entry.h"\n' + text + alone, tuple(exported))
+    return Unit(prologue + '#include "simt/entry.h"\n' + text + alone, tuple(exported))
 
 
 def _newlines(text: str) -> str:
