@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include "csrc/bindings_self_check.h"
 #include "csrc/mlx/ops.h"
 
 namespace nb = nanobind;
@@ -52,4 +53,6 @@ NB_MODULE(_ext, m) {
       "bits"_a,
       "group_size"_a,
       "Whether our kernels compute a format, on any device.");
+
+  nibble::bind_self_check(m);
 }

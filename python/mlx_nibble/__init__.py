@@ -13,10 +13,13 @@ operations, :mod:`mlx_nibble.nn` the layers.
 
 from __future__ import annotations
 
-from mlx_nibble import nn, ops
+from mlx_nibble import _native, nn, ops, selfcheck
 from mlx_nibble.accelerate import accelerate
 from mlx_nibble.report import Report
 
 __version__ = "0.1.0"
+
+if _native.ext is not None:
+    selfcheck.install(_native.ext, __version__)
 
 __all__ = ["Report", "__version__", "accelerate", "nn", "ops"]
