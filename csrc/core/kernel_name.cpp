@@ -130,7 +130,7 @@ std::vector<KernelId> instances() {
   for (Family family : kFamilies) {
     for (Dtype dtype : kDtypes) {
       for (Dtype scale_dtype : kDtypes) {
-        for (int bits : kKernelBits) {
+        for (int bits : kHeldBits) {
           for (int group_size : kHeldGroupSizes) {
             for (bool symmetric : {false, true}) {
               QuantFormat format{bits, group_size, symmetric};

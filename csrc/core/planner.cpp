@@ -174,7 +174,7 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
                                                 const DeviceProfile& device) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0 ||
+  if (!held(p.format) || p.K % p.format.group_size != 0 ||
       !p.transpose) {
     return {};
   }
@@ -206,7 +206,7 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
                                             const DeviceProfile&) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   // One thread for the codes of each run of whole words.

@@ -43,6 +43,7 @@ class Report:
         """Give each layer its own class back; the model is then as it was."""
         for swap in self.swapped:
             swap.module.__class__ = swap.original
+            del swap.module._activations, swap.module._batch_invariant
         self.swapped = []
 
     def __str__(self) -> str:
