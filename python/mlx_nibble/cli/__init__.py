@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "fetch a small model, answer a question, and compare with stock MLX",
     "convert": "import a GGUF file as an MLX model folder, without loss",
     "generate": "complete a prompt (mlx_lm.generate, accelerated)",
+    "doctor": "try every kernel on this machine",
 }
 
 _EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
