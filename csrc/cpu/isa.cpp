@@ -36,16 +36,18 @@ bool has(ArmFeature feature) {
 
 // Slowest first.
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"scalar", kScalarKernels, kScalarInt8Kernels}};
+  std::vector<Isa> found = {
+      {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayers}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
       !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
     return found;
   }
-  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels});
+  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels, kAvx2Layers});
   if (__builtin_cpu_supports("avxvnni")) {
-    found.push_back({"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels});
+    found.push_back(
+        {"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels, kAvx2Layers});
   }
   if (!__builtin_cpu_supports("avx512f") ||
       !__builtin_cpu_supports("avx512bw") ||
@@ -53,17 +55,21 @@ std::vector<Isa> find_isas() {
       !__builtin_cpu_supports("avx512vl")) {
     return found;
   }
-  found.push_back({"avx512", kAvx512Kernels, kAvx512Int8Kernels});
+  found.push_back(
+      {"avx512", kAvx512Kernels, kAvx512Int8Kernels, kAvx512Layers});
   if (__builtin_cpu_supports("avx512vnni")) {
-    found.push_back({"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels});
+    found.push_back(
+        {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
   }
 #elif defined(__aarch64__)
-  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels});
+  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kNeonLayers});
   if (has(ArmFeature::kDotProd)) {
-    found.push_back({"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels});
+    found.push_back(
+        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kNeonLayers});
   }
   if (has(ArmFeature::kI8mm)) {
-    found.push_back({"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels});
+    found.push_back(
+        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kNeonLayers});
   }
 #endif
   return found;

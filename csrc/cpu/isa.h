@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/cpu/kernels.h"
+#include "csrc/cpu/layer_kernels.h"
 
 namespace nibble::cpu {
 
@@ -13,6 +14,7 @@ struct Isa {
   std::string_view name;
   const Kernels& kernels;
   const Int8Kernels& int8;
+  const LayerKernels& layers;
 };
 
 // Names of those that can run here, slowest first: of "scalar", "avx2",

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "csrc/core/dtype.h"
+#include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
+#include "csrc/cpu/layers.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -14,6 +16,7 @@ namespace mx = mlx::core;
 
 // nullopt for a type that our kernels do not compute in.
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
+mx::Dtype to_mlx(Dtype dtype);
 
 // How the batch dimensions `x` of activations find their weights among `w`
 // (broadcastable to x); nullopt where no (b / repeat) % count does, as in
@@ -30,6 +33,12 @@ MatmulProblem matmul_problem(const mx::array& x,
                              QuantFormat format,
                              bool transpose);
 
+// w_hat of dtype `dtype` from all matrices of w, one below the other.
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype);
+
 // Row-contiguous bytes of an evaluated array: its own memory where it is
 // contiguous, else a copy, owned by this object.
 class RowContiguous {
@@ -45,6 +54,20 @@ class RowContiguous {
  private:
   std::vector<std::byte> copy_;
   const void* data_;
+};
+
+// The rows (last dimension) of an evaluated array [A, ..., B, D] as a grid of
+// A x ... x B: where they lie, if rows are contiguous and there are no more
+// than four dimensions; else of a copy, owned by this object.
+class StridedRows {
+ public:
+  explicit StridedRows(const mx::array& a);
+
+  const cpu::RowGrid& grid() const { return grid_; }
+
+ private:
+  std::optional<RowContiguous> copy_;
+  cpu::RowGrid grid_;
 };
 
 }  // namespace nibble::bridge

@@ -28,10 +28,10 @@ ARM_FLAGS = {
     "kernels_neon_i8mm": ["-mcpu=generic+v8_2a+dotprod+i8mm"],
 }
 ARM_SOURCES = [
-    *(ROOT / "csrc" / "cpu").glob("kernels_neon*.cpp"),
     *(
-        ROOT / "csrc" / "cpu" / f"{name}.cpp"
-        for name in ("isa", "kernels_scalar", "matmul", "thread_pool")
+        path
+        for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
+        if "_avx" not in path.stem
     ),
     ROOT / "tests" / "cpu" / "runner.cpp",
 ]
