@@ -136,6 +136,7 @@ mx::array quantized_matmul(const mx::array& x_,
                            std::optional<int> group_size,
                            std::optional<int> bits,
                            const std::string& mode,
+                           const MatmulOptions& options,
                            mx::StreamOrDevice s) {
   QuantFormat format{bits.value_or(4), group_size.value_or(64)};
   if (mode != "affine" || !held(format)) {
@@ -183,6 +184,7 @@ mx::array quantized_matmul(const mx::array& x_,
   }
   MatmulProblem problem =
       bridge::matmul_problem(a.x, a.w, a.scales, format, transpose);
+  problem.batch_invariant = options.batch_invariant;
   if (!held_on(problem, stream)) {
     mx::array y = mx::quantized_matmul(a.x,
                                        a.w,
@@ -195,14 +197,14 @@ mx::array quantized_matmul(const mx::array& x_,
                                        stream);
     return finish(mx::astype(y, dtype, stream));
   }
-  return finish(
-      mx::array(shape,
-                dtype,
-                std::make_shared<QuantizedMatmul>(stream, format, transpose),
-                {contiguous(a.x, stream),
-                 contiguous(a.w, stream),
-                 contiguous(a.scales, stream),
-                 contiguous(a.biases, stream)}));
+  return finish(mx::array(
+      shape,
+      dtype,
+      std::make_shared<QuantizedMatmul>(stream, format, transpose, options),
+      {contiguous(a.x, stream),
+       contiguous(a.w, stream),
+       contiguous(a.scales, stream),
+       contiguous(a.biases, stream)}));
 }
 
 mx::array dequantize(const mx::array& w,

@@ -8,15 +8,15 @@
     generate(model, tokenizer, prompt="Hello")
 
 :func:`accelerate` is all that most programs need; :mod:`mlx_nibble.ops` has the
-operations, :mod:`mlx_nibble.nn` the layers.
+operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those between them.
 """
 
 from __future__ import annotations
 
-from mlx_nibble import nn, ops
+from mlx_nibble import fast, nn, ops
 from mlx_nibble.accelerate import accelerate
 from mlx_nibble.report import Report
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "__version__", "accelerate", "nn", "ops"]
+__all__ = ["Report", "__version__", "accelerate", "fast", "nn", "ops"]

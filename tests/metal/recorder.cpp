@@ -125,8 +125,16 @@ NB_MODULE(_recorder, m) {
          bool transpose,
          int group_size,
          int bits) {
-        return nibble::ops::quantized_matmul(
-            x, w, scales, biases, transpose, group_size, bits, "affine", kGpu);
+        return nibble::ops::quantized_matmul(x,
+                                             w,
+                                             scales,
+                                             biases,
+                                             transpose,
+                                             group_size,
+                                             bits,
+                                             "affine",
+                                             {},
+                                             kGpu);
       },
       "x"_a,
       "w"_a,
