@@ -7,9 +7,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc kernels cmake -type f 2>/dev/null)
+  $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test bench lint format stubs wheel-macos clean help
+.PHONY: demo test bench lint format stubs wheel wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -35,6 +35,9 @@ format: $(VENV)/installed  ## Rewrite sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+wheel: $(VENV)/installed  ## Build the Linux wheel and sdist, and try them
+	$(BIN)/python tools/wheel_linux.py
 
 wheel-macos: $(VENV)/installed  ## Cross-build and check the macOS wheel
 	$(BIN)/python tools/wheel_macos.py

@@ -6,29 +6,26 @@ add_library(nibble_cpu STATIC
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp
   csrc/cpu/layers.cpp
-  csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)
 
+# kernels_ISA.cpp, compiled with these options.
+function(add_kernels isa)
+  set(source csrc/cpu/kernels_${isa}.cpp)
+  target_sources(nibble_cpu PRIVATE ${source})
+  set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${ARGN}")
+endfunction()
+
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  target_sources(nibble_cpu PRIVATE
-    csrc/cpu/kernels_avx2.cpp
-    csrc/cpu/kernels_avx512.cpp
-    csrc/cpu/layers_avx2.cpp
-    csrc/cpu/layers_avx512.cpp)
-  set(avx2 "-mavx2;-mfma;-mf16c")
-  set_source_files_properties(
-    csrc/cpu/kernels_avx2.cpp csrc/cpu/layers_avx2.cpp
-    PROPERTIES COMPILE_OPTIONS "${avx2}")
-  set_source_files_properties(
-    csrc/cpu/kernels_avx512.cpp csrc/cpu/layers_avx512.cpp
-    PROPERTIES COMPILE_OPTIONS
-    "${avx2};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mprefer-vector-width=512")
+  set(avx2 -mavx2 -mfma -mf16c -mbmi2)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC's own AVX-512 headers pass an undefined register where none is read.
-    set_property(SOURCE
-      csrc/cpu/kernels_avx512.cpp csrc/cpu/layers_avx512.cpp APPEND
-      PROPERTY COMPILE_OPTIONS -Wno-uninitialized -Wno-maybe-uninitialized)
+    list(APPEND avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()
+  add_kernels(avx2 ${avx2})
+  add_kernels(avx2_vnni ${avx2} -mavxvnni)
+  add_kernels(avx512 ${avx512} -mprefer-vector-width=512)
+  add_kernels(avx512_vnni ${avx512} -mavx512vnni -mprefer-vector-width=512)
 endif()

@@ -6,19 +6,19 @@
 
 namespace nibble {
 
-// Value i of a run. The shift that code_in_place() leaves goes into the scale,
-// which the compiler keeps for all the words of a run.
+// Value i of a run whose scale and bias are `affine`. The shift that
+// code_in_place() leaves goes into the scale, which the compiler keeps for all
+// the words of a run.
 template <int bits>
-inline float dequantize_code(const thread uint* words,
-                             int i,
-                             float scale,
-                             float bias) {
-  return fma(
-      float(code_in_place<bits>(words, i)), scale * unplace<bits>(i), bias);
+inline float dequantize_code(const thread uint* words, int i, float2 affine) {
+  return fma(float(code_in_place<bits>(words, i)),
+             affine.x * unplace<bits>(i),
+             affine.y);
 }
 
-// One quantized matrix [N, K] in device memory.
-template <typename S, int bits, int group_size>
+// One quantized matrix [N, K] in device memory. A symmetric one has no biases:
+// its codes stand for code - 2^(bits - 1), and `biases` is never read.
+template <typename S, int bits, int group_size, bool symmetric>
 struct QuantizedMatrix {
   const device uint* words;
   const device S* scales;
@@ -44,9 +44,14 @@ struct QuantizedMatrix {
     return words + size_t(row) * size_t(words_of(K, bits)) + words_of(k, bits);
   }
 
-  // The index in `scales` and `biases` of the group of code k of row `row`.
-  size_t group_at(int row, int k) const thread {
-    return size_t(row) * size_t(K / group_size) + size_t(k / group_size);
+  // Scale and bias of the group of code k of row `row`.
+  float2 affine_at(int row, int k) const thread {
+    const size_t group =
+        size_t(row) * size_t(K / group_size) + size_t(k / group_size);
+    const float scale = float(scales[group]);
+    const float bias =
+        symmetric ? scale * -float(1 << (bits - 1)) : float(biases[group]);
+    return float2(scale, bias);
   }
 };
 

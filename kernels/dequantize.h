@@ -11,7 +11,7 @@ namespace nibble {
 
 using namespace metal;
 
-template <typename T, typename S, int bits, int group_size>
+template <typename T, typename S, int bits, int group_size, bool symmetric>
 [[kernel]] void dequantize(const device uint* w [[buffer(0)]],
                            const device S* scales [[buffer(1)]],
                            const device S* biases [[buffer(2)]],
@@ -30,13 +30,11 @@ template <typename T, typename S, int bits, int group_size>
   if (k >= params.K) {
     return;
   }
-  const QuantizedMatrix<S, bits, group_size> weight(
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.rows, params.K, 0);
   uint words[words_of(kCodes, bits)];
   load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
-  const size_t group = weight.group_at(row, k);
-  const float scale = float(weight.scales[group]);
-  const float bias = float(weight.biases[group]);
+  const float2 affine = weight.affine_at(row, k);
 
   device vec<T, 4>* out =
       (device vec<T, 4>*)(w_hat + size_t(row) * size_t(params.K) + size_t(k));
@@ -45,7 +43,7 @@ template <typename T, typename S, int bits, int group_size>
     vec<T, 4> values;
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<bits>(words, i + j, scale, bias));
+      values[j] = T(dequantize_code<bits>(words, i + j, affine));
     }
     out[i / 4] = values;
   }

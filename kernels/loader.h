@@ -1,13 +1,14 @@
 // Blocks of x and of w on their way from device to threadgroup memory.
 //
 // A loader works in two steps, so that the device's latency hides behind the
-// arithmetic of the block before: fetch() reads the next block into registers,
-// put() writes it to threadgroup memory, w dequantized.
+// arithmetic of the block before: fetch() reads into registers, put() writes
+// the next block to threadgroup memory, w dequantized.
 //
 // Rows past the last are the last row again: reading it is safe, and what it
 // leads to is never stored.
 #pragma once
 
+#include <metal_simdgroup>
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
@@ -25,75 +26,206 @@ constexpr int tile_stride() {
   return BK + 16 / int(sizeof(T));
 }
 
-// Rows [first_row, first_row + rows) of x [M, K], BK columns at a time.
+// Elements of T in 16 bytes: what a thread moves at once.
+template <typename T>
+constexpr int elements_at_once() {
+  return 16 / int(sizeof(T));
+}
+
+// Times that `threads` threads must go to move a block of x [rows, BK].
+template <typename T, int rows, int BK, int threads>
+constexpr int activation_passes() {
+  return rows * BK / elements_at_once<T>() / threads;
+}
+
+// Rows [first_row, first_row + rows) of x [M, K], BK columns at a time;
+// neighbouring threads read neighbouring bytes.
 template <typename T, int rows, int BK, int threads>
 struct ActivationLoader {
-  static_assert(rows * BK % (threads * 4) == 0, "four elements a load");
-  static_assert(BK % (rows * BK / threads) == 0, "a thread stays in one row");
+  static_assert(rows * BK % (elements_at_once<T>() * threads) == 0,
+                "all threads are needed in every pass");
 
-  const device T* source;
-  int offset;  // of this thread's elements in the tile
-  vec<T, 4> held[rows * BK / threads / 4];
+  const device T* x;
+  int K;
+  int first_row;
+  int last_row;
+  int row;  // of the first pass, in the tile
+  int column;
+  uint4 held[activation_passes<T, rows, BK, threads>()];
 
   ActivationLoader(
-      const device T* x, int first_row, int M, int K, int thread_index) {
-    constexpr int count = rows * BK / threads;
-    const int row = thread_index / (BK / count);
-    const int column = thread_index % (BK / count) * count;
-    source = x + size_t(min(first_row + row, M - 1)) * size_t(K) + column;
-    offset = row * tile_stride<T, BK>() + column;
+      const device T* x_, int first_row_, int M, int K_, int thread_index)
+      : x(x_), K(K_), first_row(first_row_), last_row(M - 1) {
+    constexpr int threads_a_row = BK / elements_at_once<T>();
+    row = thread_index / threads_a_row;
+    column = thread_index % threads_a_row * elements_at_once<T>();
   }
 
   void fetch(int k) thread {
-    constexpr int count = rows * BK / threads;
+    constexpr int passes = activation_passes<T, rows, BK, threads>();
 #pragma clang loop unroll(full)
-    for (int i = 0; i < count / 4; ++i) {
-      held[i] = *(const device vec<T, 4>*)(source + k + i * 4);
+    for (int p = 0; p < passes; ++p) {
+      const int source = min(first_row + row + p * (rows / passes), last_row);
+      held[p] = *(const device uint4*)(x + size_t(source) * size_t(K) +
+                                       size_t(k + column));
     }
   }
 
   void put(threadgroup T* tile) const thread {
-    constexpr int count = rows * BK / threads;
+    constexpr int passes = activation_passes<T, rows, BK, threads>();
 #pragma clang loop unroll(full)
-    for (int i = 0; i < count / 4; ++i) {
-      *(threadgroup vec<T, 4>*)(tile + offset + i * 4) = held[i];
+    for (int p = 0; p < passes; ++p) {
+      const int target = row + p * (rows / passes);
+      *(threadgroup uint4*)(tile + target * tile_stride<T, BK>() + column) =
+          held[p];
     }
   }
 };
 
-// Codes that one thread dequantizes of a tile of `codes`: an equal share, but
+// Dequantizes `count` codes of `words` into a row of a tile. Values are
+// computed in float and rounded to T as they enter the tile.
+template <typename T, int bits, int count>
+inline void put_dequantized(const thread uint* words,
+                            float2 affine,
+                            threadgroup T* to) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < count; i += 4) {
+    vec<T, 4> values;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) {
+      values[j] = T(dequantize_code<bits>(words, i + j, affine));
+    }
+    *(threadgroup vec<T, 4>*)(to + i) = values;
+  }
+}
+
+// Rows [first_row, first_row + rows) of w [N, K], a block of BK columns at a
+// time, for 4 and 8 bits.
+//
+// A block of 32 columns is 16 or 32 bytes of a row, a fraction of a cache
+// line. So four lanes fetch 64 bytes of a row at once, the codes of several
+// blocks (a span), and put() passes them round:
+//
+//   lane of four       0            1            2            3
+//   fetched, 4 bits  [w0 w1 w2 w3][w4 w5 w6 w7][w8 ... w11][w12 ... w15]
+//   put, block 0      w0           w1           w2           w3
+//   put, block 1      w4           w5           w6           w7    ...
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int rows,
+          int BK,
+          int threads>
+struct SpanLoader {
+  static_assert(group_size % BK == 0, "a block lies inside one group");
+  static_assert(rows % (threads / 4) == 0, "four lanes to a row");
+  static_assert(bits == 4 || bits == 8, "a share of a block is whole words");
+
+  QuantizedMatrix<S, bits, group_size, symmetric> weight;
+  int first_row;
+  int last_row;
+  int row;  // of the first pass, in the tile
+  int lane;
+  float2 affine[rows / (threads / 4)];
+  uint held[rows / (threads / 4)][4];
+
+  SpanLoader(
+      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
+      int first_row_,
+      int N,
+      int thread_index)
+      : weight(weight_), first_row(first_row_), last_row(N - 1) {
+    row = thread_index / 4;
+    lane = thread_index % NIBBLE_SIMD_WIDTH;
+    // Past the end of K, lanes take part in the passing round without words.
+    for (int i = 0; i < rows / (threads / 4) * 4; ++i) {
+      held[i / 4][i % 4] = 0;
+    }
+  }
+
+  // Reads if a span or a group begins at column k.
+  void fetch(int k) thread {
+    constexpr int passes = rows / (threads / 4);
+    constexpr int share = 4 * 32 / bits;  // codes of a span that a lane reads
+#pragma clang loop unroll(full)
+    for (int p = 0; p < passes; ++p) {
+      const int source = min(first_row + row + p * (threads / 4), last_row);
+      // K is a multiple of a share, but not of a span.
+      const int share_k = k + lane % 4 * share;
+      if (k % (4 * share) == 0 && share_k < weight.K) {
+        load_words<4>(weight.words_at(source, share_k), held[p]);
+      }
+      if (k % group_size == 0) {
+        affine[p] = weight.affine_at(source, k);
+      }
+    }
+  }
+
+  // Writes the block that begins at column k.
+  void put(threadgroup T* tile, int k) thread {
+    constexpr int passes = rows / (threads / 4);
+    constexpr int count = BK / 4;
+    constexpr int words = words_of(count, bits);
+    constexpr int span = 4 * 4 * 32 / bits;
+    const int quad_lane = lane % 4;
+#pragma clang loop unroll(full)
+    for (int p = 0; p < passes; ++p) {
+      uint mine[words];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < words; ++i) {
+        const int wanted = words_of(k % span, bits) + quad_lane * words + i;
+        const ushort from = ushort(lane - quad_lane + wanted / 4);
+#pragma clang loop unroll(full)
+        for (int j = i; j < 4; j += words) {
+          const uint word = simd_shuffle(held[p][j], from);
+          mine[i] = j == i || wanted % 4 == j ? word : mine[i];
+        }
+      }
+      const int target = row + p * (threads / 4);
+      put_dequantized<T, bits, count>(
+          mine,
+          affine[p],
+          tile + target * tile_stride<T, BK>() + quad_lane * count);
+    }
+  }
+};
+
+// Codes that one thread dequantizes of a block of `codes`: an equal share, but
 // never less than a run of whole words.
 constexpr int codes_a_thread(int codes, int threads, int bits) {
   return codes / threads < run_codes(bits) ? run_codes(bits) : codes / threads;
 }
 
-// Rows [first_row, first_row + rows) of w [N, K], BK columns at a time. Values
-// are computed in float and rounded to T as they enter the tile.
+// The same for the other widths, where a share of a block may be no whole
+// words: each thread reads what it dequantizes, a part of a cache line.
 template <typename T,
           typename S,
           int bits,
           int group_size,
+          bool symmetric,
           int rows,
           int BK,
           int threads>
-struct WeightLoader {
+struct RunLoader {
   static_assert(group_size % BK == 0, "a block lies inside one group");
   static_assert(BK % codes_a_thread(rows * BK, threads, bits) == 0,
                 "a thread stays in one row");
 
-  QuantizedMatrix<S, bits, group_size> weight;
-  bool active;  // at odd widths there are fewer runs than threads
+  QuantizedMatrix<S, bits, group_size, symmetric> weight;
+  bool active;  // there may be fewer runs than threads
   int row;
   int column;
   int offset;
-  float scale;
-  float bias;
+  float2 affine;
   uint held[words_of(codes_a_thread(rows * BK, threads, bits), bits)];
 
-  WeightLoader(const thread QuantizedMatrix<S, bits, group_size>& weight_,
-               int first_row,
-               int N,
-               int thread_index)
+  RunLoader(
+      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
+      int first_row,
+      int N,
+      int thread_index)
       : weight(weight_) {
     constexpr int count = codes_a_thread(rows * BK, threads, bits);
     active = thread_index * count < rows * BK;
@@ -105,32 +237,33 @@ struct WeightLoader {
 
   void fetch(int k) thread {
     constexpr int count = codes_a_thread(rows * BK, threads, bits);
-    if (!active) {
-      return;
-    }
-    load_words<words_of(count, bits)>(weight.words_at(row, k + column), held);
-    if (k % group_size == 0) {
-      const size_t group = weight.group_at(row, k);
-      scale = float(weight.scales[group]);
-      bias = float(weight.biases[group]);
+    if (active) {
+      load_words<words_of(count, bits)>(weight.words_at(row, k + column), held);
+      if (k % group_size == 0) {
+        affine = weight.affine_at(row, k);
+      }
     }
   }
 
-  void put(threadgroup T* tile) const thread {
+  void put(threadgroup T* tile, int) const thread {
     constexpr int count = codes_a_thread(rows * BK, threads, bits);
-    if (!active) {
-      return;
-    }
-#pragma clang loop unroll(full)
-    for (int i = 0; i < count; i += 4) {
-      vec<T, 4> values;
-#pragma clang loop unroll(full)
-      for (int j = 0; j < 4; ++j) {
-        values[j] = T(dequantize_code<bits>(held, i + j, scale, bias));
-      }
-      *(threadgroup vec<T, 4>*)(tile + offset + i) = values;
+    if (active) {
+      put_dequantized<T, bits, count>(held, affine, tile + offset);
     }
   }
 };
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int rows,
+          int BK,
+          int threads>
+using WeightLoader = conditional_t<
+    bits == 4 || bits == 8,
+    SpanLoader<T, S, bits, group_size, symmetric, rows, BK, threads>,
+    RunLoader<T, S, bits, group_size, symmetric, rows, BK, threads>>;
 
 }  // namespace nibble

@@ -16,6 +16,8 @@
 #include <metal_simdgroup_matrix>
 #include <metal_stdlib>
 
+#include "kernels/shared.h"
+
 namespace nibble {
 
 using namespace metal;
@@ -48,6 +50,23 @@ struct Accumulator {
       for (int j = 0; j < TN; ++j) {
         fragments[i][j] = Fragment(0.0f);
       }
+    }
+  }
+
+  // To and from threadgroup memory, this lane's elements NIBBLE_SIMD_WIDTH
+  // apart from one fragment to the next.
+  void save(threadgroup float2* to) thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM * TN; ++i) {
+      to[i * NIBBLE_SIMD_WIDTH] = elements(fragments[i / TN][i % TN]);
+    }
+  }
+
+  void add(const threadgroup float2* from) thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM * TN; ++i) {
+      thread Fragment& fragment = fragments[i / TN][i % TN];
+      elements(fragment) = elements(fragment) + from[i * NIBBLE_SIMD_WIDTH];
     }
   }
 

@@ -29,6 +29,7 @@ template <typename T,
           typename S,
           int bits,
           int group_size,
+          bool symmetric,
           int BM,
           int BN,
           int BK,
@@ -59,13 +60,13 @@ template <typename T,
   const int first_column = int(tgid.x) * BN;
   x += size_t(tgid.z) * size_t(M) * size_t(K);
   y += size_t(tgid.z) * size_t(M) * size_t(N);
-  const QuantizedMatrix<S, bits, group_size> weight(
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, N, K, weight_of(params, tgid.z));
 
   const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
   ActivationLoader<T, BM, BK, kThreads> x_loader(
       x, first_row, M, K, thread_index);
-  WeightLoader<T, S, bits, group_size, BN, BK, kThreads> w_loader(
+  WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
       weight, first_column, N, thread_index);
 
   const int sg_row = int(sgid) / WN * (TM * 8);
@@ -76,7 +77,7 @@ template <typename T,
   x_loader.fetch(0);
   w_loader.fetch(0);
   x_loader.put(tiles);
-  w_loader.put(tiles + BM * kStride);
+  w_loader.put(tiles + BM * kStride, 0);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int stage = 0;
@@ -94,7 +95,7 @@ template <typename T,
     if (more) {
       threadgroup T* next = tiles + stage * kStage;
       x_loader.put(next);
-      w_loader.put(next + BM * kStride);
+      w_loader.put(next + BM * kStride, k + BK);
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }

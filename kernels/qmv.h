@@ -45,7 +45,65 @@ inline float load_prescaled(const device T* x, thread float* scaled) {
   return sum;
 }
 
-template <typename T, typename S, int bits, int group_size>
+// The sum over `lanes` neighbouring lanes, in each of them.
+template <int lanes>
+inline float sum_of_lanes(float value) {
+  return lanes == 4 ? quad_sum(value) : simd_sum(value);
+}
+
+// y[row] = x . w_hat[row] for NIBBLE_QMV_ROWS rows from first_row on, computed
+// by `lanes` lanes.
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int lanes>
+inline void qmv_rows(
+    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
+    const device T* x,
+    device T* y,
+    int N,
+    int K,
+    int first_row,
+    int lane) {
+  constexpr int kRows = NIBBLE_QMV_ROWS;
+  constexpr int kCodes = qmv_codes(bits);
+  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+
+  float sums[kRows] = {};
+  // K is a multiple of a lane's codes: a lane has all of them or none.
+  for (int k = lane * kCodes; k < K; k += lanes * kCodes) {
+    float x_scaled[kCodes];
+    const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      // Past the last row: the last row again, not stored.
+      const int row = min(first_row + r, N - 1);
+      uint words[words_of(kCodes, bits)];
+      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
+      const float2 affine = weight.affine_at(row, k);
+
+      float dot = 0.0f;
+#pragma clang loop unroll(full)
+      for (int i = 0; i < kCodes; ++i) {
+        dot = fma(x_scaled[i], float(code_in_place<bits>(words, i)), dot);
+      }
+      sums[r] = fma(affine.x, dot, sums[r]);
+      sums[r] = fma(affine.y, x_sum, sums[r]);
+    }
+  }
+
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+    const float sum = sum_of_lanes<lanes>(sums[r]);
+    if (lane == 0 && first_row + r < N) {
+      y[first_row + r] = T(sum);
+    }
+  }
+}
+
+template <typename T, typename S, int bits, int group_size, bool symmetric>
 [[kernel]] void qmv(const device uint* w [[buffer(0)]],
                     const device S* scales [[buffer(1)]],
                     const device S* biases [[buffer(2)]],
@@ -55,53 +113,48 @@ template <typename T, typename S, int bits, int group_size>
                     uint3 tgid [[threadgroup_position_in_grid]],
                     uint sgid [[simdgroup_index_in_threadgroup]],
                     uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = qmv_codes(bits);
-  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
-
-  const int N = params.N;
-  const int K = params.K;
   const int first_row =
-      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * kRows;
-  if (first_row >= N) {
+      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * NIBBLE_QMV_ROWS;
+  if (first_row >= params.N) {
     return;
   }
-  const QuantizedMatrix<S, bits, group_size> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
   const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  x += x_row * size_t(K);
-  y += x_row * size_t(N);
+  qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
+      weight,
+      x + x_row * size_t(params.K),
+      y + x_row * size_t(params.N),
+      params.N,
+      params.K,
+      first_row,
+      int(lane));
+}
 
-  float sums[kRows] = {};
-  // K is a multiple of a lane's codes: a lane has all of them or none.
-  for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
-    float x_scaled[kCodes];
-    const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
-#pragma clang loop unroll(full)
-    for (int r = 0; r < kRows; ++r) {
-      // Past the last row: the last row again, not stored.
-      const int row = min(first_row + r, N - 1);
-      uint words[words_of(kCodes, bits)];
-      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
-      const size_t group = weight.group_at(row, k);
-
-      float dot = 0.0f;
-#pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes; ++i) {
-        dot = fma(x_scaled[i], float(code_in_place<bits>(words, i)), dot);
-      }
-      sums[r] = fma(float(weight.scales[group]), dot, sums[r]);
-      sums[r] = fma(float(weight.biases[group]), x_sum, sums[r]);
-    }
-  }
-
-#pragma clang loop unroll(full)
-  for (int r = 0; r < kRows; ++r) {
-    const float sum = simd_sum(sums[r]);
-    if (lane == 0 && first_row + r < N) {
-      y[first_row + r] = T(sum);
-    }
-  }
+// The same for so small a K that a whole simdgroup would find no codes: each
+// quad takes rows of its own.
+template <typename T, typename S, int bits, int group_size, bool symmetric>
+[[kernel]] void qmv_quad(const device uint* w [[buffer(0)]],
+                         const device S* scales [[buffer(1)]],
+                         const device S* biases [[buffer(2)]],
+                         const device T* x [[buffer(3)]],
+                         device T* y [[buffer(4)]],
+                         constant MatmulParams& params [[buffer(5)]],
+                         uint3 tgid [[threadgroup_position_in_grid]],
+                         uint sgid [[simdgroup_index_in_threadgroup]],
+                         uint lane [[thread_index_in_simdgroup]]) {
+  const int simdgroup = int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid);
+  const int quad = simdgroup * NIBBLE_QMV_QUADS + int(lane) / 4;
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
+  const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  qmv_rows<T, S, bits, group_size, symmetric, 4>(weight,
+                                                 x + x_row * size_t(params.K),
+                                                 y + x_row * size_t(params.N),
+                                                 params.N,
+                                                 params.K,
+                                                 quad * NIBBLE_QMV_ROWS,
+                                                 int(lane) % 4);
 }
 
 }  // namespace nibble

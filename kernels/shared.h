@@ -10,6 +10,7 @@
 // the cores.
 #define NIBBLE_QMV_ROWS 4
 #define NIBBLE_QMV_SIMDGROUPS 2
+#define NIBBLE_QMV_QUADS 8  // of a simdgroup
 
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256

@@ -13,6 +13,8 @@ namespace nibble {
 struct QuantFormat {
   int bits = 4;
   int group_size = 64;
+  // All biases are -2^(bits - 1) * scale, so that no kernel need read them.
+  bool symmetric = false;
 
   bool operator==(const QuantFormat&) const = default;
 
@@ -29,10 +31,22 @@ struct QuantFormat {
 inline constexpr int kHeldBits[] = {4, 8};
 inline constexpr int kHeldGroupSizes[] = {32, 64, 128};
 
-// True if our kernels hold this format; anything else is MLX's own op.
+// The widths that the Metal kernels hold.
+inline constexpr int kKernelBits[] = {2, 3, 4, 5, 6, 8};
+
+// True if every backend of ours holds this format; anything else is MLX's own
+// op.
 constexpr bool held(const QuantFormat& format) {
   bool bits = false, group_size = false;
   for (int b : kHeldBits) bits |= b == format.bits;
+  for (int g : kHeldGroupSizes) group_size |= g == format.group_size;
+  return bits && group_size;
+}
+
+// True if the Metal kernels do.
+constexpr bool has_kernels(const QuantFormat& format) {
+  bool bits = false, group_size = false;
+  for (int b : kKernelBits) bits |= b == format.bits;
   for (int g : kHeldGroupSizes) group_size |= g == format.group_size;
   return bits && group_size;
 }

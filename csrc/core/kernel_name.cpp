@@ -1,83 +1,141 @@
 #include "csrc/core/kernel_name.h"
 
+#include <cassert>
 #include <sstream>
+#include <unordered_map>
+
+#include "csrc/core/tiles.h"
 
 namespace nibble {
 namespace {
 
-constexpr Family kFamilies[] = {
-    Family::kQmv, Family::kQmm, Family::kDequantize};
+// What a family is called, where it lives, and what the numbers of its shape
+// are called.
+struct FamilyInfo {
+  std::string_view name;
+  std::string_view header;
+  std::vector<std::string_view> labels;
+};
 
-constexpr std::string_view family_name(Family family) {
+const FamilyInfo& info(Family family) {
+  static const FamilyInfo kQmv{"qmv", "qmv.h", {}};
+  static const FamilyInfo kQmvQuad{"qmv_quad", "qmv.h", {}};
+  static const FamilyInfo kQmvMulti{"qmv_multi", "qmv_multi.h", {"r"}};
+  static const FamilyInfo kQmmSkinny{
+      "qmm_skinny", "qmm_skinny.h", {"bm", "bn", "wk"}};
+  static const FamilyInfo kQmm{"qmm", "qmm.h", {"bm", "bn", "bk", "wm", "wn"}};
+  static const FamilyInfo kDequantize{"dequantize", "dequantize.h", {}};
   switch (family) {
     case Family::kQmv:
-      return "qmv";
+      return kQmv;
+    case Family::kQmvQuad:
+      return kQmvQuad;
+    case Family::kQmvMulti:
+      return kQmvMulti;
+    case Family::kQmmSkinny:
+      return kQmmSkinny;
     case Family::kQmm:
-      return "qmm";
+      return kQmm;
     case Family::kDequantize:
-      return "dequantize";
+      return kDequantize;
   }
-  return "";
+  return kQmv;
+}
+
+// The shapes that a family comes in for these types and this format.
+std::vector<std::vector<int>> shapes(Family family,
+                                     Dtype dtype,
+                                     const QuantFormat& format) {
+  std::vector<std::vector<int>> all;
+  switch (family) {
+    case Family::kQmv:
+    case Family::kQmvQuad:
+    case Family::kDequantize:
+      return {{}};
+    case Family::kQmvMulti:
+      for (int rows : kMultiRows) {
+        all.push_back({rows});
+      }
+      return all;
+    case Family::kQmmSkinny:
+      for (const SkinnyTile& tile : kSkinnyTiles) {
+        all.push_back(tile.shape());
+      }
+      return all;
+    case Family::kQmm:
+      for (const Tile& tile : kTiles) {
+        if (supports(tile, dtype, format, DeviceProfile{})) {
+          all.push_back(tile.shape());
+        }
+      }
+      return all;
+  }
+  return all;
 }
 
 }  // namespace
 
 std::string kernel_name(const KernelId& id) {
+  const FamilyInfo& family = info(id.family);
+  assert(id.shape.size() == family.labels.size());
   std::ostringstream out;
-  out << family_name(id.family) << '_' << short_name(id.dtype) << '_'
+  out << family.name << '_' << short_name(id.dtype) << '_'
       << short_name(id.scale_dtype) << "_b" << id.format.bits << "_g"
-      << id.format.group_size;
-  if (id.tile) {
-    out << "_bm" << id.tile->BM << "_bn" << id.tile->BN << "_bk" << id.tile->BK
-        << "_wm" << id.tile->WM << "_wn" << id.tile->WN;
+      << id.format.group_size << (id.format.symmetric ? "_sym" : "");
+  for (size_t i = 0; i < id.shape.size(); ++i) {
+    out << '_' << family.labels[i] << id.shape[i];
   }
   return out.str();
 }
 
 std::optional<KernelId> parse_kernel_name(std::string_view name) {
-  // The set is small and kernel_name() is injective on it: looking up keeps
+  // kernel_name() is injective on the set of all instances: looking up keeps
   // the grammar in one function.
-  for (const KernelId& id : instances()) {
-    if (kernel_name(id) == name) {
-      return id;
+  static const auto kByName = [] {
+    std::unordered_map<std::string, KernelId> by_name;
+    for (KernelId& id : instances()) {
+      by_name.emplace(kernel_name(id), std::move(id));
     }
-  }
-  return std::nullopt;
+    return by_name;
+  }();
+  auto found = kByName.find(std::string(name));
+  return found == kByName.end() ? std::nullopt : std::optional(found->second);
 }
 
 std::string template_call(const KernelId& id) {
   std::ostringstream out;
-  out << family_name(id.family) << '<' << metal_name(id.dtype) << ", "
+  out << info(id.family).name << '<' << metal_name(id.dtype) << ", "
       << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
-      << id.format.group_size;
-  if (id.tile) {
-    out << ", " << id.tile->BM << ", " << id.tile->BN << ", " << id.tile->BK
-        << ", " << id.tile->WM << ", " << id.tile->WN;
+      << id.format.group_size << ", "
+      << (id.format.symmetric ? "true" : "false");
+  for (int number : id.shape) {
+    out << ", " << number;
   }
   out << '>';
   return out.str();
 }
 
 std::string kernel_header(const KernelId& id) {
-  return std::string(family_name(id.family)) + ".h";
+  return std::string(info(id.family).header);
 }
 
 std::vector<KernelId> instances() {
+  constexpr Family kFamilies[] = {Family::kQmv,
+                                  Family::kQmvQuad,
+                                  Family::kQmvMulti,
+                                  Family::kQmmSkinny,
+                                  Family::kQmm,
+                                  Family::kDequantize};
   std::vector<KernelId> all;
   for (Family family : kFamilies) {
     for (Dtype dtype : kDtypes) {
       for (Dtype scale_dtype : kDtypes) {
-        for (int bits : kHeldBits) {
+        for (int bits : kKernelBits) {
           for (int group_size : kHeldGroupSizes) {
-            KernelId id{family, dtype, scale_dtype, {bits, group_size}, {}};
-            if (family != Family::kQmm) {
-              all.push_back(id);
-              continue;
-            }
-            for (const Tile& tile : kTiles) {
-              if (supports(tile, dtype, id.format, DeviceProfile{})) {
-                id.tile = tile;
-                all.push_back(id);
+            for (bool symmetric : {false, true}) {
+              QuantFormat format{bits, group_size, symmetric};
+              for (auto& shape : shapes(family, dtype, format)) {
+                all.push_back({family, dtype, scale_dtype, format, shape});
               }
             }
           }

@@ -1,6 +1,6 @@
 // The grammar of kernel names, and the list of all kernels there are.
 //
-//   family _ dtype _ scale-dtype _ b BITS _ g GROUP [_ tile]
+//   family _ dtype _ scale-dtype _ b BITS _ g GROUP [_sym] {_ label NUMBER}
 //   qmm_bf16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2
 //
 // A name spells every template argument, so that a library cached by name is
@@ -14,18 +14,24 @@
 
 #include "csrc/core/dtype.h"
 #include "csrc/core/format.h"
-#include "csrc/core/tiles.h"
 
 namespace nibble {
 
-enum class Family : uint8_t { kQmv, kQmm, kDequantize };
+enum class Family : uint8_t {
+  kQmv,
+  kQmvQuad,
+  kQmvMulti,
+  kQmmSkinny,
+  kQmm,
+  kDequantize,
+};
 
 struct KernelId {
   Family family = Family::kQmv;
   Dtype dtype = Dtype::kFloat16;
   Dtype scale_dtype = Dtype::kFloat16;
   QuantFormat format;
-  std::optional<Tile> tile;  // of kQmm, and only of it
+  std::vector<int> shape;  // what follows; the family says how many numbers
 
   bool operator==(const KernelId&) const = default;
 };
@@ -35,7 +41,8 @@ std::string kernel_name(const KernelId& id);
 // The inverse; nullopt if `name` is not one of ours.
 std::optional<KernelId> parse_kernel_name(std::string_view name);
 
-// The C++ function that the instance is made of: "qmv<half, half, 4, 64>".
+// The C++ function that the instance is made of:
+// "qmv<half, half, 4, 64, false>".
 std::string template_call(const KernelId& id);
 
 // The header under kernels/ that defines it: "qmv.h".

@@ -21,102 +21,207 @@ std::vector<std::byte> as_bytes(const Params& params) {
   return bytes;
 }
 
-// Number of rows from which tiles beat one pass over the weights a row: where
-// MLX 0.32.4 turns from qmv to qmm on the same GPU. Not measured by us.
-int first_tiled_row(const MatmulProblem& p, const DeviceProfile& device) {
-  int widest = p.K > p.N ? p.K : p.N;
-  auto by_size = [&](int small, int medium, int large) {
-    return widest <= 2048 ? small : widest <= 4096 ? medium : large;
-  };
-  if (device.tier == 'd' && device.generation < 17) {
-    return by_size(32, 18, 12);
+// From this number of rows on, 8x8 matrices beat qmv_multi: a code costs
+// qmv_multi about 7 + M cycles of a lane (mask, convert, scale, M products) and
+// qmm_skinny 6 + 8 for each started 8 rows, and the x of qmv_multi comes from
+// the cache once more for every 4 rows of w. Not measured; on an M3 Ultra the
+// same crossover was reported at 4 to 6 rows (mlx #4265).
+constexpr int kFirstSkinnyRow = 6;
+
+// Up to this number of rows qmv_multi reads w once.
+constexpr int kLastMultiRow = 8;
+// Up to this number of rows qmm_skinny does.
+constexpr int kLastSkinnyRow = 32;
+
+// Cores of the largest GPU of this tier, up to M5. Which of them it is the
+// architecture string does not say, and too many threadgroups cost less than
+// idle cores.
+constexpr uint32_t most_cores(const DeviceProfile& device) {
+  switch (device.tier) {
+    case 'p':
+      return 6;
+    case 's':
+      return 40;
+    case 'd':
+      return 80;
+    default:
+      return 20;
   }
-  if (device.generation >= 17) {
-    return by_size(33, 25, 13);
-  }
-  if (device.generation >= 15) {
-    return by_size(13, 15, 13);
-  }
-  return by_size(14, 10, 6);
 }
+
+// Of 128 threads each: 16 simdgroups, four for each of a core's four
+// schedulers, to hide what the others wait for (metal-benchmarks: a core needs
+// 8 to 24 for full use). Not measured.
+constexpr uint32_t kThreadgroupsPerCore = 4;
 
 MatmulParams params_of(const MatmulProblem& p) {
   return {p.M, p.N, p.K, p.batch.repeat, p.batch.count};
 }
 
-LaunchPlan plan_qmv(const MatmulProblem& p) {
+// The launch of a kernel y = x @ w_hat^T, its grid still to be set.
+LaunchPlan matmul_launch(const MatmulProblem& p,
+                         Family family,
+                         std::vector<int> shape) {
   LaunchPlan launch;
-  launch.kernel = kernel_name(
-      {Family::kQmv, p.dtype, p.scale_dtype, p.format, std::nullopt});
-  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
-                         static_cast<uint32_t>(p.M),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  launch.kernel =
+      kernel_name({family, p.dtype, p.scale_dtype, p.format, std::move(shape)});
+  // A symmetric matrix has no biases; its kernels bind something unread.
   launch.buffers = {Operand::kWeight,
                     Operand::kScales,
-                    Operand::kBiases,
+                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
                     Operand::kX,
                     Operand::kOut};
   launch.params = as_bytes(params_of(p));
   return launch;
 }
 
+LaunchPlan plan_qmv(const MatmulProblem& p) {
+  // A quad reads 128 codes at 4 bits, 64 at 8, at a time; whole simdgroups
+  // would leave 28 of their 32 lanes idle.
+  bool quad = p.K <= 128;
+  int rows =
+      NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * (quad ? NIBBLE_QMV_QUADS : 1);
+  LaunchPlan launch =
+      matmul_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
+  launch.threadgroups = {ceil_div(p.N, rows),
+                         static_cast<uint32_t>(p.M),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  return launch;
+}
+
+LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
+  int rows = 0;
+  for (int r : kMultiRows) {
+    rows = r;
+    if (r >= p.M) {
+      break;
+    }
+  }
+  LaunchPlan launch = matmul_launch(p, Family::kQmvMulti, {rows});
+  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
+                         ceil_div(p.M, rows),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  return launch;
+}
+
+LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
+  SkinnyTile tile;
+  for (const SkinnyTile& t : kSkinnyTiles) {
+    tile = t;
+    if (t.BM >= p.M) {
+      break;
+    }
+  }
+  LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
+  launch.threadgroups = {ceil_div(p.N, tile.BN),
+                         ceil_div(p.M, tile.BM),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {tile.threads(), 1, 1};
+  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  return launch;
+}
+
 LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  LaunchPlan launch;
-  launch.kernel =
-      kernel_name({Family::kQmm, p.dtype, p.scale_dtype, p.format, tile});
+  LaunchPlan launch = matmul_launch(p, Family::kQmm, tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
                          static_cast<uint32_t>(p.batch.size)};
   launch.threads = {NIBBLE_SIMD_WIDTH,
                     static_cast<uint32_t>(tile.WN),
                     static_cast<uint32_t>(tile.WM)};
-  launch.buffers = {Operand::kWeight,
-                    Operand::kScales,
-                    Operand::kBiases,
-                    Operand::kX,
-                    Operand::kOut};
-  launch.params = as_bytes(params_of(p));
   launch.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
   return launch;
 }
 
+// The tile that plan() takes for many rows: the largest whose last row of
+// tiles is more than half full, of those that still give every core enough to
+// do; none if even the smallest is too large for that.
+std::optional<Tile> default_tile(const MatmulProblem& p,
+                                 const DeviceProfile& device) {
+  for (const Tile& tile : kTiles) {
+    uint32_t down = ceil_div(p.M, tile.BM);
+    uint32_t across = ceil_div(p.N, tile.BN);
+    bool full = down * tile.BM - p.M < static_cast<uint32_t>(tile.BM) / 2;
+    bool enough = uint64_t{down} * across * p.batch.size >=
+                  kThreadgroupsPerCore * most_cores(device);
+    if (full && enough && supports(tile, p.dtype, p.format, device)) {
+      return tile;
+    }
+  }
+  return std::nullopt;
+}
+
+std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
+    const MatmulProblem& p, const DeviceProfile& device) {
+  std::vector<std::vector<LaunchPlan>> all;
+  std::optional<Tile> first = default_tile(p, device);
+  if (first) {
+    all.push_back({plan_qmm(p, *first)});
+  }
+  all.push_back({plan_qmm_skinny(p)});
+  for (const Tile& tile : kTiles) {
+    if (tile != first && supports(tile, p.dtype, p.format, device)) {
+      all.push_back({plan_qmm(p, tile)});
+    }
+  }
+  return all;
+}
+
 }  // namespace
+
+std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
+                                                const DeviceProfile& device) {
+  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
+  if (!has_kernels(p.format) || p.K % p.format.group_size != 0 ||
+      !p.transpose) {
+    return {};
+  }
+  if (p.batch_invariant) {
+    // All of its forms add up a row in the same order.
+    return {{plan_qmm_skinny(p)}};
+  }
+  if (p.M == 1) {
+    return {{plan_qmv(p)}};
+  }
+  if (p.M < kFirstSkinnyRow) {
+    return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
+  }
+  if (p.M <= kLastMultiRow) {
+    return {{plan_qmm_skinny(p)}, {plan_qmv_multi(p)}};
+  }
+  if (p.M <= kLastSkinnyRow) {
+    return {{plan_qmm_skinny(p)}};
+  }
+  return candidates_for_many_rows(p, device);
+}
 
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
                                             const DeviceProfile& device) {
-  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose) {
-    return std::nullopt;
-  }
-  if (p.M < first_tiled_row(p, device)) {
-    return {{plan_qmv(p)}};
-  }
-  for (const Tile& tile : kTiles) {
-    if (supports(tile, p.dtype, p.format, device)) {
-      return {{plan_qmm(p, tile)}};
-    }
-  }
-  return {{plan_qmv(p)}};
+  auto all = candidates(p, device);
+  return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
 }
 
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
                                             const DeviceProfile&) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!has_kernels(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   // One thread for the codes of each run of whole words.
   constexpr uint32_t kThreads = NIBBLE_DEQUANTIZE_THREADS;
   LaunchPlan launch;
-  launch.kernel = kernel_name(
-      {Family::kDequantize, p.dtype, p.scale_dtype, p.format, std::nullopt});
+  launch.kernel =
+      kernel_name({Family::kDequantize, p.dtype, p.scale_dtype, p.format, {}});
   launch.threadgroups = {ceil_div(p.K, p.format.run_codes() * kThreads),
                          static_cast<uint32_t>(p.rows),
                          1};
   launch.threads = {kThreads, 1, 1};
-  launch.buffers = {
-      Operand::kWeight, Operand::kScales, Operand::kBiases, Operand::kOut};
+  launch.buffers = {Operand::kWeight,
+                    Operand::kScales,
+                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
+                    Operand::kOut};
   launch.params = as_bytes(DequantizeParams{p.rows, p.K});
   return {{launch}};
 }

@@ -15,6 +15,11 @@ namespace nibble {
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& problem,
                                             const DeviceProfile& device);
 
+// Every plan for `problem` that may be the fastest on some device, the one that
+// plan() takes first: what a tuner times. Empty where plan() has none.
+std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
+                                                const DeviceProfile& device);
+
 // w_hat [rows, K] of type `dtype` from a packed matrix.
 struct DequantizeProblem {
   int rows = 1;

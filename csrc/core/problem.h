@@ -30,6 +30,8 @@ struct MatmulProblem {
   Dtype scale_dtype = Dtype::kFloat16;  // of scales and biases
   QuantFormat format;
   bool transpose = true;
+  // The bits of a row of y may not depend on the other rows of x.
+  bool batch_invariant = false;
 
   bool operator==(const MatmulProblem&) const = default;
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "csrc/core/device_profile.h"
 #include "csrc/core/dtype.h"
@@ -10,6 +11,35 @@
 #include "kernels/shared.h"
 
 namespace nibble {
+
+// qmv_multi: rows of x from one pass over w. 5 and 7 rows go to the next form:
+// one row too many costs a multiplication a code, another form a compilation.
+inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
+
+inline constexpr int kFragment = 8;
+
+// qmm_skinny: a threadgroup of WK simdgroups, which share out K, computes
+// BM x BN of y.
+struct SkinnyTile {
+  int BM = 8, BN = 32, WK = 8;
+
+  bool operator==(const SkinnyTile&) const = default;
+
+  std::vector<int> shape() const { return {BM, BN, WK}; }
+  constexpr uint32_t threads() const {
+    return static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH);
+  }
+  // Half of the simdgroups hand their sums, in float, to the other half.
+  constexpr uint32_t threadgroup_bytes() const {
+    return static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+  }
+};
+
+// BN of 32: four fragments of w for each one of x. WK of 8: llama.cpp's and
+// avlp12's choice for the same split on M3; small N still fills the cores. One
+// WK for every BM, so that a row's sum is the same whatever the number of rows.
+inline constexpr SkinnyTile kSkinnyTiles[] = {
+    {8, 32, 8}, {16, 32, 8}, {32, 32, 8}};
 
 // qmm: a threadgroup of WM x WN simdgroups computes BM x BN of y, BK of K at a
 // time, in 8x8 fragments.
@@ -19,6 +49,7 @@ struct Tile {
 
   bool operator==(const Tile&) const = default;
 
+  std::vector<int> shape() const { return {BM, BN, BK, WM, WN}; }
   constexpr uint32_t threads() const {
     return static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH);
   }
@@ -31,11 +62,12 @@ struct Tile {
   }
 };
 
-// The tiles that instances exist for. One for now: MLX's own, the best known
-// over all generations when nothing has been measured.
-inline constexpr Tile kTiles[] = {{32, 32, 32, 2, 2}};
-
-inline constexpr int kFragment = 8;
+// The tiles that instances exist for, the largest first. 64x64: half of the
+// threadgroup traffic a product of the 32x32 that MLX uses everywhere, and the
+// size that llama.cpp (64x32) and uzu (64x64) found best for long prompts on
+// M1 to M4. In float32 it does not fit.
+inline constexpr Tile kTiles[] = {
+    {64, 64, 32, 2, 2}, {64, 32, 32, 2, 2}, {32, 32, 32, 2, 2}};
 
 // The single statement of what makes a tile valid for a format on a device.
 constexpr bool supports(const Tile& tile,
@@ -45,12 +77,17 @@ constexpr bool supports(const Tile& tile,
   bool fragments = tile.BM % (tile.WM * kFragment) == 0 &&
                    tile.BN % (tile.WN * kFragment) == 0 &&
                    tile.BK % kFragment == 0;
+  // Every thread moves 16 bytes of x, and four threads share a row of w.
+  auto item = static_cast<int>(size_of(dtype));
+  auto threads = static_cast<int>(tile.threads());
+  bool shares = tile.BM * tile.BK * item % (16 * threads) == 0 &&
+                tile.BN % (threads / 4) == 0;
   // A block of K lies inside one group and is made of whole words.
   bool groups =
       format.group_size % tile.BK == 0 && tile.BK * format.bits % 32 == 0;
   bool fits = tile.threads() <= device.max_threads_per_threadgroup &&
               tile.threadgroup_bytes(dtype) <= device.max_threadgroup_bytes;
-  return fragments && groups && fits;
+  return fragments && shares && groups && fits;
 }
 
 }  // namespace nibble

@@ -139,7 +139,7 @@ void add_sink(Attended a, int r, int width, float sink) {
   a.sum[r] = a.sum[r] * keep + std::exp(sink - largest);
 }
 
-void store(const LayerKernels& isa,
+void store(const LayerKernels& kernels,
            const Attention& p,
            const AttentionOperands& o,
            const Unit& u,
@@ -150,22 +150,23 @@ void store(const LayerKernels& isa,
     int64_t row =
         (int64_t{u.batch} * p.L + u.position + r / group) * p.heads + head;
     if (o.sinks) add_sink(sums, r, width, o.sinks[head]);
-    isa.divide(p.dtype,
-               sums.values + size_t(r) * width,
-               sums.sum[r],
-               p.Dv,
-               static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
+    kernels.divide(
+        p.dtype,
+        sums.values + size_t(r) * width,
+        sums.sum[r],
+        p.Dv,
+        static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
   }
 }
 
 }  // namespace
 
 void attention(const Attention& p, const AttentionOperands& o) {
-  const LayerKernels& isa = layer_kernels();
+  const LayerKernels& kernels = isa().layers;
   int group = p.heads / p.kv_heads;
   Cut c = cut(p);
   Sums sums{c.positions * group, whole_vectors(p.Dv)};
-  size_t scratch = isa.attend_scratch(sums.rows, p.D, p.Dv);
+  size_t scratch = kernels.attend_scratch(sums.rows, p.D, p.Dv);
   std::vector<float> partial;
   if (c.splits > 1) partial.resize(c.pieces * sums.size());
 
@@ -178,8 +179,8 @@ void attention(const Attention& p, const AttentionOperands& o) {
     float* room = thread_floats(scratch + sums.size());
     Attended out =
         sums.in(c.splits > 1 ? &partial[piece * sums.size()] : room + scratch);
-    isa.attend(args, out, room);
-    if (c.splits == 1) store(isa, p, o, u, out);
+    kernels.attend(args, out, room);
+    if (c.splits == 1) store(kernels, p, o, u, out);
   };
   int64_t products = int64_t{p.B} * p.heads * p.L * p.S * (int64_t{p.D} + p.Dv);
   if (products < kParallelProducts) {
@@ -198,7 +199,7 @@ void attention(const Attention& p, const AttentionOperands& o) {
         merge_row(all, other, r, sums.width);
       }
     }
-    store(isa, p, o, u, all);
+    store(kernels, p, o, u, all);
   }
 }
 

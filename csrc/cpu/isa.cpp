@@ -8,26 +8,34 @@
 namespace nibble::cpu {
 namespace {
 
-struct Isa {
-  std::string_view name;
-  const Kernels* kernels;
-  const LayerKernels* layers;
-};
-
 // Slowest first.
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"scalar", &kScalarKernels, &kScalarLayers}};
+  std::vector<Isa> found = {
+      {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayerKernels}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    found.push_back({"avx2", &kAvx2Kernels, &kAvx2Layers});
-    if (__builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", &kAvx512Kernels, &kAvx512Layers});
-    }
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
+    return found;
+  }
+  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels, kAvx2LayerKernels});
+  if (__builtin_cpu_supports("avxvnni")) {
+    found.push_back(
+        {"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels, kAvx2LayerKernels});
+  }
+  if (!__builtin_cpu_supports("avx512f") ||
+      !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl")) {
+    return found;
+  }
+  found.push_back(
+      {"avx512", kAvx512Kernels, kAvx512Int8Kernels, kAvx512LayerKernels});
+  if (__builtin_cpu_supports("avx512vnni")) {
+    found.push_back({"avx512_vnni",
+                     kAvx512Kernels,
+                     kAvx512VnniInt8Kernels,
+                     kAvx512LayerKernels});
   }
 #endif
   return found;
@@ -75,20 +83,12 @@ std::vector<std::string_view> available_isas() {
   return names;
 }
 
-std::string_view isa() {
-  return in_use().load()->name;
+const Isa& isa() {
+  return *in_use().load();
 }
 
 void set_isa(std::string_view name) {
   in_use() = &named("the name", name);
-}
-
-const Kernels& kernels() {
-  return *in_use().load()->kernels;
-}
-
-const LayerKernels& layer_kernels() {
-  return *in_use().load()->layers;
 }
 
 }  // namespace nibble::cpu

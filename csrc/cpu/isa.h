@@ -10,17 +10,22 @@
 
 namespace nibble::cpu {
 
-// "scalar", "avx2", "avx512", slowest first: those that can run here.
+struct Isa {
+  std::string_view name;
+  const Kernels& kernels;
+  const Int8Kernels& int8;
+  const LayerKernels& layers;
+};
+
+// Names of those that can run here, slowest first: of "scalar", "avx2",
+// "avx2_vnni", "avx512", "avx512_vnni".
 std::vector<std::string_view> available_isas();
 
-// The one in use: the fastest, or what NIBBLE_CPU_ISA or set_isa says.
-// Throws std::invalid_argument if NIBBLE_CPU_ISA names none of the available.
-std::string_view isa();
+// The one in use: the last of these, or what NIBBLE_CPU_ISA or set_isa says.
+// Throws std::invalid_argument if NIBBLE_CPU_ISA names none of them.
+const Isa& isa();
 
 // Uses another from the next call on. Throws as isa() does.
 void set_isa(std::string_view name);
-
-const Kernels& kernels();
-const LayerKernels& layer_kernels();
 
 }  // namespace nibble::cpu

@@ -78,10 +78,43 @@ struct Kernels {
   void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
 };
 
+// Activations [M, K] as 8-bit integers: in the group g of row m they are
+// scales[m, g] * codes[m, k]; sums[m, g] is their sum. The codes of a group
+// are in an order of the kernels' own.
+struct QuantizedRows {
+  int8_t* codes;
+  float* scales;
+  float* sums;
+};
+
+struct Int8Kernels {
+  // out = x [rows, K]: scale = max|x| / 127 over a group of the format.
+  void (*quantize)(Dtype dtype,
+                   QuantFormat format,
+                   const void* x,
+                   int rows,
+                   int K,
+                   const QuantizedRows& out);
+
+  // As Kernels::multiply.
+  void (*multiply)(const Weights& w,
+                   const QuantizedRows& x,
+                   int M,
+                   Range rows,
+                   Dtype dtype,
+                   void* y,
+                   float* scratch);
+};
+
 extern const Kernels kScalarKernels;
+extern const Int8Kernels kScalarInt8Kernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Int8Kernels kAvx2Int8Kernels;
+extern const Int8Kernels kAvx2VnniInt8Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Int8Kernels kAvx512Int8Kernels;
+extern const Int8Kernels kAvx512VnniInt8Kernels;
 #endif
 
 }  // namespace nibble::cpu

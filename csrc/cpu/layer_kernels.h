@@ -114,10 +114,10 @@ struct LayerKernels {
       Dtype dtype, const float* values, float sum, int Dv, uint8_t* y);
 };
 
-extern const LayerKernels kScalarLayers;
+extern const LayerKernels kScalarLayerKernels;
 #if defined(__x86_64__)
-extern const LayerKernels kAvx2Layers;
-extern const LayerKernels kAvx512Layers;
+extern const LayerKernels kAvx2LayerKernels;
+extern const LayerKernels kAvx512LayerKernels;
 #endif
 
 }  // namespace nibble::cpu

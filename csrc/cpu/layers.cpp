@@ -64,27 +64,28 @@ void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
 }  // namespace
 
 void rms_norm(const RmsNorm& p, const RowGrid& x, const void* weight, void* y) {
-  const LayerKernels& isa = layer_kernels();
+  const LayerKernels& kernels = isa().layers;
   int width = whole_vectors(p.D);
   std::vector<float> weights;
   if (weight) {
     weights.resize(width);
-    isa.widen(p.weight_dtype,
-              static_cast<const uint8_t*>(weight),
-              p.D,
-              weights.data());
+    kernels.widen(p.weight_dtype,
+                  static_cast<const uint8_t*>(weight),
+                  p.D,
+                  weights.data());
   }
   by_pieces(x.size(), p.D, [&](int64_t begin, int64_t end) {
     float* scratch = thread_floats(width);
     for (int64_t r = begin; r < end; ++r) {
-      isa.rms_norm(p.dtype,
-                   row_of(x, p.dtype, r),
-                   weight ? weights.data() : nullptr,
-                   p.D,
-                   p.eps,
-                   p.out_dtype,
-                   static_cast<uint8_t*>(y) + r * p.D * size_of(p.out_dtype),
-                   scratch);
+      kernels.rms_norm(
+          p.dtype,
+          row_of(x, p.dtype, r),
+          weight ? weights.data() : nullptr,
+          p.D,
+          p.eps,
+          p.out_dtype,
+          static_cast<uint8_t*>(y) + r * p.D * size_of(p.out_dtype),
+          scratch);
     }
   });
 }
@@ -94,7 +95,7 @@ void rope(const Rope& p,
           const int32_t* offsets,
           int64_t offset_stride,
           void* y) {
-  const LayerKernels& isa = layer_kernels();
+  const LayerKernels& kernels = isa().layers;
   int heads = x.shape[1], L = x.shape[2];
   int half = p.dims / 2, width = whole_vectors(half);
   size_t size = size_of(p.dtype);
@@ -111,14 +112,14 @@ void rope(const Rope& p,
         const uint8_t* from = row_of(x, p.dtype, row);
         uint8_t* to = static_cast<uint8_t*>(y) + row * p.D * size;
         const float* rotation = scratch + size_t{2} * l * width;
-        isa.rotate(p.dtype,
-                   from,
-                   rotation,
-                   rotation + width,
-                   half,
-                   p.traditional,
-                   to,
-                   scratch + table);
+        kernels.rotate(p.dtype,
+                       from,
+                       rotation,
+                       rotation + width,
+                       half,
+                       p.traditional,
+                       to,
+                       scratch + table);
         std::memcpy(
             to + p.dims * size, from + p.dims * size, (p.D - p.dims) * size);
       }
@@ -136,14 +137,14 @@ void rope(const Rope& p,
 
 void swiglu(
     Dtype dtype, const void* gate, const void* up, size_t count, void* y) {
-  const LayerKernels& isa = layer_kernels();
+  const LayerKernels& kernels = isa().layers;
   by_pieces(count, 1, [&](int64_t begin, int64_t end) {
     size_t at = begin * size_of(dtype);
-    isa.swiglu(dtype,
-               static_cast<const uint8_t*>(gate) + at,
-               static_cast<const uint8_t*>(up) + at,
-               end - begin,
-               static_cast<uint8_t*>(y) + at);
+    kernels.swiglu(dtype,
+                   static_cast<const uint8_t*>(gate) + at,
+                   static_cast<const uint8_t*>(up) + at,
+                   end - begin,
+                   static_cast<uint8_t*>(y) + at);
   });
 }
 

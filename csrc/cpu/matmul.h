@@ -19,10 +19,23 @@ struct MatmulOperands {
   void* y;
 };
 
-// y = x @ w_hat^T or x @ w_hat, accumulated in fp32 and rounded once.
-// Blocks until done; uses the calling thread and the pool. Needs
-// held(problem.format). Safe to call from several threads at once.
-void matmul(const MatmulProblem& problem, const MatmulOperands& operands);
+enum class Activations {
+  kExact,
+  // Rounded to 8 bits with one scale for each row and group of the weights'
+  // format; only if problem.transpose. Row m of y is then off by at most
+  //   sum over g of (1/2 + 2^-15) step[m, g] * sum over k in g of |w_hat[n, k]|
+  // beyond the rounding of fp32 sums, with
+  // step[m, g] = max(max over k in g of |x[m, k]| / 127, 2^-126).
+  kInt8,
+};
+
+// y = x @ w_hat^T or x @ w_hat, accumulated in fp32 and rounded once. A row
+// of y has the same bits whatever the number of rows.
+// Blocks until done; uses the calling thread and the pool. Bits 2 to 6 and 8,
+// groups of 32, 64 and 128. Safe to call from several threads at once.
+void matmul(const MatmulProblem& problem,
+            const MatmulOperands& operands,
+            Activations activations = Activations::kExact);
 
 // w_hat [rows, K], rounded once to problem.dtype.
 void dequantize(const DequantizeProblem& problem,

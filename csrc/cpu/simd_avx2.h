@@ -14,6 +14,7 @@ namespace {
 
 struct Avx2 {
   using F = __m256;
+  using I = __m256i;
   static constexpr int kLanes = 8;
   // 4 weight rows x 3 activation rows: 12 of 16 registers.
   static constexpr int kTileRows = 3;
@@ -39,7 +40,6 @@ struct Avx2 {
 
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
-  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   // b where one of them is NaN.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -145,6 +145,114 @@ struct Avx2 {
   template <int kBits>
   static F to_natural_order(F v) {
     return v;
+  }
+
+  // ---- integers: bytes of codes against bytes of activations -------------
+  // Strips of 8 weight rows x activation rows of a tile.
+  static constexpr int kStrips = 2;
+  static constexpr int kIntTileRows = 3;
+
+  static I int_zero() { return _mm256_setzero_si256(); }
+  static I int_load(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static void int_store(int32_t* p, I v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  }
+  static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+
+  // Every lane = the 4 bytes at p.
+  static I broadcast4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    return _mm256_set1_epi32(word);
+  }
+
+  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  template <int kBits, int kPart>
+  static I byte_codes(I v) {
+    if constexpr (kBits == 8) {
+      return v;
+    }
+    return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
+                            _mm256_set1_epi8((1 << kBits) - 1));
+  }
+
+  // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
+  // activations.
+  template <int kBits>
+  static I dot4(I sum, I codes, I x) {
+    I ones = _mm256_set1_epi16(1);
+    if constexpr (kBits == 8) {
+      // Pairs of products must fit 16 bits: the highest bit apart.
+      I high =
+          _mm256_and_si256(_mm256_srli_epi32(codes, 7), _mm256_set1_epi8(1));
+      sum = _mm256_add_epi32(sum,
+                             _mm256_madd_epi16(_mm256_maddubs_epi16(high, x),
+                                               _mm256_set1_epi16(128)));
+      codes = _mm256_and_si256(codes, _mm256_set1_epi8(127));
+    }
+    return _mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+  }
+
+  // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
+  // `stride` apart.
+  static void transpose(const uint8_t* const* rows,
+                        int count,
+                        int32_t* out,
+                        int stride) {
+    I words = _mm256_cmpgt_epi32(_mm256_set1_epi32(count),
+                                 _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    I t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+      I a = _mm256_maskload_epi32(reinterpret_cast<const int*>(rows[i]), words);
+      I b = _mm256_maskload_epi32(reinterpret_cast<const int*>(rows[i + 1]),
+                                  words);
+      t[i] = _mm256_unpacklo_epi32(a, b);
+      t[i + 1] = _mm256_unpackhi_epi32(a, b);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+      u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+      u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+      u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // Half h of u[i + c] has word 4 h + c of rows i to i + 3.
+    for (int c = 0; c < 4 && c < count; ++c) {
+      int_store(out + c * stride,
+                _mm256_permute2x128_si256(u[c], u[4 + c], 0x20));
+      if (c + 4 < count) {
+        int_store(out + (c + 4) * stride,
+                  _mm256_permute2x128_si256(u[c], u[4 + c], 0x31));
+      }
+    }
+  }
+
+  // out[0:8] = the 8 codes in kBits bytes at p.
+  template <int kBits>
+  static void spread8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, kBits);
+    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    std::memcpy(out, &codes, sizeof(codes));
+  }
+
+  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  static I max_magnitude(I best, F v) {
+    return _mm256_max_epi32(best,
+                            _mm256_and_si256(_mm256_castps_si256(v),
+                                             _mm256_set1_epi32(0x7fffffff)));
+  }
+
+  // out[0:8] = v rounded to the nearest integers, ties to even.
+  static void round_to_bytes(F v, int8_t* out) {
+    I words = _mm256_cvtps_epi32(v);
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words),
+                                     _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(out),
+                     _mm_packs_epi16(halves, halves));
   }
 
  private:

@@ -14,6 +14,7 @@ namespace {
 
 struct Avx512 {
   using F = __m512;
+  using I = __m512i;
   static constexpr int kLanes = 16;
   // Accumulators of a tile are weight rows x activation rows. 4 x 6 leaves
   // 8 of the 32 registers for weights, tables and one activation.
@@ -46,7 +47,6 @@ struct Avx512 {
 
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   // b where one of them is NaN.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -168,6 +168,112 @@ struct Avx512 {
     return _mm512_permutexvar_ps(
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15),
         v);
+  }
+
+  // ---- integers: bytes of codes against bytes of activations -------------
+  // Strips of 16 weight rows x activation rows of a tile: 12 integer sums.
+  static constexpr int kStrips = 2;
+  static constexpr int kIntTileRows = 6;
+
+  static I int_zero() { return _mm512_setzero_si512(); }
+  static I int_load(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void int_store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+
+  // Every lane = the 4 bytes at p.
+  static I broadcast4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    return _mm512_set1_epi32(word);
+  }
+
+  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  template <int kBits, int kPart>
+  static I byte_codes(I v) {
+    if constexpr (kBits == 8) {
+      return v;
+    }
+    return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
+                            _mm512_set1_epi8((1 << kBits) - 1));
+  }
+
+  // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
+  // activations.
+  template <int kBits>
+  static I dot4(I sum, I codes, I x) {
+    I ones = _mm512_set1_epi16(1);
+    if constexpr (kBits == 8) {
+      // Pairs of products must fit 16 bits: the highest bit apart.
+      I high =
+          _mm512_and_si512(_mm512_srli_epi32(codes, 7), _mm512_set1_epi8(1));
+      sum = _mm512_add_epi32(sum,
+                             _mm512_madd_epi16(_mm512_maddubs_epi16(high, x),
+                                               _mm512_set1_epi16(128)));
+      codes = _mm512_and_si512(codes, _mm512_set1_epi8(127));
+    }
+    return _mm512_add_epi32(
+        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+  }
+
+  // out[d, r] = word d of rows[r], for d < count <= 16; rows of out are
+  // `stride` apart.
+  static void transpose(const uint8_t* const* rows,
+                        int count,
+                        int32_t* out,
+                        int stride) {
+    __mmask16 words = static_cast<__mmask16>((uint32_t{1} << count) - 1);
+    I t[16], u[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      I a = _mm512_maskz_loadu_epi32(words, rows[i]);
+      I b = _mm512_maskz_loadu_epi32(words, rows[i + 1]);
+      t[i] = _mm512_unpacklo_epi32(a, b);
+      t[i + 1] = _mm512_unpackhi_epi32(a, b);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // Quarter q of u[i + c] has word 4 q + c of rows i to i + 3. A row of out
+    // that is not wanted is written over, in the end by row 0.
+    auto to = [&](int d) { return out + (d < count ? d : 0) * stride; };
+#pragma GCC unroll 4
+    for (int c = 3; c >= 0; --c) {
+      I a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x44);
+      I b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x44);
+      I d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xee);
+      I e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xee);
+      int_store(to(c + 12), _mm512_shuffle_i32x4(d, e, 0xdd));
+      int_store(to(c + 8), _mm512_shuffle_i32x4(d, e, 0x88));
+      int_store(to(c + 4), _mm512_shuffle_i32x4(a, b, 0xdd));
+      int_store(to(c), _mm512_shuffle_i32x4(a, b, 0x88));
+    }
+  }
+
+  // out[0:8] = the 8 codes in kBits bytes at p.
+  template <int kBits>
+  static void spread8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, kBits);
+    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    std::memcpy(out, &codes, sizeof(codes));
+  }
+
+  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  static I max_magnitude(I best, F v) {
+    return _mm512_max_epi32(best,
+                            _mm512_and_si512(_mm512_castps_si512(v),
+                                             _mm512_set1_epi32(0x7fffffff)));
+  }
+
+  // out[0:16] = v rounded to the nearest integers, ties to even.
+  static void round_to_bytes(F v, int8_t* out) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
   }
 
  private:

@@ -25,6 +25,10 @@ struct Scalar {
     float lane[kLanes];
   };
 
+  struct I {
+    int32_t lane[kLanes];
+  };
+
   static F zero() { return set1(0); }
 
   static F set1(float v) {
@@ -61,9 +65,6 @@ struct Scalar {
 
   static F add(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] + b.lane[i]; });
-  }
-  static F mul(F a, F b) {
-    return by_lane([&](int i) { return a.lane[i] * b.lane[i]; });
   }
   static F div(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
@@ -104,7 +105,7 @@ struct Scalar {
     for (int i = 0; i < count; ++i) {
       TypeOf<kDtype> v;
       std::memcpy(&v, p + i * sizeof(v), sizeof(v));
-      out.lane[i] = to_float(v);
+      out.lane[i] = cpu::to_float(v);
     }
     return out;
   }
@@ -152,6 +153,113 @@ struct Scalar {
   template <int kBits>
   static F to_natural_order(F v) {
     return v;
+  }
+
+  // ---- integers: bytes of codes against bytes of activations -------------
+  static constexpr int kStrips = 1;
+  static constexpr int kIntTileRows = 2;
+
+  static I int_zero() { return I{}; }
+
+  static I int_load(const int32_t* p) {
+    I out;
+    std::memcpy(&out, p, sizeof(out));
+    return out;
+  }
+
+  static F to_float(I v) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) {
+      out.lane[i] = static_cast<float>(v.lane[i]);
+    }
+    return out;
+  }
+
+  static F mul(F a, F b) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
+    return a;
+  }
+
+  // Every lane = the 4 bytes at p.
+  static I broadcast4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    I out;
+    for (int32_t& lane : out.lane) lane = word;
+    return out;
+  }
+
+  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  template <int kBits, int kPart>
+  static I byte_codes(I v) {
+    for (int32_t& lane : v.lane) {
+      lane =
+          static_cast<int32_t>(static_cast<uint32_t>(lane) >> (kPart * kBits) &
+                               0x01010101u * ((1 << kBits) - 1));
+    }
+    return v;
+  }
+
+  // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
+  // activations.
+  template <int kBits>
+  static I dot4(I sum, I codes, I x) {
+    for (int i = 0; i < kLanes; ++i) {
+      uint8_t q[4];
+      int8_t a[4];
+      std::memcpy(q, &codes.lane[i], sizeof(q));
+      std::memcpy(a, &x.lane[i], sizeof(a));
+      for (int j = 0; j < 4; ++j) sum.lane[i] += q[j] * a[j];
+    }
+    return sum;
+  }
+
+  // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
+  // `stride` apart.
+  static void transpose(const uint8_t* const* rows,
+                        int count,
+                        int32_t* out,
+                        int stride) {
+    for (int d = 0; d < count; ++d) {
+      for (int r = 0; r < kLanes; ++r) {
+        std::memcpy(out + d * stride + r, rows[r] + 4 * d, 4);
+      }
+    }
+  }
+
+  // out[0:8] = the 8 codes in kBits bytes at p.
+  template <int kBits>
+  static void spread8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, kBits);
+    for (int i = 0; i < 8; ++i) {
+      out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
+    }
+  }
+
+  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  static I max_magnitude(I best, F v) {
+    I bits;
+    std::memcpy(&bits, &v, sizeof(bits));
+    for (int i = 0; i < kLanes; ++i) {
+      int32_t magnitude = bits.lane[i] & 0x7fffffff;
+      if (magnitude > best.lane[i]) best.lane[i] = magnitude;
+    }
+    return best;
+  }
+
+  static void int_store(int32_t* p, I v) { std::memcpy(p, &v, sizeof(v)); }
+
+  // out[0:8] = v rounded to the nearest integers, ties to even. |v| < 2^22;
+  // beyond, and for NaN, anything.
+  static void round_to_bytes(F v, int8_t* out) {
+    for (int i = 0; i < kLanes; ++i) {
+      // At 1.5 * 2^23 the unit in the last place is 1.
+      float shifted = v.lane[i] + 0x1.8p23f;
+      int32_t bits;
+      std::memcpy(&bits, &shifted, sizeof(bits));
+      out[i] = static_cast<int8_t>(bits & 0xff);
+    }
   }
 
  private:

@@ -7,6 +7,7 @@
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/library.h"
 #include "mlx/backend/metal/device.h"
+#include "mlx/backend/metal/metal.h"
 
 namespace nibble::metal {
 namespace {
@@ -75,6 +76,10 @@ void encode(const LaunchPlan& plan,
 }
 
 }  // namespace
+
+bool is_available() {
+  return mx::metal::is_available();
+}
 
 DeviceProfile device_profile(mx::Device device) {
   return parse_architecture(mx::metal::device(device).get_architecture());

@@ -1,5 +1,5 @@
-// Runs launch plans on MLX's Metal device. The same header elsewhere, where
-// no_metal.cpp answers every call with an error.
+// Runs launch plans on MLX's Metal device. The same header serves elsewhere,
+// where no_metal.cpp says that there is none.
 #pragma once
 
 #include <vector>
@@ -21,6 +21,9 @@ struct Operands {
   const mlx::core::array* x = nullptr;
   mlx::core::array* out = nullptr;
 };
+
+// Whether there is a GPU that the functions below can be called for.
+bool is_available();
 
 // What the planner may know of `device`.
 DeviceProfile device_profile(mlx::core::Device device);

@@ -15,6 +15,10 @@ namespace {
 
 }  // namespace
 
+bool is_available() {
+  return false;
+}
+
 DeviceProfile device_profile(mlx::core::Device) {
   no_metal("device_profile");
 }

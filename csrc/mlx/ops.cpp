@@ -8,7 +8,6 @@
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/primitives.h"
-#include "mlx/backend/metal/metal.h"
 #include "mlx/ops.h"
 
 namespace nibble::ops {
@@ -93,7 +92,7 @@ bool held_on(const MatmulProblem& problem, const mx::Stream& stream) {
   if (stream.device == mx::Device::cpu) {
     return true;
   }
-  return mx::metal::is_available() &&
+  return metal::is_available() &&
          plan(problem, metal::device_profile(stream.device)).has_value();
 }
 
@@ -221,7 +220,7 @@ mx::array dequantize(const mx::array& w,
   bool ours = mode == "affine" && held(format) && biases && !global_scale &&
               bridge::to_dtype(out_dtype) &&
               bridge::to_dtype(mx::result_type(scales, *biases)) &&
-              (stream.device == mx::Device::cpu || mx::metal::is_available());
+              (stream.device == mx::Device::cpu || metal::is_available());
   if (!ours) {
     return mx::dequantize(
         w, scales, biases, group_size, bits, mode, global_scale, dtype, s);

@@ -1,5 +1,5 @@
 // The public operations: validate, infer the shape, build the graph node.
-// Signatures and behaviour are MLX's; docs/portability.md lists where ours
+// Signatures and behaviour are MLX's; docs/differences.md lists where ours
 // differ and why.
 #pragma once
 

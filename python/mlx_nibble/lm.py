@@ -27,12 +27,12 @@ from mlx_nibble.accelerate import accelerate
 
 __all__ = [
     "accelerated_loading",
-    "dequantized",
     "generate_step",
     "load",
     "load_stock",
     "make_prompt_cache",
     "prepare",
+    "reference_logits",
     "run_command",
     "set_activation_dtype",
     "stream_generate",
@@ -132,14 +132,27 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
                 module[name] = value.astype(dtype)
 
 
-def dequantized(model: mlx_nn.Module) -> mlx_nn.Module:
-    """The reference: the same model with float32 weights and activations.
+def reference_logits(path_or_hf_repo: str, tokens: Sequence[int]) -> mx.array:
+    """Logits of the dequantized model, computed in float64.
+
+    Weights are what codes, scales and biases stand for; every product and sum is
+    in float64 (on the CPU: MLX has it nowhere else). For measuring errors; slow.
 
     Args:
-        model: Changed in place: its quantized layers are replaced.
+        path_or_hf_repo: As :func:`load` takes it.
+        tokens: Token ids.
+
+    Returns:
+        float64 ``[len(tokens), vocabulary]``.
     """
-    model.set_dtype(mx.float32)
-    return mlx_lm_utils.dequantize_model(model)
+    with mx.stream(mx.cpu):
+        model = mlx_lm.load(path_or_hf_repo)[0]
+        model.set_dtype(mx.float32)
+        model = mlx_lm_utils.dequantize_model(model)
+        model.set_dtype(mx.float64)
+        logits = model(mx.array(list(tokens))[None])[0]
+        mx.eval(logits)
+    return logits
 
 
 def _on_cpu() -> bool:

@@ -6,6 +6,8 @@ and reported as medians with their spread.
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +84,10 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
-    steps = lm.generate_step(mx.array(prompt), model, max_tokens=tokens)
-    generated = [next(steps)[0]]
+    steps = lm.generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
+    generated = [int(next(steps)[0])]
     first = time.perf_counter()
-    generated += [token for token, _ in steps]
+    generated += [int(token) for token, _ in steps]
     end = time.perf_counter()
     return Generation(
         prompt_rate=len(prompt) / (first - start),
@@ -118,7 +120,7 @@ def interleave(
     progress = progress or (lambda name, seconds: None)
     cost = {}
     for name, model in models.items():
-        progress(name, float("inf"))
+        progress(name, math.inf)
         start = time.perf_counter()
         generate(model, prompt[:_WARM_UP_TOKENS], 2)
         # Slow enough to matter means bound by tokens, prompt or not.
@@ -136,15 +138,71 @@ def interleave(
     return results
 
 
+def compare(
+    folder: str,
+    models: Mapping[str, nn.Module],
+    text: Sequence[int],
+    decode_tokens: int,
+    rounds: int,
+    logits_tokens: int,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Compare models in speed, memory and error, and say where.
+
+    Args:
+        folder: What the models were loaded from.
+        models: Name to model.
+        text: Token ids: the prompt.
+        decode_tokens: How many to generate after it.
+        rounds: Timed runs of each model.
+        logits_tokens: How many of ``text`` to compare logits on.
+        progress: Called with what is done next, and the seconds left.
+
+    Returns:
+        What JSON can hold: for each name a summary of rates (tokens/s), bytes and
+        the largest difference of logits from :func:`lm.reference_logits`.
+    """
+    runs = interleave(
+        models,
+        text,
+        decode_tokens,
+        rounds,
+        lambda name, seconds: progress(f"Comparing speed: {name}", seconds),
+    )
+    progress("Comparing logits with the dequantized model in float64", math.inf)
+    short = text[:logits_tokens]
+    exact = np.array(lm.reference_logits(folder, short))
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "prompt_tokens": len(text),
+        "decode_tokens": decode_tokens,
+        "rounds": rounds,
+        "logits_range": [float(exact.min()), float(exact.max())],
+    }
+    for name, model in models.items():
+        prompt = Summary.of([run.prompt_rate for run in runs[name]])
+        decode = Summary.of([run.decode_rate for run in runs[name]])
+        result[name] = {
+            "prompt_tokens_per_second": asdict(prompt),
+            "decode_tokens_per_second": asdict(decode),
+            "weight_bytes": weight_bytes(model),
+            "working_bytes": max(run.working_bytes for run in runs[name]),
+            "largest_logit_difference": float(abs(logits(model, short) - exact).max()),
+            "tokens": runs[name][0].tokens,
+        }
+    return result
+
+
 def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
     """The model's logits for a text, float32 ``[len(tokens), vocabulary]``."""
-    output = model(mx.array(tokens)[None])[0].astype(mx.float32)
-    return np.array(output)
+    return np.array(model(mx.array(list(tokens))[None])[0].astype(mx.float32))
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters."""
-    return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    return sum(
+        value.nbytes for value in dict(tree_flatten(model.parameters())).values()
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -156,7 +214,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": importlib.metadata.version("mlx"),
     }
 
 

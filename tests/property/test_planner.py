@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 
@@ -13,13 +14,17 @@ from tests.simt.plans import (
     Device,
     Launch,
     Problem,
+    candidates,
     instances,
     plan_dequantize,
     plan_matmul,
 )
 
 SIMD_WIDTH = 32
-KNOWN_FORMATS = [(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
+INSTANCES = frozenset(instances())
+KNOWN_FORMATS = [
+    (bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)
+]
 
 # Small sizes and the edges of tiles are where plans go wrong.
 sizes = st.one_of(
@@ -50,11 +55,16 @@ def problems(draw):
         scale_dtype=draw(st.sampled_from(DTYPES)),
         bits=bits,
         group_size=group_size,
+        symmetric=draw(st.booleans()),
     )
 
 
 def block(launch: Launch) -> tuple[int, int]:
     """Columns and rows of y that one threadgroup computes."""
+    if launch.kernel.startswith("qmv_quad_"):
+        return 64, 1
+    if launch.kernel.startswith("qmv_multi_"):
+        return 8, int(launch.kernel.split("_r")[1])
     if launch.kernel.startswith("qmv_"):
         return 8, 1
     tile = re.search(r"_bm(\d+)_bn(\d+)_", launch.kernel)
@@ -67,30 +77,33 @@ def check_limits(launch: Launch, device: Device) -> None:
     assert x * y * z % SIMD_WIDTH == 0
     assert launch.threadgroup_bytes <= device.max_threadgroup_bytes
     assert all(0 < n < 2**31 for n in launch.threadgroups)
-    assert launch.kernel in instances()
+    assert launch.kernel in INSTANCES
 
 
 @settings(max_examples=2000)
 @given(problems(), devices)
 def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
-    launches = plan_matmul(p, device)
-    assert launches is not None and len(launches) == 1
-    (launch,) = launches
-    check_limits(launch, device)
-    columns, rows = block(launch)
-    across, down, deep = launch.threadgroups
-    assert (across - 1) * columns < p.N <= across * columns
-    assert (down - 1) * rows < p.M <= down * rows
-    assert deep == p.batch_size
-    assert launch.buffers == ("w", "scales", "biases", "x", "out")
-    assert struct.unpack("5i", launch.params) == (
-        p.M,
-        p.N,
-        p.K,
-        p.batch_repeat,
-        p.batch_count,
-    )
-    assert f"_b{p.bits}_g{p.group_size}" in launch.kernel
+    plans = candidates(p, device)
+    assert plans and plans[0] == plan_matmul(p, device)
+    for launches in plans:
+        (launch,) = launches
+        check_limits(launch, device)
+        columns, rows = block(launch)
+        across, down, deep = launch.threadgroups
+        assert (across - 1) * columns < p.N <= across * columns
+        assert (down - 1) * rows < p.M <= down * rows
+        assert deep == p.batch_size
+        third = "scales" if p.symmetric else "biases"
+        assert launch.buffers == ("w", "scales", third, "x", "out")
+        assert struct.unpack("5i", launch.params) == (
+            p.M,
+            p.N,
+            p.K,
+            p.batch_repeat,
+            p.batch_count,
+        )
+        symmetric = "_sym" if p.symmetric else ""
+        assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
 
 
 @settings(max_examples=300)
@@ -104,9 +117,11 @@ def test_the_same_problem_gives_the_same_plan(p, device):
 def test_dequantization_covers_every_word_once(p, device):
     (launch,) = plan_dequantize(p, device)
     check_limits(launch, device)
-    words = p.K * p.bits // 32
+    # One thread for the codes of the shortest run of whole words.
+    codes = math.lcm(p.bits, 32) // p.bits
     across, down, _ = launch.threadgroups
-    assert (across - 1) * launch.threads[0] < words <= across * launch.threads[0]
+    covered = codes * launch.threads[0]
+    assert (across - 1) * covered < p.K <= across * covered
     assert down == p.M
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import build
-from .plans import Device, Launch, library, unit, unit_name
+from .plans import Device, Launch, kernel_source, library
 from .source import flatten, translate
 
 # A float, half or bfloat that no arithmetic produces: a NaN with all bits set.
@@ -92,7 +92,7 @@ class Outcome:
 
     outputs: dict[str, np.ndarray]
     counters: dict[str, int]
-    memory: dict[str, Any]
+    memory: list[dict[str, Any]]
 
 
 @functools.cache
@@ -114,7 +114,8 @@ def compile_metal(path: Path, *, instrumented: bool = False) -> ctypes.CDLL:
 
 @functools.cache
 def _planned_kernel(name: str, instrumented: bool) -> ctypes.CDLL:
-    return load(build.compile_unit(unit(unit_name(name)), instrumented=instrumented))
+    unit = translate(kernel_source(name))
+    return load(build.compile_unit(unit, instrumented=instrumented))
 
 
 def run(
@@ -157,7 +158,7 @@ def run(
         findings = _unwritten(written)
     if findings:
         raise KernelError(launch.kernel, findings)
-    return Outcome(written, report["counters"], report.get("memory", {}))
+    return Outcome(written, report["counters"], report.get("memory", []))
 
 
 def _dispatch(

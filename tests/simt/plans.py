@@ -7,6 +7,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from . import build
 from .source import Unit, translate
@@ -32,7 +33,9 @@ class Problem:
     scale_dtype: str = "float16"
     bits: int = 4
     group_size: int = 64
+    symmetric: bool = False
     transpose: bool = True
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class _Problem(ctypes.Structure):
         (name, ctypes.c_int32)
         for name in (
             "M N K batch_size batch_count batch_repeat dtype scale_dtype "
-            "bits group_size transpose"
+            "bits group_size symmetric transpose batch_invariant"
         ).split()
     ]
 
@@ -80,14 +83,20 @@ class _Profile(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """The executor; global, for kernels find their runtime in it."""
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
-    for name in ("plan_matmul", "plan_dequantize", "instances", "kernel_source"):
+    for name in (
+        "plan_matmul",
+        "plan_dequantize",
+        "candidates",
+        "instances",
+        "kernel_source",
+    ):
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
     lib.simt_read_kernels.restype = None
     lib.simt_read_kernels(str(ROOT / "kernels").encode())
     return lib
 
 
-def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
+def _ask(function: str, p: Problem, device: Device) -> Any:
     problem = _Problem(
         p.M,
         p.N,
@@ -99,7 +108,9 @@ def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
         DTYPES.index(p.scale_dtype),
         p.bits,
         p.group_size,
+        p.symmetric,
         p.transpose,
+        p.batch_invariant,
     )
     profile = _Profile(
         device.generation,
@@ -108,9 +119,10 @@ def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
         device.max_threadgroup_bytes,
     )
     answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
-    launches = json.loads(answer)
-    if launches is None:
-        return None
+    return json.loads(answer)
+
+
+def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
     return [
         Launch(
             kernel=launch["kernel"],
@@ -120,19 +132,27 @@ def _plan(function: str, p: Problem, device: Device) -> list[Launch] | None:
             params=bytes.fromhex(launch["params"]),
             threadgroup_bytes=launch["threadgroup_bytes"],
         )
-        for launch in launches
+        for launch in answer
     ]
 
 
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
     """What core plans; None where MLX's own op is to be used."""
-    return _plan("simt_plan_matmul", problem, device or Device())
+    answer = _ask("simt_plan_matmul", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def candidates(problem: Problem, device: Device | None = None) -> list[list[Launch]]:
+    """Every plan that core offers to a tuner, its default first."""
+    answer = _ask("simt_candidates", problem, device or Device())
+    return [_launches(plan) for plan in answer]
 
 
 def plan_dequantize(
     problem: Problem, device: Device | None = None
 ) -> list[Launch] | None:
-    return _plan("simt_plan_dequantize", problem, device or Device())
+    answer = _ask("simt_plan_dequantize", problem, device or Device())
+    return None if answer is None else _launches(answer)
 
 
 @functools.cache

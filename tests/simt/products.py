@@ -16,6 +16,7 @@ def matmul(
     biases: np.ndarray,
     x: np.ndarray,
     options: Options | None = None,
+    launches: list[Launch] | None = None,
 ) -> np.ndarray:
     """y [batch_size, M, N] by the planned kernels.
 
@@ -26,12 +27,13 @@ def matmul(
         biases: The same.
         x: Floats [batch_size, M, K], rounded to dtype here.
         options: How to run.
+        launches: One of candidates(problem); by default what core plans.
 
     Returns:
         Values of type `dtype`; float32 if that is bfloat16.
     """
     options = options or Options()
-    launches = plan_matmul(problem, options.device)
+    launches = launches or plan_matmul(problem, options.device)
     columns = problem.N if problem.transpose else problem.K
     shape = (problem.batch_size, problem.M, columns)
     operands = {"w": words, "x": numbers.encode(x, problem.dtype)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,7 @@ from tests import simt
 from tests.simt.toolchain import BENCH
 
 THREADS = 128
-# Kernels that take a float of threadgroup memory for each thread.
-SHARED = {"correct", "overruns_threadgroup_memory"}
+A = np.arange(THREADS, dtype=np.float32)
 
 # kernel -> kind of the finding, and what its message must say. {here} stands for the
 # place that the file marks.
@@ -20,10 +21,7 @@ EXECUTION = {
     "exit_before_barrier": ("divergence", "28 have returned, 100 wait for .*{here}"),
     "divergent_simd_operation": ("divergence", "simd reduction|simd shuffle"),
     "exit_before_simd_operation": ("divergence", "{here} is reached by 4 of 32 lanes"),
-    "reads_past_the_end": (
-        "out of bounds",
-        "read at byte 512 of a.*{here}.*thread 127",
-    ),
+    "reads_past_the_end": ("out of bounds", "byte 512 of a, .*{here}.*thread 127"),
     "writes_before_the_start": ("out of bounds", "a write at byte -4 of out"),
     "writes_to_its_input": ("write to input", "a write at byte .* of a,.*{here}"),
     "overruns_threadgroup_memory": ("out of bounds", "byte 512 of threadgroup"),
@@ -31,6 +29,35 @@ EXECUTION = {
     "leaves_outputs_unwritten": ("unwritten", "1 of 128 elements of out, .*77"),
     "too_much_threadgroup_memory": ("limits", "32772 bytes"),
     "too_much_stack": ("stack overflow", "a thread used over 256 KB"),
+}
+MEMORY = {
+    "missing_barrier": ("race", "{here}"),
+    "barrier_of_the_wrong_memory": ("race", "read at byte .*{here}"),
+    "barrier_of_no_memory": ("race", "{here}"),
+    "barrier_of_the_wrong_scope": ("race", "{here}"),
+    "shuffle_is_no_barrier": ("race", "{here}"),
+    "reuses_memory_too_early": ("race", "a write .*unordered with a read.*{here}"),
+    "reads_what_nobody_wrote": ("uninitialised", "byte 20 of .*{here}.*thread 5"),
+    "accumulates_onto_nothing": ("uninitialised", "of out, .*{here}"),
+    "two_threads_one_output": ("race", "{here}"),
+    "two_threadgroups_one_output": ("race", "of another threadgroup.*{here}"),
+    "reads_one_past_an_odd_end": ("out of bounds", "byte 13 of odd.*{here}"),
+}
+
+# Kernels that take a float of threadgroup memory for each thread.
+SHARED = {
+    "correct",
+    "overruns_threadgroup_memory",
+    "missing_barrier",
+    "barrier_of_the_wrong_memory",
+    "barrier_of_no_memory",
+    "barrier_of_the_wrong_scope",
+    "shuffle_is_no_barrier",
+    "reuses_memory_too_early",
+    "reads_what_nobody_wrote",
+    "correct_rounds",
+    "correct_neighbours",
+    "correct_bytes",
 }
 
 
@@ -41,62 +68,87 @@ def place(file: str, kernel: str) -> str:
     return f"{file}:{text.count(chr(10), 0, mark) + 1}"
 
 
-def launch(kernel: str, **changes: object) -> simt.Launch:
-    fields = {
-        "kernel": kernel,
-        "threadgroups": (1, 1, 1),
-        "threads": (THREADS, 1, 1),
-        "buffers": ("a", "out"),
-        "threadgroup_bytes": 4 * THREADS if kernel in SHARED else 0,
-    }
-    return simt.Launch(**(fields | changes))  # pyright: ignore[reportArgumentType]
+def launch(kernel: str) -> simt.Launch:
+    odd = kernel == "reads_one_past_an_odd_end"
+    return simt.Launch(
+        kernel=kernel,
+        threadgroups=(2 if kernel == "two_threadgroups_one_output" else 1, 1, 1),
+        threads=(THREADS, 1, 1),
+        buffers=("a", "out", "odd") if odd else ("a", "out"),
+        threadgroup_bytes=4 * THREADS if kernel in SHARED else 0,
+    )
 
 
 def execute(
-    kernel: str, options: simt.Options | None = None, **changes: object
+    file: str, what: simt.Launch, options: simt.Options | None = None
 ) -> np.ndarray:
-    a = np.arange(THREADS, dtype=np.float32)
     options = options or simt.Options()
-    library = simt.compile_metal(
-        BENCH / "bad" / "execution.metal", instrumented=options.instrumented
-    )
+    path = BENCH / "bad" / file
+    library = simt.compile_metal(path, instrumented=options.instrumented)
+    operands = {"a": A, "odd": np.zeros(13, np.int8)}
     outputs = {"out": ((THREADS,), np.dtype(np.float32))}
-    outcome = simt.run(launch(kernel, **changes), {"a": a}, outputs, options, library)
-    return outcome.outputs["out"]
+    return simt.run(what, operands, outputs, options, library).outputs["out"]
 
 
-@pytest.mark.parametrize("kernel", EXECUTION)
-def test_a_wrong_kernel_is_caught(kernel: str) -> None:
-    kind, message = EXECUTION[kernel]
-    message = message.replace("{here}", place("execution.metal", kernel))
+def assert_caught(
+    file: str, kernel: str, kind: str, message: str, options: simt.Options
+) -> None:
+    message = message.replace("{here}", place(file, kernel))
     with pytest.raises(simt.KernelError, match=message) as caught:
-        execute(kernel)
+        execute(file, launch(kernel), options)
     assert caught.value.kernel == kernel
-    assert caught.value.findings[0].kind == kind
+    assert kind in {finding.kind for finding in caught.value.findings}
+
+
+@pytest.mark.parametrize("instrumented", [False, True], ids=["plain", "watched"])
+@pytest.mark.parametrize("kernel", EXECUTION)
+def test_every_build_catches(kernel: str, instrumented: bool) -> None:
+    options = simt.Options(instrumented=instrumented)
+    assert_caught("execution.metal", kernel, *EXECUTION[kernel], options)
+
+
+@pytest.mark.parametrize("kernel", MEMORY)
+def test_the_instrumented_build_catches(kernel: str) -> None:
+    for seed in range(3):  # whatever the order in which the threads run
+        options = simt.Options(seed=seed, instrumented=True)
+        assert_caught("memory.metal", kernel, *MEMORY[kernel], options)
 
 
 def test_the_bench_survives_what_it_catches() -> None:
     with pytest.raises(simt.KernelError):
-        execute("reads_past_the_end")
-    np.testing.assert_array_equal(execute("correct"), np.arange(THREADS)[::-1])
+        execute("execution.metal", launch("reads_past_the_end"))
+    result = execute("execution.metal", launch("correct"))
+    np.testing.assert_array_equal(result, A[::-1])
 
 
-def test_a_correct_kernel_is_correct_in_every_order() -> None:
-    for seed in range(20):
-        result = execute("correct", simt.Options(seed=seed))
-        np.testing.assert_array_equal(result, np.arange(THREADS)[::-1])
+CORRECT = {
+    "correct_rounds": 2 * A[::-1],
+    "correct_neighbours": A[np.arange(THREADS) ^ 1],
+    "correct_bytes": A[::-1],
+}
+
+
+@pytest.mark.parametrize("kernel", CORRECT)
+@pytest.mark.parametrize("instrumented", [False, True], ids=["plain", "watched"])
+def test_a_correct_kernel_is_correct_in_every_order(
+    kernel: str, instrumented: bool
+) -> None:
+    for seed in range(10):
+        options = simt.Options(seed=seed, instrumented=instrumented)
+        result = execute("memory.metal", launch(kernel), options)
+        np.testing.assert_array_equal(result, CORRECT[kernel])
 
 
 def test_limits_of_the_device_are_limits() -> None:
+    what = launch("correct")
     with pytest.raises(simt.KernelError, match="2048 threads"):
-        execute("correct", threads=(2048, 1, 1))
+        execute("execution.metal", dataclasses.replace(what, threads=(2048, 1, 1)))
     with pytest.raises(simt.KernelError, match="40000 bytes"):
-        execute("correct", threadgroup_bytes=40000)
+        execute("execution.metal", dataclasses.replace(what, threadgroup_bytes=40000))
 
 
 def test_partial_simdgroups_are_an_option() -> None:
-    result = execute(
-        "exit_before_simd_operation", simt.Options(partial_simdgroups=True)
-    )
+    what = launch("exit_before_simd_operation")
+    result = execute("execution.metal", what, simt.Options(partial_simdgroups=True))
     assert result[96] == 96 + 97 + 98 + 99
     assert (result[100:] == 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,8 @@ from rich.progress import (
 
 # Progress and remarks go to stderr: stdout holds answers and tables only.
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+# A pipe has no width; a table that wraps there is hard to read, and to parse.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
     """
     with err.status("") as status:
         lock = threading.Lock()
-        label, deadline = "", float("inf")
+        label, deadline = "", math.inf
         done = threading.Event()
 
         def set_line(new_label: str, seconds: float) -> None:
@@ -75,7 +77,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
             with lock:
                 left = deadline - time.monotonic()
                 text = label
-            if left != float("inf"):
+            if left != math.inf:
                 text += f", about {max(left, 0):.0f} s left"
             status.update(text)
 

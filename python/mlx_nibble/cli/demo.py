@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlx.nn as nn
-import numpy as np
 from rich.table import Table
 
-from mlx_nibble import lm, measure
 from mlx_nibble.cli.console import (
     byte_progress,
     countdown,
@@ -23,13 +19,11 @@ from mlx_nibble.cli.console import (
     immediate_interrupt,
     out,
 )
-from mlx_nibble.io.demo_model import smollm2
-from mlx_nibble.io.gguf_import import import_gguf
 
 _QUESTION = "Why is the sky blue?"
 _PROMPT_TOKENS = 128
 _DECODE_TOKENS = 24
-# Stock MLX needs four seconds for them, and as many for the reference.
+# Stock MLX needs four seconds for them, and as many in float64.
 _LOGITS_TOKENS = 32
 
 
@@ -63,12 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.max_tokens < 1 or args.rounds < 1:
         parser.error("--max-tokens and --rounds must be at least 1")
     with _model_folder(args.model) as folder, immediate_interrupt():
-        with err.status("Loading the model"):
-            ours, tokenizer = lm.load(str(folder))
-            stock, _ = lm.load_stock(str(folder))
-        answer = _answer(ours, tokenizer, args)
-        result = _compare(folder, stock, ours, tokenizer, args.rounds)
-    result = {"model": folder.name, "prompt": args.prompt, "answer": answer, **result}
+        result = _run(folder, args)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
@@ -77,6 +66,9 @@ def main(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _model_folder(path: str | None) -> Iterator[Path]:
+    from mlx_nibble.io.demo_model import smollm2
+    from mlx_nibble.io.gguf_import import import_gguf
+
     if path is None:
         with byte_progress("Downloading") as on_fetch:
             folder = smollm2(on_fetch)
@@ -93,70 +85,51 @@ def _model_folder(path: str | None) -> Iterator[Path]:
         raise ValueError(f"[demo] --model {path!r} does not exist.")
 
 
-def _answer(model: nn.Module, tokenizer: Any, args: argparse.Namespace) -> str:
+def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    # mlx-lm takes a second to import: --help and mistakes need not wait for it.
+    from mlx_nibble import lm, measure
+
+    with err.status("Loading the model"):
+        ours, tokenizer = lm.load(str(folder))
+        stock, _ = lm.load_stock(str(folder))
     messages = [{"role": "user", "content": args.prompt}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    show = not args.json
-    if show:
-        out.print(f"\n[bold]{args.prompt}[/bold]\n")
-    pieces = []
-    steps = lm.stream_generate(model, tokenizer, prompt, max_tokens=args.max_tokens)
-    for step in steps:
-        pieces.append(step.text)
-        if show:
-            print(step.text, end="", flush=True)
-    if show:
-        print("\n")
-    return "".join(pieces)
-
-
-def _compare(
-    folder: Path, stock: nn.Module, ours: nn.Module, tokenizer: Any, rounds: int
-) -> dict[str, Any]:
-    models = {"stock": stock, "nibble": ours}
-    text = tokenizer.encode(measure.TEXT)[:_PROMPT_TOKENS]
+    question = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)
+    answer = _show(args.prompt, (step.text for step in steps), quiet=args.json)
     with countdown() as say:
-        runs = measure.interleave(
-            models,
-            text,
+        comparison = measure.compare(
+            str(folder),
+            {"stock": stock, "nibble": ours},
+            tokenizer.encode(measure.TEXT)[:_PROMPT_TOKENS],
             _DECODE_TOKENS,
-            rounds,
-            lambda name, left: say(f"Comparing speed: {name}", left),
+            args.rounds,
+            _LOGITS_TOKENS,
+            say,
         )
-        say("Comparing logits with the dequantized float32 model", float("inf"))
-        reference = lm.dequantized(lm.load_stock(str(folder))[0])
-        exact = measure.logits(reference, text[:_LOGITS_TOKENS])
-        off = {
-            name: np.abs(measure.logits(model, text[:_LOGITS_TOKENS]) - exact).max()
-            for name, model in models.items()
-        }
     return {
-        "machine": measure.machine(),
-        "prompt_tokens": len(text),
-        "decode_tokens": _DECODE_TOKENS,
-        "rounds": rounds,
-        "logits_range": [float(exact.min()), float(exact.max())],
-        **{
-            name: {
-                "prompt_tokens_per_second": asdict(
-                    measure.Summary.of([run.prompt_rate for run in runs[name]])
-                ),
-                "decode_tokens_per_second": asdict(
-                    measure.Summary.of([run.decode_rate for run in runs[name]])
-                ),
-                "weight_bytes": measure.weight_bytes(models[name]),
-                "working_bytes": max(run.working_bytes for run in runs[name]),
-                "largest_logit_difference": float(off[name]),
-                "tokens": runs[name][0].tokens,
-            }
-            for name in models
-        },
+        "model": folder.name,
+        "prompt": args.prompt,
+        "answer": answer,
+        **comparison,
     }
+
+
+def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
+    """Print an answer as it comes; returns all of it."""
+    if quiet:
+        return "".join(pieces)
+    out.print(f"\n[bold]{question}[/bold]\n")
+    answer = ""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        answer += piece
+    print("\n")
+    return answer
 
 
 def _print_table(result: dict[str, Any]) -> None:
     stock, ours = result["stock"], result["nibble"]
-    table = Table(title=None if out.is_terminal else "", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for heading in ("stock MLX", "nibble", "ratio"):
         table.add_column(heading, justify="right")
@@ -186,7 +159,7 @@ def _print_table(result: dict[str, Any]) -> None:
         f"{result['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
         f"{machine['cores']} cores, mlx {machine['mlx']}. Both generated {same} "
         f"{result['decode_tokens']} tokens. Logits, from {low:.0f} to {high:.0f}, are "
-        "compared with those of the dequantized model in float32.",
+        "compared with those of the dequantized model, computed in float64.",
         soft_wrap=not out.is_terminal,
     )
 

@@ -13,8 +13,8 @@ from pathlib import Path
 def cache_dir() -> Path:
     """Where mlx-nibble keeps what it can make or fetch again.
 
-    `$NIBBLE_CACHE_DIR`, or else the platform's place: `~/Library/Caches/mlx-nibble`
-    on macOS; `$XDG_CACHE_HOME/mlx-nibble` or `~/.cache/mlx-nibble` elsewhere.
+    ``$NIBBLE_CACHE_DIR``, or else the platform's place: ``~/Library/Caches/mlx-nibble``
+    on macOS; ``$XDG_CACHE_HOME/mlx-nibble`` or ``~/.cache/mlx-nibble`` elsewhere.
     """
     if chosen := os.environ.get("NIBBLE_CACHE_DIR"):
         return Path(chosen).expanduser()

@@ -32,8 +32,9 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     for name, shard in zip(names, shards, strict=True):
         try:
             mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:
-            raise OSError(f"[save] {folder / name} could not be written.") from error
+        except RuntimeError as error:  # MLX's own, without the reason
+            message = f"[save] {folder / name} could not be written: {error}"
+            raise OSError(message) from error
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for array in weights.values())
     save_json(

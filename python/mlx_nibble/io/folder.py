@@ -13,20 +13,20 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str], op: str) -> Iterator[Path]:
-    """Fill a folder beside `path`, and rename it to `path` when it is complete.
+    """Fill a folder beside ``path``, and rename it to ``path`` when it is complete.
 
     On any exception (a full disk and Ctrl-C among them) what was written is
-    removed; a kill leaves at most a folder named `.NAME.partial-…` behind.
+    removed; a kill leaves at most a folder named ``.NAME.partial-…`` behind.
 
     Args:
         path: The folder to make; its parents are made too.
-        op: Named in errors: `[op] …`.
+        op: Named in errors: ``[op] …``.
 
     Yields:
         The folder to write to.
 
     Raises:
-        ValueError: If `path` exists already.
+        ValueError: If ``path`` exists already.
         OSError: If the folder cannot be written.
     """
     path = Path(path)

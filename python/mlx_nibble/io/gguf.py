@@ -3,8 +3,8 @@
 A GGUF file is a header, key-value metadata, a table of tensors and their data
 (the specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 Every length, count, offset, type and alignment is checked before it is used;
-whatever is wrong with a file ends in one `ValueError` that starts with
-`[gguf]`. Tensor data is read, never mapped, so that a file that shrinks while
+whatever is wrong with a file ends in one ``ValueError`` that starts with
+``[gguf]``. Tensor data is read, never mapped, so that a file that shrinks while
 it is read is an error and not a bus error.
 """
 
@@ -50,7 +50,7 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 @dataclass(frozen=True)
 class BlockType:
-    """A ggml storage type: `elements` values are stored in `nbytes` bytes."""
+    """A ggml storage type: ``elements`` values are stored in ``nbytes`` bytes."""
 
     name: str
     elements: int
@@ -104,7 +104,7 @@ class TensorInfo:
     """One row of the tensor table.
 
     Attributes:
-        name: As in the file, for example `blk.0.attn_q.weight`.
+        name: As in the file, for example ``blk.0.attn_q.weight``.
         type: How the values are stored.
         shape: Outermost dimension first (GGUF writes it last).
         offset: Of the first byte, from the start of the file.
@@ -134,7 +134,7 @@ class GGUF:
     tensors: dict[str, TensorInfo]
 
     def read(self, name: str) -> np.ndarray:
-        """The raw bytes of a tensor, `uint8 [nbytes]`.
+        """The raw bytes of a tensor, ``uint8 [nbytes]``.
 
         Raises:
             ValueError: If the file has become shorter since it was opened.
@@ -152,7 +152,7 @@ class GGUF:
         return data
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The metadata value of `key`, which must be a `kind`.
+        """The metadata value of ``key``, which must be a ``kind``.
 
         Args:
             key: A metadata key.
@@ -235,7 +235,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         path: A GGUF file, version 2 or 3, little endian.
 
     Returns:
-        Its metadata and tensors; `GGUF.read` fetches the data of one.
+        Its metadata and tensors; ``GGUF.read`` fetches the data of one.
 
     Raises:
         ValueError: If it is not a regular file or any part of it is malformed.
@@ -255,8 +255,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         table = _read_entries(reader, tensor_count, "tensor", _read_tensor_entry)
         data_start = -(-reader.position // alignment) * alignment
     tensors = {
-        name: _place(name, *entry, data_start, alignment, status.st_size)
-        for name, entry in table.items()
+        name: _place(name, shape, kind, offset, data_start, alignment, status.st_size)
+        for name, (shape, kind, offset) in table.items()
     }
     _require_disjoint(tensors)
     return GGUF(path, metadata, tensors)

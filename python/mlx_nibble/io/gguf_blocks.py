@@ -47,11 +47,11 @@ def read_tensor(file: GGUF, name: str) -> Affine | np.ndarray:
     """Read one tensor in the form that keeps every bit of it.
 
     Args:
-        file: From `read_gguf`.
+        file: From ``read_gguf``.
         name: A tensor of it, of type F32, F16, BF16, Q4_0, Q4_1 or Q8_0.
 
     Returns:
-        A quantized matrix as `Affine`; any other tensor as a float32 or float16
+        A quantized matrix as ``Affine``; any other tensor as a float32 or float16
         array of its shape (BF16 widens to float32).
 
     Raises:
@@ -92,7 +92,7 @@ def _plain_bf16(data: np.ndarray) -> np.ndarray:
 
 def _q4_0(blocks: np.ndarray) -> Affine:
     scales = _halves(blocks, 0)
-    with np.errstate(over="ignore"):  # refused afterwards, by name
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, by name
         biases = scales * np.float16(-8)
     return Affine(_repack_nibbles(blocks[..., 2:]), scales, biases, bits=4)
 
@@ -104,7 +104,7 @@ def _q4_1(blocks: np.ndarray) -> Affine:
 
 def _q8_0(blocks: np.ndarray) -> Affine:
     scales = _halves(blocks, 0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         biases = scales * np.float16(-128)
     # Adding 128 to a signed byte flips its sign bit.
     codes = blocks[..., 2:] ^ np.uint8(0x80)
@@ -116,7 +116,7 @@ _AFFINE = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q8_0": _q8_0}
 
 
 def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The fp16 value at byte `at` of each block, [N, K/32]."""
+    """The fp16 value at byte ``at`` of each block, [N, K/32]."""
     return np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2")[..., 0]
 
 

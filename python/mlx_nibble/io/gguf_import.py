@@ -28,7 +28,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What `import_gguf` wrote.
+    """What ``import_gguf`` wrote.
 
     Attributes:
         path: The folder.
@@ -65,14 +65,14 @@ def import_gguf(
     Args:
         source: The GGUF file.
         out: The folder to make; it must not exist.
-        dtype: One of `DTYPES`: round scales, offsets and plain tensors to it.
+        dtype: One of ``DTYPES``: round scales, offsets and plain tensors to it.
         progress: Called with the bytes read so far, and all of them.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If the file is malformed or not supported, or `out` exists.
+        ValueError: If the file is malformed or not supported, or ``out`` exists.
         OSError: If a file cannot be read or written.
     """
     if dtype not in (None, *DTYPES):

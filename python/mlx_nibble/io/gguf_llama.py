@@ -29,7 +29,7 @@ _LAYER = {
 
 
 def llama_config(file: GGUF) -> dict[str, Any]:
-    """The `config.json` of the model, without its quantization.
+    """The ``config.json`` of the model, without its quantization.
 
     Raises:
         ValueError: If the architecture is not llama, or if the metadata lack a
@@ -79,7 +79,7 @@ def llama_config(file: GGUF) -> dict[str, Any]:
 
 
 def token_id(file: GGUF, role: str) -> int | None:
-    """The id of a special token (`bos`, `eos`, `unknown`, `padding`), if any."""
+    """The id of the ``bos``, ``eos``, ``unknown`` or ``padding`` token, if any."""
     key = f"tokenizer.ggml.{role}_token_id"
     if key not in file.metadata:
         return None
@@ -94,12 +94,12 @@ def llama_tensors(file: GGUF, config: dict[str, Any]) -> dict[str, str]:
     """mlx-lm's module paths and the GGUF tensors that fill them.
 
     Args:
-        file: From `read_gguf`.
-        config: From `llama_config`.
+        file: From ``read_gguf``.
+        config: From ``llama_config``.
 
     Returns:
-        Module path (`model.layers.0.self_attn.q_proj`) to tensor name
-        (`blk.0.attn_q.weight`).
+        Module path (``model.layers.0.self_attn.q_proj``) to tensor name
+        (``blk.0.attn_q.weight``).
 
     Raises:
         ValueError: If a tensor is missing, has a shape that the configuration
@@ -141,9 +141,9 @@ def unpermute(
     """Put the rows of a q or k projection in mlx-lm's order; others as they are.
 
     Args:
-        tensor: The data of `name`, [N, K].
+        tensor: The data of ``name``, [N, K].
         name: The tensor's name in the GGUF.
-        config: From `llama_config`.
+        config: From ``llama_config``.
     """
     part = name.split(".")[-2]
     if part not in ("attn_q", "attn_k"):
@@ -165,7 +165,7 @@ def unpermute(
 
 
 def quantization_config(bits: dict[str, int]) -> dict[str, Any]:
-    """mlx-lm's `quantization` entry: the common case, and each exception.
+    """mlx-lm's ``quantization`` entry: the common case, and each exception.
 
     Args:
         bits: Module path to bits, of the quantized modules.

@@ -1,7 +1,7 @@
 """A GGUF's vocabulary as the files of a Hugging Face tokenizer.
 
 llama.cpp names the rule that splits text before byte-pair merges
-(`tokenizer.ggml.pre`), without writing it down; each rule here is the one of
+(``tokenizer.ggml.pre``), without writing it down; each rule here is the one of
 the models that the name stands for. A name that is not here is refused: a
 nearly right tokenizer is a wrong one.
 """
@@ -39,7 +39,7 @@ _PRE_TOKENIZERS = {"gpt-2": _gpt2, "smollm": _smollm}
 
 
 def build_tokenizer(file: GGUF) -> Tokenizer:
-    """The byte-level BPE tokenizer of a GGUF file (its `tokenizer.json`).
+    """The byte-level BPE tokenizer of a GGUF file (its ``tokenizer.json``).
 
     Raises:
         ValueError: If the vocabulary is of another kind, or inconsistent.
@@ -80,7 +80,7 @@ def build_tokenizer(file: GGUF) -> Tokenizer:
 
 
 def tokenizer_config(file: GGUF) -> dict[str, Any]:
-    """The `tokenizer_config.json`, with the chat template if there is one."""
+    """The ``tokenizer_config.json``, with the chat template if there is one."""
     tokens = file.get("tokenizer.ggml.tokens", list)
 
     def token(role: str) -> str | None:
@@ -104,7 +104,7 @@ def tokenizer_config(file: GGUF) -> dict[str, Any]:
 
 
 def _add_bos(tokenizer: Tokenizer, file: GGUF) -> None:
-    """Have every text begin with the `bos` token, if the file asks for it."""
+    """Have every text begin with the ``bos`` token, if the file asks for it."""
     if not file.get("tokenizer.ggml.add_bos_token", bool, False):
         return
     index = token_id(file, "bos")

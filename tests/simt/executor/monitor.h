@@ -1,4 +1,5 @@
-// Watches the memory accesses of an instrumented kernel.
+// Watches the memory accesses of an instrumented kernel: finds races and reads
+// of what nobody wrote, and counts.
 #pragma once
 
 #include <cstdint>
@@ -7,19 +8,74 @@
 
 #include "findings.h"
 #include "memory.h"
+#include "requests.h"
+#include "shadow.h"
+#include "threadgroup.h"
 
 namespace simt {
 
 class Monitor {
  public:
-  void watch_buffer(const GuardedMemory&) {}
-  void watch_threadgroup(const GuardedMemory&) {}
-  void begin_threadgroup(const uint32_t[3]) {}
-  void threadgroup_barrier(uint32_t) {}
-  void simdgroup_barrier(uint32_t, uint32_t) {}
-  void finish() {}
-  std::vector<Finding> findings() const { return {}; }
-  std::string to_json() const { return "{}"; }
+  // `origin`: an address in the kernel's library, from which places in it are
+  // counted.
+  Monitor(const void* origin, size_t simdgroups);
+  ~Monitor();
+  Monitor(const Monitor&) = delete;
+  Monitor& operator=(const Monitor&) = delete;
+
+  void watch_buffer(const GuardedMemory& memory, bool writable);
+  void watch_threadgroup(const GuardedMemory& memory);
+
+  void begin_threadgroup(const uint32_t position[3]);
+  void end_threadgroup();
+  void threadgroup_barrier(uint32_t flags);
+  void simdgroup_barrier(uint32_t simdgroup, uint32_t flags);
+  // The lanes of a simdgroup have met.
+  void lanes_met(uint32_t simdgroup);
+
+  // An access by the running thread; `code` is the address after the call.
+  void access(const void* address, size_t size, bool write, const void* code);
+
+  const std::vector<Finding>& findings() const { return findings_; }
+  std::string to_json() const;
+
+ private:
+  struct Region {
+    const GuardedMemory* memory;
+    bool device;
+    // Inputs are write-protected and need none.
+    std::vector<Shadow> shadow;  // one or none
+    std::vector<bool> was_read, was_written;
+    uint64_t bytes_read = 0, bytes_written = 0;
+  };
+
+  void watch(const GuardedMemory& memory, bool device, bool shadowed);
+  Region* region_at(const void* address);
+  void report(const Region& region,
+              const Shadow::Conflict& conflict,
+              bool write,
+              const Stamp& now);
+  void out_of_bounds(const Region& region,
+                     const void* address,
+                     bool write,
+                     const void* code);
+  void add(Finding finding);
+  void settle_all();
+
+  const char* origin_;
+  std::vector<Region> regions_;
+  std::vector<RequestCounts> counts_;  // of regions_
+  std::vector<SimdgroupAccesses> accesses_;
+  size_t last_ = 0;  // region of the last access
+  uint32_t position_[3] = {0, 0, 0};
+  uint32_t threadgroup_ = 0;
+  // Barriers so far that order device memory, and threadgroup memory.
+  uint32_t epoch_[2] = {1, 1};
+  std::vector<uint32_t> simdgroup_epoch_[2];
+  std::vector<Finding> findings_;
 };
+
+// Where the compiler's callbacks report to; null if nobody watches.
+extern Monitor* active_monitor;
 
 }  // namespace simt

@@ -19,7 +19,9 @@ struct SimtProblem {
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
+  int32_t symmetric;
   int32_t transpose;
+  int32_t batch_invariant;
 };
 struct SimtProfile {
   int32_t generation;
@@ -93,38 +95,48 @@ std::string to_json(const nibble::LaunchPlan& plan) {
   return out.str();
 }
 
-template <typename Problem>
-const char* planned(const Problem& problem, const SimtProfile& profile) {
-  auto launches =
-      nibble::plan(problem,
-                   nibble::DeviceProfile{profile.generation,
-                                         profile.tier,
-                                         profile.max_threads_per_threadgroup,
-                                         profile.max_threadgroup_bytes});
-  if (!launches) {
-    return keep("null");
-  }
+template <typename Item>
+std::string to_json(const std::vector<Item>& items) {
   std::string out = "[";
-  for (const nibble::LaunchPlan& launch : *launches) {
-    out += (out.size() > 1 ? ", " : "") + to_json(launch);
+  for (const Item& item : items) {
+    out += (out.size() > 1 ? ", " : "") + to_json(item);
   }
-  return keep(out + "]");
+  return out + "]";
+}
+
+nibble::DeviceProfile device_of(const SimtProfile& profile) {
+  return {profile.generation,
+          profile.tier,
+          profile.max_threads_per_threadgroup,
+          profile.max_threadgroup_bytes};
+}
+
+nibble::MatmulProblem matmul_of(const SimtProblem& p) {
+  nibble::MatmulProblem problem;
+  problem.M = p.M;
+  problem.N = p.N;
+  problem.K = p.K;
+  problem.batch = {p.batch_size, p.batch_count, p.batch_repeat};
+  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
+  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
+  problem.format = {p.bits, p.group_size, p.symmetric != 0};
+  problem.transpose = p.transpose != 0;
+  problem.batch_invariant = p.batch_invariant != 0;
+  return problem;
 }
 
 }  // namespace
 
 SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
                                          const SimtProfile* profile) {
-  nibble::MatmulProblem problem;
-  problem.M = p->M;
-  problem.N = p->N;
-  problem.K = p->K;
-  problem.batch = {p->batch_size, p->batch_count, p->batch_repeat};
-  problem.dtype = static_cast<nibble::Dtype>(p->dtype);
-  problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
-  problem.format = {p->bits, p->group_size};
-  problem.transpose = p->transpose != 0;
-  return planned(problem, *profile);
+  auto launches = nibble::plan(matmul_of(*p), device_of(*profile));
+  return keep(launches ? to_json(*launches) : "null");
+}
+
+// Every plan that may be the fastest, the default first.
+SIMT_EXPORT const char* simt_candidates(const SimtProblem* p,
+                                        const SimtProfile* profile) {
+  return keep(to_json(nibble::candidates(matmul_of(*p), device_of(*profile))));
 }
 
 // M counts the rows of the matrix.
@@ -135,8 +147,9 @@ SIMT_EXPORT const char* simt_plan_dequantize(const SimtProblem* p,
   problem.K = p->K;
   problem.dtype = static_cast<nibble::Dtype>(p->dtype);
   problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
-  problem.format = {p->bits, p->group_size};
-  return planned(problem, *profile);
+  problem.format = {p->bits, p->group_size, p->symmetric != 0};
+  auto launches = nibble::plan(problem, device_of(*profile));
+  return keep(launches ? to_json(*launches) : "null");
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.

@@ -261,6 +261,9 @@ void Threadgroup::release(Simdgroup& group) {
   }
   group.arrived = 0;
   ++group.round;
+  if (monitor_) {
+    monitor_->lanes_met(first / kLanes);
+  }
 }
 
 void Threadgroup::fail_if_partial(const Simdgroup& group, const Site& site) {

@@ -1,0 +1,88 @@
+"""The measured tables of README.md, made from the capsules that are committed.
+
+python -m bench.readme        # rewrites them; a test checks that they agree
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CAPSULES = ROOT / "bench" / "capsules"
+BEGIN = "<!-- measured: python -m bench.readme -->"
+END = "<!-- /measured -->"
+
+
+def spread(summary: dict) -> str:
+    return "{median:.1f} ({low:.1f}–{high:.1f})".format(**summary)
+
+
+def model_table(capsule: dict) -> str:
+    stock, ours = capsule["stock"], capsule["nibble"]
+    machine = capsule["machine"]
+    lines = [
+        f"{capsule['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
+        f"mlx {machine['mlx']}); medians of {capsule['rounds']} interleaved runs, "
+        "lowest to highest; MLX in float32, its fastest configuration. Made by "
+        "`nibble demo --json`.",
+        "",
+        "| tokens a second | MLX | mlx-nibble | faster |",
+        "| --- | --- | --- | --- |",
+    ]
+    for label, key in (
+        (f"prompt of {capsule['prompt_tokens']}", "prompt_tokens_per_second"),
+        (f"decode, {capsule['decode_tokens']}", "decode_tokens_per_second"),
+    ):
+        cells = [spread(side[key]) for side in (stock, ours)]
+        ratio = ours[key]["median"] / stock[key]["median"]
+        lines.append(f"| {label} | {cells[0]} | {cells[1]} | **{ratio:.1f}×** |")
+    return "\n".join(lines)
+
+
+def matmul_table(capsule: dict) -> str:
+    case = capsule["results"][0]["case"]
+    lines = [
+        f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
+        f"{case['dtype']}, weights cold; the same machine, of which all cores "
+        f"together read {capsule['read_bandwidth'] / 1e9:.0f} GB/s. Medians of "
+        "neighbouring ratios, with quartiles. Made by "
+        f"`{' '.join(capsule['command'])}`.",
+        "",
+        "| N × K | rows | MLX | mlx-nibble | faster | share of the read bandwidth |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in capsule["results"]:
+        case, median = result["case"], result["median"]
+        low, high = result["ratio"]["quartiles"]
+        share = result["bytes_per_second"] / capsule["read_bandwidth"]
+        lines.append(
+            f"| {case['N']} × {case['K']} | {case['rows']} "
+            f"| {1e3 * median['mlx']:.2f} ms | {1e3 * median['nibble']:.2f} ms "
+            f"| **{result['ratio']['median']:.1f}×** ({low:.1f}–{high:.1f}) "
+            f"| {share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def load(name: str) -> dict:
+    return json.loads((CAPSULES / f"{name}.json").read_text())
+
+
+def measured() -> str:
+    return f"{model_table(load('demo'))}\n\n{matmul_table(load('matmul'))}"
+
+
+def rewrite(text: str) -> str:
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{measured()}\n{END}{after}"
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(rewrite(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+// x @ w_hat.
+//
+// Lanes run over k again, which is now a dimension of y: weights are decoded
+// in blocks, and a tile of kM rows x kV vectors of y stays in registers while
+// n runs through the block.
+#pragma once
+
+#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/weights-inl.h"
+
+namespace nibble::cpu {
+namespace {
+
+template <class V, int kM, int kV>
+void column_tile(
+    const float* panel, int count, const float* x, size_t stride, float* sums) {
+  typename V::F sum[kM][kV];
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      sum[m][v] = V::load(sums + m * kColumnBlockK + v * V::kLanes);
+    }
+  }
+  for (int n = 0; n < count; ++n) {
+    typename V::F w[kV];
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      w[v] = V::load(panel + n * kColumnBlockK + v * V::kLanes);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+      typename V::F a = V::set1(x[m * stride + n]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kV; ++v) sum[m][v] = V::fma(a, w[v], sum[m][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      V::store(sums + m * kColumnBlockK + v * V::kLanes, sum[m][v]);
+    }
+  }
+}
+
+template <class V>
+void add_block(const float* panel,
+               int width,
+               int count,
+               const float* x,
+               size_t stride,
+               int M,
+               float* sums) {
+  constexpr int kWide = 4 * V::kLanes;
+  for (int m = 0; m < M; m += V::kTileRows) {
+    with_int<V::kTileRows>(smaller(M - m, V::kTileRows), [&](auto tile_rows) {
+      constexpr int kM = decltype(tile_rows)::value;
+      const float* rows = x + m * stride;
+      float* out = sums + m * kColumnBlockK;
+      int k = 0;
+      for (; k + kWide <= width; k += kWide) {
+        column_tile<V, kM, 4>(panel + k, count, rows, stride, out + k);
+      }
+      for (; k < width; k += V::kLanes) {
+        column_tile<V, kM, 1>(panel + k, count, rows, stride, out + k);
+      }
+    });
+  }
+}
+
+template <class V>
+void multiply_columns(const Weights& w,
+                      const float* x,
+                      int M,
+                      Range columns,
+                      Dtype dtype,
+                      void* y,
+                      float* scratch) {
+  float* sums = scratch + kPanelFloats;
+  size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
+  for (int k = columns.begin; k < columns.end; k += kColumnBlockK) {
+    Range block{k, smaller(k + kColumnBlockK, columns.end)};
+    int width = block.end - block.begin;
+    for (int i = 0; i < M * kColumnBlockK; ++i) sums[i] = 0;
+    with_bits(w.format.bits, [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      for (int n = 0; n < w.N; n += kColumnBlockN) {
+        int count = smaller(kColumnBlockN, w.N - n);
+        by_rows<4>(count, [&](auto r, int i) {
+          decode_rows<V, kBits, decltype(r)::value>(
+              w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
+        });
+        add_block<V>(scratch, width, count, x + n, w.N, M, sums);
+      }
+      for (int m = 0; m < M; ++m) {
+        float* row = sums + m * kColumnBlockK;
+        to_natural_order<V, kBits>(row, width);
+        round_floats<V>(dtype,
+                        row,
+                        width,
+                        static_cast<uint8_t*>(y) +
+                            (static_cast<size_t>(m) * w.K + k) * size);
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cpu

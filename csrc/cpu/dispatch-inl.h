@@ -1,0 +1,69 @@
+// From a value known at run time to a template argument. Internal linkage, as
+// everything that is compiled once for each instruction set: code made for one
+// must never be merged with another's.
+#pragma once
+
+#include "csrc/cpu/kernels.h"
+
+namespace nibble::cpu {
+namespace {
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
+constexpr int smaller(int a, int b) {
+  return a < b ? a : b;
+}
+
+// Calls fn with Int<bits>.
+template <typename Fn>
+void with_bits(int bits, Fn&& fn) {
+  switch (bits) {
+    case 2:
+      return fn(Int<2>{});
+    case 3:
+      return fn(Int<3>{});
+    case 4:
+      return fn(Int<4>{});
+    case 5:
+      return fn(Int<5>{});
+    case 6:
+      return fn(Int<6>{});
+    case 8:
+      return fn(Int<8>{});
+  }
+}
+
+template <Dtype kValue>
+struct DtypeTag {
+  static constexpr Dtype value = kValue;
+};
+
+// Calls fn with DtypeTag<dtype>.
+template <typename Fn>
+void with_dtype(Dtype dtype, Fn&& fn) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return fn(DtypeTag<Dtype::kFloat32>{});
+    case Dtype::kFloat16:
+      return fn(DtypeTag<Dtype::kFloat16>{});
+    case Dtype::kBFloat16:
+      return fn(DtypeTag<Dtype::kBFloat16>{});
+  }
+}
+
+// Calls fn with Int<value>, for value in 1..kMax.
+template <int kMax, typename Fn>
+void with_int(int value, Fn&& fn) {
+  if constexpr (kMax > 1) {
+    if (value < kMax) {
+      return with_int<kMax - 1>(value, fn);
+    }
+  }
+  fn(Int<kMax>{});
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,195 @@
+// x @ w_hat^T.
+//
+// Lanes run over k. A tile of R weight rows x M activation rows keeps R * M
+// sums in registers; each decoded vector meets M activations:
+//
+//            x[0]  x[1] .. x[M-1]
+//     w[0]    +     +        +       each + a vector of partial sums over k,
+//     ..      +     +        +       summed across at the end of a block of k
+//     w[R-1]  +     +        +
+#pragma once
+
+#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/weights-inl.h"
+
+namespace nibble::cpu {
+namespace {
+
+template <class V, int kR, int kM>
+struct Tile {
+  typename V::F sum[kR][kM];
+
+  Tile() {
+    for (auto& row : sum) {
+      for (auto& s : row) s = V::zero();
+    }
+  }
+
+  // Adds the products of one vector of each weight row.
+  void multiply(const typename V::F (&w)[kR], const float* x, size_t stride) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+      typename V::F v = V::load(x + m * stride);
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) sum[r][m] = V::fma(w[r], v, sum[r][m]);
+    }
+  }
+
+  // sums[m, r] += this, rows of kBlockN.
+  void add_to(float* sums) const {
+    float four[4];
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; r += 4) {
+        auto at = [&](int i) { return i < kR ? sum[i][m] : V::zero(); };
+        V::sum4(at(r), at(r + 1), at(r + 2), at(r + 3), four);
+        for (int i = r; i < smaller(r + 4, kR); ++i) {
+          sums[m * kBlockN + i] += four[i - r];
+        }
+      }
+    }
+  }
+};
+
+// One block of k, decoding on the way: for few activation rows.
+template <class V, int kBits, int kR, int kM>
+void decode_tile(
+    const Weights& w, int row, Range columns, const float* x, float* sums) {
+  GroupParams<V, kR> params(w, row, columns);
+  size_t stride = bytes_of(w.K, kBits);
+  const uint8_t* codes =
+      w.codes + row * stride + bytes_of(columns.begin, kBits);
+  x += columns.begin;
+  int group_size = w.format.group_size;
+  int groups = (columns.end - columns.begin) / group_size;
+  Tile<V, kR, kM> tile;
+  for (int g = 0; g < groups; ++g) {
+    typename V::template Group<kBits> group[kR];
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      group[r] =
+          V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+    }
+    for (int k = 0; k < group_size; k += V::kLanes) {
+      typename V::F decoded[kR];
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
+        decoded[r] = V::template decode<kBits>(codes + r * stride, group[r]);
+      }
+      tile.multiply(decoded, x, w.K);
+      codes += bytes_of(V::kLanes, kBits);
+      x += V::kLanes;
+    }
+  }
+  tile.add_to(sums);
+}
+
+// One block of k from decoded rows, which are kBlockK apart.
+template <class V, int kR, int kM>
+void panel_tile(
+    const float* panel, int count, const float* x, size_t stride, float* sums) {
+  Tile<V, kR, kM> tile;
+  for (int k = 0; k < count; k += V::kLanes) {
+    typename V::F decoded[kR];
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) decoded[r] = V::load(panel + r * kBlockK + k);
+    tile.multiply(decoded, x + k, stride);
+  }
+  tile.add_to(sums);
+}
+
+template <class V, int kBits>
+void multiply_few(const Weights& w,
+                  const float* x,
+                  int M,
+                  Range rows,
+                  Range columns,
+                  float* sums) {
+  int tiles = (M + V::kTileRows - 1) / V::kTileRows;
+  for (int m = 0; tiles > 0; --tiles) {
+    int count = (M - m + tiles - 1) / tiles;
+    with_int<V::kTileRows>(count, [&](auto tile_rows) {
+      constexpr int kM = decltype(tile_rows)::value;
+      constexpr int kR = V::decode_rows(kM);
+      by_rows<kR>(rows.end - rows.begin, [&](auto r, int n) {
+        decode_tile<V, kBits, decltype(r)::value, kM>(
+            w,
+            rows.begin + n,
+            columns,
+            x + static_cast<size_t>(m) * w.K,
+            sums + m * kBlockN + n);
+      });
+    });
+    m += count;
+  }
+}
+
+template <class V, int kBits>
+void multiply_many(const Weights& w,
+                   const float* x,
+                   int M,
+                   Range rows,
+                   Range columns,
+                   float* panel,
+                   float* sums) {
+  int count = rows.end - rows.begin;
+  by_rows<4>(count, [&](auto r, int n) {
+    decode_rows<V, kBits, decltype(r)::value>(
+        w, rows.begin + n, columns, panel + n * kBlockK, kBlockK);
+  });
+  for (int m = 0; m < M; m += V::kTileRows) {
+    with_int<V::kTileRows>(smaller(M - m, V::kTileRows), [&](auto tile_rows) {
+      by_rows<4>(count, [&](auto r, int n) {
+        panel_tile<V, decltype(r)::value, decltype(tile_rows)::value>(
+            panel + n * kBlockK,
+            columns.end - columns.begin,
+            x + static_cast<size_t>(m) * w.K + columns.begin,
+            w.K,
+            sums + m * kBlockN + n);
+      });
+    });
+  }
+}
+
+template <class V>
+void multiply(const Weights& w,
+              const float* x,
+              int M,
+              Range rows,
+              Dtype dtype,
+              void* y,
+              float* scratch) {
+  float* sums = scratch + kPanelFloats;
+  // While all of x stays in the first-level cache, rows are best read whole.
+  bool whole_rows = w.K > kBlockK && M * w.K <= 8 * kBlockK;
+  int step = whole_rows ? V::decode_rows(M) : kBlockN;
+  size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
+  for (int n = rows.begin; n < rows.end; n += step) {
+    Range block{n, smaller(n + step, rows.end)};
+    for (int m = 0; m < M; ++m) {
+      for (int i = 0; i < step; ++i) sums[m * kBlockN + i] = 0;
+    }
+    for (int k = 0; k < w.K; k += kBlockK) {
+      Range columns{k, smaller(k + kBlockK, w.K)};
+      with_bits(w.format.bits, [&](auto bits) {
+        constexpr int kBits = decltype(bits)::value;
+        if (M <= V::kFewRows) {
+          multiply_few<V, kBits>(w, x, M, block, columns, sums);
+        } else {
+          multiply_many<V, kBits>(w, x, M, block, columns, scratch, sums);
+        }
+      });
+    }
+    for (int m = 0; m < M; ++m) {
+      round_floats<V>(
+          dtype,
+          sums + m * kBlockN,
+          block.end - block.begin,
+          static_cast<uint8_t*>(y) + (static_cast<size_t>(m) * w.N + n) * size);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cpu

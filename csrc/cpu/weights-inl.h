@@ -1,0 +1,126 @@
+// Reading weights: 16-bit floats, the scales and biases of groups, decoding.
+// V is a SIMD facade, here and in the files that include this one.
+#pragma once
+
+#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/kernels.h"
+
+namespace nibble::cpu {
+namespace {
+
+template <class V, Dtype kDtype>
+void to_floats(const uint8_t* p, int count, float* out) {
+  constexpr int kSize = size_of(kDtype);
+  int i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) {
+    V::store(out + i, V::template load_as_float<kDtype>(p + i * kSize));
+  }
+  if (i < count) {  // out has room for whole vectors
+    V::store(out + i,
+             V::template load_as_float<kDtype>(p + i * kSize, count - i));
+  }
+}
+
+template <class V, Dtype kDtype>
+void round_floats(const float* v, int count, uint8_t* out) {
+  constexpr int kSize = size_of(kDtype);
+  int i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) {
+    V::template store_rounded<kDtype>(out + i * kSize, V::load(v + i));
+  }
+  if (i < count) {  // v has room for whole vectors
+    V::template store_rounded<kDtype>(
+        out + i * kSize, V::load(v + i), count - i);
+  }
+}
+
+template <class V>
+void round_floats(Dtype dtype, const float* v, int count, uint8_t* out) {
+  with_dtype(dtype, [&](auto d) {
+    round_floats<V, decltype(d)::value>(v, count, out);
+  });
+}
+
+// The scales and biases of a weight row between two columns, as fp32.
+template <class V, Dtype kDtype>
+void read_params(
+    const Weights& w, int row, Range columns, float* scales, float* biases) {
+  constexpr size_t kSize = size_of(kDtype);
+  int group_size = w.format.group_size;
+  int count = (columns.end - columns.begin) / group_size;
+  size_t at = (row * static_cast<size_t>(w.K / group_size) +
+               columns.begin / group_size) *
+              kSize;
+  to_floats<V, kDtype>(w.scales + at, count, scales);
+  to_floats<V, kDtype>(w.biases + at, count, biases);
+}
+
+// The same for kRows rows.
+template <class V, int kRows>
+struct GroupParams {
+  static constexpr int kMax = kBlockK / 32;
+  alignas(64) float scale[kRows][kMax];
+  alignas(64) float bias[kRows][kMax];
+
+  GroupParams(const Weights& w, int row, Range columns) {
+    with_dtype(w.scale_dtype, [&](auto dtype) {
+      for (int r = 0; r < kRows; ++r) {
+        read_params<V, decltype(dtype)::value>(
+            w, row + r, columns, scale[r], bias[r]);
+      }
+    });
+  }
+};
+
+inline size_t bytes_of(int codes, int bits) {
+  return static_cast<size_t>(codes) * bits / 8;
+}
+
+// Calls tile(Int<R>, row) for all rows, R at a time and then one at a time.
+template <int kR, typename Fn>
+void by_rows(int count, Fn&& tile) {
+  int r = 0;
+  for (; r + kR <= count; r += kR) tile(Int<kR>{}, r);
+  for (; r < count; ++r) tile(Int<1>{}, r);
+}
+
+// out[r, columns] = w_hat[row + r, columns] for r < kR, in code order; rows
+// of `out` are out_stride apart.
+template <class V, int kBits, int kR>
+void decode_rows(
+    const Weights& w, int row, Range columns, float* out, int out_stride) {
+  GroupParams<V, kR> params(w, row, columns);
+  size_t stride = bytes_of(w.K, kBits);
+  const uint8_t* codes =
+      w.codes + row * stride + bytes_of(columns.begin, kBits);
+  int group_size = w.format.group_size;
+  int groups = (columns.end - columns.begin) / group_size;
+  for (int r = 0; r < kR; ++r, codes += stride, out += out_stride) {
+    const uint8_t* p = codes;
+    float* to = out;
+    for (int g = 0; g < groups; ++g) {
+      auto group =
+          V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+      for (int k = 0; k < group_size; k += 32) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 32; i += V::kLanes) {
+          V::store(to, V::template decode<kBits>(p, group));
+          to += V::kLanes;
+          p += bytes_of(V::kLanes, kBits);
+        }
+      }
+    }
+  }
+}
+
+template <class V, int kBits>
+void to_natural_order(float* v, int count) {
+  if constexpr (!V::template kNatural<kBits>) {
+    for (int i = 0; i < count; i += V::kLanes) {
+      V::store(v + i, V::template to_natural_order<kBits>(V::load(v + i)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,183 @@
+// y = x @ w_hat^T for 6 to 32 rows of x: batched serving. w is read once.
+//
+// A threadgroup computes BM x BN of y. Its WK simdgroups share out K, a step
+// each in turn, and every one of them sums all BM x BN; at the end their sums
+// are added in a fixed order, so that a result never changes from run to run.
+//
+//   K ->  | step 0 | step 1 | ... | step WK - 1 | step WK | ...
+//         |  sg 0  |  sg 1  | ... |  sg WK - 1  |  sg 0   | ...
+//
+// Nothing passes through threadgroup memory on the way in. The order of the
+// terms of a sum is free, as long as x and w agree on it; so column kk of
+// fragment j stands for the code
+//
+//   k = (kk / 2) * kCodes + (kk % 2) * kCodes / 2 + j     of a step,
+//
+// by which a lane's share of all fragments of w, its columns being a pair
+// (kk, kk + 1), is kCodes neighbouring codes of one row (16 bytes at 4 and 8
+// bits), and its share of those of x^T is kCodes / 2 neighbours of two rows.
+// Four lanes read 64 bytes of a row of w. All is float from there on: w_hat is
+// never rounded, and bfloat costs nothing where the GPU does not have it.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/mma.h"
+#include "kernels/packing.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+// Neighbouring codes of a row that a lane reads at a time.
+constexpr int qmm_skinny_codes(int bits) {
+  return bits == 8 ? 16 : 32;
+}
+
+// Adds up what the WK simdgroups hold, in pairs, into simdgroup 0. `scratch`
+// has room for half of them.
+template <int TN, int TM, int WK>
+inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
+                                threadgroup float2* scratch,
+                                int sgid,
+                                int lane) {
+#pragma clang loop unroll(full)
+  for (int half_way = WK / 2; half_way > 0; half_way /= 2) {
+    const int slot = sgid % half_way;
+    threadgroup float2* mine =
+        scratch + slot * (TN * TM * NIBBLE_SIMD_WIDTH) + lane;
+    if (sgid >= half_way && sgid < 2 * half_way) {
+      sum.save(mine);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (sgid < half_way) {
+      sum.add(mine);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+}
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int BM,
+          int BN,
+          int WK>
+[[kernel]] void qmm_skinny(const device uint* w [[buffer(0)]],
+                           const device S* scales [[buffer(1)]],
+                           const device S* biases [[buffer(2)]],
+                           const device T* x [[buffer(3)]],
+                           device T* y [[buffer(4)]],
+                           constant MatmulParams& params [[buffer(5)]],
+                           threadgroup float2* scratch [[threadgroup(0)]],
+                           uint3 tgid [[threadgroup_position_in_grid]],
+                           uint sgid [[simdgroup_index_in_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kCodes = qmm_skinny_codes(bits);
+  constexpr int kStep = 4 * kCodes;
+  constexpr int TM = BM / 8;
+  constexpr int TN = BN / 8;
+  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+
+  const int M = params.M;
+  const int N = params.N;
+  const int K = params.K;
+  const int first_row = int(tgid.y) * BM;
+  const int first_column = int(tgid.x) * BN;
+  const int row = fragment_row(lane);
+  const int column = fragment_column(lane);
+  x += size_t(tgid.z) * size_t(M) * size_t(K);
+  y += size_t(tgid.z) * size_t(M) * size_t(N);
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, N, K, weight_of(params, tgid.z));
+
+  // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
+  Accumulator<TN, TM> sum;
+  sum.clear();
+  for (int step = int(sgid) * kStep; step < K; step += WK * kStep) {
+    // K is a multiple of kCodes, but not of a step: past it, terms are zero.
+    const int w_k = step + column / 2 * kCodes;
+    const int x_k = step + row / 2 * kCodes;
+    const bool w_inside = w_k < K;
+    const bool x_inside = x_k < K;
+
+    uint words[TN][words_of(kCodes, bits)] = {};
+    float2 affine[TN] = {};
+    if (w_inside) {
+#pragma clang loop unroll(full)
+      for (int n = 0; n < TN; ++n) {
+        // Past the last row of w or of x: the last row again, not stored.
+        const int w_row = min(first_column + n * 8 + row, N - 1);
+        load_words<words_of(kCodes, bits)>(weight.words_at(w_row, w_k),
+                                           words[n]);
+        affine[n] = weight.affine_at(w_row, w_k);
+      }
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < kCodes / 2; i += 4) {
+      vec<T, 4> x_held[TM][2];
+#pragma clang loop unroll(full)
+      for (int m = 0; m < TM; ++m) {
+#pragma clang loop unroll(full)
+        for (int e = 0; e < 2; ++e) {
+          const int x_row = min(first_row + m * 8 + column + e, M - 1);
+          x_held[m][e] = vec<T, 4>(T(0.0f));
+          if (x_inside) {
+            x_held[m][e] =
+                *(const device vec<T, 4>*)(x + size_t(x_row) * size_t(K) + x_k +
+                                           row % 2 * (kCodes / 2) + i);
+          }
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int j = 0; j < 4; ++j) {
+        Fragment x_fragments[TM];
+#pragma clang loop unroll(full)
+        for (int m = 0; m < TM; ++m) {
+          elements(x_fragments[m]) =
+              float2(float(x_held[m][0][j]), float(x_held[m][1][j]));
+        }
+#pragma clang loop unroll(full)
+        for (int n = 0; n < TN; ++n) {
+          Fragment w_fragment;
+          elements(w_fragment) = float2(
+              dequantize_code<bits>(words[n], i + j, affine[n]),
+              dequantize_code<bits>(words[n], kCodes / 2 + i + j, affine[n]));
+#pragma clang loop unroll(full)
+          for (int m = 0; m < TM; ++m) {
+            simdgroup_multiply_accumulate(sum.fragments[n][m],
+                                          w_fragment,
+                                          x_fragments[m],
+                                          sum.fragments[n][m]);
+          }
+        }
+      }
+    }
+  }
+
+  sum_over_simdgroups<TN, TM, WK>(sum, scratch, int(sgid), int(lane));
+  if (sgid != 0) {
+    return;
+  }
+#pragma clang loop unroll(full)
+  for (int n = 0; n < TN; ++n) {
+    const int y_column = first_column + n * 8 + row;
+#pragma clang loop unroll(full)
+    for (int m = 0; m < TM; ++m) {
+      const float2 pair = elements(sum.fragments[n][m]);
+#pragma clang loop unroll(full)
+      for (int e = 0; e < 2; ++e) {
+        const int y_row = first_row + m * 8 + column + e;
+        if (y_row < M && y_column < N) {
+          y[size_t(y_row) * size_t(N) + size_t(y_column)] = T(pair[e]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,110 @@
+// y = x @ w_hat^T for 2 to 8 rows of x, in one pass over w: small batches and
+// the verification of speculated tokens.
+//
+// As in qmv, a simdgroup takes NIBBLE_QMV_ROWS rows of w and its lanes stand
+// side by side along K. A code is dequantized once, in float, and multiplied
+// with every row of x while it is in a register:
+//
+//              K ->   lane 0  lane 1  ...           for 4 codes at a time:
+//   w row n           [codes] [codes]               w_hat[4] in registers
+//   x row m           [  x  ] [  x  ]               sums[n][m] += x . w_hat
+//
+// The sum of a row of x does not depend on how many other rows there are.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/packing.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+// Codes of one row that a lane reads at a time: 8 bytes, or the shortest run.
+// Twice as many would double an unrolled loop that has `rows` multiplications
+// a code, and with it the instructions to be cached.
+constexpr int qmv_multi_codes(int bits) {
+  return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
+}
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int rows>
+[[kernel]] void qmv_multi(const device uint* w [[buffer(0)]],
+                          const device S* scales [[buffer(1)]],
+                          const device S* biases [[buffer(2)]],
+                          const device T* x [[buffer(3)]],
+                          device T* y [[buffer(4)]],
+                          constant MatmulParams& params [[buffer(5)]],
+                          uint3 tgid [[threadgroup_position_in_grid]],
+                          uint sgid [[simdgroup_index_in_threadgroup]],
+                          uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kRows = NIBBLE_QMV_ROWS;
+  constexpr int kCodes = qmv_multi_codes(bits);
+  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+
+  const int M = params.M;
+  const int N = params.N;
+  const int K = params.K;
+  const int first_row =
+      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * kRows;
+  if (first_row >= N) {
+    return;
+  }
+  const int first_x = int(tgid.y) * rows;
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, N, K, weight_of(params, tgid.z));
+  x += size_t(tgid.z) * size_t(M) * size_t(K);
+  y += size_t(tgid.z) * size_t(M) * size_t(N);
+
+  // Past the last row of w or of x: the last row again, not stored.
+  float sums[kRows][rows] = {};
+  for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
+    uint words[kRows][words_of(kCodes, bits)];
+    float2 affine[kRows];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const int row = min(first_row + r, N - 1);
+      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words[r]);
+      affine[r] = weight.affine_at(row, k);
+    }
+#pragma clang loop unroll(full)
+    for (int i = 0; i < kCodes; i += 4) {
+      vec<T, 4> x_held[rows];
+#pragma clang loop unroll(full)
+      for (int m = 0; m < rows; ++m) {
+        const size_t x_row = size_t(min(first_x + m, M - 1));
+        x_held[m] = *(const device vec<T, 4>*)(x + x_row * size_t(K) + k + i);
+      }
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) {
+#pragma clang loop unroll(full)
+        for (int j = 0; j < 4; ++j) {
+          const float w_hat = dequantize_code<bits>(words[r], i + j, affine[r]);
+#pragma clang loop unroll(full)
+          for (int m = 0; m < rows; ++m) {
+            sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);
+          }
+        }
+      }
+    }
+  }
+
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+#pragma clang loop unroll(full)
+    for (int m = 0; m < rows; ++m) {
+      const float sum = simd_sum(sums[r][m]);
+      if (lane == 0 && first_row + r < N && first_x + m < M) {
+        y[size_t(first_x + m) * size_t(N) + size_t(first_row + r)] = T(sum);
+      }
+    }
+  }
+}
+
+}  // namespace nibble

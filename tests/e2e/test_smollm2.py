@@ -1,0 +1,168 @@
+"""A real 4-bit model through our layers, against a float64 evaluation of it.
+
+How far a float32 evaluation may lie from the exact one depends on the whole
+network. The yardstick is another float32 evaluation of it, numpy's, whose sums
+run in another order: our error must be of that size. `_SIZE` allows for orders
+of summation of different merit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import load
+
+from mlx_nibble import lm, measure
+from mlx_nibble.io.gguf import read_gguf
+from mlx_nibble.io.gguf_blocks import Affine, read_tensor
+from tests.e2e.llama_oracle import Llama
+from tests.tolerance import relative_rms
+
+_SIZE = 4
+_TOKENS = 256
+_FLOAT32_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_folder: Path):
+    return lm.load(str(smollm2_folder))
+
+
+@pytest.fixture(scope="module")
+def text(model) -> list[int]:
+    """Technical English that every CPython carries."""
+    words = "".join(topics[topic] for topic in ("assert", "lambda", "for", "while"))
+    return model[1].encode(words)[:_TOKENS]
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2_gguf: Path):
+    return cache(lambda tokens: Llama(smollm2_gguf, np.float64).logits([*tokens]))
+
+
+@pytest.fixture(scope="module")
+def float32_error(smollm2_gguf: Path, oracle, text) -> float:
+    """Relative RMS error of numpy's logits."""
+    got = Llama(smollm2_gguf, np.float32).logits(text[:_FLOAT32_TOKENS])
+    return relative_rms(got, oracle(tuple(text))[:_FLOAT32_TOKENS])
+
+
+def negative_log_likelihood(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
+    """Of each token after the first, given those before it."""
+    logits = logits.astype(np.float64)[:-1]
+    logits -= logits.max(axis=-1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), tokens[1:]]
+    return np.log(np.exp(logits).sum(axis=-1)) - chosen
+
+
+def test_import_is_bit_exact(smollm2_gguf, smollm2_folder):
+    """Every stored bit, compared with what MLX's reader makes of the file."""
+    file = read_gguf(smollm2_gguf)
+    theirs = mx.load(str(smollm2_gguf))
+    assert isinstance(theirs, dict)
+    compared = 0
+    for name in file.tensors:
+        tensor = read_tensor(file, name)
+        stem = name.removesuffix(".weight")
+        parts = ("weight", "scales", "biases")
+        for part in parts if isinstance(tensor, Affine) else ("weight",):
+            ours = getattr(tensor, part) if isinstance(tensor, Affine) else tensor
+            expected = np.array(theirs[f"{stem}.{part}"])
+            assert ours.dtype == expected.dtype
+            assert ours.tobytes() == expected.tobytes(), f"{stem}.{part}"
+            compared += 1
+    assert compared == len(theirs)
+    weights = mx.load(str(smollm2_folder / "model.safetensors"))
+    assert isinstance(weights, dict) and len(weights) == len(theirs)
+    for name, ours in (
+        ("token_embd", "model.embed_tokens"),
+        ("blk.29.ffn_down", "model.layers.29.mlp.down_proj"),
+        ("blk.7.attn_v", "model.layers.7.self_attn.v_proj"),
+    ):
+        for part in ("weight", "scales", "biases"):
+            assert mx.array_equal(theirs[f"{name}.{part}"], weights[f"{ours}.{part}"])
+
+
+def test_tokens_are_the_models(smollm2_folder):
+    """Pinned ids: digits one by one, words with their space, special tokens."""
+    _, tokenizer = load(str(smollm2_folder))
+    assert tokenizer.encode("What is the capital of France?") == [
+        1780, 314, 260, 3575, 282, 4649, 47,
+    ]  # fmt: skip
+    assert tokenizer.eos_token_ids == {2}
+    text = "In 1984, 3.14159 ≈ π; naïve 日本語\n\n\tfn(x) -> y"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_every_layer_is_ours(model):
+    kinds = {
+        type(module).__module__
+        for _, module in model[0].named_modules()
+        if "scales" in module
+    }
+    assert kinds == {"mlx_nibble.nn"}
+
+
+def test_logits_of_a_prompt(model, text, oracle, float32_error):
+    error = relative_rms(measure.logits(model[0], text), oracle(tuple(text)))
+    assert error <= _SIZE * float32_error
+
+
+def test_logits_one_token_at_a_time(model, text, oracle, float32_error):
+    tokens = text[:16]
+    cache = lm.make_prompt_cache(model[0])
+    steps = [model[0](mx.array([[token]]), cache=cache)[0, 0] for token in tokens]
+    error = relative_rms(np.array(mx.stack(steps)), oracle(tuple(text))[:16])
+    assert error <= _SIZE * float32_error
+
+
+def test_perplexity(model, text, oracle):
+    exact = oracle(tuple(text))
+    got = measure.logits(model[0], text)
+    # Log-softmax changes by at most twice the largest change of a logit.
+    allowed = 2 * abs(got - exact).max(axis=-1)[:-1]
+    expected = negative_log_likelihood(exact, text)
+    assert (abs(negative_log_likelihood(got, text) - expected) <= allowed).all()
+    # The text is English, and the model knows it.
+    assert 10 < np.exp(expected.mean()) < 30
+
+
+def test_greedy_text_is_the_dequantized_models(model, smollm2_gguf):
+    prompt = model[1].apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+    )
+    steps = lm.stream_generate(*model, prompt, max_tokens=24)
+    answer = list(steps)
+    assert "".join(step.text for step in answer) == "The capital of France is Paris."
+    tokens = [step.token for step in answer]
+    dequantized = Llama(smollm2_gguf, np.float32).logits([*prompt, *tokens])
+    expected = dequantized[len(prompt) - 1 : -1]
+    assert expected.argmax(axis=-1).tolist() == tokens
+
+
+def test_mlx_evaluates_the_same_reference(smollm2_folder, text, oracle):
+    """`nibble demo` measures errors against MLX's float64: it is the oracle's."""
+    got = np.array(lm.reference_logits(str(smollm2_folder), text[:4]))
+    assert got.dtype == np.float64
+    # MLX computes rotary angles in float32.
+    assert relative_rms(got, oracle(tuple(text))[:4]) < 2.0**-20
+
+
+def test_parameters_are_the_checkpoints(model, smollm2_folder):
+    """Acceleration neither adds nor changes what is saved."""
+    stock = dict(tree_flatten(load(str(smollm2_folder), lazy=True)[0].parameters()))
+    ours = dict(tree_flatten(model[0].parameters()))
+    assert ours.keys() == stock.keys()
+    for name, array in ours.items():
+        assert mx.array_equal(array, stock[name]), name  # float32 holds float16

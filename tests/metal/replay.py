@@ -1,0 +1,45 @@
+"""Recorded dispatches, computed by the SIMT bench: all of a GPU but Apple's part."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from tests import simt
+
+
+def as_launch(dispatch: Any) -> simt.Launch:
+    """The launch that a dispatch amounts to; its operands are named by index."""
+    arrays = sorted(dispatch.arrays, key=lambda array: array.index)
+    ((params_index, params),) = dispatch.bytes
+    assert [a.index for a in arrays] == list(range(params_index))
+    lengths = dict(dispatch.threadgroup_memory)
+    assert set(lengths) <= {0}
+    return simt.Launch(
+        kernel=dispatch.kernel,
+        threadgroups=dispatch.threadgroups,
+        threads=dispatch.threads,
+        buffers=tuple(str(a.index) for a in arrays),
+        params=params,
+        threadgroup_bytes=lengths.get(0, 0),
+    )
+
+
+def execute(dispatch: Any) -> None:
+    """Compute a dispatch and write its output arrays, as a GPU would."""
+    memory = {
+        str(a.index): np.ctypeslib.as_array(
+            (ctypes.c_uint8 * a.nbytes).from_address(a.address + a.offset)
+        ).view(f"u{a.itemsize}")
+        for a in dispatch.arrays
+    }
+    output_names = {str(a.index) for a in dispatch.arrays if a.output}
+    outcome = simt.run(
+        as_launch(dispatch),
+        {name: a for name, a in memory.items() if name not in output_names},
+        {name: (memory[name].shape, memory[name].dtype) for name in output_names},
+    )
+    for name in output_names:
+        memory[name][:] = outcome.outputs[name]

@@ -1,0 +1,194 @@
+"""What is encoded is what was planned, and it computes the right thing."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mlx_nibble
+from tests import oracle, simt, tolerance
+from tests.arrays import to_mlx, to_numpy, weights_to_mlx
+from tests.metal.replay import execute
+
+DTYPES = ("float32", "float16", "bfloat16")
+# The recorder is configured anew for each test; examples may share it.
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def recorded(recorder, compute):
+    """Evaluate what `compute` builds; its node's output and its dispatches."""
+    dispatches = []
+    recorder.set_executor(dispatches.append)
+    y = compute()
+    recorder.evaluate(y)
+    recorder.set_executor(None)
+    return y, dispatches
+
+
+def assert_encoded(recorder, dispatches, launches, arrays):
+    """Each dispatch is its launch; `arrays` by the operands' names."""
+    assert len(dispatches) == len(launches)
+    for dispatch, launch in zip(dispatches, launches, strict=True):
+        assert dispatch.kernel == launch.kernel
+        version = mlx_nibble.__version__
+        assert dispatch.library == f"mlx_nibble_{version}_{launch.kernel}"
+        assert dispatch.source == simt.kernel_source(launch.kernel)
+        assert dispatch.threadgroups == launch.threadgroups
+        assert dispatch.threads == launch.threads
+        bound = [(a.index, a.address + a.offset, a.output) for a in dispatch.arrays]
+        assert bound == [
+            (index, recorder.address(arrays[name]), name == "out")
+            for index, name in enumerate(launch.buffers)
+        ]
+        assert dispatch.bytes == [(len(launch.buffers), launch.params)]
+        length = launch.threadgroup_bytes
+        assert dispatch.threadgroup_memory == ([(0, length)] if length else [])
+
+
+@st.composite
+def problems(draw):
+    count, repeat = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    # One matrix for all: every batch is then a repetition of it.
+    outer = draw(st.integers(1, 2)) if count > 1 else 1
+    group_size = draw(st.sampled_from((32, 64, 128)))
+    return simt.Problem(
+        M=draw(st.integers(1, 70)),
+        N=draw(st.integers(1, 70)),
+        K=group_size * draw(st.integers(1, 4)),
+        batch_size=count * repeat * outer,
+        batch_count=count,
+        batch_repeat=repeat,
+        dtype=draw(st.sampled_from(DTYPES)),
+        scale_dtype=draw(st.sampled_from(DTYPES)),
+        bits=draw(st.sampled_from((4, 8))),
+        group_size=group_size,
+    )
+
+
+devices = st.builds(
+    simt.Device, generation=st.integers(13, 18), tier=st.sampled_from("gsdp")
+)
+
+
+def operands(p: simt.Problem) -> dict[str, mx.array]:
+    """Arrays of the problem's shapes; what is in them does not matter."""
+
+    def array(*shape: int, dtype: str) -> mx.array:
+        return to_mlx(np.zeros(shape), dtype)
+
+    outer = p.batch_size // (p.batch_count * p.batch_repeat)
+    groups = (p.batch_count, 1, p.N, p.K // p.group_size)
+    words = np.zeros((p.batch_count, 1, p.N, p.K * p.bits // 32), np.uint32)
+    arrays = {
+        "x": array(outer, p.batch_count, p.batch_repeat, p.M, p.K, dtype=p.dtype),
+        "w": mx.array(words),
+        "scales": array(*groups, dtype=p.scale_dtype),
+        "biases": array(*groups, dtype=p.scale_dtype),
+    }
+    mx.eval(arrays)
+    return arrays
+
+
+@shared
+@given(p=problems(), device=devices)
+def test_a_product_is_encoded_as_planned(recorder, p, device):
+    recorder.configure(f"applegpu_g{device.generation}{device.tier}")
+    arrays = operands(p)
+    y, dispatches = recorded(
+        recorder,
+        lambda: recorder.quantized_matmul(
+            **arrays, group_size=p.group_size, bits=p.bits
+        ),
+    )
+    assert y.shape == (*arrays["x"].shape[:-1], p.N)
+    launches = simt.plan_matmul(p, device)
+    assert launches is not None
+    assert_encoded(recorder, dispatches, launches, {**arrays, "out": y})
+
+
+@shared
+@given(p=problems(), rows=st.integers(1, 70))
+def test_a_dequantization_is_encoded_as_planned(recorder, p, rows):
+    words = mx.array(np.zeros((rows, p.K * p.bits // 32), np.uint32))
+    scales = to_mlx(np.ones((rows, p.K // p.group_size)), p.scale_dtype)
+    mx.eval(words, scales)
+    w_hat, dispatches = recorded(
+        recorder,
+        lambda: recorder.dequantize(
+            words, scales, scales, p.group_size, p.bits, getattr(mx, p.dtype)
+        ),
+    )
+    flat = simt.Problem(
+        M=rows,
+        K=p.K,
+        dtype=p.dtype,
+        scale_dtype=p.scale_dtype,
+        bits=p.bits,
+        group_size=p.group_size,
+    )
+    launches = simt.plan_dequantize(flat)
+    arrays = {"w": words, "scales": scales, "biases": scales, "out": w_hat}
+    assert_encoded(recorder, dispatches, launches, arrays)
+
+
+def test_a_slice_is_bound_where_it_begins(recorder):
+    arrays = operands(simt.Problem(M=8, N=48, K=64))
+    sliced = {k: a[..., 16:, :] if k != "x" else a for k, a in arrays.items()}
+    mx.eval(sliced)
+    y, dispatches = recorded(recorder, lambda: recorder.quantized_matmul(**sliced))
+    launches = simt.plan_matmul(simt.Problem(M=8, N=32, K=64))
+    assert_encoded(recorder, dispatches, launches, {**sliced, "out": y})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M", [1, 6, 35])
+def test_from_arrays_to_results(recorder, rng, M, dtype, bits):
+    """MLX arrays, our graph node, planner and encoder; then the kernels' text."""
+    N, K, group_size = 70, 128, 64
+    weights = oracle.random_weights(rng, (N, K), bits, group_size)
+    arrays, weights = weights_to_mlx(weights, "float16")
+    x = to_mlx(rng.standard_normal((M, K)), dtype)
+    mx.eval(x, *arrays)
+    recorder.set_executor(execute)
+    y = recorder.quantized_matmul(x, *arrays, group_size=group_size, bits=bits)
+    recorder.evaluate(y)
+    exact = oracle.matmul(to_numpy(x), weights.dequantize())
+    magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
+    allowed = tolerance.bound(exact, magnitude, K, dtype, dtype)
+    tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M} {dtype} {bits} bits")
+
+
+def test_what_is_not_planned_becomes_mlx_s_node(recorder):
+    arrays = operands(simt.Problem(M=4, N=64, K=64))
+    y = recorder.quantized_matmul(**arrays, transpose=False)
+    assert recorder.node(y) == "QuantizedMatmul"
+    assert recorder.node(recorder.quantized_matmul(**arrays)) != "QuantizedMatmul"
+
+
+def test_too_many_threads_for_a_pipeline_are_refused(recorder):
+    recorder.configure(max_threads=63)
+    y = recorder.quantized_matmul(**operands(simt.Problem(M=1, N=8, K=64)))
+    with pytest.raises(RuntimeError, match="needs 64 threads .* at most 63"):
+        recorder.evaluate(y)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("applegpu_g13g", (13, "g")),
+        ("applegpu_g14s", (14, "s")),
+        ("applegpu_g15d", (15, "d")),
+        ("applegpu_g17p", (17, "p")),
+        # What we cannot read is planned for as the smallest GPU that MLX runs on.
+        ("applegpu_g7x", (13, "g")),
+        ("applegpu_g14sx", (13, "g")),
+        ("Apple Paravirtual device", (13, "g")),
+        ("", (13, "g")),
+    ],
+)
+def test_architectures(recorder, architecture, expected):
+    assert recorder.parse_architecture(architecture) == expected

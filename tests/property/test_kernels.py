@@ -1,0 +1,148 @@
+"""Every kernel that a plan can name, run by the SIMT bench against the oracle.
+
+The runs are instrumented: a race, an access out of bounds or a read of what nobody
+wrote fails them. Nothing here says anything about Apple hardware.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import oracle, simt, tolerance
+
+# Compiling a kernel costs a second, so not all combinations: every type, width, group
+# size and symmetry is here, and the pairs of types that checkpoints have.
+# (dtype, scale_dtype, bits, group_size, symmetric)
+FORMATS = [
+    ("float16", "float16", 4, 64, False),
+    ("bfloat16", "bfloat16", 4, 32, True),
+    ("float32", "bfloat16", 8, 128, False),
+    ("bfloat16", "float16", 3, 32, False),
+    ("float16", "float32", 6, 64, False),
+    ("float32", "float32", 2, 128, True),
+    ("bfloat16", "bfloat16", 5, 64, False),
+    ("float16", "float16", 8, 32, True),
+]
+
+# One for each kernel that the planner chooses by the number of rows, off its edge.
+ROWS = st.sampled_from([1, 2, 5, 16, 33, 65])
+COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 71]))
+BATCHES = st.sampled_from([(1, 1, 1), (1, 1, 1), (2, 2, 1), (4, 2, 2), (3, 1, 1)])
+
+
+def format_id(fields: tuple[str, str, int, int, bool]) -> str:
+    dtype, scale_dtype, bits, group_size, symmetric = fields
+    name = f"{dtype}-{scale_dtype}-b{bits}-g{group_size}"
+    return name + ("-sym" if symmetric else "")
+
+
+def problem_of(fields: tuple[str, str, int, int, bool]) -> simt.Problem:
+    dtype, scale_dtype, bits, group_size, symmetric = fields
+    return simt.Problem(
+        dtype=dtype,
+        scale_dtype=scale_dtype,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+    )
+
+
+def weights_of(p: simt.Problem, rng: np.random.Generator) -> oracle.Weights:
+    """Random weights [batch_count, N, K], their scales and biases as stored."""
+    w = oracle.random_weights(rng, (p.batch_count, p.N, p.K), p.bits, p.group_size)
+    scales = simt.rounded(w.scales, p.scale_dtype)
+    biases = w.biases
+    if p.symmetric:
+        biases = scales * np.float32(-(2 ** (p.bits - 1)))
+    biases = simt.rounded(biases, p.scale_dtype)
+    return replace(w, scales=scales, biases=biases)
+
+
+def check(p: simt.Problem, launches: list[simt.Launch], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = weights_of(p, rng)
+    x = simt.rounded(rng.standard_normal((p.batch_size, p.M, p.K)), p.dtype)
+    # A kernel that reads the biases of a symmetric matrix is wrong everywhere.
+    biases = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
+    options = simt.Options(seed=seed, instrumented=True)
+    y = simt.matmul(p, w.words, w.scales, biases, x, options, launches)
+
+    which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
+    exact = oracle.matmul(x, w.dequantize()[which])
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+    tiled = launches[0].kernel.startswith("qmm_") and "_bk" in launches[0].kernel
+    allowed = tolerance.bound(
+        exact, magnitude, p.K, p.dtype, p.dtype if tiled else "float32"
+    )
+    tolerance.assert_close(y, exact, allowed, launches[0].kernel)
+
+
+@pytest.mark.parametrize("fields", FORMATS, ids=format_id)
+@settings(max_examples=15)
+@given(
+    M=ROWS,
+    N=COLUMNS,
+    groups=st.integers(1, 9),
+    batch=BATCHES,
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_agree_with_the_oracle(
+    fields: tuple[str, str, int, int, bool],
+    M: int,
+    N: int,
+    groups: int,
+    batch: tuple[int, int, int],
+    seed: int,
+) -> None:
+    p = problem_of(fields)
+    size, count, repeat = batch
+    p = replace(p, M=M, N=N, K=groups * p.group_size)
+    p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
+    plans = simt.candidates(p)
+    assert plans, f"no kernel of ours computes {p}"
+    for launches in plans:
+        check(p, launches, seed)
+
+
+@pytest.mark.parametrize("M", [*range(1, 10), 15, 17, 31, 32, 34])
+def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
+    p = problem_of(FORMATS[0])
+    # More than two steps of the widest kernel, and no multiple of one.
+    p = replace(p, M=M, N=11, K=2304 + p.group_size)
+    for launches in simt.candidates(p):
+        check(p, launches, M)
+
+
+def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
+    p = replace(problem_of(FORMATS[0]), N=40, K=1216, batch_invariant=True)
+    rng = np.random.default_rng(0)
+    w = weights_of(p, rng)
+    x = simt.rounded(rng.standard_normal((1, 33, p.K)), p.dtype)
+    whole = simt.matmul(replace(p, M=33), w.words, w.scales, w.biases, x)
+    for first, last in [(0, 1), (32, 33), (3, 11), (5, 19)]:
+        part = replace(p, M=last - first)
+        y = simt.matmul(part, w.words, w.scales, w.biases, x[:, first:last])
+        np.testing.assert_array_equal(y, whole[:, first:last])
+
+
+@pytest.mark.parametrize("fields", FORMATS, ids=format_id)
+@settings(max_examples=5)
+@given(
+    rows=st.integers(1, 5), groups=st.integers(1, 40), seed=st.integers(0, 2**32 - 1)
+)
+def test_dequantize_agrees_with_the_oracle(
+    fields: tuple[str, str, int, int, bool], rows: int, groups: int, seed: int
+) -> None:
+    p = problem_of(fields)
+    p = replace(p, M=rows, N=rows, K=groups * p.group_size)
+    w = weights_of(p, np.random.default_rng(seed))
+    options = simt.Options(seed=seed, instrumented=True)
+    out = simt.dequantize(p, w.words[0], w.scales[0], w.biases[0], options)
+    exact = w.dequantize()[0]
+    allowed = tolerance.bound(exact, w.magnitude()[0], 1, p.dtype)
+    tolerance.assert_close(out, exact, allowed, "dequantize")

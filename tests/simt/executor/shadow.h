@@ -1,0 +1,61 @@
+// What is known of each byte that threads share: who wrote it last, who has
+// read it since, and whether a barrier lies between.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "threadgroup.h"
+
+namespace simt {
+
+// A moment in a dispatch, as far as barriers tell moments apart.
+struct Stamp {
+  uint32_t threadgroup = 0;      // serial, from 1; 0: never
+  uint32_t epoch = 0;            // barriers of the threadgroup so far
+  uint32_t simdgroup_epoch = 0;  // barriers of the simdgroup so far
+  uint16_t thread = 0;
+  int32_t code = 0;  // where in the kernel
+
+  uint32_t simdgroup() const { return thread / kLanes; }
+  bool known() const { return threadgroup != 0; }
+};
+
+// The accesses to one piece of memory.
+class Shadow {
+ public:
+  // `across`: threadgroups share it, as they do device memory.
+  Shadow(size_t bytes, bool across);
+
+  struct Conflict {
+    enum class Kind { kNone, kRace, kBetweenThreadgroups, kUninitialised };
+    Kind kind = Kind::kNone;
+    size_t offset = 0;
+    Stamp other;
+    bool other_wrote = false;
+  };
+
+  // Records an access of `size` bytes at `offset`; the first conflict in it.
+  Conflict read(size_t offset, size_t size, const Stamp& now);
+  Conflict write(size_t offset, size_t size, const Stamp& now);
+
+ private:
+  struct Cell {
+    Stamp written;
+    // The last reader, the last of its simdgroup that is not it, and the last
+    // of another simdgroup: whoever writes next, one of them conflicts with it
+    // if any reader does.
+    Stamp read, read_beside, read_elsewhere;
+  };
+
+  bool ordered(const Stamp& before, const Stamp& now) const;
+  void refine(size_t offset, size_t size);
+  Conflict::Kind kind(const Stamp& other, const Stamp& now) const;
+
+  bool across_;
+  size_t grain_ = 4;  // bytes a cell stands for
+  std::vector<Cell> cells_;
+};
+
+}  // namespace simt

@@ -1,0 +1,175 @@
+"""The `nibble` command as a user meets it: its own processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gguf_writer import tiny_llama
+
+
+def nibble(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_nibble.cli", *arguments],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.write_bytes(tiny_llama())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tiny) -> Path:
+    out = tiny.parent / "tiny-mlx"
+    result = nibble("convert", str(tiny), str(out))
+    assert result.returncode == 0, result.stderr
+    assert "quantized matrices: 14 of 4 bits, 1 of 8 bits" in result.stdout
+    return out
+
+
+def test_help_and_version():
+    assert nibble("--help").stdout.startswith("usage: nibble COMMAND")
+    assert nibble("--version").stdout.startswith("nibble 0.")
+    assert nibble().returncode == 2
+    for command in ("convert", "demo", "generate"):
+        result = nibble(command, "--help")
+        assert result.returncode == 0
+        assert result.stdout.startswith(f"usage: nibble {command}")
+
+
+def test_help_needs_neither_mlx_lm_nor_rich():
+    program = (
+        "import sys\n"
+        "from mlx_nibble.cli import main\n"
+        "main(['--help'])\n"
+        "sys.exit(any(name in sys.modules for name in ('mlx_lm', 'rich')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["cook"], 2, "nibble: there is no command 'cook'"),
+        (["convert"], 2, "nibble convert: error: name one GGUF file"),
+        (["convert", "a", "b", "--mlx-path", "c"], 2, "name one output folder"),
+        (["convert", "a", "b", "--dtype", "int4"], 2, "invalid choice: 'int4'"),
+        (["convert", "/absent.gguf", "b"], 1, "No such file or directory: '/absent"),
+        (["generate", "--model", "./absent"], 1, "--model './absent' does not exist."),
+        (["demo", "--model", "absent"], 1, "[demo] --model 'absent' does not exist."),
+        (["demo", "--rounds", "0"], 2, "must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, status, message, tmp_path):
+    result = nibble(*arguments, cwd=tmp_path)
+    assert result.returncode == status
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    if status == 1:
+        assert result.stderr.startswith("nibble: [")
+        assert result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_corrupt_file_is_one_line(tmp_path):
+    (tmp_path / "cut.gguf").write_bytes(tiny_llama()[:20_000])
+    result = nibble("convert", "cut.gguf", "out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("nibble: [gguf] tensor ")
+    assert result.stderr.endswith("it is truncated or corrupt.\n")
+    assert os.listdir(tmp_path) == ["cut.gguf"]
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = nibble("convert", "a", "b", env=environment)
+    assert result.returncode == 1
+    assert "pip install 'mlx-nibble[lm]'" in result.stderr
+
+
+def test_convert_takes_mlx_lms_flags(tiny, tmp_path):
+    options = ["--hf-path", str(tiny), "--mlx-path", str(tmp_path / "out")]
+    assert nibble("convert", *options, "--dtype", "float32").returncode == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["torch_dtype"] == "float32"
+
+
+def test_generate_is_mlx_lms_command(folder):
+    options = ["--model", str(folder), "--max-tokens", "5", "--seed", "1"]
+    options += ["--temp", "0.7", "--prompt", "-"]
+    result = nibble("generate", *options, input="the hen")
+    assert result.returncode == 0, result.stderr
+    assert "Prompt: " in result.stdout
+    assert "Generation: 5 tokens" in result.stdout
+
+
+def test_demo_compares_any_model(tiny):
+    result = nibble("demo", "--model", str(tiny), "--rounds", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["model"] == "tiny"
+    for side in ("stock", "nibble"):
+        for rate in ("prompt", "decode"):
+            rates = found[side][f"{rate}_tokens_per_second"]
+            assert 0 < rates["low"] <= rates["median"] <= rates["high"]
+        # Sums of at most 96 terms, in two layers: nothing is lost.
+        assert found[side]["largest_logit_difference"] < 1e-4
+        assert len(found[side]["tokens"]) == found["decode_tokens"]
+
+
+def test_demo_prints_a_plain_table_in_a_pipe(tiny):
+    options = ["--rounds", "1", "--max-tokens", "3", "-p", "the"]
+    result = nibble("demo", "--model", str(tiny), *options)
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("decode, 24 tokens: tokens/s") for line in lines)
+
+
+def test_a_closed_pipe_is_no_error(folder):
+    command = f"{sys.executable} -m mlx_nibble.cli --help | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout == "u"
+    assert result.stderr == ""
+
+
+def test_ctrl_c_ends_the_demo_at_once(tiny):
+    """On a terminal, while MLX computes."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = ["demo", "--model", str(tiny), "--rounds", "100000"]
+        command = [sys.executable, "-m", "mlx_nibble.cli", *arguments]
+        os.execv(sys.executable, command)
+    shown = b""
+    asked = None
+    while True:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, shown
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+        if asked is None and b"Comparing speed" in shown:
+            os.write(terminal, b"\x03")
+            asked = time.monotonic()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
+    assert b"nibble: interrupted" in shown
+    assert b"Traceback" not in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l"), "cursor is hidden"

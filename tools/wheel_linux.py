@@ -1,0 +1,113 @@
+"""Builds the Linux wheel and the sdist, and tries them: `make wheel`.
+
+The wheel gets mlx's own manylinux tag. Each CPython found is given an empty
+environment, with the wheel and what it requires, and runs tools/smoke.py there;
+one of them does the same with a wheel made from the sdist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STAGING = ROOT / "build" / "linux"
+# As mlx 0.32.4's own wheels: older systems cannot run mlx.
+PLATFORM = f"manylinux_2_35_{platform.machine()}"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def run(command: list[str | os.PathLike[str]]) -> None:
+    """Run a command; the build ends if it fails."""
+    print("+", *command, flush=True)
+    # An empty environment is one without the caller's Python settings.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    subprocess.run(command, check=True, cwd=STAGING, env=env)
+
+
+def only(folder: pathlib.Path, pattern: str) -> pathlib.Path:
+    """The one file that matches."""
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def find_python(version: str) -> str | None:
+    """A CPython of this minor version: on the path, or one of pyenv's."""
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    name = f"python{version}"
+    installed = sorted((pyenv / "versions").glob(f"{version}.*/bin/{name}"))
+    for candidate in (shutil.which(name), *map(str, installed)):
+        # pyenv's own commands stand on the path even for what is not installed.
+        if (
+            candidate
+            and not subprocess.run(
+                [candidate, "-c", ""], capture_output=True
+            ).returncode
+        ):
+            return candidate
+    return None
+
+
+def build_wheel(out: pathlib.Path) -> pathlib.Path:
+    """The wheel, checked to need nothing that manylinux does not promise."""
+    native, repaired = STAGING / "native", STAGING / "repaired"
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    run([*pip, "--no-build-isolation", f"--wheel-dir={native}", ROOT])
+    repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat"]
+    repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]
+    # libmlx is mlx's; the rpath finds it there.
+    run([*repair, "--exclude=libmlx.so", only(native, "*.whl")])
+    out.mkdir(parents=True, exist_ok=True)
+    wheel = only(repaired, "*.whl")
+    return pathlib.Path(shutil.copy(wheel, out))
+
+
+def build_sdist(out: pathlib.Path) -> pathlib.Path:
+    """The source distribution."""
+    run(
+        [sys.executable, "-m", "build", "--sdist", "--no-isolation"]
+        + [f"--outdir={STAGING}", ROOT]
+    )
+    return pathlib.Path(shutil.copy(only(STAGING, "*.tar.gz"), out))
+
+
+def try_out(python: str, package: pathlib.Path) -> None:
+    """Install into an empty environment and run the smoke test there."""
+    with tempfile.TemporaryDirectory() as folder:
+        run([python, "-m", "venv", folder])
+        inside = pathlib.Path(folder) / "bin" / "python"
+        run([inside, "-m", "pip", "install", "--quiet", package])
+        run([inside, ROOT / "tools" / "smoke.py"])
+
+
+def main() -> int:
+    """Build, try, report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "dist")
+    out = parser.parse_args().out
+    shutil.rmtree(STAGING, ignore_errors=True)
+    STAGING.mkdir(parents=True)
+    wheel, sdist = build_wheel(out), build_sdist(out)
+    tried, missing = [], []
+    for version in PYTHONS:
+        python = find_python(version)
+        if python is None:
+            missing.append(version)
+            continue
+        try_out(python, wheel)
+        tried.append(version)
+    try_out(sys.executable, sdist)
+    print(f"{wheel.name}: works on CPython {', '.join(tried)}; {sdist.name} builds")
+    if missing:
+        print(f"not tried, not found on this machine: CPython {', '.join(missing)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
