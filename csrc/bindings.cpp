@@ -3,11 +3,40 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include "csrc/bindings_self_check.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
 
 namespace nb = nanobind;
+namespace mx = mlx::core;
 using namespace nb::literals;
+
+namespace {
+
+mx::array quantized_matmul(const mx::array& x,
+                           const mx::array& w,
+                           const mx::array& scales,
+                           const std::optional<mx::array>& biases,
+                           bool transpose,
+                           std::optional<int> group_size,
+                           std::optional<int> bits,
+                           const std::string& mode,
+                           bool int8_activations,
+                           bool batch_invariant,
+                           mx::StreamOrDevice s) {
+  return nibble::ops::quantized_matmul(x,
+                                       w,
+                                       scales,
+                                       biases,
+                                       transpose,
+                                       group_size,
+                                       bits,
+                                       mode,
+                                       {int8_activations, batch_invariant},
+                                       s);
+}
+
+}  // namespace
 
 NB_MODULE(_ext, m) {
   m.doc() = "The compiled half of mlx_nibble.";
@@ -17,7 +46,7 @@ NB_MODULE(_ext, m) {
   m.attr("mlx_version") = NIBBLE_MLX_VERSION;
 
   m.def("quantized_matmul",
-        &nibble::ops::quantized_matmul,
+        &quantized_matmul,
         nb::arg(),
         nb::arg(),
         "scales"_a,
@@ -27,6 +56,8 @@ NB_MODULE(_ext, m) {
         "bits"_a = nb::none(),
         "mode"_a = "affine",
         nb::kw_only(),
+        "int8_activations"_a = false,
+        "batch_invariant"_a = false,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.quantized_matmul.");
 
@@ -96,4 +127,6 @@ NB_MODULE(_ext, m) {
       "bits"_a,
       "group_size"_a,
       "Whether our kernels compute a format, on any device.");
+
+  nibble::bind_self_check(m);
 }

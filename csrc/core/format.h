@@ -28,25 +28,13 @@ struct QuantFormat {
   constexpr int groups_per_row(int K) const { return K / group_size; }
 };
 
-inline constexpr int kHeldBits[] = {4, 8};
+inline constexpr int kHeldBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kHeldGroupSizes[] = {32, 64, 128};
 
-// The widths that the Metal kernels hold.
-inline constexpr int kKernelBits[] = {2, 3, 4, 5, 6, 8};
-
-// True if every backend of ours holds this format; anything else is MLX's own
-// op.
+// True if our kernels hold this format; anything else is MLX's own op.
 constexpr bool held(const QuantFormat& format) {
   bool bits = false, group_size = false;
   for (int b : kHeldBits) bits |= b == format.bits;
-  for (int g : kHeldGroupSizes) group_size |= g == format.group_size;
-  return bits && group_size;
-}
-
-// True if the Metal kernels do.
-constexpr bool has_kernels(const QuantFormat& format) {
-  bool bits = false, group_size = false;
-  for (int b : kKernelBits) bits |= b == format.bits;
   for (int g : kHeldGroupSizes) group_size |= g == format.group_size;
   return bits && group_size;
 }

@@ -1,4 +1,3 @@
-#include "csrc/cpu/attention-inl.h"
 #include "csrc/cpu/int8-inl.h"
 #include "csrc/cpu/kernels-inl.h"
 #include "csrc/cpu/simd_avx2.h"
@@ -7,6 +6,5 @@ namespace nibble::cpu {
 
 constinit const Kernels kAvx2Kernels = make_kernels<Avx2>();
 constinit const Int8Kernels kAvx2Int8Kernels = make_int8_kernels<Avx2>();
-constinit const LayerKernels kAvx2LayerKernels = make_layer_kernels<Avx2>();
 
 }  // namespace nibble::cpu

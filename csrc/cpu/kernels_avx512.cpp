@@ -1,4 +1,3 @@
-#include "csrc/cpu/attention-inl.h"
 #include "csrc/cpu/int8-inl.h"
 #include "csrc/cpu/kernels-inl.h"
 #include "csrc/cpu/simd_avx512.h"
@@ -7,6 +6,5 @@ namespace nibble::cpu {
 
 constinit const Kernels kAvx512Kernels = make_kernels<Avx512>();
 constinit const Int8Kernels kAvx512Int8Kernels = make_int8_kernels<Avx512>();
-constinit const LayerKernels kAvx512LayerKernels = make_layer_kernels<Avx512>();
 
 }  // namespace nibble::cpu

@@ -1,4 +1,3 @@
-#include "csrc/cpu/attention-inl.h"
 #include "csrc/cpu/int8-inl.h"
 #include "csrc/cpu/kernels-inl.h"
 #include "csrc/cpu/simd_scalar.h"
@@ -7,6 +6,5 @@ namespace nibble::cpu {
 
 constinit const Kernels kScalarKernels = make_kernels<Scalar>();
 constinit const Int8Kernels kScalarInt8Kernels = make_int8_kernels<Scalar>();
-constinit const LayerKernels kScalarLayerKernels = make_layer_kernels<Scalar>();
 
 }  // namespace nibble::cpu

@@ -114,10 +114,12 @@ struct LayerKernels {
       Dtype dtype, const float* values, float sum, int Dv, uint8_t* y);
 };
 
-extern const LayerKernels kScalarLayerKernels;
+extern const LayerKernels kScalarLayers;
 #if defined(__x86_64__)
-extern const LayerKernels kAvx2LayerKernels;
-extern const LayerKernels kAvx512LayerKernels;
+extern const LayerKernels kAvx2Layers;
+extern const LayerKernels kAvx512Layers;
+#elif defined(__aarch64__)
+extern const LayerKernels kNeonLayers;
 #endif
 
 }  // namespace nibble::cpu

@@ -40,8 +40,9 @@ struct Avx2 {
 
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
-  // b where one of them is NaN.
+  // NaN where b is.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F round(F v) {
@@ -160,7 +161,6 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
   }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
-  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {

@@ -47,8 +47,9 @@ struct Avx512 {
 
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  // b where one of them is NaN.
+  // NaN where b is.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F round(F v) { return _mm512_roundscale_ps(v, 0); }
@@ -179,7 +180,6 @@ struct Avx512 {
   static I int_load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void int_store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {

@@ -66,10 +66,13 @@ struct Scalar {
   static F add(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] + b.lane[i]; });
   }
+  static F mul(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
   static F div(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
   }
-  // b where one of them is NaN.
+  // NaN where b is.
   static F max(F a, F b) {
     return by_lane(
         [&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -173,11 +176,6 @@ struct Scalar {
       out.lane[i] = static_cast<float>(v.lane[i]);
     }
     return out;
-  }
-
-  static F mul(F a, F b) {
-    for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
-    return a;
   }
 
   // Every lane = the 4 bytes at p.

@@ -14,6 +14,16 @@ namespace nibble::ops {
 
 namespace mx = mlx::core;
 
+// What a caller may ask of a product beyond MLX's own arguments.
+struct MatmulOptions {
+  // Round activations to 8 bits, where the device multiplies integers faster.
+  bool int8_activations = false;
+  // The bits of a row of the result do not depend on the other rows.
+  bool batch_invariant = false;
+
+  bool operator==(const MatmulOptions&) const = default;
+};
+
 // mlx::core::quantized_matmul. What our kernels do not hold becomes MLX's op.
 mx::array quantized_matmul(const mx::array& x,
                            const mx::array& w,
@@ -23,6 +33,7 @@ mx::array quantized_matmul(const mx::array& x,
                            std::optional<int> group_size,
                            std::optional<int> bits,
                            const std::string& mode,
+                           const MatmulOptions& options,
                            mx::StreamOrDevice s);
 
 // mlx::core::dequantize, of the affine mode.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/core/format.h"
+#include "csrc/mlx/ops.h"
 #include "mlx/primitives.h"
 
 namespace nibble {
@@ -17,8 +18,14 @@ namespace mx = mlx::core;
 // that match_batch() finds. Output: x's shape, its last dimension replaced.
 class QuantizedMatmul : public mx::Primitive {
  public:
-  QuantizedMatmul(mx::Stream stream, QuantFormat format, bool transpose)
-      : Primitive(stream), format_(format), transpose_(transpose) {}
+  QuantizedMatmul(mx::Stream stream,
+                  QuantFormat format,
+                  bool transpose,
+                  ops::MatmulOptions options)
+      : Primitive(stream),
+        format_(format),
+        transpose_(transpose),
+        options_(options) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
@@ -49,6 +56,7 @@ class QuantizedMatmul : public mx::Primitive {
 
   QuantFormat format_;
   bool transpose_;
+  ops::MatmulOptions options_;
 };
 
 // Inputs {w, scales, biases}, output w_hat [..., N, K].

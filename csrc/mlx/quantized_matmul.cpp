@@ -27,6 +27,9 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   MatmulProblem problem = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
+  auto activations = options_.int8_activations && transpose_
+                         ? cpu::Activations::kInt8
+                         : cpu::Activations::kExact;
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   for (const mx::array& input : inputs) {
@@ -35,6 +38,7 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   // Copies of arrays share their data: an input that is still to be computed
   // by an earlier task of this stream is read when the task below runs.
   encoder.dispatch([problem,
+                    activations,
                     x = mx::array::unsafe_weak_copy(inputs[kX]),
                     w = mx::array::unsafe_weak_copy(inputs[kW]),
                     scales = mx::array::unsafe_weak_copy(inputs[kScales]),
@@ -42,7 +46,8 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                     y = out.data<void>()] {
     RowContiguous rx(x), rw(w), rs(scales), rb(biases);
     cpu::matmul(problem,
-                {rw.as<uint32_t>(), rs.data(), rb.data(), rx.data(), y});
+                {rw.as<uint32_t>(), rs.data(), rb.data(), rx.data(), y},
+                activations);
   });
 }
 
@@ -52,6 +57,7 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   MatmulProblem problem = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
+  problem.batch_invariant = options_.batch_invariant;
   auto launches = plan(problem, metal::device_profile(stream().device));
   require(launches.has_value(),
           "quantized_matmul",
@@ -78,6 +84,7 @@ mx::array QuantizedMatmul::apply(const mx::array& x,
                                format_.group_size,
                                format_.bits,
                                "affine",
+                               options_,
                                stream());
 }
 
@@ -206,7 +213,8 @@ std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
 
 bool QuantizedMatmul::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const QuantizedMatmul&>(other);
-  return format_ == o.format_ && transpose_ == o.transpose_;
+  return format_ == o.format_ && transpose_ == o.transpose_ &&
+         options_ == o.options_;
 }
 
 std::vector<mx::Shape> QuantizedMatmul::output_shapes(

@@ -1,11 +1,13 @@
 """The compiled half of mlx_nibble."""
 
+from collections.abc import Callable
+
 import mlx.core
 
 
 mlx_version: str = '0.32.4'
 
-def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, int8_activations: bool = False, batch_invariant: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
 
 def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
@@ -25,3 +27,22 @@ def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.St
 
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
+
+def kernels() -> list[str]:
+    """The names of all Metal kernels."""
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU backend uses."""
+
+def trial(kernel: str) -> dict | None:
+    """
+    The fields of a selfcheck.Trial of this kernel on this machine's GPU; None if it is never used there.
+    """
+
+def run_trial(kernel: str, w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, x: mlx.core.array | None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """
+    y [M, N], or w_hat [N, K], of the kernel's trial; the operands are evaluated and contiguous.
+    """
+
+def set_judge(judge: Callable | None) -> None:
+    """Ask judge(kernel) -> bool before the first use of each kernel."""

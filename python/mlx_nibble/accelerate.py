@@ -21,6 +21,9 @@ _OURS: dict[type[mlx_nn.Module], type[mlx_nn.Module]] = {
 def accelerate(
     model: mlx_nn.Module,
     predicate: Callable[[str, mlx_nn.Module], bool] | None = None,
+    *,
+    activations: str | None = None,
+    batch_invariant: bool = False,
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
@@ -36,10 +39,18 @@ def accelerate(
         model: Any MLX module; quantized layers are found at any depth.
         predicate: Called with the path and the module of each quantized layer;
             a false answer leaves that layer to MLX.
+        activations: ``"int8"`` for 8-bit activations where that is faster, at a
+            small loss; as in :func:`mlx_nibble.ops.quantized_matmul`.
+        batch_invariant: Have each row's result not depend on the number of rows,
+            so that greedy speculative decoding is exactly plain decoding.
 
     Returns:
         What was swapped, what was not and why. ``report.undo()`` takes it back.
+
+    Raises:
+        ValueError: If ``activations`` is neither None nor ``"int8"``.
     """
+    ops.check_activations("accelerate", activations)
     report = Report()
     for path, module in model.named_modules():
         kind = type(module)
@@ -52,6 +63,8 @@ def accelerate(
         form = f"{module.bits}-bit group {module.group_size}"
         report.swapped.append(Swap(path, module, kind, form))
         module.__class__ = _OURS[kind]
+        module._activations = activations
+        module._batch_invariant = batch_invariant
     report.routed = route(model)
     return report
 

@@ -32,6 +32,8 @@ def quantized_matmul(
     bits: int | None = None,
     mode: str = "affine",
     *,
+    activations: str | None = None,
+    batch_invariant: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Multiply by a quantized matrix: :func:`mx.quantized_matmul`, faster.
@@ -39,8 +41,8 @@ def quantized_matmul(
     .. math:: y = x \hat W^\top, \qquad
         \hat W_{nk} = s_{n,\lfloor k/g \rfloor}\, q_{nk} + b_{n,\lfloor k/g \rfloor}
 
-    Our kernels compute the affine mode with 4 or 8 bits and groups of 32, 64 or
-    128; what they do not hold is passed on to MLX's operation.
+    Our kernels compute the affine mode with 2 to 6 or 8 bits and groups of 32, 64
+    or 128; what they do not hold is passed on to MLX's operation.
 
     Args:
         x: Activations ``[..., M, K]`` or ``[K]`` (``[..., M, N]`` if not
@@ -53,6 +55,12 @@ def quantized_matmul(
         group_size: Elements that share a scale and a bias. Default: 64.
         bits: Width of a code. Default: 4.
         mode: Any of MLX's quantization modes.
+        activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
+            and group, and multiplies integers: faster on a CPU, and less exact (see
+            docs/numerics.md). Other devices compute exactly all the same, and so do
+            gradients and the product that is not transposed.
+        batch_invariant: Have the bits of a row of the result not depend on the
+            other rows. On a CPU they never do.
         stream: Where to run.
 
     Returns:
@@ -62,8 +70,24 @@ def quantized_matmul(
         ValueError: If shapes or types do not fit together; the message names what
             was required and what came.
     """
-    op = mx.quantized_matmul if _native.ext is None else _native.ext.quantized_matmul
-    return op(x, w, scales, biases, transpose, group_size, bits, mode, stream=stream)
+    check_activations("quantized_matmul", activations)
+    if _native.ext is None:
+        return mx.quantized_matmul(
+            x, w, scales, biases, transpose, group_size, bits, mode, stream=stream
+        )
+    return _native.ext.quantized_matmul(
+        x,
+        w,
+        scales,
+        biases,
+        transpose,
+        group_size,
+        bits,
+        mode,
+        int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
+        stream=stream,
+    )
 
 
 def dequantize(
@@ -104,6 +128,14 @@ def dequantize(
     return op(
         w, scales, biases, group_size, bits, mode, global_scale, dtype, stream=stream
     )
+
+
+def check_activations(op: str, activations: str | None) -> None:
+    """Raise ValueError unless these are activations that we know."""
+    if activations not in (None, "int8"):
+        raise ValueError(
+            f"[{op}] activations must be None or 'int8' but got {activations!r}."
+        )
 
 
 def holds(mode: str, bits: int, group_size: int) -> bool:

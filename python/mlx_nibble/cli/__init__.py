@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "fetch a small model, answer a question, and compare with stock MLX",
     "convert": "import a GGUF file as an MLX model folder, without loss",
     "generate": "complete a prompt (mlx_lm.generate, accelerated)",
+    "doctor": "try every kernel on this machine",
 }
 
 _EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
@@ -30,6 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as head, has enough. Python would complain once more
+        # when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -67,15 +80,11 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(f"mlx_nibble.cli.{command}")
         module.main(arguments)
-        sys.stdout.flush()
     except KeyboardInterrupt:
         print("nibble: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader, such as head, has enough. Python would complain once more
-        # when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
