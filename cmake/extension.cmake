@@ -12,10 +12,14 @@ include(cmake/metal.cmake)
 
 # mlx: arrays, ops, primitives.
 add_library(nibble_mlx STATIC
+  csrc/mlx/attention.cpp
   csrc/mlx/bridge.cpp
   csrc/mlx/dequantize.cpp
+  csrc/mlx/fast_primitives.cpp
+  csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
+  csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/transforms.cpp)
 target_compile_definitions(nibble_mlx

@@ -4,6 +4,7 @@
 #include <nanobind/stl/variant.h>
 
 #include "csrc/bindings_self_check.h"
+#include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
 
 namespace nb = nanobind;
@@ -73,6 +74,49 @@ NB_MODULE(_ext, m) {
         nb::kw_only(),
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.dequantize.");
+
+  m.def("rms_norm",
+        &nibble::fast::rms_norm,
+        nb::arg(),
+        "weight"_a.none(),
+        "eps"_a,
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.rms_norm.");
+
+  m.def("rope",
+        &nibble::fast::rope,
+        nb::arg(),
+        "dims"_a,
+        nb::kw_only(),
+        "traditional"_a,
+        "base"_a.none(),
+        "scale"_a,
+        "offset"_a,
+        "freqs"_a = nb::none(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.rope.");
+
+  m.def("scaled_dot_product_attention",
+        &nibble::fast::scaled_dot_product_attention,
+        nb::arg(),
+        nb::arg(),
+        nb::arg(),
+        nb::kw_only(),
+        "scale"_a,
+        "mask"_a = nb::none(),
+        "sinks"_a = nb::none(),
+        "force_fused"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.scaled_dot_product_attention.");
+
+  m.def("swiglu",
+        &nibble::fast::swiglu,
+        nb::arg(),
+        nb::arg(),
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.swiglu.");
 
   m.def(
       "holds",

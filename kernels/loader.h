@@ -45,29 +45,41 @@ struct ActivationLoader {
   static_assert(rows * BK % (elements_at_once<T>() * threads) == 0,
                 "all threads are needed in every pass");
 
-  const device T* x;
-  int K;
-  int first_row;
-  int last_row;
   int row;  // of the first pass, in the tile
   int column;
+  const device T* sources[activation_passes<T, rows, BK, threads>()];
   uint4 held[activation_passes<T, rows, BK, threads>()];
 
   ActivationLoader(
-      const device T* x_, int first_row_, int M, int K_, int thread_index)
-      : x(x_), K(K_), first_row(first_row_), last_row(M - 1) {
+      const device T* x, int first_row, int M, int K, int thread_index) {
+    constexpr int passes = activation_passes<T, rows, BK, threads>();
     constexpr int threads_a_row = BK / elements_at_once<T>();
     row = thread_index / threads_a_row;
     column = thread_index % threads_a_row * elements_at_once<T>();
+    for (int p = 0; p < passes; ++p) {
+      const int source = min(first_row + row + p * (rows / passes), M - 1);
+      sources[p] = x + size_t(source) * size_t(K) + column;
+    }
+  }
+
+  // Row r of the M becomes row indices[r] of x.
+  void redirect(const device T* x,
+                const device uint* indices,
+                int first_row,
+                int M,
+                int K) thread {
+    constexpr int passes = activation_passes<T, rows, BK, threads>();
+    for (int p = 0; p < passes; ++p) {
+      const int source = min(first_row + row + p * (rows / passes), M - 1);
+      sources[p] = x + size_t(indices[source]) * size_t(K) + column;
+    }
   }
 
   void fetch(int k) thread {
     constexpr int passes = activation_passes<T, rows, BK, threads>();
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
-      const int source = min(first_row + row + p * (rows / passes), last_row);
-      held[p] = *(const device uint4*)(x + size_t(source) * size_t(K) +
-                                       size_t(k + column));
+      held[p] = *(const device uint4*)(sources[p] + k);
     }
   }
 

@@ -38,6 +38,18 @@ inline thread float2& elements(thread Fragment& fragment) {
   return reinterpret_cast<thread float2&>(fragment.thread_elements());
 }
 
+// `count` fragments, one below the other; `from` is where this lane's elements
+// of the first one are.
+template <typename T, int count, int stride>
+inline void load_rows(thread Fragment* fragments, const threadgroup T* from) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < count; ++i) {
+    const vec<T, 2> pair =
+        *(const threadgroup vec<T, 2>*)(from + i * 8 * stride);
+    elements(fragments[i]) = float2(float(pair[0]), float(pair[1]));
+  }
+}
+
 // What one simdgroup holds of y: TM x TN fragments.
 template <int TM, int TN>
 struct Accumulator {
@@ -81,13 +93,7 @@ struct Accumulator {
     for (int k = 0; k < BK; k += 8) {
       Fragment a[TM];
       Fragment b[TN];
-#pragma clang loop unroll(full)
-      for (int i = 0; i < TM; ++i) {
-        const threadgroup T* from =
-            x_tile + (i * 8 + row) * stride + k + column;
-        const vec<T, 2> pair = *(const threadgroup vec<T, 2>*)from;
-        elements(a[i]) = float2(float(pair[0]), float(pair[1]));
-      }
+      load_rows<T, TM, stride>(a, x_tile + row * stride + k + column);
       // Of the transpose: this lane's row is one of K, its columns two of N.
 #pragma clang loop unroll(full)
       for (int j = 0; j < TN; ++j) {
@@ -95,31 +101,57 @@ struct Accumulator {
             w_tile + (j * 8 + column) * stride + k + row;
         elements(b[j]) = float2(float(from[0]), float(from[stride]));
       }
+      accumulate(a, b);
+    }
+  }
+
+  // += x_tile [TM * 8, BK] @ w_tile [BK, TN * 8].
+  template <typename T, int BK, int x_stride, int w_stride>
+  void multiply_straight(const threadgroup T* x_tile,
+                         const threadgroup T* w_tile,
+                         uint lane) thread {
+    const int row = fragment_row(lane);
+    const int column = fragment_column(lane);
 #pragma clang loop unroll(full)
-      for (int i = 0; i < TM; ++i) {
+    for (int k = 0; k < BK; k += 8) {
+      Fragment a[TM];
+      Fragment b[TN];
+      load_rows<T, TM, x_stride>(a, x_tile + row * x_stride + k + column);
 #pragma clang loop unroll(full)
-        for (int j = 0; j < TN; ++j) {
-          simdgroup_multiply_accumulate(
-              fragments[i][j], a[i], b[j], fragments[i][j]);
-        }
+      for (int j = 0; j < TN; ++j) {
+        load_rows<T, 1, w_stride>(
+            b + j, w_tile + (k + row) * w_stride + j * 8 + column);
+      }
+      accumulate(a, b);
+    }
+  }
+
+  void accumulate(thread Fragment* a, thread Fragment* b) thread {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < TM; ++i) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < TN; ++j) {
+        simdgroup_multiply_accumulate(
+            fragments[i][j], a[i], b[j], fragments[i][j]);
       }
     }
   }
 
   // Rounds to T, into rows `first_row`.. and columns `first_column`.. of
-  // y [M, N], leaving out what lies past its edges.
+  // y [.., N], leaving out columns past its edge and rows outside [begin, end).
   template <typename T>
   void store(device T* y,
              int first_row,
              int first_column,
-             int M,
+             int begin,
+             int end,
              int N,
              uint lane) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
       const int row = first_row + i * 8 + fragment_row(lane);
-      if (row >= M) {
-        return;
+      if (row < begin || row >= end) {
+        continue;
       }
 #pragma clang loop unroll(full)
       for (int j = 0; j < TN; ++j) {

@@ -62,6 +62,12 @@ inline uint unpack(const thread uint* words, int i) {
   return code_in_place<bits>(words, i) >> place<bits>(i);
 }
 
+// Codes of one row of w that a lane of a vector kernel reads at a time: 8 bytes
+// of them, as MLX does at 4 and 8 bits, or the shortest run.
+constexpr int lane_codes(int bits) {
+  return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
+}
+
 // Reads `count` words by the widest loads their alignment allows. `from` is a
 // multiple of `count` words away from a 16-byte boundary.
 template <int count>

@@ -25,54 +25,26 @@ namespace nibble {
 
 using namespace metal;
 
+// sum += x @ w_hat^T over all of K, by way of threadgroup memory.
 template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
           int BM,
           int BN,
           int BK,
           int WM,
-          int WN>
-[[kernel]] void qmm(const device uint* w [[buffer(0)]],
-                    const device S* scales [[buffer(1)]],
-                    const device S* biases [[buffer(2)]],
-                    const device T* x [[buffer(3)]],
-                    device T* y [[buffer(4)]],
-                    constant MatmulParams& params [[buffer(5)]],
-                    threadgroup T* tiles [[threadgroup(0)]],
-                    uint3 tgid [[threadgroup_position_in_grid]],
-                    uint sgid [[simdgroup_index_in_threadgroup]],
-                    uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+          int WN,
+          typename XLoader,
+          typename WLoader>
+inline void multiply_blocks(thread Accumulator<BM / WM / 8, BN / WN / 8>& sum,
+                            thread XLoader& x_loader,
+                            thread WLoader& w_loader,
+                            int K,
+                            threadgroup T* tiles,
+                            int sgid,
+                            uint lane) {
   constexpr int kStride = tile_stride<T, BK>();
   constexpr int kStage = (BM + BN) * kStride;
-  constexpr int TM = BM / WM / 8;
-  constexpr int TN = BN / WN / 8;
-  static_assert(TM * WM * 8 == BM && TN * WN * 8 == BN && BK % 8 == 0,
-                "a tile is made of whole fragments");
-
-  const int M = params.M;
-  const int N = params.N;
-  const int K = params.K;
-  const int first_row = int(tgid.y) * BM;
-  const int first_column = int(tgid.x) * BN;
-  x += size_t(tgid.z) * size_t(M) * size_t(K);
-  y += size_t(tgid.z) * size_t(M) * size_t(N);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
-
-  const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
-  ActivationLoader<T, BM, BK, kThreads> x_loader(
-      x, first_row, M, K, thread_index);
-  WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
-      weight, first_column, N, thread_index);
-
-  const int sg_row = int(sgid) / WN * (TM * 8);
-  const int sg_column = int(sgid) % WN * (TN * 8);
-  Accumulator<TM, TN> sum;
-  sum.clear();
+  const int sg_row = sgid / WN * (BM / WM);
+  const int sg_column = sgid % WN * (BN / WN);
 
   x_loader.fetch(0);
   w_loader.fetch(0);
@@ -99,7 +71,59 @@ template <typename T,
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }
-  sum.store(y, first_row + sg_row, first_column + sg_column, M, N, lane);
+}
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int BM,
+          int BN,
+          int BK,
+          int WM,
+          int WN>
+[[kernel]] void qmm(const device uint* w [[buffer(0)]],
+                    const device S* scales [[buffer(1)]],
+                    const device S* biases [[buffer(2)]],
+                    const device T* x [[buffer(3)]],
+                    device T* y [[buffer(4)]],
+                    constant MatmulParams& params [[buffer(5)]],
+                    threadgroup T* tiles [[threadgroup(0)]],
+                    uint3 tgid [[threadgroup_position_in_grid]],
+                    uint sgid [[simdgroup_index_in_threadgroup]],
+                    uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+  constexpr int TM = BM / WM / 8;
+  constexpr int TN = BN / WN / 8;
+  static_assert(TM * WM * 8 == BM && TN * WN * 8 == BN && BK % 8 == 0,
+                "a tile is made of whole fragments");
+
+  const int M = params.M;
+  const int N = params.N;
+  const int K = params.K;
+  const int first_row = int(tgid.y) * BM;
+  const int first_column = int(tgid.x) * BN;
+  const size_t first_x = size_t(tgid.z) * size_t(M);
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, N, K, weight_of(params, tgid.z));
+
+  const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
+  ActivationLoader<T, BM, BK, kThreads> x_loader(
+      x + first_x * size_t(K), first_row, M, K, thread_index);
+  WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
+      weight, first_column, N, thread_index);
+  Accumulator<TM, TN> sum;
+  sum.clear();
+  multiply_blocks<T, BM, BN, BK, WM, WN>(
+      sum, x_loader, w_loader, K, tiles, int(sgid), lane);
+  sum.store(y + first_x * size_t(N),
+            first_row + int(sgid) / WN * (TM * 8),
+            first_column + int(sgid) % WN * (TN * 8),
+            0,
+            M,
+            N,
+            lane);
 }
 
 }  // namespace nibble

@@ -59,6 +59,7 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
   }
 }
 
+// y [M, N] = x [M, K] @ w_hat^T, the tile at (first_row, first_column).
 template <typename T,
           typename S,
           int bits,
@@ -67,38 +68,30 @@ template <typename T,
           int BM,
           int BN,
           int WK>
-[[kernel]] void qmm_skinny(const device uint* w [[buffer(0)]],
-                           const device S* scales [[buffer(1)]],
-                           const device S* biases [[buffer(2)]],
-                           const device T* x [[buffer(3)]],
-                           device T* y [[buffer(4)]],
-                           constant MatmulParams& params [[buffer(5)]],
-                           threadgroup float2* scratch [[threadgroup(0)]],
-                           uint3 tgid [[threadgroup_position_in_grid]],
-                           uint sgid [[simdgroup_index_in_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]]) {
+inline void qmm_skinny_tile(
+    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
+    const device T* x,
+    device T* y,
+    int M,
+    int N,
+    int first_row,
+    int first_column,
+    threadgroup float2* scratch,
+    int sgid,
+    uint lane) {
   constexpr int kCodes = qmm_skinny_codes(bits);
   constexpr int kStep = 4 * kCodes;
   constexpr int TM = BM / 8;
   constexpr int TN = BN / 8;
   static_assert(group_size % kCodes == 0, "a lane's codes share a group");
-
-  const int M = params.M;
-  const int N = params.N;
-  const int K = params.K;
-  const int first_row = int(tgid.y) * BM;
-  const int first_column = int(tgid.x) * BN;
+  const int K = weight.K;
   const int row = fragment_row(lane);
   const int column = fragment_column(lane);
-  x += size_t(tgid.z) * size_t(M) * size_t(K);
-  y += size_t(tgid.z) * size_t(M) * size_t(N);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
 
   // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
   Accumulator<TN, TM> sum;
   sum.clear();
-  for (int step = int(sgid) * kStep; step < K; step += WK * kStep) {
+  for (int step = sgid * kStep; step < K; step += WK * kStep) {
     // K is a multiple of kCodes, but not of a step: past it, terms are zero.
     const int w_k = step + column / 2 * kCodes;
     const int x_k = step + row / 2 * kCodes;
@@ -159,7 +152,7 @@ template <typename T,
     }
   }
 
-  sum_over_simdgroups<TN, TM, WK>(sum, scratch, int(sgid), int(lane));
+  sum_over_simdgroups<TN, TM, WK>(sum, scratch, sgid, int(lane));
   if (sgid != 0) {
     return;
   }
@@ -178,6 +171,40 @@ template <typename T,
       }
     }
   }
+}
+
+template <typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric,
+          int BM,
+          int BN,
+          int WK>
+[[kernel]] void qmm_skinny(const device uint* w [[buffer(0)]],
+                           const device S* scales [[buffer(1)]],
+                           const device S* biases [[buffer(2)]],
+                           const device T* x [[buffer(3)]],
+                           device T* y [[buffer(4)]],
+                           constant MatmulParams& params [[buffer(5)]],
+                           threadgroup float2* scratch [[threadgroup(0)]],
+                           uint3 tgid [[threadgroup_position_in_grid]],
+                           uint sgid [[simdgroup_index_in_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]]) {
+  const size_t first_x = size_t(tgid.z) * size_t(params.M);
+  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
+      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
+  qmm_skinny_tile<T, S, bits, group_size, symmetric, BM, BN, WK>(
+      weight,
+      x + first_x * size_t(params.K),
+      y + first_x * size_t(params.N),
+      params.M,
+      params.N,
+      int(tgid.y) * BM,
+      int(tgid.x) * BN,
+      scratch,
+      int(sgid),
+      lane);
 }
 
 }  // namespace nibble

@@ -1,7 +1,7 @@
 // y = x @ w_hat^T one row of x at a time: decoding a single token.
 //
 // A simdgroup takes NIBBLE_QMV_ROWS rows of w. Its lanes stand side by side
-// along K, each with kCodes codes (16 bytes at 4 and 8 bits):
+// along K, each with kCodes codes (8 bytes at 2, 4 and 8 bits):
 //
 //            K ->   lane 0  lane 1  lane 2  ...  lane 31 | lane 0  ...
 //   row n           [codes] [codes] [codes]      [codes] | [codes]
@@ -9,7 +9,9 @@
 //
 // so that a load of the simdgroup is one contiguous span of a row, and the x
 // that a lane has read serves all of its rows. Accumulated in float, rounded
-// once at the store.
+// once at the store. (16 bytes a lane were tried: a request for w twice as
+// wide, but the x of neighbouring lanes then lies so far apart that each
+// request for it touches twice the cache lines.)
 #pragma once
 
 #include <metal_stdlib>
@@ -21,11 +23,6 @@
 namespace nibble {
 
 using namespace metal;
-
-// Codes of one row that a lane reads at a time.
-constexpr int qmv_codes(int bits) {
-  return bits == 8 ? 16 : 32;
-}
 
 // Reads x [kCodes], each element divided by the shift that code_in_place()
 // leaves in its code, and returns their sum undivided.
@@ -51,8 +48,8 @@ inline float sum_of_lanes(float value) {
   return lanes == 4 ? quad_sum(value) : simd_sum(value);
 }
 
-// y[row] = x . w_hat[row] for NIBBLE_QMV_ROWS rows from first_row on, computed
-// by `lanes` lanes.
+// sums[r] = x . w_hat[first_row + r] for NIBBLE_QMV_ROWS rows, computed by
+// `lanes` lanes and known to each of them.
 template <typename T,
           typename S,
           int bits,
@@ -62,18 +59,20 @@ template <typename T,
 inline void qmv_rows(
     const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
     const device T* x,
-    device T* y,
     int N,
-    int K,
     int first_row,
-    int lane) {
+    int lane,
+    thread float* sums) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = qmv_codes(bits);
+  constexpr int kCodes = lane_codes(bits);
   static_assert(group_size % kCodes == 0, "a lane's codes share a group");
 
-  float sums[kRows] = {};
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = 0.0f;
+  }
   // K is a multiple of a lane's codes: a lane has all of them or none.
-  for (int k = lane * kCodes; k < K; k += lanes * kCodes) {
+  for (int k = lane * kCodes; k < weight.K; k += lanes * kCodes) {
     float x_scaled[kCodes];
     const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
 #pragma clang loop unroll(full)
@@ -93,12 +92,20 @@ inline void qmv_rows(
       sums[r] = fma(affine.y, x_sum, sums[r]);
     }
   }
-
 #pragma clang loop unroll(full)
   for (int r = 0; r < kRows; ++r) {
-    const float sum = sum_of_lanes<lanes>(sums[r]);
+    sums[r] = sum_of_lanes<lanes>(sums[r]);
+  }
+}
+
+// Rounds what qmv_rows() left in each lane to y [N]; lane 0 stores it.
+template <typename T>
+inline void store_rows(
+    const thread float* sums, device T* y, int N, int first_row, int lane) {
+#pragma clang loop unroll(full)
+  for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
     if (lane == 0 && first_row + r < N) {
-      y[first_row + r] = T(sum);
+      y[first_row + r] = T(sums[r]);
     }
   }
 }
@@ -121,14 +128,16 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
   const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  float sums[NIBBLE_QMV_ROWS];
   qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
       weight,
       x + x_row * size_t(params.K),
-      y + x_row * size_t(params.N),
       params.N,
-      params.K,
       first_row,
-      int(lane));
+      int(lane),
+      sums);
+  store_rows(
+      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane));
 }
 
 // The same for so small a K that a whole simdgroup would find no codes: each
@@ -148,13 +157,16 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
   const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
+  const int first_row = quad * NIBBLE_QMV_ROWS;
+  float sums[NIBBLE_QMV_ROWS];
   qmv_rows<T, S, bits, group_size, symmetric, 4>(weight,
                                                  x + x_row * size_t(params.K),
-                                                 y + x_row * size_t(params.N),
                                                  params.N,
-                                                 params.K,
-                                                 quad * NIBBLE_QMV_ROWS,
-                                                 int(lane) % 4);
+                                                 first_row,
+                                                 int(lane) % 4,
+                                                 sums);
+  store_rows(
+      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane) % 4);
 }
 
 }  // namespace nibble

@@ -22,13 +22,6 @@ namespace nibble {
 
 using namespace metal;
 
-// Codes of one row that a lane reads at a time: 8 bytes, or the shortest run.
-// Twice as many would double an unrolled loop that has `rows` multiplications
-// a code, and with it the instructions to be cached.
-constexpr int qmv_multi_codes(int bits) {
-  return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
-}
-
 template <typename T,
           typename S,
           int bits,
@@ -45,7 +38,7 @@ template <typename T,
                           uint sgid [[simdgroup_index_in_threadgroup]],
                           uint lane [[thread_index_in_simdgroup]]) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = qmv_multi_codes(bits);
+  constexpr int kCodes = lane_codes(bits);
   static_assert(group_size % kCodes == 0, "a lane's codes share a group");
 
   const int M = params.M;

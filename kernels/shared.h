@@ -12,6 +12,11 @@
 #define NIBBLE_QMV_SIMDGROUPS 2
 #define NIBBLE_QMV_QUADS 8  // of a simdgroup
 
+// qvm: a row of w is read by 16 lanes, which at 4 and 8 bits makes 64 bytes at
+// a time; eight simdgroups share out the rows.
+#define NIBBLE_QVM_LANES 16
+#define NIBBLE_QVM_SIMDGROUPS 8
+
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 
@@ -23,6 +28,14 @@ struct MatmulParams {
   int K;         // columns of x and of the dequantized w
   int w_repeat;  // consecutive batches that share a weight matrix
   int w_count;   // weight matrices
+};
+
+// Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.
+struct GatherParams {
+  int M;  // rows of one product
+  int N;
+  int K;
+  int B;  // products
 };
 
 // Parameters of w -> w_hat for a matrix [rows, K].

@@ -17,29 +17,55 @@ struct FamilyInfo {
   std::vector<std::string_view> labels;
 };
 
-const FamilyInfo& info(Family family) {
-  static const FamilyInfo kQmv{"qmv", "qmv.h", {}};
-  static const FamilyInfo kQmvQuad{"qmv_quad", "qmv.h", {}};
-  static const FamilyInfo kQmvMulti{"qmv_multi", "qmv_multi.h", {"r"}};
-  static const FamilyInfo kQmmSkinny{
-      "qmm_skinny", "qmm_skinny.h", {"bm", "bn", "wk"}};
-  static const FamilyInfo kQmm{"qmm", "qmm.h", {"bm", "bn", "bk", "wm", "wn"}};
-  static const FamilyInfo kDequantize{"dequantize", "dequantize.h", {}};
+constexpr Family kFamilies[] = {
+    Family::kQmv,
+    Family::kQmvQuad,
+    Family::kQmvMulti,
+    Family::kQmmSkinny,
+    Family::kQmm,
+    Family::kQvm,
+    Family::kQmmN,
+    Family::kGatherQmv,
+    Family::kGatherQmmSkinny,
+    Family::kGatherQmm,
+    Family::kSwiglu,
+    Family::kGatherSwiglu,
+    Family::kDequantize,
+};
+
+FamilyInfo info(Family family) {
+  const std::vector<std::string_view> kNone;
+  const std::vector<std::string_view> kSkinny{"bm", "bn", "wk"};
+  const std::vector<std::string_view> kTile{"bm", "bn", "bk", "wm", "wn"};
   switch (family) {
     case Family::kQmv:
-      return kQmv;
+      return {"qmv", "qmv.h", kNone};
     case Family::kQmvQuad:
-      return kQmvQuad;
+      return {"qmv_quad", "qmv.h", kNone};
     case Family::kQmvMulti:
-      return kQmvMulti;
+      return {"qmv_multi", "qmv_multi.h", {"r"}};
     case Family::kQmmSkinny:
-      return kQmmSkinny;
+      return {"qmm_skinny", "qmm_skinny.h", kSkinny};
     case Family::kQmm:
-      return kQmm;
+      return {"qmm", "qmm.h", kTile};
+    case Family::kQvm:
+      return {"qvm", "qvm.h", kNone};
+    case Family::kQmmN:
+      return {"qmm_n", "qmm_n.h", kTile};
+    case Family::kGatherQmv:
+      return {"gather_qmv", "gather.h", kNone};
+    case Family::kGatherQmmSkinny:
+      return {"gather_qmm_skinny", "gather.h", kSkinny};
+    case Family::kGatherQmm:
+      return {"gather_qmm", "gather.h", kTile};
+    case Family::kSwiglu:
+      return {"swiglu", "swiglu.h", kNone};
+    case Family::kGatherSwiglu:
+      return {"gather_swiglu", "swiglu.h", kNone};
     case Family::kDequantize:
-      return kDequantize;
+      return {"dequantize", "dequantize.h", kNone};
   }
-  return kQmv;
+  return {};
 }
 
 // The shapes that a family comes in for these types and this format.
@@ -50,18 +76,27 @@ std::vector<std::vector<int>> shapes(Family family,
   switch (family) {
     case Family::kQmv:
     case Family::kQmvQuad:
+    case Family::kQvm:
+    case Family::kGatherQmv:
+    case Family::kSwiglu:
+    case Family::kGatherSwiglu:
     case Family::kDequantize:
       return {{}};
+    case Family::kQmmN:
+      return {kStraightTile.shape()};
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
         all.push_back({rows});
       }
       return all;
     case Family::kQmmSkinny:
+    case Family::kGatherQmmSkinny:
       for (const SkinnyTile& tile : kSkinnyTiles) {
         all.push_back(tile.shape());
       }
       return all;
+    case Family::kGatherQmm:
+      return {kGatherTile.shape()};
     case Family::kQmm:
       for (const Tile& tile : kTiles) {
         if (supports(tile, dtype, format, DeviceProfile{})) {
@@ -76,7 +111,7 @@ std::vector<std::vector<int>> shapes(Family family,
 }  // namespace
 
 std::string kernel_name(const KernelId& id) {
-  const FamilyInfo& family = info(id.family);
+  const FamilyInfo family = info(id.family);
   assert(id.shape.size() == family.labels.size());
   std::ostringstream out;
   out << family.name << '_' << short_name(id.dtype) << '_'
@@ -120,12 +155,6 @@ std::string kernel_header(const KernelId& id) {
 }
 
 std::vector<KernelId> instances() {
-  constexpr Family kFamilies[] = {Family::kQmv,
-                                  Family::kQmvQuad,
-                                  Family::kQmvMulti,
-                                  Family::kQmmSkinny,
-                                  Family::kQmm,
-                                  Family::kDequantize};
   std::vector<KernelId> all;
   for (Family family : kFamilies) {
     for (Dtype dtype : kDtypes) {

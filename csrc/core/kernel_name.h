@@ -23,6 +23,13 @@ enum class Family : uint8_t {
   kQmvMulti,
   kQmmSkinny,
   kQmm,
+  kQvm,
+  kQmmN,
+  kGatherQmv,
+  kGatherQmmSkinny,
+  kGatherQmm,
+  kSwiglu,
+  kGatherSwiglu,
   kDequantize,
 };
 

@@ -12,8 +12,18 @@ std::string to_string(Operand operand) {
       return "scales";
     case Operand::kBiases:
       return "biases";
+    case Operand::kUpWeight:
+      return "up_w";
+    case Operand::kUpScales:
+      return "up_scales";
+    case Operand::kUpBiases:
+      return "up_biases";
     case Operand::kX:
       return "x";
+    case Operand::kLhsIndices:
+      return "lhs_indices";
+    case Operand::kRhsIndices:
+      return "rhs_indices";
     case Operand::kOut:
       return "out";
   }

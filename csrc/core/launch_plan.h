@@ -15,7 +15,18 @@ struct Dim3 {
   constexpr uint64_t volume() const { return uint64_t{x} * y * z; }
 };
 
-enum class Operand : uint8_t { kWeight, kScales, kBiases, kX, kOut };
+enum class Operand : uint8_t {
+  kWeight,
+  kScales,
+  kBiases,
+  kUpWeight,  // of swiglu, whose gate comes under the first three names
+  kUpScales,
+  kUpBiases,
+  kX,
+  kLhsIndices,
+  kRhsIndices,
+  kOut,
+};
 
 std::string to_string(Operand operand);
 

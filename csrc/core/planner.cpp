@@ -33,6 +33,15 @@ constexpr int kLastMultiRow = 8;
 // Up to this number of rows qmm_skinny does.
 constexpr int kLastSkinnyRow = 32;
 
+// From this number of rows on, tiles beat reading w once for each row where w
+// is not transposed; MLX's limit on every GPU. Not measured by us.
+constexpr int kFirstStraightRow = 4;
+
+// Sorted experts are multiplied by tiles from this number of rows on, in all
+// and for each expert: MLX's thresholds for the same choice. Not measured.
+constexpr int kFirstSortedTile = 16;
+constexpr int kSortedRowsAnExpert = 4;
+
 // Cores of the largest GPU of this tier, up to M5. Which of them it is the
 // architecture string does not say, and too many threadgroups cost less than
 // idle cores.
@@ -76,8 +85,8 @@ LaunchPlan matmul_launch(const MatmulProblem& p,
 }
 
 LaunchPlan plan_qmv(const MatmulProblem& p) {
-  // A quad reads 128 codes at 4 bits, 64 at 8, at a time; whole simdgroups
-  // would leave 28 of their 32 lanes idle.
+  // Whole simdgroups read 512 codes at a time at 4 bits, 256 at 8: most of
+  // their lanes would be idle. MLX draws the line at the same K.
   bool quad = p.K <= 128;
   int rows =
       NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * (quad ? NIBBLE_QMV_QUADS : 1);
@@ -106,14 +115,20 @@ LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
   return launch;
 }
 
-LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
+// The least that takes all rows at once, or else the largest.
+SkinnyTile skinny_tile(int M) {
   SkinnyTile tile;
   for (const SkinnyTile& t : kSkinnyTiles) {
     tile = t;
-    if (t.BM >= p.M) {
+    if (t.BM >= M) {
       break;
     }
   }
+  return tile;
+}
+
+LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
+  SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
@@ -132,6 +147,101 @@ LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
                     static_cast<uint32_t>(tile.WN),
                     static_cast<uint32_t>(tile.WM)};
   launch.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
+  return launch;
+}
+
+LaunchPlan plan_qvm(const MatmulProblem& p) {
+  LaunchPlan launch = matmul_launch(p, Family::kQvm, {});
+  int columns = NIBBLE_QVM_LANES * p.format.run_codes();
+  launch.threadgroups = {ceil_div(p.K, columns),
+                         static_cast<uint32_t>(p.M),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QVM_SIMDGROUPS, 1};
+  launch.threadgroup_bytes =
+      static_cast<uint32_t>(columns) * NIBBLE_QVM_SIMDGROUPS * sizeof(float);
+  return launch;
+}
+
+LaunchPlan plan_qmm_n(const MatmulProblem& p) {
+  const Tile& tile = kStraightTile;
+  LaunchPlan launch = matmul_launch(p, Family::kQmmN, tile.shape());
+  launch.threadgroups = {ceil_div(p.K, tile.BN),
+                         ceil_div(p.M, tile.BM),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH,
+                    static_cast<uint32_t>(tile.WN),
+                    static_cast<uint32_t>(tile.WM)};
+  launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
+  return launch;
+}
+
+std::vector<std::vector<LaunchPlan>> candidates_not_transposed(
+    const MatmulProblem& p) {
+  if (p.batch_invariant) {
+    return {{plan_qvm(p)}};
+  }
+  if (p.M < kFirstStraightRow) {
+    return {{plan_qvm(p)}, {plan_qmm_n(p)}};
+  }
+  return {{plan_qmm_n(p)}, {plan_qvm(p)}};
+}
+
+// The launch of a kernel of gather.h, its grid still to be set.
+LaunchPlan gather_launch(const GatherProblem& p,
+                         Family family,
+                         std::vector<int> shape) {
+  LaunchPlan launch;
+  launch.kernel =
+      kernel_name({family, p.dtype, p.scale_dtype, p.format, std::move(shape)});
+  launch.buffers = {Operand::kWeight,
+                    Operand::kScales,
+                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
+                    Operand::kX,
+                    Operand::kLhsIndices,
+                    Operand::kRhsIndices,
+                    Operand::kOut};
+  launch.params = as_bytes(GatherParams{p.M, p.N, p.K, p.B});
+  return launch;
+}
+
+LaunchPlan plan_gather_qmv(const GatherProblem& p) {
+  LaunchPlan launch = gather_launch(p, Family::kGatherQmv, {});
+  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
+                         static_cast<uint32_t>(p.M),
+                         static_cast<uint32_t>(p.B)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  return launch;
+}
+
+LaunchPlan plan_gather_qmm_skinny(const GatherProblem& p) {
+  SkinnyTile tile = skinny_tile(p.M);
+  LaunchPlan launch = gather_launch(p, Family::kGatherQmmSkinny, tile.shape());
+  launch.threadgroups = {ceil_div(p.N, tile.BN),
+                         ceil_div(p.M, tile.BM),
+                         static_cast<uint32_t>(p.B)};
+  launch.threads = {tile.threads(), 1, 1};
+  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  return launch;
+}
+
+LaunchPlan plan_gather_qmm(const GatherProblem& p) {
+  const Tile& tile = kGatherTile;
+  LaunchPlan launch = gather_launch(p, Family::kGatherQmm, tile.shape());
+  launch.threadgroups = {ceil_div(p.N, tile.BN), ceil_div(p.B, tile.BM), 1};
+  launch.threads = {NIBBLE_SIMD_WIDTH,
+                    static_cast<uint32_t>(tile.WN),
+                    static_cast<uint32_t>(tile.WM)};
+  launch.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
+  return launch;
+}
+
+// Gate under the ordinary names, then up, then the rest of `launch`.
+LaunchPlan with_up(LaunchPlan launch) {
+  bool symmetric = launch.buffers[2] == Operand::kScales;
+  launch.buffers.insert(launch.buffers.begin() + 3,
+                        {Operand::kUpWeight,
+                         Operand::kUpScales,
+                         symmetric ? Operand::kUpScales : Operand::kUpBiases});
   return launch;
 }
 
@@ -174,9 +284,11 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
                                                 const DeviceProfile& device) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 ||
-      !p.transpose) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return {};
+  }
+  if (!p.transpose) {
+    return candidates_not_transposed(p);
   }
   if (p.batch_invariant) {
     // All of its forms add up a row in the same order.
@@ -201,6 +313,48 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
                                             const DeviceProfile& device) {
   auto all = candidates(p, device);
   return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
+}
+
+std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
+                                            const DeviceProfile&) {
+  assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
+    return std::nullopt;
+  }
+  if (p.M > 1) {
+    return {{plan_gather_qmm_skinny(p)}};
+  }
+  if (p.sorted && p.B >= kFirstSortedTile &&
+      p.B / p.experts >= kSortedRowsAnExpert) {
+    return {{plan_gather_qmm(p)}};
+  }
+  return {{plan_gather_qmv(p)}};
+}
+
+std::optional<std::vector<LaunchPlan>> plan_swiglu(const MatmulProblem& p) {
+  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
+  if (!held(p.format) || p.K % p.format.group_size != 0 ||
+      !p.transpose || p.batch_invariant || p.M > 1) {
+    return std::nullopt;
+  }
+  LaunchPlan launch = with_up(matmul_launch(p, Family::kSwiglu, {}));
+  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
+                         static_cast<uint32_t>(p.M),
+                         static_cast<uint32_t>(p.batch.size)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  return {{launch}};
+}
+
+std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& p) {
+  auto product = plan(p, DeviceProfile{});
+  LaunchPlan vectors = plan_gather_qmv(p);
+  if (!product || product->front() != vectors) {
+    return std::nullopt;
+  }
+  LaunchPlan launch = with_up(gather_launch(p, Family::kGatherSwiglu, {}));
+  launch.threadgroups = vectors.threadgroups;
+  launch.threads = vectors.threads;
+  return {{launch}};
 }
 
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,

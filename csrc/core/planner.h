@@ -20,6 +20,17 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& problem,
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device);
 
+// The launches of a product whose rows choose their weights.
+std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& problem,
+                                            const DeviceProfile& device);
+
+// The launch of y = silu(x @ gate^T) * (x @ up^T), gate and up of one shape
+// and format; nullopt if it is better done as two products.
+std::optional<std::vector<LaunchPlan>> plan_swiglu(
+    const MatmulProblem& problem);
+std::optional<std::vector<LaunchPlan>> plan_swiglu(
+    const GatherProblem& problem);
+
 // w_hat [rows, K] of type `dtype` from a packed matrix.
 struct DequantizeProblem {
   int rows = 1;

@@ -36,4 +36,20 @@ struct MatmulProblem {
   bool operator==(const MatmulProblem&) const = default;
 };
 
+// With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B]:
+//   y[b] = x[lhs[b]] @ W[rhs[b]]^T,   x [.., M, K], y [B, M, N]
+struct GatherProblem {
+  int B = 1;
+  int M = 1;
+  int N = 1;
+  int K = 1;
+  int experts = 1;
+  Dtype dtype = Dtype::kFloat16;
+  Dtype scale_dtype = Dtype::kFloat16;
+  QuantFormat format;
+  bool sorted = false;  // rhs never falls
+
+  bool operator==(const GatherProblem&) const = default;
+};
+
 }  // namespace nibble

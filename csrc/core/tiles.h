@@ -69,6 +69,20 @@ struct Tile {
 inline constexpr Tile kTiles[] = {
     {64, 64, 32, 2, 2}, {64, 32, 32, 2, 2}, {32, 32, 32, 2, 2}};
 
+// gather_qmm: 32 rows, for a tile goes through K once for every expert in it,
+// and experts have few rows each.
+inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};
+
+// qmm_n: BM x BN of y by BK rows of w. BN of 64, so that a row of w is read 32
+// bytes at a time at 4 bits.
+inline constexpr Tile kStraightTile{32, 64, 32, 2, 2};
+
+constexpr uint32_t straight_threadgroup_bytes(const Tile& tile, Dtype dtype) {
+  auto item = static_cast<uint32_t>(size_of(dtype));
+  return 2 *
+         (tile.BM * (tile.BK * item + 16) + tile.BK * (tile.BN * item + 16));
+}
+
 // The single statement of what makes a tile valid for a format on a device.
 constexpr bool supports(const Tile& tile,
                         Dtype dtype,

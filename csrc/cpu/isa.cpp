@@ -3,23 +3,51 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "csrc/core/error.h"
 
 namespace nibble::cpu {
 namespace {
 
+#if defined(__aarch64__)
+enum class ArmFeature { kDotProd, kI8mm };
+
+bool has(ArmFeature feature) {
+  bool dot = feature == ArmFeature::kDotProd;
+#if defined(__APPLE__)
+  const char* name =
+      dot ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  int32_t value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value == 1;
+#elif defined(__linux__)
+  return dot ? getauxval(AT_HWCAP) >> 20 & 1    // HWCAP_ASIMDDP
+             : getauxval(AT_HWCAP2) >> 13 & 1;  // HWCAP2_I8MM
+#else
+  return false;
+#endif
+}
+#endif
+
 // Slowest first.
 std::vector<Isa> find_isas() {
-  std::vector<Isa> found = {{"scalar", kScalarKernels, kScalarInt8Kernels}};
+  std::vector<Isa> found = {
+      {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayers}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
       !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
     return found;
   }
-  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels});
+  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels, kAvx2Layers});
   if (__builtin_cpu_supports("avxvnni")) {
-    found.push_back({"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels});
+    found.push_back(
+        {"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels, kAvx2Layers});
   }
   if (!__builtin_cpu_supports("avx512f") ||
       !__builtin_cpu_supports("avx512bw") ||
@@ -27,9 +55,21 @@ std::vector<Isa> find_isas() {
       !__builtin_cpu_supports("avx512vl")) {
     return found;
   }
-  found.push_back({"avx512", kAvx512Kernels, kAvx512Int8Kernels});
+  found.push_back(
+      {"avx512", kAvx512Kernels, kAvx512Int8Kernels, kAvx512Layers});
   if (__builtin_cpu_supports("avx512vnni")) {
-    found.push_back({"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels});
+    found.push_back(
+        {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
+  }
+#elif defined(__aarch64__)
+  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kScalarLayers});
+  if (has(ArmFeature::kDotProd)) {
+    found.push_back(
+        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kScalarLayers});
+  }
+  if (has(ArmFeature::kI8mm)) {
+    found.push_back(
+        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kScalarLayers});
   }
 #endif
   return found;

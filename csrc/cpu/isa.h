@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "csrc/cpu/kernels.h"
+#include "csrc/cpu/layer_kernels.h"
 
 namespace nibble::cpu {
 
@@ -13,10 +14,12 @@ struct Isa {
   std::string_view name;
   const Kernels& kernels;
   const Int8Kernels& int8;
+  const LayerKernels& layers;
 };
 
 // Names of those that can run here, slowest first: of "scalar", "avx2",
-// "avx2_vnni", "avx512", "avx512_vnni".
+// "avx2_vnni", "avx512", "avx512_vnni"; of "scalar", "neon", "neon_dotprod",
+// "neon_i8mm" on Arm.
 std::vector<std::string_view> available_isas();
 
 // The one in use: the last of these, or what NIBBLE_CPU_ISA or set_isa says.

@@ -38,6 +38,34 @@ struct Avx2 {
         _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 
+  // ---- arithmetic between the products ----------------------------------
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  // b where one of them is NaN.
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F round(F v) {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n, set1(127))), 23));
+  }
+  static float sum(F v) {
+    __m128 half =
+        _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static float largest(F v) {
+    __m128 half =
+        _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+
   // ---- 16-bit floats ----------------------------------------------------
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
@@ -133,7 +161,6 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
   }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
-  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {

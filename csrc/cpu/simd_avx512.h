@@ -45,6 +45,22 @@ struct Avx512 {
                              _mm256_extractf128_ps(half, 1)));
   }
 
+  // ---- arithmetic between the products ----------------------------------
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  // b where one of them is NaN.
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F round(F v) { return _mm512_roundscale_ps(v, 0); }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n, set1(127))), 23));
+  }
+  static float sum(F v) { return _mm512_reduce_add_ps(v); }
+  static float largest(F v) { return _mm512_reduce_max_ps(v); }
+
   // ---- 16-bit floats ----------------------------------------------------
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
@@ -164,7 +180,6 @@ struct Avx512 {
   static I int_load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void int_store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {

@@ -2,6 +2,7 @@
 // none of the instruction sets we know. Compilers make what they can of it.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -60,6 +61,45 @@ struct Scalar {
       out[i] =
           ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
     }
+  }
+
+  static F add(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static F mul(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static F div(F a, F b) {
+    return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  // b where one of them is NaN.
+  static F max(F a, F b) {
+    return by_lane(
+        [&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F min(F a, F b) {
+    return by_lane(
+        [&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  // Of up to 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+  static F round(F v) {
+    return by_lane([&](int i) { return (v.lane[i] + 0x1.8p23f) - 0x1.8p23f; });
+  }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    return by_lane([&](int i) {
+      return std::bit_cast<float>(static_cast<int32_t>(n.lane[i] + 127) << 23);
+    });
+  }
+  static float sum(F v) {
+    float four[4];
+    sum4(v, v, v, v, four);
+    return four[0];
+  }
+  static float largest(F v) {
+    float out = v.lane[0];
+    for (float lane : v.lane) out = lane > out ? lane : out;
+    return out;
   }
 
   template <Dtype kDtype>
@@ -136,11 +176,6 @@ struct Scalar {
       out.lane[i] = static_cast<float>(v.lane[i]);
     }
     return out;
-  }
-
-  static F mul(F a, F b) {
-    for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
-    return a;
   }
 
   // Every lane = the 4 bytes at p.
@@ -226,6 +261,13 @@ struct Scalar {
   }
 
  private:
+  template <typename Fn>
+  static F by_lane(Fn&& fn) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out.lane[i] = fn(i);
+    return out;
+  }
+
   template <Dtype kDtype>
   struct Type;
   template <Dtype kDtype>

@@ -33,8 +33,18 @@ void bind(mx::metal::CommandEncoder& encoder,
       return input(operands.scales);
     case Operand::kBiases:
       return input(operands.biases);
+    case Operand::kUpWeight:
+      return input(operands.up_w);
+    case Operand::kUpScales:
+      return input(operands.up_scales);
+    case Operand::kUpBiases:
+      return input(operands.up_biases);
     case Operand::kX:
       return input(operands.x);
+    case Operand::kLhsIndices:
+      return input(operands.lhs_indices);
+    case Operand::kRhsIndices:
+      return input(operands.rhs_indices);
     case Operand::kOut:
       assert(operands.out != nullptr);
       return encoder.set_output_array(*operands.out, index);

@@ -18,7 +18,12 @@ struct Operands {
   const mlx::core::array* w = nullptr;
   const mlx::core::array* scales = nullptr;
   const mlx::core::array* biases = nullptr;
+  const mlx::core::array* up_w = nullptr;
+  const mlx::core::array* up_scales = nullptr;
+  const mlx::core::array* up_biases = nullptr;
   const mlx::core::array* x = nullptr;
+  const mlx::core::array* lhs_indices = nullptr;
+  const mlx::core::array* rhs_indices = nullptr;
   mlx::core::array* out = nullptr;
 };
 

@@ -116,4 +116,24 @@ RowContiguous::RowContiguous(const mx::array& a) {
   data_ = copy_.data();
 }
 
+StridedRows::StridedRows(const mx::array& a) {
+  int n = static_cast<int>(a.ndim());
+  int D = a.shape(-1);
+  grid_.shape[0] = n > 2 ? a.shape(0) : 1;
+  grid_.shape[2] = n > 1 ? a.shape(-2) : 1;
+  int outside = grid_.shape[0] * grid_.shape[2] * D;
+  grid_.shape[1] = static_cast<int>(a.size() / outside);
+  if (n <= 4 && (D == 1 || a.strides(-1) == 1)) {
+    grid_.data = a.data<void>();
+    grid_.strides[0] = n > 2 ? a.strides(0) : 0;
+    grid_.strides[1] = n > 3 ? a.strides(1) : 0;
+    grid_.strides[2] = n > 1 ? a.strides(-2) : 0;
+    return;
+  }
+  grid_.data = copy_.emplace(a).data();
+  grid_.strides[2] = D;
+  grid_.strides[1] = int64_t{D} * grid_.shape[2];
+  grid_.strides[0] = grid_.strides[1] * grid_.shape[1];
+}
+
 }  // namespace nibble::bridge

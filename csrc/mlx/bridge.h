@@ -7,6 +7,7 @@
 #include "csrc/core/dtype.h"
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
+#include "csrc/cpu/layers.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -53,6 +54,20 @@ class RowContiguous {
  private:
   std::vector<std::byte> copy_;
   const void* data_;
+};
+
+// The rows (last dimension) of an evaluated array [A, ..., B, D] as a grid of
+// A x ... x B: where they lie, if rows are contiguous and there are no more
+// than four dimensions; else of a copy, owned by this object.
+class StridedRows {
+ public:
+  explicit StridedRows(const mx::array& a);
+
+  const cpu::RowGrid& grid() const { return grid_; }
+
+ private:
+  std::optional<RowContiguous> copy_;
+  cpu::RowGrid grid_;
 };
 
 }  // namespace nibble::bridge

@@ -8,12 +8,12 @@
     generate(model, tokenizer, prompt="Hello")
 
 :func:`accelerate` is all that most programs need; :mod:`mlx_nibble.ops` has the
-operations, :mod:`mlx_nibble.nn` the layers.
+operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those between them.
 """
 
 from __future__ import annotations
 
-from mlx_nibble import _native, nn, ops, selfcheck
+from mlx_nibble import _native, fast, nn, ops, selfcheck
 from mlx_nibble.accelerate import accelerate
 from mlx_nibble.report import Report
 
@@ -22,4 +22,4 @@ __version__ = "0.1.0"
 if _native.ext is not None:
     selfcheck.install(_native.ext, __version__)
 
-__all__ = ["Report", "__version__", "accelerate", "nn", "ops"]
+__all__ = ["Report", "__version__", "accelerate", "fast", "nn", "ops"]

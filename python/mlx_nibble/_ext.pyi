@@ -13,6 +13,18 @@ def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.cor
 def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.dequantize."""
 
+def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.rms_norm."""
+
+def rope(arg0: mlx.core.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mlx.core.array, freqs: mlx.core.array | None = None, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.rope."""
+
+def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg2: mlx.core.array, /, *, scale: float, mask: str | mlx.core.array | None = None, sinks: mlx.core.array | None = None, force_fused: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.scaled_dot_product_attention."""
+
+def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.swiglu."""
+
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
 

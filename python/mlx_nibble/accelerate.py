@@ -9,6 +9,7 @@ import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, nn, ops
 from mlx_nibble.report import Kept, Report, Swap
+from mlx_nibble.route import route
 
 # By exact type: a subclass has a __call__ of its own that ours would hide.
 _OURS: dict[type[mlx_nn.Module], type[mlx_nn.Module]] = {
@@ -29,6 +30,10 @@ def accelerate(
     A layer changes its class and nothing else: parameters, their names and the
     arrays themselves stay where they are, so the model is saved, trained and
     sharded as before, and no memory is spent.
+
+    Where the default device is the CPU, the layers between them compute with our
+    operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
+    another device still go to MLX's.
 
     Args:
         model: Any MLX module; quantized layers are found at any depth.
@@ -60,6 +65,7 @@ def accelerate(
         module.__class__ = _OURS[kind]
         module._activations = activations
         module._batch_invariant = batch_invariant
+    report.routed = route(model)
     return report
 
 

@@ -27,6 +27,16 @@ class Kept:
     reason: str
 
 
+@dataclass(frozen=True)
+class Routed:
+    """A layer whose code now calls our CPU operations."""
+
+    path: str
+    module: nn.Module = field(repr=False)
+    original: type[nn.Module]
+    operations: frozenset[str]
+
+
 @dataclass
 class Report:
     """Every quantized layer of a model: swapped, or kept and why.
@@ -34,17 +44,20 @@ class Report:
     Attributes:
         swapped: Layers on our kernels.
         kept: Quantized layers left to MLX, each with the reason.
+        routed: On the CPU, the layers between them that call our operations.
     """
 
     swapped: list[Swap] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    routed: list[Routed] = field(default_factory=list)
 
     def undo(self) -> None:
         """Give each layer its own class back; the model is then as it was."""
+        for changed in (*self.routed, *self.swapped):
+            changed.module.__class__ = changed.original
         for swap in self.swapped:
-            swap.module.__class__ = swap.original
             del swap.module._activations, swap.module._batch_invariant
-        self.swapped = []
+        self.routed, self.swapped = [], []
 
     def __str__(self) -> str:
         """Summarize in a few lines, formats and reasons counted."""
@@ -56,4 +69,9 @@ class Report:
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")
+        routes = Counter(
+            (r.original.__name__, ", ".join(sorted(r.operations))) for r in self.routed
+        )
+        for (kind, operations), count in sorted(routes.items()):
+            lines.append(f"  {count:4} {kind} on our CPU {operations}")
         return "\n".join(lines)

@@ -66,18 +66,19 @@ def weights_of(p: simt.Problem, rng: np.random.Generator) -> oracle.Weights:
 def check(p: simt.Problem, launches: list[simt.Launch], seed: int) -> None:
     rng = np.random.default_rng(seed)
     w = weights_of(p, rng)
-    x = simt.rounded(rng.standard_normal((p.batch_size, p.M, p.K)), p.dtype)
+    terms = p.K if p.transpose else p.N
+    x = simt.rounded(rng.standard_normal((p.batch_size, p.M, terms)), p.dtype)
     # A kernel that reads the biases of a symmetric matrix is wrong everywhere.
     biases = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
     options = simt.Options(seed=seed, instrumented=True)
     y = simt.matmul(p, w.words, w.scales, biases, x, options, launches)
 
     which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
-    exact = oracle.matmul(x, w.dequantize()[which])
-    magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+    exact = oracle.matmul(x, w.dequantize()[which], p.transpose)
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which], p.transpose)
     tiled = launches[0].kernel.startswith("qmm_") and "_bk" in launches[0].kernel
     allowed = tolerance.bound(
-        exact, magnitude, p.K, p.dtype, p.dtype if tiled else "float32"
+        exact, magnitude, terms, p.dtype, p.dtype if tiled else "float32"
     )
     tolerance.assert_close(y, exact, allowed, launches[0].kernel)
 
@@ -106,6 +107,31 @@ def test_products_agree_with_the_oracle(
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
     for launches in plans:
+        check(p, launches, seed)
+
+
+@pytest.mark.parametrize("fields", FORMATS, ids=format_id)
+@settings(max_examples=6)
+@given(
+    M=st.sampled_from([1, 3, 33]),
+    N=COLUMNS,
+    groups=st.integers(1, 5),
+    batch=BATCHES,
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_that_are_not_transposed_agree_with_the_oracle(
+    fields: tuple[str, str, int, int, bool],
+    M: int,
+    N: int,
+    groups: int,
+    batch: tuple[int, int, int],
+    seed: int,
+) -> None:
+    p = replace(problem_of(fields), M=M, N=N, transpose=False)
+    size, count, repeat = batch
+    p = replace(p, K=groups * p.group_size)
+    p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
+    for launches in simt.candidates(p):
         check(p, launches, seed)
 
 

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from tests.simt.plans import (
     DTYPES,
     Device,
+    GatherProblem,
     Launch,
     Problem,
     candidates,
     instances,
     plan_dequantize,
+    plan_gather,
     plan_matmul,
+    plan_swiglu,
 )
 
 SIMD_WIDTH = 32
@@ -56,11 +59,19 @@ def problems(draw):
         bits=bits,
         group_size=group_size,
         symmetric=draw(st.booleans()),
+        transpose=draw(st.booleans()),
     )
 
 
-def block(launch: Launch) -> tuple[int, int]:
+def run_codes(bits: int) -> int:
+    """The shortest run of codes that is made of whole words."""
+    return math.lcm(bits, 32) // bits
+
+
+def block(launch: Launch, p: Problem) -> tuple[int, int]:
     """Columns and rows of y that one threadgroup computes."""
+    if launch.kernel.startswith("qvm_"):
+        return 16 * run_codes(p.bits), 1
     if launch.kernel.startswith("qmv_quad_"):
         return 64, 1
     if launch.kernel.startswith("qmv_multi_"):
@@ -88,9 +99,10 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
     for launches in plans:
         (launch,) = launches
         check_limits(launch, device)
-        columns, rows = block(launch)
+        columns, rows = block(launch, p)
         across, down, deep = launch.threadgroups
-        assert (across - 1) * columns < p.N <= across * columns
+        width = p.N if p.transpose else p.K
+        assert (across - 1) * columns < width <= across * columns
         assert (down - 1) * rows < p.M <= down * rows
         assert deep == p.batch_size
         third = "scales" if p.symmetric else "biases"
@@ -106,6 +118,29 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
 
 
+@settings(max_examples=500)
+@given(
+    problems(), st.integers(1, 300), st.integers(1, 64), st.sampled_from([1, 1, 4, 40])
+)
+def test_gathered_products_are_computed_exactly_once(p, B, experts, M):
+    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    g = GatherProblem(B, M, p.N, p.K, experts, *form, sorted=p.transpose)
+    (launch,) = plan_gather(g)
+    check_limits(launch, Device())
+    tile = re.search(r"_bm(\d+)_bn(\d+)_", launch.kernel)
+    columns, rows = (int(tile[2]), int(tile[1])) if tile else (8, 1)
+    # Tiles of sorted products of one row take rows from several of them.
+    down, deep = (B, 1) if "_bk" in launch.kernel else (M, B)
+    assert launch.threadgroups == (-(-p.N // columns), -(-down // rows), deep)
+    assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
+    assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
+    fused = plan_swiglu(g)
+    assert (fused is not None) == launch.kernel.startswith("gather_qmv")
+    if fused:
+        check_limits(fused[0], Device())
+        assert fused[0].threadgroups == launch.threadgroups
+
+
 @settings(max_examples=300)
 @given(problems(), devices)
 def test_the_same_problem_gives_the_same_plan(p, device):
@@ -117,10 +152,8 @@ def test_the_same_problem_gives_the_same_plan(p, device):
 def test_dequantization_covers_every_word_once(p, device):
     (launch,) = plan_dequantize(p, device)
     check_limits(launch, device)
-    # One thread for the codes of the shortest run of whole words.
-    codes = math.lcm(p.bits, 32) // p.bits
     across, down, _ = launch.threadgroups
-    covered = codes * launch.threads[0]
+    covered = run_codes(p.bits) * launch.threads[0]
     assert (across - 1) * covered < p.K <= across * covered
     assert down == p.M
 

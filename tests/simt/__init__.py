@@ -7,19 +7,23 @@ from .executor import Finding, KernelError, Options, Outcome, compile_metal, run
 from .numbers import decode, encode, rounded
 from .plans import (
     Device,
+    GatherProblem,
     Launch,
     Problem,
     candidates,
     instances,
     kernel_source,
     plan_dequantize,
+    plan_gather,
     plan_matmul,
+    plan_swiglu,
 )
 from .products import dequantize, matmul
 
 __all__ = [
     "Device",
     "Finding",
+    "GatherProblem",
     "KernelError",
     "Launch",
     "Options",
@@ -34,7 +38,9 @@ __all__ = [
     "kernel_source",
     "matmul",
     "plan_dequantize",
+    "plan_gather",
     "plan_matmul",
+    "plan_swiglu",
     "rounded",
     "run",
 ]

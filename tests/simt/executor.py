@@ -15,7 +15,7 @@ import numpy as np
 
 from . import build
 from .plans import Device, Launch, kernel_source, library
-from .source import flatten, translate
+from .source import Unit, flatten, translate
 
 # A float, half or bfloat that no arithmetic produces: a NaN with all bits set.
 _UNWRITTEN = 0xFF
@@ -49,6 +49,7 @@ class _Dispatch(ctypes.Structure):
 
 _PARTIAL_SIMDGROUPS = 1
 _INSTRUMENTED = 2
+_REDUNDANT_WRITES = 4
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ class Options:
     seed: Order in which threads run between the places where they must meet.
     instrumented: Watch every access: races, uninitialised reads, counters.
     partial_simdgroups: Lanes that have returned may miss a simd operation.
+    redundant_writes: Threads may write one place unordered, if all write one value.
     alignment: Of the first byte of each buffer, exactly.
     """
 
     seed: int = 0
     instrumented: bool = False
     partial_simdgroups: bool = False
+    redundant_writes: bool = False
     alignment: int = 16
     device: Device = field(default_factory=Device)
 
@@ -108,14 +111,28 @@ def compile_metal(path: Path, *, instrumented: bool = False) -> ctypes.CDLL:
     Raises:
         toolchain.CompileError: It is not the Metal that the strict front end takes.
     """
-    unit = translate(flatten(path, path.resolve().parent))
+    unit = translate(flatten([path], path.resolve().parent))
     return load(build.compile_unit(unit, instrumented=instrumented))
+
+
+# Libraries of whole units, by kernel and build.
+_in_units: dict[tuple[str, bool], Path] = {}
+
+
+def compile_planned(unit: Unit, *, instrumented: bool) -> Path:
+    """Compile many of the planned kernels at once; run() then finds them there."""
+    path = build.compile_unit(unit, instrumented=instrumented)
+    _in_units.update({(kernel, instrumented): path for kernel in unit.kernels})
+    return path
 
 
 @functools.cache
 def _planned_kernel(name: str, instrumented: bool) -> ctypes.CDLL:
-    unit = translate(kernel_source(name))
-    return load(build.compile_unit(unit, instrumented=instrumented))
+    path = _in_units.get((name, instrumented))
+    if not path:
+        unit = translate(kernel_source(name))
+        path = build.compile_unit(unit, instrumented=instrumented)
+    return load(path)
 
 
 def run(
@@ -168,8 +185,6 @@ def _dispatch(
     options: Options,
     kernels: ctypes.CDLL,
 ) -> dict[str, Any]:
-    lib = library()
-    lib.simt_dispatch.restype = ctypes.c_char_p
     buffers = (_Buffer * len(bound))(
         *(
             _Buffer(
@@ -193,10 +208,11 @@ def _dispatch(
         max_threads=options.device.max_threads,
         max_threadgroup_bytes=options.device.max_threadgroup_bytes,
         flags=options.partial_simdgroups * _PARTIAL_SIMDGROUPS
-        | options.instrumented * _INSTRUMENTED,
+        | options.instrumented * _INSTRUMENTED
+        | options.redundant_writes * _REDUNDANT_WRITES,
         seed=options.seed,
     )
-    return json.loads(lib.simt_dispatch(ctypes.byref(dispatch)))
+    return json.loads(library().simt_dispatch(ctypes.byref(dispatch)))
 
 
 def _finding(report: dict[str, Any]) -> Finding:

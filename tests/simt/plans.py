@@ -6,7 +6,7 @@ import ctypes
 import functools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from . import build
@@ -39,6 +39,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class GatherProblem:
+    """y[b] = x[lhs[b]] @ w_hat[rhs[b]].T; the fields of csrc/core/problem.h."""
+
+    B: int = 1
+    M: int = 1
+    N: int = 1
+    K: int = 64
+    experts: int = 1
+    dtype: str = "float16"
+    scale_dtype: str = "float16"
+    bits: int = 4
+    group_size: int = 64
+    symmetric: bool = False
+    sorted: bool = False
+
+
+@dataclass(frozen=True)
 class Device:
     """The fields of csrc/core/device_profile.h, with the same defaults."""
 
@@ -61,13 +78,11 @@ class Launch:
 
 
 class _Problem(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "M N K batch_size batch_count batch_repeat dtype scale_dtype "
-            "bits group_size symmetric transpose batch_invariant"
-        ).split()
-    ]
+    _fields_ = [(field.name, ctypes.c_int32) for field in fields(Problem)]
+
+
+class _GatherProblem(ctypes.Structure):
+    _fields_ = [(field.name, ctypes.c_int32) for field in fields(GatherProblem)]
 
 
 class _Profile(ctypes.Structure):
@@ -86,9 +101,13 @@ def library() -> ctypes.CDLL:
     for name in (
         "plan_matmul",
         "plan_dequantize",
+        "plan_gather",
+        "plan_swiglu",
+        "plan_gather_swiglu",
         "candidates",
         "instances",
         "kernel_source",
+        "dispatch",
     ):
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
     lib.simt_read_kernels.restype = None
@@ -96,22 +115,10 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def _ask(function: str, p: Problem, device: Device) -> Any:
-    problem = _Problem(
-        p.M,
-        p.N,
-        p.K,
-        p.batch_size,
-        p.batch_count,
-        p.batch_repeat,
-        DTYPES.index(p.dtype),
-        DTYPES.index(p.scale_dtype),
-        p.bits,
-        p.group_size,
-        p.symmetric,
-        p.transpose,
-        p.batch_invariant,
-    )
+def _ask(function: str, p: Problem | GatherProblem, device: Device) -> Any:
+    kind = _Problem if isinstance(p, Problem) else _GatherProblem
+    values = (getattr(p, field.name) for field in fields(p))
+    problem = kind(*(DTYPES.index(v) if isinstance(v, str) else v for v in values))
     profile = _Profile(
         device.generation,
         device.tier.encode(),
@@ -139,6 +146,20 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
     """What core plans; None where MLX's own op is to be used."""
     answer = _ask("simt_plan_matmul", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def plan_gather(
+    problem: GatherProblem, device: Device | None = None
+) -> list[Launch] | None:
+    answer = _ask("simt_plan_gather", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:
+    """silu(x @ gate.T) * (x @ up.T), dense or gathered."""
+    gathered = "gather_" if isinstance(problem, GatherProblem) else ""
+    answer = _ask(f"simt_plan_{gathered}swiglu", problem, Device())
     return None if answer is None else _launches(answer)
 
 
@@ -170,8 +191,8 @@ def kernel_source(name: str) -> str:
 
 
 def unit_name(kernel: str) -> str:
-    """Kernels that are compiled together share this: family and types."""
-    return re.split(r"_b\d+_", kernel)[0]
+    """What kernels share that are compiled together: family, types and bits."""
+    return re.split(r"(?<=_b\d)_", kernel)[0]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _THREADGROUP_VARIABLE = re.compile(
 _FUNCTION_CONSTANT = re.compile(
     r"constant\s+(\w+)\s+(\w+)\s*\[\[\s*function_constant\(\d+\)\s*\]\]"
 )
+_UNROLL = re.compile(r"#pragma\s+(?:clang\s+loop\s+)?unroll\b[^\n]*")
 _STRUCT = re.compile(r"\bstruct\s+(?:alignas\([^)]*\)\s*)?(\w+)")
 
 
@@ -38,8 +40,13 @@ class Unit:
     kernels: tuple[str, ...]
 
 
-def flatten(path: Path, include_root: Path) -> str:
-    """The file with its quoted includes pasted in, each once, lines accounted for."""
+def flatten(
+    paths: Sequence[Path], include_root: Path, leave_out: Set[str] = frozenset()
+) -> str:
+    """The files with their quoted includes pasted in, each once.
+
+    Lines keep their numbers, by #line. Files named in `leave_out` are not pasted.
+    """
     seen: set[Path] = set()
 
     def paste(file: Path) -> str:
@@ -54,19 +61,23 @@ def flatten(path: Path, include_root: Path) -> str:
             target = (include_root / include[1]).resolve()
             if not target.exists():
                 target = (file.parent / include[1]).resolve()
-            if target not in seen:
+            if target not in seen and target.name not in leave_out:
                 out.append(paste(target))
             line = text.count("\n", 0, end) + 1
             out.append(f'#line {line} "{name}"')
         out.append(text[end:])
         return "".join(out) + "\n"
 
-    return paste(path.resolve())
+    wanted = [path.resolve() for path in paths]
+    return "".join(paste(path) for path in wanted if path not in seen)
 
 
 def translate(text: str) -> Unit:
     """Make `text`, one flat Metal source, into a unit of C++ for OpenCL."""
     text = _COMMENT.sub(_blank, text)
+    # A GPU keeps an unrolled loop's array in registers; here it is ten times the
+    # code to compile.
+    text = _UNROLL.sub("", text)
     text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
     text = _without_thread_on_constructors(text)
     text = _THREADGROUP_VARIABLE.sub(_variable, text)

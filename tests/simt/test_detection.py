@@ -41,6 +41,7 @@ MEMORY = {
     "accumulates_onto_nothing": ("uninitialised", "of out, .*{here}"),
     "two_threads_one_output": ("race", "{here}"),
     "two_threadgroups_one_output": ("race", "of another threadgroup.*{here}"),
+    "one_value_by_many_threads": ("race", "{here}"),
     "reads_one_past_an_odd_end": ("out of bounds", "byte 13 of odd.*{here}"),
 }
 
@@ -152,3 +153,11 @@ def test_partial_simdgroups_are_an_option() -> None:
     result = execute("execution.metal", what, simt.Options(partial_simdgroups=True))
     assert result[96] == 96 + 97 + 98 + 99
     assert (result[100:] == 0).all()
+
+
+def test_redundant_writes_are_an_option() -> None:
+    options = simt.Options(instrumented=True, redundant_writes=True)
+    result = execute("memory.metal", launch("one_value_by_many_threads"), options)
+    np.testing.assert_array_equal(result, A)
+    with pytest.raises(simt.KernelError, match="race"):
+        execute("memory.metal", launch("two_threads_one_output"), options)

@@ -33,7 +33,7 @@ WARNINGS = ["-Werror", "-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier
 # Half arithmetic that rounds at each step and no contraction that the text does
 # not ask for: the strictest reading of what a GPU may compute.
 CODE = [
-    "-O2",
+    "-O1",
     "-mavx2",
     "-mf16c",
     "-mfma",

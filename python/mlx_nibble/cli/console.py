@@ -35,13 +35,16 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         To be called with the bytes done so far, and all of them.
     """
+    if not err.is_terminal:
+        yield lambda done, total: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err) as bar:
         task: TaskID | None = None
 
         def update(done: int, total: int) -> None:

@@ -103,6 +103,15 @@ using namespace metal;
   out[tid] = a[tid];  // here
 }
 
+// Metal does not define it, but all write one value: an option forgives it.
+[[kernel]] void one_value_by_many_threads(
+    device const float* a [[buffer(0)]],
+    device float* out [[buffer(1)]],
+    uint tid [[thread_index_in_threadgroup]]) {
+  out[tid] = a[tid];
+  out[0] = a[0];  // here
+}
+
 // Past the end, yet inside what alignment leaves accessible.
 [[kernel]] void reads_one_past_an_odd_end(
     device const float* a [[buffer(0)]],

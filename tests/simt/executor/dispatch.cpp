@@ -59,7 +59,8 @@ Dispatch::Dispatch(const SimtDispatch& what) : what_(what) {
     uint32_t threads = what.threads[0] * what.threads[1] * what.threads[2];
     monitor_ =
         std::make_unique<Monitor>(reinterpret_cast<const void*>(what.entry),
-                                  (threads + kLanes - 1) / kLanes);
+                                  (threads + kLanes - 1) / kLanes,
+                                  (what.flags & kSimtRedundantWrites) != 0);
   }
 }
 

@@ -22,8 +22,10 @@ constexpr size_t kMaxFindings = 16;
 
 }  // namespace
 
-Monitor::Monitor(const void* origin, size_t simdgroups)
-    : origin_(static_cast<const char*>(origin)), accesses_(simdgroups) {
+Monitor::Monitor(const void* origin, size_t simdgroups, bool forgive)
+    : origin_(static_cast<const char*>(origin)),
+      forgive_redundant_(forgive),
+      accesses_(simdgroups) {
   for (auto& epochs : simdgroup_epoch_) {
     epochs.assign(simdgroups, 0);
   }
@@ -62,6 +64,7 @@ void Monitor::begin_threadgroup(const uint32_t position[3]) {
 }
 
 void Monitor::end_threadgroup() {
+  judge_last_write();
   settle_all();
 }
 
@@ -104,6 +107,7 @@ void Monitor::access(const void* address,
                      size_t size,
                      bool write,
                      const void* code) {
+  judge_last_write();
   Region* region = region_at(address);
   if (!region) {
     return;
@@ -139,9 +143,25 @@ void Monitor::access(const void* address,
   Shadow& shadow = region->shadow.front();
   auto conflict =
       write ? shadow.write(at, size, now) : shadow.read(at, size, now);
-  if (conflict.kind != Shadow::Conflict::Kind::kNone) {
+  if (conflict.kind == Shadow::Conflict::Kind::kNone) {
+    return;
+  }
+  if (write && conflict.other_wrote && forgive_redundant_) {
+    auto from = static_cast<const std::byte*>(address);
+    last_write_.push_back({region, conflict, now, from, {from, from + size}});
+  } else {
     report(*region, conflict, write, now);
   }
+}
+
+// Two threads that write the same value to the same place make no difference.
+void Monitor::judge_last_write() {
+  for (const ConflictingWrite& w : last_write_) {
+    if (!std::equal(w.before.begin(), w.before.end(), w.address)) {
+      report(*w.region, w.conflict, true, w.now);
+    }
+  }
+  last_write_.clear();
 }
 
 void Monitor::report(const Region& region,

@@ -18,7 +18,8 @@ class Monitor {
  public:
   // `origin`: an address in the kernel's library, from which places in it are
   // counted.
-  Monitor(const void* origin, size_t simdgroups);
+  // `forgive`: what redundant_writes says of SimtFlags.
+  Monitor(const void* origin, size_t simdgroups, bool forgive);
   ~Monitor();
   Monitor(const Monitor&) = delete;
   Monitor& operator=(const Monitor&) = delete;
@@ -30,6 +31,8 @@ class Monitor {
   void end_threadgroup();
   void threadgroup_barrier(uint32_t flags);
   void simdgroup_barrier(uint32_t simdgroup, uint32_t flags);
+  // The running thread is about to wait: its last write has been done.
+  void thread_pauses() { judge_last_write(); }
   // The lanes of a simdgroup have met.
   void lanes_met(uint32_t simdgroup);
 
@@ -59,10 +62,22 @@ class Monitor {
                      const void* address,
                      bool write,
                      const void* code);
+  void judge_last_write();
   void add(Finding finding);
   void settle_all();
 
+  // A write that conflicts with another write, not done yet when it is told.
+  struct ConflictingWrite {
+    const Region* region;
+    Shadow::Conflict conflict;
+    Stamp now;
+    const std::byte* address;
+    std::vector<std::byte> before;
+  };
+
   const char* origin_;
+  bool forgive_redundant_;
+  std::vector<ConflictingWrite> last_write_;  // one or none
   std::vector<Region> regions_;
   std::vector<RequestCounts> counts_;  // of regions_
   std::vector<SimdgroupAccesses> accesses_;

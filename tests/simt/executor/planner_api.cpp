@@ -23,6 +23,13 @@ struct SimtProblem {
   int32_t transpose;
   int32_t batch_invariant;
 };
+struct SimtGatherProblem {
+  int32_t B, M, N, K, experts;
+  int32_t dtype, scale_dtype;
+  int32_t bits, group_size;
+  int32_t symmetric;
+  int32_t sorted;
+};
 struct SimtProfile {
   int32_t generation;
   char tier;
@@ -125,12 +132,45 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   return problem;
 }
 
+nibble::GatherProblem gather_of(const SimtGatherProblem& p) {
+  nibble::GatherProblem problem;
+  problem.B = p.B;
+  problem.M = p.M;
+  problem.N = p.N;
+  problem.K = p.K;
+  problem.experts = p.experts;
+  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
+  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
+  problem.format = {p.bits, p.group_size, p.symmetric != 0};
+  problem.sorted = p.sorted != 0;
+  return problem;
+}
+
+std::string to_json(
+    const std::optional<std::vector<nibble::LaunchPlan>>& launches) {
+  return launches ? to_json(*launches) : "null";
+}
+
 }  // namespace
+
+SIMT_EXPORT const char* simt_plan_gather(const SimtGatherProblem* p,
+                                         const SimtProfile* profile) {
+  return keep(to_json(nibble::plan(gather_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
+                                         const SimtProfile*) {
+  return keep(to_json(nibble::plan_swiglu(matmul_of(*p))));
+}
+
+SIMT_EXPORT const char* simt_plan_gather_swiglu(const SimtGatherProblem* p,
+                                                const SimtProfile*) {
+  return keep(to_json(nibble::plan_swiglu(gather_of(*p))));
+}
 
 SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
                                          const SimtProfile* profile) {
-  auto launches = nibble::plan(matmul_of(*p), device_of(*profile));
-  return keep(launches ? to_json(*launches) : "null");
+  return keep(to_json(nibble::plan(matmul_of(*p), device_of(*profile))));
 }
 
 // Every plan that may be the fastest, the default first.
@@ -148,8 +188,7 @@ SIMT_EXPORT const char* simt_plan_dequantize(const SimtProblem* p,
   problem.dtype = static_cast<nibble::Dtype>(p->dtype);
   problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
   problem.format = {p->bits, p->group_size, p->symmetric != 0};
-  auto launches = nibble::plan(problem, device_of(*profile));
-  return keep(launches ? to_json(*launches) : "null");
+  return keep(to_json(nibble::plan(problem, device_of(*profile))));
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.

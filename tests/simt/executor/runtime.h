@@ -59,6 +59,8 @@ enum SimtFlags : uint32_t {
   kSimtPartialSimdgroups = 1,
   // The kernel was compiled with -fsanitize=thread: watch its accesses.
   kSimtInstrumented = 2,
+  // Unordered writes of the same value to the same place are no race.
+  kSimtRedundantWrites = 4,
 };
 
 struct SimtDispatch {

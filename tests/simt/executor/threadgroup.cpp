@@ -130,6 +130,9 @@ void Threadgroup::switch_to(uint32_t thread) {
 
 // Own simdgroup first: 32 stacks stay in the cache.
 void Threadgroup::run_another() {
+  if (monitor_) {
+    monitor_->thread_pauses();
+  }
   auto try_places = [&](uint32_t first, uint32_t size, uint32_t after) {
     for (uint32_t step = 1; step <= size; ++step) {
       uint32_t thread = order_[first + (after - first + step) % size];

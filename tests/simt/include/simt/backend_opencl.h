@@ -30,6 +30,7 @@ using size_t = unsigned long;
 #define SIMT_DEVICE
 #define SIMT_ANY_SPACE __generic
 #define SIMT_STATIC_CONST __constant
+#define SIMT_EACH_SPACE(f) f(__global) f(__local) f(__constant) f(__private)
 #define SIMT_BUILTIN(name) __builtin_##name##f
 
 // Where in the kernel's text a call stands: default arguments, so that they

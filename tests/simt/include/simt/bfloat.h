@@ -18,6 +18,12 @@ struct bfloat {
   SIMT_DEVICE constexpr explicit bfloat(bool value) : bfloat(float(value)) {}
   SIMT_DEVICE constexpr explicit bfloat(half value) : bfloat(float(value)) {}
 
+#if defined(__OPENCL_CPP_VERSION__)
+  // The implicit copy binds to every address space but this one.
+  template <class B, class = decltype(B().bits)>
+  constexpr bfloat(const __constant B& other) : bits(other.bits) {}
+#endif
+
   SIMT_DEVICE constexpr operator float() const {
     return __builtin_bit_cast(float, uint(bits) << 16);
   }
@@ -32,10 +38,19 @@ struct bfloat {
   }
 };
 
-// Of two bfloats a bfloat; with a float, the conversion above makes it float.
+// Of two bfloats, or of one and an integer, a bfloat; with a float, the
+// conversion above makes it float. Only an integer has a remainder.
 #define SIMT_BFLOAT_OP(op)                                              \
   SIMT_DEVICE constexpr inline bfloat operator op(bfloat a, bfloat b) { \
     return bfloat(float(a) op float(b));                                \
+  }                                                                     \
+  template <class I, class = decltype(I(1) % 2)>                        \
+  SIMT_DEVICE constexpr inline bfloat operator op(bfloat a, I b) {      \
+    return a op bfloat(float(b));                                       \
+  }                                                                     \
+  template <class I, class = decltype(I(1) % 2)>                        \
+  SIMT_DEVICE constexpr inline bfloat operator op(I a, bfloat b) {      \
+    return bfloat(float(a)) op b;                                       \
   }                                                                     \
   SIMT_DEVICE inline SIMT_ANY_SPACE bfloat& operator op## =             \
       (SIMT_ANY_SPACE bfloat & a, bfloat b) {                           \

@@ -27,15 +27,25 @@ SIMT_INTEGER_LIMITS(long, -9223372036854775807L - 1, 9223372036854775807L)
 SIMT_INTEGER_LIMITS(unsigned long, 0, 18446744073709551615UL)
 #undef SIMT_INTEGER_LIMITS
 
-#define SIMT_FLOAT_LIMITS(T, bits, least, most, inf, nan, eps)         \
-  template <>                                                          \
-  struct numeric_limits<T> {                                           \
-    SIMT_DEVICE static T min() { return as_type<T>(bits(least)); }     \
-    SIMT_DEVICE static T max() { return as_type<T>(bits(most)); }      \
-    SIMT_DEVICE static T lowest() { return T(-max()); }                \
-    SIMT_DEVICE static T infinity() { return as_type<T>(bits(inf)); }  \
-    SIMT_DEVICE static T quiet_NaN() { return as_type<T>(bits(nan)); } \
-    SIMT_DEVICE static T epsilon() { return as_type<T>(bits(eps)); }   \
+#define SIMT_FLOAT_LIMITS(T, bits, least, most, inf, nan, eps)    \
+  template <>                                                     \
+  struct numeric_limits<T> {                                      \
+    SIMT_DEVICE static constexpr T min() {                        \
+      return __builtin_bit_cast(T, bits(least));                  \
+    }                                                             \
+    SIMT_DEVICE static constexpr T max() {                        \
+      return __builtin_bit_cast(T, bits(most));                   \
+    }                                                             \
+    SIMT_DEVICE static constexpr T lowest() { return T(-max()); } \
+    SIMT_DEVICE static constexpr T infinity() {                   \
+      return __builtin_bit_cast(T, bits(inf));                    \
+    }                                                             \
+    SIMT_DEVICE static constexpr T quiet_NaN() {                  \
+      return __builtin_bit_cast(T, bits(nan));                    \
+    }                                                             \
+    SIMT_DEVICE static constexpr T epsilon() {                    \
+      return __builtin_bit_cast(T, bits(eps));                    \
+    }                                                             \
   };
 SIMT_FLOAT_LIMITS(
     float, uint, 0x00800000, 0x7f7fffff, 0x7f800000, 0x7fc00000, 0x34000000)

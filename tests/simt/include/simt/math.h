@@ -1,4 +1,5 @@
-// <metal_math>, <metal_common>, <metal_integer>, <metal_relational>.
+// <metal_math>, <metal_common>, <metal_integer>, <metal_relational>. None of it
+// takes a bfloat: as in Metal, one becomes a float first, and so is the result.
 #pragma once
 
 #include "simt/limits.h"
@@ -26,7 +27,6 @@ SIMT_ORDER(long)
 SIMT_ORDER(unsigned long)
 SIMT_ORDER(float)
 SIMT_ORDER(half)
-SIMT_ORDER(bfloat)
 #undef SIMT_ORDER
 
 template <class T>
@@ -34,40 +34,29 @@ SIMT_DEVICE inline T select(T if_false, T if_true, bool condition) {
   return condition ? if_true : if_false;
 }
 
-#define SIMT_MATH_1(name)                        \
-  SIMT_DEVICE inline float name(float x) {       \
-    return SIMT_BUILTIN(name)(x);                \
-  }                                              \
-  SIMT_DEVICE inline half name(half x) {         \
-    return half(SIMT_BUILTIN(name)(float(x)));   \
-  }                                              \
-  SIMT_DEVICE inline bfloat name(bfloat x) {     \
-    return bfloat(SIMT_BUILTIN(name)(float(x))); \
+// clang-format off
+#define SIMT_MATH_1(name)                                                   \
+  SIMT_DEVICE inline float name(float x) { return SIMT_BUILTIN(name)(x); }  \
+  SIMT_DEVICE inline half name(half x) {                                    \
+    return half(SIMT_BUILTIN(name)(float(x)));                              \
   }
-#define SIMT_MATH_2(name)                                  \
-  SIMT_DEVICE inline float name(float x, float y) {        \
-    return SIMT_BUILTIN(name)(x, y);                       \
-  }                                                        \
-  SIMT_DEVICE inline half name(half x, half y) {           \
-    return half(SIMT_BUILTIN(name)(float(x), float(y)));   \
-  }                                                        \
-  SIMT_DEVICE inline bfloat name(bfloat x, bfloat y) {     \
-    return bfloat(SIMT_BUILTIN(name)(float(x), float(y))); \
+#define SIMT_MATH_2(name)                                                   \
+  SIMT_DEVICE inline float name(float x, float y) {                         \
+    return SIMT_BUILTIN(name)(x, y);                                        \
+  }                                                                         \
+  SIMT_DEVICE inline half name(half x, half y) {                            \
+    return half(SIMT_BUILTIN(name)(float(x), float(y)));                    \
   }
-#define SIMT_MATH                                                            \
-  SIMT_MATH_1(exp)                                                           \
-  SIMT_MATH_1(exp2) SIMT_MATH_1(log) SIMT_MATH_1(log2) SIMT_MATH_1(log10)    \
-      SIMT_MATH_1(sqrt) SIMT_MATH_1(sin) SIMT_MATH_1(cos) SIMT_MATH_1(tan)   \
-          SIMT_MATH_1(asin) SIMT_MATH_1(acos) SIMT_MATH_1(atan)              \
-              SIMT_MATH_1(sinh) SIMT_MATH_1(cosh) SIMT_MATH_1(tanh)          \
-                  SIMT_MATH_1(floor) SIMT_MATH_1(ceil) SIMT_MATH_1(trunc)    \
-                      SIMT_MATH_1(rint) SIMT_MATH_1(round) SIMT_MATH_1(fabs) \
-                          SIMT_MATH_2(pow) SIMT_MATH_2(atan2)                \
-                              SIMT_MATH_2(fmod) SIMT_MATH_2(fmin)            \
-                                  SIMT_MATH_2(fmax) SIMT_DEVICE inline float \
-                                  rsqrt(float x) {                           \
-    return 1.0f / sqrt(x);                                                   \
-  }
+#define SIMT_MATH                                                           \
+  SIMT_MATH_1(exp) SIMT_MATH_1(exp2) SIMT_MATH_1(log) SIMT_MATH_1(log2)     \
+  SIMT_MATH_1(log10) SIMT_MATH_1(sqrt) SIMT_MATH_1(sin) SIMT_MATH_1(cos)    \
+  SIMT_MATH_1(tan) SIMT_MATH_1(asin) SIMT_MATH_1(acos) SIMT_MATH_1(atan)    \
+  SIMT_MATH_1(sinh) SIMT_MATH_1(cosh) SIMT_MATH_1(tanh) SIMT_MATH_1(floor)  \
+  SIMT_MATH_1(ceil) SIMT_MATH_1(trunc) SIMT_MATH_1(rint) SIMT_MATH_1(round) \
+  SIMT_MATH_1(fabs) SIMT_MATH_2(pow) SIMT_MATH_2(atan2) SIMT_MATH_2(fmod)   \
+  SIMT_MATH_2(fmin) SIMT_MATH_2(fmax)                                       \
+  SIMT_DEVICE inline float rsqrt(float x) { return 1.0f / sqrt(x); }
+// clang-format on
 
 SIMT_MATH
 namespace precise {
@@ -84,9 +73,6 @@ SIMT_DEVICE inline float abs(float x) {
   return fabs(x);
 }
 SIMT_DEVICE inline half abs(half x) {
-  return fabs(x);
-}
-SIMT_DEVICE inline bfloat abs(bfloat x) {
   return fabs(x);
 }
 SIMT_DEVICE inline short abs(short x) {

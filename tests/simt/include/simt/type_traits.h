@@ -66,6 +66,20 @@ template <class T>
 using remove_cv_t = typename remove_cv<T>::type;
 
 template <class T>
+struct remove_addrspace {
+  using type = T;
+};
+#define SIMT_REMOVE(space)           \
+  template <class T>                 \
+  struct remove_addrspace<space T> { \
+    using type = T;                  \
+  };
+SIMT_EACH_SPACE(SIMT_REMOVE)
+#undef SIMT_REMOVE
+template <class T>
+using remove_addrspace_t = remove_cv_t<typename remove_addrspace<T>::type>;
+
+template <class T>
 struct is_integral : false_type {};
 template <class T>
 struct is_floating_point : false_type {};
@@ -105,7 +119,7 @@ template <class To, class From>
 SIMT_DEVICE inline To as_type(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type needs equal sizes");
   To to;
-  __builtin_memcpy(&to, &from, sizeof(To));
+  __builtin_memcpy((thread void*)&to, (thread void*)&from, sizeof(To));
   return to;
 }
 

@@ -10,49 +10,60 @@ struct vec;
 
 // Copies are written out, although the compiler could make them: only then does
 // it see a reference bound to the vector in memory, whose alignment
-// -fsanitize=alignment checks.
-#define SIMT_VEC_MEMBERS(N)                                                   \
+// -fsanitize=alignment checks. `element_i` is the member that index i means.
+#define SIMT_VEC_ASSIGN(op, N)                                          \
+  template <class S>                                                    \
+  SIMT_DEVICE SIMT_ANY_SPACE vec& operator op## = (S b) {               \
+    vec other(b);                                                       \
+    for (int i = 0; i < N; ++i) (*this)[i] = T((*this)[i] op other[i]); \
+    return *this;                                                       \
+  }
+#define SIMT_VEC_MEMBERS(N, element_i)                                        \
   vec() = default;                                                            \
-  SIMT_DEVICE constexpr vec(const SIMT_ANY_SPACE vec& from) {                 \
-    for (int i = 0; i < N; ++i) (&x)[i] = (&from.x)[i];                       \
+  SIMT_DEVICE vec(const SIMT_ANY_SPACE vec& from) {                           \
+    for (int i = 0; i < N; ++i) (*this)[i] = from[i];                         \
   }                                                                           \
   SIMT_DEVICE SIMT_ANY_SPACE vec& operator=(const SIMT_ANY_SPACE vec& from) { \
-    for (int i = 0; i < N; ++i) (&x)[i] = (&from.x)[i];                       \
+    for (int i = 0; i < N; ++i) (*this)[i] = from[i];                         \
     return *this;                                                             \
   }                                                                           \
   SIMT_DEVICE explicit vec(T all) {                                           \
-    for (int i = 0; i < N; ++i) (&x)[i] = all;                                \
+    for (int i = 0; i < N; ++i) (*this)[i] = all;                             \
   }                                                                           \
   template <class U>                                                          \
   SIMT_DEVICE explicit vec(vec<U, N> from) {                                  \
-    for (int i = 0; i < N; ++i) (&x)[i] = T(from[i]);                         \
+    for (int i = 0; i < N; ++i) (*this)[i] = T(from[i]);                      \
   }                                                                           \
-  SIMT_DEVICE SIMT_ANY_SPACE T& operator[](int i) {                           \
-    return (&x)[i];                                                           \
+  SIMT_VEC_ASSIGN(+, N)                                                       \
+  SIMT_VEC_ASSIGN(-, N) SIMT_VEC_ASSIGN(*, N) SIMT_VEC_ASSIGN(/, N)           \
+      SIMT_DEVICE SIMT_ANY_SPACE T&                                           \
+      operator[](int i) {                                                     \
+    return element_i;                                                         \
   }                                                                           \
   SIMT_DEVICE const SIMT_ANY_SPACE T& operator[](int i) const {               \
-    return (&x)[i];                                                           \
+    return element_i;                                                         \
   }
 
 template <class T>
 struct alignas(2 * sizeof(T)) vec<T, 2> {
   T x, y;
   SIMT_DEVICE constexpr vec(T a, T b) : x(a), y(b) {}
-  SIMT_VEC_MEMBERS(2)
+  SIMT_VEC_MEMBERS(2, i == 0 ? x : y)
 };
 template <class T>
 struct alignas(4 * sizeof(T)) vec<T, 3> {
   T x, y, z;
   SIMT_DEVICE constexpr vec(T a, T b, T c) : x(a), y(b), z(c) {}
-  SIMT_VEC_MEMBERS(3)
+  SIMT_VEC_MEMBERS(3, i == 0 ? x : i == 1 ? y : z)
 };
 template <class T>
 struct alignas(4 * sizeof(T)) vec<T, 4> {
   T x, y, z, w;
   SIMT_DEVICE constexpr vec(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {}
-  SIMT_VEC_MEMBERS(4)
+  SIMT_VEC_MEMBERS(4, i == 0 ? x : i == 1 ? y : i == 2 ? z : w)
 };
 #undef SIMT_VEC_MEMBERS
+#undef SIMT_VEC_ASSIGN
 
 #define SIMT_VEC_OP(op)                                                \
   template <class T, int N>                                            \
@@ -68,11 +79,6 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
   template <class T, int N, class S>                                   \
   SIMT_DEVICE inline vec<T, N> operator op(S a, vec<T, N> b) {         \
     return vec<T, N>(T(a)) op b;                                       \
-  }                                                                    \
-  template <class T, int N, class S>                                   \
-  SIMT_DEVICE inline SIMT_ANY_SPACE vec<T, N>& operator op## =         \
-      (SIMT_ANY_SPACE vec<T, N> & a, S b) {                            \
-    return a = a op b;                                                 \
   }
 SIMT_VEC_OP(+)
 SIMT_VEC_OP(-)

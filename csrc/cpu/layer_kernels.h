@@ -1,0 +1,123 @@
+// What every instruction set offers for the layers between the products: rows
+// at a time, without threads and without allocation. layers.cpp and
+// attention.cpp split the work among threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "csrc/core/dtype.h"
+#include "csrc/cpu/attention.h"
+
+namespace nibble::cpu {
+
+// Keys that meet a block of queries at a time: with heads of 64, their keys,
+// values and the scores of 64 queries take 96 KB of fp32, a part of any second
+// level; a single row's scores stay in the first.
+inline constexpr int kKeyBlock = 128;
+// Vectors are whole: what a thread lends has room for one beyond.
+inline constexpr int kMaxLanes = 16;
+
+constexpr int whole_vectors(int count) {
+  return (count + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+}
+
+// The queries that a call of `attend` looks at. Rows are (position, head):
+// all heads that share keys and values, position by position.
+struct Queries {
+  const uint8_t* data;      // of the first position and head
+  int64_t position_stride;  // elements
+  int64_t head_stride;
+  int heads;
+  int rows;  // positions * heads
+};
+
+// Which keys a row may see, and what is added to their scores.
+struct Mask {
+  MaskKind kind;
+  Dtype dtype;          // of kAdditive
+  const uint8_t* data;  // of the first position and head, [count]
+  int64_t position_stride, head_stride;  // elements
+};
+
+// The keys and values of one head: rows of contiguous elements.
+struct KeysValues {
+  const uint8_t* keys;               // [count, D]
+  const uint8_t* values;             // [count, Dv]
+  int64_t key_stride, value_stride;  // elements
+  int D, Dv;
+};
+
+struct AttendArgs {
+  Queries q;
+  KeysValues kv;
+  Mask mask;
+  Dtype dtype;
+  float scale;
+  // Keys from begin on and before end; with `causal`, the first position sees
+  // those before `visible`, each next one one more.
+  int begin, end;
+  bool causal;
+  int visible;
+};
+
+// Sums of a softmax that is not yet divided: of row r,
+//   values[r, :] = sum over keys of exp(score - largest[r]) * value
+//   sum[r] = sum over keys of exp(score - largest[r])
+// values has rows of whole_vectors(Dv).
+struct Attended {
+  float* values;
+  float* largest;
+  float* sum;
+};
+
+struct LayerKernels {
+  // out [count] = x as fp32; out has room for whole vectors.
+  void (*widen)(Dtype dtype, const uint8_t* x, int count, float* out);
+
+  // y [D] = x [D] / sqrt(mean(x^2) + eps) * weight [D]; weight may be null.
+  // scratch: whole_vectors(D) floats.
+  void (*rms_norm)(Dtype dtype,
+                   const uint8_t* x,
+                   const float* weight,
+                   int D,
+                   float eps,
+                   Dtype out_dtype,
+                   uint8_t* y,
+                   float* scratch);
+
+  // Rotates the pairs (x[i], x[half + i]), or (x[2i], x[2i + 1]) if
+  // traditional, by angles of the given cosines and sines [half].
+  // scratch: 2 * whole_vectors(2 * half) floats.
+  void (*rotate)(Dtype dtype,
+                 const uint8_t* x,
+                 const float* cosines,
+                 const float* sines,
+                 int half,
+                 bool traditional,
+                 uint8_t* y,
+                 float* scratch);
+
+  // y = gate / (1 + exp(-gate)) * up, elementwise.
+  void (*swiglu)(Dtype dtype,
+                 const uint8_t* gate,
+                 const uint8_t* up,
+                 size_t count,
+                 uint8_t* y);
+
+  // Floats that `attend` wants of its caller.
+  size_t (*attend_scratch)(int rows, int D, int Dv);
+  void (*attend)(const AttendArgs& args, Attended out, float* scratch);
+
+  // y [Dv] = values / sum rounded; zeros if sum is 0: nothing was visible.
+  void (*divide)(
+      Dtype dtype, const float* values, float sum, int Dv, uint8_t* y);
+};
+
+extern const LayerKernels kScalarLayers;
+#if defined(__x86_64__)
+extern const LayerKernels kAvx2Layers;
+extern const LayerKernels kAvx512Layers;
+#endif
+
+}  // namespace nibble::cpu

@@ -1,0 +1,127 @@
+// The layers between the products, written once against a SIMD facade V.
+// Everything has internal linkage, as in kernels-inl.h.
+#pragma once
+
+#include <cmath>
+
+#include "csrc/cpu/kernels-inl.h"
+#include "csrc/cpu/layer_kernels.h"
+
+namespace nibble::cpu {
+namespace {
+
+template <class V>
+void widen(Dtype dtype, const uint8_t* x, int count, float* out) {
+  with_dtype(dtype,
+             [&](auto d) { to_floats<V, decltype(d)::value>(x, count, out); });
+}
+
+// e^v, within 2 units in the last place; 0 below e^-87.68, where results are
+// subnormal; e^88 beyond 88. NaN stays NaN.
+template <class V>
+typename V::F exp(typename V::F v) {
+  using F = typename V::F;
+  v = V::max(V::set1(-88.0f), V::min(V::set1(88.0f), v));
+  F n = V::round(V::mul(v, V::set1(0x1.715476p0f)));
+  n = V::max(n, V::set1(-127.0f));
+  // r = v - n ln 2, with ln 2 in two parts: the first has few enough bits for
+  // its product to be exact.
+  F r = V::fma(n, V::set1(-0x1.62e400p-1f), v);
+  r = V::fma(n, V::set1(-0x1.7f7d1cp-20f), r);
+  // Taylor to degree 7: its remainder at |r| = ln 2 / 2 is 5e-9 of e^r.
+  F p = V::set1(1.0f / 5040);
+  for (float c :
+       {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.f, 1.f}) {
+    p = V::fma(p, r, V::set1(c));
+  }
+  return V::mul(p, V::exp2_integral(n));
+}
+
+template <class V>
+void rms_norm(Dtype dtype,
+              const uint8_t* x,
+              const float* weight,
+              int D,
+              float eps,
+              Dtype out_dtype,
+              uint8_t* y,
+              float* scratch) {
+  widen<V>(dtype, x, D, scratch);
+  for (int i = D; i < whole_vectors(D); ++i) scratch[i] = 0;
+  typename V::F sums[2] = {V::zero(), V::zero()};
+  for (int i = 0; i < whole_vectors(D); i += V::kLanes) {
+    typename V::F v = V::load(scratch + i);
+    auto& sum = sums[i / V::kLanes % 2];
+    sum = V::fma(v, v, sum);
+  }
+  float mean = V::sum(V::add(sums[0], sums[1])) / static_cast<float>(D);
+  typename V::F factor = V::set1(1 / std::sqrt(mean + eps));
+  for (int i = 0; i < whole_vectors(D); i += V::kLanes) {
+    typename V::F v = V::mul(V::load(scratch + i), factor);
+    V::store(scratch + i, weight ? V::mul(v, V::load(weight + i)) : v);
+  }
+  round_floats<V>(out_dtype, scratch, D, y);
+}
+
+template <class V>
+void rotate(Dtype dtype,
+            const uint8_t* x,
+            const float* cosines,
+            const float* sines,
+            int half,
+            bool traditional,
+            uint8_t* y,
+            float* scratch) {
+  float* out = scratch + whole_vectors(2 * half);
+  size_t size = size_of(dtype);
+  if (traditional) {
+    widen<V>(dtype, x, 2 * half, scratch);
+    for (int i = 0; i < half; ++i) {
+      float a = scratch[2 * i], b = scratch[2 * i + 1];
+      out[2 * i] = a * cosines[i] - b * sines[i];
+      out[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+    round_floats<V>(dtype, out, 2 * half, y);
+    return;
+  }
+  // One half after the other, so that each begins at a vector.
+  float* second = scratch + whole_vectors(half);
+  widen<V>(dtype, x, half, scratch);
+  widen<V>(dtype, x + half * size, half, second);
+  typename V::F minus = V::set1(-1);
+  for (int i = 0; i < half; i += V::kLanes) {
+    typename V::F a = V::load(scratch + i), b = V::load(second + i);
+    typename V::F c = V::load(cosines + i), s = V::load(sines + i);
+    V::store(scratch + i, V::fma(a, c, V::mul(V::mul(b, s), minus)));
+    V::store(second + i, V::fma(a, s, V::mul(b, c)));
+  }
+  round_floats<V>(dtype, scratch, half, y);
+  round_floats<V>(dtype, second, half, y + half * size);
+}
+
+template <class V, Dtype kDtype>
+void swiglu(const uint8_t* gate, const uint8_t* up, size_t count, uint8_t* y) {
+  constexpr size_t kSize = size_of(kDtype);
+  typename V::F one = V::set1(1), minus = V::set1(-1);
+  for (size_t i = 0; i < count; i += V::kLanes) {
+    int n = count - i < V::kLanes ? static_cast<int>(count - i) : V::kLanes;
+    auto g = V::template load_as_float<kDtype>(gate + i * kSize, n);
+    auto u = V::template load_as_float<kDtype>(up + i * kSize, n);
+    auto silu = V::div(g, V::add(one, exp<V>(V::mul(g, minus))));
+    V::template store_rounded<kDtype>(y + i * kSize, V::mul(silu, u), n);
+  }
+}
+
+template <class V>
+void swiglu(Dtype dtype,
+            const uint8_t* gate,
+            const uint8_t* up,
+            size_t count,
+            uint8_t* y) {
+  with_dtype(dtype, [&](auto d) {
+    swiglu<V, decltype(d)::value>(gate, up, count, y);
+  });
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,151 @@
+#include "csrc/cpu/layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/scratch.h"
+#include "csrc/cpu/thread_pool.h"
+
+namespace nibble::cpu {
+namespace {
+
+// Elements that are worth a hand-over to another thread (1 to 2 us when the
+// workers are awake): a core does some 4 to 8 of these elements a ns.
+constexpr int64_t kParallelElements = 32 * 1024;
+// Positions whose rotations are computed from one sine and cosine each.
+constexpr int kPositions = 32;
+
+const uint8_t* row_of(const RowGrid& x, Dtype dtype, int64_t row) {
+  int64_t k = row % x.shape[2], j = row / x.shape[2] % x.shape[1];
+  int64_t i = row / x.shape[2] / x.shape[1];
+  int64_t at = i * x.strides[0] + j * x.strides[1] + k * x.strides[2];
+  return static_cast<const uint8_t*>(x.data) + at * int64_t(size_of(dtype));
+}
+
+// Calls body(begin, end) for pieces of 0..count of some kParallelElements.
+template <typename Fn>
+void by_pieces(int64_t count, int64_t elements_each, Fn&& body) {
+  int64_t step = std::max<int64_t>(1, kParallelElements / elements_each);
+  int64_t pieces = (count + step - 1) / step;
+  parallel_for(static_cast<int>(pieces),
+               [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
+}
+
+// cos and sin of the angles of consecutive positions, [kPositions, 2, width].
+// Angles are formed in double precision: a float's error of an angle grows
+// with the position, 4e-3 at 65536. Within a block, each position turns the
+// one before it by the same angle.
+void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
+  int half = p.dims / 2, width = whole_vectors(half);
+  double log_base = p.periods ? 0 : std::log(double{p.base});
+  for (int i = 0; i < half; ++i) {
+    double frequency = p.scale * (p.periods ? 1 / double{p.periods[i]}
+                                            : std::exp(-log_base * i / half));
+    double angle = static_cast<double>(position) * frequency;
+    double c = std::cos(angle), s = std::sin(angle);
+    double step_c = 1, step_s = 0;
+    if (count > 1) {
+      step_c = std::cos(frequency);
+      step_s = std::sin(frequency);
+    }
+    for (int l = 0; l < count; ++l) {
+      out[2 * l * width + i] = static_cast<float>(c);
+      out[(2 * l + 1) * width + i] = static_cast<float>(s);
+      double turned = c * step_c - s * step_s;
+      s = s * step_c + c * step_s;
+      c = turned;
+    }
+  }
+}
+
+}  // namespace
+
+void rms_norm(const RmsNorm& p, const RowGrid& x, const void* weight, void* y) {
+  const LayerKernels& kernels = isa().layers;
+  int width = whole_vectors(p.D);
+  std::vector<float> weights;
+  if (weight) {
+    weights.resize(width);
+    kernels.widen(p.weight_dtype,
+                  static_cast<const uint8_t*>(weight),
+                  p.D,
+                  weights.data());
+  }
+  by_pieces(x.size(), p.D, [&](int64_t begin, int64_t end) {
+    float* scratch = thread_floats(width);
+    for (int64_t r = begin; r < end; ++r) {
+      kernels.rms_norm(
+          p.dtype,
+          row_of(x, p.dtype, r),
+          weight ? weights.data() : nullptr,
+          p.D,
+          p.eps,
+          p.out_dtype,
+          static_cast<uint8_t*>(y) + r * p.D * size_of(p.out_dtype),
+          scratch);
+    }
+  });
+}
+
+void rope(const Rope& p,
+          const RowGrid& x,
+          const int32_t* offsets,
+          int64_t offset_stride,
+          void* y) {
+  const LayerKernels& kernels = isa().layers;
+  int heads = x.shape[1], L = x.shape[2];
+  int half = p.dims / 2, width = whole_vectors(half);
+  size_t size = size_of(p.dtype);
+  int blocks = (L + kPositions - 1) / kPositions;
+  size_t table = size_t{2} * kPositions * width;
+  auto rotate_block = [&](int64_t b, int block) {
+    float* scratch = thread_floats(table + 2 * whole_vectors(p.dims));
+    int first = block * kPositions, count = std::min(kPositions, L - first);
+    fill_rotations(
+        p, int64_t{offsets[b * offset_stride]} + first, count, scratch);
+    for (int h = 0; h < heads; ++h) {
+      for (int l = 0; l < count; ++l) {
+        int64_t row = (b * heads + h) * L + first + l;
+        const uint8_t* from = row_of(x, p.dtype, row);
+        uint8_t* to = static_cast<uint8_t*>(y) + row * p.D * size;
+        const float* rotation = scratch + size_t{2} * l * width;
+        kernels.rotate(p.dtype,
+                       from,
+                       rotation,
+                       rotation + width,
+                       half,
+                       p.traditional,
+                       to,
+                       scratch + table);
+        std::memcpy(
+            to + p.dims * size, from + p.dims * size, (p.D - p.dims) * size);
+      }
+    }
+  };
+  int64_t positions = std::min(kPositions, L);
+  by_pieces(int64_t{x.shape[0]} * blocks,
+            positions * heads * p.D,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) {
+                rotate_block(i / blocks, static_cast<int>(i % blocks));
+              }
+            });
+}
+
+void swiglu(
+    Dtype dtype, const void* gate, const void* up, size_t count, void* y) {
+  const LayerKernels& kernels = isa().layers;
+  by_pieces(count, 1, [&](int64_t begin, int64_t end) {
+    size_t at = begin * size_of(dtype);
+    kernels.swiglu(dtype,
+                   static_cast<const uint8_t*>(gate) + at,
+                   static_cast<const uint8_t*>(up) + at,
+                   end - begin,
+                   static_cast<uint8_t*>(y) + at);
+  });
+}
+
+}  // namespace nibble::cpu

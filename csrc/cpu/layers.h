@@ -1,0 +1,60 @@
+// The layers between the products, on all cores: RMSNorm, RoPE and SwiGLU.
+// Accumulated in fp32 and rounded once. Each function blocks until done and is
+// safe to call from several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "csrc/core/dtype.h"
+
+namespace nibble::cpu {
+
+// Rows of contiguous elements in a grid of three dimensions, row-major.
+struct RowGrid {
+  const void* data;
+  int shape[3];
+  int64_t strides[3];  // elements
+
+  int64_t size() const { return int64_t{shape[0]} * shape[1] * shape[2]; }
+};
+
+struct RmsNorm {
+  int D;
+  float eps;
+  Dtype dtype;  // of x
+  Dtype weight_dtype;
+  Dtype out_dtype;
+};
+
+// y [rows, D] = x / sqrt(mean(x^2) + eps) * weight; weight may be null.
+void rms_norm(const RmsNorm& problem,
+              const RowGrid& x,
+              const void* weight,
+              void* y);
+
+// Pair i of a row at position p is rotated by the angle p * scale / period[i].
+struct Rope {
+  int D;     // of a row
+  int dims;  // of which are rotated, even
+  bool traditional;
+  float scale;
+  Dtype dtype;
+  // period[i] = base^(2 i / dims), unless periods [dims / 2] are given.
+  float base;
+  const float* periods;
+};
+
+// x [B, heads, L, D] as the grid (B, heads, L); the position of (b, l) is
+// offsets[b * offset_stride] + l. y is row-contiguous.
+void rope(const Rope& problem,
+          const RowGrid& x,
+          const int32_t* offsets,
+          int64_t offset_stride,
+          void* y);
+
+// y = gate / (1 + exp(-gate)) * up, elementwise.
+void swiglu(
+    Dtype dtype, const void* gate, const void* up, size_t count, void* y);
+
+}  // namespace nibble::cpu

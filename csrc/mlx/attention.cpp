@@ -1,0 +1,221 @@
+// Attention as a node of MLX's graph.
+#include "csrc/cpu/attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/fast.h"
+#include "csrc/mlx/fast_primitives.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/fast.h"
+#include "mlx/ops.h"
+
+namespace nibble {
+
+using bridge::RowContiguous;
+using bridge::StridedRows;
+using bridge::to_dtype;
+
+namespace {
+
+enum Input { kQ, kK, kV };
+
+bool shapes_fit(const mx::array& q, const mx::array& k, const mx::array& v) {
+  if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4 || k.shape(1) == 0) {
+    return false;
+  }
+  return q.size() > 0 && k.size() > 0 && v.size() > 0 &&
+         q.shape(0) == k.shape(0) && q.shape(0) == v.shape(0) &&
+         k.shape(1) == v.shape(1) && q.shape(1) % k.shape(1) == 0 &&
+         k.shape(2) == v.shape(2) && q.shape(3) == k.shape(3);
+}
+
+bool broadcasts(const mx::array& mask, const mx::Shape& shape) {
+  if (mask.ndim() == 0 || mask.ndim() > 4 || mask.shape(-1) != shape[3]) {
+    return false;
+  }
+  for (int d = 2; d <= static_cast<int>(mask.ndim()); ++d) {
+    if (mask.shape(-d) != 1 && mask.shape(-d) != shape[4 - d]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Strides of all dimensions but the last, 0 where the array is broadcast; of
+// its own memory, or of a row-contiguous copy.
+void mask_strides(const mx::array& mask, bool copied, int64_t (&strides)[3]) {
+  int64_t dense = 1;
+  for (int d = -1; d >= -4; --d) {
+    bool real = d >= -static_cast<int>(mask.ndim()) && mask.shape(d) != 1;
+    if (d < -1) {
+      strides[4 + d] = !real ? 0 : copied ? dense : mask.strides(d);
+    }
+    if (real) {
+      dense *= mask.shape(d);
+    }
+  }
+}
+
+}  // namespace
+
+namespace fast {
+
+mx::array scaled_dot_product_attention(
+    const mx::array& q,
+    const mx::array& k,
+    const mx::array& v,
+    float scale,
+    const std::variant<std::monostate, std::string, mx::array>& mask,
+    const std::optional<mx::array>& sinks,
+    bool force_fused,
+    mx::StreamOrDevice s) {
+  mx::Stream stream = mx::to_stream(s);
+  const auto* mode = std::get_if<std::string>(&mask);
+  const auto* array = std::get_if<mx::array>(&mask);
+  bool fits = shapes_fit(q, k, v) && (!mode || *mode == "causal");
+  if (fits && array) {
+    mx::Shape scores = {q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
+    fits = broadcasts(*array, scores) &&
+           (array->dtype() == mx::bool_ ||
+            (to_dtype(array->dtype()) &&
+             mx::promote_types(array->dtype(), q.dtype()) == q.dtype()));
+  }
+  if (fits && sinks) {
+    fits = sinks->ndim() == 1 && sinks->shape(0) == q.shape(1) &&
+           mx::issubdtype(sinks->dtype(), mx::floating);
+  }
+  bool held = stream.device == mx::Device::cpu && fits && to_dtype(q.dtype()) &&
+              q.dtype() == k.dtype() && q.dtype() == v.dtype();
+  if (!held) {
+    return mx::fast::scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        scale,
+        mode ? *mode : "",
+        array ? std::optional(*array) : std::nullopt,
+        sinks,
+        force_fused,
+        s);
+  }
+  AttentionOptions options{
+      scale, mode != nullptr, array != nullptr, sinks.has_value()};
+  std::vector<mx::array> inputs = {q, k, v};
+  if (array) {
+    inputs.push_back(*array);
+  }
+  if (sinks) {
+    inputs.push_back(mx::astype(*sinks, mx::float32, stream));
+  }
+  mx::Shape shape = q.shape();
+  shape.back() = v.shape(-1);
+  return mx::array(std::move(shape),
+                   q.dtype(),
+                   std::make_shared<AttentionPrimitive>(stream, options),
+                   std::move(inputs));
+}
+
+}  // namespace fast
+
+void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
+                                  std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  const mx::array &q = inputs[kQ], &k = inputs[kK], &v = inputs[kV];
+  cpu::Attention p{};
+  p.B = q.shape(0);
+  p.heads = q.shape(1);
+  p.kv_heads = k.shape(1);
+  p.L = q.shape(2);
+  p.S = k.shape(2);
+  p.D = q.shape(3);
+  p.Dv = v.shape(3);
+  p.dtype = *to_dtype(q.dtype());
+  p.scale = options_.scale;
+  p.causal = options_.causal;
+
+  // In memory [B, L, heads, Dv]: what follows attention transposes to this.
+  int64_t row = int64_t{p.heads} * p.Dv;
+  mx::array::Flags flags{};
+  flags.contiguous = true;
+  flags.row_contiguous = p.L == 1 || p.heads == 1;
+  flags.col_contiguous = false;
+  out.set_data(mx::allocator::malloc(out.nbytes()),
+               out.size(),
+               {p.L * row, p.Dv, row, 1},
+               flags);
+
+  auto weak = [&](int i) {
+    return mx::array::unsafe_weak_copy(
+        inputs[std::min<size_t>(i, inputs.size() - 1)]);
+  };
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.dispatch([p,
+                    options = options_,
+                    q = weak(kQ),
+                    k = weak(kK),
+                    v = weak(kV),
+                    mask = weak(3),
+                    sinks = weak(options_.has_mask ? 4 : 3),
+                    y = out.data<void>()]() mutable {
+    StridedRows rq(q), rk(k), rv(v);
+    cpu::AttentionOperands operands{};
+    auto take = [](const StridedRows& rows, int64_t (&strides)[3]) {
+      cpu::RowGrid grid = rows.grid();
+      std::copy(grid.strides, grid.strides + 3, strides);
+      return grid.data;
+    };
+    operands.q = take(rq, p.q_strides);
+    operands.k = take(rk, p.k_strides);
+    operands.v = take(rv, p.v_strides);
+    operands.out = y;
+    std::optional<RowContiguous> dense_mask, dense_sinks;
+    if (options.has_mask) {
+      p.mask = mask.dtype() == mx::bool_ ? cpu::MaskKind::kBool
+                                         : cpu::MaskKind::kAdditive;
+      p.mask_dtype = to_dtype(mask.dtype()).value_or(Dtype::kFloat32);
+      bool copy = mask.strides(-1) != 1 && mask.shape(-1) != 1;
+      operands.mask =
+          copy ? dense_mask.emplace(mask).data() : mask.data<void>();
+      mask_strides(mask, copy, p.mask_strides);
+    }
+    if (options.has_sinks) {
+      operands.sinks = dense_sinks.emplace(sinks).as<float>();
+    }
+    cpu::attention(p, operands);
+  });
+}
+
+bool AttentionPrimitive::is_equivalent(const mx::Primitive& other) const {
+  return options_ == static_cast<const AttentionPrimitive&>(other).options_;
+}
+
+std::vector<mx::Shape> AttentionPrimitive::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[kQ].shape();
+  shape.back() = inputs[kV].shape(-1);
+  return {shape};
+}
+
+mx::array AttentionPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
+  std::optional<mx::array> mask, sinks;
+  if (options_.has_mask) {
+    mask = inputs[3];
+  }
+  if (options_.has_sinks) {
+    sinks = inputs.back();
+  }
+  return mx::fast::scaled_dot_product_attention(inputs[kQ],
+                                                inputs[kK],
+                                                inputs[kV],
+                                                options_.scale,
+                                                options_.causal ? "causal" : "",
+                                                mask,
+                                                sinks,
+                                                false,
+                                                stream());
+}
+
+}  // namespace nibble

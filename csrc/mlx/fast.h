@@ -1,0 +1,46 @@
+// The operations of mlx::core::fast, and SwiGLU, on our CPU kernels. On other
+// devices, and for what our kernels do not hold, bad arguments included, they
+// are MLX's, chosen when the graph is built.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "mlx/array.h"
+#include "mlx/utils.h"
+
+namespace nibble::fast {
+
+namespace mx = mlx::core;
+
+mx::array rms_norm(const mx::array& x,
+                   const std::optional<mx::array>& weight,
+                   float eps,
+                   mx::StreamOrDevice s);
+
+mx::array rope(const mx::array& x,
+               int dims,
+               bool traditional,
+               std::optional<float> base,
+               float scale,
+               const std::variant<int, mx::array>& offset,
+               const std::optional<mx::array>& freqs,
+               mx::StreamOrDevice s);
+
+mx::array scaled_dot_product_attention(
+    const mx::array& q,
+    const mx::array& k,
+    const mx::array& v,
+    float scale,
+    const std::variant<std::monostate, std::string, mx::array>& mask,
+    const std::optional<mx::array>& sinks,
+    bool force_fused,
+    mx::StreamOrDevice s);
+
+// silu(gate) * up.
+mx::array swiglu(const mx::array& gate,
+                 const mx::array& up,
+                 mx::StreamOrDevice s);
+
+}  // namespace nibble::fast

@@ -1,0 +1,128 @@
+// RMSNorm and SwiGLU as nodes of MLX's graph.
+#include <memory>
+
+#include "csrc/cpu/layers.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/fast.h"
+#include "csrc/mlx/fast_primitives.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/fast.h"
+#include "mlx/ops.h"
+
+namespace nibble {
+
+using bridge::RowContiguous;
+using bridge::StridedRows;
+using bridge::to_dtype;
+
+namespace fast {
+
+mx::array rms_norm(const mx::array& x,
+                   const std::optional<mx::array>& weight,
+                   float eps,
+                   mx::StreamOrDevice s) {
+  mx::Stream stream = mx::to_stream(s);
+  mx::Dtype dtype = weight ? mx::result_type(x, *weight) : x.dtype();
+  bool fits =
+      x.ndim() >= 1 && x.size() > 0 &&
+      (!weight || (weight->ndim() == 1 && weight->shape(0) == x.shape(-1)));
+  bool held = stream.device == mx::Device::cpu && fits && to_dtype(x.dtype()) &&
+              (!weight || to_dtype(weight->dtype()));
+  if (!held) {
+    return mx::fast::rms_norm(x, weight, eps, s);
+  }
+  std::vector<mx::array> inputs = {x};
+  if (weight) {
+    inputs.push_back(*weight);
+  }
+  return mx::array(x.shape(),
+                   dtype,
+                   std::make_shared<RmsNormPrimitive>(stream, eps),
+                   std::move(inputs));
+}
+
+mx::array swiglu(const mx::array& gate,
+                 const mx::array& up,
+                 mx::StreamOrDevice s) {
+  mx::Stream stream = mx::to_stream(s);
+  bool held = stream.device == mx::Device::cpu && gate.shape() == up.shape() &&
+              gate.dtype() == up.dtype() && to_dtype(gate.dtype()) &&
+              gate.size() > 0;
+  if (!held) {
+    return mx::multiply(
+        mx::multiply(gate, mx::sigmoid(gate, stream), stream), up, stream);
+  }
+  return mx::array(gate.shape(),
+                   gate.dtype(),
+                   std::make_shared<SwigluPrimitive>(stream),
+                   {gate, up});
+}
+
+}  // namespace fast
+
+void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
+                                std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  const mx::array& x = inputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  bool has_weight = inputs.size() > 1;
+  cpu::RmsNorm problem{x.shape(-1),
+                       eps_,
+                       *to_dtype(x.dtype()),
+                       *to_dtype(inputs.back().dtype()),
+                       *to_dtype(out.dtype())};
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.dispatch([problem,
+                    has_weight,
+                    x = mx::array::unsafe_weak_copy(x),
+                    weight = mx::array::unsafe_weak_copy(inputs.back()),
+                    y = out.data<void>()] {
+    StridedRows rows(x);
+    if (has_weight) {
+      cpu::rms_norm(problem, rows.grid(), RowContiguous(weight).data(), y);
+    } else {
+      cpu::rms_norm(problem, rows.grid(), nullptr, y);
+    }
+  });
+}
+
+bool RmsNormPrimitive::is_equivalent(const mx::Primitive& other) const {
+  return eps_ == static_cast<const RmsNormPrimitive&>(other).eps_;
+}
+
+std::vector<mx::Shape> RmsNormPrimitive::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  return {inputs[0].shape()};
+}
+
+mx::array RmsNormPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
+  std::optional<mx::array> weight;
+  if (inputs.size() > 1) {
+    weight = inputs[1];
+  }
+  return mx::fast::rms_norm(inputs[0], weight, eps_, stream());
+}
+
+void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
+                               std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.dispatch([dtype = *to_dtype(out.dtype()),
+                    gate = mx::array::unsafe_weak_copy(inputs[0]),
+                    up = mx::array::unsafe_weak_copy(inputs[1]),
+                    count = out.size(),
+                    y = out.data<void>()] {
+    RowContiguous g(gate), u(up);
+    cpu::swiglu(dtype, g.data(), u.data(), count, y);
+  });
+}
+
+mx::array SwigluPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
+  const mx::array& gate = inputs[0];
+  return mx::multiply(mx::multiply(gate, mx::sigmoid(gate, stream()), stream()),
+                      inputs[1],
+                      stream());
+}
+
+}  // namespace nibble

@@ -1,0 +1,158 @@
+"""The operations of :mod:`mlx.core.fast`, and SwiGLU, on our CPU kernels.
+
+Signatures are MLX's. On the CPU, MLX builds each of them from dozens of small
+operations, whose scheduling costs more than their arithmetic; ours are one each,
+accumulate in float32 and round once. On other devices, and for arguments that our
+kernels do not hold, they are MLX's operations, and so are all gradients.
+
+They differ from MLX's CPU operations in two ways:
+
+* A query that may see no key gives zeros, as on Metal; on the CPU MLX gives the
+  mean of all values.
+* Angles of :func:`rope` are formed in float64: in float32 an angle at position
+  65536 is off by up to 0.004.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_nibble import _native
+from mlx_nibble.ops import StreamOrDevice
+
+
+def rms_norm(
+    x: mx.array,
+    weight: mx.array | None,
+    eps: float,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Root-mean-square normalization of the last axis: :func:`mx.fast.rms_norm`.
+
+    .. math:: y = \frac{x}{\sqrt{\frac1D \sum_i x_i^2 + \epsilon}} \, w
+
+    Args:
+        x: ``[..., D]``, float32, float16 or bfloat16.
+        weight: ``[D]``, or ``None`` for ones.
+        eps: Added to the mean square.
+        stream: Where to run.
+
+    Returns:
+        The shape of ``x``, the common type of ``x`` and ``weight``.
+    """
+    op = mx.fast.rms_norm if _native.ext is None else _native.ext.rms_norm
+    return op(x, weight, eps, stream=stream)
+
+
+def rope(
+    a: mx.array,
+    dims: int,
+    *,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: int | mx.array,
+    freqs: mx.array | None = None,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Rotary position encoding: :func:`mx.fast.rope`.
+
+    Pair *i* of the row at position *p* is rotated by the angle
+
+    .. math:: \theta = p \cdot \mathrm{scale} \cdot \mathrm{base}^{-2i/\mathrm{dims}}
+
+    or by ``p * scale / freqs[i]``. Pair *i* is the elements *i* and
+    *i* + dims / 2, or 2\ *i* and 2\ *i* + 1 if ``traditional``.
+
+    Args:
+        a: ``[B, ..., L, D]``; float32, float16 or bfloat16.
+        dims: Leading elements of a row that are rotated; the others are copied.
+        traditional: Whether pairs are neighbours.
+        base: Exactly one of ``base`` and ``freqs`` is given.
+        scale: Factor of the positions.
+        offset: Position of the first row: a number, or ``[B]`` numbers.
+        freqs: Reciprocal frequencies ``[dims / 2]``.
+        stream: Where to run.
+
+    Returns:
+        The shape and the type of ``a``.
+    """
+    op = mx.fast.rope if _native.ext is None else _native.ext.rope
+    return op(
+        a,
+        dims,
+        traditional=traditional,
+        base=base,
+        scale=scale,
+        offset=offset,
+        freqs=freqs,
+        stream=stream,
+    )
+
+
+def scaled_dot_product_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: None | str | mx.array = None,
+    sinks: mx.array | None = None,
+    force_fused: bool = False,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Attention: :func:`mx.fast.scaled_dot_product_attention`.
+
+    .. math:: y = \mathrm{softmax}(\mathrm{scale} \cdot q k^\top + \mathrm{mask}) \, v
+
+    Args:
+        q: ``[B, heads, L, D]``; float32, float16 or bfloat16.
+        k: ``[B, kv_heads, S, D]``, ``kv_heads`` dividing ``heads``.
+        v: ``[B, kv_heads, S, Dv]``.
+        scale: Factor of the scores.
+        mask: ``"causal"``: query *l* sees the keys up to *S* - *L* + *l*. Or an
+            array that broadcasts to ``[B, heads, L, S]``: booleans, true where a
+            key is seen, or numbers added to the scores.
+        sinks: ``[heads]``: the score of one more key, whose value is 0.
+        force_fused: For MLX's operation only.
+        stream: Where to run.
+
+    Returns:
+        ``[B, heads, L, Dv]`` of the type of ``q``.
+    """
+    op = (
+        mx.fast.scaled_dot_product_attention
+        if _native.ext is None
+        else _native.ext.scaled_dot_product_attention
+    )
+    return op(
+        q,
+        k,
+        v,
+        scale=scale,
+        mask=mask,
+        sinks=sinks,
+        force_fused=force_fused,
+        stream=stream,
+    )
+
+
+def swiglu(gate: mx.array, x: mx.array, *, stream: StreamOrDevice = None) -> mx.array:
+    r"""Gated linear unit: :math:`y = \frac{g}{1 + e^{-g}} \, x`.
+
+    Args:
+        gate: Any shape; float32, float16 or bfloat16.
+        x: The same shape and type.
+        stream: Where to run.
+
+    Returns:
+        The shape and the type of ``gate``.
+    """
+    if _native.ext is None:
+        return mx.multiply(
+            mx.multiply(gate, mx.sigmoid(gate, stream=stream), stream=stream),
+            x,
+            stream=stream,
+        )
+    return _native.ext.swiglu(gate, x, stream=stream)

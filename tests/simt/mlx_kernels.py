@@ -1,0 +1,285 @@
+"""MLX's own kernels, from the installed wheel, as witnesses.
+
+They run on every Apple GPU there is. If the bench read Metal's rules otherwise than
+Apple does, they would fail on it; and what they cost is the yardstick for ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import build, numbers
+from .executor import Options, Outcome, load, run
+from .plans import Launch, Problem
+from .source import Unit, flatten, translate
+
+_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
+_HEADERS = ("utils.h", "steel/gemm/gemm.h", "quantized_utils.h", "quantized.h")
+# Written against the __metal_* functions of Apple's compiler or, complex numbers,
+# for constructors in every address space. No quantized product needs them.
+_LEFT_OUT = frozenset({"bf16_math.h", "complex.h", "logging.h"})
+_IN_THEIR_PLACE = '#include "simt/mlx_standins.h"\n'
+
+Grid = tuple[int, int, int]
+
+
+def _always(_: Problem) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A kernel of MLX's, and how MLX calls it.
+
+    Attributes:
+        template: Its arguments after type, group size and bits, of a problem.
+        grid: Threadgroups.
+        threads: Of a threadgroup.
+        sizes: What follows the arrays, by name; see _sizes().
+        takes: Whether MLX gives it this problem.
+        parts: Into which K is split; each has an output of its own.
+        experts: It picks a matrix by index for each row.
+    """
+
+    template: Callable[[Problem], str]
+    grid: Callable[[Problem], Grid]
+    threads: Grid
+    sizes: tuple[str, ...]
+    takes: Callable[[Problem], bool] = _always
+    parts: int = 1
+    experts: bool = False
+
+
+# What describes batches; not looked at without them.
+_BATCH = ("one", "x_shape", "x_strides", "one", "w_shape") + ("w_strides",) * 3
+_EXPERTS = ("one", "experts_shape", "index_strides", "index_strides")
+PARTS = 2
+
+
+def _ceil(length: int, tile: int) -> int:
+    return -(-length // tile)
+
+
+def _vectors(p: Problem) -> int:
+    """Rows that qmv_wide takes at once: as even as five at most allow."""
+    return _ceil(p.M, _ceil(p.M, 5))
+
+
+def _block(p: Problem) -> int:
+    return 256 if p.bits in (6, 8) else 512
+
+
+def _tiles(p: Problem) -> Grid:
+    return _ceil(p.N, 32), _ceil(p.M, 32), 1
+
+
+def _aligned(p: Problem) -> str:
+    return "true" if p.N % 32 == 0 else "false"
+
+
+WITNESSES = {
+    "affine_qmv_fast": Witness(
+        lambda p: f"false, {'true' if p.N % 8 else 'false'}",
+        lambda p: (p.M, _ceil(p.N, 8), 1),
+        (32, 2, 1),
+        ("K", "N", *_BATCH),
+        lambda p: p.transpose and p.K % _block(p) == 0,
+    ),
+    "affine_qmv": Witness(
+        lambda p: "false",
+        lambda p: (p.M, _ceil(p.N, 8), 1),
+        (32, 2, 1),
+        ("K", "N", *_BATCH),
+        lambda p: p.transpose,
+    ),
+    # With N % 64 it reads scales past the end, and drops what it made of them.
+    "affine_qmv_quad": Witness(
+        lambda p: f"{p.K}, false",
+        lambda p: (p.M, _ceil(p.N, 64), 1),
+        (32, 1, 1),
+        ("K", "N", *_BATCH),
+        lambda p: (
+            p.transpose and p.K in (64, 128) and p.bits in (2, 4, 8) and p.N % 64 == 0
+        ),
+    ),
+    "affine_qmv_wide": Witness(
+        lambda p: f"{_vectors(p)}, 8, false",
+        lambda p: (_ceil(p.M, _vectors(p)), _ceil(p.N, 8), 1),
+        (32, 2, 1),
+        ("K", "N", "M", *_BATCH),
+        lambda p: p.transpose and p.M >= 2,
+    ),
+    "affine_qmm_t": Witness(
+        lambda p: f"{_aligned(p)}, false",
+        _tiles,
+        (32, 2, 2),
+        ("K", "N", "M", *_BATCH),
+        lambda p: p.transpose,
+    ),
+    "affine_qmm_t_splitk": Witness(
+        _aligned,
+        lambda p: (*_tiles(p)[:2], PARTS),
+        (32, 2, 2),
+        ("K", "N", "M", "part_k", "part_outputs"),
+        lambda p: p.transpose and p.K % (PARTS * max(p.group_size, 32)) == 0,
+        parts=PARTS,
+    ),
+    "affine_qvm": Witness(
+        lambda p: "false",
+        lambda p: (p.M, _ceil(p.N, 64), 1),
+        (32, 2, 1),
+        ("K", "N", *_BATCH),
+        lambda p: not p.transpose and p.N % 64 == 0,
+    ),
+    "affine_qvm_split_k": Witness(
+        lambda p: f"{PARTS}",
+        lambda p: (p.M, _ceil(p.N, 64), PARTS),
+        (32, 2, 1),
+        ("part_k", "N", *_BATCH, "part_k"),
+        lambda p: not p.transpose and p.N % 64 == 0 and p.K % PARTS == 0,
+        parts=PARTS,
+    ),
+    "affine_qmm_n": Witness(
+        lambda p: "false",
+        _tiles,
+        (32, 2, 2),
+        ("K", "N", "M", *_BATCH),
+        lambda p: not p.transpose,
+    ),
+    "affine_gather_qmv_fast": Witness(
+        lambda p: "false",
+        lambda p: (p.M, _ceil(p.N, 8), p.batch_size),
+        (32, 2, 1),
+        ("K", "N", *_BATCH, *_EXPERTS),
+        lambda p: p.transpose and p.K % _block(p) == 0 and p.N % 8 == 0,
+        experts=True,
+    ),
+    "affine_gather_qmv": Witness(
+        lambda p: "false",
+        lambda p: (p.M, _ceil(p.N, 8), p.batch_size),
+        (32, 2, 1),
+        ("K", "N", *_BATCH, *_EXPERTS),
+        lambda p: p.transpose,
+        experts=True,
+    ),
+    "affine_gather_qmm_t": Witness(
+        _aligned,
+        lambda p: (*_tiles(p)[:2], p.batch_size),
+        (32, 2, 2),
+        ("K", "N", "M", *_BATCH, *_EXPERTS),
+        lambda p: p.transpose,
+        experts=True,
+    ),
+    "affine_gather_qmm_n": Witness(
+        lambda p: "false",
+        lambda p: (*_tiles(p)[:2], p.batch_size),
+        (32, 2, 2),
+        ("K", "N", "M", *_BATCH, *_EXPERTS),
+        lambda p: not p.transpose,
+        experts=True,
+    ),
+}
+
+
+def include_root() -> Path:
+    """Where the wheel keeps `mlx/backend/metal/kernels`."""
+    spec = importlib.util.find_spec("mlx")
+    assert spec and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))).resolve() / "include"
+
+
+@functools.cache
+def _header_text() -> str:
+    folder = include_root() / "mlx" / "backend" / "metal" / "kernels"
+    paths = [folder / name for name in _HEADERS]
+    return _IN_THEIR_PLACE + flatten(paths, include_root(), leave_out=_LEFT_OUT)
+
+
+def instance(kernel: str, p: Problem) -> tuple[str, str]:
+    """A name for the instance that a problem needs, and the function it is made of."""
+    template = WITNESSES[kernel].template(p)
+    arguments = f"{_TYPES[p.dtype]}, {p.group_size}, {p.bits}, {template}"
+    name = f"{kernel}_{arguments}".replace(", ", "_")
+    return name, f"{kernel}<{arguments}>"
+
+
+def unit(instances: set[tuple[str, str]]) -> Unit:
+    """MLX's headers with these instances."""
+    lines = (
+        f'template [[host_name("{name}")]] [[kernel]] decltype({f}) {f};\n'
+        for name, f in sorted(instances)
+    )
+    return translate(_header_text() + "".join(lines))
+
+
+def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
+    """Everything that MLX's kernels take beside the matrices, by name.
+
+    Batches of x and of w, parts of a split K and experts are all one dimension.
+    """
+    part_k = p.K // parts
+    w_words = p.K * p.N * p.bits // 32
+    groups = p.K * p.N // p.group_size
+    # A part of K is a band of x's columns and of w's rows.
+    split = parts > 1
+    x_stride = part_k if split else p.M * p.K
+    share = parts if split else 1
+    int64, int32 = np.int64, np.int32
+    return {
+        "K": np.array([p.K], int32),
+        "N": np.array([p.N], int32),
+        "M": np.array([p.M], int32),
+        "one": np.array([1], int32),
+        "part_k": np.array([part_k], int32),
+        "part_outputs": np.array([p.M * p.N], int32),
+        "x_shape": np.array([parts, p.M, part_k], int32),
+        "x_strides": np.array([x_stride, p.K, 1], int64),
+        "w_shape": np.array([parts], int32),
+        "w_strides": np.array([w_words // share], int64),
+        "s_strides": np.array([groups // share], int64),
+        "b_strides": np.array([groups // share], int64),
+        "experts_shape": np.array([p.batch_size], int32),
+        "index_strides": np.array([1], int64),
+    }
+
+
+def call(
+    kernel: str,
+    p: Problem,
+    arrays: dict[str, np.ndarray],
+    options: Options,
+    library: Path | None = None,
+) -> Outcome:
+    """Run MLX's kernel on stored arrays "w", "scales", "biases" and "x".
+
+    One with experts takes "lhs" and "rhs" too: which x and which matrix each of
+    batch_size products has. The output is [parts or batch_size, M, N].
+    """
+    witness = WITNESSES[kernel]
+    name, function = instance(kernel, p)
+    if not library:
+        only = unit({(name, function)})
+        library = build.compile_unit(only, instrumented=options.instrumented)
+    sizes = list(witness.sizes)
+    if "w_strides" in sizes:
+        at = sizes.index("w_strides")
+        sizes[at : at + 3] = ["w_strides", "s_strides", "b_strides"]
+    indices = ["lhs", "rhs"] if witness.experts else []
+    launch = Launch(
+        kernel=name,
+        threadgroups=witness.grid(p),
+        threads=witness.threads,
+        buffers=("w", "scales", "biases", "x", *indices, "out", *sizes),
+    )
+    stored = np.dtype(np.float32) if kernel.endswith("splitk") else None
+    dtype = stored or numbers.STORAGE[p.dtype]
+    count = p.batch_size if witness.experts else witness.parts
+    outputs = {"out": ((count, p.M, p.N), dtype)}
+    operands = arrays | _sizes(p, witness.parts)
+    return run(launch, operands, outputs, options, load(library))
