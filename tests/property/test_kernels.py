@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import oracle, simt, tolerance
+from tests import simt
+from tests.simt import checks
 
 # Compiling a kernel costs a second, so not all combinations: every type, width, group
 # size and symmetry is here, and the pairs of types that checkpoints have.
@@ -52,35 +53,8 @@ def problem_of(fields: tuple[str, str, int, int, bool]) -> simt.Problem:
     )
 
 
-def weights_of(p: simt.Problem, rng: np.random.Generator) -> oracle.Weights:
-    """Random weights [batch_count, N, K], their scales and biases as stored."""
-    w = oracle.random_weights(rng, (p.batch_count, p.N, p.K), p.bits, p.group_size)
-    scales = simt.rounded(w.scales, p.scale_dtype)
-    biases = w.biases
-    if p.symmetric:
-        biases = scales * np.float32(-(2 ** (p.bits - 1)))
-    biases = simt.rounded(biases, p.scale_dtype)
-    return replace(w, scales=scales, biases=biases)
-
-
-def check(p: simt.Problem, launches: list[simt.Launch], seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w = weights_of(p, rng)
-    terms = p.K if p.transpose else p.N
-    x = simt.rounded(rng.standard_normal((p.batch_size, p.M, terms)), p.dtype)
-    # A kernel that reads the biases of a symmetric matrix is wrong everywhere.
-    biases = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
-    options = simt.Options(seed=seed, instrumented=True)
-    y = simt.matmul(p, w.words, w.scales, biases, x, options, launches)
-
-    which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
-    exact = oracle.matmul(x, w.dequantize()[which], p.transpose)
-    magnitude = oracle.matmul(abs(x), w.magnitude()[which], p.transpose)
-    tiled = launches[0].kernel.startswith("qmm_") and "_bk" in launches[0].kernel
-    allowed = tolerance.bound(
-        exact, magnitude, terms, p.dtype, p.dtype if tiled else "float32"
-    )
-    tolerance.assert_close(y, exact, allowed, launches[0].kernel)
+def watched(seed: int) -> simt.Options:
+    return simt.Options(seed=seed, instrumented=True)
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -107,7 +81,7 @@ def test_products_agree_with_the_oracle(
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
     for launches in plans:
-        check(p, launches, seed)
+        checks.check_matmul(p, launches, watched(seed))
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -132,7 +106,7 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
     p = replace(p, K=groups * p.group_size)
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     for launches in simt.candidates(p):
-        check(p, launches, seed)
+        checks.check_matmul(p, launches, watched(seed))
 
 
 @pytest.mark.parametrize("M", [*range(1, 10), 15, 17, 31, 32, 34])
@@ -141,13 +115,13 @@ def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     # More than two steps of the widest kernel, and no multiple of one.
     p = replace(p, M=M, N=11, K=2304 + p.group_size)
     for launches in simt.candidates(p):
-        check(p, launches, M)
+        checks.check_matmul(p, launches, watched(M))
 
 
 def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
     p = replace(problem_of(FORMATS[0]), N=40, K=1216, batch_invariant=True)
     rng = np.random.default_rng(0)
-    w = weights_of(p, rng)
+    w = checks.weights_of(p, 1, rng)
     x = simt.rounded(rng.standard_normal((1, 33, p.K)), p.dtype)
     whole = simt.matmul(replace(p, M=33), w.words, w.scales, w.biases, x)
     for first, last in [(0, 1), (32, 33), (3, 11), (5, 19)]:
@@ -165,10 +139,5 @@ def test_dequantize_agrees_with_the_oracle(
     fields: tuple[str, str, int, int, bool], rows: int, groups: int, seed: int
 ) -> None:
     p = problem_of(fields)
-    p = replace(p, M=rows, N=rows, K=groups * p.group_size)
-    w = weights_of(p, np.random.default_rng(seed))
-    options = simt.Options(seed=seed, instrumented=True)
-    out = simt.dequantize(p, w.words[0], w.scales[0], w.biases[0], options)
-    exact = w.dequantize()[0]
-    allowed = tolerance.bound(exact, w.magnitude()[0], 1, p.dtype)
-    tolerance.assert_close(out, exact, allowed, "dequantize")
+    p = replace(p, M=rows, K=groups * p.group_size)
+    checks.check_dequantize(p, watched(seed))

@@ -1,89 +1,100 @@
-"""Every kernel that a plan can name runs, agrees with the oracle, and behaves."""
+"""Every kernel that a plan can name runs, agrees with the oracle, and behaves.
+
+Compiling them all takes two cores half an hour, so only some types and widths are
+run unless NIBBLE_ALL_KERNELS is set.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import numpy as np
 import pytest
 
-from tests import oracle, simt, tolerance
-from tests.simt import plans, verdicts
+from tests import simt
+from tests.simt import checks, plans, verdicts
 from tests.simt.executor import compile_planned
 
-# N is a multiple of no tile; K spans three groups.
-N, GROUPS = 37, 3
+OPTIONS = simt.Options(instrumented=True)
+# N is a multiple of no tile. K spans some groups; for qmv_quad it is one.
+N, EXPERTS = 37, 3
+GROUPS = (5, 1)
 # One number of rows for each kernel that is made for one.
 ROWS = (1, 2, 3, 4, 6, 8, 13, 37)
+# Every type, width and pair of types that checkpoints have.
+USUAL = ("f16_f16_b4", "bf16_bf16_b4", "f32_f16_b8", "bf16_f32_b3", "f16_bf16_b6")
+
+Case = tuple[list[simt.Launch], Callable[[], None]]
 
 
-def problems(unit: str) -> Iterator[simt.Problem]:
+def cases(unit: str) -> Iterator[Case]:
+    """Problems whose plans between them have every kernel of the unit, and others."""
     _, dtype, scale_dtype, bits = unit.rsplit("_", 3)
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-    for M, group_size, symmetric in itertools.product(ROWS, (32, 64, 128), (0, 1)):
-        yield simt.Problem(
-            M=M,
-            N=N,
-            K=GROUPS * group_size,
-            dtype=names[dtype],
-            scale_dtype=names[scale_dtype],
-            bits=int(bits[1:]),
-            group_size=group_size,
-            symmetric=bool(symmetric),
-        )
+    types = (names[dtype], names[scale_dtype], int(bits[1:]))
+    formats = itertools.product(GROUPS, (32, 64, 128), (False, True))
+    for groups, group_size, symmetric in formats:
+        form = (*types, group_size, symmetric)
+        K = groups * group_size
+        if "gather_" in unit:
+            yield from gathered(K, form)
+        elif unit.startswith("swiglu"):
+            p = simt.Problem(1, N, K, 2, 2, 1, *form)
+            launches = simt.plan_swiglu(p) or []
+            yield launches, partial(checks.check_swiglu, p, launches, OPTIONS)
+        else:
+            yield from dense(K, form)
 
 
-def cases(unit: str) -> Iterator[tuple[simt.Problem, list[simt.Launch]]]:
-    """Each plan that starts with a kernel of the unit, at the first problem it fits."""
+def gathered(K: int, form: tuple) -> Iterator[Case]:
+    for M, in_order in itertools.product((1, 8, 13, 37), (False, True)):
+        p = simt.GatherProblem(40, M, N, K, EXPERTS, *form, sorted=in_order)
+        launches = simt.plan_gather(p) or []
+        yield launches, partial(checks.check_gather, p, launches, OPTIONS)
+        fused = simt.plan_swiglu(p)
+        if fused:
+            yield fused, partial(checks.check_swiglu, p, fused, OPTIONS)
+
+
+def dense(K: int, form: tuple) -> Iterator[Case]:
+    for M, transpose in itertools.product(ROWS, (True, False)):
+        p = simt.Problem(M, N, K, 1, 1, 1, *form, transpose=transpose)
+        for launches in simt.candidates(p):
+            yield launches, partial(checks.check_matmul, p, launches, OPTIONS)
+    p = simt.Problem(N, 1, K, 1, 1, 1, *form)
+    launches = simt.plan_dequantize(p) or []
+    yield launches, partial(checks.check_dequantize, p, OPTIONS)
+
+
+def chosen(unit: str) -> Iterator[Case]:
+    """Each kernel of the unit once."""
     seen = set()
-    for problem in problems(unit):
-        found = [*simt.candidates(problem), simt.plan_dequantize(problem)]
-        for launches in filter(None, found):
-            names = tuple(launch.kernel for launch in launches)
-            if plans.unit_name(names[0]) == unit and names not in seen:
-                seen.add(names)
-                yield problem, launches
+    for launches, check in cases(unit):
+        name = launches[0].kernel
+        if plans.unit_name(name) == unit and name not in seen:
+            seen.add(name)
+            yield launches, check
 
 
-def check(
-    problem: simt.Problem, launches: list[simt.Launch], options: simt.Options
-) -> None:
-    rng = np.random.default_rng(0)
-    dequantize = "x" not in launches[0].buffers
-    rows = problem.M if dequantize else N
-    shape = (rows, problem.K)
-    w = oracle.random_weights(rng, shape, problem.bits, problem.group_size)
-    scales = simt.rounded(w.scales, problem.scale_dtype)
-    biases = simt.rounded(w.biases, problem.scale_dtype)
-    if problem.symmetric:
-        biases = scales * np.float32(-(2 ** (problem.bits - 1)))
-    w = oracle.Weights(w.words, scales, biases, w.bits, w.group_size)
-    label = f"{launches[0].kernel} {problem}"
-    if dequantize:
-        result = simt.dequantize(problem, w.words, scales, biases, options)
-        exact, magnitude, terms = w.dequantize(), w.magnitude(), 1
-        inner = "float32"
-    else:
-        x = rng.standard_normal((problem.M, problem.K)).astype(np.float32)
-        x = simt.rounded(x, problem.dtype)
-        result = simt.matmul(problem, w.words, scales, biases, x, options, launches)[0]
-        exact = oracle.matmul(x, w.dequantize())
-        magnitude = oracle.matmul(abs(x), w.magnitude())
-        terms = problem.K
-        # Tiles hold w_hat in the type of x.
-        inner = problem.dtype if launches[0].threadgroup_bytes else "float32"
-    allowed = tolerance.bound(exact, magnitude, terms, problem.dtype, inner)
-    tolerance.assert_close(result, exact, allowed, label)
+def units() -> list[str]:
+    every = os.environ.get("NIBBLE_ALL_KERNELS")
+    return [
+        unit
+        for unit in plans.unit_names()
+        if every or re.search("|".join(f"_{usual}$" for usual in USUAL), unit)
+    ]
 
 
-@pytest.mark.parametrize("unit", plans.unit_names())
+@pytest.mark.parametrize("unit", units())
 def test_every_instance_runs(unit: str) -> None:
     library = compile_planned(plans.unit(unit), instrumented=True)
 
     def check_all() -> None:
-        for problem, launches in cases(unit):
-            check(problem, launches, simt.Options(instrumented=True))
+        for _, check in chosen(unit):
+            check()
 
     verdicts.once(unit, library, check_all)
 
@@ -92,7 +103,7 @@ def test_no_instance_is_left_out() -> None:
     run = {
         launch.kernel
         for unit in plans.unit_names()
-        for _, launches in cases(unit)
+        for launches, _ in chosen(unit)
         for launch in launches
     }
     assert run == set(simt.instances())
