@@ -3,10 +3,36 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "csrc/core/error.h"
 
 namespace nibble::cpu {
 namespace {
+
+#if defined(__aarch64__)
+enum class ArmFeature { kDotProd, kI8mm };
+
+bool has(ArmFeature feature) {
+  bool dot = feature == ArmFeature::kDotProd;
+#if defined(__APPLE__)
+  const char* name =
+      dot ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  int32_t value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value == 1;
+#elif defined(__linux__)
+  return dot ? getauxval(AT_HWCAP) >> 20 & 1    // HWCAP_ASIMDDP
+             : getauxval(AT_HWCAP2) >> 13 & 1;  // HWCAP2_I8MM
+#else
+  return false;
+#endif
+}
+#endif
 
 // Slowest first.
 std::vector<Isa> find_isas() {
@@ -34,6 +60,16 @@ std::vector<Isa> find_isas() {
   if (__builtin_cpu_supports("avx512vnni")) {
     found.push_back(
         {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
+  }
+#elif defined(__aarch64__)
+  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kNeonLayers});
+  if (has(ArmFeature::kDotProd)) {
+    found.push_back(
+        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kNeonLayers});
+  }
+  if (has(ArmFeature::kI8mm)) {
+    found.push_back(
+        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kNeonLayers});
   }
 #endif
   return found;

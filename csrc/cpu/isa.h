@@ -18,7 +18,8 @@ struct Isa {
 };
 
 // Names of those that can run here, slowest first: of "scalar", "avx2",
-// "avx2_vnni", "avx512", "avx512_vnni".
+// "avx2_vnni", "avx512", "avx512_vnni"; of "scalar", "neon", "neon_dotprod",
+// "neon_i8mm" on Arm.
 std::vector<std::string_view> available_isas();
 
 // The one in use: the last of these, or what NIBBLE_CPU_ISA or set_isa says.

@@ -115,6 +115,11 @@ extern const Int8Kernels kAvx2VnniInt8Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Int8Kernels kAvx512Int8Kernels;
 extern const Int8Kernels kAvx512VnniInt8Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
+extern const Int8Kernels kNeonInt8Kernels;
+extern const Int8Kernels kNeonDotprodInt8Kernels;
+extern const Int8Kernels kNeonI8mmInt8Kernels;
 #endif
 
 }  // namespace nibble::cpu

@@ -10,9 +10,11 @@ generate(model, tokenizer, prompt="Hello")
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -29,10 +31,12 @@ __all__ = [
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_full_precision",
     "load_stock",
     "make_prompt_cache",
     "prepare",
     "run_command",
+    "save_companions",
     "set_activation_dtype",
     "stream_generate",
 ]
@@ -133,3 +137,44 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
 
 def _on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+def load_full_precision(
+    path_or_hf_repo: str, trust_remote_code: bool = False
+) -> tuple[mlx_nn.Module, Any, dict[str, Any]]:
+    """Load a model to be quantized: lazily, and dequantized if it was quantized.
+
+    Returns:
+        The model, its tokenizer, and its configuration without a quantization.
+    """
+    model, tokenizer, config = mlx_lm.load(
+        path_or_hf_repo,
+        lazy=True,
+        return_config=True,
+        trust_remote_code=trust_remote_code,
+    )
+    if config.pop("quantization", None) is not None:
+        model = mlx_lm_utils.dequantize_model(model)
+    config.pop("quantization_config", None)
+    return model, tokenizer, config
+
+
+def save_companions(
+    folder: Path, source: str, tokenizer: Any, config: dict[str, Any]
+) -> None:
+    """Write what a model folder holds beside its weights, as mlx-lm does.
+
+    Args:
+        folder: The model folder under way.
+        source: Where the model came from: a folder, or a repository of the Hub.
+        tokenizer: As :func:`mlx_lm.load` returned it.
+        config: The configuration, with its quantization.
+    """
+    path = Path(source)
+    if not path.exists():
+        path = Path(mlx_lm_utils.hf_repo_to_path(source))
+    mlx_lm_utils.save_config(config, config_path=folder / "config.json")
+    tokenizer.save_pretrained(folder)
+    for file in [*path.glob("*.py"), path / "generation_config.json"]:
+        if file.exists():
+            shutil.copy(file, folder)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import simt
-from tests.simt import checks
+from tests.simt import cases
 
 Fields = tuple[str, str, int, int, bool]
 # (dtype, scale_dtype, bits, group_size, symmetric)
@@ -47,9 +47,9 @@ def test_gathered_products_agree_with_the_oracle(
     p = simt.GatherProblem(
         B, M, N, K, experts, dtype, scale_dtype, bits, group_size, symmetric, in_order
     )
-    launches = simt.plan_gather(p)
-    assert launches is not None
-    checks.check_gather(p, launches, simt.Options(seed=seed, instrumented=True))
+    (launch,) = simt.plan_gather(p) or ()
+    case = cases.gather(p, launch, seed)
+    case.check(simt.Options(seed=seed, instrumented=True))
 
 
 @pytest.mark.parametrize("gathered", [False, True])
@@ -70,6 +70,6 @@ def test_swiglu_agrees_with_the_oracle(
         if gathered
         else simt.Problem(1, N, K, B, experts, 1, *fields)
     )
-    launches = simt.plan_swiglu(problem)
-    assert launches is not None
-    checks.check_swiglu(problem, launches, simt.Options(seed=seed, instrumented=True))
+    (launch,) = simt.plan_swiglu(problem) or ()
+    case = cases.swiglu(problem, launch, seed)
+    case.check(simt.Options(seed=seed, instrumented=True))

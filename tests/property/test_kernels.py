@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import simt
-from tests.simt import checks
+from tests.simt import cases
 
 # Compiling a kernel costs a second, so not all combinations: every type, width, group
 # size and symmetry is here, and the pairs of types that checkpoints have.
@@ -80,8 +80,8 @@ def test_products_agree_with_the_oracle(
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
-    for launches in plans:
-        checks.check_matmul(p, launches, watched(seed))
+    for (launch,) in plans:
+        cases.matmul(p, launch, seed).check(watched(seed))
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -105,8 +105,8 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
     size, count, repeat = batch
     p = replace(p, K=groups * p.group_size)
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
-    for launches in simt.candidates(p):
-        checks.check_matmul(p, launches, watched(seed))
+    for (launch,) in simt.candidates(p):
+        cases.matmul(p, launch, seed).check(watched(seed))
 
 
 @pytest.mark.parametrize("M", [*range(1, 10), 15, 17, 31, 32, 34])
@@ -114,20 +114,27 @@ def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     p = problem_of(FORMATS[0])
     # More than two steps of the widest kernel, and no multiple of one.
     p = replace(p, M=M, N=11, K=2304 + p.group_size)
-    for launches in simt.candidates(p):
-        checks.check_matmul(p, launches, watched(M))
+    for (launch,) in simt.candidates(p):
+        cases.matmul(p, launch, M).check(watched(M))
 
 
 def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
     p = replace(problem_of(FORMATS[0]), N=40, K=1216, batch_invariant=True)
-    rng = np.random.default_rng(0)
-    w = checks.weights_of(p, 1, rng)
-    x = simt.rounded(rng.standard_normal((1, 33, p.K)), p.dtype)
-    whole = simt.matmul(replace(p, M=33), w.words, w.scales, w.biases, x)
+    (launch,) = simt.candidates(replace(p, M=33))[0]
+    whole = cases.matmul(replace(p, M=33), launch)
+    rows = run_rows(whole, launch, slice(0, 33))
     for first, last in [(0, 1), (32, 33), (3, 11), (5, 19)]:
-        part = replace(p, M=last - first)
-        y = simt.matmul(part, w.words, w.scales, w.biases, x[:, first:last])
-        np.testing.assert_array_equal(y, whole[:, first:last])
+        (launch,) = simt.candidates(replace(p, M=last - first))[0]
+        part = run_rows(whole, launch, slice(first, last))
+        np.testing.assert_array_equal(part, rows[:, first:last])
+
+
+def run_rows(case: cases.Case, launch: simt.Launch, rows: slice) -> np.ndarray:
+    """Some rows of a case's x, by another launch."""
+    x = np.ascontiguousarray(case.operands["x"][:, rows])
+    shape = (1, x.shape[1], case.exact.shape[-1])
+    outputs = {"out": (shape, x.dtype)}
+    return simt.run(launch, case.operands | {"x": x}, outputs).outputs["out"]
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -140,4 +147,5 @@ def test_dequantize_agrees_with_the_oracle(
 ) -> None:
     p = problem_of(fields)
     p = replace(p, M=rows, K=groups * p.group_size)
-    checks.check_dequantize(p, watched(seed))
+    (launch,) = simt.plan_dequantize(p) or ()
+    cases.dequantize(p, launch, seed).check(watched(seed))

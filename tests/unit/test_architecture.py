@@ -22,19 +22,22 @@ CXX_MAY_INCLUDE = {
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
     "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},
-    "csrc": {"csrc/mlx", "nanobind"},  # bindings.cpp
+    "csrc": {"csrc", "csrc/mlx", "mlx", "nanobind"},  # bindings
 }
 # Who parses an option must not need a model, and only one module needs mlx-lm.
 PYTHON_ORDER = [
     "_ext",
     "_native",
+    "selfcheck",
     "ops",
     "fast",
     "nn",
     "report",
     "route",
     "accelerate",
+    "diagnosis",
     "lm",
+    "convert",
     "cli",
 ]
 
@@ -79,6 +82,17 @@ def test_a_module_imports_only_what_is_below(name):
             other = module.split(".")[1]
             if other in PYTHON_ORDER:
                 assert PYTHON_ORDER.index(other) < place, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    "path", [*(PACKAGE / "quantize").glob("*.py")], ids=lambda path: path.name
+)
+def test_quantizers_are_functions_of_arrays(path):
+    for module in imports_of(path):
+        if module.split(".")[0] in ("mlx", "mlx_lm", "pathlib", "os"):
+            raise AssertionError(f"{path.name} imports {module}")
+        if module.startswith("mlx_nibble."):
+            assert module.split(".")[1] in ("formats", "quantize"), module
 
 
 def test_only_lm_imports_mlx_lm():

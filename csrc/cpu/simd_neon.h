@@ -1,0 +1,309 @@
+// The SIMD facade over NEON, as every 64-bit Arm has it. Every intrinsic of it
+// is in this file. A vector of 8 lanes is two registers: 8 codes are whole
+// bytes whatever their width.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "csrc/core/dtype.h"
+
+namespace nibble::cpu {
+namespace {
+
+struct Neon {
+  struct F {
+    float32x4_t lo, hi;
+  };
+  struct I {
+    int32x4_t lo, hi;
+  };
+  static constexpr int kLanes = 8;
+  // 4 weight rows x 3 activation rows: 24 of 32 registers.
+  static constexpr int kTileRows = 3;
+  // Weight rows of a tile that decodes.
+  static constexpr int decode_rows(int) { return 4; }
+  // Up to here, decoding again for each tile is faster than storing what was
+  // decoded.
+  static constexpr int kFewRows = kTileRows;
+
+  static F zero() { return set1(0); }
+  static F set1(float v) { return {vdupq_n_f32(v), vdupq_n_f32(v)}; }
+  static F load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+  static void store(float* p, F v) {
+    vst1q_f32(p, v.lo);
+    vst1q_f32(p + 4, v.hi);
+  }
+  static F fma(F a, F b, F c) {
+    return {vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi)};
+  }
+
+  // out[0:4] = the sum of the lanes of each.
+  static void sum4(F a, F b, F c, F d, float* out) {
+    float32x4_t ab = vpaddq_f32(vaddq_f32(a.lo, a.hi), vaddq_f32(b.lo, b.hi));
+    float32x4_t cd = vpaddq_f32(vaddq_f32(c.lo, c.hi), vaddq_f32(d.lo, d.hi));
+    vst1q_f32(out, vpaddq_f32(ab, cd));
+  }
+
+  // ---- arithmetic between the products ----------------------------------
+  static F add(F a, F b) {
+    return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)};
+  }
+  static F mul(F a, F b) {
+    return {vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi)};
+  }
+  static F div(F a, F b) {
+    return {vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)};
+  }
+  // b where one of them is NaN.
+  static F max(F a, F b) {
+    return {vbslq_f32(vcgtq_f32(a.lo, b.lo), a.lo, b.lo),
+            vbslq_f32(vcgtq_f32(a.hi, b.hi), a.hi, b.hi)};
+  }
+  static F min(F a, F b) {
+    return {vbslq_f32(vcltq_f32(a.lo, b.lo), a.lo, b.lo),
+            vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
+  }
+  static F round(F v) { return {vrndnq_f32(v.lo), vrndnq_f32(v.hi)}; }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    auto power = [](float32x4_t n) {
+      int32x4_t exponent = vcvtq_s32_f32(vaddq_f32(n, vdupq_n_f32(127)));
+      return vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23));
+    };
+    return {power(n.lo), power(n.hi)};
+  }
+  static float sum(F v) { return vaddvq_f32(vaddq_f32(v.lo, v.hi)); }
+  static float largest(F v) { return vmaxvq_f32(vmaxq_f32(v.lo, v.hi)); }
+
+  // ---- 16-bit floats ----------------------------------------------------
+  template <Dtype kDtype>
+  static F load_as_float(const uint8_t* p, int count = kLanes) {
+    uint8_t part[kLanes * 4] = {};
+    if (count < kLanes) {
+      std::memcpy(part, p, count * size_of(kDtype));
+      p = part;
+    }
+    if constexpr (kDtype == Dtype::kFloat32) {
+      return {vreinterpretq_f32_u8(vld1q_u8(p)),
+              vreinterpretq_f32_u8(vld1q_u8(p + 16))};
+    } else if constexpr (kDtype == Dtype::kFloat16) {
+      float16x8_t v = vreinterpretq_f16_u8(vld1q_u8(p));
+      return {vcvt_f32_f16(vget_low_f16(v)), vcvt_high_f32_f16(v)};
+    } else {
+      uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(p));
+      return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
+              vreinterpretq_f32_u32(vshll_high_n_u16(v, 16))};
+    }
+  }
+
+  template <Dtype kDtype>
+  static void store_rounded(uint8_t* p, F v, int count = kLanes) {
+    uint8_t all[kLanes * 4];
+    if constexpr (kDtype == Dtype::kFloat32) {
+      vst1q_u8(all, vreinterpretq_u8_f32(v.lo));
+      vst1q_u8(all + 16, vreinterpretq_u8_f32(v.hi));
+    } else if constexpr (kDtype == Dtype::kFloat16) {
+      float16x8_t rounded = vcvt_high_f16_f32(vcvt_f16_f32(v.lo), v.hi);
+      vst1q_u8(all, vreinterpretq_u8_f16(rounded));
+    } else {
+      uint16x8_t rounded =
+          vcombine_u16(round_to_bfloat(v.lo), round_to_bfloat(v.hi));
+      vst1q_u8(all, vreinterpretq_u8_u16(rounded));
+    }
+    std::memcpy(p, all, count * size_of(kDtype));
+  }
+
+  // ---- codes ------------------------------------------------------------
+  template <int kBits>
+  struct Group {
+    float32x4_t scale, bias;
+  };
+
+  template <int kBits>
+  static Group<kBits> group(float scale, float bias) {
+    return {vdupq_n_f32(scale), vdupq_n_f32(bias)};
+  }
+
+  // The values of the next 8 codes, kBits bytes at p.
+  template <int kBits>
+  static F decode(const uint8_t* p, const Group<kBits>& g) {
+    uint32x4_t lo, hi;
+    if constexpr (kBits == 8) {
+      uint16x8_t v = vmovl_u8(vld1_u8(p));
+      lo = vmovl_u16(vget_low_u16(v));
+      hi = vmovl_high_u16(v);
+    } else {
+      // Codes 0 to 3 begin in byte 0; 4 to 7 are in the last 4 bytes.
+      constexpr int kSkipped = kBits > 4 ? 8 * (kBits - 4) : 0;
+      uint32_t first, last;
+      if constexpr (kBits == 2) {
+        first = last = read<uint16_t>(p);
+      } else if constexpr (kBits == 3) {
+        first = last = read<uint16_t>(p) | p[2] << 16;
+      } else {
+        first = read<uint32_t>(p);
+        last = read<uint32_t>(p + kSkipped / 8);
+      }
+      constexpr int32_t kLo[] = {0, -kBits, -2 * kBits, -3 * kBits};
+      constexpr int kFourth = kSkipped - 4 * kBits;
+      constexpr int32_t kHi[] = {
+          kFourth, kFourth - kBits, kFourth - 2 * kBits, kFourth - 3 * kBits};
+      uint32x4_t mask = vdupq_n_u32((1 << kBits) - 1);
+      lo = vandq_u32(vshlq_u32(vdupq_n_u32(first), vld1q_s32(kLo)), mask);
+      hi = vandq_u32(vshlq_u32(vdupq_n_u32(last), vld1q_s32(kHi)), mask);
+    }
+    return {vfmaq_f32(g.bias, vcvtq_f32_u32(lo), g.scale),
+            vfmaq_f32(g.bias, vcvtq_f32_u32(hi), g.scale)};
+  }
+
+  template <int kBits>
+  static constexpr bool kNatural = true;
+
+  template <int kBits>
+  static F to_code_order(F v) {
+    return v;
+  }
+
+  template <int kBits>
+  static F to_natural_order(F v) {
+    return v;
+  }
+
+  // ---- integers: bytes of codes against bytes of activations -------------
+  // Strips of 8 weight rows x activation rows of a tile: 16 registers.
+  static constexpr int kStrips = 2;
+  static constexpr int kIntTileRows = 4;
+
+  static I int_zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+  static I int_load(const int32_t* p) {
+    return {vld1q_s32(p), vld1q_s32(p + 4)};
+  }
+  static void int_store(int32_t* p, I v) {
+    vst1q_s32(p, v.lo);
+    vst1q_s32(p + 4, v.hi);
+  }
+  static F to_float(I v) { return {vcvtq_f32_s32(v.lo), vcvtq_f32_s32(v.hi)}; }
+
+  // Every lane = the 4 bytes at p.
+  static I broadcast4(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof(word));
+    return {vdupq_n_s32(word), vdupq_n_s32(word)};
+  }
+
+  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  template <int kBits, int kPart>
+  static I byte_codes(I v) {
+    if constexpr (kBits == 8) {
+      return v;
+    }
+    uint8x16_t mask = vdupq_n_u8((1 << kBits) - 1);
+    auto codes = [&](int32x4_t half) {
+      uint8x16_t bytes = vreinterpretq_u8_s32(half);
+      if constexpr (kPart > 0) {
+        bytes = vshrq_n_u8(bytes, kPart * kBits);
+      }
+      return vreinterpretq_s32_u8(vandq_u8(bytes, mask));
+    };
+    return {codes(v.lo), codes(v.hi)};
+  }
+
+  // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
+  // activations. A single product fits 16 bits.
+  template <int kBits>
+  static I dot4(I sum, I codes, I x) {
+    auto dot = [](int32x4_t sum, int32x4_t codes, int32x4_t x) {
+      uint8x16_t q = vreinterpretq_u8_s32(codes);
+      int8x16_t a = vreinterpretq_s8_s32(x);
+      int16x8_t lo = vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(q))),
+                               vmovl_s8(vget_low_s8(a)));
+      int16x8_t hi =
+          vmulq_s16(vreinterpretq_s16_u16(vmovl_high_u8(q)), vmovl_high_s8(a));
+      return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(lo), vpaddlq_s16(hi)));
+    };
+    return {dot(sum.lo, codes.lo, x.lo), dot(sum.hi, codes.hi, x.hi)};
+  }
+
+  // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
+  // `stride` apart.
+  static void transpose(const uint8_t* const* rows,
+                        int count,
+                        int32_t* out,
+                        int stride) {
+    int d = 0;
+    for (; d + 4 <= count; d += 4) {
+      for (int r = 0; r < kLanes; r += 4) {
+        int32x4_t a = words(rows[r] + 4 * d), b = words(rows[r + 1] + 4 * d);
+        int32x4_t c = words(rows[r + 2] + 4 * d),
+                  e = words(rows[r + 3] + 4 * d);
+        int64x2_t ab_even = vreinterpretq_s64_s32(vtrn1q_s32(a, b));
+        int64x2_t ab_odd = vreinterpretq_s64_s32(vtrn2q_s32(a, b));
+        int64x2_t ce_even = vreinterpretq_s64_s32(vtrn1q_s32(c, e));
+        int64x2_t ce_odd = vreinterpretq_s64_s32(vtrn2q_s32(c, e));
+        int32_t* to = out + d * stride + r;
+        put(to, vtrn1q_s64(ab_even, ce_even));
+        put(to + stride, vtrn1q_s64(ab_odd, ce_odd));
+        put(to + 2 * stride, vtrn2q_s64(ab_even, ce_even));
+        put(to + 3 * stride, vtrn2q_s64(ab_odd, ce_odd));
+      }
+    }
+    for (; d < count; ++d) {
+      for (int r = 0; r < kLanes; ++r) {
+        std::memcpy(out + d * stride + r, rows[r] + 4 * d, 4);
+      }
+    }
+  }
+
+  // out[0:8] = the 8 codes in kBits bytes at p.
+  template <int kBits>
+  static void spread8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    std::memcpy(&codes, p, kBits);
+    for (int i = 0; i < 8; ++i) {
+      out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
+    }
+  }
+
+  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  static I max_magnitude(I best, F v) {
+    return {vmaxq_s32(best.lo, vreinterpretq_s32_f32(vabsq_f32(v.lo))),
+            vmaxq_s32(best.hi, vreinterpretq_s32_f32(vabsq_f32(v.hi)))};
+  }
+
+  // out[0:8] = v rounded to the nearest integers, ties to even.
+  static void round_to_bytes(F v, int8_t* out) {
+    int16x8_t words = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(v.lo)),
+                                   vqmovn_s32(vcvtnq_s32_f32(v.hi)));
+    vst1_s8(out, vqmovn_s16(words));
+  }
+
+ private:
+  template <typename Word>
+  static uint32_t read(const uint8_t* p) {
+    Word word;
+    std::memcpy(&word, p, sizeof(word));
+    return word;
+  }
+
+  static int32x4_t words(const uint8_t* p) {
+    return vreinterpretq_s32_u8(vld1q_u8(p));
+  }
+
+  static void put(int32_t* p, int64x2_t v) {
+    vst1q_s32(p, vreinterpretq_s32_s64(v));
+  }
+
+  static uint16x4_t round_to_bfloat(float32x4_t v) {
+    uint32x4_t u = vreinterpretq_u32_f32(v);
+    uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    uint32x4_t quiet = vorrq_u32(u, vdupq_n_u32(0x00400000));
+    return vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet), 16);
+  }
+};
+
+}  // namespace
+}  // namespace nibble::cpu

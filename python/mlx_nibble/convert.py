@@ -1,0 +1,215 @@
+"""A model folder in, a quantized MLX model folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as mlx_nn
+from mlx.utils import tree_flatten
+
+from mlx_nibble import lm
+from mlx_nibble.formats import Format
+from mlx_nibble.io.checkpoint import save_weights
+from mlx_nibble.io.folder import new_folder
+from mlx_nibble.model.layers import matrices
+from mlx_nibble.model.quantizer import Plan, quantize_model
+from mlx_nibble.model.sensitivity import sensitivity
+from mlx_nibble.model.stream import batches
+from mlx_nibble.model.text import read_text
+from mlx_nibble.model.workspace import Workspace
+from mlx_nibble.quantize.budget import solve
+from mlx_nibble.quantize.method import Method
+from mlx_nibble.quantize.recipes import RECIPES
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model is calibrated on.
+
+    Attributes:
+        text: As :func:`mlx_nibble.model.text.read_text` takes it.
+        samples: Sequences, spread evenly over the text.
+        length: Tokens a sequence.
+    """
+
+    text: str = "builtin"
+    samples: int = 64
+    length: int = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to quantize.
+
+    Attributes:
+        bits: Of the recipe's base format.
+        group_size: Likewise.
+        recipe: One of :data:`mlx_nibble.quantize.recipes.RECIPES`.
+        target_bpw: Instead of a recipe: bits per weight of all matrices together,
+            spent where sensitivity says.
+        method: The steps for each matrix.
+        calibration: Needed by calibrated methods and by `target_bpw`.
+        symmetric: Store scale-only weights (bias -2**(bits-1) * scale).
+        dtype: Of scales and of what is not quantized; default: the model's.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    recipe: str = "uniform"
+    target_bpw: float | None = None
+    method: Method = field(default_factory=Method)
+    calibration: Calibration = field(default_factory=Calibration)
+    symmetric: bool = False
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.recipe not in RECIPES:
+            raise ValueError(
+                f"[convert] recipe must be one of {tuple(RECIPES)} but got "
+                f"{self.recipe!r}."
+            )
+        Format(self.bits, self.group_size)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+        path: The folder.
+        parameters: Weights, as the full-precision model counts them.
+        nbytes: Bytes of all tensors.
+        plan: The format of each quantized matrix.
+    """
+
+    path: Path
+    parameters: int
+    nbytes: int
+    plan: Plan
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With scales, biases and what is not quantized counted."""
+        return 8 * self.nbytes / self.parameters
+
+
+def convert(
+    source: str,
+    out: str | Path,
+    options: Options,
+    progress: Progress = lambda *_: None,
+) -> Converted:
+    """Quantize a model that mlx-lm loads.
+
+    Killed at any moment, it goes on where it was when called again with the same
+    arguments: finished layers are kept beside `out`.
+
+    Args:
+        source: A model folder, or a repository of the Hugging Face Hub.
+        out: The folder to make; it must not exist.
+        options: How to quantize.
+        progress: Called with what is being done, steps done and all steps.
+
+    Raises:
+        ValueError: If an option is wrong, or `out` exists.
+        OSError: If files cannot be read or written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"[convert] the output must not exist yet but {out} does.")
+    model, tokenizer, config = lm.load_full_precision(source)
+    if options.dtype is not None:
+        model.set_dtype(getattr(mx, options.dtype))
+    parameters = sum(v.size for _, v in tree_flatten(model.parameters()))
+    tokens: list[mx.array] = []
+    if options.method.calibrated or options.target_bpw is not None:
+        tokens = _calibration_batches(tokenizer, options.calibration)
+    plan = make_plan(model, options, tokens, progress)
+    settings = _fingerprint(source, options, plan, tokens)
+    workspace = Workspace(out, settings)
+    arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
+    nbytes = sum(a.nbytes for a in arrays.values())
+    with new_folder(out, "convert") as folder:
+        save_weights(folder, arrays)
+        config = {**config, "quantization": quantization_entry(plan, options)}
+        config["quantization_config"] = config["quantization"]
+        lm.save_companions(folder, source, tokenizer, config)
+    workspace.remove()
+    return Converted(out, parameters, nbytes, plan)
+
+
+def make_plan(
+    model: mlx_nn.Module,
+    options: Options,
+    tokens: Sequence[mx.array],
+    progress: Progress = lambda *_: None,
+) -> dict[str, Format]:
+    """The format of each matrix: by recipe, or by measured sensitivity."""
+    found = matrices(model)
+    if not found:
+        raise ValueError("[convert] the model has no matrix that can be quantized.")
+    dtype = options.dtype or _dtype_name(found[0].module["weight"].dtype)
+    base = Format(options.bits, options.group_size, dtype, options.symmetric)
+    shapes = {m.path: m.shape for m in found}
+    if options.target_bpw is None:
+        return RECIPES[options.recipe](shapes, base)
+    candidates = [
+        Format(bits, size, dtype, options.symmetric)
+        for bits in (2, 3, 4, 5, 6, 8)
+        for size in (32, 64, 128)
+    ]
+    some = tokens[: max(1, 512 // tokens[0].size)]
+    choices = sensitivity(model, some, base, candidates, progress)
+    counted = sum(m.size for m in found if m.path in choices)
+    return solve(choices, int(options.target_bpw * counted / 8))
+
+
+def quantization_entry(plan: Plan, options: Options) -> dict[str, Any]:
+    """The `quantization` of config.json, with an entry for each that differs."""
+    entry: dict[str, Any] = {
+        "group_size": options.group_size,
+        "bits": options.bits,
+        "mode": "affine",
+    }
+    usual = (options.bits, options.group_size)
+    for path, form in plan.items():
+        if (form.bits, form.group_size) != usual:
+            entry[path] = {
+                "group_size": form.group_size,
+                "bits": form.bits,
+                "mode": "affine",
+            }
+    return entry
+
+
+def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.array]:
+    ids = tokenizer.encode(read_text(calibration.text))
+    return batches(ids, calibration.length, calibration.samples)
+
+
+def _fingerprint(
+    source: str, options: Options, plan: Plan, tokens: Sequence[mx.array]
+) -> dict[str, Any]:
+    """What must be equal for finished layers to be of use."""
+    digest = hashlib.sha256()
+    for batch in tokens:
+        digest.update(json.dumps(batch.tolist()).encode())
+    return {
+        "source": str(Path(source).absolute()) if Path(source).exists() else source,
+        "method": asdict(options.method),
+        "plan": {path: asdict(form) for path, form in plan.items()},
+        "tokens": digest.hexdigest(),
+    }
+
+
+def _dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).rpartition(".")[2]

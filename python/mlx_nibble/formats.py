@@ -1,0 +1,177 @@
+"""The affine formats as arrays: codes, scales and biases, and how they are packed.
+
+Everything here is numpy. A bfloat16 number travels as the float32 equal to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BITS = (1, 2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+SCALE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a matrix is stored.
+
+    Attributes:
+        bits: Width of a code, one of `BITS`.
+        group_size: Consecutive inputs that share a scale and a bias, one of
+            `GROUP_SIZES`.
+        scale_dtype: Type of scales and biases, one of `SCALE_DTYPES`.
+        symmetric: The bias is always `-2**(bits - 1) * scale`.
+
+    Raises:
+        ValueError: If MLX has no such format.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    scale_dtype: str = "float16"
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name, value, allowed in (
+            ("bits", self.bits, BITS),
+            ("group_size", self.group_size, GROUP_SIZES),
+            ("scale_dtype", self.scale_dtype, SCALE_DTYPES),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"[format] {name} must be one of {allowed} but got {value!r}."
+                )
+
+    @property
+    def levels(self) -> int:
+        """The largest code, `2**bits - 1`."""
+        return 2**self.bits - 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With scales and biases counted, as they lie on disk."""
+        pair = 2 * (32 if self.scale_dtype == "float32" else 16)
+        return self.bits + pair / self.group_size
+
+    def fits(self, inputs: int) -> bool:
+        """Tell whether rows of `inputs` weights can be stored."""
+        return inputs % self.group_size == 0
+
+    def nbytes(self, rows: int, inputs: int) -> int:
+        """Bytes of a matrix `[rows, inputs]`."""
+        return round(rows * inputs * self.bits_per_weight / 8)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    r"""A matrix as codes: :math:`\hat w_{nk} = s_{ng} q_{nk} + b_{ng}`.
+
+    The group size is `K / G`: any divisor of K, so that one scale a row (G = 1)
+    is a case of it.
+
+    Attributes:
+        codes: uint8 `[..., N, K]`.
+        scales: float32 `[..., N, G]`, each a value of the stored type.
+        biases: float32 `[..., N, G]`, likewise.
+        bits: Width of a code.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    biases: np.ndarray
+    bits: int
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share a scale."""
+        return self.codes.shape[-1] // self.scales.shape[-1]
+
+    def dequantize(self) -> np.ndarray:
+        """The matrix stood for, float32 `[..., N, K]`."""
+        codes = grouped(self.codes.astype(np.float32), self.group_size)
+        values = codes * self.scales[..., None] + self.biases[..., None]
+        return values.reshape(self.codes.shape)
+
+    def words(self) -> np.ndarray:
+        """The codes as MLX stores them, uint32 `[..., N, K * bits / 32]`."""
+        return pack(self.codes, self.bits)
+
+
+def grouped(a: np.ndarray, group_size: int) -> np.ndarray:
+    """View `[..., K]` as `[..., K / group_size, group_size]`."""
+    return a.reshape(*a.shape[:-1], -1, group_size)
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack codes as MLX does: each row is a little-endian stream of `bits` each.
+
+    Args:
+        codes: uint8 `[..., K]`, each below `2**bits`; `K * bits` is a multiple of 32.
+        bits: One of `BITS`.
+
+    Returns:
+        uint32 `[..., K * bits / 32]`.
+    """
+    if bits == 8:
+        packed = np.ascontiguousarray(codes)
+    elif bits in (1, 2, 4):
+        fields = grouped(codes, 8 // bits)
+        packed = fields[..., 0].copy()
+        for i in range(1, 8 // bits):
+            packed |= fields[..., i] << (i * bits)
+    else:
+        # 8 codes of an odd width fill `bits` bytes exactly.
+        fields = grouped(codes, 8)
+        stream = np.zeros(fields.shape[:-1], np.uint64)
+        for i in range(8):
+            stream |= fields[..., i].astype(np.uint64) << np.uint64(i * bits)
+        octets = stream.astype("<u8")[..., None].view(np.uint8)[..., :bits]
+        packed = np.ascontiguousarray(octets).reshape(*codes.shape[:-1], -1)
+    return packed.view("<u4")
+
+
+def unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """The codes of packed words: the inverse of `pack`.
+
+    Args:
+        words: uint32 `[..., K * bits / 32]`.
+        bits: One of `BITS`.
+
+    Returns:
+        uint8 `[..., K]`.
+    """
+    octets = np.ascontiguousarray(words, dtype="<u4").view(np.uint8)
+    if bits == 8:
+        return octets
+    mask = (1 << bits) - 1
+    if bits in (1, 2, 4):
+        fields = [(octets >> (i * bits)) & mask for i in range(8 // bits)]
+    else:
+        stream = np.zeros((*octets.shape[:-1], octets.shape[-1] // bits), np.uint64)
+        for i, octet in enumerate(np.moveaxis(grouped(octets, bits), -1, 0)):
+            stream |= octet.astype(np.uint64) << np.uint64(8 * i)
+        fields = [
+            (stream >> np.uint64(i * bits)).astype(np.uint8) & mask for i in range(8)
+        ]
+    return np.stack(fields, -1).reshape(*octets.shape[:-1], -1)
+
+
+def round_to(a: np.ndarray, dtype: str) -> np.ndarray:
+    """Round float32 to the nearest value of `dtype`, kept as float32.
+
+    Ties go to even. What is beyond the largest finite value becomes that value,
+    since an infinite scale stands for nothing.
+    """
+    a = np.asarray(a, np.float32)
+    if dtype == "float32":
+        return a
+    if dtype == "float16":
+        largest = np.float32(np.finfo(np.float16).max)
+        return np.clip(a, -largest, largest).astype(np.float16).astype(np.float32)
+    raw = a.view(np.uint32)
+    rounded = raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)

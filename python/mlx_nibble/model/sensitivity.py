@@ -1,0 +1,167 @@
+"""What each matrix costs in each format, measured on calibration text.
+
+The blocks of the model (the attention of a layer, its MLP, the embedding) are
+quantized one at a time, and the KL divergence of the whole model's predictions is
+measured. It grows with the square of the perturbation, so a block's divergence is
+shared out to its matrices, and carried over to other formats, by their squared
+errors weighed with the mean square of each input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_nibble.formats import Format
+from mlx_nibble.model.cpu_math import fast_dense, to_numpy
+from mlx_nibble.model.evaluate import kl_divergence, log_softmax
+from mlx_nibble.model.intercept import Hook, intercepted
+from mlx_nibble.model.layers import Matrix, matrices
+from mlx_nibble.model.stream import LayerStream
+from mlx_nibble.quantize.budget import Choice
+from mlx_nibble.quantize.search import search
+
+# Rows whose error stands for a matrix's: the mean over so many is within a few
+# percent of the mean over all.
+_ROWS = 128
+
+
+def sensitivity(
+    model: nn.Module,
+    tokens: Sequence[mx.array],
+    base: Format,
+    formats: Sequence[Format],
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, list[Choice]]:
+    """Estimate the KL divergence that each matrix causes in each format.
+
+    Args:
+        model: Not quantized, all of it in memory.
+        tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
+        base: The format that blocks are measured in.
+        formats: Those to choose from; one that does not fit a matrix is left out.
+        progress: Told of each block.
+
+    Returns:
+        For each matrix its choices; the loss is in nats a token.
+    """
+    with fast_dense():
+        return _Measurement(model, tokens, base, formats, progress).run()
+
+
+class _Measurement:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Sequence[mx.array],
+        base: Format,
+        formats: Sequence[Format],
+        progress: Callable[[str, int, int], None],
+    ):
+        self.model, self.base, self.formats = model, base, formats
+        self.progress = progress
+        self.stream = LayerStream(model, tokens)
+        self.matrices = [m for m in matrices(model) if base.fits(m.inputs)]
+
+    def run(self) -> dict[str, list[Choice]]:
+        squares, states = self._reference()
+        blocks: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
+        choices: dict[str, list[Choice]] = {}
+        for i, block in enumerate(blocks.values()):
+            self.progress("Measuring sensitivity", i, len(blocks))
+            divergence = self._divergence(block, states)
+            choices |= self._share(block, divergence, squares)
+        return choices
+
+    def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
+        """Mean squares of inputs, and the states before every layer."""
+        squares: dict[str, np.ndarray] = {}
+
+        def hook(path: str) -> Hook:
+            def see(original: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+                if mx.issubdtype(x.dtype, mx.floating):
+                    rows = to_numpy(x).reshape(-1, x.shape[-1])
+                    squares[path] = squares.get(path, 0) + (rows**2).sum(0)
+                return original(x, *args, **kwargs)
+
+            return see
+
+        states = [self.stream.embed()]
+        with intercepted([(m.module, hook(m.path)) for m in self.matrices]):
+            for index in range(len(self.stream.layers)):
+                states.append(
+                    [self.stream.call(index, i, x) for i, x in enumerate(states[-1])]
+                )
+        self.log_r = [
+            log_softmax(self.stream.logits(i, x)) for i, x in enumerate(states[-1])
+        ]
+        return squares, states
+
+    def _divergence(self, block: list[Matrix], states: list[list[mx.array]]) -> float:
+        """The mean KL divergence with one block quantized."""
+        originals = [m.module["weight"] for m in block]
+        for matrix in block:
+            weight = to_numpy(matrix.module["weight"])
+            approx = search(weight, self.base).dequantize()
+            matrix.module["weight"] = mx.array(approx)
+        try:
+            first = self._layer_index(block[0].path)
+            if first is None:  # outside the layers: the embedding, the head
+                first, now = 0, self.stream.embed()
+            else:
+                now = states[first]
+            for index in range(first, len(self.stream.layers)):
+                now = [self.stream.call(index, i, x) for i, x in enumerate(now)]
+            divergences = [
+                kl_divergence(log_r, log_softmax(self.stream.logits(i, x)))
+                for i, (x, log_r) in enumerate(zip(now, self.log_r, strict=True))
+            ]
+        finally:
+            for matrix, weight in zip(block, originals, strict=True):
+                matrix.module["weight"] = weight
+        return float(np.concatenate(divergences).mean())
+
+    def _layer_index(self, path: str) -> int | None:
+        parts = path.split(".")
+        numbers = [int(p) for p in parts if p.isdigit()]
+        return numbers[0] if numbers else None
+
+    def _share(
+        self, block: list[Matrix], divergence: float, squares: Mapping[str, np.ndarray]
+    ) -> dict[str, list[Choice]]:
+        forms = [*dict.fromkeys([self.base, *self.formats])]
+        errors = {
+            m.path: {
+                form: _error(m, form, squares.get(m.path))
+                for form in forms
+                if form.fits(m.inputs)
+            }
+            for m in block
+        }
+        total = sum(errors[m.path][self.base] for m in block)
+        price = divergence / total if total > 0 else 0.0
+        shares: dict[str, list[Choice]] = {}
+        for m in block:
+            rows = m.size // m.inputs
+            shares[m.path] = [
+                Choice(form, form.nbytes(rows, m.inputs), price * error)
+                for form, error in errors[m.path].items()
+                if form in self.formats
+            ]
+        return shares
+
+
+def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:
+    """The squared error of all rows, estimated from some."""
+    rows = matrix.module["weight"].reshape(-1, matrix.inputs)
+    step = max(1, rows.shape[0] // _ROWS)
+    some = to_numpy(rows[::step])
+    squared = (some - search(some, form).dequantize()) ** 2
+    weighed = squared if squares is None else squared * squares
+    return float(weighed.sum(dtype=np.float64)) * rows.shape[0] / len(some)

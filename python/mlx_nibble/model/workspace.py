@@ -1,0 +1,84 @@
+"""The folder of a conversion under way: what is finished stays finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+
+class Workspace:
+    """Finished layers and the hidden states after them, on disk.
+
+    Each file is written beside its name and renamed, so that a kill at any moment
+    leaves it whole or absent.
+
+    Attributes:
+        folder: `.NAME.nibble` beside the output folder.
+        finished: How many layers were found finished.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]):
+        """Open the workspace of an output folder; start anew if settings differ."""
+        self.folder = out.parent / f".{out.name}.nibble"
+        stated = json.dumps(settings, sort_keys=True)
+        if self._read("settings.json") != stated:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self._replace("settings.json", stated)
+        progress = self._read("progress.json")
+        self.finished = json.loads(progress)["finished"] if progress else 0
+
+    def save_part(self, name: str, arrays: Mapping[str, mx.array]) -> None:
+        """Keep the finished arrays of a layer, or of what lies outside them."""
+        self._save(f"{name}.safetensors", arrays)
+
+    def has_part(self, name: str) -> bool:
+        """Tell whether a part is there."""
+        return (self.folder / f"{name}.safetensors").exists()
+
+    def load_part(self, name: str) -> dict[str, mx.array]:
+        """Arrays of a part, read when they are used."""
+        loaded = mx.load(str(self.folder / f"{name}.safetensors"))
+        assert isinstance(loaded, dict)
+        return loaded
+
+    def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
+        """Record that `count` layers are finished, and the states after them."""
+        name = f"states-{count:05}.safetensors"
+        self._save(name, {str(i): x for i, x in enumerate(states)})
+        self._replace("progress.json", json.dumps({"finished": count}))
+        for old in self.folder.glob("states-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def states(self) -> list[mx.array]:
+        """The states recorded last, one a batch."""
+        loaded = self.load_part(f"states-{self.finished:05}")
+        return [loaded[str(i)] for i in range(len(loaded))]
+
+    def remove(self) -> None:
+        """Delete it all."""
+        shutil.rmtree(self.folder)
+
+    def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
+        partial = self.folder / f"partial-{name}"
+        try:
+            mx.save_safetensors(str(partial), dict(arrays))
+        except RuntimeError as error:  # MLX's own, without the reason
+            raise OSError(f"[save] {partial} could not be written: {error}.") from error
+        os.replace(partial, self.folder / name)
+
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.folder / f"partial-{name}"
+        partial.write_text(text)
+        os.replace(partial, self.folder / name)
+
+    def _read(self, name: str) -> str | None:
+        path = self.folder / name
+        return path.read_text() if path.exists() else None

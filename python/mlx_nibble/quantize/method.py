@@ -1,0 +1,92 @@
+"""One layer from start to finish: which steps are taken, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.quantize.gptq import gptq
+from mlx_nibble.quantize.refine import refine
+from mlx_nibble.quantize.rules import affine, minmax, symmetric
+from mlx_nibble.quantize.search import search
+
+RULES: dict[str, Callable[[np.ndarray, Format], Quantized]] = {
+    "affine": affine,
+    "minmax": minmax,
+    "symmetric": symmetric,
+    "search": search,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """The steps of quantizing a layer.
+
+    Attributes:
+        rule: Which grids, one of `RULES`.
+        gptq: Round by GPTQ, to the grids of `rule`.
+        sweeps: Sweeps of coordinate descent afterwards.
+        awq: Fold activation-aware scales into the operation before.
+        damping: See :func:`mlx_nibble.quantize.hessian.damped`.
+    """
+
+    rule: str = "search"
+    gptq: bool = True
+    sweeps: int = 4
+    awq: bool = False
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.rule not in RULES:
+            raise ValueError(
+                f"[quantize] rule must be one of {tuple(RULES)} but got {self.rule!r}."
+            )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs to see the layers' inputs."""
+        return self.gptq or self.awq or self.sweeps > 0
+
+
+def quantize(
+    weight: np.ndarray,
+    form: Format,
+    method: Method,
+    hessian: np.ndarray | None = None,
+) -> Quantized:
+    """Quantize one matrix.
+
+    Args:
+        weight: `[..., N, K]`.
+        form: How to store it.
+        method: The steps to take; without a Hessian only its rule.
+        hessian: `[..., K, K]` with the leading dimensions of the weight.
+    """
+    rule = RULES[method.rule]
+    if hessian is None:
+        return rule(weight, form)
+    if weight.ndim > 2:
+        parts = [
+            quantize(w, form, method, h) for w, h in zip(weight, hessian, strict=True)
+        ]
+        return Quantized(
+            *(
+                np.stack([getattr(part, name) for part in parts])
+                for name in ("codes", "scales", "biases")
+            ),
+            form.bits,
+        )
+    q = rule(weight, form)
+    if not (q.dequantize() != weight).any():
+        return q  # a lossless grid: nothing to make up for
+    if method.gptq:
+        q = gptq(weight, hessian, form, damping=method.damping, grid=q)
+    if method.sweeps:
+        q = refine(
+            weight, q, hessian, form, sweeps=method.sweeps, damping=method.damping
+        )
+    return q

@@ -1,0 +1,119 @@
+"""Round to nearest: the rules that look at one group of weights and nothing else.
+
+Each takes a matrix `[..., N, K]` and returns a :class:`Quantized`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlx_nibble.formats import Format, Quantized, grouped, round_to
+
+# MLX's: keeps a group of equal weights from dividing by zero.
+_EPS = np.float32(1e-7)
+
+
+def affine(weight: np.ndarray, form: Format) -> Quantized:
+    """MLX's rule, bit for bit what `mx.quantize` gives on the CPU.
+
+    The edge of larger magnitude becomes an exact level, and so does zero if the
+    group straddles it. Codes are chosen with the float32 scale, before scale and
+    bias are rounded to the stored type.
+
+    Error: at most |scale| an element where nothing is clipped, plus the rounding
+    of scale and bias.
+
+    Args:
+        weight: `[..., N, K]`, values of `form.scale_dtype`.
+        form: Any with K a multiple of the group size.
+    """
+    w = _groups(weight, form)
+    lo, hi = w.min(-1, keepdims=True), w.max(-1, keepdims=True)
+    levels = np.float32(form.levels)
+    if form.bits == 1:
+        scale, bias = np.maximum(hi - lo, _EPS), lo
+    else:
+        low_edge = abs(lo) > abs(hi)
+        scale = np.maximum((hi - lo) / levels, _EPS)
+        scale = np.where(low_edge, scale, -scale)
+        edge = np.where(low_edge, lo, hi)
+        zero_code = np.rint(edge / scale)
+        on_grid = zero_code != 0
+        scale = np.where(on_grid, edge / np.where(on_grid, zero_code, 1), scale)
+        bias = np.where(on_grid, edge, np.float32(0))
+    codes = np.clip(np.rint((w - bias) / scale), 0, levels)
+    return _quantized(codes, scale, bias, form)
+
+
+def minmax(weight: np.ndarray, form: Format) -> Quantized:
+    """The smallest weight of a group is code 0, the largest the last code.
+
+    Error: at most `scale / 2` an element, `scale = (max - min) / (2**bits - 1)`,
+    plus the rounding of scale and bias to the stored type.
+    """
+    w = _groups(weight, form)
+    lo, hi = w.min(-1, keepdims=True), w.max(-1, keepdims=True)
+    scale = round_to(np.maximum((hi - lo) / form.levels, _EPS), form.scale_dtype)
+    return nearest(w, scale, round_to(lo, form.scale_dtype), form)
+
+
+def symmetric(weight: np.ndarray, form: Format) -> Quantized:
+    """Scale only: `q = round(w / s)` in `[-2**(bits-1), 2**(bits-1) - 1]`.
+
+    The scale is `max|w| / (2**(bits-1) - 1)`, so that nothing is clipped; the error
+    is at most `scale / 2` an element, plus the rounding of the scale. Stored with a
+    bias of `-2**(bits-1) * scale`, which every type holds exactly.
+    """
+    w = _groups(weight, form)
+    half = 2 ** (form.bits - 1)
+    largest = abs(w).max(-1, keepdims=True)
+    scale = round_to(np.maximum(largest / max(half - 1, 1), _EPS), form.scale_dtype)
+    return nearest(w, scale, -half * scale, form)
+
+
+def per_row(weight: np.ndarray, bits: int) -> Quantized:
+    """Min-max with one scale and bias for each output: for comparison."""
+    return _minmax_over(weight, bits, weight.min(-1), weight.max(-1))
+
+
+def per_tensor(weight: np.ndarray, bits: int) -> Quantized:
+    """Min-max with one scale and bias for the matrix: for comparison."""
+    rows = np.ones(weight.shape[:-1], np.float32)
+    return _minmax_over(weight, bits, rows * weight.min(), rows * weight.max())
+
+
+def nearest(
+    groups: np.ndarray, scale: np.ndarray, bias: np.ndarray, form: Format
+) -> Quantized:
+    """The nearest level of a given grid, `groups [..., N, G, g]`."""
+    codes = np.clip(np.rint((groups - bias) / scale), 0, form.levels)
+    return _quantized(codes, scale, bias, form)
+
+
+def _groups(weight: np.ndarray, form: Format) -> np.ndarray:
+    if not form.fits(weight.shape[-1]):
+        raise ValueError(
+            f"[quantize] the inputs of a weight must be a multiple of the group size "
+            f"{form.group_size} but got shape {weight.shape}."
+        )
+    return grouped(np.asarray(weight, np.float32), form.group_size)
+
+
+def _quantized(
+    codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, form: Format
+) -> Quantized:
+    return Quantized(
+        codes.astype(np.uint8).reshape(*codes.shape[:-2], -1),
+        round_to(scale[..., 0], form.scale_dtype),
+        round_to(bias[..., 0], form.scale_dtype),
+        form.bits,
+    )
+
+
+def _minmax_over(
+    weight: np.ndarray, bits: int, lo: np.ndarray, hi: np.ndarray
+) -> Quantized:
+    levels = 2**bits - 1
+    scale = np.maximum((hi - lo) / np.float32(levels), _EPS)[..., None]
+    codes = np.clip(np.rint((weight - lo[..., None]) / scale), 0, levels)
+    return Quantized(codes.astype(np.uint8), scale, lo[..., None], bits)

@@ -1,0 +1,75 @@
+"""Small random models of mlx-lm's families, for tests of what walks a model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+_SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 160,
+}
+_EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen3": {
+        "head_dim": 16,
+        "max_position_embeddings": 64,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 16,
+    },
+    "phi3": {"rope_theta": 1e4, "tie_word_embeddings": False},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "head_dim": 16,
+        "max_position_embeddings": 64,
+        "rope_theta": 1e4,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
+    },
+}
+FAMILIES = tuple(_EXTRA)
+
+
+def config(family: str) -> dict[str, Any]:
+    """What its config.json says."""
+    return {"model_type": family, **_SIZES, **_EXTRA[family]}
+
+
+def build(family: str, seed: int = 0) -> nn.Module:
+    """A model with random weights, of outputs that differ from token to token."""
+    mx.random.seed(seed)
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    model = module.Model(module.ModelArgs.from_dict(config(family)))
+
+    def spread(a: mx.array) -> mx.array:
+        return 3 * a if a.ndim > 1 else a + 0.1 * mx.random.normal(a.shape)
+
+    model.update(tree_map(spread, model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def tokens(count: int = 4, length: int = 48, seed: int = 1) -> list[mx.array]:
+    """Batches [1, length] of token ids."""
+    mx.random.seed(seed)
+    return [mx.random.randint(0, 160, (1, length)) for _ in range(count)]
