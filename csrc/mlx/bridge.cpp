@@ -31,6 +31,18 @@ std::optional<Dtype> to_dtype(mx::Dtype dtype) {
   return std::nullopt;
 }
 
+mx::Dtype to_mlx(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return mx::float32;
+    case Dtype::kFloat16:
+      return mx::float16;
+    case Dtype::kBFloat16:
+      return mx::bfloat16;
+  }
+  return mx::float32;
+}
+
 mx::Shape batch_shape(const mx::Shape& shape, int inner) {
   int dims = int(shape.size()) - inner;
   return dims > 0 ? mx::Shape(shape.begin(), shape.begin() + dims)
@@ -78,6 +90,19 @@ MatmulProblem matmul_problem(const mx::array& x,
     p.M = x.shape(-2);
     p.batch = *match_batch(batch_shape(x.shape()), batch_shape(w.shape()));
   }
+  return p;
+}
+
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype) {
+  DequantizeProblem p;
+  p.rows = static_cast<int>(w.size() / w.shape(-1));
+  p.K = scales.shape(-1) * format.group_size;
+  p.dtype = *to_dtype(dtype);
+  p.scale_dtype = *to_dtype(scales.dtype());
+  p.format = format;
   return p;
 }
 

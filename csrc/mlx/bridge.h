@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/dtype.h"
+#include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
 #include "mlx/array.h"
@@ -15,6 +16,7 @@ namespace mx = mlx::core;
 
 // nullopt for a type that our kernels do not compute in.
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
+mx::Dtype to_mlx(Dtype dtype);
 
 // How the batch dimensions `x` of activations find their weights among `w`
 // (broadcastable to x); nullopt where no (b / repeat) % count does, as in
@@ -30,6 +32,12 @@ MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& scales,
                              QuantFormat format,
                              bool transpose);
+
+// w_hat of dtype `dtype` from all matrices of w, one below the other.
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype);
 
 // Row-contiguous bytes of an evaluated array: its own memory where it is
 // contiguous, else a copy, owned by this object.

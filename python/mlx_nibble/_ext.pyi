@@ -1,5 +1,7 @@
 """The compiled half of mlx_nibble."""
 
+from collections.abc import Callable
+
 import mlx.core
 
 
@@ -25,3 +27,22 @@ def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.St
 
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
+
+def kernels() -> list[str]:
+    """The names of all Metal kernels."""
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU backend uses."""
+
+def trial(kernel: str) -> dict | None:
+    """
+    The fields of a selfcheck.Trial of this kernel on this machine's GPU; None if it is never used there.
+    """
+
+def run_trial(kernel: str, w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, x: mlx.core.array | None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """
+    y [M, N], or w_hat [N, K], of the kernel's trial; the operands are evaluated and contiguous.
+    """
+
+def set_judge(judge: Callable | None) -> None:
+    """Ask judge(kernel) -> bool before the first use of each kernel."""

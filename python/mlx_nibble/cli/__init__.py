@@ -17,6 +17,7 @@ _COMMANDS = {
     "chat": "talk to a model (mlx_lm.chat, accelerated)",
     "inspect": "count a model's bytes, now and in other formats",
     "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
+    "doctor": "try every kernel on this machine",
 }
 
 _EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
