@@ -32,6 +32,7 @@ __all__ = [
     "generate_step",
     "load",
     "load_full_precision",
+    "load_lazily",
     "load_stock",
     "make_prompt_cache",
     "prepare",
@@ -72,6 +73,27 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     if _on_cpu():
         model.set_dtype(mx.float32)
     return (model, *others)
+
+
+def load_lazily(folder: Path) -> tuple[mlx_nn.Module, dict[str, Any]]:
+    """A model whose parameters have shapes and types, but are not read yet.
+
+    Args:
+        folder: A model folder; its weights may be missing.
+
+    Returns:
+        The model and its configuration.
+
+    Raises:
+        ValueError: If mlx-lm makes no model of the configuration.
+    """
+    try:
+        return mlx_lm_utils.load_model(folder, lazy=True, strict=False)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"[load] {folder / 'config.json'} must describe a model of mlx-lm but "
+            f"does not: {error!r}."
+        ) from error
 
 
 @contextmanager

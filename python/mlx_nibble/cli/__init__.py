@@ -15,6 +15,7 @@ _COMMANDS = {
     "convert": "import a GGUF file as an MLX model folder, without loss",
     "generate": "complete a prompt (mlx_lm.generate, accelerated)",
     "chat": "talk to a model (mlx_lm.chat, accelerated)",
+    "inspect": "count a model's bytes, now and in other formats",
     "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
     "doctor": "try every kernel on this machine",
 }
