@@ -20,6 +20,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
   csrc/mlx/rope.cpp
+  csrc/mlx/self_check.cpp
   csrc/mlx/transforms.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
@@ -29,7 +30,8 @@ target_link_libraries(nibble_mlx
 # Split mode: one abi3 file for every CPython from 3.10. The domain and the
 # backend's ABI tag are what lets it exchange mx.array with mlx.core.
 nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
-  csrc/bindings.cpp)
+  csrc/bindings.cpp
+  csrc/bindings_self_check.cpp)
 target_link_libraries(_ext PRIVATE nibble_mlx)
 
 if(APPLE)
@@ -45,5 +47,6 @@ install(TARGETS _ext LIBRARY DESTINATION mlx_nibble)
 # Set by editable installs; wheels leave it out.
 option(NIBBLE_TESTING "Build what the tests need besides" OFF)
 if(NIBBLE_TESTING)
+  add_subdirectory(tests/cpu)
   add_subdirectory(tests/metal)
 endif()

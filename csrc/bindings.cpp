@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include "csrc/bindings_self_check.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
 
@@ -126,4 +127,6 @@ NB_MODULE(_ext, m) {
       "bits"_a,
       "group_size"_a,
       "Whether our kernels compute a format, on any device.");
+
+  nibble::bind_self_check(m);
 }

@@ -31,6 +31,18 @@ std::optional<Dtype> to_dtype(mx::Dtype dtype) {
   return std::nullopt;
 }
 
+mx::Dtype to_mlx(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return mx::float32;
+    case Dtype::kFloat16:
+      return mx::float16;
+    case Dtype::kBFloat16:
+      return mx::bfloat16;
+  }
+  return mx::float32;
+}
+
 mx::Shape batch_shape(const mx::Shape& shape, int inner) {
   int dims = int(shape.size()) - inner;
   return dims > 0 ? mx::Shape(shape.begin(), shape.begin() + dims)
@@ -81,14 +93,34 @@ MatmulProblem matmul_problem(const mx::array& x,
   return p;
 }
 
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype) {
+  DequantizeProblem p;
+  p.rows = static_cast<int>(w.size() / w.shape(-1));
+  p.K = scales.shape(-1) * format.group_size;
+  p.dtype = *to_dtype(dtype);
+  p.scale_dtype = *to_dtype(scales.dtype());
+  p.format = format;
+  return p;
+}
+
 RowContiguous::RowContiguous(const mx::array& a) {
   if (a.flags().row_contiguous) {
     data_ = a.data<void>();
-    return;
+  } else {
+    scattered_ = mx::array::unsafe_weak_copy(a);
   }
-  copy_.resize(a.nbytes());
-  copy_strided(a, copy_.data());
-  data_ = copy_.data();
+}
+
+const void* RowContiguous::data() {
+  if (scattered_ && copy_.empty()) {
+    copy_.resize(scattered_->nbytes());
+    copy_strided(*scattered_, copy_.data());
+    data_ = copy_.data();
+  }
+  return data_;
 }
 
 StridedRows::StridedRows(const mx::array& a) {
@@ -96,8 +128,8 @@ StridedRows::StridedRows(const mx::array& a) {
   int D = a.shape(-1);
   grid_.shape[0] = n > 2 ? a.shape(0) : 1;
   grid_.shape[2] = n > 1 ? a.shape(-2) : 1;
-  int outside = grid_.shape[0] * grid_.shape[2] * D;
-  grid_.shape[1] = static_cast<int>(a.size() / outside);
+  int64_t outside = int64_t{grid_.shape[0]} * grid_.shape[2] * D;
+  grid_.shape[1] = static_cast<int>(static_cast<int64_t>(a.size()) / outside);
   if (n <= 4 && (D == 1 || a.strides(-1) == 1)) {
     grid_.data = a.data<void>();
     grid_.strides[0] = n > 2 ? a.strides(0) : 0;
@@ -105,10 +137,17 @@ StridedRows::StridedRows(const mx::array& a) {
     grid_.strides[2] = n > 1 ? a.strides(-2) : 0;
     return;
   }
-  grid_.data = copy_.emplace(a).data();
+  copy_.emplace(a);
   grid_.strides[2] = D;
   grid_.strides[1] = int64_t{D} * grid_.shape[2];
   grid_.strides[0] = grid_.strides[1] * grid_.shape[1];
+}
+
+const cpu::RowGrid& StridedRows::grid() {
+  if (copy_) {
+    grid_.data = copy_->data();
+  }
+  return grid_;
 }
 
 }  // namespace nibble::bridge

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/dtype.h"
+#include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
 #include "mlx/array.h"
@@ -15,6 +16,7 @@ namespace mx = mlx::core;
 
 // nullopt for a type that our kernels do not compute in.
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
+mx::Dtype to_mlx(Dtype dtype);
 
 // How the batch dimensions `x` of activations find their weights among `w`
 // (broadcastable to x); nullopt where no (b / repeat) % count does, as in
@@ -31,31 +33,40 @@ MatmulProblem matmul_problem(const mx::array& x,
                              QuantFormat format,
                              bool transpose);
 
-// Row-contiguous bytes of an evaluated array: its own memory where it is
-// contiguous, else a copy, owned by this object.
+// w_hat of dtype `dtype` from all matrices of w, one below the other.
+DequantizeProblem dequantize_problem(const mx::array& w,
+                                     const mx::array& scales,
+                                     QuantFormat format,
+                                     mx::Dtype dtype);
+
+// Row-contiguous bytes of an array: its own memory where it is contiguous, else
+// a copy, owned by this object. Made when a node is evaluated, which is when
+// its inputs have memory; asked for data by the task, when they have values.
 class RowContiguous {
  public:
   explicit RowContiguous(const mx::array& a);
 
+  const void* data();
   template <typename T>
-  const T* as() const {
-    return static_cast<const T*>(data_);
+  const T* as() {
+    return static_cast<const T*>(data());
   }
-  const void* data() const { return data_; }
 
  private:
+  const void* data_ = nullptr;
+  std::optional<mx::array> scattered_;  // what is to be copied
   std::vector<std::byte> copy_;
-  const void* data_;
 };
 
-// The rows (last dimension) of an evaluated array [A, ..., B, D] as a grid of
+// The rows (last dimension) of an array [A, ..., B, D] as a grid of
 // A x ... x B: where they lie, if rows are contiguous and there are no more
-// than four dimensions; else of a copy, owned by this object.
+// than four dimensions; else of a copy, owned by this object. Made and asked
+// as RowContiguous.
 class StridedRows {
  public:
   explicit StridedRows(const mx::array& a);
 
-  const cpu::RowGrid& grid() const { return grid_; }
+  const cpu::RowGrid& grid();
 
  private:
   std::optional<RowContiguous> copy_;

@@ -19,19 +19,6 @@ using bridge::RowContiguous;
 
 enum Input { kW, kScales, kBiases };
 
-DequantizeProblem dequantize_problem(const mx::array& w,
-                                     const mx::array& scales,
-                                     QuantFormat format,
-                                     mx::Dtype dtype) {
-  DequantizeProblem p;
-  p.rows = static_cast<int>(w.size() / w.shape(-1));
-  p.K = scales.shape(-1) * format.group_size;
-  p.dtype = *bridge::to_dtype(dtype);
-  p.scale_dtype = *bridge::to_dtype(scales.dtype());
-  p.format = format;
-  return p;
-}
-
 }  // namespace
 
 void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
@@ -39,7 +26,7 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   DequantizeProblem problem =
-      dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_);
+      bridge::dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_);
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   encoder.dispatch([problem,
@@ -56,9 +43,9 @@ void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
                           std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto launches =
-      plan(dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_),
-           metal::device_profile(stream().device));
+  auto launches = plan(
+      bridge::dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_),
+      metal::device_profile(stream().device));
   require(launches.has_value(),
           "dequantize",
           "a graph built for this device must be run on it");

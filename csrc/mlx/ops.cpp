@@ -8,6 +8,7 @@
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/primitives.h"
+#include "csrc/mlx/self_check.h"
 #include "mlx/ops.h"
 
 namespace nibble::ops {
@@ -87,13 +88,18 @@ mx::array contiguous(const mx::array& a, const mx::Stream& stream) {
   return mx::contiguous(a, false, stream);
 }
 
-// True if our kernels compute this on the stream's device.
-bool held_on(const MatmulProblem& problem, const mx::Stream& stream) {
+// True if our kernels compute this on the stream's device, and are trusted
+// there.
+template <typename Problem>
+bool held_on(const Problem& problem, const mx::Stream& stream) {
   if (stream.device == mx::Device::cpu) {
     return true;
   }
-  return metal::is_available() &&
-         plan(problem, metal::device_profile(stream.device)).has_value();
+  if (!metal::is_available()) {
+    return false;
+  }
+  auto launches = plan(problem, metal::device_profile(stream.device));
+  return launches.has_value() && self_check::trusted(*launches);
 }
 
 // x against w [batch..., N, K'], with x's batch given numpy's broadcasting.
@@ -221,11 +227,13 @@ mx::array dequantize(const mx::array& w,
   mx::Dtype out_dtype = dtype.value_or(scales.dtype());
   bool ours = mode == "affine" && held(format) && biases && !global_scale &&
               bridge::to_dtype(out_dtype) &&
-              bridge::to_dtype(mx::result_type(scales, *biases)) &&
-              (stream.device == mx::Device::cpu || metal::is_available());
-  if (!ours) {
+              bridge::to_dtype(mx::result_type(scales, *biases));
+  auto theirs = [&] {
     return mx::dequantize(
         w, scales, biases, group_size, bits, mode, global_scale, dtype, s);
+  };
+  if (!ours) {
+    return theirs();
   }
   check_weights(kDequantize, w, scales, biases, format);
   mx::Dtype scale_dtype = mx::result_type(scales, *biases);
@@ -234,13 +242,18 @@ mx::array dequantize(const mx::array& w,
   if (w.size() == 0) {
     return mx::zeros(shape, out_dtype, stream);
   }
-  return mx::array(
-      shape,
-      out_dtype,
-      std::make_shared<Dequantize>(stream, format, out_dtype),
-      {contiguous(w, stream),
-       contiguous(mx::astype(scales, scale_dtype, stream), stream),
-       contiguous(mx::astype(*biases, scale_dtype, stream), stream)});
+  mx::array typed_scales = mx::astype(scales, scale_dtype, stream);
+  mx::array typed_biases = mx::astype(*biases, scale_dtype, stream);
+  if (!held_on(bridge::dequantize_problem(w, typed_scales, format, out_dtype),
+               stream)) {
+    return theirs();
+  }
+  return mx::array(shape,
+                   out_dtype,
+                   std::make_shared<Dequantize>(stream, format, out_dtype),
+                   {contiguous(w, stream),
+                    contiguous(typed_scales, stream),
+                    contiguous(typed_biases, stream)});
 }
 
 }  // namespace nibble::ops

@@ -13,10 +13,13 @@ operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those betwee
 
 from __future__ import annotations
 
-from mlx_nibble import fast, nn, ops
+from mlx_nibble import _native, fast, nn, ops, selfcheck
 from mlx_nibble.accelerate import accelerate
 from mlx_nibble.report import Report
 
 __version__ = "0.1.0"
+
+if _native.ext is not None:
+    selfcheck.install(_native.ext, __version__)
 
 __all__ = ["Report", "__version__", "accelerate", "fast", "nn", "ops"]

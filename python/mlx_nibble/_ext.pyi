@@ -1,5 +1,7 @@
 """The compiled half of mlx_nibble."""
 
+from collections.abc import Callable, Mapping
+
 import mlx.core
 
 
@@ -25,3 +27,20 @@ def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.St
 
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
+
+def kernels() -> list[str]:
+    """The names of all Metal kernels."""
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU backend uses."""
+
+def trial(kernel: str) -> dict | None:
+    """
+    The fields of a selfcheck.Trial of this kernel on this machine's GPU; None if it is never used there.
+    """
+
+def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """y of the kernel's trial, from arrays by the names of the operands."""
+
+def set_judge(judge: Callable | None) -> None:
+    """Ask judge(kernel) -> bool before the first use of each kernel."""

@@ -10,6 +10,7 @@
 
 #include <tuple>
 
+#include "csrc/bindings_self_check.h"
 #include "csrc/metal/device_profile.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/backend/metal/device.h"
@@ -188,4 +189,7 @@ NB_MODULE(_recorder, m) {
       "node",
       [](const mx::array& a) { return std::string(a.primitive().name()); },
       "The name of the primitive that computes an array.");
+
+  m.attr("stream") = kGpu;
+  nibble::bind_self_check(m);
 }

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import numpy as np
 
 from tests import simt
+from tests.simt import build, executor, source
+
+
+@functools.cache
+def _library(text: str) -> ctypes.CDLL:
+    """The kernel of a text that a Mac would compile."""
+    return executor.load(build.compile_unit(source.translate(text)))
 
 
 def as_launch(dispatch: Any) -> simt.Launch:
@@ -40,6 +48,7 @@ def execute(dispatch: Any) -> None:
         as_launch(dispatch),
         {name: a for name, a in memory.items() if name not in output_names},
         {name: (memory[name].shape, memory[name].dtype) for name in output_names},
+        kernels=_library(dispatch.source),
     )
     for name in output_names:
         memory[name][:] = outcome.outputs[name]

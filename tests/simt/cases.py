@@ -97,8 +97,8 @@ def _product(
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def matmul(p: Problem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def matmul(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.batch_count, p.N, p.K), rng)
     inner = p.K if p.transpose else p.N
     x = _activations((p.batch_size, p.M, inner), p.dtype, rng)
@@ -107,15 +107,15 @@ def matmul(p: Problem, launch: Launch) -> Case:
     return _product(launch, p, x, w, which, operands, p.transpose)
 
 
-def dequantize(p: Problem, launch: Launch) -> Case:
-    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(0))
+def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(seed))
     exact = w.dequantize()
     allowed = tolerance.bound(exact, w.magnitude(), 1, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def gather(p: GatherProblem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def gather(p: GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.experts, p.N, p.K), rng)
     x = _activations((p.B, p.M, p.K), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
@@ -132,8 +132,8 @@ def _indices(
     return lhs, np.sort(rhs) if p.sorted else rhs
 
 
-def swiglu(p: Problem | GatherProblem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     gathered = isinstance(p, GatherProblem)
     matrices = p.experts if gathered else p.batch_count
     batch = p.B if gathered else p.batch_size

@@ -22,18 +22,20 @@ CXX_MAY_INCLUDE = {
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
     "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},
-    "csrc": {"csrc/mlx", "nanobind"},  # bindings.cpp
+    "csrc": {"csrc", "csrc/mlx", "mlx", "nanobind"},  # bindings
 }
 # Who parses an option must not need a model, and only one module needs mlx-lm.
 PYTHON_ORDER = [
     "_ext",
     "_native",
+    "selfcheck",
     "ops",
     "fast",
     "nn",
     "report",
     "route",
     "accelerate",
+    "diagnosis",
     "lm",
     "convert",
     "cli",

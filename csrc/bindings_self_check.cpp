@@ -1,0 +1,98 @@
+#include "csrc/bindings_self_check.h"
+
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/self_check.h"
+#include "mlx/utils.h"
+
+namespace nb = nanobind;
+namespace mx = mlx::core;
+using namespace nb::literals;
+
+namespace nibble {
+namespace {
+
+// Graphs are built, and judges asked, with or without the interpreter's lock.
+self_check::Judge as_judge(nb::callable judge) {
+  return [judge = std::move(judge)](const std::string& kernel) {
+    nb::gil_scoped_acquire lock;
+    return nb::cast<bool>(judge(kernel));
+  };
+}
+
+const char* to_string(Trial::Kind kind) {
+  switch (kind) {
+    case Trial::Kind::kProduct:
+      return "product";
+    case Trial::Kind::kStraight:
+      return "straight";
+    case Trial::Kind::kSwiglu:
+      return "swiglu";
+    case Trial::Kind::kDequantize:
+      return "dequantize";
+  }
+  return "";
+}
+
+nb::dict as_dict(const Trial& t) {
+  nb::dict d;
+  d["kind"] = to_string(t.kind);
+  d["B"] = t.B;
+  d["rows"] = t.rows;
+  d["M"] = t.M;
+  d["N"] = t.N;
+  d["K"] = t.K;
+  d["experts"] = t.experts;
+  d["sorted"] = t.sorted;
+  d["dtype"] = bridge::to_mlx(t.dtype);
+  d["scale_dtype"] = bridge::to_mlx(t.scale_dtype);
+  d["bits"] = t.format.bits;
+  d["group_size"] = t.format.group_size;
+  d["symmetric"] = t.format.symmetric;
+  return d;
+}
+
+}  // namespace
+
+void bind_self_check(nb::module_& m) {
+  m.def("kernels", &self_check::kernels, "The names of all Metal kernels.");
+  m.def("cpu_isa",
+        &self_check::cpu_isa,
+        "The instruction set that the CPU backend uses.");
+  m.def(
+      "trial",
+      [](const std::string& kernel) -> std::optional<nb::dict> {
+        std::optional<Trial> trial = self_check::trial_of(kernel);
+        return trial ? std::optional(as_dict(*trial)) : std::nullopt;
+      },
+      "kernel"_a,
+      "The fields of a selfcheck.Trial of this kernel on this machine's GPU; "
+      "None if it is never used there.");
+  m.def(
+      "run_trial",
+      [](const std::string& kernel,
+         const self_check::Operands& operands,
+         mx::StreamOrDevice s) {
+        return self_check::run(
+            kernel, operands, mx::to_stream(s, mx::Device::gpu));
+      },
+      "kernel"_a,
+      "operands"_a,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      "y of the kernel's trial, from arrays by the names of the operands.");
+  m.def(
+      "set_judge",
+      [](std::optional<nb::callable> judge) {
+        self_check::set_judge(judge ? as_judge(*judge) : self_check::Judge());
+      },
+      "judge"_a.none(),
+      "Ask judge(kernel) -> bool before the first use of each kernel.");
+}
+
+}  // namespace nibble

@@ -1,0 +1,100 @@
+"""``nibble doctor``: try every kernel on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import mlx.core as mx
+from rich.progress import Progress
+from rich.table import Table
+
+from mlx_nibble import __version__, _native
+from mlx_nibble.cli.console import err, out
+from mlx_nibble.diagnosis import Diagnosis, diagnose
+from mlx_nibble.io.text import write_text
+from mlx_nibble.selfcheck import Machine
+
+REPORT = "nibble-report.json"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble doctor",
+        description="Try every kernel on this machine against the dequantized product "
+        "in float64. A kernel that is off is not used: MLX's own operation takes its "
+        "place.",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also the kernels that no common checkpoint needs (takes minutes)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const=REPORT,
+        metavar="FILE",
+        help=f"also write all that was found to FILE (default: {REPORT}): versions, "
+        "the names of GPU and CPU, and the verdicts; nothing else",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, try, print; the exit status is 1 if a kernel is off."""
+    args = _parser().parse_args(arguments)
+    if _native.ext is None:
+        raise RuntimeError(f"[doctor] mlx-nibble is inactive, {_native.reason}")
+    with Progress(console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("Trying kernels", total=None)
+        diagnosis = diagnose(
+            _native.ext,
+            Machine.here(__version__),
+            mx.metal.is_available(),
+            args.all,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    text = json.dumps(diagnosis.as_json(), indent=2)
+    if args.json:
+        print(text)
+    else:
+        _print(diagnosis, len(_native.ext.kernels()))
+    if args.report:
+        _write_report(args.report, text + "\n")
+    if not diagnosis.ok:
+        sys.exit(1)
+
+
+def _write_report(path: str, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise OSError(
+            f"[doctor] a file that can be written was required but {path!r} cannot: "
+            f"{error.strerror}."
+        ) from error
+    err.print(f"wrote {path}; please attach it to an issue", soft_wrap=True)
+
+
+def _print(diagnosis: Diagnosis, kernels: int) -> None:
+    machine = diagnosis.machine
+    device = f"{machine.gpu or 'no Metal GPU'}, CPU {diagnosis.cpu_isa}"
+    out.print(
+        f"{device}, {machine.system}, mlx {machine.mlx}, "
+        f"mlx-nibble {machine.mlx_nibble}",
+        soft_wrap=True,
+    )
+    header, *rows = diagnosis.table()
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    if not diagnosis.gpu:
+        out.print(f"{kernels} Metal kernels not tried: there is no Metal GPU")
+    for verdict in diagnosis.gpu + diagnosis.cpu:
+        if not verdict.ok:
+            out.print(f"OFF  {verdict.kernel}: {verdict.failure}", soft_wrap=True)

@@ -1,0 +1,132 @@
+"""`nibble doctor`: on the recorder's GPU, and on this machine."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import re
+
+import pytest
+
+from mlx_nibble import _native, ops, selfcheck
+from mlx_nibble.cli import main
+from mlx_nibble.diagnosis import diagnose
+from mlx_nibble.selfcheck import Machine, Verdict, Verdicts
+from tests.metal.conftest import KERNELS
+
+MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
+FORMATS = sum(
+    ops.holds("affine", bits, group_size)
+    for bits in (2, 3, 4, 5, 6, 8)
+    for group_size in (32, 64, 128)
+)
+
+
+def test_what_it_finds_is_what_is_used(ext, recorder):
+    recorder.configure(refused={KERNELS[1]})
+    diagnosis = diagnose(ext, MACHINE, gpu=True)
+    assert not diagnosis.ok
+    assert [v.kernel for v in diagnosis.gpu if not v.ok] == [KERNELS[1]]
+    assert ext.tried == KERNELS
+
+    # The user updates something, and asks again.
+    recorder.configure()
+    verdicts = Verdicts(MACHINE, ext)
+    with pytest.warns(RuntimeWarning):
+        assert not verdicts(KERNELS[1])
+    assert diagnose(ext, MACHINE, gpu=True).ok
+    assert Verdicts(MACHINE, ext)(KERNELS[1])
+
+
+def test_the_table_counts_verdicts(ext, monkeypatch):
+    monkeypatch.setattr(
+        selfcheck,
+        "check",
+        lambda kernel, _: Verdict(kernel, "broken" if "qmv_f16" in kernel else None),
+    )
+    header, *rows = diagnose(ext, MACHINE, gpu=True).table()
+    assert header == ["", "float32", "float16", "bfloat16"]
+    assert rows[0] == ["qmv", "0 ok", "0 ok, 1 OFF", "0 ok"]
+    assert rows[4] == ["qmm", "1 ok", "0 ok", "0 ok"]
+    assert rows[-1] == ["cpu", *[f"{FORMATS} ok"] * 3]
+
+
+def test_common_checkpoints_need_fewer_kernels_than_there_are(ext, recorder):
+    ext.kernels = recorder.kernels
+    ext.trial = lambda kernel: None  # nothing is tried
+    asked = []
+    diagnose(ext, MACHINE, gpu=True, progress=lambda done, total: asked.append(total))
+    some = asked[-1]
+    diagnose(
+        ext,
+        MACHINE,
+        gpu=True,
+        everything=True,
+        progress=lambda done, total: asked.append(total),
+    )
+    assert 0 < some < asked[-1] == len(recorder.kernels())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_this_machine_is_well(cache, capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"cpu +{FORMATS} ok +{FORMATS} ok +{FORMATS} ok", out)
+    assert "OFF" not in out
+
+
+def test_json(cache, capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    assert found["cpu_isa"] == _native.ext.cpu_isa()
+    assert len(found["cpu"]) == 3 * FORMATS
+    assert found["machine"]["mlx_nibble"] == selfcheck.Machine.here("0.1.0").mlx_nibble
+
+
+def test_the_report_is_one_file_without_personal_data(cache, capsys):
+    assert main(["doctor", "--report"]) == 0
+    (report,) = (p for p in cache.iterdir() if p.is_file())
+    assert report.name == "nibble-report.json"
+    text = report.read_text()
+    assert json.loads(text)["ok"]
+    for secret in {str(cache), platform.node(), getpass.getuser()} - {""}:
+        assert f'"{secret}' not in text
+    assert set(json.loads(text)) == {
+        "machine",
+        "hardware",
+        "python",
+        "cpu_isa",
+        "gpu",
+        "cpu",
+        "ok",
+    }
+
+
+def test_a_wrong_kernel_is_the_exit_status(cache, capsys, monkeypatch):
+    wrong = Verdict("cpu_f32_f32_b4_g64", "wrong results")
+    monkeypatch.setattr("mlx_nibble.diagnosis._cpu_verdicts", lambda: [wrong])
+    with pytest.raises(SystemExit, match="1"):
+        main(["doctor"])
+    assert "OFF  cpu_f32_f32_b4_g64: wrong results" in capsys.readouterr().out
+
+
+def test_an_unwritable_report_is_one_clear_error(cache, capsys):
+    assert main(["doctor", "--report", "no/such/folder/r.json"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nibble: [doctor] a file that can be written was")
+    assert "'no/such/folder/r.json'" in error
+
+
+def test_an_inactive_package_says_why(cache, capsys, monkeypatch):
+    monkeypatch.setattr(_native, "ext", None)
+    monkeypatch.setattr(_native, "reason", "it was built for mlx 1")
+    assert main(["doctor"]) == 1
+    assert "inactive, it was built for mlx 1" in capsys.readouterr().err

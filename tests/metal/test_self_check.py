@@ -1,0 +1,187 @@
+"""Kernels that do not compile or are wrong are found out and switched off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_nibble import selfcheck
+from mlx_nibble.selfcheck import Machine, Verdict, Verdicts
+from tests.arrays import to_mlx
+from tests.metal.conftest import KERNELS
+from tests.metal.replay import execute
+
+MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
+QMV = KERNELS[0]
+
+
+def spoil(dispatch):
+    """A GPU that gets one element wrong."""
+    execute(dispatch)
+    (out,) = (a for a in dispatch.arrays if a.output)
+    memory = np.ctypeslib.as_array(
+        (np.ctypeslib.ctypes.c_uint8 * out.nbytes).from_address(out.address)
+    )
+    memory[: out.itemsize] ^= 0xFF
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_good_kernel_passes(ext, kernel):
+    assert selfcheck.check(kernel, ext) == Verdict(kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_wrong_element_is_found(ext, recorder, kernel):
+    recorder.set_executor(spoil)
+    verdict = selfcheck.check(kernel, ext)
+    assert verdict is not None
+    assert not verdict.ok
+    assert verdict.failure.startswith("wrong results: 1 of ")
+
+
+def test_nothing_computed_is_found(ext, recorder):
+    recorder.set_executor(None)
+    verdict = selfcheck.check(QMV, ext)
+    assert verdict is not None
+    assert "wrong results" in verdict.failure
+
+
+def test_a_refused_kernel_is_found(ext, recorder):
+    recorder.configure(refused={QMV})
+    assert selfcheck.check(QMV, ext) == Verdict(
+        QMV, "[metal::Device] Unable to build metal library from source"
+    )
+
+
+def test_a_kernel_for_too_few_threads_is_found(ext, recorder):
+    recorder.configure(max_threads=32)
+    verdict = selfcheck.check(QMV, ext)
+    assert verdict is not None
+    assert "at most 32" in verdict.failure
+
+
+def test_every_kernel_has_a_trial(ext, recorder):
+    for kernel in recorder.kernels():
+        trial = selfcheck.Trial(**recorder.trial(kernel))
+        assert trial.K % trial.group_size == 0
+        assert (trial.kind == "dequantize") == kernel.startswith("dequantize")
+        assert trial.symmetric == ("_sym" in kernel)
+
+
+def layer(recorder):
+    x = to_mlx(np.ones((1, 320)), "float16")
+    w = mx.array(np.zeros((8, 40), np.uint32))
+    scales = to_mlx(np.ones((8, 5)), "float16")
+    mx.eval(x, w, scales)
+    return recorder.quantized_matmul(x, w, scales, scales)
+
+
+def test_mlx_s_operation_takes_over_with_one_warning(ext, recorder):
+    recorder.configure(refused={QMV})
+    recorder.set_judge(Verdicts(MACHINE, ext))
+    with pytest.warns(RuntimeWarning, match=f"{QMV} .*: .*Unable to build") as caught:
+        assert recorder.node(layer(recorder)) == "QuantizedMatmul"
+        assert recorder.node(layer(recorder)) == "QuantizedMatmul"
+    assert len(caught) == 1
+    assert ext.tried == [QMV]
+
+
+def test_a_trusted_kernel_is_tried_once(ext, recorder):
+    recorder.set_judge(Verdicts(MACHINE, ext))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            assert recorder.node(layer(recorder)) == "NibbleQuantizedMatmul"
+    assert ext.tried == [QMV]
+
+
+def test_dequantize_falls_back_too(ext, recorder):
+    kernel = "dequantize_f16_f16_b4_g64"
+    recorder.configure(refused={kernel})
+    recorder.set_judge(Verdicts(MACHINE, ext))
+    w = mx.array(np.zeros((8, 40), np.uint32))
+    scales = to_mlx(np.ones((8, 5)), "float16")
+    mx.eval(w, scales)
+    with pytest.warns(RuntimeWarning, match=kernel):
+        w_hat = recorder.dequantize(w, scales, scales)
+    assert recorder.node(w_hat) != "NibbleDequantize"
+
+
+def test_verdicts_outlive_the_process(ext, recorder):
+    recorder.configure(refused={KERNELS[1]})
+    first = Verdicts(MACHINE, ext)
+    assert first(QMV)
+    with pytest.warns(RuntimeWarning):
+        assert not first(KERNELS[1])
+    ext.tried.clear()
+    second = Verdicts(MACHINE, ext)
+    assert second(QMV)
+    with pytest.warns(RuntimeWarning, match="Unable to build"):
+        assert not second(KERNELS[1])
+    assert ext.tried == []
+
+
+@pytest.mark.parametrize("field", ["gpu", "system", "mlx", "mlx_nibble"])
+def test_another_machine_tries_for_itself(ext, field):
+    assert Verdicts(MACHINE, ext)(QMV)
+    ext.tried.clear()
+    other = Machine(**{**vars(MACHINE), field: "another"})
+    assert Verdicts(other, ext)(QMV)
+    assert ext.tried == [QMV]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"failures": 3}', "\0", "null"])
+def test_a_damaged_cache_is_made_anew(ext, text):
+    verdicts = Verdicts(MACHINE, ext)
+    verdicts.path.parent.mkdir(parents=True)
+    verdicts.path.write_text(text)
+    assert verdicts(QMV)
+    stored = json.loads(verdicts.path.read_text())
+    assert stored["failures"] == {QMV: None}
+    assert [p.name for p in verdicts.path.parent.iterdir()] == [verdicts.path.name]
+
+
+def test_no_cache_folder_is_no_obstacle(ext, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(file))
+    verdicts = Verdicts(MACHINE, ext)
+    assert verdicts(QMV)
+    assert verdicts(QMV)
+    assert ext.tried == [QMV]
+
+
+def test_two_processes_keep_each_other_s_verdicts(ext):
+    first, second = Verdicts(MACHINE, ext), Verdicts(MACHINE, ext)
+    assert first(QMV)
+    second.remember([Verdict(KERNELS[1])])
+    first.remember([Verdict(KERNELS[2])])
+    stored = json.loads(first.path.read_text())
+    assert set(stored["failures"]) == set(KERNELS[:3])
+
+
+def test_a_judge_leaves_the_interpreter_in_peace():
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "from mlx_nibble import _recorder, selfcheck\n"
+        "selfcheck.mx.metal.is_available = lambda: True\n"
+        "selfcheck.install(_recorder, '0.1.0')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_failure_names_no_home_folder(ext, monkeypatch):
+    from pathlib import Path
+
+    def fail(*_):
+        raise RuntimeError(f"cannot read\n {Path.home()}/Library/x")
+
+    monkeypatch.setattr(ext, "run_trial", fail)
+    assert selfcheck.check(QMV, ext) == Verdict(QMV, "cannot read ~/Library/x")
