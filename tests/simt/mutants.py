@@ -129,7 +129,7 @@ MUTANTS = [
     _qmv(
         "weight of another batch",
         "/ params.w_repeat) % params.w_count",
-        ") % params.w_count",
+        "/ params.w_repeat)",
     ),
     _qmv(
         "every batch into the first",
