@@ -224,7 +224,7 @@ MUTANTS = [
     ),
     _of(
         _QVM,
-        "no barrier before the sums",
+        "no barrier before the last sum",
         f"  {_BARRIER}\n  int column",
         "  int column",
     ),
