@@ -189,6 +189,25 @@ def of_unit(unit: str) -> Iterator[Case]:
                         yield case()
 
 
+def of_kernel(kernel: str) -> Iterator[Case]:
+    """Cases of one kernel, of every size that it is a candidate for."""
+    family, dtype, scale_dtype, bits, group = plans.unit_name(kernel).rsplit("_", 3) + [
+        kernel[len(plans.unit_name(kernel)) + 2 :].split("_")[0]
+    ]
+    p = Problem(
+        N=_N,
+        dtype=_LONG[dtype],
+        scale_dtype=_LONG[scale_dtype],
+        bits=int(bits[1:]),
+        group_size=int(group),
+        symmetric="_sym" in kernel,
+    )
+    for groups in _GROUPS:
+        for name, case in _of_format(family, replace(p, K=groups * p.group_size)):
+            if name == kernel:
+                yield case()
+
+
 def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
     """(kernel, maker of its case) for everything that may be of this family."""
     N, K = base.N, base.K
@@ -213,11 +232,11 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             for launch in plans.plan_swiglu(g) or () if M == 1 else ():
                 yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
         return
-    # Not transposed, K is what the result has columns of.
-    N = K if family in ("qvm", "qmm_n") else N
     for M in _ROWS:
         for transpose in (True, False):
-            p = replace(base, M=M, N=N, K=K, transpose=transpose)
+            # Few rows, so that a batch costs little: every weight matrix twice.
+            batch = {"batch_size": 4, "batch_count": 2, "batch_repeat": 2}
+            p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
             for (launch,) in plans.candidates(p):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
     p = replace(base, M=N, N=N, K=K)
