@@ -235,7 +235,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     for M in _ROWS:
         for transpose in (True, False):
             # Few rows, so that a batch costs little: every weight matrix twice.
-            batch = {"batch_size": 4, "batch_count": 2, "batch_repeat": 2}
+            batch = {"batch_size": 4, "batch_count": 2}
             p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
             for (launch,) in plans.candidates(p):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
