@@ -31,6 +31,7 @@ __all__ = [
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_for_evaluation",
     "load_full_precision",
     "load_stock",
     "make_prompt_cache",
@@ -178,3 +179,16 @@ def save_companions(
     for file in [*path.glob("*.py"), path / "generation_config.json"]:
         if file.exists():
             shutil.copy(file, folder)
+
+
+def load_for_evaluation(path_or_hf_repo: str) -> tuple[mlx_nn.Module, Any]:
+    """Load a model to predict long texts with, and its tokenizer.
+
+    On the CPU it is dequantized to float32: the same weights, and products that
+    :func:`mlx_nibble.model.cpu_math.fast_dense` computes.
+    """
+    if not _on_cpu():
+        return load(path_or_hf_repo)[:2]
+    model, tokenizer = mlx_lm.load(path_or_hf_repo, lazy=True)[:2]
+    model.set_dtype(mx.float32)  # scales, too: weights are then not rounded
+    return mlx_lm_utils.dequantize_model(model), tokenizer

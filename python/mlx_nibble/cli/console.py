@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -98,7 +99,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def immediate_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end the process while MLX computes.
+    """Let Ctrl-C, or SIGTERM, end the process while MLX computes.
 
     Python sees a signal only when a call into MLX returns, and one evaluation can
     take half a minute. Only for sections that leave nothing half done.
@@ -109,10 +110,10 @@ def immediate_interrupt() -> Iterator[None]:
 
     def wait_for_interrupt() -> None:
         while number := receive.recv(1):
-            if number[0] == signal.SIGINT:
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
                 err.show_cursor()
                 print("\nnibble: interrupted", file=sys.stderr, flush=True)
-                os._exit(128 + signal.SIGINT)
+                os._exit(128 + number[0])
 
     threading.Thread(target=wait_for_interrupt, daemon=True).start()
     try:
@@ -120,3 +121,28 @@ def immediate_interrupt() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(previous)
         send.close()
+
+
+@contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage of a long run, with the time left.
+
+    Yields:
+        To be called with what is being done, the steps done and all of them.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in stages:
+                # The first report of a resumed run starts where it was.
+                stages[what] = bar.add_task(what, total=total)
+            bar.update(stages[what], completed=done, total=total)
+
+        yield update

@@ -1,0 +1,145 @@
+"""``nibble inspect``: the bytes a model takes, as it is and in other formats."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mlx_nibble.cli.console import out
+from mlx_nibble.formats import Format
+from mlx_nibble.model.inventory import read_inventory
+from mlx_nibble.model.memory import SIZES_GB, Inventory, what_if
+from mlx_nibble.quantize.recipes import RECIPES
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])")
+_GB = 1e9
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble inspect",
+        description="Bytes of weights, scales, biases, KV cache and activations, and "
+        "the Macs that hold them. Only file headers are read.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="model folder; or a number of weights: 7B")
+    add("--context", type=int, default=4096, help="tokens of KV cache; default: 4096")
+    add("--layers", action="store_true", help="list every tensor")
+    add(
+        "--what-if",
+        metavar="FORMAT",
+        help="BITS, BITS:GROUP or a recipe's name: count as if converted so",
+    )
+    add("--json", action="store_true", help="print the result for machines")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, count, print."""
+    args = _parser().parse_args(arguments)
+    if count := _COUNT.fullmatch(args.model):
+        weights = float(count[1]) * {"M": 1e6, "B": 1e9}[count[2]]
+        _print_formats(weights, args.json)
+        return
+    inventory = read_inventory(Path(args.model).expanduser())
+    if args.what_if:
+        inventory = what_if(inventory, _plan(inventory, args.what_if))
+    if args.json:
+        print(json.dumps(_summary(inventory, args.context)))
+        return
+    _print(inventory, args.context, args.layers)
+
+
+def _plan(inventory: Inventory, stated: str) -> dict[str, Format]:
+    # What mlx-lm quantizes: weights of two dimensions and more.
+    shapes = {
+        row.path.removesuffix(".weight"): row.shape
+        for row in inventory.rows
+        if len(row.shape) > 1
+    }
+    if stated in RECIPES:
+        plan = RECIPES[stated](shapes, Format())
+    else:
+        bits, _, group = stated.partition(":")
+        if not bits.isdigit() or not (group or "64").isdigit():
+            raise ValueError(
+                f"[inspect] --what-if must be BITS, BITS:GROUP or one of "
+                f"{tuple(RECIPES)} but got {stated!r}."
+            )
+        plan = RECIPES["uniform"](shapes, Format(int(bits), int(group or 64)))
+    names = {row.path.removesuffix(".weight"): row.path for row in inventory.rows}
+    return {names[path]: form for path, form in plan.items()}
+
+
+def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
+    return {
+        "parameters": inventory.parameters,
+        "parameters_of_matrices": sum(r.parameters for r in inventory.rows if r.scales),
+        "nbytes": inventory.nbytes,
+        "bits_per_weight": inventory.bits_per_weight,
+        "weights": sum(row.weights for row in inventory.rows),
+        "scales": sum(row.scales for row in inventory.rows),
+        "biases": sum(row.biases for row in inventory.rows),
+        "kv_cache": context * inventory.kv_bytes_per_token,
+        "activations": inventory.activation_bytes,
+        "context": context,
+        "total": inventory.total(context),
+        "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
+        "tensors": [
+            {"path": r.path, "shape": r.shape, "nbytes": r.nbytes, "format": r.label}
+            for r in inventory.rows
+        ],
+    }
+
+
+def _print(inventory: Inventory, context: int, layers: bool) -> None:
+    if layers:
+        table = Table("tensor", "shape", "format", "bytes", "bits a weight", box=None)
+        for row in inventory.rows:
+            shape = " x ".join(map(str, row.shape))
+            bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
+            table.add_row(row.path, shape, row.label, f"{row.nbytes:,}", bits)
+        out.print(table)
+    s = _summary(inventory, context)
+    table = Table("", "bytes", box=None, show_header=False)
+    for label, name in (
+        ("weights", "weights"),
+        ("scales", "scales"),
+        ("biases", "biases"),
+        (f"KV cache, {context} tokens in half precision", "kv_cache"),
+        ("activations of a 2048-token prefill (estimate)", "activations"),
+        ("all", "total"),
+    ):
+        table.add_row(label, f"{s[name]:,}")
+    out.print(table)
+    out.print(
+        f"{s['parameters'] / 1e6:.1f} M weights, {s['bits_per_weight']:.3f} bits each"
+    )
+    fits = [f"{gb} GB {'yes' if ok else 'no'}" for gb, ok in s["fits_gb"].items()]
+    out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
+
+
+def _print_formats(weights: float, as_json: bool) -> None:
+    rows: list[tuple[str, float, float]] = [
+        ("fp32", weights * 4, 0.0),
+        ("fp16", weights * 2, 0.0),
+    ]
+    for bits in (8, 4):
+        for group in (128, 64, 32):
+            pairs = weights / group * 4
+            rows.append((f"int{bits}, groups of {group}", weights * bits / 8, pairs))
+    if as_json:
+        names = ("format", "weights", "scales_and_biases")
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+        return
+    table = Table("format", "weights", "scales and biases", "together", box=None)
+    for label, codes, pairs in rows:
+        cells = [f"{n / _GB:.2f} GB" for n in (codes, pairs, codes + pairs)]
+        table.add_row(label, *cells)
+    out.print(table)
