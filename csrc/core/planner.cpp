@@ -281,8 +281,9 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 
 }  // namespace
 
-std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
+std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device) {
+  MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
   if (!held(p.format) || p.K % p.format.group_size != 0) {
     return {};
@@ -331,10 +332,12 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
   return {{plan_gather_qmv(p)}};
 }
 
-std::optional<std::vector<LaunchPlan>> plan_swiglu(const MatmulProblem& p) {
+std::optional<std::vector<LaunchPlan>> plan_swiglu(
+    const MatmulProblem& problem) {
+  MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 ||
-      !p.transpose || p.batch_invariant || p.M > 1) {
+  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose ||
+      p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
   LaunchPlan launch = with_up(matmul_launch(p, Family::kSwiglu, {}));

@@ -31,8 +31,8 @@ __all__ = [
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_for_evaluation",
     "load_full_precision",
-    "load_lazily",
     "load_stock",
     "make_prompt_cache",
     "prepare",
@@ -73,27 +73,6 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     if _on_cpu():
         model.set_dtype(mx.float32)
     return (model, *others)
-
-
-def load_lazily(folder: Path) -> tuple[mlx_nn.Module, dict[str, Any]]:
-    """A model whose parameters have shapes and types, but are not read yet.
-
-    Args:
-        folder: A model folder; its weights may be missing.
-
-    Returns:
-        The model and its configuration.
-
-    Raises:
-        ValueError: If mlx-lm makes no model of the configuration.
-    """
-    try:
-        return mlx_lm_utils.load_model(folder, lazy=True, strict=False)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"[load] {folder / 'config.json'} must describe a model of mlx-lm but "
-            f"does not: {error!r}."
-        ) from error
 
 
 @contextmanager
@@ -200,3 +179,16 @@ def save_companions(
     for file in [*path.glob("*.py"), path / "generation_config.json"]:
         if file.exists():
             shutil.copy(file, folder)
+
+
+def load_for_evaluation(path_or_hf_repo: str) -> tuple[mlx_nn.Module, Any]:
+    """Load a model to predict long texts with, and its tokenizer.
+
+    On the CPU it is dequantized to float32: the same weights, and products that
+    :func:`mlx_nibble.model.cpu_math.fast_dense` computes.
+    """
+    if not _on_cpu():
+        return load(path_or_hf_repo)[:2]
+    model, tokenizer = mlx_lm.load(path_or_hf_repo, lazy=True)[:2]
+    model.set_dtype(mx.float32)  # scales, too: weights are then not rounded
+    return mlx_lm_utils.dequantize_model(model), tokenizer

@@ -97,8 +97,8 @@ def _product(
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def matmul(p: Problem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def matmul(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.batch_count, p.N, p.K), rng)
     inner = p.K if p.transpose else p.N
     x = _activations((p.batch_size, p.M, inner), p.dtype, rng)
@@ -107,15 +107,15 @@ def matmul(p: Problem, launch: Launch) -> Case:
     return _product(launch, p, x, w, which, operands, p.transpose)
 
 
-def dequantize(p: Problem, launch: Launch) -> Case:
-    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(0))
+def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(seed))
     exact = w.dequantize()
     allowed = tolerance.bound(exact, w.magnitude(), 1, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def gather(p: GatherProblem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def gather(p: GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.experts, p.N, p.K), rng)
     x = _activations((p.B, p.M, p.K), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
@@ -132,8 +132,8 @@ def _indices(
     return lhs, np.sort(rhs) if p.sorted else rhs
 
 
-def swiglu(p: Problem | GatherProblem, launch: Launch) -> Case:
-    rng = np.random.default_rng(0)
+def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
     gathered = isinstance(p, GatherProblem)
     matrices = p.experts if gathered else p.batch_count
     batch = p.B if gathered else p.batch_size
@@ -189,6 +189,25 @@ def of_unit(unit: str) -> Iterator[Case]:
                         yield case()
 
 
+def of_kernel(kernel: str) -> Iterator[Case]:
+    """Cases of one kernel, of every size that it is a candidate for."""
+    family, dtype, scale_dtype, bits, group = plans.unit_name(kernel).rsplit("_", 3) + [
+        kernel[len(plans.unit_name(kernel)) + 2 :].split("_")[0]
+    ]
+    p = Problem(
+        N=_N,
+        dtype=_LONG[dtype],
+        scale_dtype=_LONG[scale_dtype],
+        bits=int(bits[1:]),
+        group_size=int(group),
+        symmetric="_sym" in kernel,
+    )
+    for groups in _GROUPS:
+        for name, case in _of_format(family, replace(p, K=groups * p.group_size)):
+            if name == kernel:
+                yield case()
+
+
 def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
     """(kernel, maker of its case) for everything that may be of this family."""
     N, K = base.N, base.K
@@ -213,11 +232,11 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             for launch in plans.plan_swiglu(g) or () if M == 1 else ():
                 yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
         return
-    # Not transposed, K is what the result has columns of.
-    N = K if family in ("qvm", "qmm_n") else N
     for M in _ROWS:
         for transpose in (True, False):
-            p = replace(base, M=M, N=N, K=K, transpose=transpose)
+            # Few rows, so that a batch costs little: every weight matrix twice.
+            batch = {"batch_size": 4, "batch_count": 2, "batch_repeat": 2}
+            p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
             for (launch,) in plans.candidates(p):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
     p = replace(base, M=N, N=N, K=K)

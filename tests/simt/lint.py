@@ -19,7 +19,7 @@ from typing import Any
 from clang import cindex
 
 from . import build, plans, toolchain
-from .source import rewrite, translate
+from .source import INSTANCE, rewrite, translate
 from .toolchain import ROOT
 
 # Their members are made at run time: no type checker knows them.
@@ -56,19 +56,29 @@ class Offence:
 def lint(folder: Path) -> list[Offence]:
     """What Apple's compiler would refuse in the headers of a folder, by libclang."""
     headers = sorted(folder.glob("*.h"))
-    virtual = Path("/linted") / folder.name
-    files = [(str(virtual / h.name), rewrite(h.read_text())[0]) for h in headers]
-    everything = "".join(f'#include "{folder.name}/{h.name}"\n' for h in headers)
-    main = str(virtual.parent / "main.cl")
+    texts = {f"{folder.name}/{h.name}": h.read_text() for h in headers}
+    return _lint(texts, "".join(f'#include "{name}"\n' for name in texts))
+
+
+def lint_text(text: str) -> list[Offence]:
+    """The same of one flat source; its instances say nothing that it does not."""
+    text = INSTANCE.sub("", text)
+    return _lint({"kernel.metal": text}, '#include "kernel.metal"\n')
+
+
+def _lint(texts: dict[str, str], main_text: str) -> list[Offence]:
+    virtual = Path("/linted")  # exists only for the parser
+    files = [(str(virtual / name), rewrite(text)[0]) for name, text in texts.items()]
+    main = str(virtual / "main.cl")
     arguments = [
         *(flag for flag in toolchain.LANGUAGE if not flag.startswith("--target")),
         "-Wno-everything",
-        f"-I{virtual.parent}",
+        f"-I{virtual}",
     ]
     unit = cindex.Index.create().parse(
         main,
         args=["-include", "metal_stdlib", *arguments],
-        unsaved_files=[(main, everything), *files],
+        unsaved_files=[(main, main_text), *files],
     )
     found = {
         Offence(_name(d.location, virtual), d.location.line, d.spelling)
@@ -89,7 +99,7 @@ def lint(folder: Path) -> list[Offence]:
 
 def _name(location: Any, virtual: Path) -> str:
     path = str(location.file) if location.file else "?"
-    return path.removeprefix(str(virtual.parent) + "/")
+    return path.removeprefix(f"{virtual}/")
 
 
 def _is_ours(cursor: Any, virtual: Path) -> bool:

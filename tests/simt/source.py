@@ -18,7 +18,8 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
 _KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
-_INSTANCE = re.compile(
+# An explicit instantiation under the name that the host asks for.
+INSTANCE = re.compile(
     r'template\s*\[\[\s*host_name\("(\w+)"\)\s*\]\]\s*\[\[\s*kernel\s*\]\]\s*'
     r"decltype\(([^;]+?)\)\s*\2\s*;"
 )
@@ -100,7 +101,7 @@ def translate(text: str, prologue: str = "") -> Unit:
             raise ValueError(f"[simt] no kernel {kernel} to instantiate {name} from")
         return f"SIMT_ENTRY({name}, (&{function}), {', '.join(binders[kernel])})"
 
-    text = _INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
+    text = INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
     # A kernel that is no template is its own instance.
     alone = "".join(entry(name, name) + "\n" for name in plain)
     return Unit(prologue + '#include "simt/entry.h"\n' + text + alone, tuple(exported))

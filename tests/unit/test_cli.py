@@ -75,8 +75,6 @@ def test_help_needs_neither_mlx_lm_nor_rich():
         (["convert", "/absent.gguf", "b"], 1, "No such file or directory: '/absent"),
         (["generate", "--model", "./absent"], 1, "--model './absent' does not exist."),
         (["demo", "--model", "absent"], 1, "[demo] --model 'absent' does not exist."),
-        (["inspect", "absent"], 1, "'absent' must be a folder with config.json."),
-        (["inspect", "a", "--what-if", "7:64"], 2, "'7:64': 16, 32, or BITS:GROUP"),
         (["demo", "--rounds", "0"], 2, "must be at least 1"),
     ],
 )
@@ -122,19 +120,6 @@ def test_generate_is_mlx_lms_command(folder):
     assert result.returncode == 0, result.stderr
     assert "Prompt: " in result.stdout
     assert "Generation: 5 tokens" in result.stdout
-
-
-def test_inspect_counts_the_file(folder):
-    result = nibble("inspect", str(folder), "--what-if", "4:64", "--json")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    counted = found["value_bytes"] + found["scale_bytes"]
-    assert counted == index["metadata"]["total_size"]
-    assert [row["bits"] for row in found["what_if"]] == [4]
-    table = nibble("inspect", str(folder), "--what-if").stdout
-    assert "model.layers.*.mlp.down_proj" in table
-    assert "4 bits, group 128 (15 matrices cannot)" in table
 
 
 def test_a_hub_that_is_out_of_reach_is_one_line():

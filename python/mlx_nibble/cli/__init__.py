@@ -12,10 +12,11 @@ from typing import NoReturn
 
 _COMMANDS = {
     "demo": "fetch a small model, answer a question, and compare with stock MLX",
-    "convert": "import a GGUF file as an MLX model folder, without loss",
+    "convert": "import a GGUF file without loss, or quantize a model",
+    "eval": "perplexity of a model, and its distance from a reference",
     "generate": "complete a prompt (mlx_lm.generate, accelerated)",
     "chat": "talk to a model (mlx_lm.chat, accelerated)",
-    "inspect": "count a model's bytes, now and in other formats",
+    "inspect": "the bytes a model takes, as it is and in other formats",
     "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
     "doctor": "try every kernel on this machine",
 }

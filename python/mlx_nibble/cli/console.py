@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -120,3 +121,28 @@ def immediate_interrupt() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(previous)
         send.close()
+
+
+@contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage of a long run, with the time left.
+
+    Yields:
+        To be called with what is being done, the steps done and all of them.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in stages:
+                # The first report of a resumed run starts where it was.
+                stages[what] = bar.add_task(what, total=total)
+            bar.update(stages[what], completed=done, total=total)
+
+        yield update

@@ -1,54 +1,162 @@
-"""``nibble convert``: a GGUF file to an MLX model folder."""
+"""``nibble convert``: import a GGUF file, or quantize a model."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from mlx_nibble.cli.console import byte_progress, out
+from mlx_nibble.cli.console import byte_progress, err, out, step_progress
+from mlx_nibble.formats import BITS, GROUP_SIZES
 from mlx_nibble.io.gguf_import import DTYPES, import_gguf
+from mlx_nibble.quantize.method import Method
+from mlx_nibble.quantize.recipes import RECIPES
+
+METHODS = {
+    "rtn": Method("affine", gptq=False, sweeps=0),
+    "search": Method("search", gptq=False, sweeps=0),
+    "gptq": Method(),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nibble convert",
         description="Import a GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, "
-        "BF16, F32 tensors) as a folder that mlx-lm loads. Quantized tensors keep "
-        "their codes and scales: nothing is lost.",
+        "BF16, F32 tensors) as a folder that mlx-lm loads: quantized tensors keep "
+        "their codes and scales, nothing is lost. With -q, quantize any model that "
+        "mlx-lm loads; a run that was killed goes on when it is started again.",
     )
-    parser.add_argument("gguf", nargs="?", metavar="GGUF", help="the file to import")
-    parser.add_argument(
-        "out", nargs="?", metavar="OUT", help="the folder to make (default: mlx_model)"
-    )
-    parser.add_argument(
-        "--hf-path", "--model", metavar="GGUF", help="mlx-lm's name for GGUF"
-    )
-    parser.add_argument("--mlx-path", metavar="OUT", help="mlx-lm's name for OUT")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="GGUF, model folder or Hub name")
+    add("out", nargs="?", metavar="OUT", help="folder to make (default: mlx_model)")
+    add("--hf-path", "--model", metavar="SOURCE", help="mlx-lm's name for SOURCE")
+    add("--mlx-path", metavar="OUT", help="mlx-lm's name for OUT")
+    add(
         "--dtype",
         choices=DTYPES,
         help="round scales, offsets and all that is not quantized to this type "
-        "(default: the smallest that holds them exactly)",
+        "(default: the smallest that holds them exactly, or the model's)",
     )
+    add("--json", action="store_true", help="print the result for machines")
+    how = parser.add_argument_group("quantizing")
+    add = how.add_argument
+    add("-q", "--quantize", action="store_true", help="quantize")
+    add("--q-bits", type=int, choices=BITS, default=4, help="default: 4")
+    add("--q-group-size", type=int, choices=GROUP_SIZES, default=64, help="default: 64")
+    add(
+        "--method",
+        choices=METHODS,
+        default="gptq",
+        help="rtn: mlx-lm's rounding, bit for bit; search: the best grid of each "
+        "group; gptq: on calibration text, with search and coordinate descent "
+        "(default)",
+    )
+    add(
+        "--recipe",
+        "--quant-predicate",
+        choices=RECIPES,
+        default="uniform",
+        help="which matrices get how many bits (default: uniform)",
+    )
+    add(
+        "--target-bpw",
+        type=float,
+        metavar="B",
+        help="bits a weight of all matrices together, spent where a measurement on "
+        "the calibration text says they matter",
+    )
+    add("--symmetric", action="store_true", help="scale-only weights")
+    add(
+        "--calibration",
+        default="builtin",
+        metavar="TEXT",
+        help="a text file, hub:OWNER/DATASET/PATH, or builtin: Python's own "
+        "documentation (default)",
+    )
+    add("--samples", type=int, default=64, help="calibration sequences; default: 64")
+    add("--sequence-length", type=int, default=256, help="their tokens; default: 256")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, import, print what was written."""
+    """Parse, convert, print what was written."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    if (args.gguf is None) == (args.hf_path is None):
-        parser.error("name one GGUF file")
+    if (args.source is None) == (args.hf_path is None):
+        parser.error("name one GGUF file, model folder or Hub repository")
     if args.out is not None and args.mlx_path is not None:
         parser.error("name one output folder")
-    source = args.gguf or args.hf_path
+    source = args.source or args.hf_path
     folder = args.out or args.mlx_path or "mlx_model"
+    if args.quantize:
+        _quantize(args, source, folder)
+    elif source.endswith(".gguf") or Path(source).is_file():
+        _import(args, source, folder)
+    else:
+        parser.error(f"{source} is no GGUF file: say -q to quantize it")
+
+
+def _import(args: argparse.Namespace, source: str, folder: str) -> None:
     with byte_progress("Converting") as progress:
         report = import_gguf(source, folder, args.dtype, progress)
+    if args.json:
+        _print_json(report.path, report.parameters, report.nbytes, report.bits)
+        return
     widths = ", ".join(f"{n} of {bits} bits" for bits, n in report.bits.items())
     out.print(
         f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
         f"{report.nbytes / 1e6:.1f} MB, {report.bits_per_weight:.2f} bits a weight; "
         f"quantized matrices: {widths or 'none'}; the rest in {report.dtype}",
         soft_wrap=True,
+    )
+
+
+def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
+    from mlx_nibble.convert import Calibration, Options, convert
+
+    options = Options(
+        bits=args.q_bits,
+        group_size=args.q_group_size,
+        recipe=args.recipe,
+        target_bpw=args.target_bpw,
+        method=METHODS[args.method],
+        calibration=Calibration(args.calibration, args.samples, args.sequence_length),
+        symmetric=args.symmetric,
+        dtype=args.dtype,
+    )
+    with tempfile.TemporaryDirectory() as temporary, step_progress() as progress:
+        if source.endswith(".gguf"):
+            err.print(f"Importing {source}")
+            imported = Path(temporary) / "model"
+            import_gguf(source, imported)
+            source = str(imported)
+        report = convert(source, folder, options, progress)
+    widths = Counter(form.bits for form in report.plan.values())
+    if args.json:
+        _print_json(report.path, report.parameters, report.nbytes, widths)
+        return
+    stated = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(widths.items()))
+    out.print(
+        f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
+        f"{report.nbytes / 1e6:.1f} MB, {report.bits_per_weight:.3f} bits a weight; "
+        f"quantized matrices: {stated}",
+        soft_wrap=True,
+    )
+
+
+def _print_json(path: Path, parameters: int, nbytes: int, bits: dict[int, int]) -> None:
+    print(
+        json.dumps(
+            {
+                "path": str(path),
+                "parameters": parameters,
+                "nbytes": nbytes,
+                "bits_per_weight": 8 * nbytes / parameters,
+                "matrices_by_bits": bits,
+            }
+        )
     )

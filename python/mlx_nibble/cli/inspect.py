@@ -1,4 +1,4 @@
-"""``nibble inspect``: what a model takes in memory, and would in other formats."""
+"""``nibble inspect``: the bytes a model takes, as it is and in other formats."""
 
 from __future__ import annotations
 
@@ -6,188 +6,140 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from mlx_nibble import footprint
 from mlx_nibble.cli.console import out
-from mlx_nibble.footprint import Part
+from mlx_nibble.formats import Format
+from mlx_nibble.model.inventory import read_inventory
+from mlx_nibble.model.memory import SIZES_GB, Inventory, what_if
+from mlx_nibble.quantize.recipes import RECIPES
 
-_WHAT_IF = ("32", "16", "8:64", "6:64", "5:64", "4:32", "4:64", "4:128", "3:64")
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])")
+_GB = 1e9
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nibble inspect",
-        description="Count the bytes of a model: codes, scales and biases, KV cache, "
-        "activations. A folder that holds a config.json alone will do.",
+        description="Bytes of weights, scales, biases, KV cache and activations, and "
+        "the Macs that hold them. Only file headers are read.",
     )
-    parser.add_argument("model", metavar="MODEL", help="an MLX model folder")
-    parser.add_argument(
-        "--context", type=int, default=4096, help="tokens in the KV cache (4096)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="model folder; or a number of weights: 7B")
+    add("--context", type=int, default=4096, help="tokens of KV cache; default: 4096")
+    add("--layers", action="store_true", help="list every tensor")
+    add(
         "--what-if",
-        nargs="*",
-        metavar="BITS[:GROUP]",
-        type=_format,
-        help="count other formats too: 4:64 is 4 bits in groups of 64, 16 a half "
-        f"type (default: {' '.join(_WHAT_IF)})",
+        metavar="FORMAT",
+        help="BITS, BITS:GROUP or a recipe's name: count as if converted so",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    add("--json", action="store_true", help="print the result for machines")
     return parser
-
-
-def _format(text: str) -> tuple[int, int | None]:
-    match = re.fullmatch(r"(?:(16|32)|([1-6]|8):(32|64|128))", text)
-    if not match:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: 16, 32, or BITS:GROUP with BITS of 1 to 6 or 8 and GROUP of "
-            "32, 64 or 128"
-        )
-    plain, bits, group = match.groups()
-    return (int(plain), None) if plain else (int(bits), int(group))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, count, print."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    if args.context < 1:
-        parser.error("--context must be at least 1")
-    formats = args.what_if
-    if formats == []:
-        formats = [_format(text) for text in _WHAT_IF]
-    folder = Path(args.model)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"[inspect] {args.model!r} must be a folder with config.json.")
-    from mlx_nibble import lm
-
-    model, config = lm.load_lazily(folder)
-    found = footprint.parts(model)
-    result = _summary(found, config, args.context)
-    result["what_if"] = [
-        _what_if(found, bits, group, result) for bits, group in formats or []
-    ]
+    args = _parser().parse_args(arguments)
+    if count := _COUNT.fullmatch(args.model):
+        weights = float(count[1]) * {"M": 1e6, "B": 1e9}[count[2]]
+        _print_formats(weights, args.json)
+        return
+    inventory = read_inventory(Path(args.model).expanduser())
+    if args.what_if:
+        inventory = what_if(inventory, _plan(inventory, args.what_if))
     if args.json:
-        print(json.dumps(result | {"parts": [asdict(p) for p in found]}, indent=2))
+        print(json.dumps(_summary(inventory, args.context)))
+        return
+    _print(inventory, args.context, args.layers)
+
+
+def _plan(inventory: Inventory, stated: str) -> dict[str, Format]:
+    # What mlx-lm quantizes: weights of two dimensions and more.
+    shapes = {
+        row.path.removesuffix(".weight"): row.shape
+        for row in inventory.rows
+        if len(row.shape) > 1
+    }
+    if stated in RECIPES:
+        plan = RECIPES[stated](shapes, Format())
     else:
-        _print(found, result)
+        bits, _, group = stated.partition(":")
+        if not bits.isdigit() or not (group or "64").isdigit():
+            raise ValueError(
+                f"[inspect] --what-if must be BITS, BITS:GROUP or one of "
+                f"{tuple(RECIPES)} but got {stated!r}."
+            )
+        plan = RECIPES["uniform"](shapes, Format(int(bits), int(group or 64)))
+    names = {row.path.removesuffix(".weight"): row.path for row in inventory.rows}
+    return {names[path]: form for path, form in plan.items()}
 
 
-def _summary(found: list[Part], config: dict[str, Any], context: int) -> dict[str, Any]:
-    value_bytes = 2
-    weights = footprint.total_bytes(found)
-    cache = footprint.cache_bytes(config, context, value_bytes)
-    activations = footprint.activation_bytes(config, context, value_bytes)
-    total = weights + (cache or 0) + (activations or 0)
+def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
     return {
-        "weights": sum(part.weights for part in found),
-        "bits_per_weight": footprint.bits_per_weight(found),
-        "value_bytes": sum(part.value_bytes for part in found),
-        "scale_bytes": sum(part.scale_bytes for part in found),
+        "parameters": inventory.parameters,
+        "parameters_of_matrices": sum(r.parameters for r in inventory.rows if r.scales),
+        "nbytes": inventory.nbytes,
+        "bits_per_weight": inventory.bits_per_weight,
+        "weights": sum(row.weights for row in inventory.rows),
+        "scales": sum(row.scales for row in inventory.rows),
+        "biases": sum(row.biases for row in inventory.rows),
+        "kv_cache": context * inventory.kv_bytes_per_token,
+        "activations": inventory.activation_bytes,
         "context": context,
-        "cache_bytes": cache,
-        "activation_bytes": activations,
-        "total_bytes": total,
-        "smallest_mac_gb": footprint.smallest_mac(total),
+        "total": inventory.total(context),
+        "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
+        "tensors": [
+            {"path": r.path, "shape": r.shape, "nbytes": r.nbytes, "format": r.label}
+            for r in inventory.rows
+        ],
     }
 
 
-def _what_if(
-    found: list[Part], bits: int, group: int | None, now: dict[str, Any]
-) -> dict[str, Any]:
-    other = [footprint.requantized(part, bits, group) for part in found]
-    weights = footprint.total_bytes(other)
-    running = (now["cache_bytes"] or 0) + (now["activation_bytes"] or 0)
-    return {
-        "bits": bits,
-        "group_size": group,
-        "kept": sum(p.is_matrix and not footprint.divides(p, group) for p in found),
-        "bits_per_weight": footprint.bits_per_weight(other),
-        "value_bytes": sum(part.value_bytes for part in other),
-        "scale_bytes": sum(part.scale_bytes for part in other),
-        "smallest_mac_gb": footprint.smallest_mac(weights + running),
-    }
-
-
-def _print(found: list[Part], result: dict[str, Any]) -> None:
-    out.print(_parts_table(found))
-    known = {
-        "codes and plain values": result["value_bytes"],
-        "scales and biases": result["scale_bytes"],
-        f"KV cache of {result['context']} tokens, half type": result["cache_bytes"],
-        "activations of a prompt step, about": result["activation_bytes"],
-        "all together": result["total_bytes"],
-    }
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for label, nbytes in known.items():
-        table.add_row(label, "unknown" if nbytes is None else _size(nbytes))
-    out.print()
+def _print(inventory: Inventory, context: int, layers: bool) -> None:
+    if layers:
+        table = Table("tensor", "shape", "format", "bytes", "bits a weight", box=None)
+        for row in inventory.rows:
+            shape = " x ".join(map(str, row.shape))
+            bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
+            table.add_row(row.path, shape, row.label, f"{row.nbytes:,}", bits)
+        out.print(table)
+    s = _summary(inventory, context)
+    table = Table("", "bytes", box=None, show_header=False)
+    for label, name in (
+        ("weights", "weights"),
+        ("scales", "scales"),
+        ("biases", "biases"),
+        (f"KV cache, {context} tokens in half precision", "kv_cache"),
+        ("activations of a 2048-token prefill (estimate)", "activations"),
+        ("all", "total"),
+    ):
+        table.add_row(label, f"{s[name]:,}")
     out.print(table)
     out.print(
-        f"\n{result['weights'] / 1e6:.1f} M weights, {result['bits_per_weight']:.3f} "
-        f"bits each; {_mac(result['smallest_mac_gb'])}"
+        f"{s['parameters'] / 1e6:.1f} M weights, {s['bits_per_weight']:.3f} bits each"
     )
-    if result["what_if"]:
-        out.print()
-        out.print(_what_if_table(result["what_if"]))
+    fits = [f"{gb} GB {'yes' if ok else 'no'}" for gb, ok in s["fits_gb"].items()]
+    out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
 
 
-def _parts_table(found: list[Part]) -> Table:
-    """Equal modules of the layers share a row."""
-    rows: dict[tuple[Any, ...], list[Part]] = {}
-    for part in found:
-        name = re.sub(r"\.\d+\.", ".*.", part.path)
-        rows.setdefault((name, part.shape, part.bits, part.group_size), []).append(part)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("module", no_wrap=True)
-    for heading in ("count", "shape", "format", "bits/weight", "size"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for (name, shape, bits, group), alike in rows.items():
-        table.add_row(
-            name,
-            str(len(alike)),
-            "×".join(map(str, shape)),
-            f"{bits} bits" + (f", group {group}" if group else ""),
-            f"{footprint.bits_per_weight(alike):.2f}",
-            _size(footprint.total_bytes(alike)),
-        )
-    return table
-
-
-def _what_if_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("what if", no_wrap=True)
-    for heading in ("bits/weight", "values", "scales and biases", "together", "fits"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        group = row["group_size"]
-        fits = row["smallest_mac_gb"]
-        table.add_row(
-            f"{row['bits']} bits"
-            + (f", group {group}" if group else "")
-            + (f" ({row['kept']} matrices cannot)" if row["kept"] else ""),
-            f"{row['bits_per_weight']:.2f}",
-            _size(row["value_bytes"]),
-            _size(row["scale_bytes"]),
-            _size(row["value_bytes"] + row["scale_bytes"]),
-            f"{fits} GB" if fits else "—",
-        )
-    return table
-
-
-def _mac(size: int | None) -> str:
-    if size is None:
-        return "too much for the GPU of a Mac with 64 GB"
-    return f"fits the GPU's share of a Mac with {size} GB"
-
-
-def _size(nbytes: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes} B"
+def _print_formats(weights: float, as_json: bool) -> None:
+    rows: list[tuple[str, float, float]] = [
+        ("fp32", weights * 4, 0.0),
+        ("fp16", weights * 2, 0.0),
+    ]
+    for bits in (8, 4):
+        for group in (128, 64, 32):
+            pairs = weights / group * 4
+            rows.append((f"int{bits}, groups of {group}", weights * bits / 8, pairs))
+    if as_json:
+        names = ("format", "weights", "scales_and_biases")
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
+        return
+    table = Table("format", "weights", "scales and biases", "together", box=None)
+    for label, codes, pairs in rows:
+        cells = [f"{n / _GB:.2f} GB" for n in (codes, pairs, codes + pairs)]
+        table.add_row(label, *cells)
+    out.print(table)

@@ -14,7 +14,7 @@ from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.model.cpu_math import fast_dense, to_numpy
 from mlx_nibble.model.intercept import intercepted
 from mlx_nibble.model.layers import Matrix, matrices
-from mlx_nibble.model.statistics import Collector, hessian
+from mlx_nibble.model.statistics import Collector, Inputs, hessian
 from mlx_nibble.model.stream import LayerStream
 from mlx_nibble.model.workspace import Workspace
 from mlx_nibble.quantize.method import Method, quantize
@@ -78,7 +78,7 @@ class _Run:
 
     def all_parameters(self) -> dict[str, mx.array]:
         total = len(self.stream.layers)
-        head = self._head_hessian()
+        head = self._head_inputs()
         self._outside(head)
         states = self._states()
         for index in range(self.workspace.finished, total):
@@ -90,7 +90,7 @@ class _Run:
             parameters |= self.workspace.load_part(f"layer-{index:05}")
         return parameters
 
-    def _head_hessian(self) -> np.ndarray | None:
+    def _head_inputs(self) -> Inputs | None:
         """Of the inputs of the output projection, in the full-precision model."""
         head = self._head()
         if head is None or not self.stream.tokens or self.workspace.has_part("outside"):
@@ -100,17 +100,19 @@ class _Run:
         method = "as_linear" if isinstance(head, nn.Embedding) else "__call__"
         # A quarter of the text tells enough of one matrix.
         some = self.stream.tokens[:: 4 if len(self.stream.tokens) >= 8 else 1]
-        hessians = []
+        inputs: list[Inputs] = []
 
         def see(_: Any, x: mx.array) -> mx.array:
-            hessians.append(hessian(x))
+            inputs.append(Inputs([], hessian(x), x.size // x.shape[-1]))
             return x
 
         with intercepted([(head, see)], method):
             for i, batch in enumerate(some):
                 self.progress("Reading the output projection", i, len(some))
                 mx.eval(self.model(batch))
-        return sum(hessians) if hessians else None
+        if not inputs:
+            return None
+        return Inputs([], sum(i.hessian for i in inputs), sum(i.rows for i in inputs))
 
     def _head(self) -> nn.Module | None:
         """The module that makes the logits: the head, or a tied embedding."""
@@ -125,18 +127,18 @@ class _Run:
                 return layer
         return None
 
-    def _outside(self, head_hessian: np.ndarray | None) -> None:
+    def _outside(self, head_inputs: Inputs | None) -> None:
         """Quantize what lies outside the layers, and have the model use it."""
         outside = [m for m in self.matrices if not self._layer_of(m.path)]
         if not self.workspace.has_part("outside"):
             head = self._head()
             done = {}
             for matrix in outside:
-                hessian = head_hessian if matrix.module is head else None
-                if hessian is not None and isinstance(matrix.module, nn.Embedding):
-                    share = _EMBEDDING_SHARE * np.diagonal(hessian).mean()
-                    hessian = hessian + share * np.eye(len(hessian), dtype=np.float32)
-                done[matrix.path] = self._quantize(matrix, hessian)
+                inputs = head_inputs if matrix.module is head else None
+                if inputs is not None and isinstance(matrix.module, nn.Embedding):
+                    share = _EMBEDDING_SHARE * np.diagonal(inputs.hessian).mean()
+                    inputs.hessian[np.diag_indices_from(inputs.hessian)] += share
+                done[matrix.path] = self._quantize(matrix, inputs)
             part = self._parameters("", self.model, done)
             part = {k: v for k, v in part.items() if not self._layer_of(k)}
             self.workspace.save_part("outside", part)
@@ -157,8 +159,8 @@ class _Run:
         mine = [m for m in self.matrices if self._layer_of(m.path) == prefix]
         # What numpy's BLAS computes with, and what a Hessian should be made of.
         layer.set_dtype(mx.float32)
-        hessians = self._hessians(index, mine, states)
-        done = {m.path: self._quantize(m, hessians.get(m.path)) for m in mine}
+        known = self._inputs(index, mine, states)
+        done = {m.path: self._quantize(m, known.get(m.path)) for m in mine}
         part = self._parameters(prefix, layer, done)
         self.workspace.save_part(f"layer-{index:05}", part)
         for matrix in mine:
@@ -168,19 +170,21 @@ class _Run:
         _drop(layer)
         return after
 
-    def _hessians(
+    def _inputs(
         self, index: int, mine: list[Matrix], states: list[mx.array]
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Inputs]:
         collector = Collector({m.path: m.module for m in mine})
         with intercepted(collector.hooks()):
             for i, x in enumerate(states):
                 self.stream.call(index, i, x)
                 collector.observe()
-        return {path: i.hessian for i in collector.result() for path in i.paths}
+        return {path: i for i in collector.result() for path in i.paths}
 
-    def _quantize(self, matrix: Matrix, hessian: np.ndarray | None) -> Quantized:
-        weight = to_numpy(matrix.module["weight"])
-        return quantize(weight, self.plan[matrix.path], self.method, hessian)
+    def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
+        weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
+        if inputs is None:
+            return quantize(weight, form, self.method)
+        return quantize(weight, form, self.method, inputs.hessian, inputs.rows)
 
     def _dequantized(
         self, matrix: Matrix, parameters: Mapping[str, mx.array]

@@ -1,0 +1,126 @@
+"""`nibble convert -q`, `eval` and `inspect`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+
+from tests.gguf_writer import tiny_llama
+
+TEXT = "to be, or not to be: that is the question. " * 60
+
+
+def nibble(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_nibble.cli", *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+def answer(*arguments: str) -> dict:
+    result = nibble(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("quantize")
+    (folder / "tiny.gguf").write_bytes(tiny_llama())
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(home) -> dict:
+    return answer(
+        "convert", str(home / "tiny.gguf"), str(home / "q4"), "-q",
+        "--q-group-size", "32", "--calibration", str(home / "text.txt"),
+        "--samples", "4", "--sequence-length", "32",
+    )  # fmt: skip
+
+
+def test_the_result_is_a_folder_that_mlx_lm_loads(home, converted):
+    model, tokenizer = mlx_lm.load(converted["path"])
+    config = json.loads((home / "q4" / "config.json").read_text())
+    assert config["quantization"]["bits"] == 4
+    assert config["quantization"] == config["quantization_config"]
+    logits = model(mx.array([tokenizer.encode("to be")]))
+    assert mx.isfinite(logits).all()
+    assert not (home / ".q4.nibble").exists()
+
+
+def test_inspect_counts_the_bytes_of_the_file(home, converted):
+    got = answer("inspect", converted["path"])
+    assert got["nbytes"] == converted["nbytes"]
+    assert got["parameters"] == converted["parameters"]
+    assert got["weights"] + got["scales"] + got["biases"] == got["nbytes"]
+    again = answer("inspect", converted["path"], "--what-if", "4:32")
+    assert again["nbytes"] == got["nbytes"]
+    wide = answer("inspect", converted["path"], "--what-if", "8:32")
+    assert wide["weights"] - got["weights"] == got["parameters_of_matrices"] / 2
+    assert "bits each" in nibble("inspect", converted["path"], "--layers").stdout
+
+
+def test_inspect_of_a_number_of_weights():
+    rows = {
+        row["format"]: row["weights"]
+        for row in json.loads(nibble("inspect", "7B", "--json").stdout)
+    }
+    assert rows["fp32"] == 28e9
+    assert rows["int8, groups of 64"] == 7e9
+    assert rows["int4, groups of 64"] == 3.5e9
+
+
+def test_eval_against_the_model_itself(home, converted):
+    arguments = ["--text", str(home / "text.txt"), "--samples", "2"]
+    arguments += ["--sequence-length", "32"]
+    got = answer(
+        "eval", converted["path"], "--reference", converted["path"], *arguments
+    )
+    assert got["tokens"] == 62
+    assert got["comparison"]["kl"]["mean"] == 0
+    assert got["comparison"]["agreement"]["mean"] == 1
+    assert got["perplexity"] == got["reference_perplexity"]
+    text = nibble("eval", converted["path"], *arguments).stdout
+    assert "perplexity" in text and "±" in text
+
+
+def test_a_budget_of_bits_is_kept(home):
+    got = answer(
+        "convert", str(home / "tiny.gguf"), str(home / "mixed"), "-q",
+        "--method", "search", "--target-bpw", "5.5", "--q-group-size", "32",
+        "--calibration", str(home / "text.txt"),
+        "--samples", "2", "--sequence-length", "32",
+    )  # fmt: skip
+    config = json.loads((home / "mixed" / "config.json").read_text())["quantization"]
+    own = [v for v in config.values() if isinstance(v, dict)]
+    assert own, "all matrices got one format"
+    counted = answer("inspect", got["path"])
+    assert counted["bits_per_weight"] <= 5.5 * 1.05  # the norms are not in it
+    mlx_lm.load(got["path"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "{home}/q4", "out"], "say -q"),
+        (["convert", "{home}/q4", "{home}/q4", "-q"], "must not exist yet"),
+        (["eval", "{home}/q4", "--text", "{home}/none"], "a text must be a file"),
+        (["inspect", "{home}"], "a model folder must hold"),
+        (["inspect", "{home}/q4", "--what-if", "x"], "--what-if must be"),
+        (["inspect", "{home}/q4", "--what-if", "7"], "bits must be one of"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(home, converted, arguments, message):
+    result = nibble(*[a.format(home=home) for a in arguments])
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
