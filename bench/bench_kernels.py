@@ -21,7 +21,8 @@ from tests.simt import executor, mlx_kernels, numbers
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
-OPTIONS = simt.Options(instrumented=True)
+# Several simdgroups of MLX's store the same result.
+OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
 # Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
 # row on M1 and M2, qmv_wide later; tiles beyond.
 CASES = [

@@ -63,8 +63,10 @@ constexpr uint32_t most_cores(const DeviceProfile& device) {
 // 8 to 24 for full use). Not measured.
 constexpr uint32_t kThreadgroupsPerCore = 4;
 
+// Of a problem that went through merge_rows().
 MatmulParams params_of(const MatmulProblem& p) {
-  return {p.M, p.N, p.K, p.batch.repeat, p.batch.count};
+  assert(p.batch.repeat == 1);
+  return {p.M, p.N, p.K, p.batch.count};
 }
 
 // The launch of a kernel y = x @ w_hat^T, its grid still to be set.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from mlx_nibble.model.workspace import Workspace
 from mlx_nibble.quantize.budget import solve
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
+
+# Divergences of blocks differ by orders of magnitude: few tokens order them.
+_SENSITIVITY_TOKENS = 256
 
 Progress = Callable[[str, int, int], None]
 
@@ -89,12 +92,15 @@ class Converted:
         parameters: Weights, as the full-precision model counts them.
         nbytes: Bytes of all tensors.
         plan: The format of each quantized matrix.
+        losses: With a target: what each was estimated to lose in the base format,
+            in nats a token.
     """
 
     path: Path
     parameters: int
     nbytes: int
     plan: Plan
+    losses: Mapping[str, float]
 
     @property
     def bits_per_weight(self) -> float:
@@ -133,7 +139,7 @@ def convert(
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
         tokens = _calibration_batches(tokenizer, options.calibration)
-    plan = make_plan(model, options, tokens, progress)
+    plan, losses = make_plan(model, options, tokens, progress)
     settings = _fingerprint(source, options, plan, tokens)
     workspace = Workspace(out, settings)
     arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
@@ -144,7 +150,7 @@ def convert(
         config["quantization_config"] = config["quantization"]
         lm.save_companions(folder, source, tokenizer, config)
     workspace.remove()
-    return Converted(out, parameters, nbytes, plan)
+    return Converted(out, parameters, nbytes, plan, losses)
 
 
 def make_plan(
@@ -152,8 +158,12 @@ def make_plan(
     options: Options,
     tokens: Sequence[mx.array],
     progress: Progress = lambda *_: None,
-) -> dict[str, Format]:
-    """The format of each matrix: by recipe, or by measured sensitivity."""
+) -> tuple[dict[str, Format], dict[str, float]]:
+    """The format of each matrix: by recipe, or by measured sensitivity.
+
+    Returns:
+        The plan; and, if measured, the loss of each matrix in the base format.
+    """
     found = matrices(model)
     if not found:
         raise ValueError("[convert] the model has no matrix that can be quantized.")
@@ -161,16 +171,22 @@ def make_plan(
     base = Format(options.bits, options.group_size, dtype, options.symmetric)
     shapes = {m.path: m.shape for m in found}
     if options.target_bpw is None:
-        return RECIPES[options.recipe](shapes, base)
+        return RECIPES[options.recipe](shapes, base), {}
     candidates = [
         Format(bits, size, dtype, options.symmetric)
         for bits in (2, 3, 4, 5, 6, 8)
         for size in (32, 64, 128)
     ]
-    some = tokens[: max(1, 512 // tokens[0].size)]
+    some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens[0].size)]
     choices = sensitivity(model, some, base, candidates, progress)
     counted = sum(m.size for m in found if m.path in choices)
-    return solve(choices, int(options.target_bpw * counted / 8))
+    losses = {
+        path: choice.loss
+        for path, options_of in choices.items()
+        for choice in options_of
+        if choice.form == base
+    }
+    return solve(choices, int(options.target_bpw * counted / 8)), losses
 
 
 def quantization_entry(plan: Plan, options: Options) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def diagnose(
             operations use, with scales of the type of the activations.
         progress: Called with the number of kernels tried, and of all.
     """
-    kernels = [k for k in ext.kernels() if everything or _usual(k)] if gpu else []
+    kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []
     for done, kernel in enumerate(kernels):
         if progress:
@@ -111,8 +111,12 @@ def _family(kernel: str) -> str:
     return re.split(r"_(?:b?f\d+)_", kernel)[0]
 
 
-def _usual(kernel: str) -> bool:
-    """Whether the operations use it for a checkpoint whose types are one."""
+def usual(kernel: str) -> bool:
+    """Whether a kernel serves checkpoints of one type, with biases.
+
+    Args:
+        kernel: Its name.
+    """
     match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(?!_sym)(_.*)?", kernel)
     if match is None or match[1] != match[2]:
         return False

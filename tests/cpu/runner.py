@@ -144,7 +144,7 @@ def arm(emulator: str) -> list[str]:
     zig = toolchain.kernel_compiler()[0]
     headers = [*(ROOT / "csrc").glob("c*/*.h")]
     common = [toolchain.digest_files(headers), toolchain.versions()]
-    flags = [*ARM_TARGET, "-std=c++20", "-O2", f"-I{ROOT}"]
+    flags = [*ARM_TARGET, "-std=c++20", "-O1", f"-I{ROOT}"]
 
     def compile_one(source: Path) -> Path:
         own = [*flags, *ARM_FLAGS.get(source.stem, [])]

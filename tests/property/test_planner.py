@@ -82,10 +82,10 @@ def block(launch: Launch, p: Problem) -> tuple[int, int]:
     return int(tile[2]), int(tile[1])
 
 
-def merged(p: Problem) -> tuple[int, int, int]:
-    """M, repeat and size once batches that share their weights are rows."""
+def merged(p: Problem) -> tuple[int, int]:
+    """M and the size of the batch once batches that share their weights are rows."""
     shared = p.batch_size if p.batch_count == 1 else p.batch_repeat
-    return p.M * shared, 1, p.batch_size // shared
+    return p.M * shared, p.batch_size // shared
 
 
 def check_limits(launch: Launch, device: Device) -> None:
@@ -102,7 +102,7 @@ def check_limits(launch: Launch, device: Device) -> None:
 def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
     plans = candidates(p, device)
     assert plans and plans[0] == plan_matmul(p, device)
-    M, repeat, size = merged(p)
+    M, size = merged(p)
     for launches in plans:
         (launch,) = launches
         check_limits(launch, device)
@@ -114,13 +114,7 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert deep == size
         third = "scales" if p.symmetric else "biases"
         assert launch.buffers == ("w", "scales", third, "x", "out")
-        assert struct.unpack("5i", launch.params) == (
-            M,
-            p.N,
-            p.K,
-            repeat,
-            p.batch_count,
-        )
+        assert struct.unpack("4i", launch.params) == (M, p.N, p.K, p.batch_count)
         symmetric = "_sym" if p.symmetric else ""
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
 

@@ -126,11 +126,8 @@ MUTANTS = [
     _qmm("layout of a fragment", "((lane >> 1) & 3)", "(lane & 3)"),
     _of(_QVM, "the other half's sum", "ushort(NIBBLE_QVM_LANES)", "ushort(8)"),
     # Which matrix, which row.
-    _qmv(
-        "weight of another batch",
-        "/ params.w_repeat) % params.w_count",
-        "/ params.w_repeat)",
-    ),
+    _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
+    _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
     _qmv(
         "every batch into the first",
         "y + x_row * size_t(params.N)",
@@ -224,7 +221,7 @@ MUTANTS = [
     ),
     _of(
         _QVM,
-        "no barrier before the last sum",
+        "no barrier before the columns",
         f"  {_BARRIER}\n  int column",
         "  int column",
     ),

@@ -122,6 +122,14 @@ def test_generate_is_mlx_lms_command(folder):
     assert "Generation: 5 tokens" in result.stdout
 
 
+def test_a_hub_that_is_out_of_reach_is_one_line():
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = nibble("generate", "--model", "nibble/no-such-model", env=environment)
+    assert result.returncode == 1
+    assert result.stderr.startswith("nibble: [generate] the model is not a folder")
+    assert result.stderr.count("\n") == 1
+
+
 def test_chat_is_mlx_lms_command(folder):
     options = ["--model", str(folder), "--max-tokens", "4"]
     result = nibble("chat", *options, input="the hen\nq\n")

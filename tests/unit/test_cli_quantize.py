@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
+from mlx_nibble import plot
 from tests.gguf_writer import tiny_llama
 
 TEXT = "to be, or not to be: that is the question. " * 60
@@ -93,6 +94,23 @@ def test_eval_against_the_model_itself(home, converted):
     assert "perplexity" in text and "±" in text
 
 
+def test_several_models_in_one_picture(home, converted):
+    pytest.importorskip("matplotlib")
+    arguments = ["--text", str(home / "text.txt"), "--samples", "2", "--json"]
+    arguments += ["--sequence-length", "32", "--plot", str(home / "sizes.png")]
+    same = converted["path"]
+    result = nibble("eval", same, same, "--reference", same, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 2
+    assert (home / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sensitivity_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot.sensitivity({"layers.0.q_proj": 0.1, "lm_head": 2.0}, tmp_path / "a.svg")
+    assert "</svg>" in (tmp_path / "a.svg").read_text()
+
+
 def test_a_budget_of_bits_is_kept(home):
     got = answer(
         "convert", str(home / "tiny.gguf"), str(home / "mixed"), "-q",
@@ -114,6 +132,7 @@ def test_a_budget_of_bits_is_kept(home):
         (["convert", "{home}/q4", "out"], "say -q"),
         (["convert", "{home}/q4", "{home}/q4", "-q"], "must not exist yet"),
         (["eval", "{home}/q4", "--text", "{home}/none"], "a text must be a file"),
+        (["eval", "{home}/q4", "--plot", "a.png"], "--plot needs --reference"),
         (["inspect", "{home}"], "a model folder must hold"),
         (["inspect", "{home}/q4", "--what-if", "x"], "--what-if must be"),
         (["inspect", "{home}/q4", "--what-if", "7"], "bits must be one of"),

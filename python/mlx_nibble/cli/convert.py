@@ -12,6 +12,7 @@ from pathlib import Path
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.formats import BITS, GROUP_SIZES
 from mlx_nibble.io.gguf_import import DTYPES, import_gguf
+from mlx_nibble.io.packed_import import import_packed, is_packed
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -27,7 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="nibble convert",
         description="Import a GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, "
         "BF16, F32 tensors) as a folder that mlx-lm loads: quantized tensors keep "
-        "their codes and scales, nothing is lost. With -q, quantize any model that "
+        "their codes and scales, nothing is lost. Likewise an AutoAWQ, GPTQ or "
+        "compressed-tensors folder. With -q, quantize any model that "
         "mlx-lm loads; a run that was killed goes on when it is started again.",
     )
     add = parser.add_argument
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         help="bits a weight of all matrices together, spent where a measurement on "
         "the calibration text says they matter",
     )
+    add(
+        "--plot",
+        metavar="FILE",
+        help="with --target-bpw: draw what each matrix loses, as .png or .svg",
+    )
     add("--symmetric", action="store_true", help="scale-only weights")
     add(
         "--calibration",
@@ -92,12 +99,19 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("name one output folder")
     source = args.source or args.hf_path
     folder = args.out or args.mlx_path or "mlx_model"
+    if args.plot is not None and args.target_bpw is None:
+        parser.error("--plot needs --target-bpw, which measures the matrices")
     if args.quantize:
         _quantize(args, source, folder)
     elif source.endswith(".gguf") or Path(source).is_file():
         _import(args, source, folder)
+    elif is_packed(Path(source)):
+        _import_packed(args, source, folder)
     else:
-        parser.error(f"{source} is no GGUF file: say -q to quantize it")
+        parser.error(
+            f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
+            "say -q to quantize it"
+        )
 
 
 def _import(args: argparse.Namespace, source: str, folder: str) -> None:
@@ -115,9 +129,26 @@ def _import(args: argparse.Namespace, source: str, folder: str) -> None:
     )
 
 
+def _import_packed(args: argparse.Namespace, source: str, folder: str) -> None:
+    with step_progress() as progress:
+        report = import_packed(Path(source), Path(folder), progress)
+    if args.json:
+        _print_json(report.path, report.parameters, report.nbytes, report.bits)
+        return
+    widths = ", ".join(f"{n} of {bits} bits" for bits, n in report.bits.items())
+    out.print(
+        f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
+        f"{report.nbytes / 1e6:.1f} MB; quantized matrices: {widths}; of act-order: "
+        f"{report.permuted} permuted, {report.rounded_again} rounded again to 8 bits",
+        soft_wrap=True,
+    )
+
+
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
+    from mlx_nibble import plot
     from mlx_nibble.convert import Calibration, Options, convert
 
+    picture = None if args.plot is None else plot.require_picture(args.plot)
     options = Options(
         bits=args.q_bits,
         group_size=args.q_group_size,
@@ -135,6 +166,8 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
             import_gguf(source, imported)
             source = str(imported)
         report = convert(source, folder, options, progress)
+    if picture is not None:
+        plot.sensitivity(report.losses, picture)
     widths = Counter(form.bits for form in report.plan.values())
     if args.json:
         _print_json(report.path, report.parameters, report.nbytes, widths)

@@ -6,10 +6,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+from mlx_nibble import plot
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.model.evaluate import Estimate, Evaluation, evaluate
+from mlx_nibble.model.inventory import read_inventory
 from mlx_nibble.model.stream import batches
 from mlx_nibble.model.text import read_text
 
@@ -22,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         "likeliest. Each with its standard error over tokens.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="model folder or Hub name")
+    add("model", nargs="+", metavar="MODEL", help="model folder or Hub name")
     add("--reference", metavar="MODEL", help="what to compare with")
     add(
         "--text",
@@ -32,34 +36,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--samples", type=int, default=8, help="sequences; default: 8")
     add("--sequence-length", type=int, default=512, help="their tokens; default: 512")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the divergence of each model folder over its size, as .png or .svg",
+    )
     add("--json", action="store_true", help="print the result for machines")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, evaluate, print."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.plot is not None and args.reference is None:
+        parser.error("--plot needs --reference: it draws the distance from it")
+    picture = None if args.plot is None else plot.require_picture(args.plot)
     text = read_text(args.text)
-    model, tokenizer = load_for_evaluation(args.model)
     reference = None
     if args.reference is not None:
         reference, _ = load_for_evaluation(args.reference)
+    points = []
+    for name in args.model:
+        result = _evaluate(args, name, text, reference)
+        if args.json:
+            print(json.dumps({"model": name, "text": args.text, **asdict(result)}))
+        else:
+            _print(name, result)
+        if result.comparison is not None and picture is not None:
+            kl, path = result.comparison.kl, Path(name)
+            bits = read_inventory(path).bits_per_weight
+            points.append(plot.Point(path.name, bits, kl.mean, kl.error))
+    if picture is not None:
+        plot.loss_against_size(points, picture)
+
+
+def _evaluate(
+    args: argparse.Namespace, name: str, text: str, reference: Any
+) -> Evaluation:
+    model, tokenizer = load_for_evaluation(name)
     tokens = batches(tokenizer.encode(text), args.sequence_length, args.samples)
     with step_progress() as progress:
-        result = evaluate(
-            model, tokens, reference, lambda n: progress("Reading", n, len(tokens))
+        return evaluate(
+            model, tokens, reference, lambda n: progress(name, n, len(tokens))
         )
-    if args.json:
-        print(json.dumps({"model": args.model, "text": args.text, **asdict(result)}))
-        return
-    _print(result)
 
 
-def _print(result: Evaluation) -> None:
+def _print(name: str, result: Evaluation) -> None:
     def row(label: str, value: Estimate, form: str = ".3f") -> None:
         out.print(f"{label:<28}{value.mean:{form}} ± {value.error:{form}}")
 
-    out.print(f"{'tokens':<28}{result.tokens}")
+    out.print(f"{name}: {result.tokens} tokens", soft_wrap=True)
     row("perplexity", result.perplexity)
     if result.comparison is None or result.reference_perplexity is None:
         return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.formats import UNIT_ROUNDOFF, Format, Quantized
 from mlx_nibble.quantize.gptq import gptq
 from mlx_nibble.quantize.hessian import damped
 from mlx_nibble.quantize.refine import refine
@@ -97,10 +97,20 @@ def quantize(
         q = search(weight, form, np.diagonal(damped(hessian, damping)))
     else:
         q = rule(weight, form)
-    if not (q.dequantize() != weight).any():
-        return q  # a lossless grid: nothing to make up for
+    if _is_lossless(weight, q, form):
+        return q
     if method.gptq:
         q = gptq(weight, hessian, form, damping=damping, grid=q)
     if method.sweeps:
         q = refine(weight, q, hessian, form, sweeps=method.sweeps, damping=damping)
     return q
+
+
+def _is_lossless(weight: np.ndarray, q: Quantized, form: Format) -> bool:
+    """Tell whether less is lost than by rounding the weight to the stored type.
+
+    A weight that was on a grid and then rounded to float16 is never quite on it.
+    """
+    lost = np.square(weight - q.dequantize()).sum(dtype=np.float64)
+    whole = np.square(weight).sum(dtype=np.float64)
+    return lost <= UNIT_ROUNDOFF[form.scale_dtype] ** 2 * whole
