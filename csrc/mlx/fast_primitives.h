@@ -42,8 +42,7 @@ class FastPrimitive : public mx::Primitive {
   // by_mlx() of the inputs in argnums alone, and their values. The function
   // lives no longer than its arguments.
   std::pair<Function, std::vector<mx::array>> function_of(
-      const std::vector<mx::array>& primals,
-      const std::vector<int>& argnums);
+      const std::vector<mx::array>& primals, const std::vector<int>& argnums);
 };
 
 // Inputs {x [..., D]} or {x, weight [D]}.
