@@ -113,7 +113,7 @@ def _show(rows: list[Figures]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.simt.profile", description=__doc__.splitlines()[0]
+        prog="python -m tests.simt.profile", description="What plans cost, counted."
     )
     parser.add_argument("M", type=int, help="rows of x")
     parser.add_argument("N", type=int, help="rows of w")

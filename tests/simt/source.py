@@ -85,6 +85,15 @@ def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
     return _bind(text)
 
 
+def translate_for_cuda(text: str) -> Unit:
+    """The same for NVRTC, whose GPU has a use for unrolled loops."""
+    text = _UNROLL.sub('_Pragma("unroll")', text)
+    unit = translate(text)
+    own = unit.text.split("\n", 1)[1]
+    start = '#include "simt/entry_cuda.h"\n'
+    return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
+
+
 def translate(text: str, prologue: str = "") -> Unit:
     """Make `text`, one flat Metal source, into a unit of C++ for OpenCL.
 

@@ -36,8 +36,8 @@ struct vec;
   }                                                                           \
   SIMT_VEC_ASSIGN(+, N)                                                       \
   SIMT_VEC_ASSIGN(-, N)                                                       \
-  SIMT_VEC_ASSIGN(*, N) SIMT_VEC_ASSIGN(/, N) SIMT_DEVICE SIMT_ANY_SPACE T&   \
-  operator[](int i) {                                                         \
+  SIMT_VEC_ASSIGN(*, N)                                                       \
+  SIMT_VEC_ASSIGN(/, N) SIMT_DEVICE SIMT_ANY_SPACE T& operator[](int i) {     \
     return element_i;                                                         \
   }                                                                           \
   SIMT_DEVICE const SIMT_ANY_SPACE T& operator[](int i) const {               \
