@@ -28,13 +28,15 @@ lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror \
-	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/simt/*.h' 'tests/simt/*.cpp')
+	$(BIN)/python -m tests.simt.lint
 	$(BIN)/pyright
 
 format: $(VENV)/installed  ## Rewrite sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' \
+	  'tests/simt/*.h' 'tests/simt/*.cpp')
 
 wheel: $(VENV)/installed  ## Build the Linux wheel and sdist, and try them
 	$(BIN)/python tools/wheel_linux.py

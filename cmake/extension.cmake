@@ -47,5 +47,6 @@ install(TARGETS _ext LIBRARY DESTINATION mlx_nibble)
 # Set by editable installs; wheels leave it out.
 option(NIBBLE_TESTING "Build what the tests need besides" OFF)
 if(NIBBLE_TESTING)
+  add_subdirectory(tests/cpu)
   add_subdirectory(tests/metal)
 endif()

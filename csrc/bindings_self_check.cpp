@@ -1,5 +1,6 @@
 #include "csrc/bindings_self_check.h"
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
@@ -24,18 +25,35 @@ self_check::Judge as_judge(nb::callable judge) {
   };
 }
 
-nb::dict as_dict(const Trial& trial) {
-  const MatmulProblem& p = trial.problem;
+const char* to_string(Trial::Kind kind) {
+  switch (kind) {
+    case Trial::Kind::kProduct:
+      return "product";
+    case Trial::Kind::kStraight:
+      return "straight";
+    case Trial::Kind::kSwiglu:
+      return "swiglu";
+    case Trial::Kind::kDequantize:
+      return "dequantize";
+  }
+  return "";
+}
+
+nb::dict as_dict(const Trial& t) {
   nb::dict d;
-  d["M"] = p.M;
-  d["N"] = p.N;
-  d["K"] = p.K;
-  d["dtype"] = bridge::to_mlx(p.dtype);
-  d["scale_dtype"] = bridge::to_mlx(p.scale_dtype);
-  d["bits"] = p.format.bits;
-  d["group_size"] = p.format.group_size;
-  d["symmetric"] = p.format.symmetric;
-  d["dequantize"] = trial.dequantize;
+  d["kind"] = to_string(t.kind);
+  d["B"] = t.B;
+  d["rows"] = t.rows;
+  d["M"] = t.M;
+  d["N"] = t.N;
+  d["K"] = t.K;
+  d["experts"] = t.experts;
+  d["sorted"] = t.sorted;
+  d["dtype"] = bridge::to_mlx(t.dtype);
+  d["scale_dtype"] = bridge::to_mlx(t.scale_dtype);
+  d["bits"] = t.format.bits;
+  d["group_size"] = t.format.group_size;
+  d["symmetric"] = t.format.symmetric;
   return d;
 }
 
@@ -58,23 +76,16 @@ void bind_self_check(nb::module_& m) {
   m.def(
       "run_trial",
       [](const std::string& kernel,
-         const mx::array& w,
-         const mx::array& scales,
-         const mx::array& biases,
-         const std::optional<mx::array>& x,
+         const self_check::Operands& operands,
          mx::StreamOrDevice s) {
         return self_check::run(
-            kernel, w, scales, biases, x, mx::to_stream(s, mx::Device::gpu));
+            kernel, operands, mx::to_stream(s, mx::Device::gpu));
       },
       "kernel"_a,
-      "w"_a,
-      "scales"_a,
-      "biases"_a,
-      "x"_a.none(),
+      "operands"_a,
       nb::kw_only(),
       "stream"_a = nb::none(),
-      "y [M, N], or w_hat [N, K], of the kernel's trial; the operands are "
-      "evaluated and contiguous.");
+      "y of the kernel's trial, from arrays by the names of the operands.");
   m.def(
       "set_judge",
       [](std::optional<nb::callable> judge) {

@@ -57,7 +57,7 @@ struct QuantizedMatrix {
 
 // Which matrix of weights batch `batch` of the activations uses.
 inline int weight_of(constant MatmulParams& params, uint batch) {
-  return (int(batch) / params.w_repeat) % params.w_count;
+  return int(batch) % params.w_count;
 }
 
 }  // namespace nibble

@@ -20,14 +20,13 @@
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 
-// Parameters of every y = x @ w_hat^T kernel. Batch b of x and y uses weight
-// matrix (b / w_repeat) % w_count.
+// Parameters of every y = x @ w_hat^T or x @ w_hat. Batch b of x and y uses
+// weight matrix b % w_count.
 struct MatmulParams {
-  int M;         // rows of x and y, in one batch
-  int N;         // rows of w, columns of y
-  int K;         // columns of x and of the dequantized w
-  int w_repeat;  // consecutive batches that share a weight matrix
-  int w_count;   // weight matrices
+  int M;        // rows of x and y, in one batch
+  int N;        // rows of w
+  int K;        // columns of the dequantized w
+  int w_count;  // weight matrices
 };
 
 // Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.

@@ -1,11 +1,23 @@
 """Settings that every test shares."""
 
 import os
+import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# The device that MLX is to use where a test does not say: on a Mac, the GPU is
+# its own choice.
+if device := os.environ.get("NIBBLE_TEST_DEVICE"):
+    mx.set_default_device(getattr(mx, device))
+
+# Programs for Linux: the SIMT bench and what it computes for, the cross toolchain.
+if sys.platform != "linux":
+    collect_ignore = ["macos", "metal", "simt"]
+    collect_ignore += ["property/test_gather_kernels.py", "property/test_kernels.py"]
+    collect_ignore += ["property/test_planner.py"]
 
 # Deadlines are for users; a test never asserts a time.
 settings.register_profile(

@@ -43,6 +43,24 @@ def bound(
     return accumulated * (1 + u) + u * abs(exact) + UNDERFLOW[dtype]
 
 
+def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
+    """What rounding activations to 8 bits, group by group, adds to `bound`.
+
+    step[m, g] = max(max |x[m, k]| / 127, 2^-126) over the k in g; an activation is
+    off by half a step, and by a little more for the rounding of the quotient:
+    sum over g of (1/2 + 2^-15) step[m, g] sum over k in g of |w_hat[n, k]|.
+
+    Args:
+        x: [..., M, K].
+        w_hat: [..., N, K].
+        group_size: Activations that share a step.
+    """
+    groups = x.reshape(*x.shape[:-1], -1, group_size)
+    step = np.maximum(abs(groups).max(-1).astype(np.float64) / 127, 2.0**-126)
+    weights = abs(w_hat).reshape(*w_hat.shape[:-1], -1, group_size).sum(-1)
+    return (0.5 + 2.0**-15) * (step @ weights.swapaxes(-1, -2))
+
+
 def assert_close(
     result: np.ndarray, exact: np.ndarray, allowed: np.ndarray, label: str = ""
 ) -> None:

@@ -8,7 +8,8 @@ needs a name that is missing:
     python cmake/macos/make_tbd.py WHEEL...
 
 The committed lists come from the macOS wheels of mlx 0.32.4, mlx-metal 0.32.4,
-nanobind-backend 1.0.0, numpy 2.4.6, sentencepiece 0.2.3 and pyzmq 27.3.0.
+nanobind-backend 1.0.0, numpy 2.4.6, sentencepiece 0.2.3, pyzmq 27.3.0,
+onnxruntime 1.32.0 and grpcio 1.85.1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ LIBRARIES = {
     "/usr/lib/libc++.1.dylib": "libc++.tbd",
     "/usr/lib/libSystem.B.dylib": "libSystem.tbd",
     "/usr/lib/libobjc.A.dylib": "libobjc.tbd",
+}
+# No wheel was found that imports these. They are std::atomic's wait and notify,
+# which LLVM's libc++ marks as introduced in macOS 11.0 (_LIBCPP_AVAILABILITY_SYNC).
+STATED = {
+    "/usr/lib/libc++.1.dylib": {
+        "__ZNSt3__120__libcpp_atomic_waitEPVKvx",
+        "__ZNSt3__123__cxx_atomic_notify_allEPVKv",
+        "__ZNSt3__123__cxx_atomic_notify_oneEPVKv",
+        "__ZNSt3__123__libcpp_atomic_monitorEPVKv",
+    }
 }
 TEMPLATE = """--- !tapi-tbd
 tbd-version: 4
@@ -73,10 +84,11 @@ def main() -> None:
 
     folder = pathlib.Path(__file__).parent / "sdk" / "usr" / "lib"
     for library, file in LIBRARIES.items():
-        lines = "\n".join(f"      - '{name}'" for name in sorted(symbols[library]))
+        names = symbols[library] | STATED.get(library, set())
+        lines = "\n".join(f"      - '{name}'" for name in sorted(names))
         text = TEMPLATE.format(install_name=library, symbols=lines)
         (folder / file).write_text(text)
-        print(f"{file}: {len(symbols[library])} symbols")
+        print(f"{file}: {len(names)} symbols")
 
 
 if __name__ == "__main__":

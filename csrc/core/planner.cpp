@@ -63,8 +63,10 @@ constexpr uint32_t most_cores(const DeviceProfile& device) {
 // 8 to 24 for full use). Not measured.
 constexpr uint32_t kThreadgroupsPerCore = 4;
 
+// Of a problem that went through merge_rows().
 MatmulParams params_of(const MatmulProblem& p) {
-  return {p.M, p.N, p.K, p.batch.repeat, p.batch.count};
+  assert(p.batch.repeat == 1);
+  return {p.M, p.N, p.K, p.batch.count};
 }
 
 // The launch of a kernel y = x @ w_hat^T, its grid still to be set.
@@ -281,8 +283,9 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
 
 }  // namespace
 
-std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& p,
+std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device) {
+  MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
   if (!held(p.format) || p.K % p.format.group_size != 0) {
     return {};
@@ -331,10 +334,12 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
   return {{plan_gather_qmv(p)}};
 }
 
-std::optional<std::vector<LaunchPlan>> plan_swiglu(const MatmulProblem& p) {
+std::optional<std::vector<LaunchPlan>> plan_swiglu(
+    const MatmulProblem& problem) {
+  MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 ||
-      !p.transpose || p.batch_invariant || p.M > 1) {
+  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose ||
+      p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
   LaunchPlan launch = with_up(matmul_launch(p, Family::kSwiglu, {}));

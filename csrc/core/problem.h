@@ -36,6 +36,21 @@ struct MatmulProblem {
   bool operator==(const MatmulProblem&) const = default;
 };
 
+// Consecutive batches that share their weights are more rows of one product,
+// which then reads them once.
+inline MatmulProblem merge_rows(MatmulProblem p) {
+  Batch& batch = p.batch;
+  if (batch.count == 1) {
+    batch.repeat = batch.size;
+  }
+  if (batch.size % batch.repeat == 0) {
+    p.M *= batch.repeat;
+    batch.size /= batch.repeat;
+    batch.repeat = 1;
+  }
+  return p;
+}
+
 // With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B]:
 //   y[b] = x[lhs[b]] @ W[rhs[b]]^T,   x [.., M, K], y [B, M, N]
 struct GatherProblem {

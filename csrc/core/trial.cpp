@@ -5,14 +5,23 @@
 namespace nibble {
 namespace {
 
+using Kind = Trial::Kind;
+using Launches = std::vector<LaunchPlan>;
+
 // Rows of w: two tiles of 32 and a rest that is no multiple of anything.
 constexpr int kN = 67;
-
-// Rows of x, the first that fits: odd numbers first, for a ragged edge, and
-// large ones, for more than one tile.
+// Five groups are no multiple of what simdgroups take at a time; kernels for
+// short rows get one.
+constexpr int kGroups[] = {5, 1};
+// Rows of x: the largest that fits, for more than one tile; odd if there is
+// one, for a ragged edge.
 constexpr int kLargestM = 67;
+// Products that choose among experts: enough for tiles of sorted ones.
+constexpr int kProducts = 67;
+constexpr int kExperts = 3;
+constexpr int kChosenRows = 5;
 
-std::vector<int> rows_of_x() {
+std::vector<int> numbers_of_rows() {
   std::vector<int> all;
   for (int M = kLargestM; M >= 1; M -= 2) {
     all.push_back(M);
@@ -23,7 +32,104 @@ std::vector<int> rows_of_x() {
   return all;
 }
 
-bool names(const std::vector<LaunchPlan>& launches, const std::string& kernel) {
+MatmulProblem dense(const Trial& t) {
+  MatmulProblem p;
+  p.M = t.M;
+  p.N = t.N;
+  p.K = t.K;
+  p.dtype = t.dtype;
+  p.scale_dtype = t.scale_dtype;
+  p.format = t.format;
+  p.transpose = t.kind != Kind::kStraight;
+  return p;
+}
+
+GatherProblem gathered(const Trial& t) {
+  return {t.B,
+          t.M,
+          t.N,
+          t.K,
+          t.experts,
+          t.dtype,
+          t.scale_dtype,
+          t.format,
+          t.sorted};
+}
+
+// What could be planned for the shapes of `t` by a kernel of this family.
+std::vector<Launches> plans(Family family,
+                            const Trial& t,
+                            const DeviceProfile& device) {
+  auto one = [](std::optional<Launches> launches) {
+    return launches ? std::vector<Launches>{std::move(*launches)}
+                    : std::vector<Launches>{};
+  };
+  switch (family) {
+    case Family::kQmv:
+    case Family::kQmvQuad:
+    case Family::kQmvMulti:
+    case Family::kQmmSkinny:
+    case Family::kQmm:
+    case Family::kQvm:
+    case Family::kQmmN:
+      return candidates(dense(t), device);
+    case Family::kGatherQmv:
+    case Family::kGatherQmmSkinny:
+    case Family::kGatherQmm:
+      return one(plan(gathered(t), device));
+    case Family::kSwiglu:
+      return one(plan_swiglu(dense(t)));
+    case Family::kGatherSwiglu:
+      return one(plan_swiglu(gathered(t)));
+    case Family::kDequantize:
+      return one(
+          plan(DequantizeProblem{t.N, t.K, t.dtype, t.scale_dtype, t.format},
+               device));
+  }
+  return {};
+}
+
+// The trial that the shapes are still to be found for.
+Trial blank(const KernelId& id) {
+  Trial t;
+  t.N = kN;
+  t.dtype = id.dtype;
+  t.scale_dtype = id.scale_dtype;
+  t.format = id.format;
+  switch (id.family) {
+    case Family::kQmv:
+    case Family::kQmvQuad:
+    case Family::kQmvMulti:
+    case Family::kQmmSkinny:
+    case Family::kQmm:
+      return t;
+    case Family::kQvm:
+    case Family::kQmmN:
+      t.kind = Kind::kStraight;
+      return t;
+    case Family::kDequantize:
+      t.kind = Kind::kDequantize;
+      return t;
+    case Family::kSwiglu:
+      t.kind = Kind::kSwiglu;
+      return t;
+    case Family::kGatherSwiglu:
+      t.kind = Kind::kSwiglu;
+      break;
+    case Family::kGatherQmm:
+      t.sorted = true;
+      break;
+    case Family::kGatherQmv:
+    case Family::kGatherQmmSkinny:
+      break;
+  }
+  t.B = kProducts;
+  t.rows = kChosenRows;
+  t.experts = kExperts;
+  return t;
+}
+
+bool names(const Launches& launches, const std::string& kernel) {
   for (const LaunchPlan& launch : launches) {
     if (launch.kernel == kernel) {
       return true;
@@ -32,43 +138,16 @@ bool names(const std::vector<LaunchPlan>& launches, const std::string& kernel) {
   return false;
 }
 
-std::optional<Trial> dequantize_trial(const KernelId& id) {
-  Trial t;
-  t.dequantize = true;
-  t.problem.N = kN;
-  t.problem.K = 5 * id.format.group_size;
-  t.problem.dtype = id.dtype;
-  t.problem.scale_dtype = id.scale_dtype;
-  t.problem.format = id.format;
-  auto launches = plan(
-      DequantizeProblem{kN, t.problem.K, id.dtype, id.scale_dtype, id.format},
-      DeviceProfile{});
-  if (!launches) {
-    return std::nullopt;
-  }
-  t.launches = std::move(*launches);
-  return t;
-}
-
 }  // namespace
 
 std::optional<Trial> trial(const KernelId& id, const DeviceProfile& device) {
-  if (id.family == Family::kDequantize) {
-    return dequantize_trial(id);
-  }
   std::string kernel = kernel_name(id);
-  Trial t;
-  t.problem.N = kN;
-  t.problem.dtype = id.dtype;
-  t.problem.scale_dtype = id.scale_dtype;
-  t.problem.format = id.format;
-  // Five groups are no multiple of what simdgroups take at a time; kernels for
-  // short rows get one.
-  for (int groups : {5, 1}) {
-    t.problem.K = groups * id.format.group_size;
-    for (int M : rows_of_x()) {
-      t.problem.M = M;
-      for (std::vector<LaunchPlan>& launches : candidates(t.problem, device)) {
+  Trial t = blank(id);
+  for (int groups : kGroups) {
+    t.K = groups * id.format.group_size;
+    for (int M : numbers_of_rows()) {
+      t.M = M;
+      for (Launches& launches : plans(id.family, t, device)) {
         if (names(launches, kernel)) {
           t.launches = std::move(launches);
           return t;

@@ -8,18 +8,34 @@
 #include "csrc/core/device_profile.h"
 #include "csrc/core/kernel_name.h"
 #include "csrc/core/launch_plan.h"
-#include "csrc/core/problem.h"
 
 namespace nibble {
 
+// With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B], all zero
+// for a family that has none:
+//   kProduct:    y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N]
+//   kStraight:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
+//   kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
+//   U[rhs[b]]^T) kDequantize: y = W; there is no x
 struct Trial {
-  MatmulProblem problem;  // a dequantization has its N and K, and no x
-  bool dequantize = false;
+  enum class Kind : uint8_t { kProduct, kStraight, kSwiglu, kDequantize };
+
+  Kind kind = Kind::kProduct;
+  int B = 1;
+  int rows = 1;
+  int M = 1;
+  int N = 1;
+  int K = 1;
+  int experts = 1;
+  bool sorted = false;  // rhs never falls
+  Dtype dtype = Dtype::kFloat16;
+  Dtype scale_dtype = Dtype::kFloat16;
+  QuantFormat format;
   std::vector<LaunchPlan> launches;
 };
 
-// A problem with ragged edges that `kernel` may be planned for; nullopt if no
-// plan for this device has it.
+// A trial with ragged edges whose launches name `kernel`; nullopt if no plan
+// for this device does.
 std::optional<Trial> trial(const KernelId& kernel, const DeviceProfile& device);
 
 }  // namespace nibble

@@ -127,18 +127,18 @@ void fill_panel(
   constexpr int kStride = kPanelRows<V>;
   int words = words_of<kBits>(columns.end - columns.begin);
   for (int strip = 0; strip < kStride; strip += V::kLanes) {
+    constexpr bool kSpread = panel_bits(kBits) != kBits;
     const uint8_t* rows[V::kLanes];
-    const uint8_t* next[V::kLanes];
-    uint8_t bytes[panel_bits(kBits) == kBits ? 1 : V::kLanes]
-                 [panel_bits(kBits) == kBits ? 1 : kIntBlockK];
+    uint8_t bytes[kSpread ? V::kLanes : 1][kSpread ? kIntBlockK : 1];
     for (int r = 0; r < V::kLanes; ++r) {
       rows[r] = w.codes + strip_row(w, row + strip + r) * bytes_of(w.K, kBits) +
                 bytes_of(columns.begin, kBits);
-      next[r] = rows[r] + ahead;
-      if constexpr (panel_bits(kBits) != kBits) {
+      if constexpr (kSpread) {
         int count = columns.end - columns.begin;
         for (int k = 0; k < count; k += 8) {
-          V::template spread8<kBits>(rows[r] + k / 8 * kBits, bytes[r] + k);
+          const uint8_t* eight = rows[r] + k / 8 * kBits;
+          __builtin_prefetch(eight + ahead);
+          V::template spread8<kBits>(eight, bytes[r] + k);
         }
         rows[r] = bytes[r];
       }
@@ -148,9 +148,10 @@ void fill_panel(
                    smaller(words - d, V::kLanes),
                    panel + d * kStride + strip,
                    kStride);
+#pragma GCC unroll 16
       for (int r = 0; r < V::kLanes; ++r) {
+        if constexpr (!kSpread) __builtin_prefetch(rows[r] + ahead);
         rows[r] += 4 * V::kLanes;
-        __builtin_prefetch(next[r] + 4 * d * kBits / panel_bits(kBits));
       }
     }
   }

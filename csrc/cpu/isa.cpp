@@ -62,14 +62,14 @@ std::vector<Isa> find_isas() {
         {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
   }
 #elif defined(__aarch64__)
-  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kScalarLayers});
+  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kNeonLayers});
   if (has(ArmFeature::kDotProd)) {
     found.push_back(
-        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kScalarLayers});
+        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kNeonLayers});
   }
   if (has(ArmFeature::kI8mm)) {
     found.push_back(
-        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kScalarLayers});
+        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kNeonLayers});
   }
 #endif
   return found;

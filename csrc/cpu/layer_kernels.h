@@ -118,6 +118,8 @@ extern const LayerKernels kScalarLayers;
 #if defined(__x86_64__)
 extern const LayerKernels kAvx2Layers;
 extern const LayerKernels kAvx512Layers;
+#elif defined(__aarch64__)
+extern const LayerKernels kNeonLayers;
 #endif
 
 }  // namespace nibble::cpu

@@ -45,20 +45,6 @@ const uint8_t* at(const void* p, size_t index, Dtype dtype) {
   return static_cast<const uint8_t*>(p) + index * size_of(dtype);
 }
 
-// Consecutive batches that share their weights are more rows of one product.
-MatmulProblem merge_rows(MatmulProblem p) {
-  Batch& batch = p.batch;
-  if (batch.count == 1) {
-    batch.repeat = batch.size;
-  }
-  if (batch.size % batch.repeat == 0) {
-    p.M *= batch.repeat;
-    batch.size /= batch.repeat;
-    batch.repeat = 1;
-  }
-  return p;
-}
-
 Weights weights_of(const MatmulProblem& p, const MatmulOperands& o, int b) {
   size_t rows = size_t(b / p.batch.repeat % p.batch.count) * p.N;
   size_t groups = rows * p.format.groups_per_row(p.K);

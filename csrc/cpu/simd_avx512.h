@@ -49,7 +49,7 @@ struct Avx512 {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  // b where one of them is NaN.
+  // NaN where b is.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F round(F v) { return _mm512_roundscale_ps(v, 0); }
@@ -238,19 +238,27 @@ struct Avx512 {
       u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
       u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-    // Quarter q of u[i + c] has word 4 q + c of rows i to i + 3. A row of out
-    // that is not wanted is written over, in the end by row 0.
-    auto to = [&](int d) { return out + (d < count ? d : 0) * stride; };
+    // Quarter q of u[i + c] has word 4 q + c of rows i to i + 3.
+    I v[16];
 #pragma GCC unroll 4
-    for (int c = 3; c >= 0; --c) {
+    for (int c = 0; c < 4; ++c) {
       I a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x44);
       I b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x44);
       I d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xee);
       I e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xee);
-      int_store(to(c + 12), _mm512_shuffle_i32x4(d, e, 0xdd));
-      int_store(to(c + 8), _mm512_shuffle_i32x4(d, e, 0x88));
-      int_store(to(c + 4), _mm512_shuffle_i32x4(a, b, 0xdd));
-      int_store(to(c), _mm512_shuffle_i32x4(a, b, 0x88));
+      v[c] = _mm512_shuffle_i32x4(a, b, 0x88);
+      v[c + 4] = _mm512_shuffle_i32x4(a, b, 0xdd);
+      v[c + 8] = _mm512_shuffle_i32x4(d, e, 0x88);
+      v[c + 12] = _mm512_shuffle_i32x4(d, e, 0xdd);
+    }
+    if (count == 16) {
+#pragma GCC unroll 16
+      for (int d = 0; d < 16; ++d) int_store(out + d * stride, v[d]);
+      return;
+    }
+#pragma GCC unroll 16
+    for (int d = 0; d < 16; ++d) {
+      if (d < count) int_store(out + d * stride, v[d]);
     }
   }
 

@@ -36,9 +36,6 @@ struct Neon {
     vst1q_f32(p, v.lo);
     vst1q_f32(p + 4, v.hi);
   }
-  static F mul(F a, F b) {
-    return {vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi)};
-  }
   static F fma(F a, F b, F c) {
     return {vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi)};
   }
@@ -49,6 +46,37 @@ struct Neon {
     float32x4_t cd = vpaddq_f32(vaddq_f32(c.lo, c.hi), vaddq_f32(d.lo, d.hi));
     vst1q_f32(out, vpaddq_f32(ab, cd));
   }
+
+  // ---- arithmetic between the products ----------------------------------
+  static F add(F a, F b) {
+    return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)};
+  }
+  static F mul(F a, F b) {
+    return {vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi)};
+  }
+  static F div(F a, F b) {
+    return {vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)};
+  }
+  // b where one of them is NaN.
+  static F max(F a, F b) {
+    return {vbslq_f32(vcgtq_f32(a.lo, b.lo), a.lo, b.lo),
+            vbslq_f32(vcgtq_f32(a.hi, b.hi), a.hi, b.hi)};
+  }
+  static F min(F a, F b) {
+    return {vbslq_f32(vcltq_f32(a.lo, b.lo), a.lo, b.lo),
+            vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
+  }
+  static F round(F v) { return {vrndnq_f32(v.lo), vrndnq_f32(v.hi)}; }
+  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  static F exp2_integral(F n) {
+    auto power = [](float32x4_t n) {
+      int32x4_t exponent = vcvtq_s32_f32(vaddq_f32(n, vdupq_n_f32(127)));
+      return vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23));
+    };
+    return {power(n.lo), power(n.hi)};
+  }
+  static float sum(F v) { return vaddvq_f32(vaddq_f32(v.lo, v.hi)); }
+  static float largest(F v) { return vmaxvq_f32(vmaxq_f32(v.lo, v.hi)); }
 
   // ---- 16-bit floats ----------------------------------------------------
   template <Dtype kDtype>

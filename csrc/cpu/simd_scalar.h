@@ -72,7 +72,7 @@ struct Scalar {
   static F div(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
   }
-  // b where one of them is NaN.
+  // NaN where b is.
   static F max(F a, F b) {
     return by_lane(
         [&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });

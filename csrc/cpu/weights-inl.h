@@ -52,7 +52,14 @@ void read_params(
                columns.begin / group_size) *
               kSize;
   to_floats<V, kDtype>(w.scales + at, count, scales);
-  to_floats<V, kDtype>(w.biases + at, count, biases);
+  if (!w.format.symmetric) {
+    to_floats<V, kDtype>(w.biases + at, count, biases);
+    return;
+  }
+  typename V::F middle = V::set1(-static_cast<float>(1 << (w.format.bits - 1)));
+  for (int g = 0; g < count; g += V::kLanes) {
+    V::store(biases + g, V::mul(middle, V::load(scales + g)));
+  }
 }
 
 // The same for kRows rows.

@@ -20,7 +20,7 @@ using bridge::to_dtype;
 
 namespace {
 
-enum Input { kQ, kK, kV };
+enum Input { kQ, kK, kV, kMask };
 
 bool shapes_fit(const mx::array& q, const mx::array& k, const mx::array& v) {
   if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4 || k.shape(1) == 0) {
@@ -147,42 +147,41 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                {p.L * row, p.Dv, row, 1},
                flags);
 
-  auto weak = [&](int i) {
-    return mx::array::unsafe_weak_copy(
-        inputs[std::min<size_t>(i, inputs.size() - 1)]);
-  };
+  const mx::array& mask = inputs[options_.has_mask ? kMask : kQ];
+  const mx::array& sinks = inputs.back();
+  bool dense_mask = true;
+  if (options_.has_mask) {
+    p.mask = mask.dtype() == mx::bool_ ? cpu::MaskKind::kBool
+                                       : cpu::MaskKind::kAdditive;
+    p.mask_dtype = to_dtype(mask.dtype()).value_or(Dtype::kFloat32);
+    dense_mask = mask.strides(-1) != 1 && mask.shape(-1) != 1;
+    mask_strides(mask, dense_mask, p.mask_strides);
+  }
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.dispatch([p,
                     options = options_,
-                    q = weak(kQ),
-                    k = weak(kK),
-                    v = weak(kV),
-                    mask = weak(3),
-                    sinks = weak(options_.has_mask ? 4 : 3),
+                    q = StridedRows(q),
+                    k = StridedRows(k),
+                    v = StridedRows(v),
+                    mask_data = dense_mask ? nullptr : mask.data<void>(),
+                    mask = RowContiguous(mask),
+                    sinks = RowContiguous(sinks),
                     y = out.data<void>()]() mutable {
-    StridedRows rq(q), rk(k), rv(v);
-    cpu::AttentionOperands operands{};
-    auto take = [](const StridedRows& rows, int64_t (&strides)[3]) {
-      cpu::RowGrid grid = rows.grid();
+    auto take = [](StridedRows& rows, int64_t (&strides)[3]) {
+      const cpu::RowGrid& grid = rows.grid();
       std::copy(grid.strides, grid.strides + 3, strides);
       return grid.data;
     };
-    operands.q = take(rq, p.q_strides);
-    operands.k = take(rk, p.k_strides);
-    operands.v = take(rv, p.v_strides);
+    cpu::AttentionOperands operands{};
+    operands.q = take(q, p.q_strides);
+    operands.k = take(k, p.k_strides);
+    operands.v = take(v, p.v_strides);
     operands.out = y;
-    std::optional<RowContiguous> dense_mask, dense_sinks;
     if (options.has_mask) {
-      p.mask = mask.dtype() == mx::bool_ ? cpu::MaskKind::kBool
-                                         : cpu::MaskKind::kAdditive;
-      p.mask_dtype = to_dtype(mask.dtype()).value_or(Dtype::kFloat32);
-      bool copy = mask.strides(-1) != 1 && mask.shape(-1) != 1;
-      operands.mask =
-          copy ? dense_mask.emplace(mask).data() : mask.data<void>();
-      mask_strides(mask, copy, p.mask_strides);
+      operands.mask = mask_data ? mask_data : mask.data();
     }
     if (options.has_sinks) {
-      operands.sinks = dense_sinks.emplace(sinks).as<float>();
+      operands.sinks = sinks.as<float>();
     }
     cpu::attention(p, operands);
   });
@@ -202,7 +201,7 @@ std::vector<mx::Shape> AttentionPrimitive::output_shapes(
 mx::array AttentionPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   std::optional<mx::array> mask, sinks;
   if (options_.has_mask) {
-    mask = inputs[3];
+    mask = inputs[kMask];
   }
   if (options_.has_sinks) {
     sinks = inputs.back();

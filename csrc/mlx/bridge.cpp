@@ -109,11 +109,18 @@ DequantizeProblem dequantize_problem(const mx::array& w,
 RowContiguous::RowContiguous(const mx::array& a) {
   if (a.flags().row_contiguous) {
     data_ = a.data<void>();
-    return;
+  } else {
+    scattered_ = mx::array::unsafe_weak_copy(a);
   }
-  copy_.resize(a.nbytes());
-  copy_strided(a, copy_.data());
-  data_ = copy_.data();
+}
+
+const void* RowContiguous::data() {
+  if (scattered_ && copy_.empty()) {
+    copy_.resize(scattered_->nbytes());
+    copy_strided(*scattered_, copy_.data());
+    data_ = copy_.data();
+  }
+  return data_;
 }
 
 StridedRows::StridedRows(const mx::array& a) {
@@ -121,8 +128,8 @@ StridedRows::StridedRows(const mx::array& a) {
   int D = a.shape(-1);
   grid_.shape[0] = n > 2 ? a.shape(0) : 1;
   grid_.shape[2] = n > 1 ? a.shape(-2) : 1;
-  int outside = grid_.shape[0] * grid_.shape[2] * D;
-  grid_.shape[1] = static_cast<int>(a.size() / outside);
+  int64_t outside = int64_t{grid_.shape[0]} * grid_.shape[2] * D;
+  grid_.shape[1] = static_cast<int>(static_cast<int64_t>(a.size()) / outside);
   if (n <= 4 && (D == 1 || a.strides(-1) == 1)) {
     grid_.data = a.data<void>();
     grid_.strides[0] = n > 2 ? a.strides(0) : 0;
@@ -130,10 +137,17 @@ StridedRows::StridedRows(const mx::array& a) {
     grid_.strides[2] = n > 1 ? a.strides(-2) : 0;
     return;
   }
-  grid_.data = copy_.emplace(a).data();
+  copy_.emplace(a);
   grid_.strides[2] = D;
   grid_.strides[1] = int64_t{D} * grid_.shape[2];
   grid_.strides[0] = grid_.strides[1] * grid_.shape[1];
+}
+
+const cpu::RowGrid& StridedRows::grid() {
+  if (copy_) {
+    grid_.data = copy_->data();
+  }
+  return grid_;
 }
 
 }  // namespace nibble::bridge

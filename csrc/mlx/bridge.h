@@ -39,31 +39,34 @@ DequantizeProblem dequantize_problem(const mx::array& w,
                                      QuantFormat format,
                                      mx::Dtype dtype);
 
-// Row-contiguous bytes of an evaluated array: its own memory where it is
-// contiguous, else a copy, owned by this object.
+// Row-contiguous bytes of an array: its own memory where it is contiguous, else
+// a copy, owned by this object. Made when a node is evaluated, which is when
+// its inputs have memory; asked for data by the task, when they have values.
 class RowContiguous {
  public:
   explicit RowContiguous(const mx::array& a);
 
+  const void* data();
   template <typename T>
-  const T* as() const {
-    return static_cast<const T*>(data_);
+  const T* as() {
+    return static_cast<const T*>(data());
   }
-  const void* data() const { return data_; }
 
  private:
+  const void* data_ = nullptr;
+  std::optional<mx::array> scattered_;  // what is to be copied
   std::vector<std::byte> copy_;
-  const void* data_;
 };
 
-// The rows (last dimension) of an evaluated array [A, ..., B, D] as a grid of
+// The rows (last dimension) of an array [A, ..., B, D] as a grid of
 // A x ... x B: where they lie, if rows are contiguous and there are no more
-// than four dimensions; else of a copy, owned by this object.
+// than four dimensions; else of a copy, owned by this object. Made and asked
+// as RowContiguous.
 class StridedRows {
  public:
   explicit StridedRows(const mx::array& a);
 
-  const cpu::RowGrid& grid() const { return grid_; }
+  const cpu::RowGrid& grid();
 
  private:
   std::optional<RowContiguous> copy_;

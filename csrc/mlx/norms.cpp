@@ -74,15 +74,11 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.dispatch([problem,
                     has_weight,
-                    x = mx::array::unsafe_weak_copy(x),
-                    weight = mx::array::unsafe_weak_copy(inputs.back()),
-                    y = out.data<void>()] {
-    StridedRows rows(x);
-    if (has_weight) {
-      cpu::rms_norm(problem, rows.grid(), RowContiguous(weight).data(), y);
-    } else {
-      cpu::rms_norm(problem, rows.grid(), nullptr, y);
-    }
+                    rows = StridedRows(x),
+                    weight = RowContiguous(inputs.back()),
+                    y = out.data<void>()]() mutable {
+    cpu::rms_norm(
+        problem, rows.grid(), has_weight ? weight.data() : nullptr, y);
   });
 }
 
@@ -109,12 +105,11 @@ void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.dispatch([dtype = *to_dtype(out.dtype()),
-                    gate = mx::array::unsafe_weak_copy(inputs[0]),
-                    up = mx::array::unsafe_weak_copy(inputs[1]),
+                    gate = RowContiguous(inputs[0]),
+                    up = RowContiguous(inputs[1]),
                     count = out.size(),
-                    y = out.data<void>()] {
-    RowContiguous g(gate), u(up);
-    cpu::swiglu(dtype, g.data(), u.data(), count, y);
+                    y = out.data<void>()]() mutable {
+    cpu::swiglu(dtype, gate.data(), up.data(), count, y);
   });
 }
 

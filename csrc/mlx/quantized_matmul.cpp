@@ -35,18 +35,15 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   for (const mx::array& input : inputs) {
     encoder.set_input_array(input);
   }
-  // Copies of arrays share their data: an input that is still to be computed
-  // by an earlier task of this stream is read when the task below runs.
   encoder.dispatch([problem,
                     activations,
-                    x = mx::array::unsafe_weak_copy(inputs[kX]),
-                    w = mx::array::unsafe_weak_copy(inputs[kW]),
-                    scales = mx::array::unsafe_weak_copy(inputs[kScales]),
-                    biases = mx::array::unsafe_weak_copy(inputs[kBiases]),
-                    y = out.data<void>()] {
-    RowContiguous rx(x), rw(w), rs(scales), rb(biases);
+                    x = RowContiguous(inputs[kX]),
+                    w = RowContiguous(inputs[kW]),
+                    scales = RowContiguous(inputs[kScales]),
+                    biases = RowContiguous(inputs[kBiases]),
+                    y = out.data<void>()]() mutable {
     cpu::matmul(problem,
-                {rw.as<uint32_t>(), rs.data(), rb.data(), rx.data(), y},
+                {w.as<uint32_t>(), scales.data(), biases.data(), x.data(), y},
                 activations);
   });
 }

@@ -82,28 +82,25 @@ void RopePrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   const mx::array& periods = inputs.back();
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.dispatch([options = options_,
-                    x = mx::array::unsafe_weak_copy(inputs[0]),
-                    offsets = mx::array::unsafe_weak_copy(offsets),
-                    periods = mx::array::unsafe_weak_copy(periods),
-                    y = out.data<void>()] {
-    StridedRows rows(x);
-    std::optional<RowContiguous> given_offsets, given_periods;
-    const int32_t* first = &options.offset;
-    if (options.has_offsets) {
-      first = given_offsets.emplace(offsets).as<int32_t>();
-    }
-    cpu::Rope problem{x.shape(-1),
+                    dtype = *to_dtype(out.dtype()),
+                    D = out.shape(-1),
+                    one_each = options_.has_offsets && offsets.size() > 1,
+                    rows = StridedRows(inputs[0]),
+                    offsets = RowContiguous(offsets),
+                    periods = RowContiguous(periods),
+                    y = out.data<void>()]() mutable {
+    cpu::Rope problem{D,
                       options.dims,
                       options.traditional,
                       options.scale,
-                      *to_dtype(x.dtype()),
+                      dtype,
                       options.base,
-                      nullptr};
-    if (options.has_periods) {
-      problem.periods = given_periods.emplace(periods).as<float>();
-    }
-    bool one_each = options.has_offsets && offsets.size() > 1;
-    cpu::rope(problem, rows.grid(), first, one_each, y);
+                      options.has_periods ? periods.as<float>() : nullptr};
+    cpu::rope(problem,
+              rows.grid(),
+              options.has_offsets ? offsets.as<int32_t>() : &options.offset,
+              one_each,
+              y);
   });
 }
 

@@ -44,11 +44,15 @@ bool trusted(const std::string& kernel) {
   return answer;
 }
 
-// Given launches as a node. Inputs {w, scales, biases} and x, if there is one.
+// Given launches as a node; `names` says which operand each input is.
 class Launches : public mx::UnaryPrimitive {
  public:
-  Launches(mx::Stream stream, std::vector<LaunchPlan> launches)
-      : UnaryPrimitive(stream), launches_(std::move(launches)) {}
+  Launches(mx::Stream stream,
+           std::vector<LaunchPlan> launches,
+           std::vector<std::string> names)
+      : UnaryPrimitive(stream),
+        launches_(std::move(launches)),
+        names_(std::move(names)) {}
 
   void eval_cpu(const std::vector<mx::array>&, mx::array&) override {
     fail("self_check", "a GPU was required but the stream is the CPU's");
@@ -56,11 +60,24 @@ class Launches : public mx::UnaryPrimitive {
 
   void eval_gpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     out.set_data(mx::allocator::malloc(out.nbytes()));
+    auto find = [&](Operand operand) -> const mx::array* {
+      for (size_t i = 0; i < names_.size(); ++i) {
+        if (names_[i] == to_string(operand)) {
+          return &inputs[i];
+        }
+      }
+      return nullptr;
+    };
     metal::Operands operands;
-    operands.w = &inputs[0];
-    operands.scales = &inputs[1];
-    operands.biases = &inputs[2];
-    operands.x = inputs.size() > 3 ? &inputs[3] : nullptr;
+    operands.w = find(Operand::kWeight);
+    operands.scales = find(Operand::kScales);
+    operands.biases = find(Operand::kBiases);
+    operands.up_w = find(Operand::kUpWeight);
+    operands.up_scales = find(Operand::kUpScales);
+    operands.up_biases = find(Operand::kUpBiases);
+    operands.x = find(Operand::kX);
+    operands.lhs_indices = find(Operand::kLhsIndices);
+    operands.rhs_indices = find(Operand::kRhsIndices);
     operands.out = &out;
     metal::encode(launches_, operands, stream());
   }
@@ -69,7 +86,21 @@ class Launches : public mx::UnaryPrimitive {
 
  private:
   std::vector<LaunchPlan> launches_;
+  std::vector<std::string> names_;
 };
+
+mx::Shape shape_of_y(const Trial& t) {
+  switch (t.kind) {
+    case Trial::Kind::kProduct:
+    case Trial::Kind::kSwiglu:
+      return {t.B, t.M, t.N};
+    case Trial::Kind::kStraight:
+      return {t.B, t.M, t.K};
+    case Trial::Kind::kDequantize:
+      return {t.N, t.K};
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -111,27 +142,33 @@ std::optional<Trial> trial_of(const std::string& kernel) {
 }
 
 mx::array run(const std::string& kernel,
-              const mx::array& w,
-              const mx::array& scales,
-              const mx::array& biases,
-              const std::optional<mx::array>& x,
+              const Operands& operands,
               mx::Stream stream) {
   std::optional<Trial> trial = trial_of(kernel);
   require(trial.has_value(),
           "self_check",
           "a kernel for this GPU was required but got ",
           kernel);
-  const MatmulProblem& p = trial->problem;
-  std::vector<mx::array> inputs{w, scales, biases};
-  mx::Shape shape{p.N, p.K};
-  if (!trial->dequantize) {
-    inputs.push_back(x.value());
-    shape = {p.M, p.N};
+  std::vector<mx::array> inputs;
+  std::vector<std::string> names;
+  for (const auto& [name, array] : operands) {
+    names.push_back(name);
+    inputs.push_back(array);
   }
-  return mx::array(shape,
-                   bridge::to_mlx(p.dtype),
-                   std::make_shared<Launches>(stream, trial->launches),
-                   std::move(inputs));
+  for (const LaunchPlan& launch : trial->launches) {
+    for (Operand operand : launch.buffers) {
+      require(operand == Operand::kOut || operands.contains(to_string(operand)),
+              "self_check",
+              kernel,
+              " needs the operand ",
+              to_string(operand));
+    }
+  }
+  return mx::array(
+      shape_of_y(*trial),
+      bridge::to_mlx(trial->dtype),
+      std::make_shared<Launches>(stream, trial->launches, std::move(names)),
+      std::move(inputs));
 }
 
 }  // namespace nibble::self_check

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -38,14 +39,13 @@ std::string cpu_isa();
 // planned for it. Throws if there is no GPU, or no such kernel.
 std::optional<Trial> trial_of(const std::string& kernel);
 
-// The node that runs the trial of a kernel, whatever the planner would choose:
-// y [M, N], or w_hat [N, K] of a dequantization. Operands as the trial has
-// them.
+// Arrays by the names of operands: "w", "scales", ... "x", "lhs_indices".
+using Operands = std::map<std::string, mx::array>;
+
+// The node y that runs the trial of a kernel, whatever the planner would
+// choose. Operands as the trial has them, evaluated and contiguous.
 mx::array run(const std::string& kernel,
-              const mx::array& w,
-              const mx::array& scales,
-              const mx::array& biases,
-              const std::optional<mx::array>& x,
+              const Operands& operands,
               mx::Stream stream);
 
 }  // namespace nibble::self_check

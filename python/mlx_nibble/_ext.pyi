@@ -1,6 +1,6 @@
 """The compiled half of mlx_nibble."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mlx.core
 
@@ -39,10 +39,8 @@ def trial(kernel: str) -> dict | None:
     The fields of a selfcheck.Trial of this kernel on this machine's GPU; None if it is never used there.
     """
 
-def run_trial(kernel: str, w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, x: mlx.core.array | None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
-    """
-    y [M, N], or w_hat [N, K], of the kernel's trial; the operands are evaluated and contiguous.
-    """
+def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """y of the kernel's trial, from arrays by the names of the operands."""
 
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""

@@ -6,7 +6,6 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -84,7 +83,7 @@ def diagnose(
             operations use, with scales of the type of the activations.
         progress: Called with the number of kernels tried, and of all.
     """
-    kernels = [k for k in ext.kernels() if everything or _usual(k)] if gpu else []
+    kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []
     for done, kernel in enumerate(kernels):
         if progress:
@@ -112,8 +111,12 @@ def _family(kernel: str) -> str:
     return re.split(r"_(?:b?f\d+)_", kernel)[0]
 
 
-def _usual(kernel: str) -> bool:
-    """Whether the operations use it for a checkpoint whose types are one."""
+def usual(kernel: str) -> bool:
+    """Whether a kernel serves checkpoints of one type, with biases.
+
+    Args:
+        kernel: Its name.
+    """
     match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(?!_sym)(_.*)?", kernel)
     if match is None or match[1] != match[2]:
         return False
@@ -130,10 +133,31 @@ def _cpu_verdicts() -> Iterator[Verdict]:
 
 def _cpu_verdict(short: str, dtype: mx.Dtype, bits: int, group_size: int) -> Verdict:
     # Ragged edges, as in csrc/core/trial.cpp; more rows than one block has.
-    trial = Trial(7, 67, 5 * group_size, dtype, dtype, bits, group_size, False, False)
+    trial = Trial(
+        kind="product",
+        B=1,
+        rows=1,
+        M=7,
+        N=67,
+        K=5 * group_size,
+        experts=1,
+        sorted=True,
+        dtype=dtype,
+        scale_dtype=dtype,
+        bits=bits,
+        group_size=group_size,
+        symmetric=False,
+    )
 
-    def run(w: mx.array, scales: mx.array, biases: mx.array, x: mx.array) -> mx.array:
-        multiply = partial(ops.quantized_matmul, group_size=group_size, bits=bits)
-        return multiply(x, w, scales=scales, biases=biases, stream=mx.cpu)
+    def run(operands: dict[str, mx.array]) -> mx.array:
+        return ops.quantized_matmul(
+            operands["x"],
+            operands["w"],
+            scales=operands["scales"],
+            biases=operands["biases"],
+            group_size=group_size,
+            bits=bits,
+            stream=mx.cpu,
+        )
 
     return selfcheck.judge(f"cpu_{short}_{short}_b{bits}_g{group_size}", trial, run)

@@ -81,29 +81,36 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Trial:
-    """A small problem: y = x @ w_hat.T, or w_hat alone.
+    """A small problem; the fields of csrc/core/trial.h.
+
+    With w_hat [experts, N, K], and indices lhs and rhs [B]:
+
+    * product: y[b] = x[lhs[b]] @ w_hat[rhs[b]].T, x [rows, M, K], y [B, M, N]
+    * straight: y[b] = x[lhs[b]] @ w_hat[rhs[b]], x [rows, M, N], y [B, M, K]
+    * swiglu: silu of one product times another, of matrices up_w
+    * dequantize: y = w_hat [N, K]; there is no x
 
     Attributes:
-        M: Rows of x and y.
-        N: Rows of w.
-        K: Columns of x and w_hat.
+        kind: One of these.
+        sorted: rhs never falls.
         dtype: Of x and y.
         scale_dtype: Of scales and biases.
-        bits: Width of a code.
-        group_size: Codes that share a scale.
         symmetric: The biases are -2^(bits - 1) * scales.
-        dequantize: w_hat alone.
     """
 
+    kind: str
+    B: int
+    rows: int
     M: int
     N: int
     K: int
+    experts: int
+    sorted: bool
     dtype: mx.Dtype
     scale_dtype: mx.Dtype
     bits: int
     group_size: int
     symmetric: bool
-    dequantize: bool
 
 
 def check(kernel: str, ext: Any) -> Verdict | None:
@@ -122,76 +129,122 @@ def check(kernel: str, ext: Any) -> Verdict | None:
     return judge(kernel, Trial(**fields), partial(ext.run_trial, kernel))
 
 
-def judge(name: str, trial: Trial, run: Callable[..., mx.array]) -> Verdict:
+def judge(
+    name: str, trial: Trial, run: Callable[[dict[str, mx.array]], mx.array]
+) -> Verdict:
     """Compare a computation with the dequantized product in float64.
 
     Args:
         name: What is tried.
         trial: The problem.
-        run: Called with w, scales, biases and x, which is None to dequantize;
-            evaluated arrays. Returns y [M, N], or w_hat [N, K].
+        run: Called with evaluated arrays, w [experts, N, K'], scales, biases, x,
+            lhs_indices and rhs_indices among them; returns y.
     """
-    w, scales, biases, x = _operands(trial)
-    exact, allowed = _reference(trial, w, scales, biases, x)
+    operands = _operands(trial)
+    exact, allowed = _reference(trial, operands)
     try:
-        y = run(w, scales, biases, None if trial.dequantize else x)
+        y = run(operands)
         mx.eval(y)
     except (RuntimeError, ValueError) as error:
         return Verdict(name, _one_line(error))
     return Verdict(name, _disagreement(_values(y), exact, allowed))
 
 
-def _operands(trial: Trial) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """w, scales, biases and x; every code occurs, scales have both signs."""
+def _operands(trial: Trial) -> dict[str, mx.array]:
+    """By the names of csrc/core/launch_plan.h; all codes, scales of both signs."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    words = (trial.N, trial.K * trial.bits // 32)
-    groups = (trial.N, trial.K // trial.group_size)
-    w = rng.integers(0, 2**32, words, dtype=np.uint32)
-    scales = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
-    scales = mx.array((scales / 2**trial.bits).astype(np.float32))
-    scales = scales.astype(trial.scale_dtype)
-    zero = 2 ** (trial.bits - 1)
-    if not trial.symmetric:
-        zero = mx.array(rng.uniform(0, 2**trial.bits, groups).astype(np.float32))
-    # A power of two times a scale is exact, as a symmetric format's must be.
-    biases = (-zero * scales).astype(trial.scale_dtype)
-    x = mx.array(rng.standard_normal((trial.M, trial.K)).astype(np.float32))
-    operands = mx.array(w), scales, biases, x.astype(trial.dtype)
-    mx.eval(*operands)
+    operands = {}
+    for prefix in ("", "up_"):
+        words = (trial.experts, trial.N, trial.K * trial.bits // 32)
+        groups = (trial.experts, trial.N, trial.K // trial.group_size)
+        scales = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+        scales = mx.array((scales / 2**trial.bits).astype(np.float32))
+        scales = scales.astype(trial.scale_dtype)
+        zero = 2 ** (trial.bits - 1)
+        if not trial.symmetric:
+            zero = mx.array(rng.uniform(0, 2**trial.bits, groups).astype(np.float32))
+        operands |= {
+            f"{prefix}w": mx.array(rng.integers(0, 2**32, words, dtype=np.uint32)),
+            f"{prefix}scales": scales,
+            # A power of two times a scale is exact, as symmetry requires.
+            f"{prefix}biases": (-zero * scales).astype(trial.scale_dtype),
+        }
+    width = trial.N if trial.kind == "straight" else trial.K
+    x = rng.standard_normal((trial.rows, trial.M, width)).astype(np.float32)
+    rhs = rng.integers(0, trial.experts, trial.B, dtype=np.uint32)
+    operands |= {
+        "x": mx.array(x).astype(trial.dtype),
+        "lhs_indices": mx.array(rng.integers(0, trial.rows, trial.B, dtype=np.uint32)),
+        "rhs_indices": mx.array(np.sort(rhs) if trial.sorted else rhs),
+    }
+    mx.eval(operands)
     return operands
 
 
 def _reference(
-    trial: Trial, w: mx.array, scales: mx.array, biases: mx.array, x: mx.array
+    trial: Trial, operands: dict[str, mx.array]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The result in float64, and how far each element may be off."""
     import numpy as np
 
-    s = np.repeat(_values(scales), trial.group_size, axis=1)
-    b = np.repeat(_values(biases), trial.group_size, axis=1)
-    codes = _unpack(np.array(w), trial.bits)
-    w_hat, magnitude = s * codes + b, abs(s) * codes + abs(b)
     u32, u = _UNIT_ROUNDOFF[mx.float32], _UNIT_ROUNDOFF[trial.dtype]
-    if trial.dequantize:
-        exact, accumulated = w_hat, 2 * u32 * magnitude
+    if trial.kind == "dequantize":
+        exact, magnitude = (a[0] for a in _weights(trial, operands, ""))
+        off = 2 * u32 * magnitude
+    elif trial.kind == "swiglu":
+        gate, off_gate = _product(trial, operands, "")
+        up, off_up = _product(trial, operands, "up_")
+        silu = gate / (1 + np.exp(-gate))
+        exact = silu * up
+        # |silu'| < 1.1; silu and the product take four roundings.
+        off = 1.1 * off_gate * (abs(up) + off_up) + abs(silu) * off_up
+        off = off + 4 * u32 * abs(exact)
     else:
-        values = _values(x)
-        exact, magnitude = values @ w_hat.T, abs(values) @ magnitude.T
-        accumulated = _LAMBDA * math.sqrt(trial.K + 4) * u32 * magnitude
-        if trial.dtype != mx.float32:
-            # Tiles round w_hat to the type of the activations first.
-            accumulated = accumulated + u * magnitude
-    return exact, accumulated * (1 + u) + u * abs(exact) + _UNDERFLOW[trial.dtype]
+        exact, off = _product(trial, operands, "")
+    return exact, off * (1 + u) + u * abs(exact) + _UNDERFLOW[trial.dtype]
+
+
+def _product(
+    trial: Trial, operands: dict[str, mx.array], prefix: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """y [B, M, N or K] before it is rounded, and how far it may be off."""
+    import numpy as np
+
+    lhs, rhs = (np.array(operands[f"{side}_indices"]) for side in ("lhs", "rhs"))
+    x = _values(operands["x"])[lhs]
+    w_hat, magnitude = (a[rhs] for a in _weights(trial, operands, prefix))
+    if trial.kind != "straight":
+        w_hat, magnitude = w_hat.swapaxes(1, 2), magnitude.swapaxes(1, 2)
+    magnitude = abs(x) @ magnitude
+    off = _LAMBDA * math.sqrt(x.shape[-1] + 4) * _UNIT_ROUNDOFF[mx.float32] * magnitude
+    if trial.dtype != mx.float32:
+        # Tiles round w_hat to the type of the activations first.
+        off = off + _UNIT_ROUNDOFF[trial.dtype] * magnitude
+    return x @ w_hat, off
+
+
+def _weights(
+    trial: Trial, operands: dict[str, mx.array], prefix: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """w_hat [experts, N, K], and |scale| * code + |bias|, which errors scale with."""
+    import numpy as np
+
+    codes = _unpack(np.array(operands[f"{prefix}w"]), trial.bits)
+    scales, biases = (
+        np.repeat(_values(operands[f"{prefix}{name}"]), trial.group_size, axis=-1)
+        for name in ("scales", "biases")
+    )
+    return scales * codes + biases, abs(scales) * codes + abs(biases)
 
 
 def _unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [N, K] of words [N, K * bits / 32]: a little-endian bit stream."""
+    """Codes [..., K] of words [..., K * bits / 32]: a little-endian bit stream."""
     import numpy as np
 
-    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    fields = stream.reshape(len(words), -1, bits).astype(np.int64)
+    stream = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+    fields = stream.reshape(*words.shape[:-1], -1, bits).astype(np.int64)
     return (fields << np.arange(bits)).sum(-1)
 
 

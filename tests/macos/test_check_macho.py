@@ -9,6 +9,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
 
@@ -37,11 +39,17 @@ def references() -> check_macho.References:
     return wheel_macos.references()
 
 
-def compiler(*arguments: str) -> subprocess.CompletedProcess[str]:
+def with_zig() -> dict[str, str]:
     zig = pathlib.Path(ziglang.__file__).parent / "zig"
+    here = pathlib.Path(sys.executable).parent  # cmake is the environment's own
+    path = f"{here}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "ZIG": str(zig), "PATH": path}
+
+
+def compiler(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMPILER, *arguments],
-        env={**os.environ, "ZIG": str(zig)},
+        env=with_zig(),
         capture_output=True,
         text=True,
     )
@@ -198,3 +206,38 @@ def test_a_hidden_name_of_mlx_fails_the_link(tmp_path):
     linked = link(objects, tmp_path / "tiny.so")
     assert linked.returncode != 0
     assert "undefined symbol: mlx::core::metal::is_nax_available()" in linked.stderr
+
+
+def configure(tmp_path: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """Configure the project against the mlx of tmp_path, if there is one."""
+    return subprocess.run(
+        [
+            "cmake",
+            f"-S{ROOT}",
+            f"-B{tmp_path / 'build'}",
+            f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
+            f"-DMLX_ROOT={tmp_path}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
+        ],
+        env=with_zig(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_no_mlx_fails_the_build(tmp_path):
+    configured = configure(tmp_path)
+    assert configured.returncode != 0
+    assert 'package configuration file provided by "MLX"' in configured.stderr
+
+
+def test_another_mlx_fails_the_build(tmp_path):
+    package = tmp_path / "share" / "cmake" / "MLX"
+    package.mkdir(parents=True)
+    (package / "MLXConfig.cmake").touch()
+    (package / "MLXConfigVersion.cmake").write_text("set(PACKAGE_VERSION 0.32.2)")
+    configured = configure(tmp_path)
+    assert configured.returncode != 0
+    words = " ".join(configured.stderr.split())
+    assert f"mlx {wheel_macos.mlx_version()} is required but 0.32.2" in words

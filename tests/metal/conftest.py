@@ -29,6 +29,13 @@ KERNELS = [
     "qmv_multi_bf16_bf16_b8_g64_r3",
     "qmm_skinny_f16_f16_b4_g32_bm16_bn32_wk8",
     "qmm_f32_f32_b4_g64_bm32_bn32_bk32_wm2_wn2",
+    "qvm_f16_f16_b4_g64",
+    "qmm_n_f16_f16_b4_g64_bm32_bn64_bk32_wm2_wn2",
+    "gather_qmv_bf16_bf16_b4_g64",
+    "gather_qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8",
+    "gather_qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2",
+    "swiglu_f32_f32_b4_g64",
+    "gather_swiglu_f16_f16_b4_g64",
     "dequantize_bf16_bf16_b4_g64",
 ]
 
@@ -50,9 +57,9 @@ class Extension:
     def trial(self, kernel):
         return self._recorder.trial(kernel)
 
-    def run_trial(self, kernel, *operands):
+    def run_trial(self, kernel, operands):
         self.tried.append(kernel)
-        y = self._recorder.run_trial(kernel, *operands, stream=self._recorder.stream)
+        y = self._recorder.run_trial(kernel, operands, stream=self._recorder.stream)
         self._recorder.evaluate(y)
         return y
 

@@ -63,8 +63,9 @@ def problems(draw):
         batch_repeat=repeat,
         dtype=draw(st.sampled_from(DTYPES)),
         scale_dtype=draw(st.sampled_from(DTYPES)),
-        bits=draw(st.sampled_from((4, 8))),
+        bits=draw(st.sampled_from((2, 3, 4, 5, 6, 8))),
         group_size=group_size,
+        transpose=draw(st.booleans()),
     )
 
 
@@ -79,11 +80,12 @@ def operands(p: simt.Problem) -> dict[str, mx.array]:
     def array(*shape: int, dtype: str) -> mx.array:
         return to_mlx(np.zeros(shape), dtype)
 
+    width = p.K if p.transpose else p.N
     outer = p.batch_size // (p.batch_count * p.batch_repeat)
     groups = (p.batch_count, 1, p.N, p.K // p.group_size)
     words = np.zeros((p.batch_count, 1, p.N, p.K * p.bits // 32), np.uint32)
     arrays = {
-        "x": array(outer, p.batch_count, p.batch_repeat, p.M, p.K, dtype=p.dtype),
+        "x": array(outer, p.batch_count, p.batch_repeat, p.M, width, dtype=p.dtype),
         "w": mx.array(words),
         "scales": array(*groups, dtype=p.scale_dtype),
         "biases": array(*groups, dtype=p.scale_dtype),
@@ -100,10 +102,10 @@ def test_a_product_is_encoded_as_planned(recorder, p, device):
     y, dispatches = recorded(
         recorder,
         lambda: recorder.quantized_matmul(
-            **arrays, group_size=p.group_size, bits=p.bits
+            **arrays, transpose=p.transpose, group_size=p.group_size, bits=p.bits
         ),
     )
-    assert y.shape == (*arrays["x"].shape[:-1], p.N)
+    assert y.shape == (*arrays["x"].shape[:-1], p.N if p.transpose else p.K)
     launches = simt.plan_matmul(p, device)
     assert launches is not None
     assert_encoded(recorder, dispatches, launches, {**arrays, "out": y})
@@ -163,10 +165,10 @@ def test_from_arrays_to_results(recorder, rng, M, dtype, bits):
 
 
 def test_what_is_not_planned_becomes_mlx_s_node(recorder):
-    arrays = operands(simt.Problem(M=4, N=64, K=64))
-    y = recorder.quantized_matmul(**arrays, transpose=False)
-    assert recorder.node(y) == "QuantizedMatmul"
-    assert recorder.node(recorder.quantized_matmul(**arrays)) != "QuantizedMatmul"
+    for bits, node in ((1, "QuantizedMatmul"), (4, "NibbleQuantizedMatmul")):
+        arrays = operands(simt.Problem(M=4, N=64, K=64, bits=bits))
+        y = recorder.quantized_matmul(**arrays, bits=bits)
+        assert recorder.node(y) == node
 
 
 def test_too_many_threads_for_a_pipeline_are_refused(recorder):

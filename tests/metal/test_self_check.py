@@ -70,7 +70,7 @@ def test_every_kernel_has_a_trial(ext, recorder):
     for kernel in recorder.kernels():
         trial = selfcheck.Trial(**recorder.trial(kernel))
         assert trial.K % trial.group_size == 0
-        assert trial.dequantize == kernel.startswith("dequantize")
+        assert (trial.kind == "dequantize") == kernel.startswith("dequantize")
         assert trial.symmetric == ("_sym" in kernel)
 
 

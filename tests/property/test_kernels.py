@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import oracle, simt, tolerance
+from tests import simt
+from tests.simt import cases
 
 # Compiling a kernel costs a second, so not all combinations: every type, width, group
 # size and symmetry is here, and the pairs of types that checkpoints have.
@@ -52,35 +53,8 @@ def problem_of(fields: tuple[str, str, int, int, bool]) -> simt.Problem:
     )
 
 
-def weights_of(p: simt.Problem, rng: np.random.Generator) -> oracle.Weights:
-    """Random weights [batch_count, N, K], their scales and biases as stored."""
-    w = oracle.random_weights(rng, (p.batch_count, p.N, p.K), p.bits, p.group_size)
-    scales = simt.rounded(w.scales, p.scale_dtype)
-    biases = w.biases
-    if p.symmetric:
-        biases = scales * np.float32(-(2 ** (p.bits - 1)))
-    biases = simt.rounded(biases, p.scale_dtype)
-    return replace(w, scales=scales, biases=biases)
-
-
-def check(p: simt.Problem, launches: list[simt.Launch], seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    w = weights_of(p, rng)
-    terms = p.K if p.transpose else p.N
-    x = simt.rounded(rng.standard_normal((p.batch_size, p.M, terms)), p.dtype)
-    # A kernel that reads the biases of a symmetric matrix is wrong everywhere.
-    biases = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
-    options = simt.Options(seed=seed, instrumented=True)
-    y = simt.matmul(p, w.words, w.scales, biases, x, options, launches)
-
-    which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
-    exact = oracle.matmul(x, w.dequantize()[which], p.transpose)
-    magnitude = oracle.matmul(abs(x), w.magnitude()[which], p.transpose)
-    tiled = launches[0].kernel.startswith("qmm_") and "_bk" in launches[0].kernel
-    allowed = tolerance.bound(
-        exact, magnitude, terms, p.dtype, p.dtype if tiled else "float32"
-    )
-    tolerance.assert_close(y, exact, allowed, launches[0].kernel)
+def watched(seed: int) -> simt.Options:
+    return simt.Options(seed=seed, instrumented=True)
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -106,8 +80,8 @@ def test_products_agree_with_the_oracle(
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
-    for launches in plans:
-        check(p, launches, seed)
+    for (launch,) in plans:
+        cases.matmul(p, launch, seed).check(watched(seed))
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -131,8 +105,8 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
     size, count, repeat = batch
     p = replace(p, K=groups * p.group_size)
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
-    for launches in simt.candidates(p):
-        check(p, launches, seed)
+    for (launch,) in simt.candidates(p):
+        cases.matmul(p, launch, seed).check(watched(seed))
 
 
 @pytest.mark.parametrize("M", [*range(1, 10), 15, 17, 31, 32, 34])
@@ -140,20 +114,27 @@ def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     p = problem_of(FORMATS[0])
     # More than two steps of the widest kernel, and no multiple of one.
     p = replace(p, M=M, N=11, K=2304 + p.group_size)
-    for launches in simt.candidates(p):
-        check(p, launches, M)
+    for (launch,) in simt.candidates(p):
+        cases.matmul(p, launch, M).check(watched(M))
 
 
 def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
     p = replace(problem_of(FORMATS[0]), N=40, K=1216, batch_invariant=True)
-    rng = np.random.default_rng(0)
-    w = weights_of(p, rng)
-    x = simt.rounded(rng.standard_normal((1, 33, p.K)), p.dtype)
-    whole = simt.matmul(replace(p, M=33), w.words, w.scales, w.biases, x)
+    (launch,) = simt.candidates(replace(p, M=33))[0]
+    whole = cases.matmul(replace(p, M=33), launch)
+    rows = run_rows(whole, launch, slice(0, 33))
     for first, last in [(0, 1), (32, 33), (3, 11), (5, 19)]:
-        part = replace(p, M=last - first)
-        y = simt.matmul(part, w.words, w.scales, w.biases, x[:, first:last])
-        np.testing.assert_array_equal(y, whole[:, first:last])
+        (launch,) = simt.candidates(replace(p, M=last - first))[0]
+        part = run_rows(whole, launch, slice(first, last))
+        np.testing.assert_array_equal(part, rows[:, first:last])
+
+
+def run_rows(case: cases.Case, launch: simt.Launch, rows: slice) -> np.ndarray:
+    """Some rows of a case's x, by another launch."""
+    x = np.ascontiguousarray(case.operands["x"][:, rows])
+    shape = (1, x.shape[1], case.exact.shape[-1])
+    outputs = {"out": (shape, x.dtype)}
+    return simt.run(launch, case.operands | {"x": x}, outputs).outputs["out"]
 
 
 @pytest.mark.parametrize("fields", FORMATS, ids=format_id)
@@ -165,10 +146,6 @@ def test_dequantize_agrees_with_the_oracle(
     fields: tuple[str, str, int, int, bool], rows: int, groups: int, seed: int
 ) -> None:
     p = problem_of(fields)
-    p = replace(p, M=rows, N=rows, K=groups * p.group_size)
-    w = weights_of(p, np.random.default_rng(seed))
-    options = simt.Options(seed=seed, instrumented=True)
-    out = simt.dequantize(p, w.words[0], w.scales[0], w.biases[0], options)
-    exact = w.dequantize()[0]
-    allowed = tolerance.bound(exact, w.magnitude()[0], 1, p.dtype)
-    tolerance.assert_close(out, exact, allowed, "dequantize")
+    p = replace(p, M=rows, K=groups * p.group_size)
+    (launch,) = simt.plan_dequantize(p) or ()
+    cases.dequantize(p, launch, seed).check(watched(seed))

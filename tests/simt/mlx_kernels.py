@@ -215,7 +215,8 @@ def unit(instances: set[tuple[str, str]]) -> Unit:
         f'template [[host_name("{name}")]] [[kernel]] decltype({f}) {f};\n'
         for name, f in sorted(instances)
     )
-    return translate(_header_text() + "".join(lines))
+    loose = "#define SIMT_BFLOAT_ASSIGNS_FLOAT\n"
+    return translate(_header_text() + "".join(lines), prologue=loose)
 
 
 def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:

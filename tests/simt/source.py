@@ -18,7 +18,8 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
 _KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
-_INSTANCE = re.compile(
+# An explicit instantiation under the name that the host asks for.
+INSTANCE = re.compile(
     r'template\s*\[\[\s*host_name\("(\w+)"\)\s*\]\]\s*\[\[\s*kernel\s*\]\]\s*'
     r"decltype\(([^;]+?)\)\s*\2\s*;"
 )
@@ -72,8 +73,8 @@ def flatten(
     return "".join(paste(path) for path in wanted if path not in seen)
 
 
-def translate(text: str) -> Unit:
-    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL."""
+def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
+    """`text` without what is not C++, and what its kernels bind, by kernel."""
     text = _COMMENT.sub(_blank, text)
     # A GPU keeps an unrolled loop's array in registers; here it is ten times the
     # code to compile.
@@ -81,8 +82,25 @@ def translate(text: str) -> Unit:
     text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
     text = _without_thread_on_constructors(text)
     text = _THREADGROUP_VARIABLE.sub(_variable, text)
+    return _bind(text)
+
+
+def translate_for_cuda(text: str) -> Unit:
+    """The same for NVRTC, whose GPU has a use for unrolled loops."""
+    text = _UNROLL.sub('_Pragma("unroll")', text)
+    unit = translate(text)
+    own = unit.text.split("\n", 1)[1]
+    start = '#include "simt/entry_cuda.h"\n'
+    return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
+
+
+def translate(text: str, prologue: str = "") -> Unit:
+    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL.
+
+    `prologue` comes before everything, the stand-in library too.
+    """
     plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
-    text, binders = _bind(text)
+    text, binders = rewrite(text)
     exported: list[str] = []
 
     def entry(name: str, function: str) -> str:
@@ -92,10 +110,10 @@ def translate(text: str) -> Unit:
             raise ValueError(f"[simt] no kernel {kernel} to instantiate {name} from")
         return f"SIMT_ENTRY({name}, (&{function}), {', '.join(binders[kernel])})"
 
-    text = _INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
+    text = INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
     # A kernel that is no template is its own instance.
     alone = "".join(entry(name, name) + "\n" for name in plain)
-    return Unit('#include "simt/entry.h"\n' + text + alone, tuple(exported))
+    return Unit(prologue + '#include "simt/entry.h"\n' + text + alone, tuple(exported))
 
 
 def _newlines(text: str) -> str:
@@ -143,7 +161,8 @@ def _binder(parameter: str, position: int) -> str:
 
 
 def _is_template(text: str, start: int) -> bool:
-    return bool(re.search(r"\btemplate\b", re.split(r"[;{}]", text[:start])[-1]))
+    text = _COMMENT.sub(_blank, text[:start])
+    return bool(re.search(r"\btemplate\b", re.split(r"[;{}]", text)[-1]))
 
 
 def _closing(text: str, start: int) -> int:

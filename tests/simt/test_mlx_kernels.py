@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def cases(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, simt.Pr
                 yield kernel, p
 
 
-def check(kernel: str, p: simt.Problem, library: object, options: simt.Options) -> None:
+def check(kernel: str, p: simt.Problem, library: Path, options: simt.Options) -> None:
     rng = np.random.default_rng(0)
     witness = mlx_kernels.WITNESSES[kernel]
     matrices = EXPERTS if witness.experts else 1

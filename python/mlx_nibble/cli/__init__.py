@@ -14,8 +14,10 @@ _COMMANDS = {
     "demo": "fetch a small model, answer a question, and compare with stock MLX",
     "convert": "import a GGUF file without loss, or quantize a model",
     "eval": "perplexity of a model, and its distance from a reference",
-    "inspect": "the bytes a model takes, as it is and in other formats",
     "generate": "complete a prompt (mlx_lm.generate, accelerated)",
+    "chat": "talk to a model (mlx_lm.chat, accelerated)",
+    "inspect": "the bytes a model takes, as it is and in other formats",
+    "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
     "doctor": "try every kernel on this machine",
 }
 
@@ -78,10 +80,12 @@ def _usage() -> str:
 
 def _run(command: str, arguments: Sequence[str]) -> int:
     # So that a killed command, too, removes what it has half written.
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         module = importlib.import_module(f"mlx_nibble.cli.{command}")
         module.main(arguments)
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("nibble: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -108,5 +112,9 @@ def _complain(message: str) -> int:
     return 1
 
 
-def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever cleans up after Ctrl-C, mlx-lm's server too, does so."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated

@@ -99,7 +99,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def immediate_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end the process while MLX computes.
+    """Let Ctrl-C, or SIGTERM, end the process while MLX computes.
 
     Python sees a signal only when a call into MLX returns, and one evaluation can
     take half a minute. Only for sections that leave nothing half done.
@@ -110,10 +110,10 @@ def immediate_interrupt() -> Iterator[None]:
 
     def wait_for_interrupt() -> None:
         while number := receive.recv(1):
-            if number[0] == signal.SIGINT:
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
                 err.show_cursor()
                 print("\nnibble: interrupted", file=sys.stderr, flush=True)
-                os._exit(128 + signal.SIGINT)
+                os._exit(128 + number[0])
 
     threading.Thread(target=wait_for_interrupt, daemon=True).start()
     try:

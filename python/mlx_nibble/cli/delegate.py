@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
 from mlx_nibble.lm import run_command
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -22,10 +24,18 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
 
     Raises:
         ValueError: If ``--model`` is a path that does not exist.
+        OSError: If it is a name that the Hub does not give us the model of.
     """
     for option in ("--model", "--draft-model", "--adapter-path"):
         _require_exists(option, command, arguments)
-    run_command(name, f"nibble {command}", arguments)
+    try:
+        run_command(name, f"nibble {command}", arguments)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"[{command}] the model is not a folder here, and could not be had from "
+            f"the Hugging Face Hub: {reason}"
+        ) from error
 
 
 def _require_exists(option: str, command: str, arguments: Sequence[str]) -> None:

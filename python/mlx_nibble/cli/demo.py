@@ -20,7 +20,7 @@ from mlx_nibble.cli.console import (
     out,
 )
 
-_QUESTION = "Why is the sky blue?"
+_QUESTION = "Explain in two sentences why the sky is blue."
 _PROMPT_TOKENS = 128
 _DECODE_TOKENS = 24
 # Stock MLX needs four seconds for them.
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompt", "-p", default=_QUESTION, help="what to ask")
     parser.add_argument(
-        "--max-tokens", "-m", type=int, default=160, help="length of the answer"
+        "--max-tokens", "-m", type=int, default=256, help="length of the answer"
     )
     parser.add_argument(
         "--rounds", type=int, default=3, help="timed runs of each (default: 3)"

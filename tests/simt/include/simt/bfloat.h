@@ -24,6 +24,14 @@ struct bfloat {
   constexpr bfloat(const __constant B& other) : bits(other.bits) {}
 #endif
 
+#if defined(SIMT_BFLOAT_ASSIGNS_FLOAT)
+  // c ? a : bfloat(0) is a float to clang, which tells a's address space from
+  // none; so where MLX assigns one, this lets it.
+  bfloat(const __generic bfloat&) = default;
+  __generic bfloat& operator=(const __generic bfloat&) = default;
+  __generic bfloat& operator=(float value) { return *this = bfloat(value); }
+#endif
+
   SIMT_DEVICE constexpr operator float() const {
     return __builtin_bit_cast(float, uint(bits) << 16);
   }

@@ -35,9 +35,9 @@ struct vec;
     for (int i = 0; i < N; ++i) (*this)[i] = T(from[i]);                      \
   }                                                                           \
   SIMT_VEC_ASSIGN(+, N)                                                       \
-  SIMT_VEC_ASSIGN(-, N) SIMT_VEC_ASSIGN(*, N) SIMT_VEC_ASSIGN(/, N)           \
-      SIMT_DEVICE SIMT_ANY_SPACE T&                                           \
-      operator[](int i) {                                                     \
+  SIMT_VEC_ASSIGN(-, N)                                                       \
+  SIMT_VEC_ASSIGN(*, N)                                                       \
+  SIMT_VEC_ASSIGN(/, N) SIMT_DEVICE SIMT_ANY_SPACE T& operator[](int i) {     \
     return element_i;                                                         \
   }                                                                           \
   SIMT_DEVICE const SIMT_ANY_SPACE T& operator[](int i) const {               \

@@ -1,0 +1,136 @@
+"""What our Metal kernels ask of memory, beside MLX's own, counted on Linux.
+
+    python -m bench.bench_kernels [--json FILE]
+
+Both run in the SIMT bench (tests/simt), the same problem each: how often the weights
+are read, the cache lines that their loads touch, threadgroup traffic and barriers.
+Counts, not times: nothing here says how fast a GPU is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tests import oracle, simt
+from tests.simt import executor, mlx_kernels, numbers
+
+# K spans several steps of every kernel and is a multiple of MLX's 512.
+BASE = simt.Problem(N=128, K=2048)
+# Several simdgroups of MLX's store the same result.
+OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
+# Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
+# row on M1 and M2, qmv_wide later; tiles beyond.
+CASES = [
+    (1, ("affine_qmv_fast",)),
+    (2, ("affine_qmv_fast", "affine_qmv_wide")),
+    (4, ("affine_qmv_fast", "affine_qmv_wide")),
+    (8, ("affine_qmv_fast", "affine_qmv_wide", "affine_qmm_t")),
+    (16, ("affine_qmv_wide", "affine_qmm_t")),
+    (32, ("affine_qmv_wide", "affine_qmm_t")),
+    (64, ("affine_qmm_t",)),
+]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one launch. Lines are of 64 bytes; ratios are to what is needed once.
+
+    Attributes:
+        weights: Bytes of w read, over the bytes of w.
+        weight_lines: Cache lines that loads of w touch, over the lines of w.
+        scale_lines: The same of scales and biases.
+        x_lines: Cache lines that loads of x touch, over the lines of x.
+        threadgroup_bytes: Read and written, for each 1000 multiplications.
+        barriers: Of a threadgroup, for each million multiplications.
+    """
+
+    M: int
+    kernel: str
+    weights: float
+    weight_lines: float
+    scale_lines: float
+    x_lines: float
+    threadgroup_bytes: float
+    barriers: float
+
+
+def counts(kernel: str, p: simt.Problem, outcome: simt.Outcome) -> Counts:
+    regions = {region["name"]: region for region in outcome.memory}
+    products = p.M * p.N * p.K
+
+    def over(*names: str, what: str, unit: int) -> float:
+        used = sum(regions[name][what] for name in names)
+        return used * unit / sum(regions[name]["bytes"] for name in names)
+
+    shared = [r for r in outcome.memory if r["space"] == "threadgroup"]
+    moved = sum(r["read"] + r["written"] for r in shared)
+    return Counts(
+        M=p.M,
+        kernel=kernel,
+        weights=over("w", what="read", unit=1),
+        weight_lines=over("w", what="lines_64", unit=64),
+        scale_lines=over("scales", "biases", what="lines_64", unit=64),
+        x_lines=over("x", what="lines_64", unit=64),
+        threadgroup_bytes=1e3 * moved / products,
+        barriers=1e6 * outcome.counters["threadgroup_barriers"] / products,
+    )
+
+
+def measure(rows: int, theirs: tuple[str, ...]) -> list[Counts]:
+    p = replace(BASE, M=rows)
+    rng = np.random.default_rng(0)
+    w = oracle.random_weights(rng, (1, p.N, p.K), p.bits, p.group_size)
+    operands = {
+        "w": w.words,
+        "scales": numbers.encode(w.scales, p.scale_dtype),
+        "biases": numbers.encode(w.biases, p.scale_dtype),
+        "x": numbers.encode(rng.standard_normal((1, p.M, p.K)), p.dtype),
+    }
+    result = []
+    for (launch,) in simt.candidates(p):
+        outputs = {"out": ((1, p.M, p.N), numbers.STORAGE[p.dtype])}
+        outcome = executor.run(launch, operands, outputs, OPTIONS)
+        result.append(counts(launch.kernel, p, outcome))
+    for kernel in theirs:
+        outcome = mlx_kernels.call(kernel, p, operands, OPTIONS)
+        result.append(counts(f"mlx {kernel}", p, outcome))
+    return result
+
+
+def table(rows: list[Counts]) -> str:
+    lines = [
+        "| M | kernel | w read | w lines | scale lines | x lines "
+        "| threadgroup bytes / 1000 mul | barriers / 10⁶ mul |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        figures = (
+            f"{row.weights:.2f}",
+            f"{row.weight_lines:.2f}",
+            f"{row.scale_lines:.2f}",
+            f"{row.x_lines:.1f}",
+            f"{row.threadgroup_bytes:.0f}",
+            f"{row.barriers:.0f}",
+        )
+        lines.append(f"| {row.M} | `{row.kernel}` | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the counts there, too")
+    arguments = parser.parse_args()
+    rows = [row for case in CASES for row in measure(*case)]
+    print(table(rows))
+    if arguments.json:
+        text = json.dumps([asdict(row) for row in rows], indent=2)
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""``nibble chat``: mlx-lm's own command, with the model accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlx_nibble.cli.delegate import run_accelerated
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run ``mlx_lm.chat`` with these arguments."""
+    run_accelerated("chat", "chat", arguments)

@@ -1,0 +1,198 @@
+"""The CPU backend's instruction sets against the oracle, Arm's under qemu-user."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import oracle, tolerance
+from tests.cpu import runner
+from tests.cpu.runner import Runner, Types
+from tests.simt import numbers
+
+X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
+ARM = ["neon", "neon_dotprod", "neon_i8mm"]
+
+DTYPE = st.sampled_from(runner.DTYPES)
+FORMAT = st.tuples(st.sampled_from([2, 3, 4, 5, 6, 8]), st.sampled_from([32, 64, 128]))
+# At and beside the edges of tiles; 300 is more than one block of rows.
+ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
+COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))
+# Groups of a row: 33 groups of 32 are just more than one block of codes.
+GROUPS = st.sampled_from([1, 1, 2, 3, 5, 9, 33])
+BATCH = st.sampled_from([(1, 1, 1), (1, 1, 1), (3, 1, 1), (4, 2, 2), (6, 3, 1)])
+
+
+@functools.cache
+def start(isa: str) -> Runner:
+    if isa in ARM:
+        emulator = runner.qemu()
+        if emulator is None:
+            pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user)")
+        return Runner(runner.arm(emulator), isa)
+    command = runner.native()
+    if command is None:
+        pytest.skip("only an editable installation has the CPU runner")
+    if isa not in Runner(command).isas:
+        pytest.skip(f"this machine has no {isa}")
+    return Runner(command, isa)
+
+
+@pytest.fixture(params=X86 + ARM, scope="module")
+def backend(request) -> Runner:
+    return start(request.param)
+
+
+def make(
+    seed: int,
+    fmt: tuple[int, int],
+    types: Types,
+    shape: tuple[int, int, int, int],
+    batch: tuple[int, int, int] = (1, 1, 1),
+    transpose: bool = True,
+) -> tuple[np.ndarray, oracle.Weights]:
+    """x [size, M, K or N] and weights [count, N, K], both as stored."""
+    bits, group_size = fmt
+    M, N, groups, spread = shape
+    rng = np.random.default_rng(seed)
+    K = groups * group_size
+    w = oracle.random_weights(rng, (batch[1], N, K), bits, group_size)
+    w = replace(
+        w,
+        scales=numbers.rounded(w.scales, types.scale_dtype),
+        biases=numbers.rounded(w.biases, types.scale_dtype),
+    )
+    x = rng.standard_normal((batch[0], M, K if transpose else N))
+    # Groups of very different size, some of nothing but zero.
+    x *= np.exp(rng.normal(0, spread, x.shape)) * (rng.random(x.shape) > 0.1)
+    return numbers.rounded(x, types.dtype), w
+
+
+def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
+    """Which weights each batch of activations meets."""
+    size, count, repeat = batch
+    return np.arange(size) // repeat % count
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.sampled_from([0, 1])),
+    batch=BATCH,
+    transpose=st.booleans(),
+    symmetric=st.booleans(),
+)
+def test_products(backend, seed, fmt, types, shape, batch, transpose, symmetric):
+    x, w = make(seed, fmt, types, shape, batch, transpose)
+    stored = w
+    if symmetric:
+        # Kernels that read the biases of a symmetric matrix are wrong everywhere.
+        stored = replace(w, biases=np.full_like(w.biases, np.nan))
+        w = replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
+    y = backend.matmul(
+        x, stored, types, transpose=transpose, batch=batch, symmetric=symmetric
+    )
+    which = matrices(w, batch)
+    exact = oracle.matmul(x, w.dequantize()[which], transpose)
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which], transpose)
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    tolerance.assert_close(y, exact, allowed)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.sampled_from([0, 1])),
+    batch=BATCH,
+)
+def test_products_of_8_bit_activations(backend, seed, fmt, types, shape, batch):
+    x, w = make(seed, fmt, types, shape, batch)
+    y = backend.matmul(x, w, types, batch=batch, int8=True)
+    which = matrices(w, batch)
+    w_hat = w.dequantize()[which]
+    exact = oracle.matmul(x, w_hat)
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+    allowed = tolerance.int8_bound(x, w_hat, w.group_size)
+    allowed *= 1 + tolerance.UNIT_ROUNDOFF[types.dtype]
+    allowed += tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    tolerance.assert_close(y, exact, allowed)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(st.just(27), COLUMNS, GROUPS, st.just(0)),
+    rows=st.integers(1, 26),
+    int8=st.booleans(),
+)
+def test_a_row_does_not_depend_on_the_others(
+    backend, seed, fmt, types, shape, rows, int8
+):
+    x, w = make(seed, fmt, types, shape)
+    all_rows = backend.matmul(x, w, types, int8=int8)
+    some = backend.matmul(x[:, :rows], w, types, int8=int8)
+    np.testing.assert_array_equal(some, all_rows[:, :rows])
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    N=COLUMNS,
+    groups=GROUPS,
+)
+def test_dequantize(backend, seed, fmt, types, N, groups):
+    _, w = make(seed, fmt, types, (1, N, groups, 0))
+    exact, magnitude = w.dequantize()[0], w.magnitude()[0]
+    # One term: a product and a sum, then the rounding of the result.
+    allowed = tolerance.bound(exact, magnitude, 1, types.dtype)
+    tolerance.assert_close(backend.dequantize(w, types), exact, allowed)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_not_finite_stays_so_and_in_its_row(backend, value, int8):
+    types = Types("float32", "float32")
+    x, w = make(0, (4, 64), types, (2, 40, 3, 0))
+    x[0, 1, 70] = value
+    y = backend.matmul(x, w, types, int8=int8)
+    assert np.isfinite(y[0, 0]).all()
+    assert not np.isfinite(y[0, 1]).any()
+
+
+def test_relative_rms_at_4096(backend):
+    types = Types("float32", "float16")
+    x, w = make(0, (4, 64), types, (4, 64, 64, 0))
+    exact = oracle.matmul(x, w.dequantize())
+    assert tolerance.relative_rms(backend.matmul(x, w, types), exact) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NIBBLE_CPU_ISA", "sse9", "must be one of scalar, "),
+        ("NIBBLE_NUM_THREADS", "0", "must be an integer from 1 to 1024 but got '0'"),
+        ("NIBBLE_NUM_THREADS", "two", "but got 'two'"),
+    ],
+)
+def test_environment_is_checked(monkeypatch, variable, value, message):
+    command = runner.native()
+    if command is None:
+        pytest.skip("only an editable installation has the CPU runner")
+    monkeypatch.setenv(variable, value)
+    done = subprocess.run(command, input=b"", capture_output=True)
+    assert done.returncode == 2
+    assert message in done.stderr.decode()

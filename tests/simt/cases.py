@@ -1,0 +1,247 @@
+"""A small problem for each kernel that a plan can name, with the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tests import oracle, tolerance
+
+from . import numbers, plans
+from .executor import Options, load, run
+from .plans import GatherProblem, Launch, Problem
+
+_LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_GROUP_SIZES = (32, 64, 128)
+# A multiple of no tile and of no simdgroup's rows.
+_N = 37
+# Groups in K: three; and one and twenty, for kernels of very short and long rows.
+_GROUPS = (3, 1, 20)
+# One number of rows for each kernel that is made for one, and edges of tiles.
+_ROWS = (1, 2, 3, 4, 6, 8, 13, 37)
+_EXPERTS = 3
+# (batch, rows, sorted) of gathered products: vectors, rows of a tile, sorted.
+_GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
+_SORTED = (40, 1, True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch, what it is given, and what must come out."""
+
+    launch: Launch
+    operands: dict[str, np.ndarray]
+    dtype: str
+    exact: np.ndarray
+    allowed: np.ndarray
+
+    def check(self, options: Options, library: Path | None = None) -> None:
+        """Run it; raise KernelError or AssertionError if anything is wrong.
+
+        Args:
+            options: How to run.
+            library: Path of a library to run instead of the planned kernel's.
+        """
+        outputs = {"out": (self.exact.shape, numbers.STORAGE[self.dtype])}
+        kernels = load(library) if library else None
+        outcome = run(self.launch, self.operands, outputs, options, kernels)
+        result = numbers.decode(outcome.outputs["out"], self.dtype)
+        label = f"{self.launch.kernel} {self.launch.threadgroups}"
+        tolerance.assert_close(result, self.exact, self.allowed, label)
+
+
+def _weights(
+    p: Problem | GatherProblem, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[oracle.Weights, dict[str, np.ndarray]]:
+    w = oracle.random_weights(rng, shape, p.bits, p.group_size)
+    scales = numbers.rounded(w.scales, p.scale_dtype)
+    biases = scales * np.float32(-(2 ** (p.bits - 1))) if p.symmetric else w.biases
+    w = replace(w, scales=scales, biases=numbers.rounded(biases, p.scale_dtype))
+    # Those of a symmetric matrix are not to be read.
+    stored = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
+    return w, {
+        "w": w.words,
+        "scales": numbers.encode(w.scales, p.scale_dtype),
+        "biases": numbers.encode(stored, p.scale_dtype),
+    }
+
+
+def _activations(
+    shape: tuple[int, ...], dtype: str, rng: np.random.Generator
+) -> np.ndarray:
+    return numbers.rounded(rng.standard_normal(shape), dtype)
+
+
+def _held(launch: Launch, dtype: str) -> str:
+    """The type that a kernel rounds w_hat to: tiles of K hold it in that of x."""
+    return dtype if "_bk" in launch.kernel else "float32"
+
+
+def _product(
+    launch: Launch,
+    p: Problem | GatherProblem,
+    x: np.ndarray,
+    w: oracle.Weights,
+    which: np.ndarray,
+    operands: dict[str, np.ndarray],
+    transpose: bool = True,
+) -> Case:
+    exact = oracle.matmul(x, w.dequantize()[which], transpose)
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which], transpose)
+    terms = x.shape[-1]
+    held = _held(launch, p.dtype)
+    allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held)
+    return Case(launch, operands, p.dtype, exact, allowed)
+
+
+def matmul(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
+    w, operands = _weights(p, (p.batch_count, p.N, p.K), rng)
+    inner = p.K if p.transpose else p.N
+    x = _activations((p.batch_size, p.M, inner), p.dtype, rng)
+    which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
+    operands["x"] = numbers.encode(x, p.dtype)
+    return _product(launch, p, x, w, which, operands, p.transpose)
+
+
+def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
+    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(seed))
+    exact = w.dequantize()
+    allowed = tolerance.bound(exact, w.magnitude(), 1, p.dtype)
+    return Case(launch, operands, p.dtype, exact, allowed)
+
+
+def gather(p: GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
+    w, operands = _weights(p, (p.experts, p.N, p.K), rng)
+    x = _activations((p.B, p.M, p.K), p.dtype, rng)
+    lhs, rhs = _indices(p, rng)
+    operands["x"] = numbers.encode(x, p.dtype)
+    operands |= {"lhs_indices": lhs, "rhs_indices": rhs}
+    return _product(launch, p, x[lhs], w, rhs, operands)
+
+
+def _indices(
+    p: GatherProblem, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    lhs = rng.permutation(p.B).astype(np.uint32)
+    rhs = rng.integers(0, p.experts, p.B, dtype=np.uint32)
+    return lhs, np.sort(rhs) if p.sorted else rhs
+
+
+def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
+    rng = np.random.default_rng(seed)
+    gathered = isinstance(p, GatherProblem)
+    matrices = p.experts if gathered else p.batch_count
+    batch = p.B if gathered else p.batch_size
+    gate, operands = _weights(p, (matrices, p.N, p.K), rng)
+    up, up_operands = _weights(p, (matrices, p.N, p.K), rng)
+    operands |= {f"up_{name}": array for name, array in up_operands.items()}
+    x = _activations((batch, p.M, p.K), p.dtype, rng)
+    operands["x"] = numbers.encode(x, p.dtype)
+    which = np.arange(batch) % matrices
+    if gathered:
+        lhs, which = _indices(p, rng)
+        operands |= {"lhs_indices": lhs, "rhs_indices": which}
+        x = x[lhs]
+    exact, allowed = _swiglu(x, gate, up, which, p.dtype)
+    return Case(launch, operands, p.dtype, exact, allowed)
+
+
+def _swiglu(
+    x: np.ndarray, gate: oracle.Weights, up: oracle.Weights, which: np.ndarray, dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """silu(g) * u, and how far from it a result may lie: |silu'| < 1.1."""
+    products, offs = [], []
+    for w in (gate, up):
+        exact = oracle.matmul(x, w.dequantize()[which])
+        magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+        products.append(exact)
+        offs.append(tolerance.bound(exact, magnitude, x.shape[-1], "float32"))
+    (g, u), (off_g, off_u) = products, offs
+    silu = g / (1 + np.exp(-g))
+    exact = silu * u
+    # exp, sum, quotient, product: a rounding each.
+    roundings = 4 * tolerance.UNIT_ROUNDOFF["float32"] * abs(exact)
+    off = 1.1 * off_g * (abs(u) + off_u) + abs(silu) * off_u + roundings
+    off = off + tolerance.UNIT_ROUNDOFF[dtype] * (abs(exact) + off)
+    return exact, off + tolerance.UNDERFLOW[dtype]
+
+
+def of_unit(unit: str) -> Iterator[Case]:
+    """A case for each kernel of a unit of plans.unit_names()."""
+    family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
+    base = Problem(
+        dtype=_LONG[dtype], scale_dtype=_LONG[scale_dtype], bits=int(bits[1:])
+    )
+    seen: set[str] = set()
+    for group_size in _GROUP_SIZES:
+        for symmetric in (False, True):
+            p = replace(base, group_size=group_size, symmetric=symmetric)
+            for groups in _GROUPS:
+                sized = replace(p, N=_N, K=groups * group_size)
+                for kernel, case in _of_format(family, sized):
+                    if plans.unit_name(kernel) == unit and kernel not in seen:
+                        seen.add(kernel)
+                        yield case()
+
+
+def of_kernel(kernel: str) -> Iterator[Case]:
+    """Cases of one kernel, of every size that it is a candidate for."""
+    family, dtype, scale_dtype, bits, group = plans.unit_name(kernel).rsplit("_", 3) + [
+        kernel[len(plans.unit_name(kernel)) + 2 :].split("_")[0]
+    ]
+    p = Problem(
+        N=_N,
+        dtype=_LONG[dtype],
+        scale_dtype=_LONG[scale_dtype],
+        bits=int(bits[1:]),
+        group_size=int(group),
+        symmetric="_sym" in kernel,
+    )
+    for groups in _GROUPS:
+        for name, case in _of_format(family, replace(p, K=groups * p.group_size)):
+            if name == kernel:
+                yield case()
+
+
+def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """(kernel, maker of its case) for everything that may be of this family."""
+    N, K = base.N, base.K
+    if family.startswith("gather"):
+        shapes = (*_GATHERED, _SORTED)
+        for B, M, in_order in shapes:
+            g = GatherProblem(
+                B=B,
+                M=M,
+                N=N,
+                K=K,
+                experts=_EXPERTS,
+                dtype=base.dtype,
+                scale_dtype=base.scale_dtype,
+                bits=base.bits,
+                group_size=base.group_size,
+                symmetric=base.symmetric,
+                sorted=in_order,
+            )
+            for launch in plans.plan_gather(g) or ():
+                yield launch.kernel, lambda g=g, launch=launch: gather(g, launch)
+            for launch in plans.plan_swiglu(g) or () if M == 1 else ():
+                yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
+        return
+    for M in _ROWS:
+        for transpose in (True, False):
+            # Few rows, so that a batch costs little: every weight matrix twice.
+            batch = {"batch_size": 4, "batch_count": 2}
+            p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
+            for (launch,) in plans.candidates(p):
+                yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
+    p = replace(base, M=N, N=N, K=K)
+    for launch in plans.plan_dequantize(p) or ():
+        yield launch.kernel, lambda p=p, launch=launch: dequantize(p, launch)
+    p = replace(base, M=1, N=N, K=K, batch_size=4, batch_count=2)
+    for launch in plans.plan_swiglu(p) or ():
+        yield launch.kernel, lambda p=p, launch=launch: swiglu(p, launch)

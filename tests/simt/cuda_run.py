@@ -1,0 +1,191 @@
+"""Runs a bundle of cuda_build.py on this machine's NVIDIA GPU: python cuda_run.py
+
+Every kernel against what must come out; then times, beside the copy bandwidth of the
+same run. Needs numpy and the driver. For races and strays:
+compute-sanitizer --tool racecheck python cuda_run.py --no-times
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+_BUFFERS = 32  # simt::Bindings of entry_cuda.h
+_REPEATS = 20
+_COPY_BYTES = 1 << 30
+_MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Driver:
+    """The few calls of the driver that launching takes."""
+
+    def __init__(self) -> None:
+        self._cuda = ctypes.CDLL("libcuda.so.1")
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self("cuInit", 0)
+        self("cuDeviceGet", ctypes.byref(device), 0)
+        self("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self("cuCtxSetCurrent", context)
+        name = ctypes.create_string_buffer(100)
+        self("cuDeviceGetName", name, 100, device)
+        self.name = name.value.decode()
+        self._events = [ctypes.c_void_p(), ctypes.c_void_p()]
+        for event in self._events:
+            self("cuEventCreate", ctypes.byref(event), 0)
+        self._modules: dict[Path, ctypes.c_void_p] = {}
+
+    def __call__(self, function: str, *arguments: object) -> None:
+        error = getattr(self._cuda, function)(*arguments)
+        if error:
+            text = ctypes.c_char_p()
+            self._cuda.cuGetErrorName(error, ctypes.byref(text))
+            raise RuntimeError(f"[{function}] {text.value!r}")
+
+    def allocate(self, size: int) -> ctypes.c_uint64:
+        pointer = ctypes.c_uint64()
+        self("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 16)))
+        return pointer
+
+    def upload(self, array: np.ndarray) -> ctypes.c_uint64:
+        array = np.ascontiguousarray(array)
+        pointer = self.allocate(array.nbytes)
+        data = ctypes.c_void_p(array.ctypes.data)
+        self("cuMemcpyHtoD_v2", pointer, data, ctypes.c_size_t(array.nbytes))
+        return pointer
+
+    def download(self, pointer: ctypes.c_uint64, array: np.ndarray) -> None:
+        data = ctypes.c_void_p(array.ctypes.data)
+        self("cuMemcpyDtoH_v2", data, pointer, ctypes.c_size_t(array.nbytes))
+
+    def free(self, pointer: ctypes.c_uint64) -> None:
+        self("cuMemFree_v2", pointer)
+
+    def function(self, cubin: Path, name: str) -> ctypes.c_void_p:
+        if cubin not in self._modules:
+            module = ctypes.c_void_p()
+            self("cuModuleLoadData", ctypes.byref(module), cubin.read_bytes())
+            self._modules[cubin] = module
+        function = ctypes.c_void_p()
+        at = ctypes.byref(function)
+        self("cuModuleGetFunction", at, self._modules[cubin], name.encode())
+        return function
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Median time of `work` on the GPU."""
+        work()
+        times = []
+        for _ in range(_REPEATS):
+            self("cuEventRecord", self._events[0], None)
+            work()
+            self("cuEventRecord", self._events[1], None)
+            self("cuEventSynchronize", self._events[1])
+            elapsed = ctypes.c_float()
+            self("cuEventElapsedTime", ctypes.byref(elapsed), *self._events)
+            times.append(elapsed.value / 1e3)
+        return statistics.median(times)
+
+    def copy_bandwidth(self) -> float:
+        """Bytes a second, read and written both counted."""
+        a, b = self.allocate(_COPY_BYTES), self.allocate(_COPY_BYTES)
+        size = ctypes.c_size_t(_COPY_BYTES)
+        seconds = self.seconds(lambda: self("cuMemcpyDtoDAsync_v2", b, a, size, None))
+        self.free(a)
+        self.free(b)
+        return 2 * _COPY_BYTES / seconds
+
+
+class Launch:
+    """One entry of the bundle, on the GPU."""
+
+    def __init__(self, driver: Driver, folder: Path, entry: dict, number: int) -> None:
+        self._driver = driver
+        self._entry = entry
+        with np.load(folder / "arrays.npz") as arrays:
+            inputs = {
+                name: arrays[f"{number}_{name}"]
+                for name in entry["buffers"]
+                if name != "out"
+            }
+            self.exact = arrays[f"{number}_exact"]
+            self.allowed = arrays[f"{number}_allowed"]
+        self.bytes = sum(a.nbytes for a in inputs.values())
+        self._raw = np.full(self.exact.size * entry["itemsize"], 0xFF, np.uint8)
+        self.bytes += self._raw.nbytes
+        self._buffers = []
+        for name in entry["buffers"]:
+            array = self._raw if name == "out" else inputs[name]
+            self._buffers.append(driver.upload(array))
+        params = np.frombuffer(bytes.fromhex(entry["params"]), np.uint8)
+        self._buffers.append(driver.upload(params))
+        self._bindings = (ctypes.c_uint64 * _BUFFERS)(*(b.value for b in self._buffers))
+        cubin = folder / entry["cubin"]
+        self._function = driver.function(cubin, f"simt_cuda_{entry['kernel']}")
+        shared = entry["threadgroup_bytes"]
+        driver("cuFuncSetAttribute", self._function, _MAX_SHARED, shared)
+
+    def run(self) -> None:
+        dimensions = [*self._entry["threadgroups"], *self._entry["threads"]]
+        shared = ctypes.c_uint(self._entry["threadgroup_bytes"])
+        arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self._bindings))
+        sizes = map(ctypes.c_uint, dimensions)
+        call = "cuLaunchKernel"
+        self._driver(call, self._function, *sizes, shared, None, arguments, None)
+
+    def result(self) -> np.ndarray:
+        out = self._buffers[self._entry["buffers"].index("out")]
+        self._driver.download(out, self._raw)
+        if self._entry["dtype"] == "bfloat16":
+            bits = self._raw.view(np.uint16).astype(np.uint32) << 16
+            values = bits.view(np.float32)
+        else:
+            values = self._raw.view(self._entry["dtype"])
+        return values.reshape(self.exact.shape).astype(np.float64)
+
+    def worst(self) -> float:
+        """The largest error over what is allowed: at most 1 if all is well."""
+        with np.errstate(invalid="ignore"):
+            ratio = abs(self.result() - self.exact) / self.allowed
+        return float(np.where(np.isnan(ratio), np.inf, ratio).max())
+
+    def free(self) -> None:
+        for buffer in self._buffers:
+            self._driver.free(buffer)
+
+
+def main() -> int:
+    folder = Path(__file__).resolve().parent
+    entries = json.loads((folder / "launches.json").read_text())
+    driver = Driver()
+    copy = driver.copy_bandwidth()
+    print(f"{driver.name}: copies {copy / 1e9:.0f} GB/s, read and written counted")
+    wrong = 0
+    for number, entry in enumerate(entries):
+        launch = Launch(driver, folder, entry, number)
+        launch.run()
+        driver("cuCtxSynchronize")
+        worst = launch.worst()
+        if not worst <= 1:
+            wrong += 1
+            print(f"WRONG {entry['kernel']}: error {worst:.2f} times what is allowed")
+        if entry["timed"] and "--no-times" not in sys.argv:
+            seconds = driver.seconds(launch.run)
+            rate = launch.bytes / seconds
+            rows = entry["shape"][1]
+            print(
+                f"M={rows:<4} {entry['kernel']:<56} {seconds * 1e6:8.1f} us "
+                f"{rate / 1e9:7.0f} GB/s {100 * rate / copy:5.1f} % of copy"
+            )
+        launch.free()
+    checked = len(entries)
+    print(f"{checked - wrong} of {checked} kernels agree with the float64 oracle")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

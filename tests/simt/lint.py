@@ -1,0 +1,209 @@
+"""Holds kernels to Metal's rules without a Metal compiler: python -m tests.simt.lint
+
+First the strict front end, which type-checks address spaces; then, with libclang, what
+C++ for OpenCL lets pass and Apple's compiler does not: pointers and references that
+name no address space, variables at program scope outside `constant`, virtual functions
+and recursion.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clang import cindex
+
+from . import build, plans, toolchain
+from .source import INSTANCE, rewrite, translate
+from .toolchain import ROOT
+
+# Their members are made at run time: no type checker knows them.
+CursorKind: Any = cindex.CursorKind
+StorageClass: Any = cindex.StorageClass
+TypeKind: Any = cindex.TypeKind
+
+_FUNCTIONS = {
+    CursorKind.FUNCTION_DECL,
+    CursorKind.CXX_METHOD,
+    CursorKind.FUNCTION_TEMPLATE,
+    CursorKind.CONSTRUCTOR,
+}
+_REFERENCES = {
+    TypeKind.POINTER,
+    TypeKind.LVALUEREFERENCE,
+    TypeKind.RVALUEREFERENCE,
+}
+_SPACE = re.compile(r"__(global|local|constant|private)\b")
+
+
+@dataclass(frozen=True, order=True)
+class Offence:
+    """A place in a kernel's text, and the rule that it breaks."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+def lint(folder: Path) -> list[Offence]:
+    """What Apple's compiler would refuse in the headers of a folder, by libclang."""
+    headers = sorted(folder.glob("*.h"))
+    texts = {f"{folder.name}/{h.name}": h.read_text() for h in headers}
+    return _lint(texts, "".join(f'#include "{name}"\n' for name in texts))
+
+
+def lint_text(text: str) -> list[Offence]:
+    """The same of one flat source; its instances say nothing that it does not."""
+    text = INSTANCE.sub("", text)
+    return _lint({"kernel.metal": text}, '#include "kernel.metal"\n')
+
+
+def _lint(texts: dict[str, str], main_text: str) -> list[Offence]:
+    virtual = Path("/linted")  # exists only for the parser
+    files = [(str(virtual / name), rewrite(text)[0]) for name, text in texts.items()]
+    main = str(virtual / "main.cl")
+    arguments = [
+        *(flag for flag in toolchain.LANGUAGE if not flag.startswith("--target")),
+        "-Wno-everything",
+        f"-I{virtual}",
+    ]
+    unit = cindex.Index.create().parse(
+        main,
+        args=["-include", "metal_stdlib", *arguments],
+        unsaved_files=[(main, main_text), *files],
+    )
+    found = {
+        Offence(_name(d.location, virtual), d.location.line, d.spelling)
+        for d in unit.diagnostics
+        if d.severity >= cindex.Diagnostic.Error
+    }
+    ours = [c for c in _walk(unit.cursor) if _is_ours(c, virtual)]
+    for cursor in ours:
+        for message in _offences(cursor):
+            where = cursor.location
+            found.add(Offence(_name(where, virtual), where.line, message))
+    for cursor in _recursive(ours):
+        where = cursor.location
+        message = f"{cursor.spelling} calls itself; Metal has no recursion"
+        found.add(Offence(_name(where, virtual), where.line, message))
+    return sorted(found)
+
+
+def _name(location: Any, virtual: Path) -> str:
+    path = str(location.file) if location.file else "?"
+    return path.removeprefix(f"{virtual}/")
+
+
+def _is_ours(cursor: Any, virtual: Path) -> bool:
+    file = cursor.location.file
+    return file is not None and file.name.startswith(str(virtual))
+
+
+def _walk(cursor: Any) -> Iterator[Any]:
+    for child in cursor.get_children():
+        yield child
+        yield from _walk(child)
+
+
+def _offences(cursor: Any) -> Iterator[str]:
+    kind = cursor.kind
+    if kind in (CursorKind.PARM_DECL, CursorKind.VAR_DECL, CursorKind.FIELD_DECL):
+        if not _is_deduced(cursor) and _lacks_space(cursor.type):
+            yield f"{cursor.spelling} points nowhere: name its address space"
+    if kind in _FUNCTIONS and _lacks_space(cursor.result_type):
+        yield f"{cursor.spelling} returns a pointer without an address space"
+    if kind == CursorKind.VAR_DECL and _is_static(cursor):
+        if "__constant" not in cursor.type.spelling:
+            yield f"{cursor.spelling} is at program scope: it must be constant"
+    if kind == CursorKind.CXX_METHOD and cursor.is_virtual_method():
+        yield f"{cursor.spelling} is virtual"
+
+
+def _is_deduced(cursor: Any) -> bool:
+    return any(token.spelling == "auto" for token in cursor.get_tokens())
+
+
+def _lacks_space(kind: Any) -> bool:
+    while kind.kind in _REFERENCES:
+        pointee = kind.get_pointee()
+        # Of a pointer, what stands after its star: where it is itself.
+        outermost = pointee.spelling.split("<")[0]
+        if pointee.kind in _REFERENCES:
+            outermost = outermost.rsplit("*", 1)[-1]
+        if not _SPACE.search(outermost):
+            return True
+        kind = pointee
+    return False
+
+
+def _is_static(cursor: Any) -> bool:
+    scope = cursor.semantic_parent.kind
+    return cursor.storage_class == StorageClass.STATIC or scope in (
+        CursorKind.NAMESPACE,
+        CursorKind.TRANSLATION_UNIT,
+    )
+
+
+def _recursive(cursors: list[Any]) -> list[Any]:
+    """Functions that reach themselves; calls inside templates are told by name."""
+    functions = {c.get_usr(): c for c in cursors if c.kind in _FUNCTIONS}
+    by_name: dict[str, set[str]] = {}
+    for usr, c in functions.items():
+        by_name.setdefault(c.spelling, set()).add(usr)
+    calls: dict[str, set[str]] = {}
+    for usr, function in functions.items():
+        calls[usr] = set()
+        for c in _walk(function):
+            if c.kind == CursorKind.CALL_EXPR and c.referenced:
+                calls[usr].add(c.referenced.get_usr())
+            elif c.kind == CursorKind.OVERLOADED_DECL_REF and c.spelling in by_name:
+                calls[usr] |= by_name[c.spelling]
+    return [functions[usr] for usr in functions if _reaches(usr, usr, calls)]
+
+
+def _reaches(start: str, goal: str, calls: dict[str, set[str]]) -> bool:
+    seen, waiting = set(), list(calls.get(start, ()))
+    while waiting:
+        usr = waiting.pop()
+        if usr == goal:
+            return True
+        if usr not in seen:
+            seen.add(usr)
+            waiting += calls.get(usr, ())
+    return False
+
+
+def check_instances() -> list[str]:
+    """The strict front end's errors, for an instance of each kernel in each type."""
+    chosen: dict[str, str] = {}
+    for kernel in plans.instances():
+        chosen.setdefault(plans.unit_name(kernel).rsplit("_", 1)[0], kernel)
+
+    def errors(kernel: str) -> str:
+        try:
+            build.check_syntax(translate(plans.kernel_source(kernel)))
+        except toolchain.CompileError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(build.JOBS) as pool:
+        return [text for text in pool.map(errors, chosen.values()) if text]
+
+
+def main() -> int:
+    problems = [*map(str, lint(ROOT / "kernels")), *check_instances()]
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

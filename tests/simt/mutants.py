@@ -1,0 +1,234 @@
+"""Mistakes, one a mutant, seeded into our own kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A kernel with `old` replaced by `new`, wherever it stands."""
+
+    what: str
+    kernel: str
+    old: str
+    new: str
+
+
+def _qmv(what: str, old: str, new: str, types: str = "f16_f16") -> Mutant:
+    return Mutant(what, f"qmv_{types}_b4_g64", old, new)
+
+
+def _quad(what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, "qmv_quad_f16_f16_b4_g32", old, new)
+
+
+def _multi(what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, "qmv_multi_f16_f16_b4_g64_r2", old, new)
+
+
+def _qmm(what: str, old: str, new: str, format: str = "b4_g64") -> Mutant:
+    return Mutant(what, f"qmm_f16_f16_{format}_bm32_bn32_bk32_wm2_wn2", old, new)
+
+
+def _skinny(what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, "qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8", old, new)
+
+
+def _of(kernel: str, what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, kernel, old, new)
+
+
+_QVM = "qvm_f16_f16_b4_g64"
+_QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
+_GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
+
+MUTANTS = [
+    # The order of bits, words and groups.
+    _qmv("nibble order", "shift = i * bits % 32", "shift = 28 - i * bits % 32"),
+    _qmv("code not in place", "& (mask << shift)", "& mask"),
+    _qmv("code masked short", "(1u << bits) - 1u", "(1u << (bits - 1)) - 1u"),
+    _qmm("last word dropped", "words[i + 3] = v.w", "words[i + 3] = 0"),
+    _qmv("two words the same", "words[i + 1] = v.y", "words[i + 1] = v.x"),
+    _qmv("group of the first 64", "size_t(k / group_size)", "size_t(0)"),
+    _qmv("groups of another size", "size_t(K / group_size);\n", "size_t(K / 32);\n"),
+    _qmv(
+        "rows of another length",
+        "words_of(K, bits)) + words",
+        "words_of(K, 8)) + words",
+    ),
+    _multi("one code for four", "i + j, affine[r]", "i, affine[r]"),
+    Mutant(
+        "group of a block before",
+        "qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2",
+        "if (k % group_size == 0)",
+        "if (k == 0)",
+    ),
+    _qmm(
+        "passed to the wrong lane", "lane - quad_lane + wanted / 4", "lane - quad_lane"
+    ),
+    _qmm(
+        "share of another lane",
+        "const int share_k = k + lane % 4 * share",
+        "const int share_k = k + lane % 2 * share",
+    ),
+    # Arithmetic.
+    _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
+    _qmm("bias dropped by dequantize_code", "affine.y);\n}", "0.0f);\n}"),
+    _qmv("bias of the wrong row", "float(biases[group])", "float(biases[0])"),
+    _qmv("sum misses a value", "sum += value;", "sum += j == 3 ? 0.0f : value;"),
+    _qmv("x not scaled", "value * unplace<bits>(i + j)", "value"),
+    _qmv("half accumulation", "float dot = 0.0f;", "half dot = half(0.0f);", "f32_f16"),
+    _qmv("part of K missed", "k += lanes * kCodes", "k += 2 * lanes * kCodes"),
+    _qmv(
+        "four lanes summed",
+        "lanes == 4 ? quad_sum(value) : simd_sum(value)",
+        "quad_sum(value)",
+    ),
+    _quad(
+        "all quads summed",
+        "lanes == 4 ? quad_sum(value) : simd_sum(value)",
+        "simd_sum(value)",
+    ),
+    _of(
+        "qmv_f16_f16_b4_g64_sym",
+        "sign of the zero point",
+        "scale * -float(1 << (bits - 1))",
+        "scale * float(1 << (bits - 1))",
+    ),
+    _of(
+        "qmv_f16_f16_b4_g64_sym",
+        "zero point off by one",
+        "-float(1 << (bits - 1))",
+        "-float((1 << (bits - 1)) - 1)",
+    ),
+    _of(
+        "qmv_f16_f16_b4_g64_sym",
+        "biases read that are not there",
+        "symmetric ? scale * -float(1 << (bits - 1)) : float(biases[group])",
+        "float(biases[group])",
+    ),
+    _of(
+        "swiglu_f16_f16_b4_g64",
+        "gate and up swapped",
+        "ups[r] *= gates[r] / (1.0f + exp(-gates[r]));",
+        "ups[r] = gates[r] * ups[r] / (1.0f + exp(-ups[r]));",
+    ),
+    _of(
+        "swiglu_f16_f16_b4_g64",
+        "sign of the exponent",
+        "exp(-gates[r])",
+        "exp(gates[r])",
+    ),
+    _qmm("w not transposed", "from[stride]", "from[1]"),
+    _qmm("layout of a fragment", "((lane >> 1) & 3)", "(lane & 3)"),
+    _of(_QVM, "the other half's sum", "ushort(NIBBLE_QVM_LANES)", "ushort(8)"),
+    # Which matrix, which row.
+    _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
+    _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
+    _qmv(
+        "every batch into the first",
+        "y + x_row * size_t(params.N)",
+        "y + size_t(tgid.y) * size_t(params.N)",
+    ),
+    _of(
+        "gather_qmv_f16_f16_b4_g64",
+        "expert by the wrong index",
+        "int(rhs[tgid.z])",
+        "int(lhs[tgid.z])",
+    ),
+    _of(
+        "gather_qmv_f16_f16_b4_g64",
+        "row by the wrong index",
+        "size_t(lhs[tgid.z])",
+        "size_t(tgid.z)",
+    ),
+    _of(_GATHER_QMM, "one expert for all rows", "rhs[end] == expert", "true"),
+    _of(_GATHER_QMM, "rows in the order of x", "indices[source]", "source"),
+    # Edges.
+    _qmv(
+        "a row too many stored",
+        "lane == 0 && first_row + r < N",
+        "lane == 0 && first_row + r <= N",
+    ),
+    _qmv("rows past the end read", "min(first_row + r, N - 1)", "first_row + r"),
+    _qmv(
+        "one row past the end read",
+        "min(first_row + r, N - 1)",
+        "min(first_row + r, N)",
+    ),
+    _qmv("K past the end read", "k < weight.K", "k <= weight.K"),
+    _multi("a row of x past the end", "min(first_x + m, M - 1)", "first_x + m + 1"),
+    _qmm("a column past the edge", "if (column + 1 < N)", "if (column < N)"),
+    _qmm("a row past the edge", "row >= end", "row > end"),
+    _qmm(
+        "rows of x past the end",
+        "min(first_row + row + p * (rows / passes), M - 1)",
+        "first_row + row + p * (rows / passes)",
+    ),
+    _qmm("a span past K", "&& share_k < weight.K", "", "b4_g32"),
+    _skinny("a row of y past the edge", "y_row < M && y_column < N", "y_column < N"),
+    _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),
+    _skinny("x past K", "x_inside = x_k < K", "x_inside = true"),
+    _of(_QMM_N, "columns of w past K", "active && column < weight.K", "active"),
+    _of(_QMM_N, "x past N", "if (column < N) {\n        held", "{\n        held"),
+    _of(
+        "dequantize_f16_f16_b4_g32",
+        "a run past the row",
+        "k >= params.K",
+        "k > params.K",
+    ),
+    # Threads.
+    _qmv("every lane stores", "lane == 0 && first_row", "first_row"),
+    _qmm(
+        "no barrier before the loop",
+        f"tiles + BM * kStride, 0);\n  {_BARRIER}",
+        "tiles + BM * kStride, 0);\n",
+    ),
+    _qmm("no barrier in the loop", f"k + BK);\n      {_BARRIER}", "k + BK);\n"),
+    _qmm(
+        "barrier of the wrong memory",
+        "mem_flags::mem_threadgroup",
+        "mem_flags::mem_device",
+    ),
+    _qmm(
+        "barrier of the wrong scope",
+        f"k + BK);\n      {_BARRIER}",
+        "k + BK);\n      simdgroup_barrier(mem_flags::mem_threadgroup);",
+    ),
+    _qmm("stale stage", "stage = 1 - stage;", ""),
+    _qmm(
+        "a barrier that some reach",
+        f"k + BK);\n      {_BARRIER}",
+        f"k + BK);\n      if (sgid > 0) {_BARRIER}",
+    ),
+    _skinny(
+        "too many write their sums",
+        "sgid >= half_way && sgid < 2 * half_way",
+        "sgid >= half_way",
+    ),
+    _skinny(
+        "no barrier before the sums", f"    }}\n    {_BARRIER}\n    if", "    }\n    if"
+    ),
+    _skinny("no barrier after the sums", f"    }}\n    {_BARRIER}\n  }}", "    }\n  }"),
+    _of(
+        _GATHER_QMM,
+        "no barrier between experts",
+        f"    {_BARRIER}\n    begin",
+        "    begin",
+    ),
+    _of(
+        _QVM,
+        "no barrier before the columns",
+        f"  {_BARRIER}\n  int column",
+        "  int column",
+    ),
+    _of(_QVM, "both halves store", "if (lane < NIBBLE_QVM_LANES)", ""),
+    # Language.
+    _qmv("missing qualifier", "T* x, thread float* scaled", "T* x, float* scaled"),
+    _skinny("wrong address space", "threadgroup float2* mine", "device float2* mine"),
+    _qmv("double", "float dot = 0.0f;", "double dot = 0.0;"),
+    _qmv("implicit bfloat", "= T(sums[r]);", "= sums[r];", "bf16_bf16"),
+]

@@ -1,0 +1,54 @@
+"""The strict front end and the lint refuse what Apple's compiler refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simt import build, lint
+from tests.simt.source import translate
+from tests.simt.toolchain import BENCH, ROOT, CompileError
+
+
+def test_kernels_break_no_rule() -> None:
+    assert [*map(str, lint.lint(ROOT / "kernels")), *lint.check_instances()] == []
+
+
+def test_every_marked_line_is_an_offence_and_no_other() -> None:
+    folder = BENCH / "bad" / "source"
+    marks = {"no space", "program scope", "virtual", "recursion"}
+    lines = (folder / "rules.h").read_text().splitlines()
+    expected = {
+        number
+        for number, line in enumerate(lines, 1)
+        if line.rpartition("// ")[2] in marks
+    }
+    offences = lint.lint(folder)
+    assert {offence.line for offence in offences} == expected, offences
+
+
+# What the front end itself refuses, because address spaces are types to it.
+REFUSED = {
+    "double": "double d = 1.0; out[0] = float(d);",
+    "a device pointer as a thread one": "thread float* p = out; p[0] = 0.0f;",
+    "a thread pointer as a device one": "float f; device float* p = &f; p[0] = f;",
+    "a threadgroup pointer as a device one": "device float* p = shared; p[0] = 0.0f;",
+    "a write to constant": "k[0] = 1.0f;",
+    "an implicit bfloat": "bfloat b = 1.0f; out[0] = float(b);",
+    "a bfloat assigned a float": "bfloat b(1.0f); b = out[0]; out[0] = float(b);",
+    "an exception": "throw 1;",
+    "min of mixed types": "out[0] = float(min(1, 2u));",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_front_end_refuses(what: str) -> None:
+    source = """#include <metal_stdlib>
+using namespace metal;
+[[kernel]] void k1(device float* out [[buffer(0)]], constant float* k [[buffer(1)]],
+                   threadgroup float* shared [[threadgroup(0)]]) {
+  %s
+}
+"""
+    build.check_syntax(translate(source % "out[0] = k[0] + shared[0];"))
+    with pytest.raises(CompileError):
+        build.check_syntax(translate(source % REFUSED[what]))
