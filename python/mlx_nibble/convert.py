@@ -11,13 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
-from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
 from mlx_nibble.formats import Format
 from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.folder import new_folder
-from mlx_nibble.model.layers import matrices
+from mlx_nibble.model.layers import matrices, parameters
 from mlx_nibble.model.quantizer import Plan, quantize_model
 from mlx_nibble.model.sensitivity import sensitivity
 from mlx_nibble.model.stream import batches
@@ -113,6 +112,7 @@ def convert(
     out: str | Path,
     options: Options,
     progress: Progress = lambda *_: None,
+    origin: str | None = None,
 ) -> Converted:
     """Quantize a model that mlx-lm loads.
 
@@ -124,6 +124,8 @@ def convert(
         out: The folder to make; it must not exist.
         options: How to quantize.
         progress: Called with what is being done, steps done and all steps.
+        origin: What tells a run that goes on from one on another model. Default:
+            `source`; the file, if `source` is a temporary folder made from it.
 
     Raises:
         ValueError: If an option is wrong, or `out` exists.
@@ -135,12 +137,12 @@ def convert(
     model, tokenizer, config = lm.load_full_precision(source)
     if options.dtype is not None:
         model.set_dtype(getattr(mx, options.dtype))
-    parameters = sum(v.size for _, v in tree_flatten(model.parameters()))
+    count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
         tokens = _calibration_batches(tokenizer, options.calibration)
     plan, losses = make_plan(model, options, tokens, progress)
-    settings = _fingerprint(source, options, plan, tokens)
+    settings = _fingerprint(origin or source, options, plan, tokens)
     workspace = Workspace(out, settings)
     arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
     nbytes = sum(a.nbytes for a in arrays.values())
@@ -150,7 +152,7 @@ def convert(
         config["quantization_config"] = config["quantization"]
         lm.save_companions(folder, source, tokenizer, config)
     workspace.remove()
-    return Converted(out, parameters, nbytes, plan, losses)
+    return Converted(out, count, nbytes, plan, losses)
 
 
 def make_plan(
@@ -213,14 +215,14 @@ def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.ar
 
 
 def _fingerprint(
-    source: str, options: Options, plan: Plan, tokens: Sequence[mx.array]
+    origin: str, options: Options, plan: Plan, tokens: Sequence[mx.array]
 ) -> dict[str, Any]:
     """What must be equal for finished layers to be of use."""
     digest = hashlib.sha256()
     for batch in tokens:
         digest.update(json.dumps(batch.tolist()).encode())
     return {
-        "source": str(Path(source).absolute()) if Path(source).exists() else source,
+        "origin": str(Path(origin).absolute()) if Path(origin).exists() else origin,
         "method": asdict(options.method),
         "plan": {path: asdict(form) for path, form in plan.items()},
         "tokens": digest.hexdigest(),

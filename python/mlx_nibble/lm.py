@@ -148,12 +148,13 @@ def load_full_precision(
     Returns:
         The model, its tokenizer, and its configuration without a quantization.
     """
-    model, tokenizer, config = mlx_lm.load(
+    model, tokenizer, *others = mlx_lm.load(
         path_or_hf_repo,
         lazy=True,
         return_config=True,
         trust_remote_code=trust_remote_code,
     )
+    (config,) = others
     if config.pop("quantization", None) is not None:
         model = mlx_lm_utils.dequantize_model(model)
     config.pop("quantization_config", None)

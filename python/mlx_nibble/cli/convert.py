@@ -164,8 +164,9 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
             err.print(f"Importing {source}")
             imported = Path(temporary) / "model"
             import_gguf(source, imported)
-            source = str(imported)
-        report = convert(source, folder, options, progress)
+            report = convert(str(imported), folder, options, progress, source)
+        else:
+            report = convert(source, folder, options, progress)
     if picture is not None:
         plot.sensitivity(report.losses, picture)
     widths = Counter(form.bits for form in report.plan.values())

@@ -203,11 +203,14 @@ class _Import:
             scales = self._need(path, "weight_scale")
             q = from_compressed_tensors(packed, scales, zeros, self.bits, self.dtype)
             return q, None
-        words = [self._need(path, n) for n in ("qweight", "qzeros", "scales")]
+        codes, zeros = self._need(path, "qweight"), self._need(path, "qzeros")
+        scales = self._need(path, "scales")
         if self.method == "awq":
-            return from_awq(*words, self.dtype), None
+            return from_awq(codes, zeros, scales, self.dtype), None
         return from_gptq(
-            *words,
+            codes,
+            zeros,
+            scales,
             self._part(path, "g_idx"),
             self.bits,
             self.dtype,

@@ -77,16 +77,12 @@ def _attention(
     scores *= np.float32(scale)
     scores = scores.reshape(batch, heads, length, -1)
     _apply_mask(scores, mask)
-    largest = scores.max(-1, keepdims=True)
-    if sinks is not None:
-        sink = to_numpy(sinks)[:, None, None]
-        largest = np.maximum(largest, sink)
+    # A sink is one more key, of value zero; without sinks it weighs nothing.
+    sink = np.float32(-np.inf) if sinks is None else to_numpy(sinks)[:, None, None]
+    largest = np.maximum(scores.max(-1, keepdims=True), sink)
     scores -= largest
     np.exp(scores, out=scores)
-    total = scores.sum(-1, keepdims=True)
-    if sinks is not None:
-        total += np.exp(sink - largest)
-    scores /= total
+    scores /= scores.sum(-1, keepdims=True) + np.exp(sink - largest)
     flat = scores.reshape(batch, k.shape[1], groups * length, -1)
     y = (flat @ to_numpy(v)).reshape(batch, heads, length, -1)
     return mx.array(y).astype(q.dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ def matrices(model: nn.Module) -> list[Matrix]:
         if hasattr(module, "to_quantized") and "weight" in module:
             found.append(Matrix(path, tuple(module["weight"].shape), module))
     return sorted(found, key=lambda m: _natural(m.path))
+
+
+def parameters(module: nn.Module) -> dict[str, mx.array]:
+    """All parameters of a module, by path within it."""
+    flat = tree_flatten(module.parameters())
+    return {path: value for path, value in flat if isinstance(value, mx.array)}
 
 
 def _natural(path: str) -> list[tuple[int, int | str]]:

@@ -8,12 +8,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.model.cpu_math import fast_dense, to_numpy
 from mlx_nibble.model.intercept import intercepted
-from mlx_nibble.model.layers import Matrix, matrices
+from mlx_nibble.model.layers import Matrix, matrices, parameters
 from mlx_nibble.model.statistics import Collector, Inputs, hessian
 from mlx_nibble.model.stream import LayerStream
 from mlx_nibble.model.workspace import Workspace
@@ -74,7 +73,7 @@ class _Run:
         names = {id(module): path for path, module in model.named_modules()}
         self.layer_paths = [names[id(layer)] for layer in self.stream.layers]
         self.matrices = [m for m in matrices(model) if m.path in plan]
-        self.dtypes = {k: v.dtype for k, v in tree_flatten(model.parameters())}
+        self.dtypes = {k: v.dtype for k, v in parameters(model).items()}
 
     def all_parameters(self) -> dict[str, mx.array]:
         total = len(self.stream.layers)
@@ -112,7 +111,9 @@ class _Run:
                 mx.eval(self.model(batch))
         if not inputs:
             return None
-        return Inputs([], sum(i.hessian for i in inputs), sum(i.rows for i in inputs))
+        return Inputs(
+            [], np.sum([i.hessian for i in inputs], 0), sum(i.rows for i in inputs)
+        )
 
     def _head(self) -> nn.Module | None:
         """The module that makes the logits: the head, or a tied embedding."""
@@ -204,7 +205,7 @@ class _Run:
         """A module's parameters as they are to be stored."""
         stored = {}
         dot = f"{prefix}." if prefix else ""
-        for name, value in tree_flatten(module.parameters()):
+        for name, value in parameters(module).items():
             path = dot + name
             owner = path.rpartition(".")[0]
             if path.endswith(".weight") and owner in done:

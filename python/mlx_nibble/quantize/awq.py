@@ -48,11 +48,7 @@ def scales(
     Returns:
         float32 `[K]`.
     """
-    if quantizer is None:
-
-        def quantizer(w: np.ndarray) -> Quantized:
-            return affine(w, form)
-
+    rounded = quantizer or (lambda w: affine(w, form))
     if magnitude is None:
         magnitude = np.sqrt(np.maximum(np.diagonal(hessian), 0))
     magnitude = magnitude / max(float(magnitude.max()), _LEAST)
@@ -60,7 +56,7 @@ def scales(
     for ratio in _RATIOS:
         s = _normalized(np.maximum(magnitude, _LEAST) ** ratio)
         error = sum(
-            output_error(w, quantizer(w * s).dequantize() / s, hessian) for w in weights
+            output_error(w, rounded(w * s).dequantize() / s, hessian) for w in weights
         )
         if error < least:
             best, least = s, error

@@ -30,7 +30,6 @@ class Method:
         rule: Which grids, one of `RULES`.
         gptq: Round by GPTQ, to the grids of `rule`.
         sweeps: Sweeps of coordinate descent afterwards.
-        awq: Fold activation-aware scales into the operation before.
         damping: See :func:`mlx_nibble.quantize.hessian.damped`; `K / T` is added for
             T tokens of calibration, see `quantize`.
     """
@@ -38,7 +37,6 @@ class Method:
     rule: str = "search"
     gptq: bool = True
     sweeps: int = 4
-    awq: bool = False
     damping: float = 0.05
 
     def __post_init__(self) -> None:
@@ -51,7 +49,7 @@ class Method:
     @property
     def calibrated(self) -> bool:
         """Whether it needs to see the layers' inputs."""
-        return self.gptq or self.awq or self.sweeps > 0
+        return self.gptq or self.sweeps > 0
 
 
 def quantize(
@@ -86,10 +84,9 @@ def quantize(
             for w, h in zip(weight, hessian, strict=True)
         ]
         return Quantized(
-            *(
-                np.stack([getattr(part, name) for part in parts])
-                for name in ("codes", "scales", "biases")
-            ),
+            np.stack([q.codes for q in parts]),
+            np.stack([q.scales for q in parts]),
+            np.stack([q.biases for q in parts]),
             form.bits,
         )
     damping = method.damping + (weight.shape[-1] / tokens if tokens else 0)

@@ -138,7 +138,7 @@ class _State:
     ) -> None:
         scale = round_to(scale, self.form.scale_dtype)
         if bias is None:
-            bias = -np.float32(2 ** (self.form.bits - 1)) * scale
+            bias = np.multiply(scale, -np.float32(2 ** (self.form.bits - 1)))
         bias = round_to(bias, self.form.scale_dtype)
         delta = codes * (scale - self.scales[group]) + (bias - self.biases[group])
         gain = np.einsum("jn,jn->n", delta, 2 * inner - h @ delta)
