@@ -71,7 +71,8 @@ SIMT_EXPORT void simt_read_kernels(const char* directory) {
 
 namespace {
 
-std::string answer;
+// Of the calling thread: others ask at the same time.
+thread_local std::string answer;
 
 const char* keep(std::string text) {
   answer = std::move(text);
