@@ -44,6 +44,7 @@ NB_MODULE(_ext, m) {
   nb::module_::import_("mlx.core");
 
   m.attr("mlx_version") = NIBBLE_MLX_VERSION;
+  nibble::ops::check_environment();
 
   m.def("quantized_matmul",
         &quantized_matmul,

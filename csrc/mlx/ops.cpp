@@ -5,6 +5,8 @@
 
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/thread_pool.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/primitives.h"
@@ -133,6 +135,11 @@ Aligned align_batches(Aligned a, const mx::Stream& stream) {
 }
 
 }  // namespace
+
+void check_environment() {
+  cpu::isa();
+  cpu::thread_count();
+}
 
 mx::array quantized_matmul(const mx::array& x_,
                            const mx::array& w,

@@ -14,6 +14,10 @@ namespace nibble::ops {
 
 namespace mx = mlx::core;
 
+// Throws std::invalid_argument if the environment asks the CPU backend for what
+// it cannot do. Once, before any work: a task on a stream could not report it.
+void check_environment();
+
 // What a caller may ask of a product beyond MLX's own arguments.
 struct MatmulOptions {
   // Round activations to 8 bits, where the device multiplies integers faster.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -146,3 +147,19 @@ def test_the_committed_stub_is_the_extension(tmp_path):
     )
     committed = (PACKAGE / "_ext.pyi").read_text()
     assert stub.read_text() == committed, "run `make stubs`"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NIBBLE_CPU_ISA", "abacus"), ("NIBBLE_NUM_THREADS", "-1")]
+)
+def test_a_wrong_setting_is_said_at_import_and_mlx_takes_over(name, value):
+    code = "from mlx_nibble import ops; print(ops.holds('affine', 4, 64))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, name: value},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "False\n"
+    assert name in result.stderr and f"'{value}'" in result.stderr

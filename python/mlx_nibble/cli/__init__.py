@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ _COMMANDS = {
     "doctor": "try every kernel on this machine",
 }
 
+# An error that names its operation, unlike an OSError's "[Errno 2] ...".
+_NAMED = re.compile(r"\[[a-z]")
 _EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
 
 
@@ -101,9 +104,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         message = str(error).strip() or type(error).__name__
         message = message.splitlines()[0]
-        return _complain(
-            message if message.startswith("[") else f"[{command}] {message}"
-        )
+        return _complain(message if _NAMED.match(message) else f"[{command}] {message}")
     return 0
 
 
