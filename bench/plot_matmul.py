@@ -3,7 +3,7 @@
     python -m bench.plot_matmul bench/capsules/matmul.json docs/images/matmul.svg
 
 One panel a shape. Lines differ in marker and dash, so that they can be told apart
-in black and white. Needs matplotlib (the `bench` extra).
+in black and white. Needs matplotlib (the `plot` extra).
 """
 
 from __future__ import annotations

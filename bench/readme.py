@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
 BEGIN = "<!-- measured: python -m bench.readme -->"
 END = "<!-- /measured -->"
+# The picture has them all.
+ROWS = (1, 8, 32, 128)
 
 
 def spread(summary: dict) -> str:
@@ -54,6 +56,8 @@ def matmul_table(capsule: dict) -> str:
     ]
     for result in capsule["results"]:
         case, median = result["case"], result["median"]
+        if case["rows"] not in ROWS:
+            continue
         low, high = result["ratio"]["quartiles"]
         share = result["bytes_per_second"] / capsule["read_bandwidth"]
         lines.append(
@@ -63,6 +67,15 @@ def matmul_table(capsule: dict) -> str:
             f"| {share:.0%} |"
         )
     return "\n".join(lines)
+
+
+def headline(capsule: dict) -> str:
+    """What the first paragraph says, in its words."""
+    prompt, decode = (
+        capsule["nibble"][key]["median"] / capsule["stock"][key]["median"]
+        for key in ("prompt_tokens_per_second", "decode_tokens_per_second")
+    )
+    return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
 
 def load(name: str) -> dict:
