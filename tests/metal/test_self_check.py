@@ -21,14 +21,25 @@ MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 QMV = KERNELS[0]
 
 
-def spoil(dispatch):
-    """A GPU that gets one element wrong."""
-    execute(dispatch)
+def output(dispatch):
+    """The bytes of the array that is written, and of one element."""
     (out,) = (a for a in dispatch.arrays if a.output)
     memory = np.ctypeslib.as_array(
         (np.ctypeslib.ctypes.c_uint8 * out.nbytes).from_address(out.address)
     )
-    memory[: out.itemsize] ^= 0xFF
+    return memory, out.itemsize
+
+
+def spoil(dispatch):
+    """A GPU that gets one element wrong."""
+    execute(dispatch)
+    memory, itemsize = output(dispatch)
+    memory[:itemsize] ^= 0xFF
+
+
+def idle(dispatch):
+    """A GPU that computes nothing, and memory that holds no earlier answer."""
+    output(dispatch)[0][:] = 0
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -46,7 +57,7 @@ def test_one_wrong_element_is_found(ext, recorder, kernel):
 
 
 def test_nothing_computed_is_found(ext, recorder):
-    recorder.set_executor(None)
+    recorder.set_executor(idle)
     verdict = selfcheck.check(QMV, ext)
     assert verdict is not None
     assert "wrong results" in verdict.failure
