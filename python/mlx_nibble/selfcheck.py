@@ -231,21 +231,14 @@ def _weights(
     """w_hat [experts, N, K], and |scale| * code + |bias|, which errors scale with."""
     import numpy as np
 
-    codes = _unpack(np.array(operands[f"{prefix}w"]), trial.bits)
+    from mlx_nibble.formats import unpack
+
+    codes = unpack(np.array(operands[f"{prefix}w"]), trial.bits)
     scales, biases = (
         np.repeat(_values(operands[f"{prefix}{name}"]), trial.group_size, axis=-1)
         for name in ("scales", "biases")
     )
     return scales * codes + biases, abs(scales) * codes + abs(biases)
-
-
-def _unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [..., K] of words [..., K * bits / 32]: a little-endian bit stream."""
-    import numpy as np
-
-    stream = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-    fields = stream.reshape(*words.shape[:-1], -1, bits).astype(np.int64)
-    return (fields << np.arange(bits)).sum(-1)
 
 
 def _values(a: mx.array) -> np.ndarray:
