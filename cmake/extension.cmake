@@ -16,6 +16,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
   csrc/mlx/dequantize.cpp
   csrc/mlx/fast_primitives.cpp
+  csrc/mlx/heads.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp

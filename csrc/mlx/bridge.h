@@ -26,6 +26,10 @@ std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w);
 // All dimensions but the last `inner`.
 mx::Shape batch_shape(const mx::Shape& shape, int inner = 2);
 
+// Gives an array [B, heads, L, D] the memory of a row-contiguous [B, L, heads,
+// D].
+void give_head_memory(mx::array& a);
+
 // The problem that x @ w poses, by the shapes that the primitive was given.
 MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& w,

@@ -9,6 +9,7 @@
 #include "csrc/cpu/thread_pool.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/heads.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/self_check.h"
 #include "mlx/ops.h"
@@ -186,6 +187,7 @@ mx::array quantized_matmul(const mx::array& x_,
                              mx::astype(scales_, scale_dtype, stream),
                              mx::astype(*biases_, scale_dtype, stream)},
                             stream);
+  fusion::flatten_heads(a.x);
   mx::Shape shape = a.x.shape();
   shape.back() = out;
   bool vector = x_.ndim() == 1 && w.ndim() > 2;
