@@ -108,6 +108,7 @@ NB_MODULE(_ext, m) {
         "mask"_a = nb::none(),
         "sinks"_a = nb::none(),
         "force_fused"_a = false,
+        "batch_invariant"_a = false,
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.scaled_dot_product_attention.");
 

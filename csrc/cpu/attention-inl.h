@@ -310,7 +310,7 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
                              count,
                              kv.D,
                              key_room);
-    if (M <= kFewQueries<V>) {
+    if (args.batch_invariant || M <= kFewQueries<V>) {
       inner_product<V>(q, M, keys.data, keys.stride, D, count, scores);
     } else {
       transpose(keys, count, kv.D, transposed);

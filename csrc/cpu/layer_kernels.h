@@ -58,6 +58,7 @@ struct AttendArgs {
   // those before `visible`, each next one one more.
   int begin, end;
   bool causal;
+  bool batch_invariant;  // one way of summing, whatever the number of rows
   int visible;
 };
 

@@ -107,6 +107,7 @@ struct AttentionOptions {
   float scale;
   bool causal;
   bool has_mask, has_sinks;
+  bool batch_invariant;
   // Keys and values that count, of more that there is room for; 0: all.
   int keys = 0;
   // The output is [B, L, heads * Dv] instead of [B, heads, L, Dv].

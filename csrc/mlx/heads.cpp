@@ -239,14 +239,19 @@ std::optional<Found> projection(const mx::array& heads) {
   if (auto found = whole_heads(*at)) {
     return found;
   }
-  for (const char* name : {RopePrimitive::kName,
-                           RmsNormPrimitive::kName,
-                           "Transpose",
-                           RmsNormPrimitive::kName,
-                           "Reshape"}) {
-    if (is_pending(*at, name)) {
-      at = &at->inputs()[0];
+  auto is_step = [](const mx::array& node) {
+    for (const char* name : {RopePrimitive::kName,
+                             RmsNormPrimitive::kName,
+                             "Transpose",
+                             "Reshape"}) {
+      if (is_pending(node, name)) {
+        return true;
+      }
     }
+    return false;
+  };
+  while (is_step(*at)) {
+    at = &at->inputs()[0];
   }
   return product(*at);
 }

@@ -19,7 +19,7 @@ def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *,
 def rope(arg0: mlx.core.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mlx.core.array, freqs: mlx.core.array | None = None, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rope."""
 
-def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg2: mlx.core.array, /, *, scale: float, mask: str | mlx.core.array | None = None, sinks: mlx.core.array | None = None, force_fused: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg2: mlx.core.array, /, *, scale: float, mask: str | mlx.core.array | None = None, sinks: mlx.core.array | None = None, force_fused: bool = False, batch_invariant: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.scaled_dot_product_attention."""
 
 def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:

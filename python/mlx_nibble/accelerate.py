@@ -50,7 +50,7 @@ def accelerate(
     ops.check_activations("accelerate", activations)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     quantized = quantized_layers(activations, batch_invariant, on_cpu)
-    others = other_layers(on_cpu and _native.ext is not None)
+    others = other_layers(batch_invariant)
     report = Report()
     for path, module in model.named_modules():
         now, kind = type(module), original(type(module))
@@ -63,10 +63,12 @@ def accelerate(
                     continue
                 form = f"{module.bits}-bit group {module.group_size}"
                 report.swapped.append(Swap(path, module, now, form))
-        else:
+        elif on_cpu and _native.ext is not None:
             rebound = others.subclass(kind)
             if rebound is not None and now is not rebound.kind:
                 report.routed.append(Routed(path, module, now, rebound.operations))
+        else:
+            continue
         if rebound is not None:
             module.__class__ = rebound.kind
     return report

@@ -18,12 +18,18 @@ from mlx_nibble.rebind import Rebinding, Rebound
 # What a quantized layer multiplies or looks up with.
 PRODUCTS = frozenset({"quantized_matmul", "dequantize"})
 
-_BETWEEN: dict[str, Callable] = {
-    "mlx.core.fast.rms_norm": fast.rms_norm,
-    "mlx.core.fast.rope": fast.rope,
-    "mlx.core.fast.scaled_dot_product_attention": fast.scaled_dot_product_attention,
-    "mlx_lm.models.activations.swiglu": fast.swiglu,
-}
+
+def _between(batch_invariant: bool) -> dict[str, Callable]:
+    """What lies between the products, on the CPU."""
+    attention = fast.scaled_dot_product_attention
+    if batch_invariant:
+        attention = partial(attention, batch_invariant=True)
+    return {
+        "mlx.core.fast.rms_norm": fast.rms_norm,
+        "mlx.core.fast.rope": fast.rope,
+        "mlx.core.fast.scaled_dot_product_attention": attention,
+        "mlx_lm.models.activations.swiglu": fast.swiglu,
+    }
 
 
 @cache
@@ -37,7 +43,7 @@ def quantized_layers(
         "mlx.core.dequantize": ops.dequantize,
     }
     return Rebinding(
-        functions | _BETWEEN if on_cpu else functions,
+        functions | _between(batch_invariant) if on_cpu else functions,
         {
             mlx_nn.QuantizedLinear: Rebound(
                 nn.with_settings(nn.QuantizedLinear, activations, batch_invariant),
@@ -55,10 +61,10 @@ def quantized_layers(
 
 
 @cache
-def other_layers(on_cpu: bool) -> Rebinding:
-    """The other layers on our CPU operations; elsewhere, as they are.
+def other_layers(batch_invariant: bool) -> Rebinding:
+    """The other layers on our CPU operations.
 
     Their products are those of a quantized KV cache.
     """
     products = {"mlx.core.quantized_matmul": ops.quantized_matmul}
-    return Rebinding(products | _BETWEEN if on_cpu else {})
+    return Rebinding(products | _between(batch_invariant))
