@@ -8,6 +8,8 @@
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
+#include "csrc/cpu/matmul.h"
+#include "csrc/mlx/ops.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -17,6 +19,11 @@ namespace mx = mlx::core;
 // nullopt for a type that our kernels do not compute in.
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
 mx::Dtype to_mlx(Dtype dtype);
+
+inline cpu::Activations activations(const ops::MatmulOptions& options) {
+  return options.int8_activations ? cpu::Activations::kInt8
+                                  : cpu::Activations::kExact;
+}
 
 // How the batch dimensions `x` of activations find their weights among `w`
 // (broadcastable to x); nullopt where no (b / repeat) % count does, as in
@@ -36,6 +43,16 @@ MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& scales,
                              QuantFormat format,
                              bool transpose);
+
+// The problem that gather_qmm poses, by the shapes that the primitive was
+// given.
+GatherProblem gather_problem(const mx::array& x,
+                             const mx::array& w,
+                             const mx::array& scales,
+                             const mx::array& lhs,
+                             QuantFormat format,
+                             bool transpose,
+                             bool sorted);
 
 // w_hat of dtype `dtype` from all matrices of w, one below the other.
 DequantizeProblem dequantize_problem(const mx::array& w,
@@ -60,6 +77,22 @@ class RowContiguous {
   const void* data_ = nullptr;
   std::optional<mx::array> scattered_;  // what is to be copied
   std::vector<std::byte> copy_;
+};
+
+// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
+class QuantizedRows {
+ public:
+  QuantizedRows(const std::vector<mx::array>& inputs, int first)
+      : w_(inputs[first]),
+        scales_(inputs[first + 1]),
+        biases_(inputs[first + 2]) {}
+
+  cpu::QuantizedOperands operands() {
+    return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
+  }
+
+ private:
+  RowContiguous w_, scales_, biases_;
 };
 
 // The rows (last dimension) of an array [A, ..., B, D] as a grid of

@@ -33,11 +33,13 @@ class ProjectionTask {
                                         inputs[first + 1],
                                         projection.format,
                                         true)),
-        w_(inputs[first]),
-        scales_(inputs[first + 1]),
-        biases_(inputs[first + 2]),
+        w_(inputs, static_cast<int>(first)),
         y_(out.data<void>()) {
     size_t next = first + 3;
+    problem_.epilogue = projection.epilogue;
+    if (projection.epilogue.bias) {
+      bias_.emplace(inputs[next++]);
+    }
     if (projection.has_norm_weight) {
       norm_weight_dtype_ = *to_dtype(inputs[next].dtype());
       norm_weight_.emplace(inputs[next++]);
@@ -58,12 +60,9 @@ class ProjectionTask {
   }
 
   void run(const void* x) {
-    auto activations = projection_.options.int8_activations
-                           ? cpu::Activations::kInt8
-                           : cpu::Activations::kExact;
     cpu::matmul(problem_,
-                {w_.as<uint32_t>(), scales_.data(), biases_.data(), x, y_},
-                activations);
+                {w_.operands(), x, y_, bias_ ? bias_->data() : nullptr},
+                bridge::activations(projection_.options));
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,
                         *projection_.norm_eps,
@@ -98,8 +97,8 @@ class ProjectionTask {
  private:
   Projection projection_;
   MatmulProblem problem_;
-  RowContiguous w_, scales_, biases_;
-  std::optional<RowContiguous> norm_weight_, offsets_, periods_;
+  bridge::QuantizedRows w_;
+  std::optional<RowContiguous> bias_, norm_weight_, offsets_, periods_;
   Dtype norm_weight_dtype_ = Dtype::kFloat32;
   bool one_each_ = false;
   cpu::RowGrid rows_{};
@@ -108,7 +107,7 @@ class ProjectionTask {
 };
 
 size_t input_count(const Projection& p) {
-  return 3 + p.has_norm_weight +
+  return 3 + p.epilogue.bias + p.has_norm_weight +
          (p.rope ? p.rope->has_offsets + p.rope->has_periods : 0);
 }
 
@@ -160,14 +159,15 @@ std::optional<Found> product(const mx::array& a) {
   }
   const auto& primitive = static_cast<const QuantizedMatmul&>(a.primitive());
   const std::vector<mx::array>& inputs = a.inputs();
-  bool simple = primitive.transpose() && inputs.size() == 4 &&
+  bool simple = primitive.transpose() && !primitive.epilogue().residual &&
                 inputs[1].ndim() == 2 &&
                 std::all_of(inputs.begin() + 1, inputs.end(), is_constant);
   if (!simple) {
     return std::nullopt;
   }
   Projection projection{.format = primitive.format(),
-                        .options = primitive.options()};
+                        .options = primitive.options(),
+                        .epilogue = primitive.epilogue()};
   return Found{inputs[0], a, projection, {inputs.begin() + 1, inputs.end()}};
 }
 
@@ -220,6 +220,7 @@ std::optional<Found> whole_heads(const mx::array& a) {
   }
   wanted.format = found->projection.format;
   wanted.options = found->projection.options;
+  wanted.epilogue = found->projection.epilogue;
   wanted.heads = H;
   found->projection = wanted;
   found->top = a;

@@ -14,6 +14,7 @@ namespace nibble {
 struct Projection {
   QuantFormat format;
   ops::MatmulOptions options;
+  Epilogue epilogue;
   int heads = 0;  // the output is [B, heads, L, D]; 0: it is the product itself
   std::optional<float> norm_eps;  // RMSNorm of each row of D
   bool has_norm_weight = false;
@@ -21,7 +22,8 @@ struct Projection {
 };
 
 // Inputs {x [B, L, K]}, then for each projection w, scales, biases, and where
-// it has them the weight of the norm [D], offsets and periods of the rope.
+// it has them the bias [N], the weight of the norm [D], offsets and periods of
+// the rope.
 class ProjectedHeads : public mx::Primitive {
  public:
   ProjectedHeads(mx::Stream stream, std::vector<Projection> projections)

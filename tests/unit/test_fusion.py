@@ -175,6 +175,71 @@ def test_transformations_see_each_operation():
     assert mx.allclose(mx.compile(ours)(x), ours(x), rtol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [None, mx.arange(K) / 8])
+@pytest.mark.parametrize("weight", [None, 1 + mx.arange(K) / K])
+@pytest.mark.parametrize("product_first", [False, True])
+def test_a_sum_and_its_norm_are_one_node_of_the_same_bits(bias, weight, product_first):
+    x, residual = activations(), mx.random.normal((B, L, K))
+    mx.eval(residual, *(a for a in (bias, weight) if a is not None))
+
+    def run(joined: bool) -> list[mx.array]:
+        y = ops.quantized_matmul(x, *matrix(K, 3), group_size=32, bits=4, bias=bias)
+        if not joined:
+            mx.eval(y)
+        h = y + residual if product_first else residual + y
+        if not joined:
+            mx.eval(h)
+        later = 2 * h  # built before h is taken over
+        normed = fast.rms_norm(h, weight, 1e-5)
+        if joined:
+            assert node_names(normed, later, h)["NibbleResidualNorm"] == 1
+            assert node_names(normed, later, h)["NibbleQuantizedMatmul"] == 0
+        return [normed, later, h + 1, h, y]
+
+    for ours, theirs in zip(run(True), run(False), strict=True):
+        assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs)
+
+
+def test_a_sum_that_is_not_of_a_product_is_left_alone():
+    x = activations()
+    y = product(x, matrix(K, 3))
+    lazy = mx.ones(K) + 0
+    sums = [x + x, x + y[0], (y + x.astype(mx.float16)).astype(mx.float16), y + x]
+    for h, weight in zip(sums, (None, None, None, lazy), strict=True):
+        assert "NibbleResidualNorm" not in node_names(fast.rms_norm(h, weight, 1e-5))
+
+
+@pytest.mark.parametrize("int8", [None, "int8"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_gate_up_and_swiglu_are_one_node(int8, dtype):
+    x = activations().astype(dtype)
+    gate, up = (
+        ops.quantized_matmul(x, *matrix(96, i), group_size=32, bits=4, activations=int8)
+        for i in (4, 5)
+    )
+    y = fast.swiglu(gate, up)
+    assert node_names(y)["NibbleSwigluMatmul"] == 1
+    assert node_names(y)["NibbleSwiGLU"] == 0
+    mx.eval(gate, up)
+    apart = fast.swiglu(gate, up)
+    # Rounded once instead of thrice.
+    assert relative_rms(to_numpy(y), to_numpy(apart)) < 4 * mx.finfo(dtype).eps
+
+
+def test_gate_and_up_of_other_shapes_inputs_or_settings_stay_apart():
+    x, other = activations(), activations()
+
+    def names(a, b, **kwargs):
+        gate = ops.quantized_matmul(a, *matrix(96, 4), group_size=32, bits=4)
+        up = ops.quantized_matmul(b, *matrix(96, 5), group_size=32, bits=4, **kwargs)
+        return node_names(fast.swiglu(gate, up))
+
+    assert "NibbleSwigluMatmul" in names(x, x)
+    assert "NibbleSwigluMatmul" not in names(x, other)
+    assert "NibbleSwigluMatmul" not in names(x, x, activations="int8")
+    assert "NibbleSwigluMatmul" not in names(x, x, bias=mx.zeros(96))
+
+
 def test_a_graph_that_is_never_computed_is_freed():
     x = mx.random.normal((B, 512, K))
     mx.eval(x)
@@ -190,7 +255,7 @@ def test_a_graph_that_is_never_computed_is_freed():
     assert mx.get_active_memory() == before
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_a_models_steps_with_a_cache(family):
     model = tiny_models.build(family)
     nn.quantize(model, group_size=32, bits=4)
