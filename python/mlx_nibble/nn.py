@@ -40,7 +40,10 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
-        return _product(self, x, self.get("bias"))
+        bias = self.get("bias")
+        if bias is None or bias.dtype == x.dtype:
+            return _product(self, x, bias)
+        return _product(self, x) + bias
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
