@@ -132,7 +132,7 @@ MUTANTS = [
     _multi("residual left out", "parts & NIBBLE_RESIDUAL", "false"),
     _skinny("bias that is not there", "parts & NIBBLE_BIAS", "true"),
     _qmm("residual of the column before", "residual[offset]", "residual[offset - 1]"),
-    _qmm(
+    _multi(
         "rounded twice", "sum += float(residual", "sum = float(T(sum)) + float(residual"
     ),
     # Which matrix, which row.
