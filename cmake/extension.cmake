@@ -26,6 +26,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/swiglu.cpp
+  csrc/mlx/symmetric.cpp
   csrc/mlx/transforms.cpp
   csrc/mlx/validate.cpp)
 target_compile_definitions(nibble_mlx

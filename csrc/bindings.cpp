@@ -9,6 +9,7 @@
 #include "csrc/bindings_self_check.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
+#include "csrc/mlx/symmetric.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -268,6 +269,17 @@ NB_MODULE(_ext, m) {
         nb::kw_only(),
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.swiglu.");
+
+  m.def("remember_symmetric",
+        &nibble::symmetric::remember,
+        "scales"_a,
+        "biases"_a,
+        "bits"_a,
+        "See mlx_nibble.symmetric. Keeps both until forget_symmetric().");
+  m.def("forget_symmetric",
+        &nibble::symmetric::forget,
+        "token"_a,
+        "Of what remember_symmetric() returned.");
 
   m.def(
       "holds",

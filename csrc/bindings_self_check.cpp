@@ -49,6 +49,7 @@ nb::dict as_dict(const Trial& t) {
   d["K"] = t.K;
   d["experts"] = t.experts;
   d["sorted"] = t.sorted;
+  d["epilogue"] = t.epilogue;
   d["dtype"] = bridge::to_mlx(t.dtype);
   d["scale_dtype"] = bridge::to_mlx(t.scale_dtype);
   d["bits"] = t.format.bits;

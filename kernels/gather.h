@@ -7,6 +7,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/loader.h"
 #include "kernels/mma.h"
 #include "kernels/qmm.h"
@@ -48,8 +49,12 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
       first_row,
       int(lane),
       sums);
-  store_rows(
-      sums, y + y_row * size_t(params.N), params.N, first_row, int(lane));
+  store_rows(sums,
+             Epilogue<T>(),
+             y + y_row * size_t(params.N),
+             params.N,
+             first_row,
+             int(lane));
 }
 
 // Some rows of x with one matrix of weights.
@@ -81,6 +86,7 @@ template <typename T,
   qmm_skinny_tile<T, S, bits, group_size, symmetric, BM, BN, WK>(
       weight,
       x + first_x * size_t(params.K),
+      Epilogue<T>(),
       y + first_y * size_t(params.N),
       params.M,
       params.N,
@@ -147,7 +153,8 @@ template <typename T,
     sum.clear();
     multiply_blocks<T, BM, BN, BK, WM, WN>(
         sum, x_loader, w_loader, K, tiles, int(sgid), lane);
-    sum.store(y,
+    sum.store(Epilogue<T>(),
+              y,
               first_row + int(sgid) / WN * (TM * 8),
               first_column + int(sgid) % WN * (TN * 8),
               begin,

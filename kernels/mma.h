@@ -16,6 +16,7 @@
 #include <metal_simdgroup_matrix>
 #include <metal_stdlib>
 
+#include "kernels/epilogue.h"
 #include "kernels/shared.h"
 
 namespace nibble {
@@ -140,7 +141,8 @@ struct Accumulator {
   // Rounds to T, into rows `first_row`.. and columns `first_column`.. of
   // y [.., N], leaving out columns past its edge and rows outside [begin, end).
   template <typename T>
-  void store(device T* y,
+  void store(const thread Epilogue<T>& epilogue,
+             device T* y,
              int first_row,
              int first_column,
              int begin,
@@ -157,12 +159,12 @@ struct Accumulator {
       for (int j = 0; j < TN; ++j) {
         const int column = first_column + j * 8 + fragment_column(lane);
         const float2 pair = elements(fragments[i][j]);
-        device T* to = y + size_t(row) * size_t(N) + size_t(column);
+        const size_t at = size_t(row) * size_t(N) + size_t(column);
         if (column < N) {
-          to[0] = T(pair[0]);
+          y[at] = epilogue.finish(pair[0], column, at);
         }
         if (column + 1 < N) {
-          to[1] = T(pair[1]);
+          y[at + 1] = epilogue.finish(pair[1], column + 1, at + 1);
         }
       }
     }

@@ -17,6 +17,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/loader.h"
 #include "kernels/mma.h"
 #include "kernels/shared.h"
@@ -87,8 +88,10 @@ template <typename T,
                     const device S* scales [[buffer(1)]],
                     const device S* biases [[buffer(2)]],
                     const device T* x [[buffer(3)]],
-                    device T* y [[buffer(4)]],
-                    constant MatmulParams& params [[buffer(5)]],
+                    const device T* bias [[buffer(4)]],
+                    const device T* residual [[buffer(5)]],
+                    device T* y [[buffer(6)]],
+                    constant MatmulParams& params [[buffer(7)]],
                     threadgroup T* tiles [[threadgroup(0)]],
                     uint3 tgid [[threadgroup_position_in_grid]],
                     uint sgid [[simdgroup_index_in_threadgroup]],
@@ -117,7 +120,10 @@ template <typename T,
   sum.clear();
   multiply_blocks<T, BM, BN, BK, WM, WN>(
       sum, x_loader, w_loader, K, tiles, int(sgid), lane);
-  sum.store(y + first_x * size_t(N),
+  const size_t y_batch = first_x * size_t(N);
+  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
+  sum.store(epilogue,
+            y + y_batch,
             first_row + int(sgid) / WN * (TM * 8),
             first_column + int(sgid) % WN * (TN * 8),
             0,

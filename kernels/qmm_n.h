@@ -17,6 +17,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/loader.h"
 #include "kernels/mma.h"
 #include "kernels/shared.h"
@@ -195,7 +196,14 @@ template <typename T,
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
   }
-  sum.store(y, first_row + sg_row, first_column + sg_column, 0, M, K, lane);
+  sum.store(Epilogue<T>(),
+            y,
+            first_row + sg_row,
+            first_column + sg_column,
+            0,
+            M,
+            K,
+            lane);
 }
 
 }  // namespace nibble

@@ -23,6 +23,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/mma.h"
 #include "kernels/packing.h"
 #include "kernels/shared.h"
@@ -71,6 +72,7 @@ template <typename T,
 inline void qmm_skinny_tile(
     const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
     const device T* x,
+    const thread Epilogue<T>& epilogue,
     device T* y,
     int M,
     int N,
@@ -165,8 +167,9 @@ inline void qmm_skinny_tile(
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
         const int y_row = first_row + m * 8 + column + e;
+        const size_t at = size_t(y_row) * size_t(N) + size_t(y_column);
         if (y_row < M && y_column < N) {
-          y[size_t(y_row) * size_t(N) + size_t(y_column)] = T(pair[e]);
+          y[at] = epilogue.finish(pair[e], y_column, at);
         }
       }
     }
@@ -185,8 +188,10 @@ template <typename T,
                            const device S* scales [[buffer(1)]],
                            const device S* biases [[buffer(2)]],
                            const device T* x [[buffer(3)]],
-                           device T* y [[buffer(4)]],
-                           constant MatmulParams& params [[buffer(5)]],
+                           const device T* bias [[buffer(4)]],
+                           const device T* residual [[buffer(5)]],
+                           device T* y [[buffer(6)]],
+                           constant MatmulParams& params [[buffer(7)]],
                            threadgroup float2* scratch [[threadgroup(0)]],
                            uint3 tgid [[threadgroup_position_in_grid]],
                            uint sgid [[simdgroup_index_in_threadgroup]],
@@ -194,10 +199,13 @@ template <typename T,
   const size_t first_x = size_t(tgid.z) * size_t(params.M);
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
+  const size_t y_batch = first_x * size_t(params.N);
+  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
   qmm_skinny_tile<T, S, bits, group_size, symmetric, BM, BN, WK>(
       weight,
       x + first_x * size_t(params.K),
-      y + first_x * size_t(params.N),
+      epilogue,
+      y + y_batch,
       params.M,
       params.N,
       int(tgid.y) * BM,

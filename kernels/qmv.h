@@ -17,6 +17,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/packing.h"
 #include "kernels/shared.h"
 
@@ -100,12 +101,17 @@ inline void qmv_rows(
 
 // Rounds what qmv_rows() left in each lane to y [N]; lane 0 stores it.
 template <typename T>
-inline void store_rows(
-    const thread float* sums, device T* y, int N, int first_row, int lane) {
+inline void store_rows(const thread float* sums,
+                       const thread Epilogue<T>& epilogue,
+                       device T* y,
+                       int N,
+                       int first_row,
+                       int lane) {
 #pragma clang loop unroll(full)
   for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
-    if (lane == 0 && first_row + r < N) {
-      y[first_row + r] = T(sums[r]);
+    const int row = first_row + r;
+    if (lane == 0 && row < N) {
+      y[row] = epilogue.finish(sums[r], row, size_t(row));
     }
   }
 }
@@ -115,8 +121,10 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
                     const device S* scales [[buffer(1)]],
                     const device S* biases [[buffer(2)]],
                     const device T* x [[buffer(3)]],
-                    device T* y [[buffer(4)]],
-                    constant MatmulParams& params [[buffer(5)]],
+                    const device T* bias [[buffer(4)]],
+                    const device T* residual [[buffer(5)]],
+                    device T* y [[buffer(6)]],
+                    constant MatmulParams& params [[buffer(7)]],
                     uint3 tgid [[threadgroup_position_in_grid]],
                     uint sgid [[simdgroup_index_in_threadgroup]],
                     uint lane [[thread_index_in_simdgroup]]) {
@@ -136,8 +144,9 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
       first_row,
       int(lane),
       sums);
-  store_rows(
-      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane));
+  const size_t y_row = x_row * size_t(params.N);
+  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_row);
+  store_rows(sums, epilogue, y + y_row, params.N, first_row, int(lane));
 }
 
 // The same for so small a K that a whole simdgroup would find no codes: each
@@ -147,8 +156,10 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
                          const device S* scales [[buffer(1)]],
                          const device S* biases [[buffer(2)]],
                          const device T* x [[buffer(3)]],
-                         device T* y [[buffer(4)]],
-                         constant MatmulParams& params [[buffer(5)]],
+                         const device T* bias [[buffer(4)]],
+                         const device T* residual [[buffer(5)]],
+                         device T* y [[buffer(6)]],
+                         constant MatmulParams& params [[buffer(7)]],
                          uint3 tgid [[threadgroup_position_in_grid]],
                          uint sgid [[simdgroup_index_in_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
@@ -165,8 +176,9 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
                                                  first_row,
                                                  int(lane) % 4,
                                                  sums);
-  store_rows(
-      sums, y + x_row * size_t(params.N), params.N, first_row, int(lane) % 4);
+  const size_t y_row = x_row * size_t(params.N);
+  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_row);
+  store_rows(sums, epilogue, y + y_row, params.N, first_row, int(lane) % 4);
 }
 
 }  // namespace nibble

@@ -15,6 +15,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/packing.h"
 #include "kernels/shared.h"
 
@@ -32,8 +33,10 @@ template <typename T,
                           const device S* scales [[buffer(1)]],
                           const device S* biases [[buffer(2)]],
                           const device T* x [[buffer(3)]],
-                          device T* y [[buffer(4)]],
-                          constant MatmulParams& params [[buffer(5)]],
+                          const device T* bias [[buffer(4)]],
+                          const device T* residual [[buffer(5)]],
+                          device T* y [[buffer(6)]],
+                          constant MatmulParams& params [[buffer(7)]],
                           uint3 tgid [[threadgroup_position_in_grid]],
                           uint sgid [[simdgroup_index_in_threadgroup]],
                           uint lane [[thread_index_in_simdgroup]]) {
@@ -52,8 +55,10 @@ template <typename T,
   const int first_x = int(tgid.y) * rows;
   const QuantizedMatrix<S, bits, group_size, symmetric> weight(
       w, scales, biases, N, K, weight_of(params, tgid.z));
+  const size_t y_batch = size_t(tgid.z) * size_t(M) * size_t(N);
+  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
   x += size_t(tgid.z) * size_t(M) * size_t(K);
-  y += size_t(tgid.z) * size_t(M) * size_t(N);
+  y += y_batch;
 
   // Past the last row of w or of x: the last row again, not stored.
   float sums[kRows][rows] = {};
@@ -93,8 +98,10 @@ template <typename T,
 #pragma clang loop unroll(full)
     for (int m = 0; m < rows; ++m) {
       const float sum = simd_sum(sums[r][m]);
-      if (lane == 0 && first_row + r < N && first_x + m < M) {
-        y[size_t(first_x + m) * size_t(N) + size_t(first_row + r)] = T(sum);
+      const int column = first_row + r;
+      const size_t at = size_t(first_x + m) * size_t(N) + size_t(column);
+      if (lane == 0 && column < N && first_x + m < M) {
+        y[at] = epilogue.finish(sum, column, at);
       }
     }
   }

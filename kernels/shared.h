@@ -20,13 +20,18 @@
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 
+// What a product x @ w_hat^T may have added to it.
+#define NIBBLE_BIAS 1
+#define NIBBLE_RESIDUAL 2
+
 // Parameters of every y = x @ w_hat^T or x @ w_hat. Batch b of x and y uses
 // weight matrix b % w_count.
 struct MatmulParams {
-  int M;        // rows of x and y, in one batch
-  int N;        // rows of w
-  int K;        // columns of the dequantized w
-  int w_count;  // weight matrices
+  int M;         // rows of x and y, in one batch
+  int N;         // rows of w
+  int K;         // columns of the dequantized w
+  int w_count;   // weight matrices
+  int epilogue;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
 };
 
 // Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.

@@ -10,6 +10,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/epilogue.h"
 #include "kernels/qmv.h"
 #include "kernels/shared.h"
 
@@ -37,7 +38,7 @@ inline void swiglu_rows(
   for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
     ups[r] *= gates[r] / (1.0f + exp(-gates[r]));
   }
-  store_rows(ups, y, N, first_row, lane);
+  store_rows(ups, Epilogue<T>(), y, N, first_row, lane);
 }
 
 template <typename T, typename S, int bits, int group_size, bool symmetric>

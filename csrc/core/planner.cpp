@@ -66,10 +66,12 @@ constexpr uint32_t kThreadgroupsPerCore = 4;
 // Of a problem that went through merge_rows().
 MatmulParams params_of(const MatmulProblem& p) {
   assert(p.batch.repeat == 1);
-  return {p.M, p.N, p.K, p.batch.count};
+  int epilogue = (p.epilogue.bias ? NIBBLE_BIAS : 0) |
+                 (p.epilogue.residual ? NIBBLE_RESIDUAL : 0);
+  return {p.M, p.N, p.K, p.batch.count, epilogue};
 }
 
-// The launch of a kernel y = x @ w_hat^T, its grid still to be set.
+// The launch of a kernel x @ w_hat^T or x @ w_hat, its grid still to be set.
 LaunchPlan matmul_launch(const MatmulProblem& p,
                          Family family,
                          std::vector<int> shape) {
@@ -86,6 +88,19 @@ LaunchPlan matmul_launch(const MatmulProblem& p,
   return launch;
 }
 
+// The same of a kernel y = x @ w_hat^T that takes an epilogue. In the place of
+// what there is none of it binds something unread.
+LaunchPlan transposed_launch(const MatmulProblem& p,
+                             Family family,
+                             std::vector<int> shape) {
+  LaunchPlan launch = matmul_launch(p, family, std::move(shape));
+  launch.buffers.insert(
+      launch.buffers.end() - 1,
+      {p.epilogue.bias ? Operand::kBias : Operand::kScales,
+       p.epilogue.residual ? Operand::kResidual : Operand::kScales});
+  return launch;
+}
+
 LaunchPlan plan_qmv(const MatmulProblem& p) {
   // Whole simdgroups read 512 codes at a time at 4 bits, 256 at 8: most of
   // their lanes would be idle. MLX draws the line at the same K.
@@ -93,7 +108,7 @@ LaunchPlan plan_qmv(const MatmulProblem& p) {
   int rows =
       NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * (quad ? NIBBLE_QMV_QUADS : 1);
   LaunchPlan launch =
-      matmul_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
+      transposed_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
   launch.threadgroups = {ceil_div(p.N, rows),
                          static_cast<uint32_t>(p.M),
                          static_cast<uint32_t>(p.batch.size)};
@@ -109,7 +124,7 @@ LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
       break;
     }
   }
-  LaunchPlan launch = matmul_launch(p, Family::kQmvMulti, {rows});
+  LaunchPlan launch = transposed_launch(p, Family::kQmvMulti, {rows});
   launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
                          ceil_div(p.M, rows),
                          static_cast<uint32_t>(p.batch.size)};
@@ -131,7 +146,7 @@ SkinnyTile skinny_tile(int M) {
 
 LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
-  LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
+  LaunchPlan launch = transposed_launch(p, Family::kQmmSkinny, tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
                          static_cast<uint32_t>(p.batch.size)};
@@ -141,7 +156,7 @@ LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
 }
 
 LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  LaunchPlan launch = matmul_launch(p, Family::kQmm, tile.shape());
+  LaunchPlan launch = transposed_launch(p, Family::kQmm, tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
                          static_cast<uint32_t>(p.batch.size)};
@@ -301,10 +316,11 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 || p.epilogue.any()) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return {};
   }
   if (!p.transpose) {
+    assert(!p.epilogue.any());
     return candidates_not_transposed(p);
   }
   if (p.batch_invariant) {

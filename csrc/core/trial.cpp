@@ -41,6 +41,7 @@ MatmulProblem dense(const Trial& t) {
   p.scale_dtype = t.scale_dtype;
   p.format = t.format;
   p.transpose = t.kind != Kind::kStraight;
+  p.epilogue = {t.epilogue, t.epilogue};
   return p;
 }
 
@@ -105,6 +106,7 @@ Trial blank(const KernelId& id) {
     case Family::kQmvMulti:
     case Family::kQmmSkinny:
     case Family::kQmm:
+      t.epilogue = true;
       return t;
     case Family::kQvm:
     case Family::kQmmN:

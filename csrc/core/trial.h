@@ -13,7 +13,8 @@ namespace nibble {
 
 // With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B], all zero
 // for a family that has none:
-//   kProduct:    y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N]
+//   kProduct:    y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N],
+//                with bias [N] and residual [B, M, N] added if `epilogue`
 //   kStraight:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
 //   kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
 //   U[rhs[b]]^T) kDequantize: y = W; there is no x
@@ -28,6 +29,7 @@ struct Trial {
   int K = 1;
   int experts = 1;
   bool sorted = false;  // rhs never falls
+  bool epilogue = false;
   Dtype dtype = Dtype::kFloat16;
   Dtype scale_dtype = Dtype::kFloat16;
   QuantFormat format;

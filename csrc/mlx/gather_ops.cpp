@@ -59,8 +59,8 @@ mx::array gather_qmm(const mx::array& x_,
                      bool sorted_indices,
                      const MatmulOptions& options,
                      mx::StreamOrDevice s) {
-  QuantFormat format{
-      bits.value_or(4), group_size.value_or(64), options.symmetric};
+  QuantFormat format = recognised(
+      {bits.value_or(4), group_size.value_or(64)}, scales_, biases_, options);
   mx::Stream stream = mx::to_stream(s);
   auto theirs = [&](const mx::array& x,
                     const mx::array& scales,

@@ -67,8 +67,8 @@ mx::array quantized_matmul(const mx::array& x_,
                            const MatmulOptions& options,
                            const Addends& addends,
                            mx::StreamOrDevice s) {
-  QuantFormat format{
-      bits.value_or(4), group_size.value_or(64), options.symmetric};
+  QuantFormat format = recognised(
+      {bits.value_or(4), group_size.value_or(64)}, scales_, biases_, options);
   mx::Stream stream = mx::to_stream(s);
   auto theirs = [&] {
     mx::array y = mx::quantized_matmul(

@@ -25,7 +25,7 @@ struct MatmulOptions {
   // The bits of a row of the result do not depend on the other rows.
   bool batch_invariant = false;
   // The caller knows all biases to be -2^(bits - 1) * scales; they are then not
-  // read.
+  // read. Nor are those of matrices that symmetric.h knows of.
   bool symmetric = false;
 
   bool operator==(const MatmulOptions&) const = default;

@@ -28,7 +28,9 @@ class QuantizedMatmul : public mx::Primitive {
         format_(format),
         transpose_(transpose),
         options_(options),
-        epilogue_(epilogue) {}
+        epilogue_(epilogue) {
+    options_.symmetric = format.symmetric;
+  }
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
@@ -93,7 +95,9 @@ class GatherQmm : public mx::Primitive {
         format_(format),
         transpose_(transpose),
         sorted_(sorted),
-        options_(options) {}
+        options_(options) {
+    options_.symmetric = format.symmetric;
+  }
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;

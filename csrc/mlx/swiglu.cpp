@@ -40,6 +40,21 @@ struct Request {
   bool operator==(const Request&) const = default;
 };
 
+Request make_request(const ops::QuantizedArrays& gate,
+                     const ops::QuantizedArrays& up,
+                     std::optional<int> group_size,
+                     std::optional<int> bits,
+                     const std::string& mode,
+                     bool sorted,
+                     ops::MatmulOptions options) {
+  Request r{group_size, bits, mode, sorted, options};
+  auto symmetric = [&](const ops::QuantizedArrays& q) {
+    return ops::recognised(r.format(), q.scales, q.biases, options).symmetric;
+  };
+  r.options.symmetric = symmetric(gate) && symmetric(up);
+  return r;
+}
+
 // Two products and the activation between them.
 mx::array composed(const mx::array& x,
                    const ops::QuantizedArrays& gate,
@@ -294,7 +309,8 @@ mx::array swiglu(const mx::array& x,
                  const MatmulOptions& options,
                  mx::StreamOrDevice s_) {
   mx::Stream s = mx::to_stream(s_);
-  Request request{group_size, bits, mode, false, options};
+  Request request =
+      make_request(gate, up, group_size, bits, mode, false, options);
   if (fusible(x, gate, up, request)) {
     auto inputs = node_inputs("swiglu", x, gate, up, request.format(), s);
     bool vector = x.ndim() == 1 && gate.w.ndim() > 2;
@@ -328,7 +344,8 @@ mx::array gather_swiglu(const mx::array& x,
   if (!lhs_indices && !rhs_indices) {
     return swiglu(x, gate, up, group_size, bits, mode, options, s);
   }
-  Request request{group_size, bits, mode, sorted_indices, options};
+  Request request =
+      make_request(gate, up, group_size, bits, mode, sorted_indices, options);
   if (fusible(x, gate, up, request) && x.ndim() >= 2) {
     auto inputs =
         node_inputs("gather_swiglu", x, gate, up, request.format(), s);

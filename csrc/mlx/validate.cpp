@@ -2,6 +2,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/symmetric.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
 
@@ -62,6 +63,15 @@ void check_weights(const char* op,
           format.group_size,
           " but scales have the shape ",
           text(scales.shape()));
+}
+
+QuantFormat recognised(QuantFormat format,
+                       const mx::array& scales,
+                       const std::optional<mx::array>& biases,
+                       const MatmulOptions& options) {
+  format.symmetric = options.symmetric ||
+                     (biases && symmetric::known(scales, *biases, format.bits));
+  return format;
 }
 
 void check_activations(const char* op,

@@ -48,6 +48,12 @@ void check_weights(const char* op,
                    const std::optional<mx::array>& biases,
                    const QuantFormat& format);
 
+// `format`, symmetric if the options or symmetric.h say so of these.
+QuantFormat recognised(QuantFormat format,
+                       const mx::array& scales,
+                       const std::optional<mx::array>& biases,
+                       const MatmulOptions& options);
+
 // Throws unless x can be multiplied by w: [.., in] with in = N or K.
 void check_activations(const char* op,
                        const mx::array& x,

@@ -34,6 +34,12 @@ def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg
 def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.swiglu."""
 
+def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
+    """See mlx_nibble.symmetric. Keeps both until forget_symmetric()."""
+
+def forget_symmetric(token: int) -> None:
+    """Of what remember_symmetric() returned."""
+
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
 

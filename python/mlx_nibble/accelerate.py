@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, ops
+from mlx_nibble import _native, ops, symmetric
 from mlx_nibble.rebind import Rebound, original
 from mlx_nibble.report import Kept, Report, Routed, Swap
 from mlx_nibble.route import PRODUCTS, other_layers, quantized_layers
@@ -26,7 +26,8 @@ def accelerate(
     A layer changes its class and nothing else: parameters, their names and the
     arrays themselves stay where they are, so the model is saved, trained and
     sharded as before, and no memory is spent. Its new class is a subclass of its
-    own, whose code is the same and calls our operations where it called MLX's.
+    own, whose code is the same and calls our operations where it called MLX's. Scales
+    and biases are evaluated, to recognise formats whose biases need not be read.
 
     Where the default device is the CPU, the layers between them compute with our
     operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
@@ -71,7 +72,17 @@ def accelerate(
             continue
         if rebound is not None:
             module.__class__ = rebound.kind
+    recognise_symmetric(swap.module for swap in report.swapped)
     return report
+
+
+def recognise_symmetric(modules: Iterable[mlx_nn.Module]) -> None:
+    """Have our kernels not read the biases of those layers that are symmetric.
+
+    See :mod:`mlx_nibble.symmetric`. Evaluates the layers' scales and biases.
+    """
+    matrices: list[Any] = [m for m in modules if is_quantized(m) and "biases" in m]
+    symmetric.recognise((m["scales"], m["biases"], m.bits) for m in matrices)
 
 
 def is_quantized(module: mlx_nn.Module) -> bool:

@@ -112,13 +112,17 @@ def _family(kernel: str) -> str:
 
 
 def usual(kernel: str) -> bool:
-    """Whether a kernel serves checkpoints of one type, with biases.
+    """Whether a kernel serves checkpoints of one type.
+
+    With biases, or without them in the widths that Q4_0 and Q8_0 are imported to.
 
     Args:
         kernel: Its name.
     """
-    match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(?!_sym)(_.*)?", kernel)
+    match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(_sym)?(_.*)?", kernel)
     if match is None or match[1] != match[2]:
+        return False
+    if match[5] and int(match[3]) not in (4, 8):
         return False
     return ops.holds("affine", int(match[3]), int(match[4]))
 
@@ -128,20 +132,33 @@ def _cpu_verdicts() -> Iterator[Verdict]:
         for bits in _BITS:
             for group_size in _GROUP_SIZES:
                 if ops.holds("affine", bits, group_size):
-                    yield _cpu_verdict(short, dtype, bits, group_size)
+                    form = (short, dtype, bits, group_size)
+                    yield _cpu_verdict("cpu", _product, *form)
+        # These make other use of the same inner kernels: one format will do.
+        for family, operation in _CPU_FAMILIES.items():
+            yield _cpu_verdict(family, operation, short, dtype, 4, 64)
 
 
-def _cpu_verdict(short: str, dtype: mx.Dtype, bits: int, group_size: int) -> Verdict:
+def _cpu_verdict(
+    family: str,
+    operation: Callable[..., mx.array],
+    short: str,
+    dtype: mx.Dtype,
+    bits: int,
+    group_size: int,
+) -> Verdict:
+    gathered = "gather" in family
     # Ragged edges, as in csrc/core/trial.cpp; more rows than one block has.
     trial = Trial(
-        kind="product",
-        B=1,
-        rows=1,
-        M=7,
+        kind="swiglu" if "swiglu" in family else "product",
+        B=67 if gathered else 1,
+        rows=5 if gathered else 1,
+        M=1 if gathered else 7,
         N=67,
         K=5 * group_size,
-        experts=1,
-        sorted=True,
+        experts=3 if gathered else 1,
+        sorted=False,
+        epilogue=family == "cpu",
         dtype=dtype,
         scale_dtype=dtype,
         bits=bits,
@@ -150,14 +167,44 @@ def _cpu_verdict(short: str, dtype: mx.Dtype, bits: int, group_size: int) -> Ver
     )
 
     def run(operands: dict[str, mx.array]) -> mx.array:
-        return ops.quantized_matmul(
-            operands["x"],
-            operands["w"],
-            scales=operands["scales"],
-            biases=operands["biases"],
-            group_size=group_size,
-            bits=bits,
-            stream=mx.cpu,
-        )
+        return operation(operands, group_size=group_size, bits=bits, stream=mx.cpu)
 
-    return selfcheck.judge(f"cpu_{short}_{short}_b{bits}_g{group_size}", trial, run)
+    name = f"{family}_{short}_{short}_b{bits}_g{group_size}"
+    return selfcheck.judge(name, trial, run)
+
+
+def _product(operands: dict[str, mx.array], **form: Any) -> mx.array:
+    addends = {name: operands[name] for name in ("bias", "residual")}
+    return ops.quantized_matmul(operands["x"], *_matrix(operands), **addends, **form)
+
+
+def _gather(operands: dict[str, mx.array], **form: Any) -> mx.array:
+    return ops.gather_qmm(
+        operands["x"], *_matrix(operands), *_indices(operands), **form
+    )
+
+
+def _swiglu(operands: dict[str, mx.array], **form: Any) -> mx.array:
+    gate, up = _matrix(operands), _matrix(operands, "up_")
+    return ops.swiglu(operands["x"], gate, up, **form)
+
+
+def _gather_swiglu(operands: dict[str, mx.array], **form: Any) -> mx.array:
+    gate, up = _matrix(operands), _matrix(operands, "up_")
+    return ops.gather_swiglu(operands["x"], gate, up, *_indices(operands), **form)
+
+
+_CPU_FAMILIES = {
+    "cpu_gather": _gather,
+    "cpu_swiglu": _swiglu,
+    "cpu_gather_swiglu": _gather_swiglu,
+}
+
+
+def _matrix(operands: dict[str, mx.array], prefix: str = "") -> ops.QuantizedArrays:
+    w, scales, biases = (operands[f"{prefix}{a}"] for a in ("w", "scales", "biases"))
+    return w, scales, biases
+
+
+def _indices(operands: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
+    return operands["lhs_indices"], operands["rhs_indices"]

@@ -24,7 +24,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_nibble.accelerate import accelerate, keeps_scales
+from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
 
 __all__ = [
     "accelerated_loading",
@@ -133,6 +133,8 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
                 continue
             if mx.issubdtype(value.dtype, mx.floating):
                 module[name] = value.astype(dtype)
+    # Of the new arrays nothing is known yet.
+    recognise_symmetric(module for _, module in model.named_modules())
 
 
 def _on_cpu() -> bool:

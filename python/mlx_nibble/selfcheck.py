@@ -85,7 +85,8 @@ class Trial:
 
     With w_hat [experts, N, K], and indices lhs and rhs [B]:
 
-    * product: y[b] = x[lhs[b]] @ w_hat[rhs[b]].T, x [rows, M, K], y [B, M, N]
+    * product: y[b] = x[lhs[b]] @ w_hat[rhs[b]].T, x [rows, M, K], y [B, M, N], with
+      bias [N] and residual [B, M, N] added if epilogue
     * straight: y[b] = x[lhs[b]] @ w_hat[rhs[b]], x [rows, M, N], y [B, M, K]
     * swiglu: silu of one product times another, of matrices up_w
     * dequantize: y = w_hat [N, K]; there is no x
@@ -93,6 +94,7 @@ class Trial:
     Attributes:
         kind: One of these.
         sorted: rhs never falls.
+        epilogue: Whether a product has a bias and a residual added.
         dtype: Of x and y.
         scale_dtype: Of scales and biases.
         symmetric: The biases are -2^(bits - 1) * scales.
@@ -106,6 +108,7 @@ class Trial:
     K: int
     experts: int
     sorted: bool
+    epilogue: bool
     dtype: mx.Dtype
     scale_dtype: mx.Dtype
     bits: int
@@ -179,6 +182,13 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
         "lhs_indices": mx.array(rng.integers(0, trial.rows, trial.B, dtype=np.uint32)),
         "rhs_indices": mx.array(np.sort(rhs) if trial.sorted else rhs),
     }
+    if trial.epilogue:
+        for name, shape in (
+            ("bias", (trial.N,)),
+            ("residual", (trial.B, trial.M, trial.N)),
+        ):
+            addend = rng.standard_normal(shape).astype(np.float32)
+            operands[name] = mx.array(addend).astype(trial.dtype)
     mx.eval(operands)
     return operands
 
@@ -203,6 +213,11 @@ def _reference(
         off = off + 4 * u32 * abs(exact)
     else:
         exact, off = _product(trial, operands, "")
+        for name in ("bias", "residual") if trial.epilogue else ():
+            addend = _values(operands[name])
+            exact = exact + addend
+            # At most two roundings of partial sums, in float32.
+            off = off + 2 * u32 * (abs(exact) + abs(addend))
     return exact, off * (1 + u) + u * abs(exact) + _UNDERFLOW[trial.dtype]
 
 

@@ -31,6 +31,8 @@ mx::metal::Device& gpu() {
 }
 
 using Triple = std::tuple<uint64_t, uint64_t, uint64_t>;
+// w, scales and biases.
+using Matrix = std::tuple<mx::array, mx::array, mx::array>;
 
 Triple to_tuple(const MTL::Size& size) {
   return {size.width, size.height, size.depth};
@@ -125,7 +127,12 @@ NB_MODULE(_recorder, m) {
          const mx::array& biases,
          bool transpose,
          int group_size,
-         int bits) {
+         int bits,
+         std::optional<mx::array> bias,
+         std::optional<mx::array> residual,
+         bool symmetric) {
+        nibble::ops::MatmulOptions options;
+        options.symmetric = symmetric;
         return nibble::ops::quantized_matmul(x,
                                              w,
                                              scales,
@@ -134,8 +141,8 @@ NB_MODULE(_recorder, m) {
                                              group_size,
                                              bits,
                                              "affine",
-                                             {},
-                                             {},
+                                             options,
+                                             {bias, residual},
                                              kGpu);
       },
       "x"_a,
@@ -144,7 +151,81 @@ NB_MODULE(_recorder, m) {
       "biases"_a,
       "transpose"_a = true,
       "group_size"_a = 64,
-      "bits"_a = 4);
+      "bits"_a = 4,
+      "bias"_a = nb::none(),
+      "residual"_a = nb::none(),
+      "symmetric"_a = false);
+
+  m.def(
+      "gather_qmm",
+      [](const mx::array& x,
+         const mx::array& w,
+         const mx::array& scales,
+         const mx::array& biases,
+         const mx::array& lhs,
+         const mx::array& rhs,
+         bool transpose,
+         int group_size,
+         int bits,
+         bool sorted) {
+        return nibble::ops::gather_qmm(x,
+                                       w,
+                                       scales,
+                                       biases,
+                                       lhs,
+                                       rhs,
+                                       transpose,
+                                       group_size,
+                                       bits,
+                                       "affine",
+                                       std::nullopt,
+                                       sorted,
+                                       {},
+                                       kGpu);
+      },
+      "x"_a,
+      "w"_a,
+      "scales"_a,
+      "biases"_a,
+      "lhs"_a,
+      "rhs"_a,
+      "transpose"_a = true,
+      "group_size"_a = 64,
+      "bits"_a = 4,
+      "sorted"_a = false);
+
+  m.def(
+      "swiglu",
+      [](const mx::array& x,
+         const Matrix& gate,
+         const Matrix& up,
+         std::optional<mx::array> lhs,
+         std::optional<mx::array> rhs,
+         int group_size,
+         int bits) {
+        auto arrays = [](const Matrix& q) {
+          return std::make_from_tuple<nibble::ops::QuantizedArrays>(q);
+        };
+        return nibble::ops::gather_swiglu(x,
+                                          arrays(gate),
+                                          arrays(up),
+                                          lhs,
+                                          rhs,
+                                          group_size,
+                                          bits,
+                                          "affine",
+                                          false,
+                                          {},
+                                          kGpu);
+      },
+      "x"_a,
+      "gate"_a,
+      "up"_a,
+      "lhs"_a = nb::none(),
+      "rhs"_a = nb::none(),
+      "group_size"_a = 64,
+      "bits"_a = 4,
+      "Gathered, if there are indices.");
 
   m.def(
       "dequantize",

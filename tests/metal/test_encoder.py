@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -95,10 +97,18 @@ def operands(p: simt.Problem) -> dict[str, mx.array]:
 
 
 @shared
-@given(p=problems(), device=devices)
-def test_a_product_is_encoded_as_planned(recorder, p, device):
+@given(p=problems(), device=devices, epilogue=st.tuples(st.booleans(), st.booleans()))
+def test_a_product_is_encoded_as_planned(recorder, p, device, epilogue):
     recorder.configure(f"applegpu_g{device.generation}{device.tier}")
     arrays = operands(p)
+    if p.transpose:
+        p = replace(p, bias=epilogue[0], residual=epilogue[1])
+    if p.bias:
+        arrays["bias"] = to_mlx(np.zeros(p.N), p.dtype)
+    if p.residual:
+        shape = (*arrays["x"].shape[:-1], p.N)
+        arrays["residual"] = to_mlx(np.zeros(shape), p.dtype)
+    mx.eval(arrays)
     y, dispatches = recorded(
         recorder,
         lambda: recorder.quantized_matmul(
@@ -164,11 +174,147 @@ def test_from_arrays_to_results(recorder, rng, M, dtype, bits):
     tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M} {dtype} {bits} bits")
 
 
+@pytest.mark.parametrize("M", [1, 3, 6, 35])
+def test_from_arrays_to_results_with_an_epilogue(recorder, rng, M):
+    N, K = 70, 128
+    arrays, weights = weights_to_mlx(
+        oracle.random_weights(rng, (N, K), 4, 64), "float16"
+    )
+    x = to_mlx(rng.standard_normal((M, K)), "bfloat16")
+    bias = to_mlx(9 * rng.standard_normal(N), "bfloat16")
+    residual = to_mlx(9 * rng.standard_normal((M, N)), "bfloat16")
+    mx.eval(x, bias, residual, *arrays)
+    recorder.set_executor(execute)
+    y = recorder.quantized_matmul(x, *arrays, bias=bias, residual=residual)
+    recorder.evaluate(y)
+    b, r = to_numpy(bias).astype(np.float64), to_numpy(residual)
+    exact = oracle.matmul(to_numpy(x), weights.dequantize()) + b + r
+    magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
+    magnitude = magnitude + abs(b) + abs(r)
+    allowed = tolerance.bound(exact, magnitude, K + 2, "bfloat16", "bfloat16")
+    tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M}")
+
+
+def experts(rng, B):
+    """Two stacks of three matrices, and B products that choose among them."""
+    pairs = [
+        weights_to_mlx(oracle.random_weights(rng, (3, 70, 128), 4, 64), "float16")
+        for _ in range(2)
+    ]
+    lhs = rng.integers(0, 5, B).astype(np.uint32)
+    rhs = np.sort(rng.integers(0, 3, B)).astype(np.uint32)
+    return pairs, lhs, rhs
+
+
+@pytest.mark.parametrize(
+    ("B", "M", "in_order", "kernel"),
+    [
+        (4, 1, False, "gather_qmv_"),
+        (2, 9, False, "gather_qmm_skinny_"),
+        (40, 1, True, "gather_qmm_f16"),
+    ],
+)
+def test_gathered_from_arrays_to_results(recorder, rng, B, M, in_order, kernel):
+    (((arrays, weights), _), lhs, rhs) = experts(rng, B)
+    x = to_mlx(rng.standard_normal((5, M, 128)), "float16")
+    indices = [mx.array(lhs), mx.array(rhs)]
+    mx.eval(x, arrays, indices)
+    seen = []
+
+    def run(dispatch):
+        seen.append(dispatch.kernel)
+        execute(dispatch)
+
+    recorder.set_executor(run)
+    y = recorder.gather_qmm(x, *arrays, *indices, sorted=in_order)
+    recorder.evaluate(y)
+    assert [name.startswith(kernel) for name in seen] == [True]
+    chosen = to_numpy(x)[lhs]
+    exact = oracle.matmul(chosen, weights.dequantize()[rhs])
+    magnitude = oracle.matmul(abs(chosen), weights.magnitude()[rhs])
+    allowed = tolerance.bound(exact, magnitude, 128, "float16", "float16")
+    tolerance.assert_close(to_numpy(y), exact, allowed, kernel)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_swiglu_from_arrays_to_results(recorder, rng, gathered):
+    (((gate, g), (up, u)), lhs, rhs) = experts(rng, 4)
+    # Three rows, each with matrices of its own, are one launch too.
+    x = to_mlx(rng.standard_normal((5 if gathered else 3, 1, 128)), "float16")
+    indices = [mx.array(lhs), mx.array(rhs)] if gathered else []
+    mx.eval(x, gate, up, indices)
+    recorder.set_executor(execute)
+    y = recorder.swiglu(x, gate, up, *indices)
+    assert recorder.node(y) == "NibbleSwigluMatmul"
+    recorder.evaluate(y)
+    chosen, which = (lhs, rhs) if gathered else (np.arange(3), np.arange(3))
+    exact, allowed = tolerance.swiglu(to_numpy(x)[chosen], g, u, which, "float16")
+    tolerance.assert_close(to_numpy(y), exact, allowed)
+
+
+def test_symmetric_biases_are_bound_nowhere(recorder):
+    arrays = operands(simt.Problem(M=1, N=48, K=256))
+    y, (dispatch,) = recorded(
+        recorder, lambda: recorder.quantized_matmul(**arrays, symmetric=True)
+    )
+    assert dispatch.kernel.endswith("_sym")
+    address = recorder.address(arrays["biases"])
+    assert address not in [a.address + a.offset for a in dispatch.arrays]
+
+
 def test_what_is_not_planned_becomes_mlx_s_node(recorder):
     for bits, node in ((1, "QuantizedMatmul"), (4, "NibbleQuantizedMatmul")):
         arrays = operands(simt.Problem(M=4, N=64, K=64, bits=bits))
         y = recorder.quantized_matmul(**arrays, bits=bits)
         assert recorder.node(y) == node
+
+
+def test_gathered_products_that_are_not_transposed_are_mlx_s(recorder):
+    w, scales, biases = mx.quantize(mx.zeros((3, 64, 64)))
+    index = mx.array([0, 2], mx.uint32)
+    for width, transpose, node in ((64, False, "GatherQMM"), (64, True, "NibbleG")):
+        x = mx.zeros((2, 1, width))
+        mx.eval(x, w, scales, biases, index)
+        y = recorder.gather_qmm(x, w, scales, biases, index, index, transpose)
+        assert recorder.node(y).startswith(node)
+
+
+def test_swiglu_of_more_rows_is_two_products(recorder):
+    gate, up = (mx.quantize(mx.zeros((64, 64))) for _ in range(2))
+    x = mx.zeros((2, 64))
+    mx.eval(x, gate, up)
+    assert recorder.node(recorder.swiglu(x, gate, up)) != "NibbleSwigluMatmul"
+
+
+def test_a_traced_graph_asks_for_every_number_of_rows(recorder):
+    """It may be run with another one: mx.compile(shapeless=True)."""
+    asked = []
+
+    def judge(kernel):
+        asked.append(kernel)
+        return "qmm_f32" not in kernel
+
+    recorder.set_judge(judge)
+    q = mx.quantize(mx.zeros((64, 64)))
+    x = mx.zeros((1, 64))
+    mx.eval(x, q)
+    y = recorder.quantized_matmul(x, *q)
+    assert recorder.node(y) == "NibbleQuantizedMatmul"
+    assert asked == ["qmv_quad_f32_f32_b4_g64"]
+    nodes = []
+
+    def f(x):
+        y = recorder.quantized_matmul(x, *q)
+        nodes.append(recorder.node(y))
+        return y
+
+    mx.jvp(f, [x], [x])
+    assert nodes == ["QuantizedMatmul"]
+    assert {
+        "qmv_multi_f32_f32_b4_g64_r2",
+        "qmm_skinny_f32_f32_b4_g64_bm8_bn32_wk8",
+    } <= {*asked}
+    recorder.set_judge(None)
 
 
 def test_too_many_threads_for_a_pipeline_are_refused(recorder):

@@ -80,6 +80,15 @@ def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
     return np.arange(size) // repeat % count
 
 
+def as_symmetric(w: oracle.Weights) -> tuple[oracle.Weights, oracle.Weights]:
+    """What is stored of a symmetric matrix, and what it stands for.
+
+    Kernels that read its biases are wrong everywhere.
+    """
+    stored = replace(w, biases=np.full_like(w.biases, np.nan))
+    return stored, replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
+
+
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
@@ -92,11 +101,7 @@ def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
 )
 def test_products(backend, seed, fmt, types, shape, batch, transpose, symmetric):
     x, w = make(seed, fmt, types, shape, batch, transpose)
-    stored = w
-    if symmetric:
-        # Kernels that read the biases of a symmetric matrix are wrong everywhere.
-        stored = replace(w, biases=np.full_like(w.biases, np.nan))
-        w = replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
+    stored, w = as_symmetric(w) if symmetric else (w, w)
     y = backend.matmul(
         x, stored, types, transpose=transpose, batch=batch, symmetric=symmetric
     )
@@ -258,10 +263,14 @@ def test_threads_leave_each_other_s_rows_alone(backend):
     types=st.builds(Types, DTYPE, DTYPE),
     shape=st.tuples(ROWS, COLUMNS, GROUPS, st.sampled_from([0, 1])),
     batch=BATCH,
+    symmetric=st.booleans(),
 )
-def test_products_of_8_bit_activations(backend, seed, fmt, types, shape, batch):
+def test_products_of_8_bit_activations(
+    backend, seed, fmt, types, shape, batch, symmetric
+):
     x, w = make(seed, fmt, types, shape, batch)
-    y = backend.matmul(x, w, types, batch=batch, int8=True)
+    stored, w = as_symmetric(w) if symmetric else (w, w)
+    y = backend.matmul(x, stored, types, batch=batch, int8=True, symmetric=symmetric)
     which = matrices(w, batch)
     w_hat = w.dequantize()[which]
     exact = oracle.matmul(x, w_hat)

@@ -59,7 +59,9 @@ def problems(draw):
         bits=bits,
         group_size=group_size,
         symmetric=draw(st.booleans()),
-        transpose=draw(st.booleans()),
+        transpose=(transpose := draw(st.booleans())),
+        bias=transpose and draw(st.booleans()),
+        residual=transpose and draw(st.booleans()),
     )
 
 
@@ -113,8 +115,13 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert (down - 1) * rows < M <= down * rows
         assert deep == size
         third = "scales" if p.symmetric else "biases"
-        assert launch.buffers == ("w", "scales", third, "x", "out")
-        assert struct.unpack("4i", launch.params) == (M, p.N, p.K, p.batch_count)
+        bias = "bias" if p.bias else "scales"
+        residual = "residual" if p.residual else "scales"
+        epilogue = (bias, residual) if p.transpose else ()
+        assert launch.buffers == ("w", "scales", third, "x", *epilogue, "out")
+        flags = p.bias + 2 * p.residual
+        sizes = (M, p.N, p.K, p.batch_count)
+        assert struct.unpack("5i", launch.params) == (*sizes, flags)
         symmetric = "_sym" if p.symmetric else ""
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
 

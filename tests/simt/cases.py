@@ -88,10 +88,14 @@ def _product(
     which: np.ndarray,
     operands: dict[str, np.ndarray],
     transpose: bool = True,
+    addends: tuple[np.ndarray, ...] = (),
 ) -> Case:
     exact = oracle.matmul(x, w.dequantize()[which], transpose)
     magnitude = oracle.matmul(abs(x), w.magnitude()[which], transpose)
-    terms = x.shape[-1]
+    for addend in addends:
+        exact = exact + addend
+        magnitude = magnitude + abs(addend)
+    terms = x.shape[-1] + len(addends)
     held = _held(launch, p.dtype)
     allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held)
     return Case(launch, operands, p.dtype, exact, allowed)
@@ -104,7 +108,16 @@ def matmul(p: Problem, launch: Launch, seed: int = 0) -> Case:
     x = _activations((p.batch_size, p.M, inner), p.dtype, rng)
     which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
     operands["x"] = numbers.encode(x, p.dtype)
-    return _product(launch, p, x, w, which, operands, p.transpose)
+    addends = {}
+    if p.bias:
+        addends["bias"] = 9 * _activations((p.N,), p.dtype, rng)
+    if p.residual:
+        shape = (p.batch_size, p.M, p.N)
+        addends["residual"] = 9 * _activations(shape, p.dtype, rng)
+    addends = {name: numbers.rounded(a, p.dtype) for name, a in addends.items()}
+    operands |= {name: numbers.encode(a, p.dtype) for name, a in addends.items()}
+    added = tuple(addends.values())
+    return _product(launch, p, x, w, which, operands, p.transpose, added)
 
 
 def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
@@ -217,6 +230,9 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             # Few rows, so that a batch costs little: every weight matrix twice.
             batch = {"batch_size": 4, "batch_count": 2}
             p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
+            # At one of the lengths of a row, so that both kinds are seen.
+            if transpose and base.K == _GROUPS[0] * base.group_size:
+                p = replace(p, bias=True, residual=True)
             for (launch,) in plans.candidates(p):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
     p = replace(base, M=N, N=N, K=K)

@@ -125,13 +125,23 @@ MUTANTS = [
     _qmm("w not transposed", "from[stride]", "from[1]"),
     _qmm("layout of a fragment", "((lane >> 1) & 3)", "(lane & 3)"),
     _of(_QVM, "the other half's sum", "ushort(NIBBLE_QVM_LANES)", "ushort(8)"),
+    # What is added.
+    _qmv("bias of the first column", "bias[column]", "bias[0]"),
+    _qmv("residual of the first batch", "residual_ + offset", "residual_"),
+    _quad("bias left out", "parts & NIBBLE_BIAS", "false"),
+    _multi("residual left out", "parts & NIBBLE_RESIDUAL", "false"),
+    _skinny("bias that is not there", "parts & NIBBLE_BIAS", "true"),
+    _qmm("residual of the column before", "residual[offset]", "residual[offset - 1]"),
+    _multi(
+        "rounded twice", "sum += float(residual", "sum = float(T(sum)) + float(residual"
+    ),
     # Which matrix, which row.
     _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
     _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
     _qmv(
         "every batch into the first",
-        "y + x_row * size_t(params.N)",
-        "y + size_t(tgid.y) * size_t(params.N)",
+        "epilogue, y + y_row",
+        "epilogue, y + size_t(tgid.y) * size_t(params.N)",
     ),
     _of(
         "gather_qmv_f16_f16_b4_g64",
@@ -150,8 +160,8 @@ MUTANTS = [
     # Edges.
     _qmv(
         "a row too many stored",
-        "lane == 0 && first_row + r < N",
-        "lane == 0 && first_row + r <= N",
+        "lane == 0 && row < N",
+        "lane == 0 && row <= N",
     ),
     _qmv("rows past the end read", "min(first_row + r, N - 1)", "first_row + r"),
     _qmv(
@@ -181,7 +191,7 @@ MUTANTS = [
         "k > params.K",
     ),
     # Threads.
-    _qmv("every lane stores", "lane == 0 && first_row", "first_row"),
+    _qmv("every lane stores", "lane == 0 && row < N", "row < N"),
     _qmm(
         "no barrier before the loop",
         f"tiles + BM * kStride, 0);\n  {_BARRIER}",
@@ -230,5 +240,5 @@ MUTANTS = [
     _qmv("missing qualifier", "T* x, thread float* scaled", "T* x, float* scaled"),
     _skinny("wrong address space", "threadgroup float2* mine", "device float2* mine"),
     _qmv("double", "float dot = 0.0f;", "double dot = 0.0;"),
-    _qmv("implicit bfloat", "= T(sums[r]);", "= sums[r];", "bf16_bf16"),
+    _qmv("implicit bfloat", "return T(sum);", "return sum;", "bf16_bf16"),
 ]

@@ -18,7 +18,7 @@ DTYPES = ("float32", "float16", "bfloat16")  # in the order of csrc/core/dtype.h
 
 @dataclass(frozen=True)
 class Problem:
-    """y = x @ w_hat.T; the fields of csrc/core/problem.h.
+    """y = x @ w_hat.T (+ bias + residual); the fields of csrc/core/problem.h.
 
     As a problem of dequantization, M is the number of rows of w.
     """
@@ -36,6 +36,8 @@ class Problem:
     symmetric: bool = False
     transpose: bool = True
     batch_invariant: bool = False
+    bias: bool = False
+    residual: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ PYTHON_ORDER = [
     "_native",
     "selfcheck",
     "ops",
+    "symmetric",
     "fast",
     "nn",
     "rebind",

@@ -22,6 +22,8 @@ struct SimtProblem {
   int32_t symmetric;
   int32_t transpose;
   int32_t batch_invariant;
+  int32_t bias;
+  int32_t residual;
 };
 struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
@@ -130,6 +132,7 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   problem.format = {p.bits, p.group_size, p.symmetric != 0};
   problem.transpose = p.transpose != 0;
   problem.batch_invariant = p.batch_invariant != 0;
+  problem.epilogue = {p.bias != 0, p.residual != 0};
   return problem;
 }
 
