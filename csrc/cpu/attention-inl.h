@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "csrc/cpu/epilogue-inl.h"
 #include "csrc/cpu/layers-inl.h"
 
 namespace nibble::cpu {
@@ -373,6 +374,8 @@ constexpr LayerKernels make_layer_kernels() {
           rms_norm<V>,
           rotate<V>,
           swiglu<V>,
+          add_and_round<V>,
+          swiglu_and_round<V>,
           attend_scratch<V>,
           attend<V>,
           divide<V>};

@@ -106,6 +106,20 @@ struct LayerKernels {
                  size_t count,
                  uint8_t* y);
 
+  // y [count] = sums + bias + residual, rounded once. bias and residual, of
+  // y's type, may be null; after sums, whole vectors can be read.
+  void (*add_and_round)(Dtype dtype,
+                        const float* sums,
+                        int count,
+                        const uint8_t* bias,
+                        const uint8_t* residual,
+                        uint8_t* y);
+
+  // y [count] = gate / (1 + exp(-gate)) * up, rounded once. After gate and up,
+  // whole vectors can be read.
+  void (*swiglu_and_round)(
+      Dtype dtype, const float* gate, const float* up, int count, uint8_t* y);
+
   // Floats that `attend` wants of its caller.
   size_t (*attend_scratch)(int rows, int D, int Dv);
   void (*attend)(const AttendArgs& args, Attended out, float* scratch);

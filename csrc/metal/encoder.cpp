@@ -45,6 +45,10 @@ void bind(mx::metal::CommandEncoder& encoder,
       return input(operands.lhs_indices);
     case Operand::kRhsIndices:
       return input(operands.rhs_indices);
+    case Operand::kBias:
+      return input(operands.bias);
+    case Operand::kResidual:
+      return input(operands.residual);
     case Operand::kOut:
       assert(operands.out != nullptr);
       return encoder.set_output_array(*operands.out, index);
