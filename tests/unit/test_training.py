@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.quant.dwq import dwq_quantize
@@ -21,7 +22,8 @@ from tests import families, tiny_models
 from tests.arrays import to_numpy
 from tests.tolerance import relative_rms
 
-# Differences of single rounding errors, through three layers and back.
+# Of all that is learned together. Rounding errors of float32, through three layers
+# and back, come to 1e-5; a gradient that is missing or wrong is of order 1.
 SMALL = 1e-4
 IDS = tiny_models.tokens(1, 40)[0]
 DATA = [(a[0].tolist(), 0) for a in tiny_models.tokens(8, 32)]
@@ -61,10 +63,14 @@ def fine_tune(model, keys, folder, dora=False, **options):
 
 def assert_learned_alike(stock, ours):
     assert stock.keys() == ours.keys() and stock
+    # Together, for what a saturated softmax passes on to a query is next to nothing.
+    whole = [
+        np.concatenate([to_numpy(learned[name]).ravel() for name in stock])
+        for learned in (stock, ours)
+    ]
+    assert relative_rms(whole[1], whole[0]) < SMALL
     for name in stock:
-        error = relative_rms(to_numpy(ours[name]), to_numpy(stock[name]))
-        assert error < SMALL, (name, error)
-    assert any(abs(to_numpy(a)).max() > 0 for n, a in ours.items() if "lora_b" in n)
+        assert relative_rms(to_numpy(ours[name]), to_numpy(stock[name])) < 0.01, name
 
 
 def fuse(model):
@@ -80,6 +86,7 @@ def test_adapters_learn_the_same_and_fuse(pair, dora, tmp_path):
     keys = ADAPTED if dora else ADAPTED | EXPERTS
     learned = [fine_tune(model, keys, tmp_path, dora) for model in pair]
     assert_learned_alike(*learned)
+    assert all(mx.abs(a).max() > 0 for n, a in learned[1].items() if "lora_b" in n)
     with_adapters = [to_numpy(model(IDS)) for model in pair]
     assert relative_rms(with_adapters[1], with_adapters[0]) < SMALL
     stock, ours = (to_numpy(fuse(model)(IDS)) for model in pair)
@@ -125,8 +132,10 @@ def test_undo_reaches_a_layer_inside_an_adapter():
     assert type(layer) is nn.QuantizedLinear
 
 
-def test_distilled_scales_and_biases(pair):
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_distilled_scales_and_biases(family):
     """DWQ: the gradients of every scale and bias, those of experts included."""
+    pair = families.stock(family), families.ours(family)
     teacher = families.stock("llama", bits=8)
     for model in pair:
         mx.random.seed(3)
@@ -142,6 +151,10 @@ def test_distilled_scales_and_biases(pair):
             dtype=mx.float32,
         )
     stock, ours = (dict(tree_flatten(m.trainable_parameters())) for m in pair)
-    assert stock.keys() == ours.keys() and len(stock) > 40
-    for name in stock:
-        assert relative_rms(to_numpy(ours[name]), to_numpy(stock[name])) < SMALL, name
+    assert len(stock) > 40
+    assert_learned_alike(stock, ours)
+    untrained = dict(tree_flatten(families.stock(family).parameters()))
+    moved = {n for n in ours if not mx.array_equal(ours[n], untrained[n])}
+    assert len(moved) > 0.9 * len(ours)
+    experts = {n for n in ours if "switch_mlp" in n}
+    assert experts <= moved
