@@ -3,11 +3,13 @@
 find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
+  csrc/cpu/gather.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp
   csrc/cpu/layers.cpp
   csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
+  csrc/cpu/rows.cpp
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)
 

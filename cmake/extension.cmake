@@ -16,12 +16,16 @@ add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
   csrc/mlx/dequantize.cpp
   csrc/mlx/fast_primitives.cpp
+  csrc/mlx/gather_ops.cpp
+  csrc/mlx/gather_qmm.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
-  csrc/mlx/transforms.cpp)
+  csrc/mlx/swiglu.cpp
+  csrc/mlx/transforms.cpp
+  csrc/mlx/validate.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
 target_link_libraries(nibble_mlx

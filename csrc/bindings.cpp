@@ -1,7 +1,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
+
+#include <tuple>
 
 #include "csrc/bindings_self_check.h"
 #include "csrc/mlx/fast.h"
@@ -13,27 +16,118 @@ using namespace nb::literals;
 
 namespace {
 
-mx::array quantized_matmul(const mx::array& x,
-                           const mx::array& w,
-                           const mx::array& scales,
-                           const std::optional<mx::array>& biases,
-                           bool transpose,
-                           std::optional<int> group_size,
-                           std::optional<int> bits,
-                           const std::string& mode,
-                           bool int8_activations,
-                           bool batch_invariant,
-                           mx::StreamOrDevice s) {
-  return nibble::ops::quantized_matmul(x,
-                                       w,
-                                       scales,
-                                       biases,
-                                       transpose,
-                                       group_size,
-                                       bits,
-                                       mode,
-                                       {int8_activations, batch_invariant},
-                                       s);
+using Array = mx::array;
+using MaybeArray = std::optional<mx::array>;
+using MaybeInt = std::optional<int>;
+// (w, scales, biases), as mlx.core.quantize returns them.
+using Triple = std::tuple<Array, Array, MaybeArray>;
+
+nibble::ops::QuantizedArrays as_arrays(const Triple& q) {
+  return {std::get<0>(q), std::get<1>(q), std::get<2>(q)};
+}
+
+Array quantized_matmul(const Array& x,
+                       const Array& w,
+                       const Array& scales,
+                       const MaybeArray& biases,
+                       bool transpose,
+                       MaybeInt group_size,
+                       MaybeInt bits,
+                       const std::string& mode,
+                       const MaybeArray& bias,
+                       const MaybeArray& residual,
+                       bool int8_activations,
+                       bool batch_invariant,
+                       bool symmetric,
+                       mx::StreamOrDevice s) {
+  return nibble::ops::quantized_matmul(
+      x,
+      w,
+      scales,
+      biases,
+      transpose,
+      group_size,
+      bits,
+      mode,
+      {int8_activations, batch_invariant, symmetric},
+      {bias, residual},
+      s);
+}
+
+Array gather_qmm(const Array& x,
+                 const Array& w,
+                 const Array& scales,
+                 const MaybeArray& biases,
+                 const MaybeArray& lhs_indices,
+                 const MaybeArray& rhs_indices,
+                 bool transpose,
+                 MaybeInt group_size,
+                 MaybeInt bits,
+                 const std::string& mode,
+                 const MaybeArray& global_scale,
+                 bool sorted_indices,
+                 bool int8_activations,
+                 bool symmetric,
+                 mx::StreamOrDevice s) {
+  return nibble::ops::gather_qmm(x,
+                                 w,
+                                 scales,
+                                 biases,
+                                 lhs_indices,
+                                 rhs_indices,
+                                 transpose,
+                                 group_size,
+                                 bits,
+                                 mode,
+                                 global_scale,
+                                 sorted_indices,
+                                 {int8_activations, false, symmetric},
+                                 s);
+}
+
+Array swiglu_matmul(const Array& x,
+                    const Triple& gate,
+                    const Triple& up,
+                    MaybeInt group_size,
+                    MaybeInt bits,
+                    const std::string& mode,
+                    bool int8_activations,
+                    bool batch_invariant,
+                    bool symmetric,
+                    mx::StreamOrDevice s) {
+  return nibble::ops::swiglu(x,
+                             as_arrays(gate),
+                             as_arrays(up),
+                             group_size,
+                             bits,
+                             mode,
+                             {int8_activations, batch_invariant, symmetric},
+                             s);
+}
+
+Array gather_swiglu(const Array& x,
+                    const Triple& gate,
+                    const Triple& up,
+                    const MaybeArray& lhs_indices,
+                    const MaybeArray& rhs_indices,
+                    MaybeInt group_size,
+                    MaybeInt bits,
+                    const std::string& mode,
+                    bool sorted_indices,
+                    bool int8_activations,
+                    bool symmetric,
+                    mx::StreamOrDevice s) {
+  return nibble::ops::gather_swiglu(x,
+                                    as_arrays(gate),
+                                    as_arrays(up),
+                                    lhs_indices,
+                                    rhs_indices,
+                                    group_size,
+                                    bits,
+                                    mode,
+                                    sorted_indices,
+                                    {int8_activations, false, symmetric},
+                                    s);
 }
 
 }  // namespace
@@ -57,10 +151,65 @@ NB_MODULE(_ext, m) {
         "bits"_a = nb::none(),
         "mode"_a = "affine",
         nb::kw_only(),
+        "bias"_a = nb::none(),
+        "residual"_a = nb::none(),
         "int8_activations"_a = false,
         "batch_invariant"_a = false,
+        "symmetric"_a = false,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.quantized_matmul.");
+
+  m.def("gather_qmm",
+        &gather_qmm,
+        nb::arg(),
+        nb::arg(),
+        "scales"_a,
+        "biases"_a = nb::none(),
+        "lhs_indices"_a = nb::none(),
+        "rhs_indices"_a = nb::none(),
+        "transpose"_a = true,
+        "group_size"_a = nb::none(),
+        "bits"_a = nb::none(),
+        "mode"_a = "affine",
+        "global_scale"_a = nb::none(),
+        nb::kw_only(),
+        "sorted_indices"_a = false,
+        "int8_activations"_a = false,
+        "symmetric"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.ops.gather_qmm.");
+
+  m.def("swiglu_matmul",
+        &swiglu_matmul,
+        nb::arg(),
+        "gate"_a,
+        "up"_a,
+        "group_size"_a = nb::none(),
+        "bits"_a = nb::none(),
+        "mode"_a = "affine",
+        nb::kw_only(),
+        "int8_activations"_a = false,
+        "batch_invariant"_a = false,
+        "symmetric"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.ops.swiglu.");
+
+  m.def("gather_swiglu",
+        &gather_swiglu,
+        nb::arg(),
+        "gate"_a,
+        "up"_a,
+        "lhs_indices"_a = nb::none(),
+        "rhs_indices"_a = nb::none(),
+        "group_size"_a = nb::none(),
+        "bits"_a = nb::none(),
+        "mode"_a = "affine",
+        nb::kw_only(),
+        "sorted_indices"_a = false,
+        "int8_activations"_a = false,
+        "symmetric"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.ops.gather_swiglu.");
 
   m.def("dequantize",
         &nibble::ops::dequantize,
@@ -108,6 +257,7 @@ NB_MODULE(_ext, m) {
         "mask"_a = nb::none(),
         "sinks"_a = nb::none(),
         "force_fused"_a = false,
+        "batch_invariant"_a = false,
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.scaled_dot_product_attention.");
 

@@ -27,13 +27,17 @@ _EXTRA: dict[str, dict[str, Any]] = {
         "rope_theta": 1e4,
         "tie_word_embeddings": True,
     },
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16},
     "gemma3_text": {
         "head_dim": 16,
         "sliding_window": 8,
         "sliding_window_pattern": 2,
         "query_pre_attn_scalar": 16,
     },
+    "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": False},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {
         "num_experts": 4,
         "num_experts_per_tok": 2,

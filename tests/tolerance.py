@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from tests import oracle
+
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Half the smallest subnormal: what rounding to zero costs.
 UNDERFLOW = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}
@@ -59,6 +61,46 @@ def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
     step = np.maximum(abs(groups).max(-1).astype(np.float64) / 127, 2.0**-126)
     weights = abs(w_hat).reshape(*w_hat.shape[:-1], -1, group_size).sum(-1)
     return (0.5 + 2.0**-15) * (step @ weights.swapaxes(-1, -2))
+
+
+def swiglu(
+    x: np.ndarray,
+    gate: oracle.Weights,
+    up: oracle.Weights,
+    which: np.ndarray,
+    dtype: str,
+    int8: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """silu(g) * u in float64, and the bound of a result that rounds it once.
+
+    Args:
+        x: [B, M, K].
+        gate: [E, N, K], of which g = x @ gate_hat[which].T.
+        up: [E, N, K], of which u is made likewise.
+        which: The matrix of each of the B.
+        dtype: Type of the result.
+        int8: Whether x is rounded to 8 bits first.
+    """
+    products, offs = [], []
+    for w in (gate, up):
+        w_hat = w.dequantize()[which]
+        exact = oracle.matmul(x, w_hat)
+        magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+        off = bound(exact, magnitude, x.shape[-1], "float32")
+        if int8:
+            off = off + int8_bound(x, w_hat, w.group_size) * (1 + 2.0**-24)
+        products.append(exact)
+        offs.append(off)
+    (g, u), (off_g, off_u) = products, offs
+    # exp(-g) of a large negative g is infinite, and silu rightly zero.
+    with np.errstate(over="ignore"):
+        silu = g / (1 + np.exp(-g))
+    exact = silu * u
+    # |silu'| < 1.1. exp within two units, sum, quotient, product.
+    off = 1.1 * off_g * (abs(u) + off_u) + abs(silu) * off_u
+    off = off + 8 * UNIT_ROUNDOFF["float32"] * abs(exact)
+    off = off + UNIT_ROUNDOFF[dtype] * (abs(exact) + off)
+    return exact, off + UNDERFLOW[dtype]
 
 
 def assert_close(

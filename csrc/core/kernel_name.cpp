@@ -154,6 +154,17 @@ std::string kernel_header(const KernelId& id) {
   return std::string(info(id.family).header);
 }
 
+std::vector<KernelId> instances(Family family,
+                                Dtype dtype,
+                                Dtype scale_dtype,
+                                const QuantFormat& format) {
+  std::vector<KernelId> all;
+  for (auto& shape : shapes(family, dtype, format)) {
+    all.push_back({family, dtype, scale_dtype, format, std::move(shape)});
+  }
+  return all;
+}
+
 std::vector<KernelId> instances() {
   std::vector<KernelId> all;
   for (Family family : kFamilies) {
@@ -163,8 +174,9 @@ std::vector<KernelId> instances() {
           for (int group_size : kHeldGroupSizes) {
             for (bool symmetric : {false, true}) {
               QuantFormat format{bits, group_size, symmetric};
-              for (auto& shape : shapes(family, dtype, format)) {
-                all.push_back({family, dtype, scale_dtype, format, shape});
+              for (KernelId& id :
+                   instances(family, dtype, scale_dtype, format)) {
+                all.push_back(std::move(id));
               }
             }
           }

@@ -58,4 +58,10 @@ std::string kernel_header(const KernelId& id);
 // Every instance that a plan can name, once.
 std::vector<KernelId> instances();
 
+// Those of one family, for these types and this format.
+std::vector<KernelId> instances(Family family,
+                                Dtype dtype,
+                                Dtype scale_dtype,
+                                const QuantFormat& format);
+
 }  // namespace nibble

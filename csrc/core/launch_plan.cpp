@@ -24,6 +24,10 @@ std::string to_string(Operand operand) {
       return "lhs_indices";
     case Operand::kRhsIndices:
       return "rhs_indices";
+    case Operand::kBias:
+      return "bias";
+    case Operand::kResidual:
+      return "residual";
     case Operand::kOut:
       return "out";
   }

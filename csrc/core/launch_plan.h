@@ -25,6 +25,8 @@ enum class Operand : uint8_t {
   kX,
   kLhsIndices,
   kRhsIndices,
+  kBias,  // of an epilogue, as `biases` are of groups
+  kResidual,
   kOut,
 };
 

@@ -238,6 +238,20 @@ LaunchPlan plan_gather_qmm(const GatherProblem& p) {
   return launch;
 }
 
+// The names of these families for the types and the format of a problem.
+template <typename Problem>
+std::vector<std::string> names_of(std::initializer_list<Family> families,
+                                  const Problem& p) {
+  std::vector<std::string> names;
+  for (Family family : families) {
+    for (const KernelId& id :
+         instances(family, p.dtype, p.scale_dtype, p.format)) {
+      names.push_back(kernel_name(id));
+    }
+  }
+  return names;
+}
+
 // Gate under the ordinary names, then up, then the rest of `launch`.
 LaunchPlan with_up(LaunchPlan launch) {
   bool symmetric = launch.buffers[2] == Operand::kScales;
@@ -288,7 +302,7 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0 || p.epilogue.any()) {
     return {};
   }
   if (!p.transpose) {
@@ -322,7 +336,7 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
                                             const DeviceProfile&) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose) {
     return std::nullopt;
   }
   if (p.M > 1) {
@@ -333,6 +347,30 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
     return {{plan_gather_qmm(p)}};
   }
   return {{plan_gather_qmv(p)}};
+}
+
+std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p) {
+  if (!p.transpose) {
+    return names_of({Family::kQvm, Family::kQmmN}, p);
+  }
+  if (p.batch_invariant) {
+    return names_of({Family::kQmmSkinny}, p);
+  }
+  return names_of({Family::kQmv,
+                   Family::kQmvQuad,
+                   Family::kQmvMulti,
+                   Family::kQmmSkinny,
+                   Family::kQmm},
+                  p);
+}
+
+std::vector<std::string> kernels_of_any_shape(const GatherProblem& p) {
+  return names_of(
+      {Family::kGatherQmv, Family::kGatherQmmSkinny, Family::kGatherQmm}, p);
+}
+
+std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p) {
+  return names_of({Family::kDequantize}, p);
 }
 
 std::optional<std::vector<LaunchPlan>> plan_swiglu(

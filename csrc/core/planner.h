@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "csrc/core/device_profile.h"
@@ -24,6 +25,11 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& problem,
                                             const DeviceProfile& device);
 
+// The names of all kernels that a plan for such a problem may hold, whatever
+// its numbers of rows, batches and products.
+std::vector<std::string> kernels_of_any_shape(const MatmulProblem& problem);
+std::vector<std::string> kernels_of_any_shape(const GatherProblem& problem);
+
 // The launch of y = silu(x @ gate^T) * (x @ up^T), gate and up of one shape
 // and format; nullopt if it is better done as two products.
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
@@ -42,6 +48,7 @@ struct DequantizeProblem {
 
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
+std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);
 
 // The launch that copies an array of `bytes` bytes from Operand::kX to
 // Operand::kOut, because kernels cannot read it at the byte `offset` of its

@@ -17,6 +17,15 @@ struct Batch {
   bool operator==(const Batch&) const = default;
 };
 
+// What is added to a product before it is rounded.
+struct Epilogue {
+  bool bias = false;      // [N], to every row
+  bool residual = false;  // of y's shape
+
+  bool operator==(const Epilogue&) const = default;
+  constexpr bool any() const { return bias || residual; }
+};
+
 // With W = dequantize(w[(b / repeat) % count]), w [count, N, K]:
 //   transpose:     y[b] = x[b] @ W^T, x [size, M, K], y [size, M, N]
 //   not transpose: y[b] = x[b] @ W,   x [size, M, N], y [size, M, K]
@@ -32,6 +41,7 @@ struct MatmulProblem {
   bool transpose = true;
   // The bits of a row of y may not depend on the other rows of x.
   bool batch_invariant = false;
+  Epilogue epilogue;  // only if transposed
 
   bool operator==(const MatmulProblem&) const = default;
 };
@@ -52,17 +62,20 @@ inline MatmulProblem merge_rows(MatmulProblem p) {
 }
 
 // With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B]:
-//   y[b] = x[lhs[b]] @ W[rhs[b]]^T,   x [.., M, K], y [B, M, N]
+//   transpose:     y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N]
+//   not transpose: y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
 struct GatherProblem {
   int B = 1;
   int M = 1;
   int N = 1;
   int K = 1;
   int experts = 1;
+  int rows = 1;  // matrices of activations
   Dtype dtype = Dtype::kFloat16;
   Dtype scale_dtype = Dtype::kFloat16;
   QuantFormat format;
   bool sorted = false;  // rhs never falls
+  bool transpose = true;
 
   bool operator==(const GatherProblem&) const = default;
 };

@@ -45,15 +45,18 @@ MatmulProblem dense(const Trial& t) {
 }
 
 GatherProblem gathered(const Trial& t) {
-  return {t.B,
-          t.M,
-          t.N,
-          t.K,
-          t.experts,
-          t.dtype,
-          t.scale_dtype,
-          t.format,
-          t.sorted};
+  GatherProblem p;
+  p.B = t.B;
+  p.M = t.M;
+  p.N = t.N;
+  p.K = t.K;
+  p.experts = t.experts;
+  p.rows = t.rows;
+  p.dtype = t.dtype;
+  p.scale_dtype = t.scale_dtype;
+  p.format = t.format;
+  p.sorted = t.sorted;
+  return p;
 }
 
 // What could be planned for the shapes of `t` by a kernel of this family.

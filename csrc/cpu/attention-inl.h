@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "csrc/cpu/epilogue-inl.h"
 #include "csrc/cpu/layers-inl.h"
 
 namespace nibble::cpu {
@@ -310,7 +311,7 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
                              count,
                              kv.D,
                              key_room);
-    if (M <= kFewQueries<V>) {
+    if (args.batch_invariant || M <= kFewQueries<V>) {
       inner_product<V>(q, M, keys.data, keys.stride, D, count, scores);
     } else {
       transpose(keys, count, kv.D, transposed);
@@ -373,6 +374,8 @@ constexpr LayerKernels make_layer_kernels() {
           rms_norm<V>,
           rotate<V>,
           swiglu<V>,
+          add_and_round<V>,
+          swiglu_and_round<V>,
           attend_scratch<V>,
           attend<V>,
           divide<V>};

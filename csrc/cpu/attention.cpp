@@ -17,6 +17,10 @@ constexpr int kRows = 128;
 constexpr int64_t kParallelProducts = 64 * 1024;
 // Keys are split among threads only in parts of no fewer than this.
 constexpr int kMinSplit = 2 * kKeyBlock;
+// And where no bit may depend on the split, in parts of this always: small
+// enough for two threads from 1024 keys on, the least that is split otherwise
+// being 512.
+constexpr int kFixedSplit = 4 * kKeyBlock;
 
 // How the work is cut: for each batch and each head of keys and values, blocks
 // of positions; and where that makes too few pieces, ranges of keys.
@@ -35,6 +39,12 @@ Cut cut(const Attention& p) {
   c.positions = std::clamp(kRows / group, 1, p.L);
   c.blocks = (p.L + c.positions - 1) / c.positions;
   int units = p.B * p.kv_heads * c.blocks;
+  if (p.batch_invariant) {
+    c.split_keys = kFixedSplit;
+    c.splits = (p.S + c.split_keys - 1) / c.split_keys;
+    c.pieces = units * c.splits;
+    return c;
+  }
   c.splits = 1;
   if (units < 2 * threads) {
     c.splits = std::clamp(
@@ -102,6 +112,7 @@ AttendArgs args_of(const Attention& p,
   a.dtype = p.dtype;
   a.scale = p.scale;
   a.causal = p.causal;
+  a.batch_invariant = p.batch_invariant;
   a.visible = p.S - p.L + u.position + 1;
   a.begin = 0;
   a.end = p.causal ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;

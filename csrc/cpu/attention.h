@@ -18,6 +18,9 @@ struct Attention {
   Dtype dtype;
   float scale;
   bool causal;  // query l sees the keys up to S - L + l
+  // Have the bits of a query's result depend on the keys that it sees alone:
+  // not on how many queries come with it, keys that it does not see, threads.
+  bool batch_invariant;
   MaskKind mask;
   Dtype mask_dtype;
 

@@ -42,11 +42,14 @@ void arrange(Dtype dtype, int bits, const void* x, size_t count, float* out) {
       with_dtype(dtype, [&](auto d) {
         to_floats<V, decltype(d)::value>(p + i * size, n, part);
       });
-      for (int k = 0; k < n; k += V::kLanes) {
+      int k = 0;
+      for (; k + V::kLanes <= n; k += V::kLanes) {
         V::store(
             out + i + k,
             V::template to_code_order<decltype(b)::value>(V::load(part + k)));
       }
+      // Not a whole vector: what follows may be another thread's.
+      for (; k < n; ++k) out[i + k] = part[k];
     }
   });
 }

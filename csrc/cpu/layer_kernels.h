@@ -58,6 +58,7 @@ struct AttendArgs {
   // those before `visible`, each next one one more.
   int begin, end;
   bool causal;
+  bool batch_invariant;  // one way of summing, whatever the number of rows
   int visible;
 };
 
@@ -104,6 +105,20 @@ struct LayerKernels {
                  const uint8_t* up,
                  size_t count,
                  uint8_t* y);
+
+  // y [count] = sums + bias + residual, rounded once. bias and residual, of
+  // y's type, may be null; after sums, whole vectors can be read.
+  void (*add_and_round)(Dtype dtype,
+                        const float* sums,
+                        int count,
+                        const uint8_t* bias,
+                        const uint8_t* residual,
+                        uint8_t* y);
+
+  // y [count] = gate / (1 + exp(-gate)) * up, rounded once. After gate and up,
+  // whole vectors can be read.
+  void (*swiglu_and_round)(
+      Dtype dtype, const float* gate, const float* up, int count, uint8_t* y);
 
   // Floats that `attend` wants of its caller.
   size_t (*attend_scratch)(int rows, int D, int Dv);

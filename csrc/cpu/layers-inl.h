@@ -99,16 +99,21 @@ void rotate(Dtype dtype,
   round_floats<V>(dtype, second, half, y + half * size);
 }
 
+// v / (1 + e^-v).
+template <class V>
+typename V::F silu(typename V::F v) {
+  typename V::F e = exp<V>(V::mul(v, V::set1(-1)));
+  return V::div(v, V::add(V::set1(1), e));
+}
+
 template <class V, Dtype kDtype>
 void swiglu(const uint8_t* gate, const uint8_t* up, size_t count, uint8_t* y) {
   constexpr size_t kSize = size_of(kDtype);
-  typename V::F one = V::set1(1), minus = V::set1(-1);
   for (size_t i = 0; i < count; i += V::kLanes) {
     int n = count - i < V::kLanes ? static_cast<int>(count - i) : V::kLanes;
     auto g = V::template load_as_float<kDtype>(gate + i * kSize, n);
     auto u = V::template load_as_float<kDtype>(up + i * kSize, n);
-    auto silu = V::div(g, V::add(one, exp<V>(V::mul(g, minus))));
-    V::template store_rounded<kDtype>(y + i * kSize, V::mul(silu, u), n);
+    V::template store_rounded<kDtype>(y + i * kSize, V::mul(silu<V>(g), u), n);
   }
 }
 

@@ -18,6 +18,12 @@ constexpr int64_t kParallelElements = 32 * 1024;
 // Positions whose rotations are computed from one sine and cosine each.
 constexpr int kPositions = 32;
 
+// The last multiple of kPositions that is not after a position.
+int64_t block_start(int64_t position) {
+  return (position >= 0 ? position : position - (kPositions - 1)) / kPositions *
+         kPositions;
+}
+
 const uint8_t* row_of(const RowGrid& x, Dtype dtype, int64_t row) {
   int64_t k = row % x.shape[2], j = row / x.shape[2] % x.shape[1];
   int64_t i = row / x.shape[2] / x.shape[1];
@@ -34,30 +40,45 @@ void by_pieces(int64_t count, int64_t elements_each, Fn&& body) {
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
 }
 
-// cos and sin of the angles of consecutive positions, [kPositions, 2, width].
-// Angles are formed in double precision: a float's error of an angle grows
-// with the position, 4e-3 at 65536. Within a block, each position turns the
-// one before it by the same angle.
-void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
+// cos and sin of the angles of consecutive positions of one block,
+// [count, 2, width]. Angles are formed in double precision: a float's error of
+// an angle grows with the position, 4e-3 at 65536. Each position turns the one
+// before it by the same angle, from the start of its block: so its rotation has
+// the same bits whatever positions it is computed with.
+void fill_block(const Rope& p, int64_t position, int count, float* out) {
   int half = p.dims / 2, width = whole_vectors(half);
+  int64_t start = block_start(position);
+  int skipped = static_cast<int>(position - start);
   double log_base = p.periods ? 0 : std::log(double{p.base});
   for (int i = 0; i < half; ++i) {
     double frequency = p.scale * (p.periods ? 1 / double{p.periods[i]}
                                             : std::exp(-log_base * i / half));
-    double angle = static_cast<double>(position) * frequency;
+    double angle = static_cast<double>(start) * frequency;
     double c = std::cos(angle), s = std::sin(angle);
     double step_c = 1, step_s = 0;
-    if (count > 1) {
+    if (skipped + count > 1) {
       step_c = std::cos(frequency);
       step_s = std::sin(frequency);
     }
-    for (int l = 0; l < count; ++l) {
-      out[2 * l * width + i] = static_cast<float>(c);
-      out[(2 * l + 1) * width + i] = static_cast<float>(s);
+    for (int l = -skipped; l < count; ++l) {
+      if (l >= 0) {
+        out[2 * l * width + i] = static_cast<float>(c);
+        out[(2 * l + 1) * width + i] = static_cast<float>(s);
+      }
       double turned = c * step_c - s * step_s;
       s = s * step_c + c * step_s;
       c = turned;
     }
+  }
+}
+
+void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
+  int64_t next = block_start(position) + kPositions;
+  int here = static_cast<int>(std::min<int64_t>(count, next - position));
+  fill_block(p, position, here, out);
+  if (here < count) {
+    int width = whole_vectors(p.dims / 2);
+    fill_block(p, next, count - here, out + int64_t{2} * here * width);
   }
 }
 

@@ -42,6 +42,10 @@ const mx::array* input_of(Operand operand, const Operands& operands) {
       return operands.lhs_indices;
     case Operand::kRhsIndices:
       return operands.rhs_indices;
+    case Operand::kBias:
+      return operands.bias;
+    case Operand::kResidual:
+      return operands.residual;
     case Operand::kOut:
       return nullptr;
   }

@@ -24,6 +24,8 @@ struct Operands {
   const mlx::core::array* x = nullptr;
   const mlx::core::array* lhs_indices = nullptr;
   const mlx::core::array* rhs_indices = nullptr;
+  const mlx::core::array* bias = nullptr;
+  const mlx::core::array* residual = nullptr;
   mlx::core::array* out = nullptr;
 };
 

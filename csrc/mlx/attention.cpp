@@ -71,6 +71,7 @@ mx::array scaled_dot_product_attention(
     const std::variant<std::monostate, std::string, mx::array>& mask,
     const std::optional<mx::array>& sinks,
     bool force_fused,
+    bool batch_invariant,
     mx::StreamOrDevice s) {
   mx::Stream stream = mx::to_stream(s);
   const auto* mode = std::get_if<std::string>(&mask);
@@ -101,8 +102,11 @@ mx::array scaled_dot_product_attention(
         force_fused,
         s);
   }
-  AttentionOptions options{
-      scale, mode != nullptr, array != nullptr, sinks.has_value()};
+  AttentionOptions options{scale,
+                           mode != nullptr,
+                           array != nullptr,
+                           sinks.has_value(),
+                           batch_invariant};
   std::vector<mx::array> inputs = {q, k, v};
   if (array) {
     inputs.push_back(*array);
@@ -135,6 +139,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.dtype = *to_dtype(q.dtype());
   p.scale = options_.scale;
   p.causal = options_.causal;
+  p.batch_invariant = options_.batch_invariant;
 
   // In memory [B, L, heads, Dv]: what follows attention transposes to this.
   int64_t row = int64_t{p.heads} * p.Dv;

@@ -93,6 +93,28 @@ MatmulProblem matmul_problem(const mx::array& x,
   return p;
 }
 
+GatherProblem gather_problem(const mx::array& x,
+                             const mx::array& w,
+                             const mx::array& scales,
+                             const mx::array& lhs,
+                             QuantFormat format,
+                             bool transpose,
+                             bool sorted) {
+  GatherProblem p;
+  p.B = static_cast<int>(lhs.size());
+  p.M = x.shape(-2);
+  p.N = w.shape(-2);
+  p.K = scales.shape(-1) * format.group_size;
+  p.experts = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
+  p.rows = static_cast<int>(x.size() / x.shape(-1) / x.shape(-2));
+  p.dtype = *to_dtype(x.dtype());
+  p.scale_dtype = *to_dtype(scales.dtype());
+  p.format = format;
+  p.sorted = sorted;
+  p.transpose = transpose;
+  return p;
+}
+
 DequantizeProblem dequantize_problem(const mx::array& w,
                                      const mx::array& scales,
                                      QuantFormat format,

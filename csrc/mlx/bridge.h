@@ -8,6 +8,7 @@
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
+#include "csrc/cpu/matmul.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -33,6 +34,16 @@ MatmulProblem matmul_problem(const mx::array& x,
                              QuantFormat format,
                              bool transpose);
 
+// The problem that gather_qmm poses, by the shapes that the primitive was
+// given.
+GatherProblem gather_problem(const mx::array& x,
+                             const mx::array& w,
+                             const mx::array& scales,
+                             const mx::array& lhs,
+                             QuantFormat format,
+                             bool transpose,
+                             bool sorted);
+
 // w_hat of dtype `dtype` from all matrices of w, one below the other.
 DequantizeProblem dequantize_problem(const mx::array& w,
                                      const mx::array& scales,
@@ -56,6 +67,22 @@ class RowContiguous {
   const void* data_ = nullptr;
   std::optional<mx::array> scattered_;  // what is to be copied
   std::vector<std::byte> copy_;
+};
+
+// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
+class QuantizedRows {
+ public:
+  QuantizedRows(const std::vector<mx::array>& inputs, int first)
+      : w_(inputs[first]),
+        scales_(inputs[first + 1]),
+        biases_(inputs[first + 2]) {}
+
+  cpu::QuantizedOperands operands() {
+    return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
+  }
+
+ private:
+  RowContiguous w_, scales_, biases_;
 };
 
 // The rows (last dimension) of an array [A, ..., B, D] as a grid of

@@ -15,8 +15,6 @@
 namespace nibble {
 namespace {
 
-using bridge::RowContiguous;
-
 enum Input { kW, kScales, kBiases };
 
 }  // namespace
@@ -30,12 +28,9 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   encoder.dispatch([problem,
-                    w = mx::array::unsafe_weak_copy(inputs[kW]),
-                    scales = mx::array::unsafe_weak_copy(inputs[kScales]),
-                    biases = mx::array::unsafe_weak_copy(inputs[kBiases]),
-                    y = out.data<void>()] {
-    RowContiguous rw(w), rs(scales), rb(biases);
-    cpu::dequantize(problem, rw.as<uint32_t>(), rs.data(), rb.data(), y);
+                    w = bridge::QuantizedRows(inputs, kW),
+                    y = out.data<void>()]() mutable {
+    cpu::dequantize(problem, w.operands(), y);
   });
 }
 
@@ -104,12 +99,7 @@ std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
 
 std::pair<std::vector<mx::array>, std::vector<int>> Dequantize::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
-  int size = 1;
-  for (int i = 0; i < 3; ++i) {
-    if (axes[i] >= 0) {
-      size = inputs[i].shape(axes[i]);
-    }
-  }
+  int size = mapped_size(inputs, axes);
   auto mapped = [&](Input i) {
     return to_front(inputs[i], axes[i], size, stream());
   };

@@ -36,6 +36,7 @@ mx::array scaled_dot_product_attention(
     const std::variant<std::monostate, std::string, mx::array>& mask,
     const std::optional<mx::array>& sinks,
     bool force_fused,
+    bool batch_invariant,
     mx::StreamOrDevice s);
 
 // silu(gate) * up.

@@ -101,6 +101,7 @@ struct AttentionOptions {
   float scale;
   bool causal;
   bool has_mask, has_sinks;
+  bool batch_invariant;
 
   bool operator==(const AttentionOptions&) const = default;
 };

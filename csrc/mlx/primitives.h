@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/core/format.h"
+#include "csrc/core/problem.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/primitives.h"
 
@@ -13,7 +13,8 @@ namespace nibble {
 
 namespace mx = mlx::core;
 
-// Inputs {x, w, scales, biases}. w [N, K'] serves all rows of x [..., in];
+// Inputs {x, w, scales, biases}, then bias [N] and residual (of the output's
+// shape) if the epilogue has them. w [N, K'] serves all rows of x [..., in];
 // w [batch..., N, K'] needs x [batch..., M, in] already broadcast, in a way
 // that match_batch() finds. Output: x's shape, its last dimension replaced.
 class QuantizedMatmul : public mx::Primitive {
@@ -21,11 +22,13 @@ class QuantizedMatmul : public mx::Primitive {
   QuantizedMatmul(mx::Stream stream,
                   QuantFormat format,
                   bool transpose,
-                  ops::MatmulOptions options)
+                  ops::MatmulOptions options,
+                  Epilogue epilogue)
       : Primitive(stream),
         format_(format),
         transpose_(transpose),
-        options_(options) {}
+        options_(options),
+        epilogue_(epilogue) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
@@ -48,14 +51,77 @@ class QuantizedMatmul : public mx::Primitive {
       const std::vector<mx::array>& inputs) override;
 
  private:
+  // quantized_matmul of other arrays, with these options.
   mx::array apply(const mx::array& x,
                   const mx::array& w,
                   const mx::array& scales,
                   const mx::array& biases,
-                  bool transpose);
+                  bool transpose,
+                  const ops::MatmulOptions& options,
+                  const ops::Addends& addends = {});
+
+  // Where among the inputs they are, if they are.
+  int bias_input() const { return epilogue_.bias ? 4 : -1; }
+  int residual_input() const {
+    return epilogue_.residual ? 4 + epilogue_.bias : -1;
+  }
+
+  MatmulProblem problem(const std::vector<mx::array>& inputs) const;
 
   QuantFormat format_;
   bool transpose_;
+  ops::MatmulOptions options_;
+  Epilogue epilogue_;
+};
+
+// Inputs {x [..., M, in], w [..., N, K'], scales, biases, lhs, rhs}, the last
+// two of one shape [...] and uint32. Output [..., M, out] in that shape.
+class GatherQmm : public mx::Primitive {
+ public:
+  GatherQmm(mx::Stream stream,
+            QuantFormat format,
+            bool transpose,
+            bool sorted,
+            ops::MatmulOptions options)
+      : Primitive(stream),
+        format_(format),
+        transpose_(transpose),
+        sorted_(sorted),
+        options_(options) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+
+  std::vector<mx::array> jvp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& tangents,
+                             const std::vector<int>& argnums) override;
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override;
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs,
+      const std::vector<int>& axes) override;
+  const char* name() const override { return "NibbleGatherQMM"; }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  // gather_qmm of other arrays; `symmetric` if these are still so.
+  mx::array apply(const std::vector<mx::array>& inputs, bool symmetric);
+
+  GatherProblem problem(const std::vector<mx::array>& inputs) const;
+
+  // d/d w_hat [.., N, K] in float32: the sum over the products that chose it.
+  mx::array weight_gradient(const std::vector<mx::array>& primals,
+                            const mx::array& dy);
+
+  QuantFormat format_;
+  bool transpose_;
+  bool sorted_;
   ops::MatmulOptions options_;
 };
 

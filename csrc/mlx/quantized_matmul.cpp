@@ -15,6 +15,7 @@
 namespace nibble {
 namespace {
 
+using bridge::QuantizedRows;
 using bridge::RowContiguous;
 
 enum Input { kX, kW, kScales, kBiases };
@@ -25,25 +26,30 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  MatmulProblem problem = bridge::matmul_problem(
-      inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
-  auto activations = options_.int8_activations && transpose_
-                         ? cpu::Activations::kInt8
-                         : cpu::Activations::kExact;
+  auto activations = options_.int8_activations ? cpu::Activations::kInt8
+                                               : cpu::Activations::kExact;
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   for (const mx::array& input : inputs) {
     encoder.set_input_array(input);
   }
-  encoder.dispatch([problem,
+  auto addend = [&](int input) {
+    return input < 0 ? std::nullopt
+                     : std::optional(RowContiguous(inputs[input]));
+  };
+  encoder.dispatch([problem = problem(inputs),
                     activations,
                     x = RowContiguous(inputs[kX]),
-                    w = RowContiguous(inputs[kW]),
-                    scales = RowContiguous(inputs[kScales]),
-                    biases = RowContiguous(inputs[kBiases]),
+                    w = QuantizedRows(inputs, kW),
+                    bias = addend(bias_input()),
+                    residual = addend(residual_input()),
                     y = out.data<void>()]() mutable {
     cpu::matmul(problem,
-                {w.as<uint32_t>(), scales.data(), biases.data(), x.data(), y},
+                {w.operands(),
+                 x.data(),
+                 y,
+                 bias ? bias->data() : nullptr,
+                 residual ? residual->data() : nullptr},
                 activations);
   });
 }
@@ -52,10 +58,7 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  MatmulProblem problem = bridge::matmul_problem(
-      inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
-  problem.batch_invariant = options_.batch_invariant;
-  auto launches = plan(problem, metal::device_profile(stream().device));
+  auto launches = plan(problem(inputs), metal::device_profile(stream().device));
   require(launches.has_value(),
           "quantized_matmul",
           "a graph built for this device must be run on it");
@@ -64,15 +67,29 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   operands.scales = &inputs[kScales];
   operands.biases = &inputs[kBiases];
   operands.x = &inputs[kX];
+  operands.bias = bias_input() < 0 ? nullptr : &inputs[bias_input()];
+  operands.residual =
+      residual_input() < 0 ? nullptr : &inputs[residual_input()];
   operands.out = &out;
   metal::encode(*launches, operands, stream());
+}
+
+MatmulProblem QuantizedMatmul::problem(
+    const std::vector<mx::array>& inputs) const {
+  MatmulProblem p = bridge::matmul_problem(
+      inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
+  p.batch_invariant = options_.batch_invariant;
+  p.epilogue = epilogue_;
+  return p;
 }
 
 mx::array QuantizedMatmul::apply(const mx::array& x,
                                  const mx::array& w,
                                  const mx::array& scales,
                                  const mx::array& biases,
-                                 bool transpose) {
+                                 bool transpose,
+                                 const ops::MatmulOptions& options,
+                                 const ops::Addends& addends) {
   return ops::quantized_matmul(x,
                                w,
                                scales,
@@ -81,7 +98,8 @@ mx::array QuantizedMatmul::apply(const mx::array& x,
                                format_.group_size,
                                format_.bits,
                                "affine",
-                               options_,
+                               options,
+                               addends,
                                stream());
 }
 
@@ -89,7 +107,7 @@ std::vector<mx::array> QuantizedMatmul::jvp(
     const std::vector<mx::array>& primals,
     const std::vector<mx::array>& tangents,
     const std::vector<int>& argnums) {
-  // y is linear in x, and linear in (scales, biases) together.
+  // y is linear in x, linear in (scales, biases) together, and in the addends.
   const mx::array &x = primals[kX], &w = primals[kW];
   std::optional<mx::array> sum;
   auto add = [&](const mx::array& term) {
@@ -100,7 +118,8 @@ std::vector<mx::array> QuantizedMatmul::jvp(
     const mx::array& t = tangents[i];
     switch (argnums[i]) {
       case kX:
-        add(apply(t, w, primals[kScales], primals[kBiases], transpose_));
+        add(apply(
+            t, w, primals[kScales], primals[kBiases], transpose_, options_));
         break;
       case kScales:
         d_scales = t;
@@ -108,15 +127,23 @@ std::vector<mx::array> QuantizedMatmul::jvp(
       case kBiases:
         d_biases = t;
         break;
-      default:
+      case kW:
         fail("QuantizedMatmul::jvp",
              "the packed weights are integers: they have no tangent");
+      default:
+        add(mx::broadcast_to(t, output_shapes(primals)[0], stream()));
     }
   }
   if (d_scales || d_biases) {
     mx::array zeros = mx::zeros_like(primals[kScales], stream());
-    add(apply(
-        x, w, d_scales.value_or(zeros), d_biases.value_or(zeros), transpose_));
+    ops::MatmulOptions general = options_;
+    general.symmetric = false;  // of the tangents nothing is known
+    add(apply(x,
+              w,
+              d_scales.value_or(zeros),
+              d_biases.value_or(zeros),
+              transpose_,
+              general));
   }
   return {*sum};
 }
@@ -160,7 +187,8 @@ std::vector<mx::array> QuantizedMatmul::vjp(
   for (int arg : argnums) {
     switch (arg) {
       case kX:
-        gradients.push_back(apply(dy, w, scales, biases, !transpose_));
+        gradients.push_back(
+            apply(dy, w, scales, biases, !transpose_, options_));
         break;
       case kScales:
         gradients.push_back(
@@ -170,9 +198,19 @@ std::vector<mx::array> QuantizedMatmul::vjp(
         gradients.push_back(
             mx::astype(group_gradient().biases, biases.dtype(), stream()));
         break;
-      default:
+      case kW:
         fail("QuantizedMatmul::vjp",
              "the packed weights are integers: they have no gradient");
+      default:
+        // In float32: a bias gathers every row.
+        gradients.push_back(
+            arg == residual_input()
+                ? dy
+                : mx::astype(sum_to(mx::astype(dy, mx::float32, stream()),
+                                    primals[arg].shape(),
+                                    stream()),
+                             dy.dtype(),
+                             stream()));
     }
   }
   return gradients;
@@ -181,37 +219,48 @@ std::vector<mx::array> QuantizedMatmul::vjp(
 std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const mx::Stream& s = stream();
+  int size = mapped_size(inputs, axes);
+  auto mapped = [&](int i) { return to_front(inputs[i], axes[i], size, s); };
   bool weights_mapped =
       axes[kW] >= 0 || axes[kScales] >= 0 || axes[kBiases] >= 0;
-  if (!weights_mapped) {
-    mx::array x = mx::moveaxis(inputs[kX], axes[kX], 0, s);
-    mx::array y =
-        apply(x, inputs[kW], inputs[kScales], inputs[kBiases], transpose_);
-    return {{y}, {0}};
-  }
-  int size = 1;
-  for (int i = 0; i < 4; ++i) {
-    if (axes[i] >= 0) {
-      size = inputs[i].shape(axes[i]);
-    }
-  }
-  mx::array x = to_front(inputs[kX], axes[kX], size, s);
-  bool vector = x.ndim() == 2;  // [V, in]: one row each
-  if (vector) {
-    x = mx::expand_dims(x, 1, s);
-  }
-  auto weights = [&](Input i) {
-    return pad_batch(to_front(inputs[i], axes[i], size, s), x.ndim(), s);
+  mx::array x = mapped(kX);
+  // x [V, in] is one row each: with weights of its own it is a matrix.
+  bool vector = weights_mapped && x.ndim() == 2;
+  auto as_rows = [&](const mx::array& a) {
+    return vector ? mx::expand_dims(a, 1, s) : a;
   };
-  mx::array y =
-      apply(x, weights(kW), weights(kScales), weights(kBiases), transpose_);
+  x = as_rows(x);
+  auto weights = [&](Input i) {
+    return weights_mapped ? pad_batch(mapped(i), x.ndim(), s) : inputs[i];
+  };
+  ops::Addends addends;
+  if (epilogue_.residual) {
+    addends.residual = as_rows(mapped(residual_input()));
+  }
+  if (epilogue_.bias && axes[bias_input()] < 0) {
+    addends.bias = inputs[bias_input()];
+  } else if (epilogue_.bias) {
+    // One bias for each element mapped over: a residual of equal rows.
+    mx::Shape shape = x.shape();
+    mx::array rows = pad_batch(mapped(bias_input()), shape.size(), s);
+    shape.back() = rows.shape(-1);
+    addends.residual = addends.residual ? mx::add(*addends.residual, rows, s)
+                                        : mx::broadcast_to(rows, shape, s);
+  }
+  mx::array y = apply(x,
+                      weights(kW),
+                      weights(kScales),
+                      weights(kBiases),
+                      transpose_,
+                      options_,
+                      addends);
   return {{vector ? mx::squeeze(y, 1, s) : y}, {0}};
 }
 
 bool QuantizedMatmul::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const QuantizedMatmul&>(other);
   return format_ == o.format_ && transpose_ == o.transpose_ &&
-         options_ == o.options_;
+         options_ == o.options_ && epilogue_ == o.epilogue_;
 }
 
 std::vector<mx::Shape> QuantizedMatmul::output_shapes(

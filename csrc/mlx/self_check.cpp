@@ -78,6 +78,8 @@ class Launches : public mx::UnaryPrimitive {
     operands.x = find(Operand::kX);
     operands.lhs_indices = find(Operand::kLhsIndices);
     operands.rhs_indices = find(Operand::kRhsIndices);
+    operands.bias = find(Operand::kBias);
+    operands.residual = find(Operand::kResidual);
     operands.out = &out;
     metal::encode(launches_, operands, stream());
   }
@@ -114,6 +116,15 @@ void set_judge(Judge judge) {
 bool trusted(const std::vector<LaunchPlan>& launches) {
   for (const LaunchPlan& launch : launches) {
     if (!trusted(launch.kernel)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool trusted(const std::vector<std::string>& kernels) {
+  for (const std::string& kernel : kernels) {
+    if (!trusted(kernel)) {
       return false;
     }
   }

@@ -28,6 +28,7 @@ void set_judge(Judge judge);
 
 // Whether all kernels of a plan may be used.
 bool trusted(const std::vector<LaunchPlan>& launches);
+bool trusted(const std::vector<std::string>& kernels);
 
 // The names of all kernels.
 std::vector<std::string> kernels();

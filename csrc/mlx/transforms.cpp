@@ -52,6 +52,16 @@ mx::array sum_to(mx::array a, const mx::Shape& shape, mx::Stream s) {
   return axes.empty() ? a : mx::reshape(mx::sum(a, axes, false, s), shape, s);
 }
 
+int mapped_size(const std::vector<mx::array>& inputs,
+                const std::vector<int>& axes) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (axes[i] >= 0) {
+      return inputs[i].shape(axes[i]);
+    }
+  }
+  return 1;
+}
+
 mx::array to_front(const mx::array& a, int axis, int size, mx::Stream s) {
   if (axis >= 0) {
     return mx::moveaxis(a, axis, 0, s);

@@ -1,6 +1,8 @@
 // What the primitives' function transforms (vjp, vmap) share.
 #pragma once
 
+#include <vector>
+
 #include "csrc/core/format.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
@@ -23,6 +25,10 @@ GroupGradients group_gradients(const mx::array& dw,
 
 // Sums away the leading dimensions that broadcasting added or stretched.
 mx::array sum_to(mx::array a, const mx::Shape& shape, mx::Stream s);
+
+// How many elements the mapped inputs have along their axes.
+int mapped_size(const std::vector<mx::array>& inputs,
+                const std::vector<int>& axes);
 
 // Moves a mapped axis to the front; an input that is not mapped (axis < 0) is
 // broadcast along a new one of `size`.

@@ -7,8 +7,17 @@ import mlx.core
 
 mlx_version: str = '0.32.4'
 
-def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, int8_activations: bool = False, batch_invariant: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
+
+def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.ops.gather_qmm."""
+
+def swiglu_matmul(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.ops.swiglu."""
+
+def gather_swiglu(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.ops.gather_swiglu."""
 
 def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.dequantize."""
@@ -19,7 +28,7 @@ def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *,
 def rope(arg0: mlx.core.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mlx.core.array, freqs: mlx.core.array | None = None, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rope."""
 
-def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg2: mlx.core.array, /, *, scale: float, mask: str | mlx.core.array | None = None, sinks: mlx.core.array | None = None, force_fused: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg2: mlx.core.array, /, *, scale: float, mask: str | mlx.core.array | None = None, sinks: mlx.core.array | None = None, force_fused: bool = False, batch_invariant: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.scaled_dot_product_attention."""
 
 def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:

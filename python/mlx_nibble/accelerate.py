@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, nn, ops
-from mlx_nibble.report import Kept, Report, Swap
-from mlx_nibble.route import route
-
-# By exact type: a subclass has a __call__ of its own that ours would hide.
-_OURS: dict[type[mlx_nn.Module], type[mlx_nn.Module]] = {
-    mlx_nn.QuantizedLinear: nn.QuantizedLinear,
-    mlx_nn.QuantizedEmbedding: nn.QuantizedEmbedding,
-}
+from mlx_nibble import _native, ops
+from mlx_nibble.rebind import Rebound, original
+from mlx_nibble.report import Kept, Report, Routed, Swap
+from mlx_nibble.route import PRODUCTS, other_layers, quantized_layers
 
 
 def accelerate(
@@ -29,7 +25,8 @@ def accelerate(
 
     A layer changes its class and nothing else: parameters, their names and the
     arrays themselves stay where they are, so the model is saved, trained and
-    sharded as before, and no memory is spent.
+    sharded as before, and no memory is spent. Its new class is a subclass of its
+    own, whose code is the same and calls our operations where it called MLX's.
 
     Where the default device is the CPU, the layers between them compute with our
     operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
@@ -51,42 +48,64 @@ def accelerate(
         ValueError: If ``activations`` is neither None nor ``"int8"``.
     """
     ops.check_activations("accelerate", activations)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    quantized = quantized_layers(activations, batch_invariant, on_cpu)
+    others = other_layers(batch_invariant)
     report = Report()
     for path, module in model.named_modules():
-        kind = type(module)
-        if not _is_quantized(module) or kind in _OURS.values():
+        now, kind = type(module), original(type(module))
+        if is_quantized(module):
+            rebound = quantized.subclass(kind)
+            if rebound is None or now is not rebound.kind:
+                reason = _reason_to_keep(path, module, rebound, predicate)
+                if reason is not None:
+                    report.kept.append(Kept(path, kind.__name__, reason))
+                    continue
+                form = f"{module.bits}-bit group {module.group_size}"
+                report.swapped.append(Swap(path, module, now, form))
+        elif on_cpu and _native.ext is not None:
+            rebound = others.subclass(kind)
+            if rebound is not None and now is not rebound.kind:
+                report.routed.append(Routed(path, module, now, rebound.operations))
+        else:
             continue
-        reason = _reason_to_keep(path, module, predicate)
-        if reason is not None:
-            report.kept.append(Kept(path, kind.__name__, reason))
-            continue
-        form = f"{module.bits}-bit group {module.group_size}"
-        report.swapped.append(Swap(path, module, kind, form))
-        module.__class__ = _OURS[kind]
-        module._activations = activations
-        module._batch_invariant = batch_invariant
-    report.routed = route(model)
+        if rebound is not None:
+            module.__class__ = rebound.kind
     return report
 
 
-def _is_quantized(module: mlx_nn.Module) -> bool:
+def is_quantized(module: mlx_nn.Module) -> bool:
+    """Tell whether a module holds a weight of codes and scales, whatever its class."""
     return "scales" in module and "weight" in module and hasattr(module, "bits")
+
+
+def keeps_scales(module: mlx_nn.Module) -> bool:
+    """Tell whether a layer's results do not depend on the type of its scales.
+
+    Our products have the type of the activations; what looks rows up, that of the
+    scales.
+    """
+    if not is_quantized(module) or original(type(module)) is type(module):
+        return False
+    rebound = quantized_layers(None, False, False).subclass(original(type(module)))
+    return rebound is not None and "dequantize" not in rebound.operations
 
 
 def _reason_to_keep(
     path: str,
     module: Any,
+    rebound: Rebound | None,
     predicate: Callable[[str, mlx_nn.Module], bool] | None,
 ) -> str | None:
     if _native.reason is not None:
         return f"mlx-nibble is inactive, {_native.reason}"
-    if type(module) not in _OURS:
-        return f"no layer of ours replaces {type(module).__name__}"
-    if not ops.holds(module.mode, module.bits, module.group_size):
+    mode = getattr(module, "mode", "affine")
+    if not ops.holds(mode, module.bits, module.group_size):
         return (
-            f"no kernel for mode {module.mode}, {module.bits} bits, "
-            f"group {module.group_size}"
+            f"no kernel for mode {mode}, {module.bits} bits, group {module.group_size}"
         )
+    if rebound is None or not rebound.operations & PRODUCTS:
+        return "its code calls none of our operations"
     if predicate is not None and not predicate(path, module):
         return "the predicate said no"
     return None

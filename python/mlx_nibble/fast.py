@@ -100,6 +100,7 @@ def scaled_dot_product_attention(
     mask: None | str | mx.array = None,
     sinks: mx.array | None = None,
     force_fused: bool = False,
+    batch_invariant: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Attention: :func:`mx.fast.scaled_dot_product_attention`.
@@ -116,17 +117,26 @@ def scaled_dot_product_attention(
             key is seen, or numbers added to the scores.
         sinks: ``[heads]``: the score of one more key, whose value is 0.
         force_fused: For MLX's operation only.
+        batch_invariant: Have the bits of a query's result depend on nothing but
+            the query and the keys and values that it sees; slower for many
+            queries at once. For our operation only.
         stream: Where to run.
 
     Returns:
         ``[B, heads, L, Dv]`` of the type of ``q``.
     """
-    op = (
-        mx.fast.scaled_dot_product_attention
-        if _native.ext is None
-        else _native.ext.scaled_dot_product_attention
-    )
-    return op(
+    if _native.ext is None:
+        return mx.fast.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            mask=mask,
+            sinks=sinks,
+            force_fused=force_fused,
+            stream=stream,
+        )
+    return _native.ext.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -134,6 +144,7 @@ def scaled_dot_product_attention(
         mask=mask,
         sinks=sinks,
         force_fused=force_fused,
+        batch_invariant=batch_invariant,
         stream=stream,
     )
 

@@ -24,8 +24,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_nibble import nn
-from mlx_nibble.accelerate import accelerate
+from mlx_nibble.accelerate import accelerate, keeps_scales
 
 __all__ = [
     "accelerated_loading",
@@ -124,11 +123,11 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
     """Have a model's activations, and so its KV cache, be of type ``dtype``.
 
     Every floating-point parameter is cast, except for the scales and biases of
-    our quantized linear layers: they are read in the type they have, and twice
+    quantized layers on our products: they are read in the type they have, and twice
     the bytes would gain nothing.
     """
     for _, module in model.named_modules():
-        keep = ("scales", "biases") if isinstance(module, nn.QuantizedLinear) else ()
+        keep = ("scales", "biases") if keeps_scales(module) else ()
         for name, value in module.items():
             if name in keep or not isinstance(value, mx.array):
                 continue

@@ -1,9 +1,8 @@
 """Layers that compute with our kernels.
 
 Subclasses of MLX's with the same parameters, so that saving, loading, LoRA,
-sharding and every ``isinstance`` go on working. What :func:`accelerate` sets on a
-layer is kept in attributes that begin with an underscore, which MLX neither saves
-nor counts as parameters.
+sharding and every ``isinstance`` go on working. Settings belong to the class: a layer
+holds nothing that MLX's does not.
 """
 
 from __future__ import annotations
@@ -67,3 +66,14 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     def as_linear(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T``: the output projection of tied weights."""
         return _product(self, x)
+
+
+def with_settings(
+    kind: type[nn.Module], activations: str | None, batch_invariant: bool
+) -> type[nn.Module]:
+    """A layer's class with other settings than the defaults, or the class itself."""
+    settings = {"_activations": activations, "_batch_invariant": batch_invariant}
+    if all(getattr(kind, name) == value for name, value in settings.items()):
+        return kind
+    described = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), described | settings)

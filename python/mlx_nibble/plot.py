@@ -66,7 +66,7 @@ def loss_against_size(points: Sequence[Point], path: Path) -> None:
 
 
 def sensitivity(losses: Mapping[str, float], path: Path) -> None:
-    """Draw what each matrix loses in the base format, in the model's order."""
+    """Draw what each matrix loses in 4 bits, in the model's order."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 1 + 0.16 * len(losses)), layout="constrained")
@@ -75,5 +75,5 @@ def sensitivity(losses: Mapping[str, float], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.tick_params(axis="y", labelsize=6)
-    axes.set_xlabel("estimated KL divergence (nats a token)")
+    axes.set_xlabel("KL divergence with this matrix in 4 bits (nats a token)")
     figure.savefig(path, dpi=150)

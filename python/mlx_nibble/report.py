@@ -55,8 +55,6 @@ class Report:
         """Give each layer its own class back; the model is then as it was."""
         for changed in (*self.routed, *self.swapped):
             changed.module.__class__ = changed.original
-        for swap in self.swapped:
-            del swap.module._activations, swap.module._batch_invariant
         self.routed, self.swapped = [], []
 
     def __str__(self) -> str:

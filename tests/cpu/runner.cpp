@@ -6,53 +6,112 @@
 #include <exception>
 #include <vector>
 
+#include "csrc/cpu/gather.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace {
 
-enum Operation : int32_t { kMatmul, kInt8Matmul, kDequantize };
+enum Operation : int32_t {
+  kMatmul,
+  kDequantize,
+  kSwiglu,
+  kGather,
+  kGatherSwiglu,
+};
 
-// As tests/cpu/runner.py packs it. For kDequantize, M is 1 and N the rows.
+enum Array {
+  kW,
+  kScales,
+  kBiases,
+  kUpW,
+  kUpScales,
+  kUpBiases,
+  kX,
+  kBias,
+  kResidual,
+  kLhs,
+  kRhs,
+  kY,
+  kArrays,
+};
+
+// As tests/cpu/runner.py packs it. For kDequantize, N is the number of rows;
+// of gathered products there are batch_size of batch_count experts, and x has
+// batch_repeat matrices.
 struct Request {
-  int32_t operation;
+  int32_t operation, int8;
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size, symmetric, transpose;
-  int32_t bytes[5];  // of w, scales, biases, x, y
+  int32_t bytes[kArrays];
 };
 
 bool read(void* to, size_t size) {
   return size == 0 || std::fread(to, size, 1, stdin) == 1;
 }
 
-void answer(const Request& r, std::vector<uint8_t> (&array)[5]) {
+void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   using namespace nibble;
-  auto* w = reinterpret_cast<const uint32_t*>(array[0].data());
   auto dtype = static_cast<Dtype>(r.dtype);
   auto scale_dtype = static_cast<Dtype>(r.scale_dtype);
   QuantFormat format{r.bits, r.group_size, r.symmetric != 0};
-  if (r.operation == kDequantize) {
-    DequantizeProblem problem{r.N, r.K, dtype, scale_dtype, format};
-    cpu::dequantize(
-        problem, w, array[1].data(), array[2].data(), array[4].data());
-    return;
+  auto words = [&](Array a) {
+    return reinterpret_cast<const uint32_t*>(array[a].data());
+  };
+  cpu::QuantizedOperands weights{
+      words(kW), array[kScales].data(), array[kBiases].data()};
+  cpu::QuantizedOperands up{
+      words(kUpW), array[kUpScales].data(), array[kUpBiases].data()};
+  const void* x = array[kX].data();
+  void* y = array[kY].data();
+
+  MatmulProblem dense;
+  dense.M = r.M;
+  dense.N = r.N;
+  dense.K = r.K;
+  dense.batch = {r.batch_size, r.batch_count, r.batch_repeat};
+  dense.dtype = dtype;
+  dense.scale_dtype = scale_dtype;
+  dense.format = format;
+  dense.transpose = r.transpose != 0;
+  dense.epilogue = {r.bytes[kBias] > 0, r.bytes[kResidual] > 0};
+
+  GatherProblem gathered;
+  gathered.B = r.batch_size;
+  gathered.M = r.M;
+  gathered.N = r.N;
+  gathered.K = r.K;
+  gathered.experts = r.batch_count;
+  gathered.rows = r.batch_repeat;
+  gathered.dtype = dtype;
+  gathered.scale_dtype = scale_dtype;
+  gathered.format = format;
+  gathered.transpose = r.transpose != 0;
+  cpu::Indices indices{words(kLhs), words(kRhs)};
+
+  auto activations =
+      r.int8 ? cpu::Activations::kInt8 : cpu::Activations::kExact;
+  switch (static_cast<Operation>(r.operation)) {
+    case kMatmul:
+      return cpu::matmul(
+          dense,
+          {weights, x, y, array[kBias].data(), array[kResidual].data()},
+          activations);
+    case kDequantize:
+      return cpu::dequantize(
+          {r.N, r.K, dtype, scale_dtype, format}, weights, y);
+    case kSwiglu:
+      return cpu::swiglu_matmul(dense, {weights, up, x, y}, activations);
+    case kGather:
+      return cpu::gather_matmul(
+          gathered, {weights, x, y}, indices, activations);
+    case kGatherSwiglu:
+      return cpu::gather_swiglu(
+          gathered, {weights, up, x, y}, indices, activations);
   }
-  MatmulProblem problem{r.M,
-                        r.N,
-                        r.K,
-                        {r.batch_size, r.batch_count, r.batch_repeat},
-                        dtype,
-                        scale_dtype,
-                        format,
-                        r.transpose != 0};
-  cpu::matmul(
-      problem,
-      {w, array[1].data(), array[2].data(), array[3].data(), array[4].data()},
-      r.operation == kInt8Matmul ? cpu::Activations::kInt8
-                                 : cpu::Activations::kExact);
 }
 
 }  // namespace
@@ -67,15 +126,15 @@ int main() try {
   std::fflush(stdout);
   Request request;
   while (read(&request, sizeof(request))) {
-    std::vector<uint8_t> arrays[5];
-    for (int i = 0; i < 5; ++i) {
+    std::vector<uint8_t> arrays[kArrays];
+    for (int i = 0; i < kArrays; ++i) {
       arrays[i].resize(request.bytes[i]);
-      if (i < 4 && !read(arrays[i].data(), arrays[i].size())) {
+      if (i != kY && !read(arrays[i].data(), arrays[i].size())) {
         return 1;
       }
     }
     answer(request, arrays);
-    std::fwrite(arrays[4].data(), arrays[4].size(), 1, stdout);
+    std::fwrite(arrays[kY].data(), arrays[kY].size(), 1, stdout);
     std::fflush(stdout);
   }
   return 0;

@@ -19,6 +19,10 @@ from tests.oracle import Weights
 from tests.simt import numbers, toolchain
 from tests.simt.toolchain import ROOT
 
+# In the orders of runner.cpp.
+OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
+ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
+ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
 CACHE = ROOT / "build" / "cpu-aarch64"
 ARM_TARGET = ["-target", "aarch64-linux-musl"]
@@ -78,53 +82,123 @@ class Runner:
         *,
         transpose: bool = True,
         batch: tuple[int, int, int] = (1, 1, 1),
+        bias: np.ndarray | None = None,
+        residual: np.ndarray | None = None,
         int8: bool = False,
         symmetric: bool = False,
     ) -> np.ndarray:
         """x [size, M, K or N] times w [count, N, K]: [size, M, N or K]."""
         size, M, _ = x.shape
-        N, K = w.scales.shape[-2], w.scales.shape[-1] * w.group_size
-        fields = [int(int8), M, N, K, *batch]
-        fields += self._format(w, types, symmetric) + [int(transpose)]
+        form = self._form("matmul", w, types, M, batch, int8, symmetric, transpose)
+        N, K = _shape(w)
         shape = (size, M, N if transpose else K)
-        return self._ask(fields, w, x, types, shape)
+        arrays = {"x": x, "bias": bias, "residual": residual}
+        return self._ask(form, {"": w}, arrays, types, shape)
+
+    def swiglu(
+        self,
+        x: np.ndarray,
+        gate: Weights,
+        up: Weights,
+        types: Types,
+        *,
+        batch: tuple[int, int, int] = (1, 1, 1),
+        int8: bool = False,
+    ) -> np.ndarray:
+        """silu of x [size, M, K] times gate [count, N, K], times that of up."""
+        size, M, _ = x.shape
+        form = self._form("swiglu", gate, types, M, batch, int8)
+        weights = {"": gate, "up_": up}
+        return self._ask(form, weights, {"x": x}, types, (size, M, _shape(gate)[0]))
+
+    def gather(
+        self,
+        x: np.ndarray,
+        w: Weights,
+        lhs: np.ndarray,
+        rhs: np.ndarray,
+        types: Types,
+        *,
+        up: Weights | None = None,
+        transpose: bool = True,
+        int8: bool = False,
+        symmetric: bool = False,
+    ) -> np.ndarray:
+        """x[lhs] times w[rhs], or SwiGLU of w and up: [B, M, N or K]."""
+        rows, M, _ = x.shape
+        batch = (len(lhs), len(w.words), rows)
+        kind = "gather" if up is None else "gather_swiglu"
+        form = self._form(kind, w, types, M, batch, int8, symmetric, transpose)
+        N, K = _shape(w)
+        weights = {"": w} if up is None else {"": w, "up_": up}
+        arrays = {"x": x, "lhs": lhs, "rhs": rhs}
+        shape = (len(lhs), M, N if transpose else K)
+        return self._ask(form, weights, arrays, types, shape)
 
     def dequantize(self, w: Weights, types: Types) -> np.ndarray:
         """w_hat [N, K] of w [N, K]."""
-        N, K = w.scales.shape[-2], w.scales.shape[-1] * w.group_size
-        fields = [2, 1, N, K, 1, 1, 1, *self._format(w, types, False), 1]
-        return self._ask(fields, w, np.empty(0), types, (N, K))
+        form = self._form("dequantize", w, types, 1, (1, 1, 1))
+        return self._ask(form, {"": w}, {}, types, _shape(w))
 
     @staticmethod
-    def _format(w: Weights, types: Types, symmetric: bool) -> list[int]:
+    def _form(
+        kind: str,
+        w: Weights,
+        types: Types,
+        M: int,
+        batch: tuple[int, int, int],
+        int8: bool = False,
+        symmetric: bool = False,
+        transpose: bool = True,
+    ) -> list[int]:
         dtypes = [DTYPES.index(types.dtype), DTYPES.index(types.scale_dtype)]
-        return [*dtypes, w.bits, w.group_size, int(symmetric)]
+        flags = [int(symmetric), int(transpose)]
+        form = [w.bits, w.group_size, *flags]
+        return [
+            OPERATIONS.index(kind),
+            int(int8),
+            M,
+            *_shape(w),
+            *batch,
+            *dtypes,
+            *form,
+        ]
 
     def _ask(
         self,
-        fields: list[int],
-        w: Weights,
-        x: np.ndarray,
+        form: list[int],
+        weights: dict[str, Weights],
+        values: dict[str, np.ndarray | None],
         types: Types,
         shape: tuple[int, ...],
     ) -> np.ndarray:
-        arrays = [
-            np.ascontiguousarray(w.words).tobytes(),
-            numbers.encode(w.scales, types.scale_dtype).tobytes(),
-            numbers.encode(w.biases, types.scale_dtype).tobytes(),
-            numbers.encode(x, types.dtype).tobytes(),
-        ]
+        data = dict.fromkeys(ARRAYS, b"")
+        for prefix, w in weights.items():
+            data[f"{prefix}w"] = np.ascontiguousarray(w.words).tobytes()
+            for name, a in (("scales", w.scales), ("biases", w.biases)):
+                encoded = numbers.encode(a, types.scale_dtype)
+                data[f"{prefix}{name}"] = encoded.tobytes()
+        for name, a in values.items():
+            if a is not None:
+                index = np.issubdtype(a.dtype, np.integer)
+                stored = a if index else numbers.encode(a, types.dtype)
+                data[name] = stored.tobytes()
         stored = numbers.STORAGE[types.dtype]
         out = int(np.prod(shape)) * stored.itemsize
-        sizes = [*map(len, arrays), out]
+        sizes = [*(len(data[name]) for name in ARRAYS), out]
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        stdin.write(struct.pack("18i", *fields, *sizes) + b"".join(arrays))
+        header = struct.pack(f"{len(form) + len(sizes)}i", *form, *sizes)
+        stdin.write(header + b"".join(data.values()))
         stdin.flush()
-        data = stdout.read(out)
-        assert len(data) == out, "the backend ended"
-        values = np.frombuffer(data, stored).reshape(shape)
-        return numbers.decode(values, types.dtype)
+        answer = stdout.read(out)
+        assert len(answer) == out, "the backend ended"
+        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), types.dtype)
+
+
+def _shape(w: Weights) -> tuple[int, int]:
+    """N and K."""
+    return w.scales.shape[-2], w.scales.shape[-1] * w.group_size
 
 
 def native() -> list[str] | None:

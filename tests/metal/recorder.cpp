@@ -135,6 +135,7 @@ NB_MODULE(_recorder, m) {
                                              bits,
                                              "affine",
                                              {},
+                                             {},
                                              kGpu);
       },
       "x"_a,

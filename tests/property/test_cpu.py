@@ -107,6 +107,150 @@ def test_products(backend, seed, fmt, types, shape, batch, transpose, symmetric)
     tolerance.assert_close(y, exact, allowed)
 
 
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.just(0)),
+    batch=BATCH,
+    bias=st.booleans(),
+    residual=st.booleans(),
+)
+def test_epilogues_are_added_before_the_one_rounding(
+    backend, seed, fmt, types, shape, batch, bias, residual
+):
+    x, w = make(seed, fmt, types, shape, batch)
+    rng = np.random.default_rng(seed)
+    y_shape = (batch[0], shape[0], shape[1])
+    b = numbers.rounded(10 * rng.standard_normal(shape[1]), types.dtype)
+    r = numbers.rounded(10 * rng.standard_normal(y_shape), types.dtype)
+    y = backend.matmul(
+        x,
+        w,
+        types,
+        batch=batch,
+        bias=b if bias else None,
+        residual=r if residual else None,
+    )
+    which = matrices(w, batch)
+    exact = oracle.matmul(x, w.dequantize()[which]) + bias * b + residual * r
+    magnitude = oracle.matmul(abs(x), w.magnitude()[which])
+    magnitude = magnitude + bias * abs(b) + residual * abs(r)
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1] + 2, types.dtype)
+    tolerance.assert_close(y, exact, allowed)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.just(0)),
+    batch=BATCH,
+    int8=st.booleans(),
+)
+def test_swiglu(backend, seed, fmt, types, shape, batch, int8):
+    x, gate = make(seed, fmt, types, shape, batch)
+    _, up = make(seed + 1, fmt, types, shape, batch)
+    y = backend.swiglu(x, gate, up, types, batch=batch, int8=int8)
+    which = matrices(gate, batch)
+    exact, allowed = tolerance.swiglu(x, gate, up, which, types.dtype, int8)
+    tolerance.assert_close(y, exact, allowed)
+
+
+GATHERED = st.tuples(
+    st.sampled_from([1, 2, 7, 40, 300]),  # products
+    st.sampled_from([1, 1, 1, 3, 12]),  # rows of each
+    st.sampled_from([1, 2, 5, 9]),  # matrices to choose from
+    st.sampled_from([1, 4, 33]),  # matrices of x
+)
+
+
+def gathered(
+    seed: int,
+    fmt: tuple[int, int],
+    types: Types,
+    N: int,
+    groups: int,
+    form: tuple[int, int, int, int],
+    in_order: bool,
+    transpose: bool = True,
+) -> tuple[np.ndarray, oracle.Weights, np.ndarray, np.ndarray]:
+    """x, w and indices, of which some matrices of w may have none."""
+    B, M, experts, rows = form
+    x, w = make(
+        seed, fmt, types, (M, N, groups, 0), (max(rows, experts), experts, 1), transpose
+    )
+    rng = np.random.default_rng(seed)
+    lhs = rng.integers(0, rows, B, dtype=np.uint32)
+    rhs = rng.integers(0, experts, B, dtype=np.uint32)
+    return x[:rows], w, lhs, np.sort(rhs) if in_order else rhs
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    N=COLUMNS,
+    groups=st.sampled_from([1, 2, 3]),
+    form=GATHERED,
+    in_order=st.booleans(),
+    transpose=st.booleans(),
+    int8=st.booleans(),
+)
+def test_gathered_products(
+    backend, seed, fmt, types, N, groups, form, in_order, transpose, int8
+):
+    x, w, lhs, rhs = gathered(seed, fmt, types, N, groups, form, in_order, transpose)
+    y = backend.gather(x, w, lhs, rhs, types, transpose=transpose, int8=int8)
+    w_hat = w.dequantize()[rhs]
+    exact = oracle.matmul(x[lhs], w_hat, transpose)
+    magnitude = oracle.matmul(abs(x[lhs]), w.magnitude()[rhs], transpose)
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    if int8 and transpose:
+        off = tolerance.int8_bound(x[lhs], w_hat, w.group_size)
+        allowed += off * (1 + tolerance.UNIT_ROUNDOFF[types.dtype])
+    tolerance.assert_close(y, exact, allowed)
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    N=COLUMNS,
+    groups=st.sampled_from([1, 2, 3]),
+    form=GATHERED,
+    in_order=st.booleans(),
+)
+def test_gathered_swiglu(backend, seed, fmt, types, N, groups, form, in_order):
+    x, gate, lhs, rhs = gathered(seed, fmt, types, N, groups, form, in_order)
+    _, up, _, _ = gathered(seed + 1, fmt, types, N, groups, form, in_order)
+    y = backend.gather(x, gate, lhs, rhs, types, up=up)
+    exact, allowed = tolerance.swiglu(x[lhs], gate, up, rhs, types.dtype)
+    tolerance.assert_close(y, exact, allowed)
+
+
+def test_a_wrong_index_reads_nothing_astray(backend):
+    types = Types("float32", "float32")
+    x, w, lhs, rhs = gathered(0, (4, 64), types, 9, 1, (3, 1, 2, 2), False)
+    last = backend.gather(x, w, np.full_like(lhs, 1), np.full_like(rhs, 1), types)
+    far = np.full_like(lhs, 2**32 - 1)
+    np.testing.assert_array_equal(backend.gather(x, w, far, far, types), last)
+
+
+def test_threads_leave_each_other_s_rows_alone(backend):
+    """Rows of x that end within a vector, arranged by several threads."""
+    types = Types("float16", "float16")
+    x, w = make(0, (4, 32), types, (2048, 37, 1, 0), transpose=False)
+    y = backend.matmul(x, w, types, transpose=False)
+    exact = oracle.matmul(x, w.dequantize(), False)
+    magnitude = oracle.matmul(abs(x), w.magnitude(), False)
+    tolerance.assert_close(y, exact, tolerance.bound(exact, magnitude, 37, "float16"))
+
+
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),

@@ -159,28 +159,8 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
         lhs, which = _indices(p, rng)
         operands |= {"lhs_indices": lhs, "rhs_indices": which}
         x = x[lhs]
-    exact, allowed = _swiglu(x, gate, up, which, p.dtype)
+    exact, allowed = tolerance.swiglu(x, gate, up, which, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
-
-
-def _swiglu(
-    x: np.ndarray, gate: oracle.Weights, up: oracle.Weights, which: np.ndarray, dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """silu(g) * u, and how far from it a result may lie: |silu'| < 1.1."""
-    products, offs = [], []
-    for w in (gate, up):
-        exact = oracle.matmul(x, w.dequantize()[which])
-        magnitude = oracle.matmul(abs(x), w.magnitude()[which])
-        products.append(exact)
-        offs.append(tolerance.bound(exact, magnitude, x.shape[-1], "float32"))
-    (g, u), (off_g, off_u) = products, offs
-    silu = g / (1 + np.exp(-g))
-    exact = silu * u
-    # exp, sum, quotient, product: a rounding each.
-    roundings = 4 * tolerance.UNIT_ROUNDOFF["float32"] * abs(exact)
-    off = 1.1 * off_g * (abs(u) + off_u) + abs(silu) * off_u + roundings
-    off = off + tolerance.UNIT_ROUNDOFF[dtype] * (abs(exact) + off)
-    return exact, off + tolerance.UNDERFLOW[dtype]
 
 
 def of_unit(unit: str) -> Iterator[Case]:

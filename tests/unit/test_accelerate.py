@@ -94,17 +94,57 @@ def test_the_predicate_and_the_format_decide_and_the_report_says_so():
     assert "the predicate said no" in text
 
 
-def test_a_subclass_keeps_its_own_call():
+def test_a_subclass_computes_by_its_own_code_with_our_products():
+    class Negated(nn.QuantizedLinear):
+        def __call__(self, x):
+            return -super().__call__(x)
+
+    model = quantized_model()
+    model.layers[1] = layer = Negated(128, 128, False, 64, 4)
+    x = mx.random.normal((3, 128))
+    want = layer(x)
+    report = mlx_nibble.accelerate(model)
+    assert not report.kept
+    assert isinstance(layer, Negated) and isinstance(
+        layer, mlx_nibble.nn.QuantizedLinear
+    )
+    assert mx.allclose(layer(x), want, rtol=1e-4, atol=1e-4)
+    assert not mx.array_equal(layer(x), want)
+    report.undo()
+    assert type(layer) is Negated
+
+
+def test_a_layer_that_calls_none_of_our_operations_is_kept():
     class Own(nn.QuantizedLinear):
         def __call__(self, x):
-            return super().__call__(x) * 0
+            return x
 
     model = quantized_model()
     model.layers[1] = Own(128, 128, False, 64, 4)
+    model.layers[2] = nn.QQLinear(128, 128, mode="mxfp8")
+    model.layers[2].eval()
     report = mlx_nibble.accelerate(model)
-    assert [(k.path, k.reason) for k in report.kept] == [
-        ("layers.1", "no layer of ours replaces Own")
-    ]
+    assert {(k.path, k.kind, k.reason) for k in report.kept} == {
+        ("layers.1", "Own", "its code calls none of our operations"),
+        ("layers.2", "QQLinear", "no kernel for mode mxfp8, 8 bits, group 32"),
+    }
+
+
+def test_other_settings_the_second_time_replace_the_first():
+    model = quantized_model()
+    first = mlx_nibble.accelerate(model)
+    second = mlx_nibble.accelerate(model, activations="int8")
+    assert len(second.swapped) == 4
+    layer = model.layers[0]
+    x = mx.random.normal((3, 128))
+    w = (layer.weight, layer.scales, layer.biases)
+    int8 = mlx_nibble.ops.quantized_matmul(x, *w, activations="int8") + layer.bias
+    assert mx.array_equal(layer(x), int8)
+    assert isinstance(layer, mlx_nibble.nn.QuantizedLinear)
+    second.undo()
+    assert type(layer) is mlx_nibble.nn.QuantizedLinear
+    first.undo()
+    assert type(layer) is nn.QuantizedLinear
 
 
 def test_a_layer_can_be_the_model():

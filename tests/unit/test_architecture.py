@@ -33,6 +33,7 @@ PYTHON_ORDER = [
     "ops",
     "fast",
     "nn",
+    "rebind",
     "report",
     "route",
     "accelerate",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -67,7 +70,10 @@ def test_inspect_counts_the_bytes_of_the_file(home, converted):
     assert again["nbytes"] == got["nbytes"]
     wide = answer("inspect", converted["path"], "--what-if", "8:32")
     assert wide["weights"] - got["weights"] == got["parameters_of_matrices"] / 2
-    assert "bits each" in nibble("inspect", converted["path"], "--layers").stdout
+    text = nibble("inspect", converted["path"], "--layers", "--tensors").stdout
+    places = [text.index(f"model.layers.{part}") for part in ("0 ", "1 ", "0.", "1.")]
+    assert places == sorted(places) and "7 x 4-bit g32" in text
+    assert "bits each" in text
 
 
 def test_inspect_of_a_number_of_weights():
@@ -122,8 +128,48 @@ def test_a_budget_of_bits_is_kept(home):
     own = [v for v in config.values() if isinstance(v, dict)]
     assert own, "all matrices got one format"
     counted = answer("inspect", got["path"])
-    assert counted["bits_per_weight"] <= 5.5 * 1.05  # the norms are not in it
+    assert counted["bits_per_weight"] <= 5.5  # norms, embedding and scales in it
     mlx_lm.load(got["path"])
+
+
+def test_a_killed_conversion_goes_on_where_it_was(home):
+    """SIGKILL after the first of two layers; the same command then ends alike."""
+
+    def command(name: str) -> list[str]:
+        return [
+            "convert", str(home / "tiny.gguf"), str(home / name), "-q",
+            "--q-group-size", "32", "--calibration", str(home / "text.txt"),
+            "--samples", "80", "--sequence-length", "32",
+        ]  # fmt: skip
+
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "mlx_nibble.cli", *command("killed")]
+    )
+    workspace = home / ".killed.nibble"
+    while not (workspace / "progress.json").exists():
+        assert killed.poll() is None
+        time.sleep(0.002)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not (home / "killed").exists()
+    first = workspace / "layer-00000.safetensors"
+    made = first.stat().st_mtime_ns
+    (workspace / "partial-layer-00001.safetensors").write_bytes(b"half")
+
+    resumed = subprocess.Popen(
+        [sys.executable, "-m", "mlx_nibble.cli", *command("killed")]
+    )
+    while first.exists() and resumed.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            assert first.stat().st_mtime_ns == made
+        time.sleep(0.01)
+    assert resumed.wait() == 0
+    answer(*command("whole"))
+    one, other = (
+        (home / name / "model.safetensors").read_bytes() for name in ("killed", "whole")
+    )
+    assert one == other
+    assert not workspace.exists()
 
 
 @pytest.mark.parametrize(

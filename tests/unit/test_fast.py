@@ -372,3 +372,48 @@ def test_every_instruction_set(isa):
     if "must be one of" in result.stdout:
         pytest.skip(f"this machine has no {isa}")
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_batch_invariant_attention_of_a_query_has_the_same_bits_in_any_company(
+    dtype, group
+):
+    """One query alone, four as a draft is verified, and all, in one prompt.
+
+    The keys cross the borders of blocks and of what threads share out.
+    """
+    S, D = 1111, 40
+    q = mx.random.normal((1, 2 * group, S, D)).astype(dtype)
+    k, v = (mx.random.normal((1, 2, S, D)).astype(dtype) for _ in range(2))
+
+    def attend(first, last):
+        mask = "causal" if last - first > 1 else None
+        rows = (k[:, :, :last], v[:, :, :last])
+        return fast.scaled_dot_product_attention(
+            q[:, :, first:last], *rows, scale=0.1, mask=mask, batch_invariant=True
+        )
+
+    whole = attend(0, S)
+    for at in (0, 1, 127, 128, 255, 510, 511, 512, 600, 1023, 1024, S - 1):
+        alone = attend(at, at + 1)
+        assert mx.array_equal(whole[:, :, at : at + 1], alone)
+        for first in (max(at - 3, 0), max(at - 40, 0)):
+            last = min(first + 4 if at - first < 4 else first + 41, S)
+            some = attend(first, last)
+            assert mx.array_equal(some[:, :, at - first : at - first + 1], alone)
+
+
+@pytest.mark.parametrize("first", [-70, -1, 0, 31, 4000])
+def test_a_position_is_rotated_with_the_same_bits_in_any_company(first):
+    x = mx.random.normal((1, 2, 150, 64))
+
+    def rotate(rows, offset):
+        return fast.rope(
+            rows, 64, traditional=False, base=1e4, scale=1.0, offset=offset
+        )
+
+    whole = rotate(x, first)
+    for begin, count in ((0, 1), (1, 4), (30, 4), (31, 1), (32, 1), (60, 90), (149, 1)):
+        part = rotate(x[:, :, begin : begin + count], first + begin)
+        assert mx.array_equal(part, whole[:, :, begin : begin + count])

@@ -176,9 +176,6 @@ def test_awq_scales_never_lose_and_win_where_inputs_are_unequal(rng):
         return output_error(w, rules.affine(w * s, FORM).dequantize() / s, h)
 
     assert scaled_error(s) < scaled_error(np.ones(96, np.float32))
-    np.testing.assert_allclose(
-        awq.scaled_hessian(h, s), (x / s).T @ (x / s), rtol=1e-3, atol=1e-2
-    )
 
 
 def test_bad_input_is_refused(rng):

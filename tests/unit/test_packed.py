@@ -92,23 +92,31 @@ def test_compressed_tensors_symmetric_is_exact(rng, bits):
     half = 2 ** (bits - 1)
     signed = rng.integers(-half, half, (N, K))
     scales = rng.uniform(0.01, 0.02, (N, G)).astype(np.float16).astype(np.float32)
-    q = from_compressed_tensors(
-        words(signed + half, bits), scales, None, bits, "float16"
+    q, order = from_compressed_tensors(
+        words(signed + half, bits), scales, None, np.full(K, -1), bits, "float16"
     )
+    assert order is None
     exact = signed * np.repeat(scales, K // G, -1)
     np.testing.assert_array_equal(q.dequantize(), exact.astype(np.float32))
 
 
 def test_compressed_tensors_with_zeros(weight):
     codes, scales, zeros = weight
-    q = from_compressed_tensors(
-        words(codes, 4),
-        scales,
-        np.ascontiguousarray(words(zeros.T, 4).T),
-        4,
-        "float16",
+    packed_zeros = np.ascontiguousarray(words(zeros.T, 4).T)
+    q, _ = from_compressed_tensors(
+        words(codes, 4), scales, packed_zeros, None, 4, "float16"
     )
     close(q, value(codes, scales, zeros), scales)
+
+
+def test_compressed_tensors_with_act_order(weight, rng):
+    codes, scales, _ = weight
+    g_idx = rng.permutation(np.arange(K) // (K // G))
+    q, order = from_compressed_tensors(
+        words(codes, 4), scales, None, g_idx, 4, "float16"
+    )
+    exact = value(codes, scales, np.full((N, G), 8), g_idx)
+    np.testing.assert_array_equal(q.dequantize(), exact[:, order])
 
 
 def test_malformed_checkpoints_are_refused(weight):

@@ -16,46 +16,70 @@ from tests.arrays import to_numpy
 from tests.unit.test_packed import words
 
 
-def gptq_folder(folder, act_order: bool, rng) -> dict[str, np.ndarray]:
-    """A tiny llama in GPTQ's layout; returns the weights it stands for."""
-    model = tiny_models.build("llama")
+def gptq_matrix(
+    shape: tuple[int, int], act_order: bool, rng
+) -> tuple[dict[str, mx.array], np.ndarray]:
+    """Tensors of a matrix in GPTQ's layout, and the weights they stand for."""
+    rows, inputs = shape
+    groups = inputs // 32
+    codes = rng.integers(0, 16, (rows, inputs))
+    scales = rng.uniform(0.01, 0.02, (rows, groups)).astype(np.float16)
+    g_idx = np.arange(inputs) // 32
+    if act_order:
+        g_idx = rng.permutation(g_idx)
+    zeros = np.full((groups, rows), 7)  # stored less one
+    parts = {
+        "qweight": mx.array(words(codes, 4).T),
+        "qzeros": mx.array(words(zeros, 4)),
+        "scales": mx.array(scales.T),
+        "g_idx": mx.array(g_idx.astype(np.int32)),
+    }
+    return parts, scales.astype(np.float32)[:, g_idx] * (codes - 8)
+
+
+def gptq_folder(folder, family: str, act_order: bool, rng) -> dict[str, np.ndarray]:
+    """A tiny model in GPTQ's layout; returns the weights it stands for."""
+    model = tiny_models.build(family)
     stored, exact = {}, {}
+
+    def store(prefix: str, shape: tuple[int, int]) -> np.ndarray:
+        parts, weight = gptq_matrix(shape, act_order, rng)
+        stored.update({f"{prefix}.{name}": part for name, part in parts.items()})
+        return weight
+
     for path, value in tree_flatten(model.parameters()):
+        prefix = path.removesuffix(".weight")
         if not path.endswith("_proj.weight"):
             stored[path] = value.astype(mx.float16)
             exact[path] = to_numpy(stored[path])
-            continue
-        rows, inputs = value.shape
-        groups = inputs // 32
-        codes = rng.integers(0, 16, (rows, inputs))
-        scales = rng.uniform(0.01, 0.02, (rows, groups)).astype(np.float16)
-        g_idx = np.arange(inputs) // 32
-        if act_order:
-            g_idx = rng.permutation(g_idx)
-        prefix = path.removesuffix(".weight")
-        zeros = np.full((groups, rows), 7)  # stored less one
-        stored[f"{prefix}.qweight"] = mx.array(words(codes, 4).T)
-        stored[f"{prefix}.qzeros"] = mx.array(words(zeros, 4))
-        stored[f"{prefix}.scales"] = mx.array(scales.T)
-        stored[f"{prefix}.g_idx"] = mx.array(g_idx.astype(np.int32))
-        exact[path] = scales.astype(np.float32)[:, g_idx] * (codes - 8)
+        elif value.ndim == 3:
+            names = [
+                prefix.replace("switch_mlp", f"experts.{i}") for i in range(len(value))
+            ]
+            exact[path] = np.stack([store(n, value.shape[1:]) for n in names])
+        else:
+            exact[path] = store(prefix, value.shape)
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), stored)
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-    config = tiny_models.config("llama") | {"quantization_config": settings}
+    config = tiny_models.config(family) | {"quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
     return exact
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_folder(act_order, rng, tmp_path):
-    exact = gptq_folder(tmp_path / "gptq", act_order, rng)
+def test_gptq_folder(family, act_order, rng, tmp_path):
+    exact = gptq_folder(tmp_path / "gptq", family, act_order, rng)
     assert is_packed(tmp_path / "gptq")
     report = import_packed(tmp_path / "gptq", tmp_path / "mlx")
     assert report.bits == ({4: 3, 8: 18} if act_order else {4: 21})
-    assert (report.permuted, report.rounded_again) == ((3, 18) if act_order else (0, 0))
+    # Down projections of three layers, of four experts each.
+    down, others = (3, 18) if family == "llama" else (12, 36)
+    expected = (down, others) if act_order else (0, 0)
+    assert (report.permuted, report.rounded_again) == expected
 
-    reference = tiny_models.build("llama")
+    reference = tiny_models.build(family)
     reference.load_weights([(k, mx.array(v)) for k, v in exact.items()])
     model, _ = load_model(tmp_path / "mlx")
     model.set_dtype(mx.float32)
@@ -64,6 +88,16 @@ def test_gptq_folder(act_order, rng, tmp_path):
     # Rounding again to 8 bits in groups of 32 loses 0.3 % of a weight.
     allowed = 0.03 if act_order else 1e-4
     assert abs(got - expected).max() <= allowed * abs(expected).max()
+
+
+def test_experts_must_be_complete(rng, tmp_path):
+    gptq_folder(tmp_path / "gptq", "qwen3_moe", False, rng)
+    file = tmp_path / "gptq" / "model.safetensors"
+    tensors = mx.load(str(file))
+    left = {k: v for k, v in tensors.items() if ".experts.1.up_proj." not in k}
+    mx.save_safetensors(str(file), left)
+    with pytest.raises(ValueError, match="must be numbered from 0"):
+        import_packed(tmp_path / "gptq", tmp_path / "mlx")
 
 
 def test_other_folders_are_not_packed(tmp_path):

@@ -117,7 +117,9 @@ def test_other_models_of_the_same_classes_go_on_as_before():
 def test_the_report_names_what_was_routed():
     report = mlx_nibble.accelerate(tiny("llama"))
     text = str(report)
-    assert "2 Attention on our CPU scaled_dot_product_attention" in text
+    assert (
+        "2 Attention on our CPU quantized_matmul, scaled_dot_product_attention" in text
+    )
     assert "2 MLP on our CPU swiglu" in text
     assert "5 RMSNorm on our CPU rms_norm" in text
     assert "2 Llama3RoPE on our CPU rope" in text
@@ -129,7 +131,7 @@ def test_twice_is_once():
     assert not mlx_nibble.accelerate(model).routed
 
 
-def test_a_quantized_cache_keeps_its_own_attention():
+def test_the_products_of_a_quantized_cache_are_ours():
     model = tiny("llama")
 
     def run():

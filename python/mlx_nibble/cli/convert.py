@@ -19,7 +19,9 @@ from mlx_nibble.quantize.recipes import RECIPES
 METHODS = {
     "rtn": Method("affine", gptq=False, sweeps=0),
     "search": Method("search", gptq=False, sweeps=0),
+    "awq": Method(awq=True, gptq=False, sweeps=0),
     "gptq": Method(),
+    "awq+gptq": Method(awq=True),
 }
 
 
@@ -54,8 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=METHODS,
         default="gptq",
         help="rtn: mlx-lm's rounding, bit for bit; search: the best grid of each "
-        "group; gptq: on calibration text, with search and coordinate descent "
-        "(default)",
+        "group; awq: scaled inputs and clipping, on calibration text; gptq: on "
+        "calibration text, with search and coordinate descent (default); awq+gptq: "
+        "both",
     )
     add(
         "--recipe",
@@ -68,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         "--target-bpw",
         type=float,
         metavar="B",
-        help="bits a weight of all matrices together, spent where a measurement on "
-        "the calibration text says they matter",
+        help="bits a weight at most, everything counted, spent where a measurement on "
+        "the calibration text says they matter; --q-bits is then not used",
     )
     add(
         "--plot",
         metavar="FILE",
-        help="with --target-bpw: draw what each matrix loses, as .png or .svg",
+        help="with --target-bpw: draw what each matrix loses in 4 bits (.png, .svg)",
     )
     add("--symmetric", action="store_true", help="scale-only weights")
     add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 from mlx_nibble.cli.console import out
 from mlx_nibble.formats import Format
 from mlx_nibble.model.inventory import read_inventory
-from mlx_nibble.model.memory import SIZES_GB, Inventory, what_if
+from mlx_nibble.model.memory import SIZES_GB, Inventory, by_layer, what_if
 from mlx_nibble.quantize.recipes import RECIPES
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])")
@@ -30,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="model folder; or a number of weights: 7B")
     add("--context", type=int, default=4096, help="tokens of KV cache; default: 4096")
-    add("--layers", action="store_true", help="list every tensor")
+    add("--layers", action="store_true", help="list the layers")
+    add("--tensors", action="store_true", help="list every tensor")
     add(
         "--what-if",
         metavar="FORMAT",
@@ -53,7 +55,11 @@ def main(arguments: Sequence[str]) -> None:
     if args.json:
         print(json.dumps(_summary(inventory, args.context)))
         return
-    _print(inventory, args.context, args.layers)
+    if args.layers:
+        _print_layers(inventory)
+    if args.tensors:
+        _print_tensors(inventory)
+    _print(inventory, args.context)
 
 
 def _plan(inventory: Inventory, stated: str) -> dict[str, Format]:
@@ -98,14 +104,30 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
     }
 
 
-def _print(inventory: Inventory, context: int, layers: bool) -> None:
-    if layers:
-        table = Table("tensor", "shape", "format", "bytes", "bits a weight", box=None)
-        for row in inventory.rows:
-            shape = " x ".join(map(str, row.shape))
-            bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
-            table.add_row(row.path, shape, row.label, f"{row.nbytes:,}", bits)
-        out.print(table)
+def _print_layers(inventory: Inventory) -> None:
+    table = Table("layer", "weights", "formats", "bytes", "bits a weight", box=None)
+    for name, rows in by_layer(inventory).items():
+        matrices = [row.label for row in rows if row.scales] or ["plain"]
+        weights, nbytes = (
+            sum(row.parameters for row in rows),
+            sum(row.nbytes for row in rows),
+        )
+        counts = [f"{n} x {label}" for label, n in sorted(Counter(matrices).items())]
+        bits = f"{8 * nbytes / max(weights, 1):.3f}"
+        table.add_row(name, f"{weights:,}", ", ".join(counts), f"{nbytes:,}", bits)
+    out.print(table)
+
+
+def _print_tensors(inventory: Inventory) -> None:
+    table = Table("tensor", "shape", "format", "bytes", "bits a weight", box=None)
+    for row in inventory.rows:
+        shape = " x ".join(map(str, row.shape))
+        bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
+        table.add_row(row.path, shape, row.label, f"{row.nbytes:,}", bits)
+    out.print(table)
+
+
+def _print(inventory: Inventory, context: int) -> None:
     s = _summary(inventory, context)
     table = Table("", "bytes", box=None, show_header=False)
     for label, name in (

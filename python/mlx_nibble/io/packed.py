@@ -80,17 +80,22 @@ def from_compressed_tensors(
     weight_packed: np.ndarray,
     weight_scale: np.ndarray,
     weight_zero_point: np.ndarray | None,
+    g_idx: np.ndarray | None,
     bits: int,
     dtype: str,
-) -> Quantized:
+) -> tuple[Quantized, np.ndarray | None]:
     """The `pack-quantized` layout of compressed-tensors, 4 or 8 bits.
 
     Args:
         weight_packed: int32 `[N, K * bits / 32]`, each code plus `2**(bits - 1)`.
         weight_scale: `[N, G]`.
         weight_zero_point: int32 `[N * bits / 32, G]`, packed likewise, or None.
+        g_idx: `[K]`: the group of each input; None or all -1 if in order.
         bits: Width of a code.
         dtype: Type that biases are rounded to.
+
+    Returns:
+        The weight, and the order its inputs are in, as of `from_gptq`.
 
     Raises:
         ValueError: If shapes do not fit together.
@@ -100,7 +105,12 @@ def from_compressed_tensors(
     if weight_zero_point is not None:
         stored = np.ascontiguousarray(weight_zero_point.T).view(np.uint32)
         zeros = unpack(stored, bits).T.astype(np.int32)
-    return _affine(codes, weight_scale, zeros, bits, dtype)
+    order = None
+    if g_idx is not None and not (g_idx == -1).all():
+        order = _order(g_idx, codes.shape[-1], weight_scale.shape[-1])
+    if order is not None:
+        codes = codes[:, order]
+    return _affine(codes, weight_scale, zeros, bits, dtype), order
 
 
 def _awq_columns(packed: np.ndarray) -> np.ndarray:

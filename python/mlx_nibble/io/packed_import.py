@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ METHODS = ("awq", "gptq", "compressed-tensors")
 # no other layer can undo is rounded again, so finely that it does not matter.
 _AGAIN_BITS, _AGAIN_GROUP = 8, 32
 # The down projection's inputs are these layers' outputs, one to one.
-_PRODUCERS = {"down_proj": ("gate_proj", "up_proj")}
+_PRODUCERS = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
+# Experts stored one by one, and what mlx-lm calls all of them together.
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)")
+_STACKED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _CT_PARTS = ("packed", "scale", "zero_point", "shape", "g_idx")
 
@@ -175,6 +179,7 @@ class _Import:
             progress("Converting", i + 1, len(self.paths))
         for path, order in orders.items():
             self._settle(path, order)
+        self._stack_experts()
 
     def _part(self, path: str, name: str) -> np.ndarray | None:
         tensor = self.tensors.get(f"{path}.{name}")
@@ -192,17 +197,14 @@ class _Import:
 
     def _read(self, path: str) -> tuple[Quantized, np.ndarray | None]:
         if self.method == "compressed-tensors":
-            g_idx = self._part(path, "weight_g_idx")
-            if g_idx is not None and (np.diff(g_idx) < 0).any():
-                raise ValueError(
-                    f"[import] {path} must have its inputs in the order of their "
-                    "groups: act-order of compressed-tensors is not supported."
-                )
-            zeros = self._part(path, "weight_zero_point")
-            packed = self._need(path, "weight_packed")
-            scales = self._need(path, "weight_scale")
-            q = from_compressed_tensors(packed, scales, zeros, self.bits, self.dtype)
-            return q, None
+            return from_compressed_tensors(
+                self._need(path, "weight_packed"),
+                self._need(path, "weight_scale"),
+                self._part(path, "weight_zero_point"),
+                self._part(path, "weight_g_idx"),
+                self.bits,
+                self.dtype,
+            )
         codes, zeros = self._need(path, "qweight"), self._need(path, "qzeros")
         scales = self._need(path, "scales")
         if self.method == "awq":
@@ -236,6 +238,29 @@ class _Import:
         weight[:, order] = self.done[path].dequantize()
         self.done[path] = search(weight, Format(_AGAIN_BITS, _AGAIN_GROUP, self.dtype))
         self.rounded_again += 1
+
+    def _stack_experts(self) -> None:
+        """Have experts stored one by one as mlx-lm has them, in one array."""
+        experts: dict[str, dict[int, str]] = {}
+        for path in self.done:
+            if found := _EXPERT.fullmatch(path):
+                block, number, name = found.groups()
+                stacked = f"{block}.switch_mlp.{_STACKED.get(name, name)}"
+                experts.setdefault(stacked, {})[int(number)] = path
+        for stacked, by_number in experts.items():
+            parts = [self.done.pop(path) for _, path in sorted(by_number.items())]
+            kinds = {(q.bits, q.codes.shape, q.scales.shape) for q in parts}
+            if sorted(by_number) != list(range(len(parts))) or len(kinds) != 1:
+                raise ValueError(
+                    f"[import] the experts of {stacked} must be numbered from 0 and "
+                    f"be alike but are {sorted(by_number)}, of {len(kinds)} kinds."
+                )
+            self.done[stacked] = Quantized(
+                np.stack([q.codes for q in parts]),
+                np.stack([q.scales for q in parts]),
+                np.stack([q.biases for q in parts]),
+                parts[0].bits,
+            )
 
     def arrays(self) -> dict[str, mx.array]:
         """All tensors as MLX stores them."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_nibble.model.layers import natural
 from mlx_nibble.model.memory import (
     Inventory,
     MatrixBytes,
@@ -38,7 +39,7 @@ def read_inventory(folder: Path) -> Inventory:
         tensors |= loaded
     rows = tuple(
         _row(path, tensor, tensors, config.get("quantization") or {})
-        for path, tensor in tensors.items()
+        for path, tensor in sorted(tensors.items(), key=lambda item: natural(item[0]))
         if not _is_part(path, tensors)
     )
     return Inventory(rows, kv_bytes_per_token(config), activation_bytes(config))

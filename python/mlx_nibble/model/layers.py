@@ -43,7 +43,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
     for path, module in model.named_modules():
         if hasattr(module, "to_quantized") and "weight" in module:
             found.append(Matrix(path, tuple(module["weight"].shape), module))
-    return sorted(found, key=lambda m: _natural(m.path))
+    return sorted(found, key=lambda m: natural(m.path))
 
 
 def parameters(module: nn.Module) -> dict[str, mx.array]:
@@ -52,6 +52,6 @@ def parameters(module: nn.Module) -> dict[str, mx.array]:
     return {path: value for path, value in flat if isinstance(value, mx.array)}
 
 
-def _natural(path: str) -> list[tuple[int, int | str]]:
-    """Layer 10 after layer 9."""
+def natural(path: str) -> list[tuple[int, int | str]]:
+    """What to sort paths by: layer 10 comes after layer 9."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in path.split(".")]

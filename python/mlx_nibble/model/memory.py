@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from mlx_nibble.formats import Format
 USABLE_SHARE = 0.75
 SIZES_GB = (8, 16, 32, 64)
 _HALF = 2
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class Inventory:
     def fits(self, context: int, memory_gb: int) -> bool:
         """Tell whether it runs on a Mac with so much memory."""
         return self.total(context) <= USABLE_SHARE * memory_gb * 2**30
+
+
+def by_layer(inventory: Inventory) -> dict[str, list[MatrixBytes]]:
+    """The tensors of each decoder layer, and one by one those outside of them."""
+    layers: dict[str, list[MatrixBytes]] = {}
+    for row in inventory.rows:
+        found = _LAYER.match(row.path)
+        layers.setdefault(found[0] if found else row.path, []).append(row)
+    return layers
 
 
 def stored(path: str, shape: tuple[int, ...], form: Format) -> MatrixBytes:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.model.awq import fold_scales
 from mlx_nibble.model.cpu_math import fast_dense, to_numpy
 from mlx_nibble.model.intercept import intercepted
 from mlx_nibble.model.layers import Matrix, matrices, parameters
@@ -27,6 +28,8 @@ Progress = Callable[[str, int, int], None]
 # The weight of an embedding row's own error beside that of the logits it gives, as
 # a share of the mean diagonal of the head's Hessian.
 _EMBEDDING_SHARE = 0.1
+# Scales are a choice among twenty: so many tokens tell them apart.
+_AWQ_TOKENS = 2048
 
 
 def quantize_model(
@@ -94,8 +97,6 @@ class _Run:
         head = self._head()
         if head is None or not self.stream.tokens or self.workspace.has_part("outside"):
             return None
-        if not (self.method.gptq or self.method.sweeps):
-            return None
         method = "as_linear" if isinstance(head, nn.Embedding) else "__call__"
         # A quarter of the text tells enough of one matrix.
         some = self.stream.tokens[:: 4 if len(self.stream.tokens) >= 8 else 1]
@@ -160,6 +161,8 @@ class _Run:
         mine = [m for m in self.matrices if self._layer_of(m.path) == prefix]
         # What numpy's BLAS computes with, and what a Hessian should be made of.
         layer.set_dtype(mx.float32)
+        if self.method.awq:
+            self._scale_inputs(index, mine, states)
         known = self._inputs(index, mine, states)
         done = {m.path: self._quantize(m, known.get(m.path)) for m in mine}
         part = self._parameters(prefix, layer, done)
@@ -170,6 +173,18 @@ class _Run:
         self.workspace.finish_layer(index + 1, after)
         _drop(layer)
         return after
+
+    def _scale_inputs(
+        self, index: int, mine: list[Matrix], states: list[mx.array]
+    ) -> None:
+        some = states[:: max(1, len(states) * states[0].shape[1] // _AWQ_TOKENS)]
+        prefix = f"{self.layer_paths[index]}."
+        fold_scales(
+            self.stream.layers[index],
+            {m.path.removeprefix(prefix): self.plan[m.path] for m in mine},
+            lambda i: self.stream.call(index, i, some[i]),
+            len(some),
+        )
 
     def _inputs(
         self, index: int, mine: list[Matrix], states: list[mx.array]

@@ -2,9 +2,11 @@
 
 The blocks of the model (the attention of a layer, its MLP, the embedding) are
 quantized one at a time, and the KL divergence of the whole model's predictions is
-measured. It grows with the square of the perturbation, so a block's divergence is
-shared out to its matrices, and carried over to other formats, by their squared
-errors weighed with the mean square of each input.
+measured, once for each width of few bits. It grows with the square of a small
+perturbation, so a block's divergence is shared out to its matrices, and carried over
+to other group sizes and to more bits, by their squared errors weighed with the mean
+square of each input. It is never carried over to fewer bits: an error that large
+does not grow with the square any more.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _ROWS = 128
 def sensitivity(
     model: nn.Module,
     tokens: Sequence[mx.array],
-    base: Format,
+    measured: Sequence[Format],
     formats: Sequence[Format],
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, list[Choice]]:
@@ -42,15 +44,17 @@ def sensitivity(
     Args:
         model: Not quantized, all of it in memory.
         tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
-        base: The format that blocks are measured in.
-        formats: Those to choose from; one that does not fit a matrix is left out.
+        measured: The formats that blocks are measured in, of different bits; a
+            matrix whose rows they do not fit is not measured.
+        formats: Those to choose from, of no fewer bits than the first measured one;
+            one that does not fit a matrix is left out.
         progress: Told of each block.
 
     Returns:
         For each matrix its choices; the loss is in nats a token.
     """
     with fast_dense():
-        return _Measurement(model, tokens, base, formats, progress).run()
+        return _Measurement(model, tokens, measured, formats, progress).run()
 
 
 class _Measurement:
@@ -58,14 +62,15 @@ class _Measurement:
         self,
         model: nn.Module,
         tokens: Sequence[mx.array],
-        base: Format,
+        measured: Sequence[Format],
         formats: Sequence[Format],
         progress: Callable[[str, int, int], None],
     ):
-        self.model, self.base, self.formats = model, base, formats
+        self.model, self.formats = model, formats
+        self.measured = sorted(measured, key=lambda form: form.bits)
         self.progress = progress
         self.stream = LayerStream(model, tokens)
-        self.matrices = [m for m in matrices(model) if base.fits(m.inputs)]
+        self.matrices = [m for m in matrices(model) if measured[0].fits(m.inputs)]
 
     def run(self) -> dict[str, list[Choice]]:
         squares, states = self._reference()
@@ -73,10 +78,15 @@ class _Measurement:
         for matrix in self.matrices:
             blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
         choices: dict[str, list[Choice]] = {}
+        total = len(blocks) * len(self.measured)
         for i, block in enumerate(blocks.values()):
-            self.progress("Measuring sensitivity", i, len(blocks))
-            divergence = self._divergence(block, states)
-            choices |= self._share(block, divergence, squares)
+            divergences = {}
+            for j, form in enumerate(self.measured):
+                done = i * len(self.measured) + j
+                self.progress("Measuring sensitivity", done, total)
+                divergences[form] = self._divergence(block, form, states)
+            choices |= self._share(block, divergences, squares)
+        self.progress("Measuring sensitivity", total, total)
         return choices
 
     def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
@@ -103,12 +113,14 @@ class _Measurement:
         ]
         return squares, states
 
-    def _divergence(self, block: list[Matrix], states: list[list[mx.array]]) -> float:
+    def _divergence(
+        self, block: list[Matrix], form: Format, states: list[list[mx.array]]
+    ) -> float:
         """The mean KL divergence with one block quantized."""
         originals = [m.module["weight"] for m in block]
         for matrix in block:
             weight = to_numpy(matrix.module["weight"])
-            approx = search(weight, self.base).dequantize()
+            approx = search(weight, form).dequantize()
             matrix.module["weight"] = mx.array(approx)
         try:
             first = self._layer_index(block[0].path)
@@ -133,9 +145,12 @@ class _Measurement:
         return numbers[0] if numbers else None
 
     def _share(
-        self, block: list[Matrix], divergence: float, squares: Mapping[str, np.ndarray]
+        self,
+        block: list[Matrix],
+        divergences: Mapping[Format, float],
+        squares: Mapping[str, np.ndarray],
     ) -> dict[str, list[Choice]]:
-        forms = [*dict.fromkeys([self.base, *self.formats])]
+        forms = [*dict.fromkeys([*self.measured, *self.formats])]
         errors = {
             m.path: {
                 form: _error(m, form, squares.get(m.path))
@@ -144,17 +159,28 @@ class _Measurement:
             }
             for m in block
         }
-        total = sum(errors[m.path][self.base] for m in block)
-        price = divergence / total if total > 0 else 0.0
+        prices = {}
+        for form, divergence in divergences.items():
+            total = sum(errors[m.path][form] for m in block)
+            prices[form] = divergence / total if total > 0 else 0.0
         shares: dict[str, list[Choice]] = {}
         for m in block:
             rows = m.size // m.inputs
             shares[m.path] = [
-                Choice(form, form.nbytes(rows, m.inputs), price * error)
+                Choice(
+                    form,
+                    form.nbytes(rows, m.inputs),
+                    prices[self._nearest(form)] * error,
+                )
                 for form, error in errors[m.path].items()
                 if form in self.formats
             ]
         return shares
+
+    def _nearest(self, form: Format) -> Format:
+        """The measured format of the most bits that `form` has, too."""
+        fewer = [m for m in self.measured if m.bits <= form.bits]
+        return (fewer or self.measured[:1])[-1]
 
 
 def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:

@@ -80,8 +80,8 @@ class Collector:
         return list(self._inputs.values())
 
 
-def _evened(rows: np.ndarray) -> np.ndarray:
-    """Scale tokens of more than the median power down to it.
+def evening(rows: np.ndarray) -> np.ndarray:
+    """Factors `[T, 1]` that scale tokens of more than the median power down to it.
 
     The inputs of some down projections have a few tokens (the first of a text above
     all) of a thousand times the norm of the rest, and so has the hidden state that
@@ -90,7 +90,7 @@ def _evened(rows: np.ndarray) -> np.ndarray:
     """
     power = np.einsum("tk,tk->t", rows, rows)
     median = np.median(power)
-    return rows * np.sqrt(np.minimum(1, median / np.maximum(power, median)))[:, None]
+    return np.sqrt(np.minimum(1, median / np.maximum(power, median)))[:, None]
 
 
 def hessian(
@@ -103,7 +103,8 @@ def hessian(
         indices: For experts: which one each row goes to.
         module: For experts: the module, its weight `[E, N, K]`.
     """
-    rows = _evened(to_numpy(x).reshape(-1, x.shape[-1]))
+    rows = to_numpy(x).reshape(-1, x.shape[-1])
+    rows = rows * evening(rows)
     if indices is None or module is None:
         return rows.T @ rows
     chosen = np.array(indices).reshape(-1)

@@ -8,12 +8,17 @@ arguments; they are recorded from the model's own forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble.model.intercept import Hook, intercepted
+
+
+class _Recorded(Exception):
+    """All arguments are known."""
 
 
 class LayerStream:
@@ -52,9 +57,12 @@ class LayerStream:
         def skip(_: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
             states.append(x)
             calls.append((args, kwargs))
+            if len(calls) == len(self.layers):
+                raise _Recorded  # what follows, the head above all, is not needed
             return x
 
-        self._forward(batch, skip)
+        with suppress(_Recorded):
+            self._forward(batch, skip)
         if len(calls) != len(self.layers):
             raise ValueError(
                 f"[stream] each of {len(self.layers)} layers must be called once but "

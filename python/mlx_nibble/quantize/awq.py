@@ -8,7 +8,7 @@ Activation-aware Weight Quantization", 2023.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,11 +16,26 @@ from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.quantize.hessian import output_error
 from mlx_nibble.quantize.rules import affine
 
-Quantizer = Callable[[np.ndarray], Quantized]
-
 # The paper's grid.
 _RATIOS = tuple(i / 20 for i in range(20))
 _LEAST = 1e-4
+
+
+def candidates(magnitude: np.ndarray) -> Iterator[np.ndarray]:
+    r"""The scales to choose from: :math:`s = a^\alpha`, :math:`\alpha \in [0, 1)`.
+
+    Each is normalized to :math:`\sqrt{\max s \min s} = 1`. The first is all ones.
+
+    Args:
+        magnitude: How large each input is, `[K]`.
+
+    Yields:
+        float32 `[K]`.
+    """
+    magnitude = magnitude / max(float(magnitude.max()), _LEAST)
+    for ratio in _RATIOS:
+        s = np.maximum(magnitude, _LEAST) ** ratio
+        yield (s / np.sqrt(s.max() * s.min())).astype(np.float32)
 
 
 def scales(
@@ -28,15 +43,13 @@ def scales(
     hessian: np.ndarray,
     form: Format,
     *,
-    quantizer: Quantizer | None = None,
+    quantizer: Callable[[np.ndarray, Format], Quantized] = affine,
     magnitude: np.ndarray | None = None,
 ) -> np.ndarray:
-    r"""Search the scales :math:`s = a^\alpha`, :math:`\alpha \in [0, 1)`.
+    """Choose scales by the error of the layers' own outputs.
 
-    `a` is the magnitude of each input; s is normalized to
-    :math:`\sqrt{\max s \min s} = 1`. The best :math:`\alpha` has the least error of
-    all outputs together; :math:`\alpha = 0` is among them, so that the result is
-    never worse than no scales.
+    The best of `candidates` has the least error of all outputs together. One of them
+    is no scales at all, so that the result is never worse.
 
     Args:
         weights: The layers that share the input, each `[N_i, K]`.
@@ -48,25 +61,13 @@ def scales(
     Returns:
         float32 `[K]`.
     """
-    rounded = quantizer or (lambda w: affine(w, form))
     if magnitude is None:
         magnitude = np.sqrt(np.maximum(np.diagonal(hessian), 0))
-    magnitude = magnitude / max(float(magnitude.max()), _LEAST)
-    best, least = np.ones(len(magnitude), np.float32), np.inf
-    for ratio in _RATIOS:
-        s = _normalized(np.maximum(magnitude, _LEAST) ** ratio)
-        error = sum(
-            output_error(w, rounded(w * s).dequantize() / s, hessian) for w in weights
+
+    def error(s: np.ndarray) -> float:
+        return sum(
+            output_error(w, quantizer(w * s, form).dequantize() / s, hessian)
+            for w in weights
         )
-        if error < least:
-            best, least = s, error
-    return best
 
-
-def _normalized(s: np.ndarray) -> np.ndarray:
-    return (s / np.sqrt(s.max() * s.min())).astype(np.float32)
-
-
-def scaled_hessian(hessian: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """The Hessian of the inputs `x / s`."""
-    return hessian / s[:, None] / s[None, :]
+    return min(candidates(magnitude), key=error)

@@ -1,4 +1,4 @@
-"""One layer from start to finish: which steps are taken, in which order."""
+"""One matrix from start to finish: which steps are taken, in which order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_nibble.formats import UNIT_ROUNDOFF, Format, Quantized
 from mlx_nibble.quantize.gptq import gptq
-from mlx_nibble.quantize.hessian import damped
+from mlx_nibble.quantize.hessian import damped, diagonal_blocks
 from mlx_nibble.quantize.refine import refine
 from mlx_nibble.quantize.rules import affine, minmax, symmetric
 from mlx_nibble.quantize.search import search
@@ -28,6 +28,7 @@ class Method:
 
     Attributes:
         rule: Which grids, one of `RULES`.
+        awq: Scale inputs before, see :mod:`mlx_nibble.model.awq`.
         gptq: Round by GPTQ, to the grids of `rule`.
         sweeps: Sweeps of coordinate descent afterwards.
         damping: See :func:`mlx_nibble.quantize.hessian.damped`; `K / T` is added for
@@ -35,6 +36,7 @@ class Method:
     """
 
     rule: str = "search"
+    awq: bool = False
     gptq: bool = True
     sweeps: int = 4
     damping: float = 0.05
@@ -49,7 +51,7 @@ class Method:
     @property
     def calibrated(self) -> bool:
         """Whether it needs to see the layers' inputs."""
-        return self.gptq or self.sweeps > 0
+        return self.awq or self.gptq or self.sweeps > 0
 
 
 def quantize(
@@ -90,10 +92,7 @@ def quantize(
             form.bits,
         )
     damping = method.damping + (weight.shape[-1] / tokens if tokens else 0)
-    if method.rule == "search":
-        q = search(weight, form, np.diagonal(damped(hessian, damping)))
-    else:
-        q = rule(weight, form)
+    q = _on_grids(weight, form, method, damped(hessian, damping))
     if _is_lossless(weight, q, form):
         return q
     if method.gptq:
@@ -101,6 +100,18 @@ def quantize(
     if method.sweeps:
         q = refine(weight, q, hessian, form, sweeps=method.sweeps, damping=damping)
     return q
+
+
+def _on_grids(
+    weight: np.ndarray, form: Format, method: Method, hessian: np.ndarray
+) -> Quantized:
+    """Round to the nearest level of the rule's grids."""
+    if method.rule != "search":
+        return RULES[method.rule](weight, form)
+    if method.gptq or method.sweeps:
+        # Codes will move together; what they do to each other is not yet known.
+        return search(weight, form, np.diagonal(hessian))
+    return search(weight, form, diagonal_blocks(hessian, form.group_size))
 
 
 def _is_lossless(weight: np.ndarray, q: Quantized, form: Format) -> bool:

@@ -1,0 +1,130 @@
+// What the entry points of the backend share: activations made ready for the
+// kernels, and ranges of work for the threads.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "csrc/core/problem.h"
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/matmul.h"
+#include "csrc/cpu/thread_pool.h"
+
+namespace nibble::cpu {
+
+// A call of fewer products than this is done by the calling thread: below,
+// handing work over (1 to 2 us when the workers are awake) costs more than
+// half the work takes (some 20 products a ns).
+inline constexpr int64_t kParallelProducts = 64 * 1024;
+// Pieces of work for each thread, so that one that is held up delays little.
+inline constexpr int kPiecesPerThread = 4;
+// Fewer weight rows are never worth a piece, and whole tiles are best.
+inline constexpr int kMinRows = 32;
+// Sums that a thread keeps before they are rounded: 256 KB, a part of any
+// second level.
+inline constexpr int kSums = 64 * 1024;
+
+struct FreeFloats {
+  void operator()(float* p) const {
+    ::operator delete[](p, std::align_val_t{64});
+  }
+};
+using Floats = std::unique_ptr<float[], FreeFloats>;
+
+// With room for one vector beyond, as the kernels need.
+inline Floats make_floats(size_t count) {
+  return Floats(static_cast<float*>(
+      ::operator new[]((count + 16) * sizeof(float), std::align_val_t{64})));
+}
+
+// What a thread lends to the kernels: kScratchFloats.
+float* thread_scratch();
+
+inline const uint8_t* at(const void* p, size_t index, Dtype dtype) {
+  return static_cast<const uint8_t*>(p) + index * size_of(dtype);
+}
+
+inline uint8_t* at(void* p, size_t index, Dtype dtype) {
+  return static_cast<uint8_t*>(p) + index * size_of(dtype);
+}
+
+// What all products of a call have in common: x [.., in()] by matrices [N, K].
+struct Form {
+  int N, K;
+  Dtype dtype;
+  Dtype scale_dtype;
+  QuantFormat format;
+  bool transpose;
+  bool int8;
+
+  template <typename Problem>
+  Form(const Problem& p, Activations activations)
+      : N(p.N),
+        K(p.K),
+        dtype(p.dtype),
+        scale_dtype(p.scale_dtype),
+        format(p.format),
+        transpose(p.transpose),
+        int8(activations == Activations::kInt8 && p.transpose) {}
+
+  int in() const { return transpose ? K : N; }
+  int out() const { return transpose ? N : K; }
+
+  // Matrix `index` of a stack of matrices [N, K].
+  Weights matrix(const QuantizedOperands& o, int index) const;
+};
+
+// The rows of `w` in `rows` alone.
+Weights rows_of(const Weights& w, Range rows);
+
+// Rows of x [.., in] as the kernels of a form want them: fp32 in the order of
+// the codes, or integers of 8 bits.
+class Rows {
+ public:
+  Rows(const Form& form, int capacity);
+
+  // Rows 0.. become the `count` rows at x, which must outlive their use.
+  void fill(const void* x, int count);
+
+  // Rows first.. become the `count` rows at x.
+  void put(int first, const void* x, int count);
+
+  // y[m, range] of the product of rows first.. with w, rounded to `dtype`;
+  // rows of y are as long as all of w's make them. At most kMaxRows rows.
+  void multiply(const Weights& w,
+                int first,
+                int count,
+                Range range,
+                Dtype dtype,
+                void* y) const;
+
+ private:
+  const Form form_;
+  const Isa& isa_;
+  Floats memory_;
+  const float* floats_ = nullptr;
+  QuantizedRows int8_{};
+};
+
+// Columns of y that make up a piece, if `products` multiplications are to be
+// shared out: a multiple of what kernels want, and no more than `most`.
+int piece_columns(const Form& form, int64_t products, int parts, int most);
+
+// Calls body(range) for ranges of columns of M rows of y that make up all of
+// it, each of no more than `most` columns.
+template <typename Fn>
+void by_ranges(const Form& form, int M, int most, Fn&& body) {
+  int out = form.out();
+  int step = piece_columns(form, int64_t{M} * form.N * form.K, 1, most);
+  parallel_for((out + step - 1) / step, [&](int i) {
+    body(Range{i * step, std::min(out, (i + 1) * step)});
+  });
+}
+
+// The most columns of which M rows of sums are kept at a time.
+inline int columns_of_sums(int M) {
+  return std::max(kMinRows, kSums / M / kMinRows * kMinRows);
+}
+
+}  // namespace nibble::cpu
