@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "run_command",
     "save_companions",
     "set_activation_dtype",
+    "sharded_load",
     "stream_generate",
 ]
 
@@ -64,6 +66,26 @@ def load(
     """
     with accelerated_loading(activations):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+
+
+def sharded_load(
+    repo: str, *args: Any, activations: str | None = None, **kwargs: Any
+) -> tuple:
+    """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
+
+    Args:
+        repo: A model folder, or a repository of the Hugging Face Hub.
+        *args: As :func:`mlx_lm.utils.sharded_load` takes them.
+        activations: As :func:`mlx_nibble.accelerate` takes it.
+        **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
+
+    Returns:
+        What :func:`mlx_lm.utils.sharded_load` returns.
+    """
+    # Afterwards, for sharding replaces layers.
+    model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
+    prepare(model, activations)
+    return (model, *others)
 
 
 def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
@@ -111,8 +133,15 @@ def run_command(
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
-    with accelerated_loading(activations):
-        command.main()
+    stock_sharded_load = getattr(command, "sharded_load", None)
+    if stock_sharded_load is not None:
+        vars(command)["sharded_load"] = partial(sharded_load, activations=activations)
+    try:
+        with accelerated_loading(activations):
+            command.main()
+    finally:
+        if stock_sharded_load is not None:
+            vars(command)["sharded_load"] = stock_sharded_load
 
 
 def prepare(model: mlx_nn.Module, activations: str | None = None) -> None:
