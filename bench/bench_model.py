@@ -1,13 +1,11 @@
-"""A whole model on the CPU: ours, exact and with 8-bit activations, MLX's, llama.cpp.
+"""What mlx-nibble costs and gains around a model, each figure by one command.
 
-    python -m bench.bench_model FOLDER --gguf FILE --json bench/capsules/model.json
+    python -m bench.bench_model accelerate  # of a 7B-shaped model: time and memory
+    python -m bench.bench_model import      # beyond mlx's own
+    python -m bench.bench_model families    # five kinds of models against stock MLX
+    python -m bench.bench_model invariant   # the cost of batch_invariant=True
 
-The GGUF file holds the same weights as the folder, which was made from it. Each is a
-process of its own with the same number of threads; all take turns within one run,
-and those whose turn it is not are stopped. llama.cpp is not asked to choose tokens,
-ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt.
-Memory is what a process has at its peak beyond its interpreter, modules and
-tokenizer: loading and the longest prompt are included.
+Each prints JSON.
 """
 
 from __future__ import annotations
@@ -15,154 +13,163 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
+
+import mlx_nibble
 from bench import timing
-from bench.bench_cpu import PEERS, Peer, peer_python
-from mlx_nibble import measure
-
-OURS = ("int8", "exact", "stock")
-STOCK_PROMPT = 128
+from tests import families
 
 
-class Runner(Peer):
-    """A model's process, stopped between its turns."""
+def model_of(layers: int, **sizes: Any) -> nn.Module:
+    """A quantized llama of random weights, not computed yet."""
+    common = {"model_type": "llama", "rms_norm_eps": 1e-5, "num_hidden_layers": layers}
+    model = llama.Model(llama.ModelArgs.from_dict(common | sizes))
+    nn.quantize(model, 64, 4)
+    return model
 
-    def __init__(self, name: str, threads: int, path: str):
-        command = [sys.executable, "-m", "bench.model_peer"]
-        if name not in OURS:
-            script = Path(__file__).parent / "model_peer.py"
-            command = [peer_python(name), str(script)]
-        self.name = name
-        self._process = subprocess.Popen(
-            [*command, name, str(threads), path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def accelerating() -> dict[str, float]:
+    """A model of Llama 2 7B's shapes, whose weights are never computed."""
+    model = model_of(
+        32,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_attention_heads=32,
+        vocab_size=32000,
+        tie_word_embeddings=False,
+    )
+    weights = sum(a.nbytes for _, a in tree_flatten(model.parameters()))
+    before = resident_bytes()
+    start = time.perf_counter()
+    report = mlx_nibble.accelerate(model)
+    seconds = time.perf_counter() - start
+    return {
+        "layers": len(report.swapped),
+        "checkpoint_bytes": weights,
+        "seconds": seconds,
+        "more_bytes": resident_bytes() - before,
+    }
+
+
+def importing() -> dict[str, float]:
+    """Processes in turns; the package imports mlx.core and mlx.nn."""
+
+    def run(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    samples = timing.interleave(
+        {"mlx": run("import mlx.core, mlx.nn"), "ours": run("import mlx_nibble")},
+        seconds=20,
+        least=15,
+    )
+    more = [
+        ours - mlx
+        for mlx, ours in zip(
+            samples["mlx"].seconds, samples["ours"].seconds, strict=True
         )
-
-    def run(self, prompt: int, decode: int) -> tuple[float, float, int]:
-        first, rest, peak = self.ask({"prompt": prompt, "decode": decode})
-        return first, rest, peak
-
-
-def busy_seconds() -> float:
-    """CPU time of all programs on this machine, so far."""
-    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
-    ticks = int(user) + int(nice) + int(system)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    ]
+    return {
+        "mlx_ms": 1e3 * samples["mlx"].median,
+        "more_ms": 1e3 * statistics.median(more),
+    }
 
 
-def measure_all(args: argparse.Namespace) -> dict[str, dict]:
-    """By name and prompt: seconds of each run; and the most memory."""
-    paths = dict.fromkeys(OURS, args.model)
-    if args.gguf:
-        paths["llama.cpp"] = args.gguf
-    runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
-    results: dict[str, dict] = {n: {"prompt": {}, "decode": []} for n in runners}
+def decode(model: nn.Module, context: int) -> Callable[[], object]:
+    cache = make_prompt_cache(model)
+    mx.eval(model(mx.ones((1, context), mx.int32), cache=cache))
+    token = mx.array([[1]])
 
-    def turn(name: str, prompt: int, decode: int) -> None:
-        print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
-        first, rest, peak = runners[name].run(prompt, decode)
-        result = results[name]
-        result["prompt"].setdefault(str(prompt), []).append(first)
-        if prompt == STOCK_PROMPT:
-            result["decode"].append(rest / decode)
-        result["peak_bytes"] = peak
+    def step() -> None:
+        mx.eval(model(token, cache=cache))
+        for layer in cache:
+            layer.trim(1)
 
-    for number in range(args.rounds):
-        order = [n for n in runners if n != "stock"]
-        for name in order if number % 2 == 0 else reversed(order):
-            for prompt in args.prompts:
-                turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
-    turn("stock", STOCK_PROMPT, min(args.decode, 16))
-    print("\r".ljust(61) + "\r", end="", file=sys.stderr)
-    for runner in runners.values():
-        runner.close()
-    return results
+    return step
 
 
-def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
-    """Tokens a second, and how many times llama.cpp's."""
-    peer = results.get("llama.cpp")
-    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB"]]
-    for name, result in results.items():
-        cells = [name]
-        for taken, theirs, tokens in [
-            *(
-                (
-                    result["prompt"].get(str(p)),
-                    peer and peer["prompt"].get(str(p)),
-                    p,
-                )
-                for p in prompts
-            ),
-            (result["decode"], peer and peer["decode"], 1),
-        ]:
-            if not taken:
-                cells.append("")
-                continue
-            ours = timing.Samples(tuple(taken))
-            cell = f"{tokens / ours.median:.1f}"
-            if theirs and len(theirs) == len(taken):
-                ratio = timing.ratios(timing.Samples(tuple(theirs)), ours)
-                cell += f" ({ratio.median:.2f}x)"
-            cells.append(cell)
-        table.append([*cells, f"{result['peak_bytes'] / 1e6:.0f}"])
-    return table
+def read_prompt(model: nn.Module, length: int) -> Callable[[], object]:
+    ids = mx.arange(length)[None] % 160
+    return lambda: mx.eval(model(ids))
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.bench_model",
-        description="A whole model: ours against MLX's and llama.cpp.",
-    )
-    parser.add_argument("model", metavar="FOLDER", help="a model folder of mlx-lm")
-    parser.add_argument("--gguf", metavar="FILE", help="the same for llama.cpp")
-    parser.add_argument(
-        "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
-    )
-    parser.add_argument("--decode", type=int, default=64, help="tokens after 128")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=timing.threads())
-    parser.add_argument("--json", metavar="FILE", help="write every sample")
-    args = parser.parse_args(argv)
-    if STOCK_PROMPT not in args.prompts:
-        parser.error(f"--prompts must have {STOCK_PROMPT}, after which is decoded")
-    return args
+def compared(slow: Callable, fast: Callable, seconds: float) -> dict[str, float]:
+    """The median of neighbouring ratios slow / fast, and its quartiles."""
+    samples = timing.interleave({"slow": slow, "fast": fast}, seconds)
+    ratio = timing.ratios(samples["slow"], samples["fast"])
+    low, high = ratio.quartiles
+    return {
+        "ratio": ratio.median,
+        "low": low,
+        "high": high,
+        "ms": 1e3 * samples["fast"].median,
+    }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    busy, start = busy_seconds(), time.perf_counter()
-    results = measure_all(args)
-    wall = time.perf_counter() - start
-    checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
-    print(
-        f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
-    )
-    print(timing.table(rows(results, args.prompts)))
-    if args.json:
-        capsule = {
-            "command": [
-                *("python", "-m", "bench.bench_model", "FOLDER", "--gguf", "FILE"),
-                *("--rounds", str(args.rounds)),
-            ],
-            "rounds": args.rounds,
-            "model": Path(args.model).name,
-            "threads": args.threads,
-            "decode_tokens": args.decode,
-            "machine": measure.machine(),
-            "peers": PEERS["llama.cpp"] if args.gguf else [],
-            "checkpoint_bytes": checkpoint,
-            "busy_cores": (busy_seconds() - busy) / wall,
-            "results": results,
-        }
-        Path(args.json).write_text(json.dumps(capsule))
+def by_family() -> dict[str, Any]:
+    """The tests' models, of 64 elements: nothing but what surrounds arithmetic."""
+    found = {}
+    for family in families.FAMILIES:
+        stock, ours = families.stock(family), families.ours(family)
+        for name, work, size in (
+            ("decode", decode, 32),
+            ("prompt of 8", read_prompt, 8),
+            ("prompt of 128", read_prompt, 128),
+        ):
+            found[f"{family}, {name}"] = compared(
+                work(stock, size), work(ours, size), 1.5
+            )
+    return found
+
+
+def of_invariance() -> dict[str, Any]:
+    """SmolLM2's shapes, 6 of its 30 layers; the ratio is with over without."""
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 4096}
+    sizes |= {"num_attention_heads": 9, "num_key_value_heads": 3}
+    with_, without = (model_of(6, **sizes) for _ in range(2))
+    mx.eval(with_.parameters(), without.parameters())
+    mlx_nibble.accelerate(with_, batch_invariant=True)
+    mlx_nibble.accelerate(without)
+    found = {}
+    for context in (128, 2048):
+        found[f"decode after {context}"] = compared(
+            decode(with_, context), decode(without, context), 5
+        )
+    for length in (4, 128, 1024):
+        found[f"prompt of {length}"] = compared(
+            read_prompt(with_, length), read_prompt(without, length), 5
+        )
+    return found
+
+
+MEASUREMENTS = {
+    "accelerate": accelerating,
+    "import": importing,
+    "families": by_family,
+    "invariant": of_invariance,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=MEASUREMENTS, nargs="+")
+    for what in parser.parse_args().what:
+        print(json.dumps({what: MEASUREMENTS[what]()}, indent=2), flush=True)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def load(name: str) -> dict:
 def measured() -> str:
     tables = [
         model_table(load("demo")),
-        peer_table(load("model"), load("int8")),
+        peer_table(load("llama"), load("int8")),
         matmul_table(load("matmul")),
     ]
     return "\n\n".join(tables)
