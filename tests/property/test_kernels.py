@@ -65,6 +65,7 @@ def watched(seed: int) -> simt.Options:
     groups=st.integers(1, 9),
     batch=BATCHES,
     epilogue=st.tuples(st.booleans(), st.booleans()),
+    half_tiles=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_agree_with_the_oracle(
@@ -74,12 +75,13 @@ def test_products_agree_with_the_oracle(
     groups: int,
     batch: tuple[int, int, int],
     epilogue: tuple[bool, bool],
+    half_tiles: bool,
     seed: int,
 ) -> None:
     p = problem_of(fields)
     size, count, repeat = batch
     p = replace(p, M=M, N=N, K=groups * p.group_size)
-    p = replace(p, bias=epilogue[0], residual=epilogue[1])
+    p = replace(p, bias=epilogue[0], residual=epilogue[1], half_tiles=half_tiles)
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
