@@ -24,9 +24,11 @@ import mlx.core as mx
 import numpy as np
 
 from bench import timing
-from bench.bench_matmul import Case, make_pool
-from bench.shapes import MODELS
 from mlx_nibble import __version__, ops
+from mlx_nibble.bench import peaks
+from mlx_nibble.bench.machine import last_level_cache_bytes, threads
+from mlx_nibble.bench.products import Case, Pools
+from mlx_nibble.bench.shapes import MODELS
 
 PEERS = {
     "onnxruntime": ["onnxruntime==1.32.0", "onnx"],
@@ -89,15 +91,13 @@ def fma_peak() -> float:
 
 
 def candidates(case: Case, hot: bool) -> dict[str, Callable[[], object]]:
-    pool = make_pool(case, hot)
+    pool = Pools(hot).take(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
     def call(op, **options) -> Callable[[], None]:
-        step = timing.rotation(len(pool))
-
         def run() -> None:
-            w, scales, biases = pool[step()]
+            w, scales, biases = next(pool)
             mx.eval(
                 op(x, w, scales, biases, True, case.group_size, case.bits, **options)
             )
@@ -115,8 +115,8 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
     calls = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
         del calls["mlx"]
-    wanted = 4 * timing.last_level_cache_bytes()
-    copies = 1 if args.hot else max(2, -(-wanted // case.weight_bytes()))
+    wanted = 4 * last_level_cache_bytes()
+    copies = 1 if args.hot else max(2, -(-wanted // case.weight_bytes))
     for name, peer in peers.items():
         int8 = name.endswith(" int8")
         peer.ask({**vars(case), "int8": int8, "copies": copies})
@@ -124,7 +124,7 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
     taken = timing.interleave(calls, args.seconds)
     result = {
         "case": vars(case),
-        "weight_bytes": case.weight_bytes(),
+        "weight_bytes": case.weight_bytes,
         "seconds": {name: samples.seconds for name, samples in taken.items()},
         "faster": {},
     }
@@ -181,11 +181,11 @@ def main(argv: list[str] | None = None) -> None:
     mx.set_default_device(mx.cpu)
     shapes = [tuple(int(d) for d in s.split(",")) for s in args.shape]
     peers = {
-        f"{name} {'int8' if int8 else 'exact'}": Peer(name, timing.threads())
+        f"{name} {'int8' if int8 else 'exact'}": Peer(name, threads())
         for name in args.peers
         for int8 in MODES[name]
     }
-    bandwidth, peak = timing.read_bandwidth(), fma_peak()
+    bandwidth, peak = peaks.read_bandwidth(), fma_peak()
     heading = ["rows", "N", "K"]
     for mode in ("exact", "int8"):
         heading += [mode, "of bandwidth", "of sgemm", "faster than"]
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "system": platform.platform(),
-                "threads": timing.threads(),
+                "threads": threads(),
             },
             "versions": {"mlx": mx.__version__, "mlx_nibble": __version__},
             "peers": {name: PEERS[name] for name in args.peers},

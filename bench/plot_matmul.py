@@ -1,4 +1,4 @@
-"""Draw a capsule of bench_matmul: rows a second over rows, ours and MLX's.
+"""Draw a capsule of `nibble bench kernels`: rows a second over rows, ours and MLX's.
 
     python -m bench.plot_matmul bench/capsules/matmul.json docs/images/matmul.svg
 
@@ -38,7 +38,8 @@ def draw(capsule: dict, target: str) -> None:
         for name, style in STYLES.items():
             speed, low, high = [], [], []
             for count, result in zip(rows, results, strict=True):
-                seconds = result["seconds"][name]
+                taken = result["candidates"][name]["passes"]
+                seconds = [s for one in taken for s in one]
                 first, middle, third = statistics.quantiles(seconds, n=4)
                 speed.append(count / middle)
                 low.append(count / third)
