@@ -3,40 +3,61 @@
     python -m bench.bench_cpu --model llama-3-8b --json cpu.json
     python -m bench.bench_cpu --shape 4096,4096 --peers onnxruntime openvino torch
 
-4-bit weights; float32 activations, for the peer torch bfloat16. Peers are installed
-when they are first named, each into its own environment under build/peers. All take
-turns within one run. Ratios are to the fastest of the others: of exact products
-to MLX and what rounds no activations to 8 bits, of int8 to MLX and what does.
+4-bit weights; float32 activations, for the peer torch bfloat16. Scales are float16,
+as checkpoints have them, but where a peer wants others: MLX has float32, with which
+it is fastest, and llama.cpp's blocks are of 32. Peers are installed when they are
+first named, each into its own environment under build/peers. All take turns within
+one run, and a peer whose turn it is not is stopped: threads that wait by spinning
+would slow the next one down. A turn is some products, the first of them untimed.
+Ratios are to the fastest of the others: of exact products to MLX and what rounds no
+activations to 8 bits, of int8 to MLX and what does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from bench import timing
+from bench.peak import fma_peak
 from mlx_nibble import __version__, ops
-from mlx_nibble.bench import peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
+from mlx_nibble.bench.peaks import read_bandwidth
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.shapes import MODELS
 
+# By the name of a peer, what pip installs. llama.cpp is built from its source, for
+# this processor.
 PEERS = {
     "onnxruntime": ["onnxruntime==1.32.0", "onnx"],
     "openvino": ["openvino==2026.4.1"],
     "torch": ["torch==2.13.0+cpu"],
+    "llama.cpp": ["llama-cpp-python==0.3.36"],
 }
-# Peers whose products can be told to round activations, and those that cannot.
-MODES = {"onnxruntime": [False, True], "openvino": [False, True], "torch": [False]}
+# What of a peer takes part: its maker in cpu_peer.py, and whether it rounds
+# activations to 8 bits.
+MODES = {
+    "onnxruntime": [("onnxruntime", False), ("onnxruntime", True)],
+    "openvino": [("openvino", False), ("openvino", True)],
+    "torch": [("torch", False)],
+    "llama.cpp": [("llama.cpp Q4_0", True), ("llama.cpp Q4_1", True)],
+}
+# Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
+# smallest of our shapes are more than a cache.
+MAX_COPIES = 256
+# Products of a turn, at most, and multiplications that one needs no company for.
+MAX_CALLS, CALL_PRODUCTS = 16, 2**31
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
@@ -49,92 +70,120 @@ def peer_python(name: str) -> Path:
         print(f"installing {name} into {home}", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
         command = [python, "-m", "pip", "install", "--quiet", "numpy", *PEERS[name]]
-        subprocess.run(command, check=True)
+        native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
+        subprocess.run(command, check=True, env=native)
         done.touch()
     return python
 
 
 class Peer:
-    """A peer's process. Its time is what it measures itself, around the call."""
+    """A peer's process, stopped between its turns. It measures itself."""
 
-    def __init__(self, name: str, threads: int):
+    def __init__(self, name: str, maker: str, int8: bool, threads: int):
+        self.int8 = int8
         worker = Path(__file__).parent / "cpu_peer.py"
         self._process = subprocess.Popen(
-            [peer_python(name), worker, name, str(threads)],
+            [peer_python(name), worker, maker, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
 
     def ask(self, request: object) -> object:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         stdin.write(json.dumps(request) + "\n")
         stdin.flush()
-        return json.loads(stdout.readline())
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended")
+        self._process.send_signal(signal.SIGSTOP)
+        return json.loads(line)
 
-    def run(self) -> float:
-        return float(str(self.ask("run")))
+    def turn(self, calls: int) -> Callable[[], float]:
+        def run() -> float:
+            self.ask(1)
+            return float(str(self.ask(calls)))
+
+        return run
 
     def close(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
         self._process.communicate()
 
 
-def fma_peak() -> float:
-    """Floating-point operations a second of all cores: the best of some sgemms.
-
-    numpy's BLAS reaches within some per cent of what the cores can do.
-    """
-    a = np.ones((1024, 1024), np.float32)
-    calls = timing.interleave({"sgemm": lambda: np.dot(a, a)}, 0.5)
-    return 2 * 1024**3 / min(calls["sgemm"].seconds)
+def calls_of(case: Case) -> int:
+    products = case.rows * case.N * case.K
+    return max(1, min(MAX_CALLS, CALL_PRODUCTS // products))
 
 
-def candidates(case: Case, hot: bool) -> dict[str, Callable[[], object]]:
-    pool = Pools(hot).take(case, "quantized")
+def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
+    pool = Pools(hot).copies(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
-    def call(op, **options) -> Callable[[], None]:
-        def run() -> None:
-            w, scales, biases = next(pool)
-            mx.eval(
-                op(x, w, scales, biases, True, case.group_size, case.bits, **options)
-            )
+    def turn(op, scale_dtype: mx.Dtype, **options) -> Callable[[], float]:
+        own = [(w, s.astype(scale_dtype), b.astype(scale_dtype)) for w, s, b in pool]
+        mx.eval(own)
+        step = timing.rotation(len(own))
+        form = (True, case.group_size, case.bits)
+
+        def products(count: int) -> float:
+            before = time.perf_counter()
+            mx.eval([op(x, *own[step()], *form, **options) for _ in range(count)])
+            return (time.perf_counter() - before) / count
+
+        def run() -> float:
+            products(1)
+            return products(calls_of(case))
 
         return run
 
     return {
-        "mlx": call(mx.quantized_matmul),
-        "exact": call(ops.quantized_matmul),
-        "int8": call(ops.quantized_matmul, activations="int8"),
+        "mlx": turn(mx.quantized_matmul, mx.float32),
+        "exact": turn(ops.quantized_matmul, mx.float16),
+        "int8": turn(ops.quantized_matmul, mx.float16, activations="int8"),
     }
 
 
 def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dict:
-    calls = candidates(case, args.hot)
+    turns = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
-        del calls["mlx"]
+        del turns["mlx"]
     wanted = 4 * last_level_cache_bytes()
-    copies = 1 if args.hot else max(2, -(-wanted // case.weight_bytes))
+    copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
     for name, peer in peers.items():
-        int8 = name.endswith(" int8")
-        peer.ask({**vars(case), "int8": int8, "copies": copies})
-        calls[name] = peer.run
-    taken = timing.interleave(calls, args.seconds)
+        request = {"int8": peer.int8, "copies": 1 if args.hot else copies}
+        peer.ask({**vars(case), **request})
+        turns[name] = peer.turn(calls_of(case))
+    taken = timing.interleave(turns, args.seconds)
     result = {
         "case": vars(case),
-        "weight_bytes": case.weight_bytes,
+        "weight_bytes": weight_bytes(case),
         "seconds": {name: samples.seconds for name, samples in taken.items()},
         "faster": {},
     }
     for mode in ("exact", "int8"):
-        others = [n for n in taken if n == "mlx" or n.endswith(f" {mode}")]
+        int8 = mode == "int8"
+        others = [
+            n for n in taken if n == "mlx" or n in peers and peers[n].int8 == int8
+        ]
         if others:
             best = min(others, key=lambda n: taken[n].median)
             ratio = timing.ratios(taken[best], taken[mode])
-            result["faster"][mode] = {"than": best, "median": ratio.median}
+            result["faster"][mode] = {
+                "than": best,
+                "median": ratio.median,
+                "quartiles": ratio.quartiles,
+            }
     return result
+
+
+def weight_bytes(case: Case) -> int:
+    """Of codes, and scales and biases of 16 bits."""
+    return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
 
 
 def row(result: dict, bandwidth: float, peak: float) -> list[str]:
@@ -181,14 +230,14 @@ def main(argv: list[str] | None = None) -> None:
     mx.set_default_device(mx.cpu)
     shapes = [tuple(int(d) for d in s.split(",")) for s in args.shape]
     peers = {
-        f"{name} {'int8' if int8 else 'exact'}": Peer(name, threads())
+        f"{maker} {'int8' if int8 else 'exact'}": Peer(name, maker, int8, threads())
         for name in args.peers
-        for int8 in MODES[name]
+        for maker, int8 in MODES[name]
     }
-    bandwidth, peak = peaks.read_bandwidth(), fma_peak()
+    bandwidth, peak = read_bandwidth(), fma_peak(threads())
     heading = ["rows", "N", "K"]
     for mode in ("exact", "int8"):
-        heading += [mode, "of bandwidth", "of sgemm", "faster than"]
+        heading += [mode, "of bandwidth", "of FMA", "faster than"]
     results = []
     for N, K in shapes or MODELS[args.model]:
         for rows in args.rows:
@@ -201,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{'hot' if args.hot else 'cold'} weights, 4 bits, group {args.group_size}; "
         f"all cores read {bandwidth / 1e9:.1f} GB/s and multiply at "
-        f"{peak / 1e9:.0f} GFLOP/s (sgemm)"
+        f"{peak / 1e9:.0f} GFLOP/s"
     )
     print(timing.table([heading, *(row(r, bandwidth, peak) for r in results)]))
     if args.json:
@@ -214,8 +263,9 @@ def main(argv: list[str] | None = None) -> None:
             },
             "versions": {"mlx": mx.__version__, "mlx_nibble": __version__},
             "peers": {name: PEERS[name] for name in args.peers},
+            "hot": args.hot,
             "read_bandwidth": bandwidth,
-            "sgemm": peak,
+            "fma_peak": peak,
             "results": results,
         }
         Path(args.json).write_text(json.dumps(capsule))

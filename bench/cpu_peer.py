@@ -2,17 +2,20 @@
 
     python cpu_peer.py NAME THREADS
 
-Answers lines of JSON: a case is prepared and answered with its name, "run" runs it
-once on the next weights and is answered with the seconds that took. Imports nothing
-of ours, and a peer only when it is named.
+Answers lines of JSON: a case is prepared and answered with its name, a number runs it
+so many times, each on the next weights, and is answered with the seconds that one
+took. Imports nothing of ours, and a peer only when it is named.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -139,22 +142,147 @@ def torch(case: dict, seed: int, threads: int) -> Callable[[], None]:
     )
 
 
+class Ggml:
+    """llama.cpp's products, through its shared libraries' C functions."""
+
+    Q4_0, Q4_1, F32 = 2, 3, 0
+
+    def __init__(self, threads: int):
+        import llama_cpp
+
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        load = [folder / f"libggml{part}.so" for part in ("-base", "-cpu", "")]
+        self._libraries = [ctypes.CDLL(str(p), ctypes.RTLD_GLOBAL) for p in load]
+        self.backend = self("backend_cpu_init")
+        self("backend_cpu_set_n_threads", self.backend, ctypes.c_int(threads))
+
+    def __call__(self, name: str, *args: object, returns: type = ctypes.c_void_p):
+        for library in self._libraries:
+            function = getattr(library, f"ggml_{name}", None)
+            if function is not None:
+                function.restype = returns
+                wrapped = [ctypes.c_void_p(a) if type(a) is int else a for a in args]
+                return function(*wrapped)
+        raise AttributeError(f"llama.cpp has no ggml_{name}")
+
+    def context(self) -> int:
+        """Room for descriptions of tensors and a graph, not for their data."""
+
+        class Parameters(ctypes.Structure):
+            _fields_ = [
+                ("bytes", ctypes.c_size_t),
+                ("buffer", ctypes.c_void_p),
+                ("no_alloc", ctypes.c_bool),
+            ]
+
+        return self("init", Parameters(1 << 20, None, True))
+
+    def tensor(self, context: int, kind: int, width: int, rows: int) -> int:
+        sizes = (ctypes.c_int64(width), ctypes.c_int64(rows))
+        return self("new_tensor_2d", context, ctypes.c_int(kind), *sizes)
+
+    def repacking(self) -> int | None:
+        """The kind of buffer whose contents are laid out anew for this processor."""
+        device = self("backend_get_device", self.backend)
+        registry = self("backend_dev_backend_reg", device)
+        name = ctypes.c_char_p(b"ggml_backend_dev_get_extra_bufts")
+        address = self("backend_reg_get_proc_address", registry, name)
+        if not address:
+            return None
+        kinds = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
+        found = kinds(address)(device)
+        for kind in found:
+            if not kind:
+                return None
+            text = self("backend_buft_name", kind, returns=ctypes.c_char_p)
+            if text == b"CPU_REPACK":
+                return kind
+        return None
+
+
+def llama(case: dict, seed: int, threads: int, kind: int) -> Callable[[], None]:
+    """ggml_mul_mat, which rounds activations to 8 bits; blocks of 32 codes."""
+    ggml = _ggml(threads)
+    N, K = case["N"], case["K"]
+    weights = ggml.context()
+    w = ggml.tensor(weights, kind, K, N)
+    # Q4_0 is laid out anew where llama.cpp would do so when it loads a model.
+    repacking = ggml.repacking() if kind == Ggml.Q4_0 else None
+    where = repacking or ggml("backend_get_default_buffer_type", ggml.backend)
+    buffer = ggml("backend_alloc_ctx_tensors_from_buft", weights, where)
+    data = _ggml_codes(threads, kind, N, K)
+    ggml("backend_tensor_set", w, data, ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
+    work = ggml.context()
+    x = ggml.tensor(work, Ggml.F32, K, case["rows"])
+    product = ggml("mul_mat", work, w, x)
+    graph = ggml("new_graph", work)
+    ggml("build_forward_expand", graph, product)
+    ggml("backend_alloc_ctx_tensors", work, ggml.backend)
+    values = np.random.default_rng(1).standard_normal((case["rows"], K), np.float32)
+    size = ctypes.c_size_t(values.nbytes)
+    ggml("backend_tensor_set", x, values.ctypes.data, ctypes.c_size_t(0), size)
+    kept = (weights, buffer, work)
+
+    def run(_kept: tuple = kept) -> None:
+        ggml("backend_graph_compute", ggml.backend, graph, returns=ctypes.c_int)
+
+    return run
+
+
+@functools.cache
+def _ggml(threads: int) -> Ggml:
+    return Ggml(threads)
+
+
+@functools.cache
+def _ggml_codes(threads: int, kind: int, N: int, K: int) -> bytes:
+    """A matrix as llama.cpp quantizes it."""
+    ggml = _ggml(threads)
+    values = np.random.default_rng(0).standard_normal((N, K), np.float32)
+    width = ctypes.c_int64(K)
+    row = ggml("row_size", ctypes.c_int(kind), width, returns=ctypes.c_size_t)
+    out = ctypes.create_string_buffer(row * N)
+    ggml(
+        "quantize_chunk",
+        ctypes.c_int(kind),
+        values.ctypes.data,
+        out,
+        ctypes.c_int64(0),
+        ctypes.c_int64(N),
+        width,
+        None,
+        returns=ctypes.c_size_t,
+    )
+    return out.raw
+
+
+MAKERS: dict[str, Callable[[dict, int, int], Callable[[], None]]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "torch": torch,
+    "llama.cpp Q4_0": functools.partial(llama, kind=Ggml.Q4_0),
+    "llama.cpp Q4_1": functools.partial(llama, kind=Ggml.Q4_1),
+}
+
+
 def main() -> None:
     name, threads = sys.argv[1], int(sys.argv[2])
-    make = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}[name]
     calls: list[Callable[[], None]] = []
     turn = 0
     for line in sys.stdin:
         request = json.loads(line)
-        if request != "run":
+        if isinstance(request, dict):
+            calls = []  # the last case's memory first
+            make = MAKERS[name]
             calls = [make(request, seed, threads) for seed in range(request["copies"])]
             turn = 0
             print(json.dumps(name), flush=True)
             continue
         before = time.perf_counter()
-        calls[turn % len(calls)]()
-        print(json.dumps(time.perf_counter() - before), flush=True)
-        turn += 1
+        for _ in range(request):
+            calls[turn % len(calls)]()
+            turn += 1
+        print(json.dumps((time.perf_counter() - before) / request), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ add_library(nibble_mlx STATIC
   csrc/mlx/fast_primitives.cpp
   csrc/mlx/gather_ops.cpp
   csrc/mlx/gather_qmm.cpp
+  csrc/mlx/heads.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
+  csrc/mlx/residual_norm.cpp
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/swiglu.cpp

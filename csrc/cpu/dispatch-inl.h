@@ -36,6 +36,19 @@ void with_bits(int bits, Fn&& fn) {
   }
 }
 
+// Calls fn with Int<group size>.
+template <typename Fn>
+void with_group(int group_size, Fn&& fn) {
+  switch (group_size) {
+    case 32:
+      return fn(Int<32>{});
+    case 64:
+      return fn(Int<64>{});
+    case 128:
+      return fn(Int<128>{});
+  }
+}
+
 template <Dtype kValue>
 struct DtypeTag {
   static constexpr Dtype value = kValue;

@@ -13,94 +13,12 @@
 // after the other, so that a result does not depend on the number of rows.
 #pragma once
 
-#include "csrc/cpu/dispatch-inl.h"
-#include "csrc/cpu/weights-inl.h"
+#include "csrc/cpu/int8_params-inl.h"
+#include "csrc/cpu/int8_quantize-inl.h"
+#include "csrc/cpu/int8_rows-inl.h"
 
 namespace nibble::cpu {
 namespace {
-
-// Codes of a panel: [256 words, 32 rows] of 4-bit codes are 16 KB and leave
-// room in a first-level cache for activations.
-constexpr int kIntBlockK = 1024;
-
-// Bits of a code in the panel: those that fill bytes stay packed, the others
-// get a byte each.
-constexpr int panel_bits(int bits) {
-  return bits == 2 || bits == 4 ? bits : 8;
-}
-
-// Where activation k of a run of 32 / panel_bits goes: the byte lanes of word
-// shifted by part * bits hold codes part, part + parts, ...
-constexpr int activation_place(int k, int parts) {
-  return k % parts * 4 + k / parts;
-}
-
-template <class V, int kBits>
-void reorder_activations(int8_t* codes, int count) {
-  constexpr int kParts = 8 / panel_bits(kBits);
-  if constexpr (kParts > 1) {
-    constexpr int kRun = 4 * kParts;
-    for (int i = 0; i < count; i += kRun) {
-      int8_t run[kRun];
-      for (int k = 0; k < kRun; ++k) {
-        run[activation_place(k, kParts)] = codes[i + k];
-      }
-      for (int k = 0; k < kRun; ++k) codes[i + k] = run[k];
-    }
-  }
-}
-
-// codes[0:count] = the activations of a group over scale, rounded to -127..127.
-// Returns scale = max|x| / 127, at least 2^-126.
-template <class V>
-float quantize_group(const float* x, int count, int8_t* codes) {
-  typename V::I best = V::int_zero();
-  for (int k = 0; k < count; k += V::kLanes) {
-    best = V::max_magnitude(best, V::load(x + k));
-  }
-  int32_t lanes[V::kLanes], most = 0;
-  V::int_store(lanes, best);
-  for (int32_t lane : lanes) most = lane > most ? lane : most;
-  float magnitude;
-  __builtin_memcpy(&magnitude, &most, sizeof(magnitude));
-  // Below, the inverse would overflow. Infinities and NaN reach the scale.
-  constexpr float kLeast = 0x1p-126f;
-  float scale = magnitude / 127.0f;
-  if (scale < kLeast) scale = kLeast;
-  typename V::F factor = V::set1(1.0f / scale);
-  for (int k = 0; k < count; k += V::kLanes) {
-    V::round_to_bytes(V::mul(V::load(x + k), factor), codes + k);
-  }
-  return scale;
-}
-
-template <class V>
-void quantize_rows(Dtype dtype,
-                   QuantFormat format,
-                   const void* x,
-                   int rows,
-                   int K,
-                   const QuantizedRows& out) {
-  alignas(64) float group[128];
-  int size = dtype == Dtype::kFloat32 ? 4 : 2;
-  const uint8_t* p = static_cast<const uint8_t*>(x);
-  size_t groups = static_cast<size_t>(rows) * (K / format.group_size);
-  for (size_t g = 0; g < groups; ++g) {
-    int8_t* codes = out.codes + g * format.group_size;
-    with_dtype(dtype, [&](auto d) {
-      to_floats<V, decltype(d)::value>(p, format.group_size, group);
-    });
-    float scale = quantize_group<V>(group, format.group_size, codes);
-    int sum = 0;
-    for (int k = 0; k < format.group_size; ++k) sum += codes[k];
-    out.scales[g] = scale;
-    out.sums[g] = scale * static_cast<float>(sum);
-    p += static_cast<size_t>(format.group_size) * size;
-    with_bits(format.bits, [&](auto bits) {
-      reorder_activations<V, decltype(bits)::value>(codes, format.group_size);
-    });
-  }
-}
 
 // ---- panels -------------------------------------------------------------
 
@@ -110,12 +28,6 @@ constexpr int kPanelRows = V::kStrips * V::kLanes;
 template <int kBits>
 constexpr int words_of(int codes) {
   return codes * panel_bits(kBits) / 32;
-}
-
-// The row at lane r of a strip; beyond the last row the last again, whose
-// results are not stored.
-inline int strip_row(const Weights& w, int row) {
-  return smaller(row, w.N - 1);
 }
 
 // panel [words, kPanelRows] = the words of rows from `row` on. `ahead` bytes
@@ -157,48 +69,6 @@ void fill_panel(
   }
 }
 
-// The scales and biases of the panel's rows, [groups, kPanelRows].
-template <class V>
-struct PanelParams {
-  static constexpr int kMax = kIntBlockK / 32;
-  alignas(64) float scale[kMax][kPanelRows<V>];
-  alignas(64) float bias[kMax][kPanelRows<V>];
-
-  PanelParams(const Weights& w, int row, Range columns) {
-    int groups = (columns.end - columns.begin) / w.format.group_size;
-    for (int strip = 0; strip < kPanelRows<V>; strip += V::kLanes) {
-      alignas(64) float rows[2][V::kLanes][kMax];
-      with_dtype(w.scale_dtype, [&](auto dtype) {
-        for (int r = 0; r < V::kLanes; ++r) {
-          read_params<V, decltype(dtype)::value>(w,
-                                                 strip_row(w, row + strip + r),
-                                                 columns,
-                                                 rows[0][r],
-                                                 rows[1][r]);
-        }
-      });
-      spread(rows[0], groups, &scale[0][strip]);
-      spread(rows[1], groups, &bias[0][strip]);
-    }
-  }
-
- private:
-  static void spread(const float (&from)[V::kLanes][kMax],
-                     int groups,
-                     float* to) {
-    const uint8_t* rows[V::kLanes];
-    for (int g = 0; g < groups; g += V::kLanes) {
-      for (int r = 0; r < V::kLanes; ++r) {
-        rows[r] = reinterpret_cast<const uint8_t*>(from[r] + g);
-      }
-      V::transpose(rows,
-                   smaller(groups - g, V::kLanes),
-                   reinterpret_cast<int32_t*>(to + g * kPanelRows<V>),
-                   kPanelRows<V>);
-    }
-  }
-};
-
 // ---- products -----------------------------------------------------------
 
 // Adds the words of one vector for each strip to sums [strips, kM].
@@ -229,7 +99,7 @@ void add_part(const typename V::I (&words)[V::kStrips],
 // sums [kM, kPanelRows] += the products of a panel and kM activation rows.
 template <class V, int kBits, int kM>
 void int_tile(const int32_t* panel,
-              const PanelParams<V>& params,
+              const StripParams<V, kPanelRows<V>>& params,
               QuantFormat format,
               int K,
               Range columns,
@@ -265,23 +135,26 @@ void int_tile(const int32_t* panel,
 #pragma GCC unroll 8
       for (int m = 0; m < kM; ++m) {
         float* to = sums + m * kPanelRows<V> + s * V::kLanes;
-        typename V::F product =
-            V::mul(V::to_float(dots[s][m]), V::set1(x_scales[m * groups + g]));
-        typename V::F sum = V::fma(product, scale, V::load(to));
-        V::store(to, V::fma(bias, V::set1(x_sums[m * groups + g]), sum));
+        typename V::F sum = add_group<V>(dots[s][m],
+                                         scale,
+                                         bias,
+                                         V::set1(x_scales[m * groups + g]),
+                                         V::set1(x_sums[m * groups + g]),
+                                         V::load(to));
+        V::store(to, sum);
       }
     }
   }
 }
 
 template <class V>
-void multiply_int8(const Weights& w,
-                   const QuantizedRows& x,
-                   int M,
-                   Range rows,
-                   Dtype dtype,
-                   void* y,
-                   float* scratch) {
+void multiply_panels(const Weights& w,
+                     const QuantizedRows& x,
+                     int M,
+                     Range rows,
+                     Dtype dtype,
+                     void* y,
+                     float* scratch) {
   float* sums = scratch + kPanelFloats;
   int32_t* panel = reinterpret_cast<int32_t*>(scratch);
   int size = dtype == Dtype::kFloat32 ? 4 : 2;
@@ -289,7 +162,7 @@ void multiply_int8(const Weights& w,
     for (int i = 0; i < M * kPanelRows<V>; ++i) sums[i] = 0;
     for (int k = 0; k < w.K; k += kIntBlockK) {
       Range columns{k, smaller(k + kIntBlockK, w.K)};
-      PanelParams<V> params(w, n, columns);
+      StripParams<V, kPanelRows<V>> params(w, n, columns);
       with_bits(w.format.bits, [&](auto b) {
         constexpr int kBits = decltype(b)::value;
         ptrdiff_t ahead =
@@ -321,6 +194,29 @@ void multiply_int8(const Weights& w,
           static_cast<uint8_t*>(y) + (static_cast<size_t>(m) * w.N + n) * size);
     }
   }
+}
+
+template <class V>
+void multiply_int8(const Weights& w,
+                   const QuantizedRows& x,
+                   int M,
+                   Range rows,
+                   Dtype dtype,
+                   void* y,
+                   float* scratch) {
+  bool fits = static_cast<size_t>(w.K) <= kPanelFloats;
+  if (M > 1 || !lie_in_bytes(w.format.bits) || !fits) {
+    return multiply_panels<V>(w, x, M, rows, dtype, y, scratch);
+  }
+  with_bits(w.format.bits, [&](auto bits) {
+    constexpr int kBits = decltype(bits)::value;
+    if constexpr (lie_in_bytes(kBits)) {
+      with_group(w.format.group_size, [&](auto group) {
+        multiply_row<V, kBits, decltype(group)::value>(
+            w, x, rows, dtype, y, scratch);
+      });
+    }
+  });
 }
 
 template <class V>

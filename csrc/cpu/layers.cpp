@@ -115,6 +115,7 @@ void rope(const Rope& p,
           const RowGrid& x,
           const int32_t* offsets,
           int64_t offset_stride,
+          const int64_t (&y_strides)[3],
           void* y) {
   const LayerKernels& kernels = isa().layers;
   int heads = x.shape[1], L = x.shape[2];
@@ -131,7 +132,9 @@ void rope(const Rope& p,
       for (int l = 0; l < count; ++l) {
         int64_t row = (b * heads + h) * L + first + l;
         const uint8_t* from = row_of(x, p.dtype, row);
-        uint8_t* to = static_cast<uint8_t*>(y) + row * p.D * size;
+        int64_t at =
+            b * y_strides[0] + h * y_strides[1] + (first + l) * y_strides[2];
+        uint8_t* to = static_cast<uint8_t*>(y) + at * int64_t(size);
         const float* rotation = scratch + size_t{2} * l * width;
         kernels.rotate(p.dtype,
                        from,
@@ -141,7 +144,7 @@ void rope(const Rope& p,
                        p.traditional,
                        to,
                        scratch + table);
-        std::memcpy(
+        std::memmove(
             to + p.dims * size, from + p.dims * size, (p.D - p.dims) * size);
       }
     }

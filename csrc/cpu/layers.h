@@ -46,11 +46,13 @@ struct Rope {
 };
 
 // x [B, heads, L, D] as the grid (B, heads, L); the position of (b, l) is
-// offsets[b * offset_stride] + l. y is row-contiguous.
+// offsets[b * offset_stride] + l. y has the same grid, with strides of its own,
+// and may be x.
 void rope(const Rope& problem,
           const RowGrid& x,
           const int32_t* offsets,
           int64_t offset_stride,
+          const int64_t (&y_strides)[3],
           void* y);
 
 // y = gate / (1 + exp(-gate)) * up, elementwise.

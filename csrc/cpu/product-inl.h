@@ -52,7 +52,14 @@ struct Tile {
   }
 };
 
-// One block of k, decoding on the way: for few activation rows.
+// Asks for the `count` bytes at p.
+inline void prefetch(const uint8_t* p, int count) {
+  constexpr int kCacheLine = 64;
+  for (int i = 0; i < count; i += kCacheLine) __builtin_prefetch(p + i);
+}
+
+// One block of k, decoding on the way: for few activation rows. The rows of
+// the next tile are asked for meanwhile: hardware does not follow so many.
 template <class V, int kBits, int kR, int kM>
 void decode_tile(
     const Weights& w, int row, Range columns, const float* x, float* sums) {
@@ -63,6 +70,7 @@ void decode_tile(
   x += columns.begin;
   int group_size = w.format.group_size;
   int groups = (columns.end - columns.begin) / group_size;
+  int group_bytes = static_cast<int>(bytes_of(group_size, kBits));
   Tile<V, kR, kM> tile;
   for (int g = 0; g < groups; ++g) {
     typename V::template Group<kBits> group[kR];
@@ -70,6 +78,7 @@ void decode_tile(
     for (int r = 0; r < kR; ++r) {
       group[r] =
           V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+      prefetch(codes + (kR + r) * stride, group_bytes);
     }
     for (int k = 0; k < group_size; k += V::kLanes) {
       typename V::F decoded[kR];

@@ -161,6 +161,39 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
   }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  static I int_add(I a, I b) { return _mm256_add_epi32(a, b); }
+
+  // The first `count` words at p, zero beyond.
+  static I load_words(const uint8_t* p, int count) {
+    if (count >= kLanes) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(p),
+                                 first_lanes(count));
+  }
+
+  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
+  // turns a's and b's; and the odd ones.
+  template <int kBlock>
+  static I even_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return _mm256_blend_epi32(a, _mm256_shuffle_epi32(b, 0xa0), 0xaa);
+    } else if constexpr (kBlock == 2) {
+      return _mm256_unpacklo_epi64(a, b);
+    } else {
+      return _mm256_permute2x128_si256(a, b, 0x20);
+    }
+  }
+  template <int kBlock>
+  static I odd_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return _mm256_blend_epi32(_mm256_shuffle_epi32(a, 0xf5), b, 0xaa);
+    } else if constexpr (kBlock == 2) {
+      return _mm256_unpackhi_epi64(a, b);
+    } else {
+      return _mm256_permute2x128_si256(a, b, 0x31);
+    }
+  }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {
@@ -203,8 +236,7 @@ struct Avx2 {
                         int count,
                         int32_t* out,
                         int stride) {
-    I words = _mm256_cmpgt_epi32(_mm256_set1_epi32(count),
-                                 _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    I words = first_lanes(count);
     I t[8], u[8];
     for (int i = 0; i < 8; i += 2) {
       I a = _mm256_maskload_epi32(reinterpret_cast<const int*>(rows[i]), words);
@@ -256,6 +288,11 @@ struct Avx2 {
   }
 
  private:
+  static I first_lanes(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+
   template <typename Word>
   static int32_t read(const uint8_t* p) {
     Word word;

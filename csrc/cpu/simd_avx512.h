@@ -180,6 +180,40 @@ struct Avx512 {
   static I int_load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void int_store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  static I int_add(I a, I b) { return _mm512_add_epi32(a, b); }
+
+  // The first `count` words at p, zero beyond.
+  static I load_words(const uint8_t* p, int count) {
+    return _mm512_maskz_loadu_epi32(
+        static_cast<__mmask16>((uint32_t{1} << count) - 1), p);
+  }
+
+  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
+  // turns a's and b's; and the odd ones.
+  template <int kBlock>
+  static I even_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return _mm512_mask_shuffle_epi32(a, 0xaaaa, b, _MM_PERM_CCAA);
+    } else if constexpr (kBlock == 2) {
+      return _mm512_unpacklo_epi64(a, b);
+    } else if constexpr (kBlock == 4) {
+      return _mm512_mask_shuffle_i32x4(a, 0xf0f0, b, b, 0xa0);
+    } else {
+      return _mm512_shuffle_i32x4(a, b, 0x44);
+    }
+  }
+  template <int kBlock>
+  static I odd_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB);
+    } else if constexpr (kBlock == 2) {
+      return _mm512_unpackhi_epi64(a, b);
+    } else if constexpr (kBlock == 4) {
+      return _mm512_mask_shuffle_i32x4(b, 0x0f0f, a, a, 0xf5);
+    } else {
+      return _mm512_shuffle_i32x4(a, b, 0xee);
+    }
+  }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {

@@ -186,6 +186,42 @@ struct Neon {
     vst1q_s32(p + 4, v.hi);
   }
   static F to_float(I v) { return {vcvtq_f32_s32(v.lo), vcvtq_f32_s32(v.hi)}; }
+  static I int_add(I a, I b) {
+    return {vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi)};
+  }
+
+  // The first `count` words at p, zero beyond.
+  static I load_words(const uint8_t* p, int count) {
+    if (count >= kLanes) {
+      return {words(p), words(p + 16)};
+    }
+    int32_t part[kLanes] = {};
+    std::memcpy(part, p, 4 * count);
+    return int_load(part);
+  }
+
+  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
+  // turns a's and b's; and the odd ones.
+  template <int kBlock>
+  static I even_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return {vtrn1q_s32(a.lo, b.lo), vtrn1q_s32(a.hi, b.hi)};
+    } else if constexpr (kBlock == 2) {
+      return {even_pairs(a.lo, b.lo), even_pairs(a.hi, b.hi)};
+    } else {
+      return {a.lo, b.lo};
+    }
+  }
+  template <int kBlock>
+  static I odd_blocks(I a, I b) {
+    if constexpr (kBlock == 1) {
+      return {vtrn2q_s32(a.lo, b.lo), vtrn2q_s32(a.hi, b.hi)};
+    } else if constexpr (kBlock == 2) {
+      return {odd_pairs(a.lo, b.lo), odd_pairs(a.hi, b.hi)};
+    } else {
+      return {a.hi, b.hi};
+    }
+  }
 
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {
@@ -290,6 +326,15 @@ struct Neon {
 
   static int32x4_t words(const uint8_t* p) {
     return vreinterpretq_s32_u8(vld1q_u8(p));
+  }
+
+  static int32x4_t even_pairs(int32x4_t a, int32x4_t b) {
+    return vreinterpretq_s32_s64(
+        vtrn1q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b)));
+  }
+  static int32x4_t odd_pairs(int32x4_t a, int32x4_t b) {
+    return vreinterpretq_s32_s64(
+        vtrn2q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b)));
   }
 
   static void put(int32_t* p, int64x2_t v) {

@@ -178,6 +178,35 @@ struct Scalar {
     return out;
   }
 
+  static I int_add(I a, I b) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+
+  // The first `count` words at p, zero beyond.
+  static I load_words(const uint8_t* p, int count) {
+    I out{};
+    std::memcpy(&out, p, 4 * count);
+    return out;
+  }
+
+  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
+  // turns a's and b's; and the odd ones.
+  template <int kBlock>
+  static I even_blocks(I a, I b) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & kBlock) a.lane[i] = b.lane[i - kBlock];
+    }
+    return a;
+  }
+  template <int kBlock>
+  static I odd_blocks(I a, I b) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (!(i & kBlock)) b.lane[i] = a.lane[i + kBlock];
+    }
+    return b;
+  }
+
   // Every lane = the 4 bytes at p.
   static I broadcast4(const int8_t* p) {
     int32_t word;

@@ -8,6 +8,8 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
+#include "csrc/mlx/graph.h"
+#include "csrc/mlx/heads.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
@@ -17,6 +19,8 @@ namespace nibble {
 using bridge::RowContiguous;
 using bridge::StridedRows;
 using bridge::to_dtype;
+using graph::become;
+using graph::is_pending;
 
 namespace {
 
@@ -57,6 +61,19 @@ void mask_strides(const mx::array& mask, bool copied, int64_t (&strides)[3]) {
       dense *= mask.shape(d);
     }
   }
+}
+
+// True for the keys or values that a cache holds so far, cut from the room that
+// it has for more.
+bool starts_at_first_key(const mx::array& k) {
+  if (!is_pending(k, "Slice")) {
+    return false;
+  }
+  auto [start, end, steps] =
+      static_cast<const mx::Slice&>(k.primitive()).state();
+  mx::Shape whole = k.inputs()[0].shape();
+  whole[2] = k.shape(2);
+  return start == mx::Shape(4, 0) && steps == mx::Shape(4, 1) && end == whole;
 }
 
 }  // namespace
@@ -102,6 +119,7 @@ mx::array scaled_dot_product_attention(
         force_fused,
         s);
   }
+  fusion::join_heads(q, k, v);
   AttentionOptions options{scale,
                            mode != nullptr,
                            array != nullptr,
@@ -114,6 +132,14 @@ mx::array scaled_dot_product_attention(
   if (sinks) {
     inputs.push_back(mx::astype(*sinks, mx::float32, stream));
   }
+  bool traced = std::any_of(inputs.begin(), inputs.end(), [](const auto& a) {
+    return a.is_tracer();
+  });
+  if (!traced && starts_at_first_key(k) && starts_at_first_key(v)) {
+    options.keys = k.shape(2);
+    inputs[kK] = mx::array(k.inputs()[0]);
+    inputs[kV] = mx::array(v.inputs()[0]);
+  }
   mx::Shape shape = q.shape();
   shape.back() = v.shape(-1);
   return mx::array(std::move(shape),
@@ -124,6 +150,33 @@ mx::array scaled_dot_product_attention(
 
 }  // namespace fast
 
+namespace fusion {
+
+void flatten_heads(const mx::array& x) {
+  if (!is_pending(x, "Reshape") || x.ndim() != 3) {
+    return;
+  }
+  const mx::array& rows = x.inputs()[0];
+  if (!is_pending(rows, "Transpose") ||
+      static_cast<const mx::Transpose&>(rows.primitive()).state() !=
+          std::vector<int>{0, 2, 1, 3}) {
+    return;
+  }
+  const mx::array& heads = rows.inputs()[0];
+  if (!is_pending(heads, AttentionPrimitive::kName) ||
+      x.shape(-1) != heads.shape(1) * heads.shape(3)) {
+    return;
+  }
+  auto& attention = static_cast<AttentionPrimitive&>(heads.primitive());
+  AttentionOptions options = attention.options();
+  options.flat = true;
+  become({x},
+         std::make_shared<AttentionPrimitive>(attention.stream(), options),
+         std::vector<mx::array>(heads.inputs()));
+}
+
+}  // namespace fusion
+
 void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                   std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
@@ -133,7 +186,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.heads = q.shape(1);
   p.kv_heads = k.shape(1);
   p.L = q.shape(2);
-  p.S = k.shape(2);
+  p.S = options_.keys ? options_.keys : k.shape(2);
   p.D = q.shape(3);
   p.Dv = v.shape(3);
   p.dtype = *to_dtype(q.dtype());
@@ -142,15 +195,11 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.batch_invariant = options_.batch_invariant;
 
   // In memory [B, L, heads, Dv]: what follows attention transposes to this.
-  int64_t row = int64_t{p.heads} * p.Dv;
-  mx::array::Flags flags{};
-  flags.contiguous = true;
-  flags.row_contiguous = p.L == 1 || p.heads == 1;
-  flags.col_contiguous = false;
-  out.set_data(mx::allocator::malloc(out.nbytes()),
-               out.size(),
-               {p.L * row, p.Dv, row, 1},
-               flags);
+  if (options_.flat) {
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+  } else {
+    bridge::give_head_memory(out);
+  }
 
   const mx::array& mask = inputs[options_.has_mask ? kMask : kQ];
   const mx::array& sinks = inputs.back();
@@ -198,9 +247,12 @@ bool AttentionPrimitive::is_equivalent(const mx::Primitive& other) const {
 
 std::vector<mx::Shape> AttentionPrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
-  mx::Shape shape = inputs[kQ].shape();
-  shape.back() = inputs[kV].shape(-1);
-  return {shape};
+  const mx::Shape& q = inputs[kQ].shape();
+  int Dv = inputs[kV].shape(-1);
+  if (options_.flat) {
+    return {{q[0], q[2], q[1] * Dv}};
+  }
+  return {{q[0], q[1], q[2], Dv}};
 }
 
 mx::array AttentionPrimitive::by_mlx(const std::vector<mx::array>& inputs) {

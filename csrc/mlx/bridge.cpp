@@ -72,6 +72,18 @@ std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w) {
   return batch;
 }
 
+void give_head_memory(mx::array& a) {
+  int64_t heads = a.shape(1), L = a.shape(2), D = a.shape(3);
+  mx::array::Flags flags{};
+  flags.contiguous = true;
+  flags.row_contiguous = L == 1 || heads == 1;
+  flags.col_contiguous = false;
+  a.set_data(mx::allocator::malloc(a.nbytes()),
+             a.size(),
+             {L * heads * D, D, heads * D, 1},
+             flags);
+}
+
 MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& w,
                              const mx::array& scales,

@@ -9,6 +9,7 @@
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
+#include "csrc/mlx/ops.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -19,6 +20,11 @@ namespace mx = mlx::core;
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
 mx::Dtype to_mlx(Dtype dtype);
 
+inline cpu::Activations activations(const ops::MatmulOptions& options) {
+  return options.int8_activations ? cpu::Activations::kInt8
+                                  : cpu::Activations::kExact;
+}
+
 // How the batch dimensions `x` of activations find their weights among `w`
 // (broadcastable to x); nullopt where no (b / repeat) % count does, as in
 // x [2, 3, 4] with w [2, 1, 4].
@@ -26,6 +32,10 @@ std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w);
 
 // All dimensions but the last `inner`.
 mx::Shape batch_shape(const mx::Shape& shape, int inner = 2);
+
+// Gives an array [B, heads, L, D] the memory of a row-contiguous [B, L, heads,
+// D].
+void give_head_memory(mx::array& a);
 
 // The problem that x @ w poses, by the shapes that the primitive was given.
 MatmulProblem matmul_problem(const mx::array& x,

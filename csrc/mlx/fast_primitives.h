@@ -53,10 +53,13 @@ class RmsNormPrimitive : public FastPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleRMSNorm"; }
+  static constexpr const char* kName = "NibbleRMSNorm";
+  const char* name() const override { return kName; }
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  float eps() const { return eps_; }
 
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
@@ -85,10 +88,13 @@ class RopePrimitive : public FastPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleRoPE"; }
+  static constexpr const char* kName = "NibbleRoPE";
+  const char* name() const override { return kName; }
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  const RopeOptions& options() const { return options_; }
 
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
@@ -102,13 +108,18 @@ struct AttentionOptions {
   bool causal;
   bool has_mask, has_sinks;
   bool batch_invariant;
+  // Keys and values that count, of more that there is room for; 0: all.
+  int keys = 0;
+  // The output is [B, L, heads * Dv] instead of [B, heads, L, Dv].
+  bool flat = false;
 
   bool operator==(const AttentionOptions&) const = default;
 };
 
 // Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]},
 // then a mask that broadcasts to [B, heads, L, S], its last dimension S, if
-// has_mask, then float32 sinks [heads] if has_sinks.
+// has_mask, then float32 sinks [heads] if has_sinks. If `keys` is set, S is
+// that and k and v may be longer.
 class AttentionPrimitive : public FastPrimitive {
  public:
   AttentionPrimitive(mx::Stream stream, const AttentionOptions& options)
@@ -116,10 +127,13 @@ class AttentionPrimitive : public FastPrimitive {
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleAttention"; }
+  static constexpr const char* kName = "NibbleAttention";
+  const char* name() const override { return kName; }
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  const AttentionOptions& options() const { return options_; }
 
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;

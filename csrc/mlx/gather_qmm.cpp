@@ -31,8 +31,7 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = options_.int8_activations ? cpu::Activations::kInt8
-                                               : cpu::Activations::kExact;
+  auto activations = bridge::activations(options_);
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   for (const mx::array& input : inputs) {

@@ -5,6 +5,10 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
+#include "csrc/mlx/graph.h"
+#include "csrc/mlx/ops.h"
+#include "csrc/mlx/primitives.h"
+#include "csrc/mlx/residual_norm.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
@@ -14,6 +18,25 @@ namespace nibble {
 using bridge::RowContiguous;
 using bridge::StridedRows;
 using bridge::to_dtype;
+
+namespace {
+
+// Whether one node computes gate, up and the activation: two pending products
+// of one x with matrices alike.
+bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
+  const char* name = QuantizedMatmul::kName;
+  if (!graph::is_pending(gate, name) || !graph::is_pending(up, name)) {
+    return false;
+  }
+  const auto& g = static_cast<const QuantizedMatmul&>(gate.primitive());
+  const auto& u = static_cast<const QuantizedMatmul&>(up.primitive());
+  const auto &a = gate.inputs(), &b = up.inputs();
+  return g.transpose() && !g.epilogue().any() && g.is_equivalent(u) &&
+         a[0].id() == b[0].id() && a[1].shape() == b[1].shape() &&
+         a[2].dtype() == b[2].dtype();
+}
+
+}  // namespace
 
 namespace fast {
 
@@ -30,6 +53,9 @@ mx::array rms_norm(const mx::array& x,
               (!weight || to_dtype(weight->dtype()));
   if (!held) {
     return mx::fast::rms_norm(x, weight, eps, s);
+  }
+  if (auto normed = fusion::residual_norm(x, weight, eps, stream)) {
+    return *normed;
   }
   std::vector<mx::array> inputs = {x};
   if (weight) {
@@ -51,6 +77,18 @@ mx::array swiglu(const mx::array& gate,
   if (!held) {
     return mx::multiply(
         mx::multiply(gate, mx::sigmoid(gate, stream), stream), up, stream);
+  }
+  if (are_gate_and_up(gate, up)) {
+    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
+    const auto &g = gate.inputs(), &u = up.inputs();
+    return ops::swiglu(g[0],
+                       {g[1], g[2], g[3]},
+                       {u[1], u[2], u[3]},
+                       product.format().group_size,
+                       product.format().bits,
+                       "affine",
+                       product.options(),
+                       stream);
   }
   return mx::array(gate.shape(),
                    gate.dtype(),

@@ -6,6 +6,7 @@
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/thread_pool.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/heads.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/validate.h"
 #include "mlx/ops.h"
@@ -93,6 +94,7 @@ mx::array quantized_matmul(const mx::array& x_,
                                mx::astype(scales_, scale_dtype, stream),
                                mx::astype(*biases_, scale_dtype, stream)}}},
                             stream);
+  fusion::flatten_heads(a.x);
   const Quantized& q = a.weights[0];
   mx::Shape shape = a.x.shape();
   shape.back() = out;

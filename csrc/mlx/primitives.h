@@ -45,10 +45,16 @@ class QuantizedMatmul : public mx::Primitive {
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const std::vector<mx::array>& inputs,
       const std::vector<int>& axes) override;
-  const char* name() const override { return "NibbleQuantizedMatmul"; }
+  static constexpr const char* kName = "NibbleQuantizedMatmul";
+  const char* name() const override { return kName; }
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  const QuantFormat& format() const { return format_; }
+  bool transpose() const { return transpose_; }
+  const ops::MatmulOptions& options() const { return options_; }
+  const Epilogue& epilogue() const { return epilogue_; }
 
  private:
   // quantized_matmul of other arrays, with these options.

@@ -96,10 +96,13 @@ void RopePrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                       dtype,
                       options.base,
                       options.has_periods ? periods.as<float>() : nullptr};
+    const cpu::RowGrid& grid = rows.grid();
+    int64_t D_ = D, L = grid.shape[2], heads = grid.shape[1];
     cpu::rope(problem,
-              rows.grid(),
+              grid,
               options.has_offsets ? offsets.as<int32_t>() : &options.offset,
               one_each,
+              {heads * L * D_, L * D_, D_},
               y);
   });
 }

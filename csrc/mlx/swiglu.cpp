@@ -148,9 +148,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = request_.options.int8_activations
-                         ? cpu::Activations::kInt8
-                         : cpu::Activations::kExact;
+  auto activations = bridge::activations(request_.options);
   auto& encoder = mx::cpu::get_command_encoder(stream());
   encoder.set_output_array(out);
   for (const mx::array& input : inputs) {

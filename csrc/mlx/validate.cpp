@@ -1,27 +1,23 @@
 #include "csrc/mlx/validate.h"
 
-#include <sstream>
-
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "mlx/ops.h"
+#include "mlx/utils.h"
 
 namespace nibble::ops {
 
-std::string text(const mx::Shape& shape) {
-  std::ostringstream out;
+std::ostream& operator<<(std::ostream& out, Text<mx::Shape> text) {
+  const mx::Shape& shape = text.value;
   out << '(';
   for (size_t i = 0; i < shape.size(); ++i) {
     out << (i ? "," : "") << shape[i];
   }
-  out << (shape.size() == 1 ? ",)" : ")");
-  return out.str();
+  return out << (shape.size() == 1 ? ",)" : ")");
 }
 
-std::string text(mx::Dtype dtype) {
-  std::ostringstream out;
-  out << dtype;
-  return out.str();
+std::ostream& operator<<(std::ostream& out, Text<mx::Dtype> text) {
+  return mx::operator<<(out, text.value);
 }
 
 void check_weights(const char* op,

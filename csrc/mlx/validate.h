@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,8 +18,18 @@
 
 namespace nibble::ops {
 
-std::string text(const mx::Shape& shape);
-std::string text(mx::Dtype dtype);
+// A shape or dtype as an error shows it. It is put into words if it is printed,
+// which is never, in a graph of a thousand products.
+template <typename T>
+struct Text {
+  const T& value;
+};
+template <typename T>
+Text<T> text(const T& value) {
+  return {value};
+}
+std::ostream& operator<<(std::ostream& out, Text<mx::Shape> shape);
+std::ostream& operator<<(std::ostream& out, Text<mx::Dtype> dtype);
 
 // A quantized matrix whose scales and biases are of one type.
 struct Quantized {

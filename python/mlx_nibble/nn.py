@@ -15,8 +15,8 @@ import mlx.nn as nn
 from mlx_nibble import ops
 
 
-def _product(layer: Any, x: mx.array) -> mx.array:
-    """``x @ w_hat.T`` with a quantized layer's weights and settings."""
+def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
+    """``x @ w_hat.T + bias`` with a quantized layer's weights and settings."""
     return ops.quantized_matmul(
         x,
         layer["weight"],
@@ -26,6 +26,7 @@ def _product(layer: Any, x: mx.array) -> mx.array:
         layer.group_size,
         layer.bits,
         layer.mode,
+        bias=bias,
         activations=layer._activations,
         batch_invariant=layer._batch_invariant,
     )
@@ -39,10 +40,10 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
-        y = _product(self, x)
-        if "bias" in self:
-            y = y + self["bias"]
-        return y
+        bias = self.get("bias")
+        if bias is None or bias.dtype == x.dtype:
+            return _product(self, x, bias)
+        return _product(self, x) + bias
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):

@@ -102,13 +102,16 @@ class Pools:
         if key != self._key:
             self._key, self._pools = key, {}
         if kind not in self._pools:
-            if (kind, *key) not in self._originals:
-                make = _quantized if kind == "quantized" else _dense
-                self._originals[(kind, *key)] = make(case, np.random.default_rng(0))
-            self._pools[kind] = cycle(self._copies(self._originals[(kind, *key)]))
+            self._pools[kind] = cycle(self.copies(case, kind))
         return self._pools[kind]
 
-    def _copies(self, weights: Weights) -> list[Weights]:
+    def copies(self, case: Case, kind: str) -> list[Weights]:
+        """New copies of the weights, as :meth:`take` gives them in turns."""
+        key = (kind, case.N, case.K, case.bits, case.group_size, case.dtype)
+        if key not in self._originals:
+            make = _quantized if kind == "quantized" else _dense
+            self._originals[key] = make(case, np.random.default_rng(0))
+        weights = self._originals[key]
         if self._hot:
             return [weights]
         size = sum(a.nbytes for a in weights)

@@ -1,0 +1,78 @@
+// Products with 8-bit activations: what each group's integer sum becomes.
+//
+// A strip is as many weight rows as a vector has lanes.
+#pragma once
+
+#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/weights-inl.h"
+
+namespace nibble::cpu {
+namespace {
+
+// Codes of a row whose scales and biases are at hand. A panel of so many, 4-bit
+// codes of 32 rows, is 16 KB and leaves room in a first-level cache.
+constexpr int kIntBlockK = 1024;
+
+// The row at lane r of a strip; beyond the last row the last again, whose
+// results are not stored.
+inline int strip_row(const Weights& w, int row) {
+  return smaller(row, w.N - 1);
+}
+
+// The scales and biases of kRows rows from `row` on, [groups, kRows].
+template <class V, int kRows>
+struct StripParams {
+  static constexpr int kMax = kIntBlockK / 32;
+  alignas(64) float scale[kMax][kRows];
+  alignas(64) float bias[kMax][kRows];
+
+  StripParams(const Weights& w, int row, Range columns) {
+    int groups = (columns.end - columns.begin) / w.format.group_size;
+    for (int strip = 0; strip < kRows; strip += V::kLanes) {
+      alignas(64) float rows[2][V::kLanes][kMax];
+      with_dtype(w.scale_dtype, [&](auto dtype) {
+        for (int r = 0; r < V::kLanes; ++r) {
+          read_params<V, decltype(dtype)::value>(w,
+                                                 strip_row(w, row + strip + r),
+                                                 columns,
+                                                 rows[0][r],
+                                                 rows[1][r]);
+        }
+      });
+      spread(rows[0], groups, &scale[0][strip]);
+      spread(rows[1], groups, &bias[0][strip]);
+    }
+  }
+
+ private:
+  static void spread(const float (&from)[V::kLanes][kMax],
+                     int groups,
+                     float* to) {
+    const uint8_t* rows[V::kLanes];
+    for (int g = 0; g < groups; g += V::kLanes) {
+      for (int r = 0; r < V::kLanes; ++r) {
+        rows[r] = reinterpret_cast<const uint8_t*>(from[r] + g);
+      }
+      V::transpose(rows,
+                   smaller(groups - g, V::kLanes),
+                   reinterpret_cast<int32_t*>(to + g * kRows),
+                   kRows);
+    }
+  }
+};
+
+// sum + a group of a strip's rows, all of whose products come by this way: in
+// one order, whatever the number of activation rows.
+template <class V>
+[[gnu::always_inline]] inline typename V::F add_group(typename V::I dots,
+                                                      typename V::F scale,
+                                                      typename V::F bias,
+                                                      typename V::F x_scale,
+                                                      typename V::F x_sum,
+                                                      typename V::F sum) {
+  typename V::F product = V::mul(V::to_float(dots), x_scale);
+  return V::fma(bias, x_sum, V::fma(product, scale, sum));
+}
+
+}  // namespace
+}  // namespace nibble::cpu

@@ -1,0 +1,120 @@
+#include "csrc/mlx/residual_norm.h"
+
+#include <memory>
+#include <utility>
+
+#include "csrc/core/error.h"
+#include "csrc/cpu/layers.h"
+#include "csrc/cpu/matmul.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/graph.h"
+#include "mlx/backend/cpu/encoder.h"
+
+namespace nibble {
+
+using bridge::QuantizedRows;
+using bridge::RowContiguous;
+using bridge::to_dtype;
+
+namespace {
+
+enum Input { kX, kW, kScales, kBiases, kBias };
+
+}  // namespace
+
+void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
+                            std::vector<mx::array>& outputs) {
+  mx::array &h = outputs[0], &normed = outputs[1];
+  h.set_data(mx::allocator::malloc(h.nbytes()));
+  normed.set_data(mx::allocator::malloc(normed.nbytes()));
+  size_t residual = kBias + has_bias_;
+  bool has_weight = inputs.size() > residual + 1;
+  MatmulProblem problem = bridge::matmul_problem(
+      inputs[kX], inputs[kW], inputs[kScales], format_, true);
+  problem.epilogue = {has_bias_, true};
+  int N = h.shape(-1), rows = static_cast<int>(h.size() / N);
+  cpu::RmsNorm norm{N,
+                    eps_,
+                    problem.dtype,
+                    *to_dtype(inputs.back().dtype()),
+                    *to_dtype(normed.dtype())};
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  encoder.dispatch([problem,
+                    norm,
+                    has_bias = has_bias_,
+                    has_weight,
+                    rows,
+                    activations = bridge::activations(options_),
+                    x = RowContiguous(inputs[kX]),
+                    w = QuantizedRows(inputs, kW),
+                    bias = RowContiguous(inputs[has_bias_ ? kBias : kX]),
+                    residual = RowContiguous(inputs[residual]),
+                    weight = RowContiguous(inputs.back()),
+                    h = h.data<void>(),
+                    y = normed.data<void>()]() mutable {
+    cpu::matmul(problem,
+                {w.operands(),
+                 x.data(),
+                 h,
+                 has_bias ? bias.data() : nullptr,
+                 residual.data()},
+                activations);
+    cpu::rms_norm(norm,
+                  {h, {1, 1, rows}, {0, 0, norm.D}},
+                  has_weight ? weight.data() : nullptr,
+                  y);
+  });
+}
+
+void ResidualNorm::eval_gpu(const std::vector<mx::array>&,
+                            std::vector<mx::array>&) {
+  fail(name(), "a graph built for the CPU must be run on it");
+}
+
+namespace fusion {
+
+std::optional<mx::array> residual_norm(const mx::array& h,
+                                       const std::optional<mx::array>& weight,
+                                       float eps,
+                                       const mx::Stream& stream) {
+  if (!graph::is_pending(h, "Add") ||
+      (weight && !graph::is_constant(*weight))) {
+    return std::nullopt;
+  }
+  for (int i : {1, 0}) {
+    const mx::array &y = h.inputs()[i], &residual = h.inputs()[1 - i];
+    if (!graph::is_pending(y, QuantizedMatmul::kName)) {
+      continue;
+    }
+    const auto& product = static_cast<const QuantizedMatmul&>(y.primitive());
+    bool fits = product.transpose() && !product.epilogue().residual &&
+                y.shape() == h.shape() && residual.shape() == h.shape() &&
+                y.dtype() == h.dtype() && residual.dtype() == h.dtype() &&
+                y.primitive().stream() == stream &&
+                h.primitive().stream() == stream;
+    if (!fits) {
+      continue;
+    }
+    std::vector<mx::array> inputs = y.inputs();
+    inputs.push_back(residual);
+    if (weight) {
+      inputs.push_back(*weight);
+    }
+    auto primitive = std::make_shared<ResidualNorm>(stream,
+                                                    product.format(),
+                                                    product.options(),
+                                                    product.epilogue().bias,
+                                                    eps);
+    mx::array normed(h.shape(),
+                     weight ? mx::result_type(h, *weight) : h.dtype(),
+                     primitive,
+                     inputs);
+    graph::become({h, normed}, primitive, inputs);
+    return normed;
+  }
+  return std::nullopt;
+}
+
+}  // namespace fusion
+
+}  // namespace nibble
