@@ -15,6 +15,7 @@ from mlx_nibble.bench.kernels import PEERS, Row, Settings
 from mlx_nibble.bench.products import DTYPES, Case
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
 from mlx_nibble.bench.statistics import Estimate
+from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.console import err, out, run_progress, table
 
 
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--passes", type=int, default=20, help="times to come round; default: 20")
     add("--output", metavar="FILE", help="write the samples there")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the run as .png or .svg, or as an .html page that can be mailed",
+    )
     add("--json", action="store_true", help="print the samples; write no file")
     return parser
 
@@ -83,6 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     cases = _cases(args)
     for case in cases:
         case.check()
+    picture = None if args.plot is None else require_file(args.plot)
     path = None
     if not args.json:
         path = capsule.require_writable(args.output or capsule.default_path("kernels"))
@@ -102,6 +109,8 @@ def main(arguments: Sequence[str]) -> None:
             capsule.write(made, path)
             show(made)
             err.print(f"wrote {path}", soft_wrap=True)
+        if picture is not None and made["results"] and made["peaks"]:
+            draw(made, picture)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
