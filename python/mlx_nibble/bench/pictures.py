@@ -69,7 +69,8 @@ def overview(capsule: Capsule) -> Figure:
     mapped = any(row.name == "mlx" for row in found)
     with rc_context(_LOOK):
         figure = Figure(figsize=(12, 3.1 * lines + 4.6), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[3.1 * lines, 4.3])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[3.1 * lines, 4.3])
+        upper, lower = halves
         _speed(upper, found, shapes)
         axes = lower.subplots(1, 2 if mapped else 1, squeeze=False)[0]
         _roofline(axes[0], capsule, found)
@@ -130,7 +131,7 @@ def _shape(row: Row) -> str:
 def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
     lines = -(-len(shapes) // _COLUMNS)
     columns = min(_COLUMNS, len(shapes))
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
     for axis, shape in zip(axes, shapes, strict=False):
         curves: dict[str, list[Row]] = defaultdict(list)
         for row in found:
