@@ -22,7 +22,7 @@ test: $(VENV)/installed  ## Set up, then run all tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
-	$(BIN)/python -m bench.bench_matmul
+	$(BIN)/nibble bench kernels
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .

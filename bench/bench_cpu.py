@@ -30,10 +30,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from bench import timing
-from bench.bench_matmul import Case, make_pool
 from bench.peak import fma_peak
-from bench.shapes import MODELS
 from mlx_nibble import __version__, ops
+from mlx_nibble.bench.machine import last_level_cache_bytes, threads
+from mlx_nibble.bench.peaks import read_bandwidth
+from mlx_nibble.bench.products import Case, Pools
+from mlx_nibble.bench.shapes import MODELS
 
 # By the name of a peer, what pip installs. llama.cpp is built from its source, for
 # this processor.
@@ -118,7 +120,7 @@ def calls_of(case: Case) -> int:
 
 
 def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
-    pool = make_pool(case, hot)
+    pool = Pools(hot).copies(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
@@ -150,7 +152,7 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
     turns = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
         del turns["mlx"]
-    wanted = 4 * timing.last_level_cache_bytes()
+    wanted = 4 * last_level_cache_bytes()
     copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
     for name, peer in peers.items():
         request = {"int8": peer.int8, "copies": 1 if args.hot else copies}
@@ -228,13 +230,11 @@ def main(argv: list[str] | None = None) -> None:
     mx.set_default_device(mx.cpu)
     shapes = [tuple(int(d) for d in s.split(",")) for s in args.shape]
     peers = {
-        f"{maker} {'int8' if int8 else 'exact'}": Peer(
-            name, maker, int8, timing.threads()
-        )
+        f"{maker} {'int8' if int8 else 'exact'}": Peer(name, maker, int8, threads())
         for name in args.peers
         for maker, int8 in MODES[name]
     }
-    bandwidth, peak = timing.read_bandwidth(), fma_peak(timing.threads())
+    bandwidth, peak = read_bandwidth(), fma_peak(threads())
     heading = ["rows", "N", "K"]
     for mode in ("exact", "int8"):
         heading += [mode, "of bandwidth", "of FMA", "faster than"]
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "system": platform.platform(),
-                "threads": timing.threads(),
+                "threads": threads(),
             },
             "versions": {"mlx": mx.__version__, "mlx_nibble": __version__},
             "peers": {name: PEERS[name] for name in args.peers},

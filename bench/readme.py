@@ -9,6 +9,8 @@ import json
 import statistics
 from pathlib import Path
 
+from mlx_nibble.bench import kernels
+
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
 BEGIN = "<!-- measured: python -m bench.readme -->"
@@ -91,28 +93,33 @@ def rate(seconds: list[float] | None, peer: list[float], tokens: int) -> str:
 
 
 def matmul_table(capsule: dict) -> str:
-    case = capsule["results"][0]["case"]
+    case, peaks = capsule["results"][0]["case"], capsule["peaks"]
+    bandwidth = peaks["read_bytes_per_second"]
     lines = [
         f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
-        f"{case['dtype']}, weights cold; the same machine, of which all cores "
-        f"together read {capsule['read_bandwidth'] / 1e9:.0f} GB/s. Medians of "
-        "neighbouring ratios, with quartiles. Made by "
+        f"{case['dtype']}, weights cold; the same machine, which in the same run read "
+        f"{bandwidth / 1e9:.0f} GB/s and multiplied at "
+        f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
+        "ratios, with 95 % intervals. Made by "
         f"`{' '.join(capsule['command'])}`.",
         "",
-        "| N × K | rows | MLX | mlx-nibble | faster | share of the read bandwidth |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| N × K | rows | MLX | mlx-nibble | faster | of the reads | of the FMAs |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for result in capsule["results"]:
-        case, median = result["case"], result["median"]
-        if case["rows"] not in ROWS:
+    ours = {}
+    for row in kernels.rows(capsule):
+        case = row.case
+        if row.name == "nibble":
+            ours[case] = row
+        if row.name != "mlx" or case.rows not in ROWS:
             continue
-        low, high = result["ratio"]["quartiles"]
-        share = result["bytes_per_second"] / capsule["read_bandwidth"]
+        mine, ratio = ours[case], row.faster
         lines.append(
-            f"| {case['N']} × {case['K']} | {case['rows']} "
-            f"| {1e3 * median['mlx']:.2f} ms | {1e3 * median['nibble']:.2f} ms "
-            f"| **{result['ratio']['median']:.1f}×** ({low:.1f}–{high:.1f}) "
-            f"| {share:.0%} |"
+            f"| {case.N} × {case.K} | {case.rows} | {1e3 * row.seconds.value:.2f} ms "
+            f"| {1e3 * mine.seconds.value:.2f} ms "
+            f"| **{ratio.value:.1f}×** ({ratio.low:.1f}–{ratio.high:.1f}) "
+            f"| {mine.bytes_per_second / bandwidth:.0%} "
+            f"| {mine.flops_per_second / peaks['flops_per_second']:.0%} |"
         )
     return "\n".join(lines)
 

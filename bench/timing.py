@@ -7,14 +7,10 @@ a ratio of times taken minutes apart.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -75,60 +71,6 @@ def ratios(slow: Samples, fast: Samples) -> Samples:
     """How many times faster `fast` was, round by round."""
     pairs = zip(slow.seconds, fast.seconds, strict=True)
     return Samples(tuple(a / b for a, b in pairs))
-
-
-def last_level_cache_bytes() -> int:
-    """The largest cache that Linux reports; 64 MiB where it reports none."""
-    sizes = [64 << 20]
-    base = "/sys/devices/system/cpu/cpu0/cache"
-    if os.path.isdir(base):
-        for entry in os.listdir(base):
-            try:
-                with open(f"{base}/{entry}/size") as f:
-                    sizes.append(int(f.read().strip().rstrip("K")) << 10)
-            except (OSError, ValueError):
-                continue
-    return max(sizes)
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def read_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that all cores together read from memory, the best of some.
-
-    Each thread takes the dot product of its own part of a buffer four times the
-    last-level cache, through BLAS, which does little but read.
-    """
-    count = 4 * last_level_cache_bytes() // 4
-    buffer = np.ones(count, np.float32)
-    parts = np.array_split(buffer, threads())
-
-    def read(part: np.ndarray) -> float:
-        return float(np.dot(part, part))
-
-    best = float("inf")
-    with ThreadPoolExecutor(threads()) as pool:
-        for _ in range(repeats):
-            before = time.perf_counter()
-            list(pool.map(read, parts))
-            best = min(best, time.perf_counter() - before)
-    return buffer.nbytes / best
-
-
-def rotation(count: int) -> Callable[[], int]:
-    """A call that returns 0, 1, ... count - 1, 0, 1 ..."""
-    state = {"next": -1}
-
-    def advance() -> int:
-        state["next"] = (state["next"] + 1) % count
-        return state["next"]
-
-    return advance
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ include(cmake/metal.cmake)
 # mlx: arrays, ops, primitives.
 add_library(nibble_mlx STATIC
   csrc/mlx/attention.cpp
+  csrc/mlx/bench.cpp
   csrc/mlx/bridge.cpp
   csrc/mlx/dequantize.cpp
   csrc/mlx/fast_primitives.cpp
@@ -38,6 +39,7 @@ target_link_libraries(nibble_mlx
 # backend's ABI tag are what lets it exchange mx.array with mlx.core.
 nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
   csrc/bindings.cpp
+  csrc/bindings_bench.cpp
   csrc/bindings_self_check.cpp)
 target_link_libraries(_ext PRIVATE nibble_mlx)
 

@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "csrc/bindings_bench.h"
 #include "csrc/bindings_self_check.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
@@ -294,4 +295,5 @@ NB_MODULE(_ext, m) {
       "Whether our kernels compute a format, on any device.");
 
   nibble::bind_self_check(m);
+  nibble::bind_bench(m);
 }

@@ -3,6 +3,7 @@
 
 #include "csrc/cpu/columns-inl.h"
 #include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/peak-inl.h"
 #include "csrc/cpu/product-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
@@ -69,7 +70,8 @@ constexpr Kernels make_kernels() {
           natural_order<V>,
           multiply<V>,
           multiply_columns<V>,
-          dequantize<V>};
+          dequantize<V>,
+          multiply_registers<V>};
 }
 
 }  // namespace

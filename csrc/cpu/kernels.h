@@ -76,6 +76,9 @@ struct Kernels {
 
   // out[n, k] = w_hat[n, k] for n in rows, all k.
   void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
+
+  // As many operations as the arithmetic units do, and how many; peak-inl.h.
+  int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
 // Activations [M, K] as 8-bit integers: in the group g of row m they are

@@ -59,3 +59,8 @@ def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: ml
 
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""
+
+def cpu_multiply(times: int) -> int:
+    """
+    The operations of so many rounds of multiplications on all threads of the CPU backend, which are done when it returns.
+    """

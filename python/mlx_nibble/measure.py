@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
+from mlx_nibble.bench.machine import describe
 from mlx_nibble.reference import llama_logits
 
 _WARM_UP_TOKENS = 8
@@ -211,21 +209,7 @@ def weight_bytes(model: nn.Module) -> int:
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "device": str(mx.default_device().type).removeprefix("DeviceType."),
+        **describe(),
         "python": platform.python_version(),
         "mlx": importlib.metadata.version("mlx"),
     }
-
-
-def _cpu_name() -> str:
-    if sys.platform == "darwin":
-        name = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(name, capture_output=True, text=True).stdout.strip()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

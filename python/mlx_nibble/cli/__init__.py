@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": "the bytes a model takes, as it is and in other formats",
     "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
     "doctor": "try every kernel on this machine",
+    "bench": "measure products, and compare runs",
 }
 
 # An error that names its operation, unlike an OSError's "[Errno 2] ...".

@@ -9,9 +9,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,13 +21,37 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 # Progress and remarks go to stderr: stdout holds answers and tables only.
 err = Console(stderr=True, highlight=False)
 # A pipe has no width; a table that wraps there is hard to read, and to parse.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Table:
+    """A table as all commands show it: ruled on a terminal, plain in a pipe.
+
+    Args:
+        header: Headings; numbers below them are aligned at the right.
+        text_columns: The first ones, which hold text.
+        title: What it shows.
+    """
+    made = Table(
+        box=SIMPLE_HEAD if out.is_terminal else None,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold" if out.is_terminal else "",
+        pad_edge=False,
+    )
+    for index, heading in enumerate(header):
+        left = index < text_columns
+        made.add_column(heading, justify="left" if left else "right", overflow="fold")
+    return made
 
 
 @contextmanager
@@ -144,5 +169,31 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
                 # The first report of a resumed run starts where it was.
                 stages[what] = bar.add_task(what, total=total)
             bar.update(stages[what], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def run_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """One progress bar, with what is being done and the time left.
+
+    Yields:
+        To be called with what is being done, the steps done and all of them.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=err, disable=not err.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
         yield update

@@ -1,0 +1,149 @@
+"""What changed from one run to another, beyond noise."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.statistics import Change, change
+
+OURS = "nibble"
+# Runs of the same binary differ by up to 4 % where their own passes do not: where
+# pages lie in memory changes from process to process (tests/unit/samples has 21 runs).
+LEAST_CHANGE = 0.05
+# What must be alike for seconds to mean the same.
+_SAME_SETTINGS = ("hot",)
+_SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that both runs measured.
+
+    Attributes:
+        case: What it is.
+        candidate: Who did it.
+        before: Median of the seconds.
+        after: Likewise.
+        change: None where there are too few passes.
+        least: A change of less, as a factor beyond 1, is not reported.
+    """
+
+    case: dict[str, Any]
+    candidate: str
+    before: float
+    after: float
+    change: Change | None
+    least: float
+
+    @property
+    def verdict(self) -> str:
+        """ "slower", "faster", "same", or "unknown"."""
+        if self.change is None:
+            return "unknown"
+        if not self.change.beyond_noise:
+            return "same"
+        factor = self.change.factor.value
+        if factor > 1 + self.least:
+            return "slower"
+        return "faster" if factor < 1 / (1 + self.least) else "same"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All comparisons of two runs.
+
+    Attributes:
+        ours: What is judged.
+        others: Peers, which tell whether the machine was the same.
+        warnings: Why the runs may not be comparable.
+        unmatched: Cases of ours that only one of the runs has.
+    """
+
+    ours: tuple[Comparison, ...]
+    others: tuple[Comparison, ...]
+    warnings: tuple[str, ...]
+    unmatched: int
+
+    @property
+    def regressed(self) -> bool:
+        """Whether anything of ours has become slower."""
+        return any(c.verdict == "slower" for c in self.ours)
+
+
+def compare(before: Capsule, after: Capsule, least: float = LEAST_CHANGE) -> Outcome:
+    """Compare two capsules of the same kind.
+
+    Args:
+        before: The one that is compared with.
+        after: The new one.
+        least: Changes of less are not reported, as a factor beyond 1.
+
+    Raises:
+        ValueError: If they do not measure the same.
+    """
+    if before["kind"] != after["kind"]:
+        raise ValueError(
+            f"[compare] two runs of one kind are required but got {before['kind']!r} "
+            f"and {after['kind']!r}."
+        )
+    for name in _SAME_SETTINGS:
+        a, b = (c["settings"].get(name) for c in (before, after))
+        if a != b:
+            raise ValueError(
+                f"[compare] the setting {name!r} must be the same but is {a} and {b}."
+            )
+    old, new = (dict(_measured(c)) for c in (before, after))
+    both = [key for key in old if key in new]
+    if not any(name == OURS for _, name in both):
+        raise ValueError("[compare] the runs have no case in common.")
+    # Each family of intervals holds together: ours are judged, others only shown.
+    counts = {own: sum((n == OURS) == own for _, n in both) for own in (True, False)}
+    found = []
+    for key in both:
+        case, name = key
+        a, b = old[key], new[key]
+        found.append(
+            Comparison(
+                json.loads(case),
+                name,
+                statistics.median(s for taken in a for s in taken),
+                statistics.median(s for taken in b for s in taken),
+                change(a, b, counts[name == OURS]),
+                least,
+            )
+        )
+    ours = {key for key in old.keys() ^ new.keys() if key[1] == OURS}
+    return Outcome(
+        tuple(c for c in found if c.candidate == OURS),
+        tuple(c for c in found if c.candidate != OURS),
+        tuple(_warnings(before, after)),
+        len(ours),
+    )
+
+
+def _measured(capsule: Capsule) -> Iterator[tuple[tuple[str, str], list[list[float]]]]:
+    for result in capsule["results"]:
+        case = json.dumps(result["case"], sort_keys=True)
+        for name, candidate in result["candidates"].items():
+            passes = [taken for taken in candidate.get("passes", ()) if taken]
+            if passes:
+                yield (case, name), passes
+
+
+def _warnings(before: Capsule, after: Capsule) -> Iterator[str]:
+    for key in _SAME_MACHINE:
+        a, b = (c["machine"].get(key) for c in (before, after))
+        if a != b:
+            yield f"not the same machine: {key} is {a} and {b}"
+    for key in ("mlx", "numpy"):
+        a, b = (c["versions"].get(key) for c in (before, after))
+        if a != b:
+            yield f"not the same {key}: {a} and {b}"
+    for name, capsule in (("first", before), ("second", after)):
+        if not capsule.get("complete"):
+            yield f"the {name} run was interrupted"

@@ -1,0 +1,202 @@
+"""Measure products: ours, MLX's and the dense one, in turns, on cold weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nibble.bench import peaks, products
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.products import Case, Pools
+from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.statistics import Estimate, median
+
+PEERS = ("mlx", "dense")
+# A call of a candidate may take this many times the seconds that a product is given;
+# else the slowest decides how long all take.
+_LONGEST_CALL = 2.0
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, and the steps done and of all."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        hot: Leave the weights in the cache.
+        seconds: To spend on each product, all candidates and passes together.
+        passes: Times to come round to each product.
+        peers: What to measure beside ours, of :data:`PEERS`.
+        null: Measure ours against itself: the noise.
+    """
+
+    hot: bool = False
+    seconds: float = 1.0
+    passes: int = 20
+    peers: tuple[str, ...] = PEERS
+    null: bool = False
+
+
+def run(
+    cases: Sequence[Case], settings: Settings, capsule: Capsule, progress: Progress
+) -> None:
+    """Measure all cases into a capsule.
+
+    All that was measured is in the capsule even if the run is interrupted.
+
+    Args:
+        cases: Products; those of one shape best stand together.
+        settings: How to measure.
+        capsule: Gets peaks and results.
+        progress: Is called before each step.
+    """
+    for case in cases:
+        case.check()
+    steps = len(cases) * settings.passes
+    progress("bandwidth and multiplications", 0, steps)
+    capsule["peaks"] = asdict(peaks.measure(cases[0].dtype))
+    pools = Pools(settings.hot)
+    entrants: dict[Case, dict[str, Candidate]] = {}
+    results: dict[Case, dict[str, Any]] = {}
+    slow: dict[tuple, float] = {}
+    start = time.perf_counter()
+    for number in range(settings.passes):
+        pools.renew()
+        for index, case in enumerate(cases):
+            progress(describe(case), number * len(cases) + index, steps)
+            if case not in entrants:
+                entrants[case] = {}
+                result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
+                for name, candidate in _enter(case, settings, pools, slow):
+                    if isinstance(candidate, str):
+                        result["candidates"][name] = {"skipped": candidate}
+                        continue
+                    entrants[case][name] = candidate
+                    result["candidates"][name] = {
+                        "chain": candidate.length,
+                        "passes": candidate.passes,
+                    }
+                capsule["results"].append(result)
+                results[case] = result
+            if not entrants[case]:
+                continue
+            for name in entrants[case]:
+                pools.take(case, _kind(name))
+            results[case]["disturbed"] += take_quiet_pass(
+                entrants[case], settings.seconds / settings.passes
+            )
+            capsule["seconds"] = time.perf_counter() - start
+    # The machine may have been busy at the beginning.
+    again = asdict(peaks.measure(cases[0].dtype))
+    capsule["peaks"] = {k: max(v, again[k]) for k, v in capsule["peaks"].items()}
+    progress("done", steps, steps)
+    capsule["complete"] = True
+
+
+def describe(case: Case) -> str:
+    """A case in a few words."""
+    return f"{case.rows} × {case.N} × {case.K}, {case.bits} bits, {case.dtype}"
+
+
+def _enter(
+    case: Case, settings: Settings, pools: Pools, slow: dict[tuple, float]
+) -> Iterator[tuple[str, Candidate | str]]:
+    """What takes part, by name, warmed up; or why it does not.
+
+    Args:
+        slow: Seconds that a candidate took with fewer rows, where it took too long.
+    """
+    limit = _LONGEST_CALL * settings.seconds
+    for name, product in _products(case, settings).items():
+        key = (name, case.N, case.K, case.bits, case.group_size, case.dtype)
+        if key in slow:
+            yield name, f"one takes more than {slow[key]:.1f} s"
+            continue
+        pool = partial(pools.take, case, _kind(name))
+        candidate = Candidate(products.chain(case, product, pool))
+        pool()
+        seconds = warm_up(candidate, limit)
+        if seconds > limit:
+            slow[key] = seconds
+            yield name, f"one takes {seconds:.1f} s"
+        else:
+            yield name, candidate
+
+
+def _products(case: Case, settings: Settings) -> dict[str, Callable[..., mx.array]]:
+    found = {"nibble": products.nibble(case)}
+    if settings.null:
+        found["nibble again"] = products.nibble(case)
+    if "mlx" in settings.peers:
+        found["mlx"] = products.mlx(case)
+    if "dense" in settings.peers:
+        found["dense"] = products.dense
+    return found
+
+
+def _kind(name: str) -> str:
+    return "dense" if name == "dense" else "quantized"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate of one case, summarized.
+
+    Attributes:
+        seconds: Of one product.
+        faster: Times that ours was faster than it, of neighbours in time.
+        bytes_per_second: Weights, x and y over the median.
+        flops_per_second: Operations over the median.
+    """
+
+    case: Case
+    name: str
+    seconds: Estimate
+    faster: Estimate
+    bytes_per_second: float
+    flops_per_second: float
+
+
+def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
+    """Summaries of a capsule of kernels, of what was measured.
+
+    Args:
+        capsule: Of the kind "kernels".
+        comparisons: The intervals of so many ratios hold together.
+    """
+    for result in capsule["results"]:
+        case = Case(**result["case"])
+        ours = result["candidates"].get("nibble", {})
+        for name, candidate in result["candidates"].items():
+            pairs = _neighbours(candidate, ours)
+            if not pairs:
+                continue
+            seconds = median([s for taken in candidate["passes"] for s in taken])
+            yield Row(
+                case,
+                name,
+                seconds,
+                median([theirs / own for theirs, own in pairs], comparisons),
+                _bytes(case, name) / seconds.value,
+                case.operations / seconds.value,
+            )
+
+
+def _neighbours(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, float]]:
+    """Samples of the same rounds; an interrupted one has none of the second."""
+    passes = zip(a.get("passes", ()), b.get("passes", ()), strict=False)
+    return [pair for both in passes for pair in zip(*both, strict=False)]
+
+
+def _bytes(case: Case, name: str) -> int:
+    if name != "dense":
+        return case.bytes_moved
+    size = products.DTYPES[case.dtype].size
+    return case.bytes_moved - case.weight_bytes + size * case.N * case.K

@@ -1,0 +1,86 @@
+"""What the machine can do at most, measured in the same run as what it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nibble import _native
+from mlx_nibble.bench import machine
+from mlx_nibble.bench.products import DTYPES
+
+_REPEATS = 7
+# A dense product large enough to keep a GPU busy for milliseconds.
+_SIZE = 4096
+# Of registers: some 10 ms, in which a thread's start does not show.
+_ROUNDS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Of the default device.
+
+    Attributes:
+        read_bytes_per_second: From memory, all cores together.
+        flops_per_second: A multiplication and an addition counted as two: on a CPU,
+            of float32 in registers, on all cores; on a GPU, of a dense product.
+    """
+
+    read_bytes_per_second: float
+    flops_per_second: float
+
+
+def measure(dtype: str) -> Peaks:
+    """Read, and multiply, as fast as the device can: the best of some tries."""
+    if machine.device() == "cpu":
+        return Peaks(read_bandwidth(), _cpu_multiply())
+    return Peaks(_gpu_read(), _gpu_multiply(dtype))
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all cores of the CPU together read from memory.
+
+    Each thread takes the dot product of its own part: little but reading.
+    """
+    count = 4 * machine.last_level_cache_bytes() // 4
+    buffer = np.ones(count, np.float32)
+    parts = np.array_split(buffer, machine.threads())
+    with ThreadPoolExecutor(machine.threads()) as pool:
+        return buffer.nbytes / _best(
+            lambda: list(pool.map(lambda part: float(np.dot(part, part)), parts))
+        )
+
+
+def _cpu_multiply() -> float:
+    """Multiplications and additions of registers, with the instructions that we use."""
+    ext = _native.ext
+    if ext is None:
+        a = np.ones((_SIZE, _SIZE), np.float32)
+        return 2 * _SIZE**3 / _best(lambda: np.dot(a, a))
+    return ext.cpu_multiply(_ROUNDS) / _best(lambda: ext.cpu_multiply(_ROUNDS))
+
+
+def _gpu_read() -> float:
+    buffer = mx.ones(8 * machine.last_level_cache_bytes() // 4, mx.float32)
+    mx.eval(buffer)
+    return buffer.nbytes / _best(lambda: mx.eval(buffer.sum()))
+
+
+def _gpu_multiply(dtype: str) -> float:
+    a = mx.ones((_SIZE, _SIZE), DTYPES[dtype])
+    mx.eval(a)
+    return 2 * _SIZE**3 / _best(lambda: mx.eval(a @ a))
+
+
+def _best(call: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(_REPEATS):
+        before = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - before)
+    return min(taken)

@@ -1,0 +1,209 @@
+"""The product that is measured, and its operands, cold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nibble import ops
+from mlx_nibble.bench.machine import last_level_cache_bytes
+from mlx_nibble.bench.schedule import Chain
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# Of weights in the pool: what came round is no longer in the cache.
+_POOL_CACHES = 4
+# Copies, whatever their size: a matrix of less than 64 KiB stays in the cache.
+_MOST_COPIES = 4096
+
+Weights = tuple[mx.array, ...]
+"""w, scales, biases; or a dense matrix alone."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product: x [rows, K] by the transpose of a quantized w [N, K].
+
+    Attributes:
+        dtype: Of x, scales and biases.
+    """
+
+    rows: int
+    N: int
+    K: int
+    bits: int
+    group_size: int
+    dtype: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of codes, scales and biases."""
+        pair = 2 * DTYPES[self.dtype].size
+        return self.N * (self.K * self.bits // 8 + pair * self.K // self.group_size)
+
+    @property
+    def operations(self) -> int:
+        """A multiplication and an addition for each weight and row."""
+        return 2 * self.rows * self.N * self.K
+
+    @property
+    def bytes_moved(self) -> int:
+        """The least that memory has to move: weights, x and y once."""
+        ends = self.rows * (self.N + self.K) * DTYPES[self.dtype].size
+        return self.weight_bytes + ends
+
+    def check(self) -> None:
+        """Refuse what MLX has no format for.
+
+        Raises:
+            ValueError: If K is not made of whole groups, or of whole words.
+        """
+        if min(self.rows, self.N, self.K) < 1:
+            raise ValueError(
+                f"[bench] M, N and K must be positive but are {self.rows}, {self.N} "
+                f"and {self.K}."
+            )
+        if self.K % self.group_size:
+            raise ValueError(
+                f"[bench] K must be a multiple of the group size, {self.group_size}, "
+                f"but is {self.K}."
+            )
+
+
+class Pools:
+    """Weights of one shape at a time, in as many copies as it takes.
+
+    Where pages lie in memory makes up to 30 % of a difference, so each pass gets new
+    ones, and a run as many draws as it has passes.
+    """
+
+    def __init__(self, hot: bool) -> None:
+        """Nothing is made yet; `hot`: one copy, which stays in the cache."""
+        self._hot = hot
+        self._originals: dict[tuple, Weights] = {}
+        self._key: tuple | None = None
+        self._pools: dict[str, Iterator[Weights]] = {}
+
+    def renew(self) -> None:
+        """Have what is taken next be new."""
+        self._key, self._pools = None, {}
+
+    def take(self, case: Case, kind: str) -> Iterator[Weights]:
+        """Weights in turns, for ever.
+
+        Args:
+            case: Its rows do not matter.
+            kind: "quantized" or "dense".
+        """
+        key = (case.N, case.K, case.bits, case.group_size, case.dtype)
+        if key != self._key:
+            self._key, self._pools = key, {}
+        if kind not in self._pools:
+            self._pools[kind] = cycle(self.copies(case, kind))
+        return self._pools[kind]
+
+    def copies(self, case: Case, kind: str) -> list[Weights]:
+        """New copies of the weights, as :meth:`take` gives them in turns."""
+        key = (kind, case.N, case.K, case.bits, case.group_size, case.dtype)
+        if key not in self._originals:
+            make = _quantized if kind == "quantized" else _dense
+            self._originals[key] = make(case, np.random.default_rng(0))
+        weights = self._originals[key]
+        if self._hot:
+            return [weights]
+        size = sum(a.nbytes for a in weights)
+        count = -(-_POOL_CACHES * last_level_cache_bytes() // size)
+        count = min(max(count, 2), _MOST_COPIES)
+        # Adding makes each an array of its own.
+        copies = [
+            tuple(a + mx.array(0, a.dtype) for a in weights) for _ in range(count)
+        ]
+        mx.eval(copies)
+        return copies
+
+
+def _quantized(case: Case, rng: np.random.Generator) -> Weights:
+    groups = (case.N, case.K // case.group_size)
+    words = rng.integers(0, 2**32, (case.N, case.K * case.bits // 32), dtype=np.uint32)
+    scales = mx.array(rng.standard_normal(groups, np.float32) / 2**case.bits)
+    scales = scales.astype(DTYPES[case.dtype])
+    weights = (mx.array(words), scales, scales * -(2 ** (case.bits - 1)))
+    mx.eval(weights)
+    return weights
+
+
+def _dense(case: Case, rng: np.random.Generator) -> Weights:
+    w = mx.array(rng.standard_normal((case.N, case.K), np.float32))
+    w = w.astype(DTYPES[case.dtype])
+    mx.eval(w)
+    return (w,)
+
+
+def chain(
+    case: Case, product: Callable[..., mx.array], pool: Callable[[], Iterator[Weights]]
+) -> Chain:
+    """Products one after the other, each with the next weights of a pool.
+
+    Args:
+        case: The product.
+        product: Called with x and weights; returns y.
+        pool: Gives the weights, in turns.
+    """
+    x = mx.array(np.random.default_rng(1).standard_normal((case.rows, case.K)))
+    x = x.astype(DTYPES[case.dtype])
+    mx.eval(x)
+
+    def run(times: int) -> None:
+        h, weights = x, pool()
+        for _ in range(times):
+            y = product(h, *next(weights))
+            h = link(h, y)
+        mx.eval(h)
+
+    return run
+
+
+def link(x: mx.array, y: mx.array) -> mx.array:
+    """The x of the next product, which cannot begin before `y` is there.
+
+    On a GPU launches overlap unless one reads what the other wrote, so a column of y
+    is written into x. A CPU stream takes one operation after the other: there, the
+    order is enough, and costs nothing.
+    """
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return mx.depends(x, y)
+    return mx.slice_update(x, y[..., :1], mx.array([0]), (-1,))
+
+
+def nibble(case: Case) -> Callable[..., mx.array]:
+    """Our product."""
+
+    def product(
+        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
+    ) -> mx.array:
+        return ops.quantized_matmul(
+            x, w, scales, biases, True, case.group_size, case.bits
+        )
+
+    return product
+
+
+def mlx(case: Case) -> Callable[..., mx.array]:
+    """MLX's operation."""
+
+    def product(
+        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
+    ) -> mx.array:
+        return mx.quantized_matmul(
+            x, w, scales, biases, True, case.group_size, case.bits
+        )
+
+    return product
+
+
+def dense(x: mx.array, w: mx.array) -> mx.array:
+    """The product with a matrix that is not quantized."""
+    return x @ w.T

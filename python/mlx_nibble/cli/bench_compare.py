@@ -1,0 +1,120 @@
+"""``nibble bench compare``: what changed between two runs, beyond noise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mlx_nibble.bench import capsule
+from mlx_nibble.bench.compare import LEAST_CHANGE, Comparison, Outcome, compare
+from mlx_nibble.bench.statistics import LEAST_PASSES
+from mlx_nibble.cli.bench_kernels import milliseconds
+from mlx_nibble.cli.console import err, out, table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble bench compare",
+        description="Compare two runs of nibble bench. A change is reported where its "
+        "interval, which holds at 95 %% for all cases together, leaves out 1. The exit "
+        "status is 1 if anything of ours became slower.",
+    )
+    add = parser.add_argument
+    add("before", metavar="A.json", help="the run to compare with")
+    add("after", metavar="B.json", help="the new run")
+    add(
+        "--least",
+        type=float,
+        default=100 * LEAST_CHANGE,
+        metavar="PERCENT",
+        help="changes of less are no regression, since processes differ by as much; "
+        f"default: {100 * LEAST_CHANGE:g}",
+    )
+    add("--all", action="store_true", help="list what did not change, too")
+    add("--json", action="store_true", help="print the result for machines")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, compare, print; the exit status is 1 on a regression."""
+    args = _parser().parse_args(arguments)
+    before, after = capsule.read(args.before), capsule.read(args.after)
+    outcome = compare(before, after, args.least / 100)
+    if args.json:
+        print(json.dumps(_as_json(outcome)))
+    else:
+        _print(outcome, args.all)
+    if outcome.regressed:
+        sys.exit(1)
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "regressed": outcome.regressed,
+        "warnings": outcome.warnings,
+        "unmatched": outcome.unmatched,
+        **{
+            name: [{**asdict(c), "verdict": c.verdict} for c in comparisons]
+            for name, comparisons in (
+                ("ours", outcome.ours),
+                ("others", outcome.others),
+            )
+        },
+    }
+
+
+def _print(outcome: Outcome, everything: bool) -> None:
+    for warning in outcome.warnings:
+        err.print(f"warning: {warning}", soft_wrap=True)
+    ours = outcome.ours
+    changed = [c for c in ours if c.verdict in ("slower", "faster")]
+    shown = ours if everything else changed
+    if shown:
+        header = ["case", "before", "after", "seconds", "95 % of all", ""]
+        made = table(header)
+        for c in shown:
+            made.add_row(*_cells(c))
+        out.print(made)
+    counts = {
+        verdict: sum(c.verdict == verdict for c in ours)
+        for verdict in ("slower", "faster", "same", "unknown")
+    }
+    said = [f"{n} {verdict}" for verdict, n in counts.items() if n]
+    out.print(f"Of {len(ours)} cases: {', '.join(said)}.")
+    if counts["unknown"]:
+        out.print(f"Unknown: fewer than {LEAST_PASSES} passes.")
+    if outcome.unmatched:
+        out.print(f"{outcome.unmatched} cases are in one run only.")
+    factors = [c.change.factor.value for c in outcome.others if c.change]
+    if factors:
+        middle = 100 * (statistics.median(factors) - 1)
+        out.print(
+            f"Peers, measured in the same runs, took {middle:+.1f} % (median of "
+            f"{len(factors)}): so much is the machine's own."
+        )
+
+
+def _cells(c: Comparison) -> list[str]:
+    cells = [label(c.case), milliseconds(c.before), milliseconds(c.after)]
+    if c.change is None:
+        return [*cells, "", "", c.verdict]
+    factor = c.change.factor
+    change, low, high = (
+        f"{100 * (x - 1):+.1f}" for x in (factor.value, factor.low, factor.high)
+    )
+    return [*cells, f"{change} %", f"{low} to {high} %", c.verdict]
+
+
+def label(case: dict[str, Any]) -> str:
+    """A case of any kind in one line."""
+    if "rows" in case:
+        return (
+            f"{case['rows']} × {case['N']} × {case['K']}, {case['bits']} bits "
+            f"g{case['group_size']} {case['dtype']}"
+        )
+    return ", ".join(f"{key} {value}" for key, value in case.items())

@@ -1,0 +1,208 @@
+"""``nibble bench kernels``: our products against MLX's and the dense one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
+
+from mlx_nibble.bench import capsule, kernels
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.kernels import PEERS, Row, Settings
+from mlx_nibble.bench.products import DTYPES, Case
+from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
+from mlx_nibble.bench.statistics import Estimate
+from mlx_nibble.cli.bench_plot import draw, require_file
+from mlx_nibble.cli.console import err, out, run_progress, table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble bench kernels",
+        description="Time y = x @ dequantize(w).T, x [M, K], w [N, K]: our product, "
+        "MLX's and the dense one, in turns, each with weights that are in no cache. "
+        "All samples go into a JSON file. Ctrl-C keeps what is done.",
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        nargs="+",
+        choices=MODELS,
+        default=[],
+        help=f"take the shapes of these models; default: {DEFAULT_MODEL}",
+    )
+    add(
+        "--shape",
+        type=_numbers,
+        action="append",
+        default=[],
+        metavar="M,N,K",
+        help="another shape (repeatable); M may be left out for that of --rows",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        type=int,
+        default=DEFAULT_ROWS,
+        metavar="M",
+        help=f"rows of x; default: {' '.join(map(str, DEFAULT_ROWS))}",
+    )
+    add("--bits", nargs="+", type=int, default=[4], choices=[2, 3, 4, 5, 6, 8])
+    add("--group-size", nargs="+", type=int, default=[64], choices=[32, 64, 128])
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"])
+    add(
+        "--against",
+        nargs="*",
+        choices=PEERS,
+        default=PEERS,
+        help="what to measure beside ours; default: both",
+    )
+    add("--null", action="store_true", help="only ours, against itself: the noise")
+    add("--hot", action="store_true", help="leave the weights in the cache")
+    add(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="to spend on each product; what takes twice as long is left out. "
+        "default: 1",
+    )
+    add("--passes", type=int, default=20, help="times to come round; default: 20")
+    add("--output", metavar="FILE", help="write the samples there")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the run as .png or .svg, or as an .html page that can be mailed",
+    )
+    add("--json", action="store_true", help="print the samples; write no file")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, measure, write, print."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.seconds <= 0 or args.passes < 1 or min(args.rows) < 1:
+        parser.error("--seconds, --passes and --rows must be positive")
+    cases = _cases(args)
+    for case in cases:
+        case.check()
+    picture = None if args.plot is None else require_file(args.plot)
+    path = None
+    if not args.json:
+        path = capsule.require_writable(args.output or capsule.default_path("kernels"))
+    peers = () if args.null else tuple(args.against)
+    settings = Settings(args.hot, args.seconds, args.passes, peers, args.null)
+    made = capsule.new(
+        "kernels", ["nibble", "bench", "kernels", *arguments], asdict(settings)
+    )
+    try:
+        with run_progress() as progress:
+            kernels.run(cases, settings, made, progress)
+    finally:
+        # After Ctrl-C, too: what is done is kept.
+        if args.json:
+            json.dump(made, sys.stdout)
+        elif path is not None and made["results"]:
+            capsule.write(made, path)
+            show(made)
+            err.print(f"wrote {path}", soft_wrap=True)
+        if picture is not None and made["results"] and made["peaks"]:
+            draw(made, picture)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(numbers) not in (2, 3):
+        raise argparse.ArgumentTypeError(f"M,N,K or N,K is required but got {text!r}")
+    return numbers
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    models = args.model or ([] if args.shape else [DEFAULT_MODEL])
+    named = [shape for name in models for shape in MODELS[name]]
+    shapes = [(rows, *shape) for shape in named for rows in args.rows]
+    for shape in args.shape:
+        rows = args.rows if len(shape) == 2 else [shape[0]]
+        shapes += [(m, *shape[-2:]) for m in rows]
+    formats = product(args.bits, args.group_size, args.dtype)
+    return list(dict.fromkeys(Case(*s, *f) for f in formats for s in shapes))
+
+
+def show(made: Capsule) -> None:
+    """Print a capsule of kernels."""
+    if not made["results"] or not made["peaks"]:
+        return
+    bandwidth = made["peaks"]["read_bytes_per_second"]
+    peak = made["peaks"]["flops_per_second"]
+    machine = made["machine"]
+    out.print(
+        f"{machine['cpu']}, {machine['threads']} threads, "
+        f"{machine['device'].upper()}, mlx {made['versions']['mlx']}; it read "
+        f"{bandwidth / 1e9:.1f} GB/s and multiplied at {peak / 1e9:.0f} GFLOP/s. "
+        f"Weights {'hot' if made['settings']['hot'] else 'cold'}.",
+        soft_wrap=True,
+    )
+    header = ["M × N × K", "format", "", "time", "ours faster", "95 %"]
+    shown = table([*header, "GB/s", "of reads", "GFLOP/s", "of FMAs"], text_columns=3)
+    last = None
+    for row in kernels.rows(made):
+        case = row.case
+        label = [f"{case.rows} × {case.N} × {case.K}"]
+        label += [f"{case.bits} bits g{case.group_size} {case.dtype}"]
+        shown.add_row(
+            *(label if case != last else ["", ""]),
+            row.name,
+            milliseconds(row.seconds.value),
+            *_faster(row),
+            f"{row.bytes_per_second / 1e9:.1f}",
+            f"{row.bytes_per_second / bandwidth:.0%}",
+            f"{row.flops_per_second / 1e9:.1f}",
+            f"{row.flops_per_second / peak:.0%}",
+        )
+        last = case
+    out.print(shown)
+    if made["settings"]["null"]:
+        _show_noise(made)
+    dropped = sum(result["disturbed"] for result in made["results"])
+    if dropped:
+        out.print(f"{dropped} passes dropped: other programs were at work.")
+    for result in made["results"]:
+        for name, candidate in result["candidates"].items():
+            if "skipped" in candidate:
+                case = kernels.describe(Case(**result["case"]))
+                out.print(f"{name} left out of {case}: {candidate['skipped']}")
+
+
+def _show_noise(made: Capsule) -> None:
+    pairs = [
+        row.faster
+        for row in kernels.rows(made, comparisons=len(made["results"]))
+        if row.name != "nibble"
+    ]
+    holding = sum(1.0 in ratio for ratio in pairs)
+    widest = max((ratio.high - ratio.low) / 2 for ratio in pairs)
+    out.print(
+        f"Noise: {holding} of {len(pairs)} intervals, which hold at 95 % all together, "
+        f"contain 1; the widest is ±{widest:.1%}."
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """With three digits."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:.0f} ms"
+
+
+def _faster(row: Row) -> list[str]:
+    return ["", ""] if row.name == "nibble" else times(row.faster)
+
+
+def times(ratio: Estimate) -> list[str]:
+    """A ratio and its interval."""
+    digits = 3 if abs(ratio.value - 1) < 0.2 else 2
+    return [
+        f"{ratio.value:.{digits}f}×",
+        f"{ratio.low:.{digits}f}–{ratio.high:.{digits}f}",
+    ]
