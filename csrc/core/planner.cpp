@@ -142,7 +142,9 @@ LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
 }
 
 LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  LaunchPlan launch = matmul_launch(p, Family::kQmm, tile.shape());
+  bool half = p.half_tiles && p.dtype == Dtype::kBFloat16;
+  LaunchPlan launch =
+      matmul_launch(p, half ? Family::kQmmHalf : Family::kQmm, tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
                          static_cast<uint32_t>(p.batch.size)};

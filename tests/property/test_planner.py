@@ -60,6 +60,7 @@ def problems(draw):
         group_size=group_size,
         symmetric=draw(st.booleans()),
         transpose=draw(st.booleans()),
+        half_tiles=draw(st.booleans()),
     )
 
 
@@ -117,6 +118,9 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert struct.unpack("4i", launch.params) == (M, p.N, p.K, p.batch_count)
         symmetric = "_sym" if p.symmetric else ""
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
+        in_half = launch.kernel.startswith("qmm_half_")
+        tiles = launch.kernel.startswith("qmm_bf16") or in_half
+        assert in_half == (tiles and p.half_tiles)
 
 
 @settings(max_examples=500)

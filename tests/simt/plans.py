@@ -36,6 +36,7 @@ class Problem:
     symmetric: bool = False
     transpose: bool = True
     batch_invariant: bool = False
+    half_tiles: bool = False
 
 
 @dataclass(frozen=True)

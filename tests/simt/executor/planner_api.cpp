@@ -22,6 +22,7 @@ struct SimtProblem {
   int32_t symmetric;
   int32_t transpose;
   int32_t batch_invariant;
+  int32_t half_tiles;
 };
 struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
@@ -130,6 +131,7 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   problem.format = {p.bits, p.group_size, p.symmetric != 0};
   problem.transpose = p.transpose != 0;
   problem.batch_invariant = p.batch_invariant != 0;
+  problem.half_tiles = p.half_tiles != 0;
   return problem;
 }
 
