@@ -23,6 +23,7 @@ from pathlib import Path
 from bench import timing
 from bench.bench_cpu import PEERS, Peer, peer_python
 from mlx_nibble import measure
+from mlx_nibble.bench.machine import threads
 
 OURS = ("int8", "exact", "stock")
 STOCK_PROMPT = 128
@@ -128,7 +129,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--decode", type=int, default=64, help="tokens after 128")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=timing.threads())
+    parser.add_argument("--threads", type=int, default=threads())
     parser.add_argument("--json", metavar="FILE", help="write every sample")
     args = parser.parse_args(argv)
     if STOCK_PROMPT not in args.prompts:
