@@ -53,17 +53,32 @@ _EXTRA: dict[str, dict[str, Any]] = {
 }
 FAMILIES = tuple(_EXTRA)
 
+# Multi-head latent attention, and experts beside shared ones.
+_EXTRA["deepseek_v3"] = {
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "rope_theta": 1e4,
+}
 
-def config(family: str) -> dict[str, Any]:
+
+def config(family: str, **changes: Any) -> dict[str, Any]:
     """What its config.json says."""
-    return {"model_type": family, **_SIZES, **_EXTRA[family]}
+    return {"model_type": family, **_SIZES, **_EXTRA[family], **changes}
 
 
-def build(family: str, seed: int = 0) -> nn.Module:
+def build(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A model with random weights, of outputs that differ from token to token."""
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{family}")
-    model = module.Model(module.ModelArgs.from_dict(config(family)))
+    model = module.Model(module.ModelArgs.from_dict(config(family, **changes)))
 
     def spread(a: mx.array) -> mx.array:
         return 3 * a if a.ndim > 1 else a + 0.1 * mx.random.normal(a.shape)

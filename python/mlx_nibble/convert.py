@@ -16,7 +16,7 @@ from mlx_nibble import lm
 from mlx_nibble.formats import GROUP_SIZES, Format
 from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.folder import new_folder
-from mlx_nibble.model.layers import matrices, parameters
+from mlx_nibble.model.layers import Matrix, matrices, parameters
 from mlx_nibble.model.quantizer import Plan, quantize_model
 from mlx_nibble.model.sensitivity import sensitivity
 from mlx_nibble.model.stream import batches
@@ -183,27 +183,49 @@ def make_plan(
         return RECIPES[options.recipe](shapes, base), {}
     # Two bits below the mean cost more than they buy elsewhere: on SmolLM2 a plan of
     # 5 bits that was let use 2 and 3 lost more than 4 bits throughout.
-    fewest = max(2, int(options.target_bpw) - 1)
+    fewest = min(max(2, int(options.target_bpw) - 1), 8)
     widths = [bits for bits in (2, 3, 4, 5, 6, 8) if bits >= fewest]
     forms = [replace(base, bits=b, group_size=g) for b in widths for g in GROUP_SIZES]
+    smallest = replace(base, bits=widths[0], group_size=GROUP_SIZES[-1])
+    budget = _budget(model, found, options.target_bpw, smallest)
     measured = [replace(base, bits=b) for b in widths if b <= _MEASURED_BITS]
     measured = measured or [replace(base, bits=widths[0])]
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens[0].size)]
     choices = sensitivity(model, some, measured, forms, progress)
+    losses = {
+        m.path: choice.loss
+        for m in found
+        for choice in choices.get(m.path, [])
+        if choice.form == measured[-1].fitted(m.inputs)
+    }
+    return solve(choices, budget), losses
+
+
+def _budget(
+    model: mlx_nn.Module, found: Sequence[Matrix], target: float, smallest: Format
+) -> int:
+    """Bytes for the matrices: what the target leaves beside all else.
+
+    Raises:
+        ValueError: If not even the smallest format fits in.
+    """
+    least = 0
+    quantized = set()
+    for m in found:
+        if form := smallest.fitted(m.inputs):
+            least += form.nbytes(m.size // m.inputs, m.inputs)
+            quantized.add(f"{m.path}.weight")
     everything = parameters(model)
     weights = sum(value.size for value in everything.values())
-    plain = sum(
-        value.nbytes
-        for path, value in everything.items()
-        if path.removesuffix(".weight") not in choices
-    )
-    losses = {
-        path: choice.loss
-        for path, options_of in choices.items()
-        for choice in options_of
-        if choice.form == measured[-1]
-    }
-    return solve(choices, int(options.target_bpw * weights / 8) - plain), losses
+    plain = sum(v.nbytes for path, v in everything.items() if path not in quantized)
+    budget = int(target * weights / 8) - plain
+    if budget < least:
+        bits = 8 * (least + plain) / weights
+        raise ValueError(
+            f"[convert] the target must be at least {bits:.3f} bits a weight, which "
+            f"matrices of {smallest.bits} bits take with all else, but is {target}."
+        )
+    return budget
 
 
 def quantization_entry(plan: Plan, options: Options) -> dict[str, Any]:

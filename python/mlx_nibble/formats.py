@@ -5,7 +5,7 @@ Everything here is numpy. A bfloat16 number travels as the float32 equal to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,14 @@ class Format:
     def fits(self, inputs: int) -> bool:
         """Tell whether rows of `inputs` weights can be stored."""
         return inputs % self.group_size == 0
+
+    def fitted(self, inputs: int) -> Format | None:
+        """This format with the largest group, at most its own, that rows allow.
+
+        None if rows of `inputs` weights are no multiple of any.
+        """
+        sizes = [g for g in GROUP_SIZES if g <= self.group_size and inputs % g == 0]
+        return replace(self, group_size=sizes[-1]) if sizes else None
 
     def nbytes(self, rows: int, inputs: int) -> int:
         """Bytes of a matrix `[rows, inputs]`."""

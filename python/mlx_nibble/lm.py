@@ -38,6 +38,7 @@ __all__ = [
     "run_command",
     "save_companions",
     "set_activation_dtype",
+    "sharded_load",
     "stream_generate",
 ]
 
@@ -60,6 +61,23 @@ def load(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     """
     with accelerated_loading():
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+
+
+def sharded_load(repo: str, *args: Any, **kwargs: Any) -> tuple:
+    """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
+
+    Args:
+        repo: A model folder, or a repository of the Hugging Face Hub.
+        *args: As :func:`mlx_lm.utils.sharded_load` takes them.
+        **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
+
+    Returns:
+        What :func:`mlx_lm.utils.sharded_load` returns.
+    """
+    # Afterwards, for sharding replaces layers.
+    model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
+    prepare(model)
+    return (model, *others)
 
 
 def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
@@ -104,8 +122,15 @@ def run_command(name: str, prog: str, arguments: Sequence[str]) -> None:
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
-    with accelerated_loading():
-        command.main()
+    stock_sharded_load = getattr(command, "sharded_load", None)
+    if stock_sharded_load is not None:
+        vars(command)["sharded_load"] = sharded_load
+    try:
+        with accelerated_loading():
+            command.main()
+    finally:
+        if stock_sharded_load is not None:
+            vars(command)["sharded_load"] = stock_sharded_load
 
 
 def prepare(model: mlx_nn.Module) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = (".png", ".svg")
+# Points can be told apart in black and white, too.
+_MARKERS = "os^Dv<>PX*"
+_IN_LAYER = re.compile(r".*?\.?(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ def loss_against_size(points: Sequence[Point], path: Path) -> None:
     """Draw the KL divergence of each model over its bits per weight."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for p in points:
-        axes.errorbar(p.bits_per_weight, p.loss, p.error, fmt="o", capsize=3)
-        axes.annotate(
-            p.label, (p.bits_per_weight, p.loss), (6, 6), textcoords="offset points"
+    # Models of one size lie above each other: a legend, for labels would, too.
+    for p, marker in zip(points, itertools.cycle(_MARKERS), strict=False):
+        axes.errorbar(
+            p.bits_per_weight, p.loss, p.error, fmt=marker, capsize=3, label=p.label
         )
+    figure.legend(loc="outside right upper", frameon=False)
     if all(p.loss > p.error for p in points):
         axes.set_yscale("log")
     axes.set_xlabel("bits per weight, scales and biases counted")
@@ -66,14 +72,34 @@ def loss_against_size(points: Sequence[Point], path: Path) -> None:
 
 
 def sensitivity(losses: Mapping[str, float], path: Path) -> None:
-    """Draw what each matrix loses in 4 bits, in the model's order."""
+    """Draw what each matrix loses in 4 bits: a line a kind over the layers.
+
+    Args:
+        losses: KL divergence of each matrix, by its path in the model.
+        path: The picture.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1 + 0.16 * len(losses)), layout="constrained")
+    kinds: dict[str, dict[int, float]] = {}
+    outside: dict[str, float] = {}
+    for name, loss in losses.items():
+        if found := _IN_LAYER.fullmatch(name):
+            kinds.setdefault(found[2], {})[int(found[1])] = loss
+        else:
+            outside[name] = loss
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(list(losses), list(losses.values()))
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.tick_params(axis="y", labelsize=6)
-    axes.set_xlabel("KL divergence with this matrix in 4 bits (nats a token)")
+    for (kind, by_layer), marker in zip(
+        kinds.items(), itertools.cycle(_MARKERS), strict=False
+    ):
+        axes.plot(*zip(*sorted(by_layer.items()), strict=True), marker, ls="-", lw=1)
+        axes.lines[-1].set(label=kind, markersize=4)
+    for name, loss in outside.items():
+        axes.axhline(loss, linestyle="--", color="0.4", label=name)
+    if all(loss > 0 for loss in losses.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("KL divergence with this matrix in 4 bits (nats a token)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)

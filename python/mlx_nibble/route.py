@@ -16,7 +16,7 @@ from mlx_nibble import fast, nn, ops
 from mlx_nibble.rebind import Rebinding, Rebound
 
 # What a quantized layer multiplies or looks up with.
-PRODUCTS = frozenset({"quantized_matmul", "dequantize"})
+PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
 
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
@@ -40,6 +40,7 @@ def quantized_layers(
     settings = {"activations": activations, "batch_invariant": batch_invariant}
     functions: dict[str, Callable] = {
         "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **settings),
+        "mlx.core.gather_qmm": partial(ops.gather_qmm, activations=activations),
         "mlx.core.dequantize": ops.dequantize,
     }
     return Rebinding(

@@ -179,6 +179,10 @@ def test_a_killed_conversion_goes_on_where_it_was(home):
         (["convert", "{home}/q4", "{home}/q4", "-q"], "must not exist yet"),
         (["eval", "{home}/q4", "--text", "{home}/none"], "a text must be a file"),
         (["eval", "{home}/q4", "--plot", "a.png"], "--plot needs --reference"),
+        (
+            ["convert", "{home}/q4", "out", "-q", "--target-bpw", "2"],
+            "the target must be at least",
+        ),
         (["inspect", "{home}"], "a model folder must hold"),
         (["inspect", "{home}/q4", "--what-if", "x"], "--what-if must be"),
         (["inspect", "{home}/q4", "--what-if", "7"], "bits must be one of"),

@@ -82,8 +82,11 @@ def _usage() -> str:
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
-    # So that a killed command, too, removes what it has half written.
-    signal.signal(signal.SIGTERM, _terminate)
+    # So that a killed command, too, removes what it has half written. Not one of
+    # several ranks: it waits for its peers where no handler of Python's is called,
+    # and mlx.launch, which ends the others when one has died, waits for it.
+    if "MLX_RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         module = importlib.import_module(f"mlx_nibble.cli.{command}")
         module.main(arguments)

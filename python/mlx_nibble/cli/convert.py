@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration",
         default="builtin",
         metavar="TEXT",
-        help="a text file, hub:OWNER/DATASET/PATH, or builtin: Python's own "
-        "documentation (default)",
+        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
+        "Python's own documentation (default)",
     )
     add("--samples", type=int, default=64, help="calibration sequences; default: 64")
     add("--sequence-length", type=int, default=256, help="their tokens; default: 256")

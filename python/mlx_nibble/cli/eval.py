@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--text",
         default="builtin",
-        help="a text file, hub:OWNER/DATASET/PATH, or builtin: Python's own "
-        "documentation (default)",
+        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
+        "Python's own documentation (default)",
     )
     add("--samples", type=int, default=8, help="sequences; default: 8")
     add("--sequence-length", type=int, default=512, help="their tokens; default: 512")

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 # a share of the mean diagonal of the head's Hessian.
 _EMBEDDING_SHARE = 0.1
 # Scales are a choice among twenty: so many tokens tell them apart.
-_AWQ_TOKENS = 2048
+_AWQ_TOKENS = 1024
 
 
 def quantize_model(

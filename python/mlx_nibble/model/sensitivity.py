@@ -44,8 +44,8 @@ def sensitivity(
     Args:
         model: Not quantized, all of it in memory.
         tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
-        measured: The formats that blocks are measured in, of different bits; a
-            matrix whose rows they do not fit is not measured.
+        measured: The formats that blocks are measured in, of different bits; in a
+            smaller group where rows are no multiple of it.
         formats: Those to choose from, of no fewer bits than the first measured one;
             one that does not fit a matrix is left out.
         progress: Told of each block.
@@ -70,7 +70,7 @@ class _Measurement:
         self.measured = sorted(measured, key=lambda form: form.bits)
         self.progress = progress
         self.stream = LayerStream(model, tokens)
-        self.matrices = [m for m in matrices(model) if measured[0].fits(m.inputs)]
+        self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
 
     def run(self) -> dict[str, list[Choice]]:
         squares, states = self._reference()
@@ -120,7 +120,7 @@ class _Measurement:
         originals = [m.module["weight"] for m in block]
         for matrix in block:
             weight = to_numpy(matrix.module["weight"])
-            approx = search(weight, form).dequantize()
+            approx = search(weight, _fitted(form, matrix)).dequantize()
             matrix.module["weight"] = mx.array(approx)
         try:
             first = self._layer_index(block[0].path)
@@ -150,37 +150,40 @@ class _Measurement:
         divergences: Mapping[Format, float],
         squares: Mapping[str, np.ndarray],
     ) -> dict[str, list[Choice]]:
-        forms = [*dict.fromkeys([*self.measured, *self.formats])]
-        errors = {
-            m.path: {
-                form: _error(m, form, squares.get(m.path))
-                for form in forms
-                if form.fits(m.inputs)
-            }
-            for m in block
-        }
+        known: dict[tuple[str, Format], float] = {}
+
+        def error(m: Matrix, form: Format) -> float:
+            if (m.path, form) not in known:
+                known[m.path, form] = _error(m, form, squares.get(m.path))
+            return known[m.path, form]
+
         prices = {}
         for form, divergence in divergences.items():
-            total = sum(errors[m.path][form] for m in block)
+            total = sum(error(m, _fitted(form, m)) for m in block)
             prices[form] = divergence / total if total > 0 else 0.0
-        shares: dict[str, list[Choice]] = {}
-        for m in block:
-            rows = m.size // m.inputs
-            shares[m.path] = [
+        return {
+            m.path: [
                 Choice(
                     form,
-                    form.nbytes(rows, m.inputs),
-                    prices[self._nearest(form)] * error,
+                    form.nbytes(m.size // m.inputs, m.inputs),
+                    prices[self._nearest(form)] * error(m, form),
                 )
-                for form, error in errors[m.path].items()
-                if form in self.formats
+                for form in self.formats
+                if form.fits(m.inputs)
             ]
-        return shares
+            for m in block
+        }
 
     def _nearest(self, form: Format) -> Format:
         """The measured format of the most bits that `form` has, too."""
         fewer = [m for m in self.measured if m.bits <= form.bits]
         return (fewer or self.measured[:1])[-1]
+
+
+def _fitted(form: Format, matrix: Matrix) -> Format:
+    fitted = form.fitted(matrix.inputs)
+    assert fitted is not None  # others are not among the matrices
+    return fitted
 
 
 def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mlx_nibble.formats import GROUP_SIZES, Format
+from mlx_nibble.formats import Format
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Path of each matrix to its shape `[..., N, K]`."""
@@ -78,10 +78,5 @@ def _fitting(shapes: Shapes, plan: dict[str, Format]) -> dict[str, Format]:
 
     MLX stores no matrix whose rows are no multiple of 32.
     """
-    fitting = {}
-    for path, form in plan.items():
-        sizes = [g for g in GROUP_SIZES if g <= form.group_size]
-        fits = [g for g in sizes if shapes[path][-1] % g == 0]
-        if fits:
-            fitting[path] = replace(form, group_size=fits[-1])
-    return fitting
+    fitting = {path: form.fitted(shapes[path][-1]) for path, form in plan.items()}
+    return {path: form for path, form in fitting.items() if form is not None}

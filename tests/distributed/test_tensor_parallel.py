@@ -1,0 +1,89 @@
+"""Accelerated models over several processes, by mlx.launch on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlx_lm.utils import quantize_model, save_config, save_model
+
+import mlx_nibble
+from mlx_nibble.io.gguf_import import import_gguf
+from tests import tiny_models
+from tests.distributed import rank
+from tests.gguf_writer import tiny_llama
+
+LAUNCH = Path(sys.executable).with_name("mlx.launch")
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive ports that are free."""
+    first = 40000 + os.getpid() % 10000
+    while True:
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+            return first
+        except OSError:
+            first += count
+
+
+def launch(ranks: int, *command: str, text: str = "") -> subprocess.CompletedProcess:
+    """Run a module on loopback; on a machine of few cores, a thread for each rank."""
+    ring = ["-n", str(ranks), "--backend", "ring", "--env", "NIBBLE_NUM_THREADS=1"]
+    ring += ["--starting-port", str(free_ports(ranks))]
+    arguments = [str(LAUNCH), *ring, "--", sys.executable, "-m", *command]
+    return subprocess.run(
+        arguments, input=text, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks"), [("llama", 2), ("llama", 4), ("qwen3_moe", 2)]
+)
+def test_tokens_are_those_of_one_process(family, ranks):
+    whole = rank.model(family)
+    mlx_nibble.accelerate(whole)
+    result = launch(ranks, "tests.distributed.rank", family)
+    assert result.stdout, result.stderr
+    found = json.loads(result.stdout)
+    assert found["tokens"] == rank.tokens(whole)
+    assert found["ranks"] == ranks and not found["kept"]
+    assert {"QuantizedAllToShardedLinear", "QuantizedShardedToAllLinear"} <= {
+        *found["kinds"]
+    }
+
+
+def test_a_killed_rank_ends_the_run_and_says_so():
+    result = launch(2, "tests.distributed.rank", "llama", "1")
+    assert result.stdout == ""
+    # The others end by MLX's "[ring] connection to a peer was lost", or are ended
+    # by mlx.launch before they come to that.
+    assert "Node with rank 1 exited with code -9" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model that two processes can share, with a tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    (path / "tiny.gguf").write_bytes(tiny_llama())
+    import_gguf(path / "tiny.gguf", path / "tiny")
+    vocabulary = {"vocab_size": 320}
+    made = tiny_models.build("llama", **rank.SIZES, **vocabulary)
+    config = tiny_models.config("llama", **rank.SIZES, **vocabulary)
+    made, config = quantize_model(made, config, 32, 4)
+    save_model(path / "tiny", made)
+    save_config(config, path / "tiny/config.json")
+    return path / "tiny"
+
+
+def test_nibbles_chat_is_sharded_and_accelerated(folder):
+    options = ["--model", str(folder), "--max-tokens", "8"]
+    result = launch(2, "mlx_nibble.cli", "chat", *options, text="the hen\nq\n")
+    assert "8 tokens" in result.stdout, result.stderr
+    assert "exited with code" not in result.stderr

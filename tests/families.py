@@ -1,0 +1,78 @@
+"""Quantized models of five kinds, as MLX runs them, as we do, and in float64."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+import mlx_nibble
+from mlx_nibble.accelerate import is_quantized
+from tests import tiny_models
+from tests.arrays import to_numpy
+from tests.oracle import Weights
+
+# Grouped queries, normalized queries, sliding windows, experts, latent attention.
+FAMILIES = ("llama", "qwen3", "gemma3_text", "qwen3_moe", "deepseek_v3")
+GROUP_SIZE = 32
+
+
+def stock(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+    """Every layer quantized, none accelerated."""
+    # A quantized cache has groups of 32.
+    heads = {} if family == "deepseek_v3" else {"head_dim": 32}
+    model = tiny_models.build(family, **heads)
+    model.set_dtype(dtype)
+    nn.quantize(model, GROUP_SIZE, bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def ours(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+    """The same model, accelerated."""
+    model = stock(family, dtype, bits)
+    report = mlx_nibble.accelerate(model)
+    assert report.swapped and not report.kept, str(report)
+    return model
+
+
+def exact(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+    """The same model's dequantized weights, evaluated in float64."""
+    model = stock(family, dtype, bits)
+    quantized = [(p, m) for p, m in model.named_modules() if is_quantized(m)]
+    dense = [(path, _Dense(module)) for path, module in quantized]
+    model.update_modules(tree_unflatten(dense))
+    model.apply(lambda a: a.astype(mx.float64))
+    return model
+
+
+class _Dense(nn.Module):
+    """What a quantized layer computes, by its definition."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        w = Weights(
+            np.array(layer.weight),
+            to_numpy(layer.scales),
+            to_numpy(layer.biases),
+            layer.bits,
+            layer.group_size,
+        )
+        self.weight = mx.array(w.dequantize(), mx.float64)
+        if "bias" in layer:
+            self.bias = layer.bias
+        self._kind = type(layer).__name__
+
+    def __call__(self, x, indices=None, sorted_indices=False, transpose=True):
+        if self._kind == "QuantizedEmbedding":
+            return self.weight[x]
+        weight = self.weight if indices is None else self.weight[indices]
+        y = x @ (weight.swapaxes(-1, -2) if transpose else weight)
+        if "bias" not in self:
+            return y
+        bias = self.bias
+        return y + (bias if indices is None else bias[indices][..., None, :])
+
+    def as_linear(self, x):
+        return x @ self.weight.T
