@@ -122,6 +122,9 @@ inline void put_dequantized(const thread uint* words,
 //   fetched, 4 bits  [w0 w1 w2 w3][w4 w5 w6 w7][w8 ... w11][w12 ... w15]
 //   put, block 0      w0           w1           w2           w3
 //   put, block 1      w4           w5           w6           w7    ...
+//
+// Likewise each of them fetches the scale and bias of one of four groups: eight
+// bytes of a row's scales at once rather than two, four times.
 template <typename T,
           typename S,
           int bits,
@@ -140,6 +143,7 @@ struct SpanLoader {
   int last_row;
   int row;  // of the first pass, in the tile
   int lane;
+  float2 held_affine[rows / (threads / 4)];
   float2 affine[rows / (threads / 4)];
   uint held[rows / (threads / 4)][4];
 
@@ -151,9 +155,12 @@ struct SpanLoader {
       : weight(weight_), first_row(first_row_), last_row(N - 1) {
     row = thread_index / 4;
     lane = thread_index % NIBBLE_SIMD_WIDTH;
-    // Past the end of K, lanes take part in the passing round without words.
-    for (int i = 0; i < rows / (threads / 4) * 4; ++i) {
-      held[i / 4][i % 4] = 0;
+    // Past the end of K, lanes take part in the passing round empty-handed.
+    for (int p = 0; p < rows / (threads / 4); ++p) {
+      for (int i = 0; i < 4; ++i) {
+        held[p][i] = 0;
+      }
+      held_affine[p] = float2(0.0f);
     }
   }
 
@@ -169,8 +176,13 @@ struct SpanLoader {
       if (k % (4 * share) == 0 && share_k < weight.K) {
         load_words<4>(weight.words_at(source, share_k), held[p]);
       }
+      const int group_k = k + lane % 4 * group_size;
+      if (k % (4 * group_size) == 0 && group_k < weight.K) {
+        held_affine[p] = weight.affine_at(source, group_k);
+      }
       if (k % group_size == 0) {
-        affine[p] = weight.affine_at(source, k);
+        affine[p] = simd_shuffle(
+            held_affine[p], ushort(lane - lane % 4 + k / group_size % 4));
       }
     }
   }

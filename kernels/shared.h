@@ -17,6 +17,12 @@
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
+// Every operand begins at a multiple of so many bytes: the widest load that a
+// kernel makes, and Metal wants loads aligned.
+#define NIBBLE_ALIGNMENT 16
+// align: as dequantize.
+#define NIBBLE_ALIGN_THREADS 256
+
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 
@@ -46,4 +52,9 @@ struct GatherParams {
 struct DequantizeParams {
   int rows;
   int K;
+};
+
+// Parameters of a copy.
+struct AlignParams {
+  unsigned long pairs;  // of bytes
 };

@@ -44,17 +44,27 @@ void flatten(std::string_view name,
   }
 }
 
-}  // namespace
-
-std::string kernel_source(const KernelId& id) {
+// A header with its includes pasted in, and one instance of `call` from it.
+std::string source(std::string_view header,
+                   std::string_view name,
+                   std::string_view call) {
   std::ostringstream out;
   std::set<std::string, std::less<>> seen;
-  flatten(kernel_header(id), seen, out);
-  std::string call = template_call(id);
-  out << "template [[host_name(\"" << kernel_name(id)
+  flatten(header, seen, out);
+  out << "template [[host_name(\"" << name
       << "\")]] [[kernel]] decltype(nibble::" << call << ") nibble::" << call
       << ";\n";
   return out.str();
+}
+
+}  // namespace
+
+std::string kernel_source(const KernelId& id) {
+  return source(kernel_header(id), kernel_name(id), template_call(id));
+}
+
+std::string align_source() {
+  return source("align.h", kAlignKernel, "align<ushort>");
 }
 
 }  // namespace nibble

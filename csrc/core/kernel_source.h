@@ -21,4 +21,9 @@ const std::vector<EmbeddedFile>& embedded_kernels();
 // family's header with its includes pasted in, and an instantiation.
 std::string kernel_source(const KernelId& id);
 
+// The copy that an executor makes of an operand that begins at no multiple of
+// NIBBLE_ALIGNMENT; see plan_align(). Of no family, for no problem leads to it.
+inline constexpr std::string_view kAlignKernel = "align";
+std::string align_source();
+
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "csrc/core/kernel_name.h"
+#include "csrc/core/kernel_source.h"
 #include "csrc/core/tiles.h"
 #include "kernels/shared.h"
 
@@ -437,6 +438,25 @@ std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
                     Operand::kOut};
   launch.params = as_bytes(DequantizeParams{p.rows, p.K});
   return {{launch}};
+}
+
+std::optional<LaunchPlan> plan_align(int64_t offset, size_t bytes) {
+  if (offset % NIBBLE_ALIGNMENT == 0) {
+    return std::nullopt;
+  }
+  // Elements of every type are whole pairs of bytes.
+  uint64_t pairs = bytes / 2;
+  LaunchPlan launch;
+  launch.kernel = kAlignKernel;
+  launch.threads = {NIBBLE_ALIGN_THREADS, 1, 1};
+  launch.threadgroups = {
+      static_cast<uint32_t>((pairs + NIBBLE_ALIGN_THREADS - 1) /
+                            NIBBLE_ALIGN_THREADS),
+      1,
+      1};
+  launch.buffers = {Operand::kX, Operand::kOut};
+  launch.params = as_bytes(AlignParams{pairs});
+  return launch;
 }
 
 }  // namespace nibble

@@ -50,4 +50,9 @@ std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);
 
+// The launch that copies an array of `bytes` bytes from Operand::kX to
+// Operand::kOut, because kernels cannot read it at the byte `offset` of its
+// buffer, where it begins; nullopt if they can.
+std::optional<LaunchPlan> plan_align(int64_t offset, size_t bytes);
+
 }  // namespace nibble

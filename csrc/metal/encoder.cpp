@@ -1,11 +1,14 @@
 #include "csrc/metal/encoder.h"
 
 #include <cassert>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
+#include "csrc/core/planner.h"
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/library.h"
+#include "mlx/allocator.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/backend/metal/metal.h"
 
@@ -18,41 +21,35 @@ MTL::Size to_mtl(const Dim3& d) {
   return MTL::Size(d.x, d.y, d.z);
 }
 
-void bind(mx::metal::CommandEncoder& encoder,
-          Operand operand,
-          const Operands& operands,
-          int index) {
-  auto input = [&](const mx::array* a) {
-    assert(a != nullptr);
-    encoder.set_input_array(*a, index);
-  };
+// The array that a plan's operand stands for; null for the one that is written.
+const mx::array* input_of(Operand operand, const Operands& operands) {
   switch (operand) {
     case Operand::kWeight:
-      return input(operands.w);
+      return operands.w;
     case Operand::kScales:
-      return input(operands.scales);
+      return operands.scales;
     case Operand::kBiases:
-      return input(operands.biases);
+      return operands.biases;
     case Operand::kUpWeight:
-      return input(operands.up_w);
+      return operands.up_w;
     case Operand::kUpScales:
-      return input(operands.up_scales);
+      return operands.up_scales;
     case Operand::kUpBiases:
-      return input(operands.up_biases);
+      return operands.up_biases;
     case Operand::kX:
-      return input(operands.x);
+      return operands.x;
     case Operand::kLhsIndices:
-      return input(operands.lhs_indices);
+      return operands.lhs_indices;
     case Operand::kRhsIndices:
-      return input(operands.rhs_indices);
+      return operands.rhs_indices;
     case Operand::kBias:
-      return input(operands.bias);
+      return operands.bias;
     case Operand::kResidual:
-      return input(operands.residual);
+      return operands.residual;
     case Operand::kOut:
-      assert(operands.out != nullptr);
-      return encoder.set_output_array(*operands.out, index);
+      return nullptr;
   }
+  return nullptr;
 }
 
 // A kernel that needs many registers is given fewer threads than the device
@@ -69,17 +66,10 @@ void require_threads(MTL::ComputePipelineState* pipeline,
   }
 }
 
-void encode(const LaunchPlan& plan,
-            const Operands& operands,
-            mx::metal::Device& device,
-            mx::metal::CommandEncoder& encoder) {
-  MTL::ComputePipelineState* compiled = pipeline(device, plan.kernel);
-  require_threads(compiled, plan);
-  encoder.set_compute_pipeline_state(compiled);
-  int index = 0;
-  for (Operand operand : plan.buffers) {
-    bind(encoder, operand, operands, index++);
-  }
+// Binds what follows the buffers, and runs.
+void dispatch(const LaunchPlan& plan,
+              int index,
+              mx::metal::CommandEncoder& encoder) {
   encoder.set_bytes(
       plan.params.data(), static_cast<int>(plan.params.size()), index);
   if (plan.threadgroup_bytes > 0) {
@@ -87,6 +77,53 @@ void encode(const LaunchPlan& plan,
   }
   encoder.dispatch_threadgroups(to_mtl(plan.threadgroups),
                                 to_mtl(plan.threads));
+}
+
+// `a`, or a copy of it if it begins off the boundary that kernels rely on: a
+// view into another array may begin at any element of it.
+mx::array aligned(const mx::array& a,
+                  mx::metal::Device& device,
+                  mx::metal::CommandEncoder& encoder) {
+  std::optional<LaunchPlan> plan = plan_align(a.offset(), a.nbytes());
+  if (!plan) {
+    return a;
+  }
+  mx::array copy(a.shape(), a.dtype(), nullptr, {});
+  copy.set_data(mx::allocator::malloc(copy.nbytes()));
+  encoder.add_temporary(copy);
+  encoder.set_compute_pipeline_state(pipeline(device, plan->kernel));
+  encoder.set_input_array(a, 0);
+  encoder.set_output_array(copy, 1);
+  dispatch(*plan, 2, encoder);
+  return copy;
+}
+
+void encode(const LaunchPlan& plan,
+            const Operands& operands,
+            mx::metal::Device& device,
+            mx::metal::CommandEncoder& encoder) {
+  MTL::ComputePipelineState* compiled = pipeline(device, plan.kernel);
+  require_threads(compiled, plan);
+  std::vector<mx::array> inputs;
+  for (Operand operand : plan.buffers) {
+    if (operand != Operand::kOut) {
+      const mx::array* input = input_of(operand, operands);
+      assert(input != nullptr);
+      inputs.push_back(aligned(*input, device, encoder));
+    }
+  }
+  encoder.set_compute_pipeline_state(compiled);
+  auto input = inputs.begin();
+  int index = 0;
+  for (Operand operand : plan.buffers) {
+    if (operand == Operand::kOut) {
+      assert(operands.out != nullptr);
+      encoder.set_output_array(*operands.out, index++);
+    } else {
+      encoder.set_input_array(*input++, index++);
+    }
+  }
+  dispatch(plan, index, encoder);
 }
 
 }  // namespace

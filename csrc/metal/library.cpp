@@ -16,6 +16,9 @@ std::string library_name(const std::string& kernel) {
 }
 
 std::string source_of(const std::string& kernel) {
+  if (kernel == kAlignKernel) {
+    return align_source();
+  }
   std::optional<KernelId> id = parse_kernel_name(kernel);
   require(id.has_value(),
           "pipeline",

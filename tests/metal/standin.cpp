@@ -21,6 +21,9 @@ void CommandEncoder::set_threadgroup_memory_length(size_t length, int idx) {
   current_.threadgroup_memory.emplace_back(idx, length);
 }
 
+// A dispatch holds its arrays, so nothing need keep them alive.
+void CommandEncoder::add_temporary(array) {}
+
 void CommandEncoder::dispatch_threadgroups(MTL::Size grid_dims,
                                            MTL::Size group_dims) {
   Dispatch dispatch = std::exchange(current_, {});

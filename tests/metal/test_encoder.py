@@ -262,6 +262,38 @@ def test_symmetric_biases_are_bound_nowhere(recorder):
     assert address not in [a.address + a.offset for a in dispatch.arrays]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("M", [1, 3, 35])
+def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
+    """A view into an array is contiguous, and begins at any of its elements."""
+    N, K, ahead = 9, 128, 3
+    arrays, weights = weights_to_mlx(
+        oracle.random_weights(rng, (N, K), 4, 64), "float16"
+    )
+    flat = to_mlx(rng.standard_normal(ahead + M * K), dtype)
+    x = flat[ahead:].reshape(M, K)
+    mx.eval(x, *arrays)
+    assert recorder.address(x) == recorder.address(flat) + ahead * x.itemsize
+    dispatches = []
+
+    def record_and_execute(dispatch):
+        dispatches.append(dispatch)
+        execute(dispatch)
+
+    recorder.set_executor(record_and_execute)
+    y = recorder.quantized_matmul(x, *arrays)
+    recorder.evaluate(y)
+    copy, product = dispatches
+    assert copy.kernel == "align"
+    assert copy.arrays[0].address == recorder.address(x)
+    (bound,) = (a for a in product.arrays if a.index == 3)
+    assert bound.address == copy.arrays[1].address
+    exact = oracle.matmul(to_numpy(x), weights.dequantize())
+    magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
+    allowed = tolerance.bound(exact, magnitude, K, dtype, dtype)
+    tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M} {dtype}")
+
+
 def test_what_is_not_planned_becomes_mlx_s_node(recorder):
     for bits, node in ((1, "QuantizedMatmul"), (4, "NibbleQuantizedMatmul")):
         arrays = operands(simt.Problem(M=4, N=64, K=64, bits=bits))

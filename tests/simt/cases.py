@@ -30,13 +30,23 @@ _SORTED = (40, 1, True)
 
 @dataclass(frozen=True)
 class Case:
-    """One launch, what it is given, and what must come out."""
+    """One launch, what it is given, and what must come out.
+
+    Where a kernel splits K into `parts`, their sum must.
+    """
 
     launch: Launch
     operands: dict[str, np.ndarray]
     dtype: str
     exact: np.ndarray
     allowed: np.ndarray
+    parts: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        whole = self.exact.shape
+        return whole if self.parts == 1 else (self.parts, *whole[1:])
 
     def check(self, options: Options, library: Path | None = None) -> None:
         """Run it; raise KernelError or AssertionError if anything is wrong.
@@ -45,10 +55,12 @@ class Case:
             options: How to run.
             library: Path of a library to run instead of the planned kernel's.
         """
-        outputs = {"out": (self.exact.shape, numbers.STORAGE[self.dtype])}
+        outputs = {"out": (self.shape, numbers.STORAGE[self.dtype])}
         kernels = load(library) if library else None
         outcome = run(self.launch, self.operands, outputs, options, kernels)
         result = numbers.decode(outcome.outputs["out"], self.dtype)
+        if self.parts > 1:
+            result = result.astype(np.float64).sum(0, keepdims=True)
         label = f"{self.launch.kernel} {self.launch.threadgroups}"
         tolerance.assert_close(result, self.exact, self.allowed, label)
 

@@ -13,11 +13,12 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from . import cases, numbers, plans
+from . import cases, mlx_cases, mlx_kernels, numbers, plans, toolchain
 from .plans import Problem
 from .source import INSTANCE, Unit, translate_for_cuda
 from .toolchain import BENCH, CompileError
@@ -27,13 +28,20 @@ _OPTIONS = (
     f"--gpu-architecture={ARCHITECTURE}",
     "--std=c++17",
     "--device-as-default-execution-space",
-    "--fmad=false",
     "--generate-line-info",
+    # const twice, for Metal's constant is const already; pragmas for Metal's compiler.
+    "--diag-suppress=83,161",
     f"-I{BENCH / 'include'}",
 )
 # What is timed: rows as in decoding, speculation and prefill, of a matrix that fits
-# into any GPU's cache, for kernels are compared with each other.
-_TIMED_ROWS = (1, 8, 32, 256)
+# into any GPU's cache, for kernels are compared with each other; and the kernels of
+# MLX's that its dispatch may choose for them.
+_TIMED = {
+    1: ("affine_qmv_fast",),
+    8: ("affine_qmv_fast", "affine_qmv_wide", "affine_qmm_t"),
+    32: ("affine_qmv_wide", "affine_qmm_t"),
+    256: ("affine_qmm_t",),
+}
 _TIMED_SIZE = 2048
 
 
@@ -81,7 +89,26 @@ def unit_of(kernels: list[str]) -> Unit:
     return translate_for_cuda(header + "\n".join(lines))
 
 
-def checked() -> Iterator[cases.Case]:
+def mlx_unit(instances: set[tuple[str, str]]) -> Unit:
+    """These instances of MLX's kernels; see mlx_kernels.instance()."""
+    return translate_for_cuda(mlx_kernels.text(instances))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of the bundle, and what of MLX's it runs, if it is one of its kernels."""
+
+    case: cases.Case
+    instance: tuple[str, str] | None = None
+    timed: bool = False
+
+    @property
+    def cubin(self) -> str:
+        kernel = self.case.launch.kernel
+        return f"mlx_{kernel}" if self.instance else plans.unit_name(kernel)
+
+
+def entries() -> Iterator[Entry]:
     """Every kernel of the types and the format that most checkpoints have."""
     for unit in plans.unit_names():
         if unit.endswith(("_f16_f16_b4", "_bf16_bf16_b4")):
@@ -89,55 +116,74 @@ def checked() -> Iterator[cases.Case]:
                 # NVRTC takes ten seconds for some.
                 name = case.launch.kernel
                 if "_g64" in name and "_sym" not in name:
-                    yield case
-
-
-def timed() -> Iterator[cases.Case]:
-    for M in _TIMED_ROWS:
+                    yield Entry(case)
+    for dtype in ("float16", "bfloat16"):
+        # One problem of each.
+        for kernel, p in dict(mlx_cases.of_format(dtype, 4, 64)).items():
+            yield _of_mlx(kernel, p)
+    for M, theirs in _TIMED.items():
         p = Problem(M=M, N=_TIMED_SIZE, K=_TIMED_SIZE)
         for (launch,) in plans.candidates(p):
-            yield cases.matmul(p, launch)
+            yield Entry(cases.matmul(p, launch), timed=True)
+        for kernel in theirs:
+            yield _of_mlx(kernel, p, timed=True)
+
+
+def _of_mlx(kernel: str, p: Problem, timed: bool = False) -> Entry:
+    instance = mlx_kernels.instance(kernel, p)
+    return Entry(mlx_cases.case(kernel, p), instance, timed)
 
 
 def build(folder: Path) -> None:
     """Write the bundle."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = []
+    found = list(entries())
+    _write_cubins(folder, found)
+    # By content: kernels that are compared get the same arrays.
     arrays: dict[str, np.ndarray] = {}
-    found = [(case, False) for case in checked()] + [(case, True) for case in timed()]
-    for number, (case, is_timed) in enumerate(found):
-        launch = case.launch
-        for name in launch.buffers:
-            if name != "out":
-                arrays[f"{number}_{name}"] = case.operands[name]
-        arrays[f"{number}_exact"] = case.exact
-        arrays[f"{number}_allowed"] = case.allowed
-        entries.append(
+
+    def stored(array: np.ndarray) -> str:
+        name = toolchain.digest([array.tobytes(), array.dtype.str, str(array.shape)])
+        arrays[name] = array
+        return name
+
+    launches = []
+    for entry in found:
+        case, launch = entry.case, entry.case.launch
+        inputs = {name for name in launch.buffers if name != "out"}
+        launches.append(
             {
                 "kernel": launch.kernel,
-                "cubin": f"{plans.unit_name(launch.kernel)}.cubin",
+                "cubin": f"{entry.cubin}.cubin",
                 "threadgroups": launch.threadgroups,
                 "threads": launch.threads,
                 "buffers": launch.buffers,
+                "inputs": {name: stored(case.operands[name]) for name in inputs},
+                "exact": stored(case.exact),
+                "allowed": stored(case.allowed),
                 "params": launch.params.hex(),
                 "threadgroup_bytes": launch.threadgroup_bytes,
-                "shape": case.exact.shape,
+                "shape": case.shape,
                 "dtype": case.dtype,
                 "itemsize": numbers.STORAGE[case.dtype].itemsize,
-                "timed": is_timed,
+                "timed": entry.timed,
             }
         )
-    by_cubin: dict[str, list[str]] = {}
-    for entry in entries:
-        kernels = by_cubin.setdefault(entry["cubin"], [])
-        if entry["kernel"] not in kernels:
-            kernels.append(entry["kernel"])
-    for cubin, kernels in by_cubin.items():
-        (folder / cubin).write_bytes(compile_cubin(unit_of(kernels)))
-        print(f"{cubin}: {len(kernels)} kernels", flush=True)
     np.savez_compressed(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    (folder / "launches.json").write_text(json.dumps(entries))
+    (folder / "launches.json").write_text(json.dumps(launches))
     shutil.copy(BENCH / "cuda_run.py", folder / "cuda_run.py")
+
+
+def _write_cubins(folder: Path, found: list[Entry]) -> None:
+    by_cubin: dict[str, list[Entry]] = {}
+    for entry in found:
+        by_cubin.setdefault(entry.cubin, []).append(entry)
+    for cubin, its in by_cubin.items():
+        instances = {entry.instance for entry in its if entry.instance}
+        kernels = list(dict.fromkeys(entry.case.launch.kernel for entry in its))
+        unit = mlx_unit(instances) if instances else unit_of(kernels)
+        (folder / f"{cubin}.cubin").write_bytes(compile_cubin(unit))
+        print(f"{cubin}: {len(unit.kernels)} kernels", flush=True)
 
 
 def main() -> None:

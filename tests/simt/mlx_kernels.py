@@ -209,14 +209,19 @@ def instance(kernel: str, p: Problem) -> tuple[str, str]:
     return name, f"{kernel}<{arguments}>"
 
 
-def unit(instances: set[tuple[str, str]]) -> Unit:
-    """MLX's headers with these instances."""
+def text(instances: set[tuple[str, str]]) -> str:
+    """MLX's headers with these instances: one flat Metal source."""
     lines = (
         f'template [[host_name("{name}")]] [[kernel]] decltype({f}) {f};\n'
         for name, f in sorted(instances)
     )
+    return _header_text() + "".join(lines)
+
+
+def unit(instances: set[tuple[str, str]]) -> Unit:
+    """The same, for the bench."""
     loose = "#define SIMT_BFLOAT_ASSIGNS_FLOAT\n"
-    return translate(_header_text() + "".join(lines), prologue=loose)
+    return translate(text(instances), prologue=loose)
 
 
 def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
@@ -250,37 +255,41 @@ def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
     }
 
 
-def call(
-    kernel: str,
-    p: Problem,
-    arrays: dict[str, np.ndarray],
-    options: Options,
-    library: Path | None = None,
-) -> Outcome:
-    """Run MLX's kernel on stored arrays "w", "scales", "biases" and "x".
+def launch(
+    kernel: str, p: Problem, arrays: dict[str, np.ndarray]
+) -> tuple[Launch, dict[str, np.ndarray], dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """What run() takes: the launch of MLX's kernel, its operands and its outputs.
 
-    One with experts takes "lhs" and "rhs" too: which x and which matrix each of
-    batch_size products has. The output is [parts or batch_size, M, N].
+    `arrays` are "w", "scales", "biases" and "x" as they are stored. A kernel with
+    experts takes "lhs" and "rhs" too: which x and which matrix each of batch_size
+    products has. The output is [parts or batch_size, M, N].
     """
     witness = WITNESSES[kernel]
-    name, function = instance(kernel, p)
-    if not library:
-        only = unit({(name, function)})
-        library = build.compile_unit(only, instrumented=options.instrumented)
     sizes = list(witness.sizes)
     if "w_strides" in sizes:
         at = sizes.index("w_strides")
         sizes[at : at + 3] = ["w_strides", "s_strides", "b_strides"]
     indices = ["lhs", "rhs"] if witness.experts else []
     launch = Launch(
-        kernel=name,
+        kernel=instance(kernel, p)[0],
         threadgroups=witness.grid(p),
         threads=witness.threads,
         buffers=("w", "scales", "biases", "x", *indices, "out", *sizes),
     )
-    stored = np.dtype(np.float32) if kernel.endswith("splitk") else None
-    dtype = stored or numbers.STORAGE[p.dtype]
     count = p.batch_size if witness.experts else witness.parts
-    outputs = {"out": ((count, p.M, p.N), dtype)}
-    operands = arrays | _sizes(p, witness.parts)
-    return run(launch, operands, outputs, options, load(library))
+    outputs = {"out": ((count, p.M, p.N), numbers.STORAGE[result_type(kernel, p)])}
+    return launch, arrays | _sizes(p, witness.parts), outputs
+
+
+def result_type(kernel: str, p: Problem) -> str:
+    """Of a kernel's output: one splits K and leaves its parts in float."""
+    return "float32" if kernel.endswith("splitk") else p.dtype
+
+
+def call(
+    kernel: str, p: Problem, arrays: dict[str, np.ndarray], options: Options
+) -> Outcome:
+    """Run MLX's kernel on `arrays`; see launch()."""
+    only = unit({instance(kernel, p)})
+    library = build.compile_unit(only, instrumented=options.instrumented)
+    return run(*launch(kernel, p, arrays), options, load(library))

@@ -30,6 +30,10 @@ _FUNCTION_CONSTANT = re.compile(
     r"constant\s+(\w+)\s+(\w+)\s*\[\[\s*function_constant\(\d+\)\s*\]\]"
 )
 _UNROLL = re.compile(r"#pragma\s+(?:clang\s+loop\s+)?unroll\b[^\n]*")
+_POINTER_SPECIALIZATION = re.compile(
+    r"template\s*<[^<>]*>\s*struct\s+(\w+)<"
+    r"(?:device|threadgroup|constant|thread)\s+\w+\s*\*>\s*\{[^{}]*\};"
+)
 _STRUCT = re.compile(r"\bstruct\s+(?:alignas\([^)]*\)\s*)?(\w+)")
 
 
@@ -88,8 +92,12 @@ def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
 def translate_for_cuda(text: str) -> Unit:
     """The same for NVRTC, whose GPU has a use for unrolled loops."""
     text = _UNROLL.sub('_Pragma("unroll")', text)
+    text = text.replace('"clang loop unroll(full)"', '"unroll"')
+    text = text.replace('"clang loop unroll(disable)"', '"unroll 1"')
+    text = _one_for_all_spaces(text)
     unit = translate(text)
-    own = unit.text.split("\n", 1)[1]
+    # Attributes of functions that are no kernels; clang knows to ignore them.
+    own = _ATTRIBUTE.sub(_blank, unit.text.split("\n", 1)[1])
     start = '#include "simt/entry_cuda.h"\n'
     return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
 
@@ -183,6 +191,21 @@ def _split(parameters: str) -> list[str]:
             start = at + 1
     last = parameters[start:]
     return [*parts, last] if last.strip() else parts
+
+
+def _one_for_all_spaces(text: str) -> str:
+    """Of specializations that differ in the address space of a pointer, the first.
+
+    To CUDA they are one and the same.
+    """
+    seen: set[str] = set()
+
+    def once(match: re.Match[str]) -> str:
+        first = match[1] not in seen
+        seen.add(match[1])
+        return match[0] if first else _blank(match)
+
+    return _POINTER_SPECIALIZATION.sub(once, text)
 
 
 def _without_thread_on_constructors(text: str) -> str:

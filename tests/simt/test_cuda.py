@@ -1,4 +1,4 @@
-"""The kernels compile for an NVIDIA GPU, from the same text."""
+"""The kernels, ours and MLX's, compile for an NVIDIA GPU, from the same text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from tests.simt import cuda_build, plans
+from tests.simt import cuda_build, mlx_cases, mlx_kernels, plans
 
 needs_nvrtc = pytest.mark.skipif(
     cuda_build.nvrtc() is None, reason="the package nvidia-cuda-nvrtc is not installed"
@@ -27,6 +27,16 @@ def test_a_kernel_of_each_family_compiles(kernel: str) -> None:
     cubin = cuda_build.compile_cubin(cuda_build.unit_of([kernel]))
     assert cubin.startswith(b"\x7fELF")
     assert kernel.encode() in cubin
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("kernel", mlx_kernels.WITNESSES)
+def test_a_kernel_of_mlx_compiles(kernel: str) -> None:
+    problems = dict(mlx_cases.of_format("float16", 4, 64))
+    instance = mlx_kernels.instance(kernel, problems[kernel])
+    cubin = cuda_build.compile_cubin(cuda_build.mlx_unit({instance}))
+    assert cubin.startswith(b"\x7fELF")
+    assert instance[0].encode() in cubin
 
 
 def test_the_launcher_says_what_is_missing_without_a_gpu() -> None:

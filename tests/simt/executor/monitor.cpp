@@ -234,7 +234,9 @@ std::string Monitor::to_json() const {
         << ", \"written\": " << r.bytes_written
         << ", \"unique_read\": " << set(r.was_read)
         << ", \"unique_written\": " << set(r.was_written)
-        << ", \"requests\": " << c.requests << ", \"lines_64\": " << c.lines_64
+        << ", \"requests\": " << c.requests
+        << ", \"requested_bytes\": " << c.bytes
+        << ", \"lines_64\": " << c.lines_64
         << ", \"ideal_lines_64\": " << c.ideal_lines_64
         << ", \"lines_128\": " << c.lines_128
         << ", \"ideal_lines_128\": " << c.ideal_lines_128

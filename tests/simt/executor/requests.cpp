@@ -71,6 +71,7 @@ void count(std::vector<Span>& spans, RequestCounts& to) {
   uint64_t bytes = distinct_bytes(spans);
   uint64_t words = 0;
   ++to.requests;
+  to.bytes += bytes;
   to.lines_64 += touched(spans, 64);
   to.ideal_lines_64 += ceil_div(bytes, 64);
   to.lines_128 += touched(spans, 128);

@@ -14,6 +14,8 @@ namespace simt {
 // Sums over requests. "Ideal": the same bytes, side by side and aligned.
 struct RequestCounts {
   uint64_t requests = 0;
+  // What lanes of one request share counts once.
+  uint64_t bytes = 0;
   uint64_t lines_64 = 0, ideal_lines_64 = 0;
   uint64_t lines_128 = 0, ideal_lines_128 = 0;
   // Rounds that 32 banks of 4 bytes need.

@@ -27,13 +27,14 @@ using ulong = unsigned long;
 #define SIMT_STATIC_CONST
 #define SIMT_EACH_SPACE(f)
 #define SIMT_BUILTIN(name) ::name##f
+#define SIMT_COPY memcpy
 
 // No sites: compute-sanitizer has its own way to name a line.
 #define SIMT_SITE int line = 0, int file = 0
 #define SIMT_AT line, file
 
 // half converts from float unasked, as in Metal; of two halves, or of one and
-// an integer, comes a half.
+// an integer, comes a half, of one and a float a float.
 struct half {
   ushort bits;
 
@@ -62,6 +63,12 @@ struct half {
   inline half operator op(I a, half b) {            \
     return half(float(a)) op b;                     \
   }                                                 \
+  inline float operator op(half a, float b) {       \
+    return float(a) op b;                           \
+  }                                                 \
+  inline float operator op(float a, half b) {       \
+    return a op float(b);                           \
+  }                                                 \
   inline half& operator op## = (half & a, half b) { \
     return a = a op b;                              \
   }
@@ -70,6 +77,10 @@ SIMT_HALF_OP(-)
 SIMT_HALF_OP(*)
 SIMT_HALF_OP(/)
 #undef SIMT_HALF_OP
+
+constexpr half operator-(half a) {
+  return __builtin_bit_cast(half, ushort(a.bits ^ 0x8000));
+}
 
 namespace rt {
 

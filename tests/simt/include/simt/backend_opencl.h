@@ -32,6 +32,7 @@ using size_t = unsigned long;
 #define SIMT_STATIC_CONST __constant
 #define SIMT_EACH_SPACE(f) f(__global) f(__local) f(__constant) f(__private)
 #define SIMT_BUILTIN(name) __builtin_##name##f
+#define SIMT_COPY __builtin_memcpy
 
 // Where in the kernel's text a call stands: default arguments, so that they
 // speak of the caller.

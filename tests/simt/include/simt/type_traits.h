@@ -119,7 +119,7 @@ template <class To, class From>
 SIMT_DEVICE inline To as_type(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type needs equal sizes");
   To to;
-  __builtin_memcpy((thread void*)&to, (thread void*)&from, sizeof(To));
+  SIMT_COPY((thread void*)&to, (thread void*)&from, sizeof(To));
   return to;
 }
 

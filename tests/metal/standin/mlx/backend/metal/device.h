@@ -74,6 +74,7 @@ class CommandEncoder {
     current_.bytes.push_back({{first, first + n * sizeof(T)}, idx});
   }
   void set_threadgroup_memory_length(size_t length, int idx);
+  void add_temporary(array arr);
   void dispatch_threadgroups(MTL::Size grid_dims, MTL::Size group_dims);
 
   // Called with each dispatch, as a GPU would be.

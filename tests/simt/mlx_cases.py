@@ -1,0 +1,72 @@
+"""Problems for MLX's kernels, with the right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from tests import oracle, tolerance
+
+from . import mlx_kernels, numbers
+from .cases import Case
+from .plans import Problem
+
+EXPERTS = 3
+# (M, N, K): a part of a tile and more than one; an odd N; the K of qmv_quad.
+_SHAPES = [(1, 64, 512), (3, 40, 256), (35, 72, 256), (5, 65, 384), (2, 64, 128)]
+
+
+def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Problem]]:
+    """(kernel, problem) for everything that MLX gives its kernels."""
+    base = Problem(
+        dtype=dtype,
+        scale_dtype=dtype,
+        bits=bits,
+        group_size=group_size,
+        batch_size=2,
+        batch_count=EXPERTS,
+    )
+    for M, N, K in _SHAPES:
+        for transpose in (True, False):
+            p = replace(base, M=M, N=N, K=K, transpose=transpose)
+            if (K if transpose else N) % group_size == 0:
+                for kernel, witness in mlx_kernels.WITNESSES.items():
+                    if witness.takes(p):
+                        yield kernel, p
+
+
+def case(kernel: str, p: Problem) -> Case:
+    """Random operands for one of MLX's kernels, and what must come out."""
+    rng = np.random.default_rng(0)
+    witness = mlx_kernels.WITNESSES[kernel]
+    matrices = EXPERTS if witness.experts else 1
+    shape = (matrices, p.N, p.K) if p.transpose else (matrices, p.K, p.N)
+    w = oracle.random_weights(rng, shape, p.bits, p.group_size)
+    scales = numbers.rounded(w.scales, p.dtype)
+    biases = numbers.rounded(w.biases, p.dtype)
+    w = oracle.Weights(w.words, scales, biases, p.bits, p.group_size)
+    lhs, rhs = np.array([1, 0], np.uint32), np.array([2, 1], np.uint32)
+    x = rng.standard_normal((p.batch_size if witness.experts else 1, p.M, p.K))
+    x = numbers.rounded(x, p.dtype)
+    arrays = {
+        "w": w.words,
+        "scales": numbers.encode(scales, p.dtype),
+        "biases": numbers.encode(biases, p.dtype),
+        "x": numbers.encode(x, p.dtype),
+        "lhs": lhs,
+        "rhs": rhs,
+    }
+    w_hat, magnitude = w.dequantize(), w.magnitude()
+    if witness.experts:
+        x, w_hat, magnitude = x[lhs], w_hat[rhs], magnitude[rhs]
+    exact = oracle.matmul(x, w_hat, p.transpose)
+    magnitude = oracle.matmul(abs(x), magnitude, p.transpose)
+    allowed = tolerance.bound(exact, magnitude, p.K, p.dtype, p.dtype)
+    if witness.parts > 1:
+        # Each part was rounded on its own.
+        allowed = allowed * (witness.parts + 1)
+    launch, operands, _ = mlx_kernels.launch(kernel, p, arrays)
+    dtype = mlx_kernels.result_type(kernel, p)
+    return Case(launch, operands, dtype, exact, allowed, witness.parts)
