@@ -36,11 +36,19 @@ def nibbles(codes: np.ndarray) -> np.ndarray:
     return codes[..., ::2] | codes[..., 1::2] << 4
 
 
+@functools.cache
+def _onnxruntime_threads(threads: int) -> None:
+    import onnxruntime as ort
+
+    ort.set_global_thread_pool_sizes(threads, 1)
+
+
 def onnxruntime(case: dict, seed: int, threads: int) -> Callable[[], None]:
     """MatMulNBits; accuracy_level 4 rounds activations to 8 bits."""
     import onnx
     import onnxruntime as ort
 
+    _onnxruntime_threads(threads)
     codes, zeros, scales = random_parts(case, seed)
     N, K = case["N"], case["K"]
     level = 4 if case["int8"] else 1
@@ -72,8 +80,9 @@ def onnxruntime(case: dict, seed: int, threads: int) -> Callable[[], None]:
         graph, opset_imports=[onnx.helper.make_opsetid(*d) for d in domains]
     )
     model.ir_version = 9
+    # Sessions with threads of their own would wait for work by spinning, all of them.
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.use_per_session_threads = False
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

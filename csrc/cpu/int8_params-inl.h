@@ -19,7 +19,18 @@ inline int strip_row(const Weights& w, int row) {
   return smaller(row, w.N - 1);
 }
 
-// The scales and biases of kRows rows from `row` on, [groups, kRows].
+// Asks for the scales and biases of a row that will be read soon.
+inline void prefetch_params(const Weights& w, size_t row, Range columns) {
+  size_t size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
+  int group_size = w.format.group_size;
+  size_t at = (row * (w.K / group_size) + columns.begin / group_size) * size;
+  int bytes = (columns.end - columns.begin) / group_size * size;
+  prefetch(w.scales + at, bytes);
+  if (!w.format.symmetric) prefetch(w.biases + at, bytes);
+}
+
+// The scales and biases of kRows rows from `row` on, [groups, kRows]. The next
+// rows are asked for.
 template <class V, int kRows>
 struct StripParams {
   static constexpr int kMax = kIntBlockK / 32;
@@ -37,6 +48,7 @@ struct StripParams {
                                                  columns,
                                                  rows[0][r],
                                                  rows[1][r]);
+          prefetch_params(w, row + kRows + strip + r, columns);
         }
       });
       spread(rows[0], groups, &scale[0][strip]);

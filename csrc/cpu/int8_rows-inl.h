@@ -89,7 +89,8 @@ template <class V, int kBits, int kPart = 0>
 
 // Adds the products of a strip of rows and x, in vector order, over columns
 // that begin with a vector. `ahead` bytes from each code is the same code of
-// the next strip: hardware does not follow so many rows by itself.
+// the next strip, which is asked for: where groups are looked up in between,
+// hardware does not follow so many rows (cold 0.3 ms, without 0.6 to 1.0).
 template <class V, int kBits, int kGroup>
 typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
                         const StripParams<V, V::kLanes>& params,

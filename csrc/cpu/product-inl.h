@@ -52,12 +52,6 @@ struct Tile {
   }
 };
 
-// Asks for the `count` bytes at p.
-inline void prefetch(const uint8_t* p, int count) {
-  constexpr int kCacheLine = 64;
-  for (int i = 0; i < count; i += kCacheLine) __builtin_prefetch(p + i);
-}
-
 // One block of k, decoding on the way: for few activation rows. The rows of
 // the next tile are asked for meanwhile: hardware does not follow so many.
 template <class V, int kBits, int kR, int kM>

@@ -62,6 +62,12 @@ void read_params(
   }
 }
 
+// Asks for the `count` bytes at p.
+inline void prefetch(const uint8_t* p, int count) {
+  constexpr int kCacheLine = 64;
+  for (int i = 0; i < count; i += kCacheLine) __builtin_prefetch(p + i);
+}
+
 // The same for kRows rows.
 template <class V, int kRows>
 struct GroupParams {

@@ -55,19 +55,23 @@ class Runner:
     All values are of the types that they are said to be of, bfloat16 as float32.
     """
 
-    def __init__(self, command: list[str], isa: str = "", threads: int = 2):
+    def __init__(self, command: list[str], isa: str = "", threads: int | None = 2):
         self._process = subprocess.Popen(
             command,
             env={
                 **os.environ,
                 "NIBBLE_CPU_ISA": isa,
-                "NIBBLE_NUM_THREADS": str(threads),
+                "NIBBLE_NUM_THREADS": str(threads or ""),
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
         self.isas = self._process.stdout.readline().decode().split()
+
+    def threads(self) -> int:
+        """That the process has now."""
+        return len(os.listdir(f"/proc/{self._process.pid}/task"))
 
     def close(self) -> int:
         """Ends the process; its exit status."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -331,6 +333,24 @@ def test_relative_rms_at_4096(backend):
     x, w = make(0, (4, 64), types, (4, 64, 64, 0))
     exact = oracle.matmul(x, w.dequantize())
     assert tolerance.relative_rms(backend.matmul(x, w, types), exact) <= 1e-6
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+@pytest.mark.parametrize(("asked", "expected"), [(None, 1), (1, 1), (3, 3)])
+def test_threads_are_as_many_as_asked_for_or_as_cpus_are_usable(asked, expected):
+    command = runner.native()
+    if command is None:
+        pytest.skip("only an editable installation has the CPU runner")
+    one_cpu = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = Runner([sys.executable, "-c", one_cpu, *command], threads=asked)
+    types = Types("float32", "float32")
+    x, w = make(0, (4, 64), types, (8, 512, 8, 0))
+    process.matmul(x, w, types)
+    assert process.threads() == expected
+    assert process.close() == 0
 
 
 @pytest.mark.parametrize(
