@@ -1,9 +1,12 @@
 """What our Metal kernels ask of memory, beside MLX's own, counted on Linux.
 
     python -m bench.bench_kernels [--json FILE]
+    python -m bench.bench_kernels --widths [--json FILE]
 
 Both run in the SIMT bench (tests/simt), the same problem each: how often the weights
 are read, the cache lines that their loads touch, threadgroup traffic and barriers.
+With --widths, every width of a code, and every number of rows that weights are read
+once for.
 Counts, not times: nothing here says how fast a GPU is.
 """
 
@@ -17,10 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from tests import oracle, simt
-from tests.simt import executor, mlx_kernels, numbers
+from tests.simt import executor, mlx_kernels, numbers, plans
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
+# Of a prompt; ratios of tiles do not depend on K.
+PROMPT = replace(BASE, M=512, K=512)
+# Whole cache lines in a row of w at every width, and two steps of every kernel.
+NARROW = replace(BASE, N=64, K=1024)
 # Several simdgroups of MLX's store the same result.
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
 # Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
@@ -33,7 +40,10 @@ CASES = [
     (16, ("affine_qmv_wide", "affine_qmm_t")),
     (32, ("affine_qmv_wide", "affine_qmm_t")),
     (64, ("affine_qmm_t",)),
+    (PROMPT.M, ("affine_qmm_t",)),
 ]
+WIDTHS = (2, 3, 4, 5, 6, 8)
+READ_ONCE = range(1, 33)
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ class Counts:
     Attributes:
         weights: Bytes of w read, over the bytes of w.
         weight_lines: Cache lines that loads of w touch, over the lines of w.
-        scale_lines: The same of scales and biases.
+        scales: Bytes of scales and biases that simdgroups ask for, what lanes share
+            counted once, over their bytes.
+        scale_lines: As weight_lines, of scales and biases.
         x_lines: Cache lines that loads of x touch, over the lines of x.
         threadgroup_bytes: Read and written, for each 1000 multiplications.
         barriers: Of a threadgroup, for each million multiplications.
@@ -53,6 +65,7 @@ class Counts:
     kernel: str
     weights: float
     weight_lines: float
+    scales: float
     scale_lines: float
     x_lines: float
     threadgroup_bytes: float
@@ -74,6 +87,7 @@ def counts(kernel: str, p: simt.Problem, outcome: simt.Outcome) -> Counts:
         kernel=kernel,
         weights=over("w", what="read", unit=1),
         weight_lines=over("w", what="lines_64", unit=64),
+        scales=over("scales", "biases", what="requested_bytes", unit=1),
         scale_lines=over("scales", "biases", what="lines_64", unit=64),
         x_lines=over("x", what="lines_64", unit=64),
         threadgroup_bytes=1e3 * moved / products,
@@ -81,8 +95,10 @@ def counts(kernel: str, p: simt.Problem, outcome: simt.Outcome) -> Counts:
     )
 
 
-def measure(rows: int, theirs: tuple[str, ...]) -> list[Counts]:
-    p = replace(BASE, M=rows)
+def measure(
+    p: simt.Problem, ours: list[simt.Launch], theirs: tuple[str, ...]
+) -> list[Counts]:
+    """Counts of our launches and of MLX's kernels, for the same operands."""
     rng = np.random.default_rng(0)
     w = oracle.random_weights(rng, (1, p.N, p.K), p.bits, p.group_size)
     operands = {
@@ -92,7 +108,7 @@ def measure(rows: int, theirs: tuple[str, ...]) -> list[Counts]:
         "x": numbers.encode(rng.standard_normal((1, p.M, p.K)), p.dtype),
     }
     result = []
-    for (launch,) in simt.candidates(p):
+    for launch in ours:
         outputs = {"out": ((1, p.M, p.N), numbers.STORAGE[p.dtype])}
         outcome = executor.run(launch, operands, outputs, OPTIONS)
         result.append(counts(launch.kernel, p, outcome))
@@ -102,20 +118,56 @@ def measure(rows: int, theirs: tuple[str, ...]) -> list[Counts]:
     return result
 
 
+def every_kernel() -> list[Counts]:
+    """Every plan for some numbers of rows, beside MLX's."""
+    rows = []
+    for M, theirs in CASES:
+        p = PROMPT if M == PROMPT.M else replace(BASE, M=M)
+        # Where rows must not depend on each other, one row takes a kernel for many.
+        invariant = plans.plan_matmul(replace(p, batch_invariant=True)) or []
+        launches = {one.kernel: one for (one,) in [*simt.candidates(p), invariant]}
+        ours = list(launches.values())
+        if p is PROMPT:
+            ours = [launch for launch in ours if launch.kernel.startswith("qmm_f16")]
+        rows += measure(p, ours, theirs)
+    return rows
+
+
+def every_width() -> list[Counts]:
+    """Of each kernel at each width, the worst of its numbers of rows."""
+    worst: dict[str, Counts] = {}
+    for bits in WIDTHS:
+        for M in READ_ONCE:
+            p = replace(NARROW, bits=bits, M=M)
+            (launch,) = simt.candidates(p)[0]
+            (row,) = measure(p, [launch], ())
+            known = worst.get(row.kernel, row)
+            worst[row.kernel] = max(known, row, key=lambda r: (r.weights, r.scales))
+        tiles = replace(NARROW, bits=bits, M=64)
+        for (launch,) in simt.candidates(tiles):
+            if "_bm64_bn64_" in launch.kernel:
+                for row in measure(tiles, [launch], ("affine_qmm_t",)):
+                    theirs = row.kernel.startswith("mlx")
+                    name = f"{row.kernel} b{bits}" if theirs else row.kernel
+                    worst[name] = replace(row, kernel=name)
+    return list(worst.values())
+
+
 def table(rows: list[Counts]) -> str:
     lines = [
-        "| M | kernel | w read | w lines | scale lines | x lines "
+        "| M | kernel | w read | w lines | scales read | scale lines | x lines "
         "| threadgroup bytes / 1000 mul | barriers / 10⁶ mul |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         figures = (
             f"{row.weights:.2f}",
             f"{row.weight_lines:.2f}",
+            f"{row.scales:.2f}",
             f"{row.scale_lines:.2f}",
             f"{row.x_lines:.1f}",
-            f"{row.threadgroup_bytes:.0f}",
-            f"{row.barriers:.0f}",
+            f"{row.threadgroup_bytes:.1f}",
+            f"{row.barriers:.1f}",
         )
         lines.append(f"| {row.M} | `{row.kernel}` | {' | '.join(figures)} |")
     return "\n".join(lines)
@@ -124,8 +176,9 @@ def table(rows: list[Counts]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the counts there, too")
+    parser.add_argument("--widths", action="store_true", help="of a code: all of them")
     arguments = parser.parse_args()
-    rows = [row for case in CASES for row in measure(*case)]
+    rows = every_width() if arguments.widths else every_kernel()
     print(table(rows))
     if arguments.json:
         text = json.dumps([asdict(row) for row in rows], indent=2)

@@ -6,6 +6,7 @@ python -m bench.readme        # rewrites them; a test checks that they agree
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,7 @@ BEGIN = "<!-- measured: python -m bench.readme -->"
 END = "<!-- /measured -->"
 # The picture has them all.
 ROWS = (1, 8, 32, 128)
+PROMPTS = ("128", "512")
 
 
 def spread(summary: dict) -> str:
@@ -40,6 +42,52 @@ def model_table(capsule: dict) -> str:
         ratio = ours[key]["median"] / stock[key]["median"]
         lines.append(f"| {label} | {cells[0]} | {cells[1]} | **{ratio:.1f}×** |")
     return "\n".join(lines)
+
+
+def peer_table(capsule: dict, int8: dict) -> str:
+    """Our modes beside llama.cpp and MLX, and what rounding activations costs."""
+    results, growth = capsule["results"], int8["comparison"]["increase"]
+    lines = [
+        f"Beside llama.cpp ({capsule['peers'][0]}, built for this machine; the same "
+        f"weights as Q4_1), {capsule['threads']} threads each: medians of "
+        f"{capsule['rounds']} interleaved turns, and of their ratios. Made by "
+        f"`{' '.join(capsule['command'])}`; the perplexity, of {int8['tokens']} "
+        "tokens, by `nibble eval FOLDER --reference FOLDER --activations int8 "
+        "--samples 16`.",
+        "",
+        "| tokens a second | prompt of 128 | prompt of 512 | decode | perplexity |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    peer = results["llama.cpp"]
+    for label, name, loss in (
+        (
+            "`--activations int8`",
+            "int8",
+            f"{growth['mean']:+.2%} ± {growth['error']:.2%}",
+        ),
+        ("mlx-nibble", "exact", "the same"),
+        ("llama.cpp", "llama.cpp", ""),
+        ("MLX", "stock", ""),
+    ):
+        result = results[name]
+        samples = [
+            (result["prompt"].get(p), peer["prompt"][p], int(p)) for p in PROMPTS
+        ]
+        samples.append((result["decode"], peer["decode"], 1))
+        cells = [rate(*sample) for sample in samples]
+        lines.append(f"| {label} | {' | '.join(cells)} | {loss} |")
+    return "\n".join(lines)
+
+
+def rate(seconds: list[float] | None, peer: list[float], tokens: int) -> str:
+    """Tokens a second; of as many samples as the peer's, also how many times its."""
+    if seconds is None:
+        return ""
+    text = f"{tokens / statistics.median(seconds):.1f}"
+    if seconds is peer or len(seconds) != len(peer):
+        return text
+    ratio = statistics.median(p / s for p, s in zip(peer, seconds, strict=True))
+    return f"{text} (**{ratio:.2f}×**)"
 
 
 def matmul_table(capsule: dict) -> str:
@@ -83,7 +131,12 @@ def load(name: str) -> dict:
 
 
 def measured() -> str:
-    return f"{model_table(load('demo'))}\n\n{matmul_table(load('matmul'))}"
+    tables = [
+        model_table(load("demo")),
+        peer_table(load("llama"), load("int8")),
+        matmul_table(load("matmul")),
+    ]
+    return "\n\n".join(tables)
 
 
 def rewrite(text: str) -> str:

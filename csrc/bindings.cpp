@@ -40,6 +40,7 @@ Array quantized_matmul(const Array& x,
                        bool int8_activations,
                        bool batch_invariant,
                        bool symmetric,
+                       bool half_tiles,
                        mx::StreamOrDevice s) {
   return nibble::ops::quantized_matmul(
       x,
@@ -50,7 +51,7 @@ Array quantized_matmul(const Array& x,
       group_size,
       bits,
       mode,
-      {int8_activations, batch_invariant, symmetric},
+      {int8_activations, batch_invariant, symmetric, half_tiles},
       {bias, residual},
       s);
 }
@@ -157,6 +158,7 @@ NB_MODULE(_ext, m) {
         "int8_activations"_a = false,
         "batch_invariant"_a = false,
         "symmetric"_a = false,
+        "half_tiles"_a = false,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.quantized_matmul.");
 

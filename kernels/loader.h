@@ -94,6 +94,22 @@ struct ActivationLoader {
   }
 };
 
+// Whether numbers may become half, the largest of which is `largest`: none of
+// them overflows, and what rounds to a multiple of 2^-24 is off by no more than
+// 2^-12 of the largest, a sixteenth of bfloat's own roundoff. Not with a NaN.
+inline bool fits_half(float largest) {
+  constexpr float kLeast = 1.0f / 8192.0f;
+  constexpr float kMost = 65504.0f;
+  return largest == 0.0f || (largest >= kLeast && largest <= kMost);
+}
+
+// The largest |w_hat| that a group can hold: at the first or at the last code.
+template <int bits>
+inline float reach(float2 affine) {
+  constexpr float kLast = float((1 << bits) - 1);
+  return max(abs(affine.y), abs(fma(affine.x, kLast, affine.y)));
+}
+
 // Dequantizes `count` codes of `words` into a row of a tile. Values are
 // computed in float and rounded to T as they enter the tile.
 template <typename T, int bits, int count>
@@ -187,6 +203,16 @@ struct SpanLoader {
     }
   }
 
+  // Whether the groups at hand may become half.
+  bool fit_half() const thread {
+    bool fit = true;
+#pragma clang loop unroll(full)
+    for (int p = 0; p < rows / (threads / 4); ++p) {
+      fit = fit && fits_half(reach<bits>(affine[p]));
+    }
+    return fit;
+  }
+
   // Writes the block that begins at column k.
   void put(threadgroup T* tile, int k) thread {
     constexpr int passes = rows / (threads / 4);
@@ -267,6 +293,10 @@ struct RunLoader {
         affine = weight.affine_at(row, k);
       }
     }
+  }
+
+  bool fit_half() const thread {
+    return !active || fits_half(reach<bits>(affine));
   }
 
   void put(threadgroup T* tile, int) const thread {

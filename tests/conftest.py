@@ -50,3 +50,13 @@ def pytest_runtest_makereport(item, call):
     if promised and report.skipped and "(Debian: " in str(report.longrepr):
         report.outcome = "failed"
     return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the score of the seeded mistakes: tests/simt/test_mutants.py."""
+    caught, survived = (
+        sum("test_no_mutant_survives" in report.nodeid for report in reports)
+        for reports in map(terminalreporter.getreports, ("passed", "failed"))
+    )
+    if caught + survived:
+        terminalreporter.write_line(f"mutants: {caught} of {caught + survived} caught")

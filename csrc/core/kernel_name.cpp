@@ -23,6 +23,7 @@ constexpr Family kFamilies[] = {
     Family::kQmvMulti,
     Family::kQmmSkinny,
     Family::kQmm,
+    Family::kQmmHalf,
     Family::kQvm,
     Family::kQmmN,
     Family::kGatherQmv,
@@ -48,6 +49,8 @@ FamilyInfo info(Family family) {
       return {"qmm_skinny", "qmm_skinny.h", kSkinny};
     case Family::kQmm:
       return {"qmm", "qmm.h", kTile};
+    case Family::kQmmHalf:
+      return {"qmm_half", "qmm_half.h", kTile};
     case Family::kQvm:
       return {"qvm", "qvm.h", kNone};
     case Family::kQmmN:
@@ -97,6 +100,11 @@ std::vector<std::vector<int>> shapes(Family family,
       return all;
     case Family::kGatherQmm:
       return {kGatherTile.shape()};
+    case Family::kQmmHalf:
+      if (dtype != Dtype::kBFloat16) {
+        return {};
+      }
+      return shapes(Family::kQmm, dtype, format);
     case Family::kQmm:
       for (const Tile& tile : kTiles) {
         if (supports(tile, dtype, format, DeviceProfile{})) {

@@ -23,6 +23,7 @@ enum class Family : uint8_t {
   kQmvMulti,
   kQmmSkinny,
   kQmm,
+  kQmmHalf,
   kQvm,
   kQmmN,
   kGatherQmv,

@@ -41,6 +41,8 @@ struct MatmulProblem {
   bool transpose = true;
   // The bits of a row of y may not depend on the other rows of x.
   bool batch_invariant = false;
+  // Tiles may hold bfloat numbers in half, where these fit into it.
+  bool half_tiles = false;
   Epilogue epilogue;  // only if transposed
 
   bool operator==(const MatmulProblem&) const = default;

@@ -77,6 +77,11 @@ std::vector<Launches> plans(Family family,
     case Family::kQvm:
     case Family::kQmmN:
       return candidates(dense(t), device);
+    case Family::kQmmHalf: {
+      MatmulProblem p = dense(t);
+      p.half_tiles = true;
+      return candidates(p, device);
+    }
     case Family::kGatherQmv:
     case Family::kGatherQmmSkinny:
     case Family::kGatherQmm:
@@ -106,6 +111,7 @@ Trial blank(const KernelId& id) {
     case Family::kQmvMulti:
     case Family::kQmmSkinny:
     case Family::kQmm:
+    case Family::kQmmHalf:
       t.epilogue = true;
       return t;
     case Family::kQvm:

@@ -113,6 +113,7 @@ mx::array quantized_matmul(const mx::array& x_,
   MatmulProblem problem =
       bridge::matmul_problem(a.x, q.w, q.scales, format, transpose);
   problem.batch_invariant = options.batch_invariant;
+  problem.half_tiles = options.half_tiles;
   if (transpose) {
     problem.epilogue = {addends.bias.has_value(), addends.residual.has_value()};
   }

@@ -27,6 +27,8 @@ struct MatmulOptions {
   // The caller knows all biases to be -2^(bits - 1) * scales; they are then not
   // read. Nor are those of matrices that symmetric.h knows of.
   bool symmetric = false;
+  // A GPU's tiles may hold bfloat numbers in half where these fit into it.
+  bool half_tiles = false;
 
   bool operator==(const MatmulOptions&) const = default;
 };

@@ -78,6 +78,7 @@ MatmulProblem QuantizedMatmul::problem(
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
   p.batch_invariant = options_.batch_invariant;
+  p.half_tiles = options_.half_tiles;
   p.epilogue = epilogue_;
   return p;
 }

@@ -7,7 +7,7 @@ import mlx.core
 
 mlx_version: str = '0.32.4'
 
-def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
 
 def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ __all__ = [
 ]
 
 
-def load(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
+def load(
+    path_or_hf_repo: str, *args: Any, activations: str | None = None, **kwargs: Any
+) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
 
     Args:
         path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
         *args: As :func:`mlx_lm.load` takes them.
+        activations: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -57,18 +61,22 @@ def load(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
 
     Raises:
         FileNotFoundError: If the model's files are not found.
-        ValueError: If mlx-lm does not know the model's architecture.
+        ValueError: If mlx-lm does not know the model's architecture, or
+            ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading():
+    with accelerated_loading(activations):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
-def sharded_load(repo: str, *args: Any, **kwargs: Any) -> tuple:
+def sharded_load(
+    repo: str, *args: Any, activations: str | None = None, **kwargs: Any
+) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
 
     Args:
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: As :func:`mlx_lm.utils.sharded_load` takes them.
+        activations: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -76,7 +84,7 @@ def sharded_load(repo: str, *args: Any, **kwargs: Any) -> tuple:
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model)
+    prepare(model, activations)
     return (model, *others)
 
 
@@ -93,7 +101,7 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
 
 
 @contextmanager
-def accelerated_loading() -> Iterator[None]:
+def accelerated_loading(activations: str | None = None) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
     All of mlx-lm's entry points load through ``mlx_lm.utils.load_model``.
@@ -102,7 +110,7 @@ def accelerated_loading() -> Iterator[None]:
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model)
+        prepare(model, activations)
         return model, config
 
     mlx_lm_utils.load_model = load_model
@@ -112,34 +120,37 @@ def accelerated_loading() -> Iterator[None]:
         mlx_lm_utils.load_model = original
 
 
-def run_command(name: str, prog: str, arguments: Sequence[str]) -> None:
+def run_command(
+    name: str, prog: str, arguments: Sequence[str], activations: str | None = None
+) -> None:
     """Run one of mlx-lm's commands, with every model that it loads accelerated.
 
     Args:
         name: Module of mlx-lm with a ``main``, such as ``generate``.
         prog: What the command calls itself in its help.
         arguments: Its command line, without the program's name.
+        activations: As :func:`mlx_nibble.accelerate` takes it.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     stock_sharded_load = getattr(command, "sharded_load", None)
     if stock_sharded_load is not None:
-        vars(command)["sharded_load"] = sharded_load
+        vars(command)["sharded_load"] = partial(sharded_load, activations=activations)
     try:
-        with accelerated_loading():
+        with accelerated_loading(activations):
             command.main()
     finally:
         if stock_sharded_load is not None:
             vars(command)["sharded_load"] = stock_sharded_load
 
 
-def prepare(model: mlx_nn.Module) -> None:
+def prepare(model: mlx_nn.Module, activations: str | None = None) -> None:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
     """
-    accelerate(model)
+    accelerate(model, activations=activations)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
 
@@ -208,14 +219,17 @@ def save_companions(
             shutil.copy(file, folder)
 
 
-def load_for_evaluation(path_or_hf_repo: str) -> tuple[mlx_nn.Module, Any]:
+def load_for_evaluation(
+    path_or_hf_repo: str, activations: str | None = None
+) -> tuple[mlx_nn.Module, Any]:
     """Load a model to predict long texts with, and its tokenizer.
 
     On the CPU it is dequantized to float32: the same weights, and products that
-    :func:`mlx_nibble.model.cpu_math.fast_dense` computes.
+    :func:`mlx_nibble.model.cpu_math.fast_dense` computes. Not so with ``activations``
+    of 8 bits: what these lose, only our own products show.
     """
-    if not _on_cpu():
-        return load(path_or_hf_repo)[:2]
+    if activations is not None or not _on_cpu():
+        return load(path_or_hf_repo, activations=activations)[:2]
     model, tokenizer = mlx_lm.load(path_or_hf_repo, lazy=True)[:2]
     model.set_dtype(mx.float32)  # scales, too: weights are then not rounded
     return mlx_lm_utils.dequantize_model(model), tokenizer

@@ -37,6 +37,7 @@ def quantized_matmul(
     activations: str | None = None,
     batch_invariant: bool = False,
     symmetric: bool = False,
+    half_tiles: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Multiply by a quantized matrix: :func:`mx.quantized_matmul`, faster.
@@ -72,6 +73,9 @@ def quantized_matmul(
         symmetric: The caller knows that every bias is exactly ``-2**(bits - 1)``
             times its scale. Our kernels then do not read ``biases``, which saves
             traffic; a false promise gives wrong results.
+        half_tiles: For many rows of bfloat16 on a GPU, which before M3 has no such
+            type: compute in float16 what its range holds, and in bfloat16 what it
+            does not (docs/numerics.md). No effect elsewhere.
         stream: Where to run.
 
     Returns:
@@ -103,6 +107,7 @@ def quantized_matmul(
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
         symmetric=symmetric,
+        half_tiles=half_tiles,
         stream=stream,
     )
 

@@ -29,6 +29,7 @@ KERNELS = [
     "qmv_multi_bf16_bf16_b8_g64_r3",
     "qmm_skinny_f16_f16_b4_g32_bm16_bn32_wk8",
     "qmm_f32_f32_b4_g64_bm32_bn32_bk32_wm2_wn2",
+    "qmm_half_bf16_bf16_b4_g64_bm32_bn32_bk32_wm2_wn2",
     "qvm_f16_f16_b4_g64",
     "qmm_n_f16_f16_b4_g64_bm32_bn64_bk32_wm2_wn2",
     "gather_qmv_bf16_bf16_b4_g64",

@@ -62,6 +62,7 @@ def problems(draw):
         transpose=(transpose := draw(st.booleans())),
         bias=transpose and draw(st.booleans()),
         residual=transpose and draw(st.booleans()),
+        half_tiles=draw(st.booleans()),
     )
 
 
@@ -124,6 +125,9 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert struct.unpack("5i", launch.params) == (*sizes, flags)
         symmetric = "_sym" if p.symmetric else ""
         assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
+        in_half = launch.kernel.startswith("qmm_half_")
+        tiles = launch.kernel.startswith("qmm_bf16") or in_half
+        assert in_half == (tiles and p.half_tiles)
 
 
 @settings(max_examples=500)

@@ -25,6 +25,8 @@ _ROWS = (1, 2, 3, 4, 6, 8, 13, 37)
 _EXPERTS = 3
 # (batch, rows, sorted) of gathered products: vectors, rows of a tile, sorted.
 _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
+# Factors of the first row of x and of w: within half, and beyond it.
+_FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
 _SORTED = (40, 1, True)
 
 
@@ -66,11 +68,18 @@ class Case:
 
 
 def _weights(
-    p: Problem | GatherProblem, shape: tuple[int, ...], rng: np.random.Generator
+    p: Problem | GatherProblem,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    first: float = 1.0,
 ) -> tuple[oracle.Weights, dict[str, np.ndarray]]:
     w = oracle.random_weights(rng, shape, p.bits, p.group_size)
-    scales = numbers.rounded(w.scales, p.scale_dtype)
-    biases = scales * np.float32(-(2 ** (p.bits - 1))) if p.symmetric else w.biases
+    factors = np.ones((shape[-2], 1))
+    factors[0] = first
+    scales = numbers.rounded(w.scales * factors, p.scale_dtype)
+    biases = w.biases * factors
+    if p.symmetric:
+        biases = scales * np.float32(-(2 ** (p.bits - 1)))
     w = replace(w, scales=scales, biases=numbers.rounded(biases, p.scale_dtype))
     # Those of a symmetric matrix are not to be read.
     stored = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
@@ -92,6 +101,14 @@ def _held(launch: Launch, dtype: str) -> str:
     return dtype if "_bk" in launch.kernel else "float32"
 
 
+def _fits_half(x: np.ndarray, w: oracle.Weights) -> bool:
+    """Whether qmm_half need compute no tile in bfloat: kernels/loader.h."""
+    last = np.float32(2**w.bits - 1)
+    reach = np.maximum(abs(w.biases), abs(w.scales * last + w.biases))
+    largest = np.concatenate([abs(x).max(-1).ravel(), reach.ravel()])
+    return bool(((largest == 0) | (largest >= 2**-13) & (largest <= 65504)).all())
+
+
 def _product(
     launch: Launch,
     p: Problem | GatherProblem,
@@ -109,15 +126,31 @@ def _product(
         magnitude = magnitude + abs(addend)
     terms = x.shape[-1] + len(addends)
     held = _held(launch, p.dtype)
-    allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held)
+    off = 0.0
+    if launch.kernel.startswith("qmm_half") and _fits_half(x, w):
+        held = "float16"
+        # What x and w_hat lose below the smallest normal half.
+        lost = oracle.matmul(np.ones_like(x), abs(w.dequantize()[which]))
+        lost += oracle.matmul(abs(x), np.ones_like(w.dequantize()[which]))
+        off = tolerance.UNDERFLOW["float16"] * lost
+    allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held) + off
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def matmul(p: Problem, launch: Launch, seed: int = 0) -> Case:
+def matmul(
+    p: Problem,
+    launch: Launch,
+    seed: int = 0,
+    first_x: float = 1.0,
+    first_w: float = 1.0,
+) -> Case:
+    """The first row of x and that of w times so much, for kernels that look at it."""
     rng = np.random.default_rng(seed)
-    w, operands = _weights(p, (p.batch_count, p.N, p.K), rng)
+    w, operands = _weights(p, (p.batch_count, p.N, p.K), rng, first_w)
     inner = p.K if p.transpose else p.N
-    x = _activations((p.batch_size, p.M, inner), p.dtype, rng)
+    x = rng.standard_normal((p.batch_size, p.M, inner))
+    x[:, 0] *= first_x
+    x = numbers.rounded(x, p.dtype)
     which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
     operands["x"] = numbers.encode(x, p.dtype)
     addends = {}
@@ -245,6 +278,9 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             # At one of the lengths of a row, so that both kinds are seen.
             if transpose and base.K == _GROUPS[0] * base.group_size:
                 p = replace(p, bias=True, residual=True)
+            if family == "qmm_half":
+                yield from _of_half(replace(p, half_tiles=True))
+                continue
             for (launch,) in plans.candidates(p):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
     p = replace(base, M=N, N=N, K=K)
@@ -253,3 +289,17 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     p = replace(base, M=1, N=N, K=K, batch_size=4, batch_count=2)
     for launch in plans.plan_swiglu(p) or ():
         yield launch.kernel, lambda p=p, launch=launch: swiglu(p, launch)
+
+
+def _of_half(p: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Numbers that half has; then a row of x or w that it has not, at either end."""
+    for first_x, first_w in _FIRSTS:
+        if first_w > 1 and p.scale_dtype == "float16":
+            continue  # it ends where half does
+        for (launch,) in plans.candidates(p):
+            yield (
+                launch.kernel,
+                lambda launch=launch, first_x=first_x, first_w=first_w: matmul(
+                    p, launch, 0, first_x, first_w
+                ),
+            )

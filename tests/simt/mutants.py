@@ -43,6 +43,7 @@ def _of(kernel: str, what: str, old: str, new: str) -> Mutant:
 
 _QVM = "qvm_f16_f16_b4_g64"
 _QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
+_HALF = "qmm_half_bf16_bf16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 
 MUTANTS = [
@@ -74,6 +75,7 @@ MUTANTS = [
         "const int share_k = k + lane % 4 * share",
         "const int share_k = k + lane % 2 * share",
     ),
+    _qmm("scale of the first of four groups", "k / group_size % 4", "0"),
     # Arithmetic.
     _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
     _qmm("bias dropped by dequantize_code", "affine.y);\n}", "0.0f);\n}"),
@@ -135,6 +137,22 @@ MUTANTS = [
     _multi(
         "rounded twice", "sum += float(residual", "sum = float(T(sum)) + float(residual"
     ),
+    _of(_HALF, "overflow of half", "largest <= kMost", "largest <= 1.0e30f"),
+    _of(_HALF, "underflow of half", "largest >= kLeast", "largest >= 0.0f"),
+    _of(_HALF, "x not watched", "x_loader.fit_half() && w_loader.fit", "w_loader.fit"),
+    _of(
+        _HALF,
+        "w not watched",
+        "x_loader.fit_half() && w_loader.fit",
+        "x_loader.fit_half()",
+    ),
+    _of(
+        _HALF,
+        "both tries added",
+        "    sum.clear();\n    multiply_blocks<T",
+        "    multiply_blocks<T",
+    ),
+    _of(_HALF, "one bfloat twice", "= half(low);", "= half(high);"),
     # Which matrix, which row.
     _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
     _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
@@ -179,6 +197,7 @@ MUTANTS = [
         "first_row + row + p * (rows / passes)",
     ),
     _qmm("a span past K", "&& share_k < weight.K", "", "b4_g32"),
+    _qmm("scales past K", "&& group_k < weight.K", ""),
     _skinny("a row of y past the edge", "y_row < M && y_column < N", "y_column < N"),
     _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),
     _skinny("x past K", "x_inside = x_k < K", "x_inside = true"),
@@ -223,6 +242,19 @@ MUTANTS = [
         "no barrier before the sums", f"    }}\n    {_BARRIER}\n    if", "    }\n    if"
     ),
     _skinny("no barrier after the sums", f"    }}\n    {_BARRIER}\n  }}", "    }\n  }"),
+    _of(_HALF, "a simdgroup tries again alone", "any != 0", "mine != 0"),
+    _of(
+        _HALF,
+        "no barrier before the word",
+        f"uint(flag));\n  {_BARRIER}",
+        "uint(flag));\n",
+    ),
+    _of(
+        _HALF,
+        "no barrier after the word",
+        f"  {_BARRIER}\n  return any",
+        "  return any",
+    ),
     _of(
         _GATHER_QMM,
         "no barrier between experts",

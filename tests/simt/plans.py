@@ -38,6 +38,7 @@ class Problem:
     batch_invariant: bool = False
     bias: bool = False
     residual: bool = False
+    half_tiles: bool = False
 
 
 @dataclass(frozen=True)

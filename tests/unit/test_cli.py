@@ -74,6 +74,7 @@ def test_help_needs_neither_mlx_lm_nor_rich():
         (["convert", "a", "b", "--dtype", "int4"], 2, "invalid choice: 'int4'"),
         (["convert", "/absent.gguf", "b"], 1, "No such file or directory: '/absent"),
         (["generate", "--model", "./absent"], 1, "--model './absent' does not exist."),
+        (["serve", "--activations", "int4"], 2, "invalid choice: 'int4'"),
         (["demo", "--model", "absent"], 1, "[demo] --model 'absent' does not exist."),
         (["demo", "--rounds", "0"], 2, "must be at least 1"),
     ],
@@ -120,6 +121,15 @@ def test_generate_is_mlx_lms_command(folder):
     assert result.returncode == 0, result.stderr
     assert "Prompt: " in result.stdout
     assert "Generation: 5 tokens" in result.stdout
+
+
+def test_activations_of_8_bits_can_be_asked_for_everywhere(folder):
+    options = ["--model", str(folder), "--max-tokens", "2", "--prompt", "the hen"]
+    result = nibble("generate", "--activations", "int8", *options)
+    assert result.returncode == 0, result.stderr
+    assert "Generation: 2 tokens" in result.stdout
+    for command in ("generate", "chat", "serve", "eval", "demo"):
+        assert "--activations {exact,int8}" in nibble(command, "--help").stdout
 
 
 def test_a_hub_that_is_out_of_reach_is_one_line():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from mlx_nibble.cli import activations
 from mlx_nibble.lm import run_command
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -20,16 +21,26 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     Args:
         name: Its module in mlx-lm.
         command: Ours: ``nibble COMMAND``.
-        arguments: Its command line.
+        arguments: Its command line, to which we add ``--activations``.
 
     Raises:
         ValueError: If ``--model`` is a path that does not exist.
         OSError: If it is a name that the Hub does not give us the model of.
     """
+    parser = argparse.ArgumentParser(
+        prog=f"nibble {command}", add_help=False, allow_abbrev=False
+    )
+    activations.add_option(parser)
+    ours, arguments = parser.parse_known_args(arguments)
     for option in ("--model", "--draft-model", "--adapter-path"):
         _require_exists(option, command, arguments)
     try:
-        run_command(name, f"nibble {command}", arguments)
+        setting = activations.setting(ours)
+        run_command(name, f"nibble {command}", arguments, setting)
+    except SystemExit as end:
+        if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):
+            print("\nand, of nibble's own:\n" + parser.format_help().split("\n\n")[1])
+        raise
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise OSError(

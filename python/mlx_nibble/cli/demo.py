@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import (
     byte_progress,
     countdown,
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=3, help="timed runs of each (default: 3)"
     )
+    activations.add_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
     return parser
 
@@ -90,7 +92,8 @@ def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from mlx_nibble import lm, measure
 
     with err.status("Loading the model"):
-        ours, tokenizer = lm.load(str(folder))
+        setting = activations.setting(args)
+        ours, tokenizer = lm.load(str(folder), activations=setting)
         stock, _ = lm.load_stock(str(folder))
     messages = [{"role": "user", "content": args.prompt}]
     question = tokenizer.apply_chat_template(messages, add_generation_prompt=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nibble import plot
+from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.model.evaluate import Estimate, Evaluation, evaluate
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="draw the divergence of each model folder over its size, as .png or .svg",
     )
+    activations.add_option(parser)
     add("--json", action="store_true", help="print the result for machines")
     return parser
 
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate(
     args: argparse.Namespace, name: str, text: str, reference: Any
 ) -> Evaluation:
-    model, tokenizer = load_for_evaluation(name)
+    model, tokenizer = load_for_evaluation(name, activations.setting(args))
     tokens = batches(tokenizer.encode(text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

@@ -24,6 +24,7 @@ struct SimtProblem {
   int32_t batch_invariant;
   int32_t bias;
   int32_t residual;
+  int32_t half_tiles;
 };
 struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
@@ -133,6 +134,7 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   problem.transpose = p.transpose != 0;
   problem.batch_invariant = p.batch_invariant != 0;
   problem.epilogue = {p.bias != 0, p.residual != 0};
+  problem.half_tiles = p.half_tiles != 0;
   return problem;
 }
 

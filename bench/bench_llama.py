@@ -1,0 +1,169 @@
+"""A whole model on the CPU: ours, exact and with 8-bit activations, MLX's, llama.cpp.
+
+    python -m bench.bench_llama FOLDER --gguf FILE --json bench/capsules/llama.json
+
+The GGUF file holds the same weights as the folder, which was made from it. Each is a
+process of its own with the same number of threads; all take turns within one run,
+and those whose turn it is not are stopped. llama.cpp is not asked to choose tokens,
+ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt.
+Memory is what a process has at its peak beyond its interpreter, modules and
+tokenizer: loading and the longest prompt are included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench import timing
+from bench.bench_cpu import PEERS, Peer, peer_python
+from mlx_nibble import measure
+
+OURS = ("int8", "exact", "stock")
+STOCK_PROMPT = 128
+
+
+class Runner(Peer):
+    """A model's process, stopped between its turns."""
+
+    def __init__(self, name: str, threads: int, path: str):
+        command = [sys.executable, "-m", "bench.model_peer"]
+        if name not in OURS:
+            script = Path(__file__).parent / "model_peer.py"
+            command = [peer_python(name), str(script)]
+        self.name = name
+        self._process = subprocess.Popen(
+            [*command, name, str(threads), path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, prompt: int, decode: int) -> tuple[float, float, int]:
+        first, rest, peak = self.ask({"prompt": prompt, "decode": decode})
+        return first, rest, peak
+
+
+def busy_seconds() -> float:
+    """CPU time of all programs on this machine, so far."""
+    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    ticks = int(user) + int(nice) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, dict]:
+    """By name and prompt: seconds of each run; and the most memory."""
+    paths = dict.fromkeys(OURS, args.model)
+    if args.gguf:
+        paths["llama.cpp"] = args.gguf
+    runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
+    results: dict[str, dict] = {n: {"prompt": {}, "decode": []} for n in runners}
+
+    def turn(name: str, prompt: int, decode: int) -> None:
+        print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
+        first, rest, peak = runners[name].run(prompt, decode)
+        result = results[name]
+        result["prompt"].setdefault(str(prompt), []).append(first)
+        if prompt == STOCK_PROMPT:
+            result["decode"].append(rest / decode)
+        result["peak_bytes"] = peak
+
+    for number in range(args.rounds):
+        order = [n for n in runners if n != "stock"]
+        for name in order if number % 2 == 0 else reversed(order):
+            for prompt in args.prompts:
+                turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
+    turn("stock", STOCK_PROMPT, min(args.decode, 16))
+    print("\r".ljust(61) + "\r", end="", file=sys.stderr)
+    for runner in runners.values():
+        runner.close()
+    return results
+
+
+def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
+    """Tokens a second, and how many times llama.cpp's."""
+    peer = results.get("llama.cpp")
+    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB"]]
+    for name, result in results.items():
+        cells = [name]
+        for taken, theirs, tokens in [
+            *(
+                (
+                    result["prompt"].get(str(p)),
+                    peer and peer["prompt"].get(str(p)),
+                    p,
+                )
+                for p in prompts
+            ),
+            (result["decode"], peer and peer["decode"], 1),
+        ]:
+            if not taken:
+                cells.append("")
+                continue
+            ours = timing.Samples(tuple(taken))
+            cell = f"{tokens / ours.median:.1f}"
+            if theirs and len(theirs) == len(taken):
+                ratio = timing.ratios(timing.Samples(tuple(theirs)), ours)
+                cell += f" ({ratio.median:.2f}x)"
+            cells.append(cell)
+        table.append([*cells, f"{result['peak_bytes'] / 1e6:.0f}"])
+    return table
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.bench_llama",
+        description="A whole model: ours against MLX's and llama.cpp.",
+    )
+    parser.add_argument("model", metavar="FOLDER", help="a model folder of mlx-lm")
+    parser.add_argument("--gguf", metavar="FILE", help="the same for llama.cpp")
+    parser.add_argument(
+        "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
+    )
+    parser.add_argument("--decode", type=int, default=64, help="tokens after 128")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=timing.threads())
+    parser.add_argument("--json", metavar="FILE", help="write every sample")
+    args = parser.parse_args(argv)
+    if STOCK_PROMPT not in args.prompts:
+        parser.error(f"--prompts must have {STOCK_PROMPT}, after which is decoded")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    busy, start = busy_seconds(), time.perf_counter()
+    results = measure_all(args)
+    wall = time.perf_counter() - start
+    checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
+    print(
+        f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
+    )
+    print(timing.table(rows(results, args.prompts)))
+    if args.json:
+        capsule = {
+            "command": [
+                *("python", "-m", "bench.bench_llama", "FOLDER", "--gguf", "FILE"),
+                *("--rounds", str(args.rounds)),
+            ],
+            "rounds": args.rounds,
+            "model": Path(args.model).name,
+            "threads": args.threads,
+            "decode_tokens": args.decode,
+            "machine": measure.machine(),
+            "peers": PEERS["llama.cpp"] if args.gguf else [],
+            "checkpoint_bytes": checkpoint,
+            "busy_cores": (busy_seconds() - busy) / wall,
+            "results": results,
+        }
+        Path(args.json).write_text(json.dumps(capsule))
+
+
+if __name__ == "__main__":
+    main()
