@@ -156,10 +156,14 @@ LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
   return launch;
 }
 
-LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
+// What tiles are made of.
+Family tile_family(const MatmulProblem& p) {
   bool half = p.half_tiles && p.dtype == Dtype::kBFloat16;
-  LaunchPlan launch = transposed_launch(
-      p, half ? Family::kQmmHalf : Family::kQmm, tile.shape());
+  return half ? Family::kQmmHalf : Family::kQmm;
+}
+
+LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
+  LaunchPlan launch = transposed_launch(p, tile_family(p), tile.shape());
   launch.threadgroups = {ceil_div(p.N, tile.BN),
                          ceil_div(p.M, tile.BM),
                          static_cast<uint32_t>(p.batch.size)};
@@ -378,7 +382,7 @@ std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p) {
                    Family::kQmvQuad,
                    Family::kQmvMulti,
                    Family::kQmmSkinny,
-                   Family::kQmm},
+                   tile_family(p)},
                   p);
 }
 

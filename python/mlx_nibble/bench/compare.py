@@ -12,9 +12,9 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.statistics import Change, change
 
 OURS = "nibble"
-# Runs of the same binary differ by up to 4 % where their own passes do not: where
-# pages lie in memory changes from process to process (tests/unit/samples has 21 runs).
-LEAST_CHANGE = 0.05
+# Runs of the same binary differ by up to 12 % where their own passes do not: where
+# pages lie in memory changes from process to process (docs/bench.md has the figures).
+LEAST_CHANGE = 0.15
 # What must be alike for seconds to mean the same.
 _SAME_SETTINGS = ("hot",)
 _SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
