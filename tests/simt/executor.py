@@ -175,7 +175,22 @@ def run(
         findings = _unwritten(written)
     if findings:
         raise KernelError(launch.kernel, findings)
-    return Outcome(written, report["counters"], report.get("memory", []))
+    return Outcome(written, report["counters"], _by_operand(report.get("memory", [])))
+
+
+def _by_operand(regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One region an operand: where a kernel has no use for a binding, a plan binds
+    an operand once more, and each binding has memory of its own here."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for region in regions:
+        key = (region["space"], region["name"])
+        if key not in merged:
+            merged[key] = dict(region)
+            continue
+        for what, count in region.items():
+            if isinstance(count, int) and what != "bytes":
+                merged[key][what] += count
+    return list(merged.values())
 
 
 def _dispatch(
