@@ -131,8 +131,12 @@ mx::array gather_qmm(const mx::array& x_,
   }
   return mx::array(shape,
                    dtype,
-                   std::make_shared<GatherQmm>(
-                       stream, format, transpose, sorted_indices, options),
+                   std::make_shared<GatherQmm>(stream,
+                                               format,
+                                               transpose,
+                                               sorted_indices,
+                                               !lhs_indices.has_value(),
+                                               options),
                    contiguous({x, w, scales, biases, lhs, rhs}, stream));
 }
 

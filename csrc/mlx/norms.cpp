@@ -1,5 +1,6 @@
 // RMSNorm and SwiGLU as nodes of MLX's graph.
 #include <memory>
+#include <optional>
 
 #include "csrc/cpu/layers.h"
 #include "csrc/mlx/bridge.h"
@@ -21,19 +22,69 @@ using bridge::to_dtype;
 
 namespace {
 
-// Whether one node computes gate, up and the activation: two pending products
-// of one x with matrices alike.
+// Inputs of both kinds of product, and of the one that chooses.
+enum ProductInput { kX, kW, kScales, kBiases, kLhs, kRhs };
+
+// Whether gate and up are pending products of one kind, of one x and with
+// matrices alike.
+template <typename Product>
 bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
-  const char* name = QuantizedMatmul::kName;
-  if (!graph::is_pending(gate, name) || !graph::is_pending(up, name)) {
+  if (!graph::is_pending(gate, Product::kName) ||
+      !graph::is_pending(up, Product::kName)) {
     return false;
   }
-  const auto& g = static_cast<const QuantizedMatmul&>(gate.primitive());
-  const auto& u = static_cast<const QuantizedMatmul&>(up.primitive());
-  const auto &a = gate.inputs(), &b = up.inputs();
-  return g.transpose() && !g.epilogue().any() && g.is_equivalent(u) &&
-         a[0].id() == b[0].id() && a[1].shape() == b[1].shape() &&
-         a[2].dtype() == b[2].dtype();
+  const auto& product = static_cast<const Product&>(gate.primitive());
+  const auto &g = gate.inputs(), &u = up.inputs();
+  return product.transpose() && product.is_equivalent(up.primitive()) &&
+         g[kX].id() == u[kX].id() && g[kW].shape() == u[kW].shape() &&
+         g[kScales].dtype() == u[kScales].dtype();
+}
+
+// Whether two products of one x choose the same rows and matrices.
+bool choose_alike(const mx::array& gate, const mx::array& up) {
+  auto in_turn = [](const mx::array& y) {
+    return static_cast<const GatherQmm&>(y.primitive()).in_turn();
+  };
+  const auto &g = gate.inputs(), &u = up.inputs();
+  return g[kRhs].id() == u[kRhs].id() &&
+         (g[kLhs].id() == u[kLhs].id() || (in_turn(gate) && in_turn(up)));
+}
+
+// Gate, up and the activation in one node, if both are products yet to be
+// computed that it can take over.
+std::optional<mx::array> gated_products(const mx::array& gate,
+                                        const mx::array& up,
+                                        const mx::Stream& s) {
+  const auto &g = gate.inputs(), &u = up.inputs();
+  if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
+    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
+    if (product.epilogue().any()) {
+      return std::nullopt;
+    }
+    return ops::swiglu(g[kX],
+                       {g[kW], g[kScales], g[kBiases]},
+                       {u[kW], u[kScales], u[kBiases]},
+                       product.format().group_size,
+                       product.format().bits,
+                       "affine",
+                       product.options(),
+                       s);
+  }
+  if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
+    const auto& product = static_cast<const GatherQmm&>(gate.primitive());
+    return ops::gather_swiglu(g[kX],
+                              {g[kW], g[kScales], g[kBiases]},
+                              {u[kW], u[kScales], u[kBiases]},
+                              g[kLhs],
+                              g[kRhs],
+                              product.format().group_size,
+                              product.format().bits,
+                              "affine",
+                              product.sorted(),
+                              product.options(),
+                              s);
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -78,17 +129,8 @@ mx::array swiglu(const mx::array& gate,
     return mx::multiply(
         mx::multiply(gate, mx::sigmoid(gate, stream), stream), up, stream);
   }
-  if (are_gate_and_up(gate, up)) {
-    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
-    const auto &g = gate.inputs(), &u = up.inputs();
-    return ops::swiglu(g[0],
-                       {g[1], g[2], g[3]},
-                       {u[1], u[2], u[3]},
-                       product.format().group_size,
-                       product.format().bits,
-                       "affine",
-                       product.options(),
-                       stream);
+  if (auto y = gated_products(gate, up, stream)) {
+    return *y;
   }
   return mx::array(gate.shape(),
                    gate.dtype(),

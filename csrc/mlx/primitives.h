@@ -84,17 +84,20 @@ class QuantizedMatmul : public mx::Primitive {
 
 // Inputs {x [..., M, in], w [..., N, K'], scales, biases, lhs, rhs}, the last
 // two of one shape [...] and uint32. Output [..., M, out] in that shape.
+// `in_turn` says that lhs is each matrix of x in turn, as where none was given.
 class GatherQmm : public mx::Primitive {
  public:
   GatherQmm(mx::Stream stream,
             QuantFormat format,
             bool transpose,
             bool sorted,
+            bool in_turn,
             ops::MatmulOptions options)
       : Primitive(stream),
         format_(format),
         transpose_(transpose),
         sorted_(sorted),
+        in_turn_(in_turn),
         options_(options) {
     options_.symmetric = format.symmetric;
   }
@@ -114,10 +117,17 @@ class GatherQmm : public mx::Primitive {
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const std::vector<mx::array>& inputs,
       const std::vector<int>& axes) override;
-  const char* name() const override { return "NibbleGatherQMM"; }
+  static constexpr const char* kName = "NibbleGatherQMM";
+  const char* name() const override { return kName; }
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  const QuantFormat& format() const { return format_; }
+  bool transpose() const { return transpose_; }
+  bool sorted() const { return sorted_; }
+  bool in_turn() const { return in_turn_; }
+  const ops::MatmulOptions& options() const { return options_; }
 
  private:
   // gather_qmm of other arrays; `symmetric` if these are still so.
@@ -132,6 +142,7 @@ class GatherQmm : public mx::Primitive {
   QuantFormat format_;
   bool transpose_;
   bool sorted_;
+  bool in_turn_;
   ops::MatmulOptions options_;
 };
 

@@ -45,7 +45,11 @@ __all__ = [
 
 
 def load(
-    path_or_hf_repo: str, *args: Any, activations: str | None = None, **kwargs: Any
+    path_or_hf_repo: str,
+    *args: Any,
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
 
@@ -53,6 +57,7 @@ def load(
         path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
         *args: As :func:`mlx_lm.load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
+        batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -64,12 +69,16 @@ def load(
         ValueError: If mlx-lm does not know the model's architecture, or
             ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(activations):
+    with accelerated_loading(activations, batch_invariant):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
 def sharded_load(
-    repo: str, *args: Any, activations: str | None = None, **kwargs: Any
+    repo: str,
+    *args: Any,
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
 
@@ -77,6 +86,7 @@ def sharded_load(
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: As :func:`mlx_lm.utils.sharded_load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
+        batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -84,7 +94,7 @@ def sharded_load(
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, activations)
+    prepare(model, activations, batch_invariant)
     return (model, *others)
 
 
@@ -101,7 +111,9 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
 
 
 @contextmanager
-def accelerated_loading(activations: str | None = None) -> Iterator[None]:
+def accelerated_loading(
+    activations: str | None = None, batch_invariant: bool = False
+) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
     All of mlx-lm's entry points load through ``mlx_lm.utils.load_model``.
@@ -110,7 +122,7 @@ def accelerated_loading(activations: str | None = None) -> Iterator[None]:
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model, activations)
+        prepare(model, activations, batch_invariant)
         return model, config
 
     mlx_lm_utils.load_model = load_model
@@ -121,7 +133,11 @@ def accelerated_loading(activations: str | None = None) -> Iterator[None]:
 
 
 def run_command(
-    name: str, prog: str, arguments: Sequence[str], activations: str | None = None
+    name: str,
+    prog: str,
+    arguments: Sequence[str],
+    activations: str | None = None,
+    batch_invariant: bool = False,
 ) -> None:
     """Run one of mlx-lm's commands, with every model that it loads accelerated.
 
@@ -130,27 +146,34 @@ def run_command(
         prog: What the command calls itself in its help.
         arguments: Its command line, without the program's name.
         activations: As :func:`mlx_nibble.accelerate` takes it.
+        batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     stock_sharded_load = getattr(command, "sharded_load", None)
     if stock_sharded_load is not None:
-        vars(command)["sharded_load"] = partial(sharded_load, activations=activations)
+        vars(command)["sharded_load"] = partial(
+            sharded_load, activations=activations, batch_invariant=batch_invariant
+        )
     try:
-        with accelerated_loading(activations):
+        with accelerated_loading(activations, batch_invariant):
             command.main()
     finally:
         if stock_sharded_load is not None:
             vars(command)["sharded_load"] = stock_sharded_load
 
 
-def prepare(model: mlx_nn.Module, activations: str | None = None) -> None:
+def prepare(
+    model: mlx_nn.Module,
+    activations: str | None = None,
+    batch_invariant: bool = False,
+) -> None:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
     """
-    accelerate(model, activations=activations)
+    accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
 

@@ -132,6 +132,16 @@ def test_activations_of_8_bits_can_be_asked_for_everywhere(folder):
         assert "--activations {exact,int8}" in nibble(command, "--help").stdout
 
 
+def test_batch_invariance_can_be_asked_for_where_mlx_lm_generates(folder):
+    options = ["--model", str(folder), "--max-tokens", "3", "--prompt", "the hen"]
+    options += ["--draft-model", str(folder), "--num-draft-tokens", "2"]
+    result = nibble("generate", "--batch-invariant", *options)
+    assert result.returncode == 0, result.stderr
+    assert "Generation: 3 tokens" in result.stdout
+    for command in ("generate", "chat", "serve"):
+        assert "--batch-invariant" in nibble(command, "--help").stdout
+
+
 def test_a_hub_that_is_out_of_reach_is_one_line():
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = nibble("generate", "--model", "nibble/no-such-model", env=environment)

@@ -1,7 +1,5 @@
 """Nodes that become one while a graph is built: fewer, of the same values."""
 
-import re
-import tempfile
 from collections import Counter
 
 import mlx.core as mx
@@ -13,17 +11,11 @@ import mlx_nibble
 from mlx_nibble import fast, ops
 from tests import tiny_models
 from tests.arrays import to_numpy
+from tests.graph import node_names
 from tests.tolerance import relative_rms
 
 B, L, HEADS, KV_HEADS, D, K = 2, 5, 4, 2, 16, 64
 ROPE = dict(traditional=False, base=1e4, scale=1.0, offset=3)
-
-
-def node_names(*arrays: mx.array) -> Counter:
-    """How many nodes of which name are yet to be computed for these arrays."""
-    with tempfile.NamedTemporaryFile("r", suffix=".dot") as file:
-        mx.export_to_dot(file.name, *arrays)
-        return Counter(re.findall(r'"([^"]+)", shape=rectangle', file.read()))
 
 
 def matrix(rows: int, seed: int) -> tuple[mx.array, mx.array, mx.array]:

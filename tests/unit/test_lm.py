@@ -45,6 +45,15 @@ def test_activations_are_single_on_the_cpu_and_scales_as_they_were(folder):
     assert model(mx.array([TOKENS])).dtype == mx.float32
 
 
+def test_batch_invariance_reaches_every_row(folder):
+    model, _ = lm.load(str(folder), batch_invariant=True)
+    together = model(mx.array([TOKENS]))
+    cache = lm.make_prompt_cache(model)
+    for at, token in enumerate(TOKENS):
+        alone = model(mx.array([[token]]), cache=cache)
+        assert mx.array_equal(alone[0, 0], together[0, at])
+
+
 def test_mlx_lm_is_itself_again_afterwards(folder):
     before = mlx_lm_utils.load_model
     lm.load(str(folder))

@@ -12,6 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from mlx_nibble.cli import activations
 from mlx_nibble.lm import run_command
 
+_BATCH_INVARIANT = (
+    "have no row's result depend on how many rows there are: on a CPU, greedy "
+    "decoding with --draft-model then gives exactly the tokens that it gives without "
+    "(docs/numerics.md says what it costs)"
+)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -21,7 +26,8 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     Args:
         name: Its module in mlx-lm.
         command: Ours: ``nibble COMMAND``.
-        arguments: Its command line, to which we add ``--activations``.
+        arguments: Its command line, to which we add ``--activations`` and
+            ``--batch-invariant``.
 
     Raises:
         ValueError: If ``--model`` is a path that does not exist.
@@ -31,12 +37,18 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
         prog=f"nibble {command}", add_help=False, allow_abbrev=False
     )
     activations.add_option(parser)
+    parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
     ours, arguments = parser.parse_known_args(arguments)
     for option in ("--model", "--draft-model", "--adapter-path"):
         _require_exists(option, command, arguments)
     try:
-        setting = activations.setting(ours)
-        run_command(name, f"nibble {command}", arguments, setting)
+        run_command(
+            name,
+            f"nibble {command}",
+            arguments,
+            activations.setting(ours),
+            ours.batch_invariant,
+        )
     except SystemExit as end:
         if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):
             print("\nand, of nibble's own:\n" + parser.format_help().split("\n\n")[1])
