@@ -119,12 +119,15 @@ def test_sensitivity_is_drawn(tmp_path):
 
 
 def test_a_budget_of_bits_is_kept(home):
+    picture = home / "sensitivity.svg"
     got = answer(
         "convert", str(home / "tiny.gguf"), str(home / "mixed"), "-q",
         "--method", "search", "--target-bpw", "5.5", "--q-group-size", "32",
         "--calibration", str(home / "text.txt"),
-        "--samples", "2", "--sequence-length", "32",
+        "--samples", "2", "--sequence-length", "32", "--plot", str(picture),
     )  # fmt: skip
+    drawn = picture.read_text()
+    assert all(kind in drawn for kind in ("mlp.up_proj", "self_attn.o_proj", "layer"))
     config = json.loads((home / "mixed" / "config.json").read_text())["quantization"]
     own = [v for v in config.values() if isinstance(v, dict)]
     assert own, "all matrices got one format"
