@@ -37,6 +37,17 @@ _EXTRA: dict[str, dict[str, Any]] = {
     },
     "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": False},
+    # Mistral itself is a llama to mlx-lm.
+    "ministral3": {
+        "max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 16,
+        },
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 8,
+    },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {
         "num_experts": 4,

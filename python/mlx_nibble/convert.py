@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def convert(
     """Quantize a model that mlx-lm loads.
 
     Killed at any moment, it goes on where it was when called again with the same
-    arguments: finished layers are kept beside `out`.
+    arguments: measurements and finished layers are kept beside `out`.
 
     Args:
         source: A model folder, or a repository of the Hugging Face Hub.
@@ -145,9 +146,11 @@ def convert(
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
         tokens = _calibration_batches(tokenizer, options.calibration)
-    plan, losses = make_plan(model, options, tokens, progress)
-    settings = _fingerprint(origin or source, options, plan, tokens)
-    workspace = Workspace(out, settings)
+    settings = _fingerprint(origin or source, options, tokens)
+    open_workspace = partial(Workspace, out, settings)
+    plan, losses = make_plan(model, options, tokens, open_workspace, progress)
+    workspace = open_workspace()
+    workspace.keep_plan({path: asdict(form) for path, form in plan.items()})
     arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
     nbytes = sum(a.nbytes for a in arrays.values())
     with new_folder(out, "convert") as folder:
@@ -163,9 +166,12 @@ def make_plan(
     model: mlx_nn.Module,
     options: Options,
     tokens: Sequence[mx.array],
+    open_workspace: Callable[[], Workspace],
     progress: Progress = lambda *_: None,
 ) -> tuple[dict[str, Format], dict[str, float]]:
     """The format of each matrix: by recipe, or by measured sensitivity.
+
+    The workspace is opened once all else is checked: a mistake leaves no trace in it.
 
     Returns:
         The plan; and, if measured, the loss of each matrix in 4 bits.
@@ -191,7 +197,7 @@ def make_plan(
     measured = [replace(base, bits=b) for b in widths if b <= _MEASURED_BITS]
     measured = measured or [replace(base, bits=widths[0])]
     some = tokens[: max(1, _SENSITIVITY_TOKENS // tokens[0].size)]
-    choices = sensitivity(model, some, measured, forms, progress)
+    choices = sensitivity(model, some, measured, forms, open_workspace(), progress)
     losses = {
         m.path: choice.loss
         for m in found
@@ -252,16 +258,15 @@ def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.ar
 
 
 def _fingerprint(
-    origin: str, options: Options, plan: Plan, tokens: Sequence[mx.array]
+    origin: str, options: Options, tokens: Sequence[mx.array]
 ) -> dict[str, Any]:
-    """What must be equal for finished layers to be of use."""
+    """What must be equal for measurements and finished layers to be of use."""
     digest = hashlib.sha256()
     for batch in tokens:
         digest.update(json.dumps(batch.tolist()).encode())
     return {
         "origin": str(Path(origin).absolute()) if Path(origin).exists() else origin,
-        "method": asdict(options.method),
-        "plan": {path: asdict(form) for path, form in plan.items()},
+        "options": {k: v for k, v in asdict(options).items() if k != "calibration"},
         "tokens": digest.hexdigest(),
     }
 

@@ -17,6 +17,7 @@ import pytest
 from mlx_nibble import plot
 from tests.gguf_writer import tiny_llama
 
+MEASURED = "sensitivity-model.layers.0.self_attn.json"
 TEXT = "to be, or not to be: that is the question. " * 60
 
 
@@ -118,12 +119,15 @@ def test_sensitivity_is_drawn(tmp_path):
 
 
 def test_a_budget_of_bits_is_kept(home):
+    picture = home / "sensitivity.svg"
     got = answer(
         "convert", str(home / "tiny.gguf"), str(home / "mixed"), "-q",
         "--method", "search", "--target-bpw", "5.5", "--q-group-size", "32",
         "--calibration", str(home / "text.txt"),
-        "--samples", "2", "--sequence-length", "32",
+        "--samples", "2", "--sequence-length", "32", "--plot", str(picture),
     )  # fmt: skip
+    drawn = picture.read_text()
+    assert all(kind in drawn for kind in ("mlp.up_proj", "self_attn.o_proj", "layer"))
     config = json.loads((home / "mixed" / "config.json").read_text())["quantization"]
     own = [v for v in config.values() if isinstance(v, dict)]
     assert own, "all matrices got one format"
@@ -132,27 +136,34 @@ def test_a_budget_of_bits_is_kept(home):
     mlx_lm.load(got["path"])
 
 
-def test_a_killed_conversion_goes_on_where_it_was(home):
-    """SIGKILL after the first of two layers; the same command then ends alike."""
+@pytest.mark.parametrize(
+    ("more", "finished"),
+    [([], "progress.json"), (["--target-bpw", "5.5"], MEASURED)],
+    ids=["quantizing", "measuring"],
+)
+def test_a_killed_conversion_goes_on_where_it_was(home, tmp_path, more, finished):
+    """SIGKILL after the first layer or block; the same command then ends alike."""
 
     def command(name: str) -> list[str]:
         return [
-            "convert", str(home / "tiny.gguf"), str(home / name), "-q",
+            "convert", str(home / "tiny.gguf"), str(tmp_path / name), "-q",
             "--q-group-size", "32", "--calibration", str(home / "text.txt"),
-            "--samples", "80", "--sequence-length", "32",
+            "--samples", "80", "--sequence-length", "32", *more,
         ]  # fmt: skip
 
     killed = subprocess.Popen(
         [sys.executable, "-m", "mlx_nibble.cli", *command("killed")]
     )
-    workspace = home / ".killed.nibble"
-    while not (workspace / "progress.json").exists():
+    workspace = tmp_path / ".killed.nibble"
+    while not (workspace / finished).exists():
         assert killed.poll() is None
         time.sleep(0.002)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    assert not (home / "killed").exists()
-    first = workspace / "layer-00000.safetensors"
+    assert not (tmp_path / "killed").exists()
+    first = workspace / finished
+    if not more:
+        first = workspace / "layer-00000.safetensors"
     made = first.stat().st_mtime_ns
     (workspace / "partial-layer-00001.safetensors").write_bytes(b"half")
 
@@ -166,7 +177,8 @@ def test_a_killed_conversion_goes_on_where_it_was(home):
     assert resumed.wait() == 0
     answer(*command("whole"))
     one, other = (
-        (home / name / "model.safetensors").read_bytes() for name in ("killed", "whole")
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("killed", "whole")
     )
     assert one == other
     assert not workspace.exists()
@@ -193,3 +205,4 @@ def test_mistakes_are_told_in_one_line(home, converted, arguments, message):
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+    assert not Path(".out.nibble").exists()

@@ -139,6 +139,21 @@ def test_other_settings_start_anew(tmp_path):
     assert not Workspace(tmp_path / "out", {"bits": 3}).has_part("outside")
 
 
+def test_layers_of_another_plan_are_dropped(tmp_path):
+    workspace = Workspace(tmp_path / "out", {})
+    workspace.save_record("sensitivity-a", [1.5])
+    workspace.keep_plan({"a": 4})
+    workspace.save_part("layer-00000", {"a": mx.ones(3)})
+    workspace.finish_layer(1, [mx.ones(1)])
+    again = Workspace(tmp_path / "out", {})
+    again.keep_plan({"a": 4})
+    assert again.finished == 1 and again.has_part("layer-00000")
+    again.keep_plan({"a": 3})
+    assert again.finished == 0 and not again.has_part("layer-00000")
+    assert Workspace(tmp_path / "out", {}).finished == 0
+    assert again.load_record("sensitivity-a") == [1.5]
+
+
 def test_layers_are_dropped_when_finished(tmp_path):
     model = tiny_models.build("llama")
     workspace = Workspace(tmp_path / "out", {})
@@ -152,18 +167,54 @@ def _arrays(module: nn.Module):
     return tree_flatten(module.parameters())
 
 
-def test_sensitivity_prefers_more_bits_where_they_matter():
+def test_sensitivity_prefers_more_bits_where_they_matter(tmp_path):
     model, tokens = tiny_models.build("llama"), tiny_models.tokens(2)
     forms = [Format(b, 32, "float32") for b in (2, 4, 8)]
     before = to_numpy(model(tokens[0]))
     # Rows of 64 inputs are no multiple of 128: they are measured in groups of 64.
     measured = [Format(b, 128, "float32") for b in (2, 4)]
-    choices = sensitivity(model, tokens, measured, forms)
+    workspace = Workspace(tmp_path / "out", {})
+    choices = sensitivity(model, tokens, measured, forms, workspace)
     np.testing.assert_allclose(to_numpy(model(tokens[0])), before)
     assert set(choices) == {m.path for m in matrices(model)}
     for options in choices.values():
         losses = [c.loss for c in sorted(options, key=lambda c: c.nbytes)]
         assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 13])
+def test_a_killed_measurement_goes_on_where_it_was(after, tmp_path):
+    """Seven blocks (three layers' attention and MLP, the embedding), two widths."""
+    tokens = tiny_models.tokens(1)
+    measured = [Format(b, 32, "float32") for b in (2, 4)]
+    forms = [Format(b, g, "float32") for b in (2, 4, 8) for g in (32, 64)]
+    total = 7 * len(measured)
+
+    def run(name: str, progress, settings: int = 1):
+        workspace = Workspace(tmp_path / name, {"run": settings})
+        model = tiny_models.build("llama")
+        return sensitivity(model, tokens, measured, forms, workspace, progress)
+
+    def kill(what: str, done: int, total: int) -> None:
+        if done == after:
+            raise Killed
+
+    def watch(seen: list[int]):
+        return lambda what, done, total: seen.append(done)
+
+    with pytest.raises(Killed):
+        run("killed", kill)
+    resumed: list[int] = []
+    choices = run("killed", watch(resumed))
+    assert resumed == list(range(after - after % 2, total + 1))
+    again: list[int] = []
+    assert run("killed", watch(again)) == choices
+    assert again == []
+    whole: list[int] = []
+    assert run("whole", watch(whole)) == choices
+    other: list[int] = []
+    run("killed", watch(other), settings=2)
+    assert other == whole == list(range(total + 1))
 
 
 def test_evaluation_of_known_predictions():

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mlx_nibble.model.text import read_text
 
@@ -26,8 +28,6 @@ def test_files_of_rows(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), file)
     assert read_text(str(file)) == "one\ntwo"

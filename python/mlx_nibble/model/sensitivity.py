@@ -12,6 +12,7 @@ does not grow with the square any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ from mlx_nibble.model.evaluate import kl_divergence, log_softmax
 from mlx_nibble.model.intercept import Hook, intercepted
 from mlx_nibble.model.layers import Matrix, matrices
 from mlx_nibble.model.stream import LayerStream
+from mlx_nibble.model.workspace import Workspace
 from mlx_nibble.quantize.budget import Choice
 from mlx_nibble.quantize.search import search
 
@@ -37,6 +39,7 @@ def sensitivity(
     tokens: Sequence[mx.array],
     measured: Sequence[Format],
     formats: Sequence[Format],
+    workspace: Workspace,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, list[Choice]]:
     """Estimate the KL divergence that each matrix causes in each format.
@@ -48,13 +51,15 @@ def sensitivity(
             smaller group where rows are no multiple of it.
         formats: Those to choose from, of no fewer bits than the first measured one;
             one that does not fit a matrix is left out.
+        workspace: Where each block's choices are kept once they are known; what lies
+            there is not measured again.
         progress: Told of each block.
 
     Returns:
         For each matrix its choices; the loss is in nats a token.
     """
     with fast_dense():
-        return _Measurement(model, tokens, measured, formats, progress).run()
+        return _Measurement(model, tokens, measured, formats, workspace, progress).run()
 
 
 class _Measurement:
@@ -64,30 +69,64 @@ class _Measurement:
         tokens: Sequence[mx.array],
         measured: Sequence[Format],
         formats: Sequence[Format],
+        workspace: Workspace,
         progress: Callable[[str, int, int], None],
     ):
         self.model, self.formats = model, formats
         self.measured = sorted(measured, key=lambda form: form.bits)
-        self.progress = progress
+        self.workspace, self.progress = workspace, progress
         self.stream = LayerStream(model, tokens)
         self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
 
     def run(self) -> dict[str, list[Choice]]:
-        squares, states = self._reference()
         blocks: dict[str, list[Matrix]] = {}
         for matrix in self.matrices:
             blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
-        choices: dict[str, list[Choice]] = {}
+        kept = {name: self._kept(name) for name in blocks}
+        if None in kept.values():
+            self._measure(blocks, kept)
+        return {
+            path: options
+            for choices in kept.values()
+            for path, options in (choices or {}).items()
+        }
+
+    def _kept(self, name: str) -> dict[str, list[Choice]] | None:
+        record = self.workspace.load_record(f"sensitivity-{name}")
+        if record is None:
+            return None
+        return {
+            path: [Choice(Format(**form), *rest) for form, *rest in options]
+            for path, options in record.items()
+        }
+
+    def _keep(self, name: str, choices: Mapping[str, list[Choice]]) -> None:
+        record = {
+            path: [(asdict(c.form), c.nbytes, c.loss) for c in options]
+            for path, options in choices.items()
+        }
+        self.workspace.save_record(f"sensitivity-{name}", record)
+
+    def _measure(
+        self,
+        blocks: Mapping[str, list[Matrix]],
+        kept: dict[str, dict[str, list[Choice]] | None],
+    ) -> None:
+        """Fill in the blocks that are not known yet."""
+        squares, states = self._reference()
         total = len(blocks) * len(self.measured)
-        for i, block in enumerate(blocks.values()):
+        for i, (name, block) in enumerate(blocks.items()):
+            if kept[name] is not None:
+                continue
             divergences = {}
             for j, form in enumerate(self.measured):
                 done = i * len(self.measured) + j
                 self.progress("Measuring sensitivity", done, total)
                 divergences[form] = self._divergence(block, form, states)
-            choices |= self._share(block, divergences, squares)
+            choices = self._share(block, divergences, squares)
+            self._keep(name, choices)
+            kept[name] = choices
         self.progress("Measuring sensitivity", total, total)
-        return choices
 
     def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
         """Mean squares of inputs, and the states before every layer."""

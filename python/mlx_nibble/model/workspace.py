@@ -13,7 +13,7 @@ import mlx.core as mx
 
 
 class Workspace:
-    """Finished layers and the hidden states after them, on disk.
+    """Measurements, finished layers and the hidden states after them, on disk.
 
     Each file is written beside its name and renamed, so that a kill at any moment
     leaves it whole or absent.
@@ -33,6 +33,25 @@ class Workspace:
             self._replace("settings.json", stated)
         progress = self._read("progress.json")
         self.finished = json.loads(progress)["finished"] if progress else 0
+
+    def save_record(self, name: str, value: Any) -> None:
+        """Keep what JSON can hold."""
+        self._replace(f"{name}.json", json.dumps(value))
+
+    def load_record(self, name: str) -> Any:
+        """What was kept under a name; None if nothing was."""
+        text = self._read(f"{name}.json")
+        return None if text is None else json.loads(text)
+
+    def keep_plan(self, plan: Any) -> None:
+        """Record the plan of the layers; those of another plan are dropped."""
+        if self.load_record("plan") == plan:
+            return
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        for part in self.folder.glob("*.safetensors"):
+            part.unlink()
+        self.finished = 0
+        self.save_record("plan", plan)
 
     def save_part(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         """Keep the finished arrays of a layer, or of what lies outside them."""
