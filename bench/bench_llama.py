@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from bench import timing
 from bench.bench_cpu import PEERS, Peer, peer_python
 from mlx_nibble import measure
 from mlx_nibble.bench.machine import threads
+from mlx_nibble.cli.console import filled, out
 
 OURS = ("int8", "exact", "stock")
 STOCK_PROMPT = 128
@@ -107,11 +109,9 @@ def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
             if not taken:
                 cells.append("")
                 continue
-            ours = timing.Samples(tuple(taken))
-            cell = f"{tokens / ours.median:.1f}"
+            cell = f"{tokens / statistics.median(taken):.1f}"
             if theirs and len(theirs) == len(taken):
-                ratio = timing.ratios(timing.Samples(tuple(theirs)), ours)
-                cell += f" ({ratio.median:.2f}x)"
+                cell += f" ({timing.faster(theirs, taken).value:.2f}x)"
             cells.append(cell)
         arrays = result["peak_array_bytes"]
         cells.append(f"{result['peak_bytes'] / 1e6:.0f}")
@@ -148,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
     )
-    print(timing.table(rows(results, args.prompts)))
+    header, *table = rows(results, args.prompts)
+    out.print(filled(header, table))
     if args.json:
         capsule = {
             "command": [
