@@ -90,7 +90,7 @@ def test_logsumexp_has_mlx_shapes_and_infinities():
             assert mx.allclose(ours, theirs, rtol=1e-6, atol=0)
     for value in (-np.inf, np.inf):
         a[..., 1] = value
-        assert fast.logsumexp(a).item() == mx.logsumexp(a).item()
+        assert mx.allclose(fast.logsumexp(a), mx.logsumexp(a), rtol=1e-6, atol=0)
     assert fast.logsumexp(mx.full((4,), -np.inf)).item() == -np.inf
     a[..., 2] = np.nan
     a[..., 1] = 0
