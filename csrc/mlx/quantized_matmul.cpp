@@ -9,6 +9,7 @@
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
+#include "csrc/mlx/tuning.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
@@ -74,12 +75,13 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
 }
 
 MatmulProblem QuantizedMatmul::problem(
-    const std::vector<mx::array>& inputs) const {
+    const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
   p.batch_invariant = options_.batch_invariant;
   p.half_tiles = options_.half_tiles;
   p.epilogue = epilogue_;
+  tuning::consult(p, options_, stream().device);
   return p;
 }
 

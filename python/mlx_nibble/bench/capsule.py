@@ -14,7 +14,7 @@ from mlx_nibble.bench import machine
 from mlx_nibble.io.text import write_text
 
 SCHEMA = "mlx-nibble/bench/1"
-KINDS = ("kernels", "model")
+KINDS = ("kernels", "model", "tune")
 # More than any run writes; a file of strangers may be anything.
 _LARGEST_FILE = 256 << 20
 
