@@ -6,10 +6,6 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <tuple>
-
-#include "csrc/core/error.h"
-#include "csrc/mlx/bridge.h"
 #include "csrc/mlx/tuning.h"
 #include "mlx/utils.h"
 
@@ -18,32 +14,9 @@ namespace mx = mlx::core;
 using namespace nb::literals;
 
 namespace nibble {
-namespace {
 
-// rows, N, K, dtype, scale_dtype, bits, group_size, symmetric.
-using Shape = std::tuple<int, int, int, mx::Dtype, mx::Dtype, int, int, bool>;
-
-MatmulProblem as_problem(const Shape& s) {
-  const auto& [rows, N, K, dtype, scale_dtype, bits, group_size, symmetric] = s;
-  auto own = bridge::to_dtype(dtype);
-  auto of_scales = bridge::to_dtype(scale_dtype);
-  require(own && of_scales,
-          "tuning",
-          "types that our kernels compute in are required");
-  require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1,
-          "tuning",
-          "positive sizes are required");
-  MatmulProblem p;
-  p.M = rows;
-  p.N = N;
-  p.K = K;
-  p.dtype = *own;
-  p.scale_dtype = *of_scales;
-  p.format = {bits, group_size, symmetric};
-  return p;
-}
-
-}  // namespace
+using tuning::problem;
+using tuning::Shape;
 
 void bind_tuning(nb::module_& m) {
   m.def("row_class",
@@ -58,7 +31,7 @@ void bind_tuning(nb::module_& m) {
       [](const std::vector<std::tuple<Shape, bool, std::string>>& choices) {
         Tuning table;
         for (const auto& [shape, int8, choice] : choices) {
-          table.put(as_problem(shape), int8, choice);
+          table.put(problem(shape), int8, choice);
         }
         return tuning::add(std::move(table));
       },
@@ -70,7 +43,7 @@ void bind_tuning(nb::module_& m) {
       "candidates",
       [](const Shape& shape, bool int8, mx::StreamOrDevice s) {
         return tuning::candidates(
-            as_problem(shape), int8, mx::to_stream(s).device);
+            problem(shape), int8, mx::to_stream(s).device);
       },
       "shape"_a,
       "int8_activations"_a = false,
@@ -81,11 +54,11 @@ void bind_tuning(nb::module_& m) {
   m.def(
       "chosen",
       [](const Shape& shape, bool int8, int table, mx::StreamOrDevice s) {
-        MatmulProblem problem = as_problem(shape);
+        MatmulProblem asked = problem(shape);
         mx::Device device = mx::to_stream(s).device;
         ops::MatmulOptions options{.int8_activations = int8, .tuning = table};
-        tuning::consult(problem, options, device);
-        return tuning::chosen(problem, int8, device);
+        tuning::consult(asked, options, device);
+        return tuning::chosen(asked, int8, device);
       },
       "shape"_a,
       "int8_activations"_a = false,

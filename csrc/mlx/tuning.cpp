@@ -8,6 +8,7 @@
 #include "csrc/cpu/matmul.h"
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/encoder.h"
+#include "csrc/mlx/bridge.h"
 
 namespace nibble::tuning {
 namespace {
@@ -33,6 +34,27 @@ const Tuning& table(int number) {
 }
 
 }  // namespace
+
+MatmulProblem problem(const Shape& shape) {
+  const auto& [rows, N, K, dtype, scale_dtype, bits, group_size, symmetric] =
+      shape;
+  auto own = bridge::to_dtype(dtype);
+  auto of_scales = bridge::to_dtype(scale_dtype);
+  require(own && of_scales,
+          "tuning",
+          "types that our kernels compute in are required");
+  require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1,
+          "tuning",
+          "positive sizes are required");
+  MatmulProblem p;
+  p.M = rows;
+  p.N = N;
+  p.K = K;
+  p.dtype = *own;
+  p.scale_dtype = *of_scales;
+  p.format = {bits, group_size, symmetric};
+  return p;
+}
 
 int add(Tuning tuning) {
   Tables& t = tables();

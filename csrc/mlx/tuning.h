@@ -3,16 +3,24 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "csrc/core/problem.h"
 #include "csrc/core/tuning.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/device.h"
+#include "mlx/dtype.h"
 
 namespace nibble::tuning {
 
 namespace mx = mlx::core;
+
+// rows, N, K, dtype, scale_dtype, bits, group_size, symmetric.
+using Shape = std::tuple<int, int, int, mx::Dtype, mx::Dtype, int, int, bool>;
+
+// x @ w_hat^T of this shape. Throws if our kernels compute in no such types.
+MatmulProblem problem(const Shape& shape);
 
 // Keeps a table until the process ends. Returns its number, from 1 on.
 int add(Tuning table);

@@ -54,6 +54,8 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     _activations: str | None = None
     _batch_invariant: bool = False
     _tuning: int = 0
+    # What rows are looked up as, if not in the type of the scales.
+    _row_dtype: mx.Dtype | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
@@ -65,6 +67,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
             self.group_size,
             self.bits,
             self.mode,
+            dtype=self._row_dtype,
         )
 
     def as_linear(self, x: mx.array) -> mx.array:

@@ -186,13 +186,13 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
                 name,
                 seconds,
                 faster,
-                _bytes(case, name) / seconds.value,
+                _bytes(case, name, result) / seconds.value,
                 case.operations / seconds.value,
             )
 
 
-def _bytes(case: Case, name: str) -> int:
-    if name != "dense":
-        return case.bytes_moved
-    size = products.DTYPES[case.dtype].size
-    return case.bytes_moved - case.weight_bytes + size * case.N * case.K
+def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
+    weights = result.get("weight_bytes", case.weight_bytes)
+    if name == "dense":
+        weights = products.DTYPES[case.dtype].size * case.N * case.K
+    return case.bytes_moved - case.weight_bytes + weights
