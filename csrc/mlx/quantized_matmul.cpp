@@ -71,8 +71,7 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   metal::encode(*launches, operands, stream());
 }
 
-MatmulProblem QuantizedMatmul::problem(
-    const std::vector<mx::array>& inputs) {
+MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
   p.batch_invariant = options_.batch_invariant;
