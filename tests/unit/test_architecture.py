@@ -32,6 +32,7 @@ PYTHON_ORDER = [
     "selfcheck",
     "ops",
     "symmetric",
+    "tuning",
     "fast",
     "nn",
     "rebind",
