@@ -33,6 +33,7 @@ PYTHON_ORDER = [
     "selfcheck",
     "ops",
     "symmetric",
+    "tuning",
     "fast",
     "nn",
     "rebind",
