@@ -16,17 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
-from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_nibble import nn
+from mlx_nibble import fast, nn
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.rebind import Rebinding
 
 __all__ = [
     "accelerated_loading",
@@ -43,6 +44,15 @@ __all__ = [
     "sharded_load",
     "stream_generate",
 ]
+
+# Probabilities of a token, over the whole vocabulary: on the CPU, MLX takes as long
+# for them as for three layers of a small model.
+_probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
+# Not an attribute of its package: a function there has the same name.
+_mlx_lm_generate = importlib.import_module("mlx_lm.generate")
+
+generate_step = _probabilities.function(_mlx_lm_generate.generate_step)
+stream_generate = _probabilities.function(_mlx_lm_generate.stream_generate)
 
 
 def load(
@@ -126,11 +136,22 @@ def accelerated_loading(
         prepare(model, activations, batch_invariant)
         return model, config
 
-    mlx_lm_utils.load_model = load_model
+    with _replaced(mlx_lm_utils, "load_model", load_model):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Inside it, a module's name means something else, if it has that name."""
+    if not hasattr(module, name):
+        yield
+        return
+    original = vars(module)[name]
+    vars(module)[name] = value
     try:
         yield
     finally:
-        mlx_lm_utils.load_model = original
+        vars(module)[name] = original
 
 
 def run_command(
@@ -151,17 +172,15 @@ def run_command(
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
-    stock_sharded_load = getattr(command, "sharded_load", None)
-    if stock_sharded_load is not None:
-        vars(command)["sharded_load"] = partial(
-            sharded_load, activations=activations, batch_invariant=batch_invariant
-        )
-    try:
-        with accelerated_loading(activations, batch_invariant):
-            command.main()
-    finally:
-        if stock_sharded_load is not None:
-            vars(command)["sharded_load"] = stock_sharded_load
+    own_sharded_load = partial(
+        sharded_load, activations=activations, batch_invariant=batch_invariant
+    )
+    with (
+        accelerated_loading(activations, batch_invariant),
+        _replaced(command, "sharded_load", own_sharded_load),
+        _replaced(_mlx_lm_generate, "mx", _probabilities.module(mx)),
+    ):
+        command.main()
 
 
 def prepare(

@@ -48,12 +48,14 @@ class Report:
         kept: Quantized layers left to MLX, each with the reason.
         routed: On the CPU, the layers between them that call our operations.
         replaced: Those of them that were shared with other models: routed is a copy.
+        tuned: Swapped layers that a choice of ``nibble tune`` concerns.
     """
 
     swapped: list[Swap] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
+    tuned: int = 0
 
     def undo(self) -> None:
         """Give each layer its own class back; the model is then as it was."""
@@ -70,6 +72,8 @@ class Report:
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)
         for (kind, form), count in sorted(formats.items()):
             lines.append(f"  {count:4} {kind} {form}")
+        if self.tuned:
+            lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")
