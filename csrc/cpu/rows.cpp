@@ -1,5 +1,7 @@
 #include "csrc/cpu/rows.h"
 
+#include "csrc/cpu/packed.h"
+
 namespace nibble::cpu {
 namespace {
 
@@ -34,7 +36,9 @@ Weights Form::matrix(const QuantizedOperands& o, int index) const {
       N,
       K,
       format,
-      scale_dtype};
+      scale_dtype,
+      o.packed ? o.packed->matrix({N, K, format, scale_dtype}, index)
+               : nullptr};
 }
 
 Weights rows_of(const Weights& w, Range rows) {
@@ -43,6 +47,11 @@ Weights rows_of(const Weights& w, Range rows) {
   part.codes += size_t(rows.begin) * w.format.words_per_row(w.K) * 4;
   part.scales += groups * size_of(w.scale_dtype);
   part.biases += groups * size_of(w.scale_dtype);
+  if (w.packed) {
+    part.packed +=
+        rows.begin *
+        isa().kernels.packed_row_bytes(w.format, w.scale_dtype, w.K);
+  }
   part.N = rows.end - rows.begin;
   return part;
 }
