@@ -18,24 +18,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import venv
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 
 import mlx.core as mx
 
 from bench import timing
-from bench.peak import fma_peak
-from mlx_nibble import __version__, ops
+from mlx_nibble import ops
+from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
-from mlx_nibble.bench.peaks import read_bandwidth
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.shapes import MODELS
+from mlx_nibble.cli.console import filled, out
 
 # By the name of a peer, what pip installs. llama.cpp is built from its source, for
 # this processor.
@@ -53,6 +55,8 @@ MODES = {
     "torch": [("torch", False)],
     "llama.cpp": [("llama.cpp Q4_0", True), ("llama.cpp Q4_1", True)],
 }
+# Ours, and whether they round activations to 8 bits.
+MINE = {"nibble": False, "nibble int8": True}
 # Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
 # smallest of our shapes are more than a cache.
 MAX_COPIES = 256
@@ -127,12 +131,12 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
     def turn(op, scale_dtype: mx.Dtype, **options) -> Callable[[], float]:
         own = [(w, s.astype(scale_dtype), b.astype(scale_dtype)) for w, s, b in pool]
         mx.eval(own)
-        step = timing.rotation(len(own))
+        step = cycle(own)
         form = (True, case.group_size, case.bits)
 
         def products(count: int) -> float:
             before = time.perf_counter()
-            mx.eval([op(x, *own[step()], *form, **options) for _ in range(count)])
+            mx.eval([op(x, *next(step), *form, **options) for _ in range(count)])
             return (time.perf_counter() - before) / count
 
         def run() -> float:
@@ -143,8 +147,8 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
 
     return {
         "mlx": turn(mx.quantized_matmul, mx.float32),
-        "exact": turn(ops.quantized_matmul, mx.float16),
-        "int8": turn(ops.quantized_matmul, mx.float16, activations="int8"),
+        "nibble": turn(ops.quantized_matmul, mx.float16),
+        "nibble int8": turn(ops.quantized_matmul, mx.float16, activations="int8"),
     }
 
 
@@ -159,26 +163,14 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
         peer.ask({**vars(case), **request})
         turns[name] = peer.turn(calls_of(case))
     taken = timing.interleave(turns, args.seconds)
-    result = {
+    return {
         "case": vars(case),
         "weight_bytes": weight_bytes(case),
-        "seconds": {name: samples.seconds for name, samples in taken.items()},
-        "faster": {},
+        "candidates": {
+            name: {"chain": calls_of(case), "passes": [[s] for s in seconds]}
+            for name, seconds in taken.items()
+        },
     }
-    for mode in ("exact", "int8"):
-        int8 = mode == "int8"
-        others = [
-            n for n in taken if n == "mlx" or n in peers and peers[n].int8 == int8
-        ]
-        if others:
-            best = min(others, key=lambda n: taken[n].median)
-            ratio = timing.ratios(taken[best], taken[mode])
-            result["faster"][mode] = {
-                "than": best,
-                "median": ratio.median,
-                "quartiles": ratio.quartiles,
-            }
-    return result
 
 
 def weight_bytes(case: Case) -> int:
@@ -186,19 +178,28 @@ def weight_bytes(case: Case) -> int:
     return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
 
 
-def row(result: dict, bandwidth: float, peak: float) -> list[str]:
-    case = result["case"]
+def row(
+    result: dict, peers: dict[str, Peer], bandwidth: float, peak: float
+) -> list[str]:
+    case, taken = result["case"], timing.samples(result)
     operations = 2 * case["rows"] * case["N"] * case["K"]
     cells = [str(case["rows"]), str(case["N"]), str(case["K"])]
-    for mode in ("exact", "int8"):
-        seconds = timing.Samples(tuple(result["seconds"][mode])).median
+    for mode, int8 in MINE.items():
+        seconds = statistics.median(taken[mode])
         cells += [
             f"{1e3 * seconds:.3f} ms",
             f"{result['weight_bytes'] / seconds / bandwidth:.0%}",
             f"{operations / seconds / peak:.0%}",
         ]
-        faster = result["faster"].get(mode)
-        cells.append(f"{faster['median']:.2f}x {faster['than']}" if faster else "")
+        others = [
+            n for n in taken if n == "mlx" or n in peers and peers[n].int8 == int8
+        ]
+        if not others:
+            cells.append("")
+            continue
+        best = min(others, key=lambda n: statistics.median(taken[n]))
+        faster = timing.faster(taken[best], taken[mode])
+        cells.append(f"{faster.value:.2f}x {best}")
     return cells
 
 
@@ -234,9 +235,15 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.peers
         for maker, int8 in MODES[name]
     }
-    bandwidth, peak = read_bandwidth(), fma_peak(threads())
+    most = peaks.measure("float32")
+    made = capsule.new(
+        "kernels",
+        ["python", "-m", "bench.bench_cpu", *(argv or sys.argv[1:])],
+        {"hot": args.hot, "peers": {name: PEERS[name] for name in args.peers}},
+    )
+    bandwidth, peak = most.read_bytes_per_second, most.flops_per_second
     heading = ["rows", "N", "K"]
-    for mode in ("exact", "int8"):
+    for mode in MINE:
         heading += [mode, "of bandwidth", "of FMA", "faster than"]
     results = []
     for N, K in shapes or MODELS[args.model]:
@@ -252,23 +259,11 @@ def main(argv: list[str] | None = None) -> None:
         f"all cores read {bandwidth / 1e9:.1f} GB/s and multiply at "
         f"{peak / 1e9:.0f} GFLOP/s"
     )
-    print(timing.table([heading, *(row(r, bandwidth, peak) for r in results)]))
+    table = [row(r, peers, bandwidth, peak) for r in results]
+    out.print(filled(heading, table, text_columns=0))
     if args.json:
-        capsule = {
-            "command": ["python", "-m", "bench.bench_cpu", *(argv or sys.argv[1:])],
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "system": platform.platform(),
-                "threads": threads(),
-            },
-            "versions": {"mlx": mx.__version__, "mlx_nibble": __version__},
-            "peers": {name: PEERS[name] for name in args.peers},
-            "hot": args.hot,
-            "read_bandwidth": bandwidth,
-            "fma_peak": peak,
-            "results": results,
-        }
-        Path(args.json).write_text(json.dumps(capsule))
+        made |= {"peaks": asdict(most), "results": results, "complete": True}
+        capsule.write(made, args.json)
 
 
 if __name__ == "__main__":

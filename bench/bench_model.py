@@ -79,13 +79,10 @@ def importing() -> dict[str, float]:
         least=15,
     )
     more = [
-        ours - mlx
-        for mlx, ours in zip(
-            samples["mlx"].seconds, samples["ours"].seconds, strict=True
-        )
+        ours - mlx for mlx, ours in zip(samples["mlx"], samples["ours"], strict=True)
     ]
     return {
-        "mlx_ms": 1e3 * samples["mlx"].median,
+        "mlx_ms": 1e3 * statistics.median(samples["mlx"]),
         "more_ms": 1e3 * statistics.median(more),
     }
 
@@ -109,15 +106,14 @@ def read_prompt(model: nn.Module, length: int) -> Callable[[], object]:
 
 
 def compared(slow: Callable, fast: Callable, seconds: float) -> dict[str, float]:
-    """The median of neighbouring ratios slow / fast, and its quartiles."""
+    """The median of neighbouring ratios slow / fast, and its 95 % interval."""
     samples = timing.interleave({"slow": slow, "fast": fast}, seconds)
-    ratio = timing.ratios(samples["slow"], samples["fast"])
-    low, high = ratio.quartiles
+    ratio = timing.faster(samples["slow"], samples["fast"])
     return {
-        "ratio": ratio.median,
-        "low": low,
-        "high": high,
-        "ms": 1e3 * samples["fast"].median,
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "ms": 1e3 * statistics.median(samples["fast"]),
     }
 
 

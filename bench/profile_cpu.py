@@ -24,8 +24,8 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import make_prompt_cache
 
 import mlx_nibble
-from bench import timing
 from mlx_nibble import fast
+from mlx_nibble.cli.console import filled, out
 
 ROUNDS = 5
 
@@ -143,7 +143,7 @@ def main() -> None:
     mlx_nibble.accelerate(model)
     rows += [["all ours", *whole_model(model, args.context, args.tokens)]]
     after = {r: operations(model, r, args.context, fast) for r in (1, args.context)}
-    print(timing.table(rows))
+    out.print(filled(rows[0], rows[1:]))
     for count in before:
         print(f"\nms of {len(model.layers)} layers, {count} of {args.context} tokens")
         rows = [["", "MLX", "share", "ours", "share"]]
@@ -152,7 +152,7 @@ def main() -> None:
             ours = after[count][name]
             shares = [f"{ms / sums[0]:.0%}", f"{ours / sums[1]:.0%}"]
             rows.append([name, f"{ms:.2f}", shares[0], f"{ours:.2f}", shares[1]])
-        print(timing.table(rows))
+        out.print(filled(rows[0], rows[1:]))
 
 
 if __name__ == "__main__":

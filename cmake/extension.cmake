@@ -15,6 +15,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/attention.cpp
   csrc/mlx/bench.cpp
   csrc/mlx/bridge.cpp
+  csrc/mlx/cpu_task.cpp
   csrc/mlx/dequantize.cpp
   csrc/mlx/fast_primitives.cpp
   csrc/mlx/gather_ops.cpp

@@ -6,10 +6,10 @@
 #include "csrc/cpu/matmul.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -27,30 +27,27 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto activations = bridge::activations(options_);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  for (const mx::array& input : inputs) {
-    encoder.set_input_array(input);
-  }
   auto addend = [&](int input) {
     return input < 0 ? std::nullopt
                      : std::optional(RowContiguous(inputs[input]));
   };
-  encoder.dispatch([problem = problem(inputs),
-                    activations,
-                    x = RowContiguous(inputs[kX]),
-                    w = QuantizedRows(inputs, kW),
-                    bias = addend(bias_input()),
-                    residual = addend(residual_input()),
-                    y = out.data<void>()]() mutable {
-    cpu::matmul(problem,
-                {w.operands(),
-                 x.data(),
-                 y,
-                 bias ? bias->data() : nullptr,
-                 residual ? residual->data() : nullptr},
-                activations);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem = problem(inputs),
+                      activations,
+                      x = RowContiguous(inputs[kX]),
+                      w = QuantizedRows(inputs, kW),
+                      bias = addend(bias_input()),
+                      residual = addend(residual_input()),
+                      y = out.data<void>()]() mutable {
+                       cpu::matmul(problem,
+                                   {w.operands(),
+                                    x.data(),
+                                    y,
+                                    bias ? bias->data() : nullptr,
+                                    residual ? residual->data() : nullptr},
+                                   activations);
+                     });
 }
 
 void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,

@@ -6,11 +6,11 @@
 #include "csrc/cpu/gather.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/validate.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -164,39 +164,41 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto activations = bridge::activations(request_.options);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  for (const mx::array& input : inputs) {
-    encoder.set_input_array(input);
-  }
   RowContiguous x(inputs[kX]);
   QuantizedRows gate(inputs, kGate), up(inputs, kUp);
   void* y = out.data<void>();
   if (!gathered_) {
-    encoder.dispatch([problem = dense_problem(inputs),
+    cpu_task::dispatch(stream(),
+                       outputs,
+                       [problem = dense_problem(inputs),
+                        activations,
+                        x,
+                        gate,
+                        up,
+                        y]() mutable {
+                         cpu::swiglu_matmul(
+                             problem,
+                             {gate.operands(), up.operands(), x.data(), y},
+                             activations);
+                       });
+    return;
+  }
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem = gather_problem(inputs),
                       activations,
                       x,
                       gate,
                       up,
+                      lhs = RowContiguous(inputs[kLhs]),
+                      rhs = RowContiguous(inputs[kRhs]),
                       y]() mutable {
-      cpu::swiglu_matmul(
-          problem, {gate.operands(), up.operands(), x.data(), y}, activations);
-    });
-    return;
-  }
-  encoder.dispatch([problem = gather_problem(inputs),
-                    activations,
-                    x,
-                    gate,
-                    up,
-                    lhs = RowContiguous(inputs[kLhs]),
-                    rhs = RowContiguous(inputs[kRhs]),
-                    y]() mutable {
-    cpu::gather_swiglu(problem,
-                       {gate.operands(), up.operands(), x.data(), y},
-                       {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-                       activations);
-  });
+                       cpu::gather_swiglu(
+                           problem,
+                           {gate.operands(), up.operands(), x.data(), y},
+                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
+                           activations);
+                     });
 }
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,

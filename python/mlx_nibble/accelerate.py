@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, ops, symmetric
+from mlx_nibble import _native, ops, shared, symmetric
 from mlx_nibble.rebind import Rebound, original
 from mlx_nibble.report import Kept, Report, Routed, Swap
 from mlx_nibble.route import PRODUCTS, other_layers, quantized_layers
@@ -31,7 +31,8 @@ def accelerate(
 
     Where the default device is the CPU, the layers between them compute with our
     operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
-    another device still go to MLX's.
+    another device still go to MLX's. Of an activation that mlx-lm shares among all
+    models of a process, this model is given a copy.
 
     Args:
         model: Any MLX module; quantized layers are found at any depth.
@@ -53,6 +54,10 @@ def accelerate(
     quantized = quantized_layers(activations, batch_invariant, on_cpu)
     others = other_layers(batch_invariant)
     report = Report()
+    if on_cpu and _native.ext is not None:
+        report.replaced = shared.replace(
+            model, lambda kind: bool(others.subclass(kind))
+        )
     for path, module in model.named_modules():
         now, kind = type(module), original(type(module))
         if is_quantized(module):

@@ -25,6 +25,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_nibble import nn
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
 
 __all__ = [
@@ -186,7 +187,12 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
     the bytes would gain nothing.
     """
     for _, module in model.named_modules():
-        keep = ("scales", "biases") if keeps_scales(module) else ()
+        keep: tuple[str, ...] = ()
+        if isinstance(module, nn.QuantizedEmbedding):
+            module._row_dtype = dtype
+            keep = ("scales", "biases")
+        elif keeps_scales(module):
+            keep = ("scales", "biases")
         for name, value in module.items():
             if name in keep or not isinstance(value, mx.array):
                 continue

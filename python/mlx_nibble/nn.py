@@ -51,6 +51,8 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
     _activations: str | None = None
     _batch_invariant: bool = False
+    # What rows are looked up as, if not in the type of the scales.
+    _row_dtype: mx.Dtype | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
@@ -62,6 +64,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
             self.group_size,
             self.bits,
             self.mode,
+            dtype=self._row_dtype,
         )
 
     def as_linear(self, x: mx.array) -> mx.array:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_nibble.shared import Replaced
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -45,17 +47,21 @@ class Report:
         swapped: Layers on our kernels.
         kept: Quantized layers left to MLX, each with the reason.
         routed: On the CPU, the layers between them that call our operations.
+        replaced: Those of them that were shared with other models: routed is a copy.
     """
 
     swapped: list[Swap] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
 
     def undo(self) -> None:
         """Give each layer its own class back; the model is then as it was."""
         for changed in (*self.routed, *self.swapped):
             changed.module.__class__ = changed.original
-        self.routed, self.swapped = [], []
+        for child in self.replaced:
+            child.undo()
+        self.routed, self.swapped, self.replaced = [], [], []
 
     def __str__(self) -> str:
         """Summarize in a few lines, formats and reasons counted."""

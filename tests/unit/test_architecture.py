@@ -35,6 +35,7 @@ PYTHON_ORDER = [
     "fast",
     "nn",
     "rebind",
+    "shared",
     "report",
     "route",
     "accelerate",

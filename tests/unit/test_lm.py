@@ -41,6 +41,9 @@ def test_activations_are_single_on_the_cpu_and_scales_as_they_were(folder):
     model, _ = lm.load(str(folder))
     parameters = dict(tree_flatten(model.parameters()))
     assert parameters["model.layers.0.mlp.up_proj.scales"].dtype == mx.float16
+    embedding = model.model.embed_tokens
+    assert embedding.scales.dtype == mx.float16
+    assert embedding(mx.array([1])).dtype == mx.float32
     assert parameters["model.norm.weight"].dtype == mx.float32
     assert model(mx.array([TOKENS])).dtype == mx.float32
 

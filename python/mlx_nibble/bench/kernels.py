@@ -184,7 +184,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
                 name,
                 seconds,
                 median([theirs / own for theirs, own in pairs], comparisons),
-                _bytes(case, name) / seconds.value,
+                _bytes(case, name, result) / seconds.value,
                 case.operations / seconds.value,
             )
 
@@ -195,8 +195,8 @@ def _neighbours(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, float
     return [pair for both in passes for pair in zip(*both, strict=False)]
 
 
-def _bytes(case: Case, name: str) -> int:
-    if name != "dense":
-        return case.bytes_moved
-    size = products.DTYPES[case.dtype].size
-    return case.bytes_moved - case.weight_bytes + size * case.N * case.K
+def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
+    weights = result.get("weight_bytes", case.weight_bytes)
+    if name == "dense":
+        weights = products.DTYPES[case.dtype].size * case.N * case.K
+    return case.bytes_moved - case.weight_bytes + weights

@@ -7,7 +7,7 @@ cells of the map hold their numbers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ _STYLES: dict[str, dict[str, Any]] = {
         "color": "#5b9bd5",
     },
 }
+_STYLES["nibble int8"] = {
+    "label": "mlx-nibble, int8",
+    "marker": "D",
+    "linestyle": "-",
+    "color": "#6f9fd8",
+}
+# Of peers that have no style of their own, in the order in which they come.
+_OTHERS = ["v", "x", "+", "*", "<", ">", "P", "1"]
 _LOOK: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -123,6 +131,25 @@ def title(capsule: Capsule) -> str:
     )
 
 
+def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
+    if name in _STYLES:
+        return _STYLES[name]
+    others = [n for n in names if n not in _STYLES]
+    return {
+        "label": name,
+        "marker": _OTHERS[others.index(name) % len(_OTHERS)],
+        "linestyle": "-." if name.endswith("int8") else "--",
+        "linewidth": 0.9,
+        "color": "0.45",
+    }
+
+
+def _names(found: list[Row]) -> list[str]:
+    """Of all candidates: those with a style of their own first, as in the legend."""
+    seen = dict.fromkeys(row.name for row in found)
+    return [n for n in _STYLES if n in seen] + [n for n in seen if n not in _STYLES]
+
+
 def _shape(row: Row) -> str:
     case = row.case
     return f"{case.N} × {case.K}, {case.bits} bits g{case.group_size}, {case.dtype}"
@@ -132,6 +159,7 @@ def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
     lines = -(-len(shapes) // _COLUMNS)
     columns = min(_COLUMNS, len(shapes))
     axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    names = _names(found)
     for axis, shape in zip(axes, shapes, strict=False):
         curves: dict[str, list[Row]] = defaultdict(list)
         for row in found:
@@ -144,12 +172,13 @@ def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
                 np.array([getattr(row.seconds, part) for row in points])
                 for part in ("value", "low", "high")
             )
-            axis.plot(count, count / seconds, **_STYLES[name])
+            style = _style(name, names)
+            axis.plot(count, count / seconds, **style)
             axis.fill_between(
                 count,
                 count / high,
                 count / low,
-                color=_STYLES[name]["color"],
+                color=style["color"],
                 alpha=0.2,
             )
         _rows_axis(axis, {row.case.rows for row in found if _shape(row) == shape})
@@ -174,7 +203,9 @@ def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
     bandwidth = capsule["peaks"]["read_bytes_per_second"]
     peak = capsule["peaks"]["flops_per_second"]
     seen = []
-    for name, style in _STYLES.items():
+    names = _names(found)
+    for name in names:
+        style = _style(name, names)
         points = [row for row in found if row.name == name]
         x = [row.flops_per_second / row.bytes_per_second for row in points]
         y = [row.flops_per_second / 1e9 for row in points]

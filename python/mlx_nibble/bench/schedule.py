@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mlx_nibble.bench.machine import busy_elsewhere
 
@@ -23,9 +24,23 @@ _OTHERS_SHARE = 0.1
 _CLOCK_ERROR = 0.02
 
 
+class Entrant(Protocol):
+    """What takes turns.
+
+    Attributes:
+        passes: Seconds, in samples, in passes.
+    """
+
+    passes: list[list[float]]
+
+    def sample(self) -> float:
+        """Seconds of one time, now."""
+        ...
+
+
 @dataclass
 class Candidate:
-    """One of the things that take turns.
+    """One of the things that take turns: a chain of what is too short to time alone.
 
     Attributes:
         chain: Runs it.
@@ -71,7 +86,7 @@ def warm_up(candidate: Candidate, limit: float) -> float:
     return seconds
 
 
-def take_pass(candidates: Mapping[str, Candidate], seconds: float) -> None:
+def take_pass(candidates: Mapping[str, Entrant], seconds: float) -> None:
     """Add one pass to each: rounds of one sample each for a time, and at least one."""
     each = list(candidates.values())
     rounds = sum(len(taken) for taken in each[0].passes) if each else 0
@@ -87,7 +102,7 @@ def take_pass(candidates: Mapping[str, Candidate], seconds: float) -> None:
             return
 
 
-def take_quiet_pass(candidates: Mapping[str, Candidate], seconds: float) -> int:
+def take_quiet_pass(candidates: Mapping[str, Entrant], seconds: float) -> int:
     """Add one pass to each, and take it again if other programs were at work.
 
     Returns:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -51,6 +51,19 @@ def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Tabl
     for index, heading in enumerate(header):
         left = index < text_columns
         made.add_column(heading, justify="left" if left else "right", overflow="fold")
+    return made
+
+
+def filled(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    text_columns: int = 1,
+    title: str = "",
+) -> Table:
+    """A :func:`table` with its rows."""
+    made = table(header, text_columns, title)
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
