@@ -105,8 +105,8 @@ struct PackedParams {
       constexpr Dtype kDtype = decltype(d)::value;
       scale = V::template load_as_float<kDtype>(p);
       if (!format.symmetric) {
-        bias = V::template load_as_float<kDtype>(p +
-                                                 V::kLanes * size_of(kDtype));
+        bias =
+            V::template load_as_float<kDtype>(p + V::kLanes * size_of(kDtype));
       }
     });
     if (format.symmetric) {
@@ -142,12 +142,12 @@ void by_packed_strips(const Weights& w,
                       Fn&& tile) {
   PackedBlock block;
   block.group_bytes = V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
-  int groups = w.K / w.format.group_size, apiece = block_k / w.format.group_size;
+  int groups = w.K / w.format.group_size,
+      apiece = block_k / w.format.group_size;
   block.strip_bytes = static_cast<size_t>(groups) * block.group_bytes;
   int size = size_of(dtype);
   int strips = (rows.end - rows.begin + V::kLanes - 1) / V::kLanes;
-  const uint8_t* strip =
-      w.packed + rows.begin / V::kLanes * block.strip_bytes;
+  const uint8_t* strip = w.packed + rows.begin / V::kLanes * block.strip_bytes;
   block.end = strip + strips * block.strip_bytes;
   by_rows<kStrips>(strips, [&](auto count, int s) {
     constexpr int kRows = decltype(count)::value * V::kLanes;

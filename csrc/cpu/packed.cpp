@@ -37,7 +37,7 @@ Packed::Packed(const PackedForm& form,
       strip_rows_(isa().kernels.strip_rows),
       matrix_bytes_(bytes(form)),
       data_(static_cast<uint8_t*>(
-          ::operator new[](count * matrix_bytes_, kAlignment))) {
+          ::operator new[](count* matrix_bytes_, kAlignment))) {
   MatmulProblem problem;
   problem.N = form.N;
   problem.K = form.K;

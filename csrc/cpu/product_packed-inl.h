@@ -48,8 +48,8 @@ template <class V,
   constexpr int kAt = kWord * kCodes + kCode;
   constexpr int kLane = V::template lane_of<kBits>(kAt % V::kLanes);
   if constexpr (kLane >= kPlace && kLane < kPlace + kPlaces) {
-    typename V::F decoded = V::fma(
-        V::template code<kBits, kCode>(word), params.scale, params.bias);
+    typename V::F decoded =
+        V::fma(V::template code<kBits, kCode>(word), params.scale, params.bias);
     x += kAt / V::kLanes * V::kLanes + kLane;
 #pragma GCC unroll 8
     for (int m = 0; m < kM; ++m) {
@@ -65,11 +65,12 @@ template <class V,
 
 // Adds the products of the words from kWord on of whole vectors.
 template <class V, int kBits, int kPlace, int kWord, int kPlaces, int kM>
-[[gnu::always_inline]] inline void add_words(const uint8_t* p,
-                                             const PackedParams<V>& params,
-                                             const float* x,
-                                             size_t stride,
-                                             typename V::F (&sum)[kPlaces][kM]) {
+[[gnu::always_inline]] inline void add_words(
+    const uint8_t* p,
+    const PackedParams<V>& params,
+    const float* x,
+    size_t stride,
+    typename V::F (&sum)[kPlaces][kM]) {
   constexpr int kCodes = 32 / kBits;
   typename V::I word =
       V::int_load(reinterpret_cast<const int32_t*>(p) + kWord * V::kLanes);
@@ -104,9 +105,8 @@ void packed_places(const PackedBlock& block,
   const float* at = x + block.first * group_size;
   for (int g = 0; g < block.groups; ++g, p += block.group_bytes) {
     prefetch(part.ahead(block, g, p), block.group_bytes);
-    PackedParams<V> params(p + bytes_of(group_size, kBits) * V::kLanes,
-                           w.format,
-                           w.scale_dtype);
+    PackedParams<V> params(
+        p + bytes_of(group_size, kBits) * V::kLanes, w.format, w.scale_dtype);
     const uint8_t* words = p;
     for (int k = 0; k < group_size; k += kRun) {
       add_words<V, kBits, kPlace, 0>(words, params, at, w.K, sum);

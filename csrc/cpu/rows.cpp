@@ -48,9 +48,8 @@ Weights rows_of(const Weights& w, Range rows) {
   part.scales += groups * size_of(w.scale_dtype);
   part.biases += groups * size_of(w.scale_dtype);
   if (w.packed) {
-    part.packed +=
-        rows.begin *
-        isa().kernels.packed_row_bytes(w.format, w.scale_dtype, w.K);
+    part.packed += rows.begin *
+                   isa().kernels.packed_row_bytes(w.format, w.scale_dtype, w.K);
   }
   part.N = rows.end - rows.begin;
   return part;

@@ -26,7 +26,12 @@ from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble import nn
-from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.accelerate import (
+    accelerate,
+    keeps_scales,
+    recognise_symmetric,
+    repacked,
+)
 
 __all__ = [
     "accelerated_loading",
@@ -50,6 +55,7 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
@@ -59,6 +65,7 @@ def load(
         *args: As :func:`mlx_lm.load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -70,7 +77,7 @@ def load(
         ValueError: If mlx-lm does not know the model's architecture, or
             ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(activations, batch_invariant):
+    with accelerated_loading(activations, batch_invariant, repack):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -79,6 +86,7 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
@@ -88,6 +96,7 @@ def sharded_load(
         *args: As :func:`mlx_lm.utils.sharded_load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -95,7 +104,7 @@ def sharded_load(
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, activations, batch_invariant)
+    prepare(model, activations, batch_invariant, repack)
     return (model, *others)
 
 
@@ -113,7 +122,9 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
 
 @contextmanager
 def accelerated_loading(
-    activations: str | None = None, batch_invariant: bool = False
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    repack: bool = False,
 ) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
@@ -123,7 +134,7 @@ def accelerated_loading(
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model, activations, batch_invariant)
+        prepare(model, activations, batch_invariant, repack)
         return model, config
 
     mlx_lm_utils.load_model = load_model
@@ -139,6 +150,7 @@ def run_command(
     arguments: Sequence[str],
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
 ) -> None:
     """Run one of mlx-lm's commands, with every model that it loads accelerated.
 
@@ -148,16 +160,20 @@ def run_command(
         arguments: Its command line, without the program's name.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     stock_sharded_load = getattr(command, "sharded_load", None)
     if stock_sharded_load is not None:
         vars(command)["sharded_load"] = partial(
-            sharded_load, activations=activations, batch_invariant=batch_invariant
+            sharded_load,
+            activations=activations,
+            batch_invariant=batch_invariant,
+            repack=repack,
         )
     try:
-        with accelerated_loading(activations, batch_invariant):
+        with accelerated_loading(activations, batch_invariant, repack):
             command.main()
     finally:
         if stock_sharded_load is not None:
@@ -168,6 +184,7 @@ def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
 ) -> None:
     """Accelerate a model, and on the CPU have it compute in float32.
 
@@ -177,6 +194,8 @@ def prepare(
     accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+        if repack:  # not before: scales may be others now
+            repacked(model)
 
 
 def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:

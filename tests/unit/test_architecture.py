@@ -36,6 +36,7 @@ PYTHON_ORDER = [
     "nn",
     "rebind",
     "shared",
+    "repack",
     "report",
     "route",
     "accelerate",

@@ -43,6 +43,26 @@ _STYLES["nibble int8"] = {
     "linestyle": "-",
     "color": "#6f9fd8",
 }
+_STYLES["nibble repacked"] = {
+    "label": "mlx-nibble, repacked",
+    "marker": "o",
+    "markerfacecolor": "white",
+    "linestyle": "-",
+    "color": "#0b3c7d",
+}
+_STYLES["nibble int8 repacked"] = {
+    "label": "mlx-nibble, int8, repacked",
+    "marker": "D",
+    "markerfacecolor": "white",
+    "linestyle": "-",
+    "color": "#6f9fd8",
+}
+_STYLES["read"] = {
+    "label": "reading the weights once",
+    "marker": "",
+    "linestyle": ":",
+    "color": "black",
+}
 # Of peers that have no style of their own, in the order in which they come.
 _OTHERS = ["v", "x", "+", "*", "<", ">", "P", "1"]
 _LOOK: Any = {
