@@ -22,17 +22,27 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
-from mlx_lm.generate import generate_step, stream_generate
+from mlx_lm.generate import (
+    BatchGenerator,
+    generate_step,
+    generation_stream,
+    speculative_generate_step,
+    stream_generate,
+)
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.report import Report
 
 __all__ = [
+    "BatchGenerator",
     "accelerated_loading",
     "generate_step",
+    "generation_stream",
     "load",
     "load_for_evaluation",
     "load_full_precision",
+    "load_as_it_is",
     "load_stock",
     "make_prompt_cache",
     "prepare",
@@ -40,8 +50,12 @@ __all__ = [
     "save_companions",
     "set_activation_dtype",
     "sharded_load",
+    "speculative_generate_step",
     "stream_generate",
+    "use_stock",
 ]
+
+load_as_it_is = mlx_lm.load
 
 
 def load(
@@ -105,9 +119,14 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     in bfloat16, and 40 times slower in float16, which most checkpoints are in.
     """
     model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    use_stock(model)
+    return (model, *others)
+
+
+def use_stock(model: mlx_nn.Module) -> None:
+    """Put a model in the configuration of :func:`load_stock`."""
     if _on_cpu():
         model.set_dtype(mx.float32)
-    return (model, *others)
 
 
 @contextmanager
@@ -167,15 +186,19 @@ def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
-) -> None:
+) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
+
+    Returns:
+        What :func:`mlx_nibble.accelerate` returns. Its ``undo()`` leaves the types.
     """
-    accelerate(model, activations=activations, batch_invariant=batch_invariant)
+    report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+    return report
 
 
 def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:

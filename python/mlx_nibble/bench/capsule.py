@@ -92,6 +92,16 @@ def read(path: str | os.PathLike[str]) -> Capsule:
     return capsule
 
 
+def neighbours(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, float]]:
+    """Samples of two candidates in the same rounds.
+
+    An interrupted round has none of the second, and who is slow does not take part in
+    each pass.
+    """
+    passes = zip(a.get("passes", ()), b.get("passes", ()), strict=False)
+    return [pair for both in passes for pair in zip(*both, strict=False)]
+
+
 def _check(capsule: Capsule) -> None:
     if capsule["schema"] != SCHEMA:
         raise ValueError(f"schema {SCHEMA!r} was required but got another")

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble.bench import peaks, products
-from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.capsule import Capsule, neighbours
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Estimate, median
@@ -175,7 +175,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
         case = Case(**result["case"])
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
-            pairs = _neighbours(candidate, ours)
+            pairs = neighbours(candidate, ours)
             if not pairs:
                 continue
             seconds = median([s for taken in candidate["passes"] for s in taken])
@@ -187,12 +187,6 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
                 _bytes(case, name, result) / seconds.value,
                 case.operations / seconds.value,
             )
-
-
-def _neighbours(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, float]]:
-    """Samples of the same rounds; an interrupted one has none of the second."""
-    passes = zip(a.get("passes", ()), b.get("passes", ()), strict=False)
-    return [pair for both in passes for pair in zip(*both, strict=False)]
 
 
 def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
