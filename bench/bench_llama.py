@@ -6,8 +6,8 @@ The GGUF file holds the same weights as the folder, which was made from it. Each
 process of its own with the same number of threads; all take turns within one run,
 and those whose turn it is not are stopped. llama.cpp is not asked to choose tokens,
 ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt.
-Memory is what a process has at its peak beyond its interpreter, modules and
-tokenizer: loading and the longest prompt are included.
+Memory is what a process has at its peak beyond its interpreter and modules, loading
+and the longest prompt included, and what MLX's arrays take of that.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Runner(Peer):
             text=True,
         )
 
-    def run(self, prompt: int, decode: int) -> tuple[float, float, int]:
-        first, rest, peak = self.ask({"prompt": prompt, "decode": decode})
-        return first, rest, peak
+    def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
+        first, rest, peak, arrays = self.ask({"prompt": prompt, "decode": decode})
+        return first, rest, peak, arrays
 
 
 def busy_seconds() -> float:
@@ -70,12 +70,12 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
 
     def turn(name: str, prompt: int, decode: int) -> None:
         print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
-        first, rest, peak = runners[name].run(prompt, decode)
+        first, rest, peak, arrays = runners[name].run(prompt, decode)
         result = results[name]
         result["prompt"].setdefault(str(prompt), []).append(first)
         if prompt == STOCK_PROMPT:
             result["decode"].append(rest / decode)
-        result["peak_bytes"] = peak
+        result["peak_bytes"], result["peak_array_bytes"] = peak, arrays
 
     for number in range(args.rounds):
         order = [n for n in runners if n != "stock"]
@@ -92,7 +92,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
 def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
     """Tokens a second, and how many times llama.cpp's."""
     peer = results.get("llama.cpp")
-    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB"]]
+    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB", "arrays"]]
     for name, result in results.items():
         cells = [name]
         for taken, theirs, tokens in [
@@ -113,7 +113,9 @@ def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
             if theirs and len(theirs) == len(taken):
                 cell += f" ({timing.faster(theirs, taken).value:.2f}x)"
             cells.append(cell)
-        table.append([*cells, f"{result['peak_bytes'] / 1e6:.0f}"])
+        arrays = result["peak_array_bytes"]
+        cells.append(f"{result['peak_bytes'] / 1e6:.0f}")
+        table.append([*cells, f"{arrays / 1e6:.0f}" if arrays else ""])
     return table
 
 

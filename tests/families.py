@@ -9,7 +9,8 @@ from mlx.utils import tree_unflatten
 
 import mlx_nibble
 from mlx_nibble.accelerate import is_quantized
-from tests import tiny_models
+from mlx_nibble.rebind import Rebinding
+from tests import layer_oracle, tiny_models
 from tests.arrays import to_numpy
 from tests.oracle import Weights
 
@@ -18,33 +19,58 @@ FAMILIES = ("llama", "qwen3", "gemma3_text", "qwen3_moe", "deepseek_v3")
 GROUP_SIZE = 32
 
 
-def stock(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+def stock(
+    family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
+) -> nn.Module:
     """Every layer quantized, none accelerated."""
     # A quantized cache has groups of 32.
     heads = {} if family == "deepseek_v3" else {"head_dim": 32}
-    model = tiny_models.build(family, **heads)
+    model = tiny_models.build(family, seed, **heads)
     model.set_dtype(dtype)
     nn.quantize(model, GROUP_SIZE, bits)
     mx.eval(model.parameters())
     return model
 
 
-def ours(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+def ours(
+    family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
+) -> nn.Module:
     """The same model, accelerated."""
-    model = stock(family, dtype, bits)
+    model = stock(family, dtype, bits, seed)
     report = mlx_nibble.accelerate(model)
     assert report.swapped and not report.kept, str(report)
     return model
 
 
-def exact(family: str, dtype: mx.Dtype = mx.float32, bits: int = 4) -> nn.Module:
+def exact(
+    family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
+) -> nn.Module:
     """The same model's dequantized weights, evaluated in float64."""
-    model = stock(family, dtype, bits)
+    model = stock(family, dtype, bits, seed)
     quantized = [(p, m) for p, m in model.named_modules() if is_quantized(m)]
     dense = [(path, _Dense(module)) for path, module in quantized]
     model.update_modules(tree_unflatten(dense))
     model.apply(lambda a: a.astype(mx.float64))
+    # Whatever the type of x, the angles of MLX's are float32's.
+    rebinding = Rebinding({"mlx.core.fast.rope": _rope})
+    for module in model.modules():
+        rebound = rebinding.subclass(type(module))
+        if rebound is not None:
+            module.__class__ = rebound.kind
     return model
+
+
+def _rope(x, dims, *, traditional, base, scale, offset, freqs=None):
+    y, _ = layer_oracle.rope(
+        to_numpy(x),
+        dims,
+        traditional,
+        base,
+        scale,
+        np.broadcast_to(np.array(offset), len(x)),
+        None if freqs is None else to_numpy(freqs),
+    )
+    return mx.array(y, mx.float64)
 
 
 class _Dense(nn.Module):

@@ -18,6 +18,15 @@ def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray
     return y if weight is None else y * weight.astype(np.float64)
 
 
+def log_sum_exp(x: np.ndarray) -> np.ndarray:
+    """log(sum of e^x) over the last axis."""
+    x = x.astype(np.float64)
+    top = x.max(-1, keepdims=True)
+    finite = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return finite[..., 0] + np.log(np.exp(x - finite).sum(-1))
+
+
 def rope(
     x: np.ndarray,
     dims: int,

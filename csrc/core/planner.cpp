@@ -1,5 +1,6 @@
 #include "csrc/core/planner.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstring>
 
@@ -352,7 +353,13 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
                                             const DeviceProfile& device) {
   auto all = candidates(p, device);
-  return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
+  if (all.empty()) {
+    return std::nullopt;
+  }
+  auto chosen = std::find_if(all.begin(), all.end(), [&](const auto& launches) {
+    return launches.front().kernel == p.choice;
+  });
+  return std::move(chosen == all.end() ? all.front() : *chosen);
 }
 
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,

@@ -6,11 +6,11 @@
 #include <optional>
 
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/heads.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 
@@ -211,34 +211,36 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
     dense_mask = mask.strides(-1) != 1 && mask.shape(-1) != 1;
     mask_strides(mask, dense_mask, p.mask_strides);
   }
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch([p,
-                    options = options_,
-                    q = StridedRows(q),
-                    k = StridedRows(k),
-                    v = StridedRows(v),
-                    mask_data = dense_mask ? nullptr : mask.data<void>(),
-                    mask = RowContiguous(mask),
-                    sinks = RowContiguous(sinks),
-                    y = out.data<void>()]() mutable {
-    auto take = [](StridedRows& rows, int64_t (&strides)[3]) {
-      const cpu::RowGrid& grid = rows.grid();
-      std::copy(grid.strides, grid.strides + 3, strides);
-      return grid.data;
-    };
-    cpu::AttentionOperands operands{};
-    operands.q = take(q, p.q_strides);
-    operands.k = take(k, p.k_strides);
-    operands.v = take(v, p.v_strides);
-    operands.out = y;
-    if (options.has_mask) {
-      operands.mask = mask_data ? mask_data : mask.data();
-    }
-    if (options.has_sinks) {
-      operands.sinks = sinks.as<float>();
-    }
-    cpu::attention(p, operands);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [p,
+                      options = options_,
+                      q = StridedRows(q),
+                      k = StridedRows(k),
+                      v = StridedRows(v),
+                      mask_data = dense_mask ? nullptr : mask.data<void>(),
+                      mask = RowContiguous(mask),
+                      sinks = RowContiguous(sinks),
+                      y = out.data<void>()]() mutable {
+                       auto take = [](StridedRows& rows,
+                                      int64_t (&strides)[3]) {
+                         const cpu::RowGrid& grid = rows.grid();
+                         std::copy(grid.strides, grid.strides + 3, strides);
+                         return grid.data;
+                       };
+                       cpu::AttentionOperands operands{};
+                       operands.q = take(q, p.q_strides);
+                       operands.k = take(k, p.k_strides);
+                       operands.v = take(v, p.v_strides);
+                       operands.out = y;
+                       if (options.has_mask) {
+                         operands.mask = mask_data ? mask_data : mask.data();
+                       }
+                       if (options.has_sinks) {
+                         operands.sinks = sinks.as<float>();
+                       }
+                       cpu::attention(p, operands);
+                     });
 }
 
 bool AttentionPrimitive::is_equivalent(const mx::Primitive& other) const {

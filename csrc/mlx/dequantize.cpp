@@ -6,10 +6,10 @@
 #include "csrc/cpu/matmul.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -25,13 +25,13 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   DequantizeProblem problem =
       bridge::dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  encoder.dispatch([problem,
-                    w = bridge::QuantizedRows(inputs, kW),
-                    y = out.data<void>()]() mutable {
-    cpu::dequantize(problem, w.operands(), y);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem,
+                      w = bridge::QuantizedRows(inputs, kW),
+                      y = out.data<void>()]() mutable {
+                       cpu::dequantize(problem, w.operands(), y);
+                     });
 }
 
 void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,

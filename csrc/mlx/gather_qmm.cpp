@@ -6,10 +6,10 @@
 #include "csrc/cpu/gather.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -32,23 +32,21 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto activations = bridge::activations(options_);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  for (const mx::array& input : inputs) {
-    encoder.set_input_array(input);
-  }
-  encoder.dispatch([problem = problem(inputs),
-                    activations,
-                    x = RowContiguous(inputs[kX]),
-                    w = QuantizedRows(inputs, kW),
-                    lhs = RowContiguous(inputs[kLhs]),
-                    rhs = RowContiguous(inputs[kRhs]),
-                    y = out.data<void>()]() mutable {
-    cpu::gather_matmul(problem,
-                       {w.operands(), x.data(), y},
-                       {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-                       activations);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem = problem(inputs),
+                      activations,
+                      x = RowContiguous(inputs[kX]),
+                      w = QuantizedRows(inputs, kW),
+                      lhs = RowContiguous(inputs[kLhs]),
+                      rhs = RowContiguous(inputs[kRhs]),
+                      y = out.data<void>()]() mutable {
+                       cpu::gather_matmul(
+                           problem,
+                           {w.operands(), x.data(), y},
+                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
+                           activations);
+                     });
 }
 
 void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,

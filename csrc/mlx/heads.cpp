@@ -8,8 +8,9 @@
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/graph.h"
-#include "mlx/backend/cpu/encoder.h"
+#include "csrc/mlx/tuning.h"
 
 namespace nibble {
 
@@ -37,6 +38,7 @@ class ProjectionTask {
         y_(out.data<void>()) {
     size_t next = first + 3;
     problem_.epilogue = projection.epilogue;
+    tuning::consult(problem_, projection.options, mx::Device::cpu);
     if (projection.epilogue.bias) {
       bias_.emplace(inputs[next++]);
     }
@@ -127,8 +129,9 @@ void ProjectedHeads::eval_cpu(const std::vector<mx::array>& inputs,
     tasks.emplace_back(projections_[i], inputs, first, outputs[i]);
     first += input_count(projections_[i]);
   }
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch(
+  cpu_task::dispatch(
+      stream(),
+      outputs,
       [x = RowContiguous(inputs[0]), tasks = std::move(tasks)]() mutable {
         for (ProjectionTask& task : tasks) {
           task.run(x.data());

@@ -4,13 +4,13 @@
 
 #include "csrc/cpu/layers.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/residual_norm.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 
@@ -151,15 +151,17 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                        *to_dtype(x.dtype()),
                        *to_dtype(inputs.back().dtype()),
                        *to_dtype(out.dtype())};
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch([problem,
-                    has_weight,
-                    rows = StridedRows(x),
-                    weight = RowContiguous(inputs.back()),
-                    y = out.data<void>()]() mutable {
-    cpu::rms_norm(
-        problem, rows.grid(), has_weight ? weight.data() : nullptr, y);
-  });
+  cpu_task::dispatch(
+      stream(),
+      outputs,
+      [problem,
+       has_weight,
+       rows = StridedRows(x),
+       weight = RowContiguous(inputs.back()),
+       y = out.data<void>()]() mutable {
+        cpu::rms_norm(
+            problem, rows.grid(), has_weight ? weight.data() : nullptr, y);
+      });
 }
 
 bool RmsNormPrimitive::is_equivalent(const mx::Primitive& other) const {
@@ -183,14 +185,15 @@ void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch([dtype = *to_dtype(out.dtype()),
-                    gate = RowContiguous(inputs[0]),
-                    up = RowContiguous(inputs[1]),
-                    count = out.size(),
-                    y = out.data<void>()]() mutable {
-    cpu::swiglu(dtype, gate.data(), up.data(), count, y);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [dtype = *to_dtype(out.dtype()),
+                      gate = RowContiguous(inputs[0]),
+                      up = RowContiguous(inputs[1]),
+                      count = out.size(),
+                      y = out.data<void>()]() mutable {
+                       cpu::swiglu(dtype, gate.data(), up.data(), count, y);
+                     });
 }
 
 mx::array SwigluPrimitive::by_mlx(const std::vector<mx::array>& inputs) {

@@ -6,10 +6,11 @@
 #include "csrc/cpu/matmul.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
-#include "mlx/backend/cpu/encoder.h"
+#include "csrc/mlx/tuning.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -27,30 +28,27 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto activations = bridge::activations(options_);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  for (const mx::array& input : inputs) {
-    encoder.set_input_array(input);
-  }
   auto addend = [&](int input) {
     return input < 0 ? std::nullopt
                      : std::optional(RowContiguous(inputs[input]));
   };
-  encoder.dispatch([problem = problem(inputs),
-                    activations,
-                    x = RowContiguous(inputs[kX]),
-                    w = QuantizedRows(inputs, kW),
-                    bias = addend(bias_input()),
-                    residual = addend(residual_input()),
-                    y = out.data<void>()]() mutable {
-    cpu::matmul(problem,
-                {w.operands(),
-                 x.data(),
-                 y,
-                 bias ? bias->data() : nullptr,
-                 residual ? residual->data() : nullptr},
-                activations);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem = problem(inputs),
+                      activations,
+                      x = RowContiguous(inputs[kX]),
+                      w = QuantizedRows(inputs, kW),
+                      bias = addend(bias_input()),
+                      residual = addend(residual_input()),
+                      y = out.data<void>()]() mutable {
+                       cpu::matmul(problem,
+                                   {w.operands(),
+                                    x.data(),
+                                    y,
+                                    bias ? bias->data() : nullptr,
+                                    residual ? residual->data() : nullptr},
+                                   activations);
+                     });
 }
 
 void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
@@ -73,13 +71,13 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   metal::encode(*launches, operands, stream());
 }
 
-MatmulProblem QuantizedMatmul::problem(
-    const std::vector<mx::array>& inputs) const {
+MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
   p.batch_invariant = options_.batch_invariant;
   p.half_tiles = options_.half_tiles;
   p.epilogue = epilogue_;
+  tuning::consult(p, options_, stream().device);
   return p;
 }
 

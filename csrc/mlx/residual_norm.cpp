@@ -7,8 +7,9 @@
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/graph.h"
-#include "mlx/backend/cpu/encoder.h"
+#include "csrc/mlx/tuning.h"
 
 namespace nibble {
 
@@ -32,38 +33,40 @@ void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
   MatmulProblem problem = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, true);
   problem.epilogue = {has_bias_, true};
+  tuning::consult(problem, options_, mx::Device::cpu);
   int N = h.shape(-1), rows = static_cast<int>(h.size() / N);
   cpu::RmsNorm norm{N,
                     eps_,
                     problem.dtype,
                     *to_dtype(inputs.back().dtype()),
                     *to_dtype(normed.dtype())};
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch([problem,
-                    norm,
-                    has_bias = has_bias_,
-                    has_weight,
-                    rows,
-                    activations = bridge::activations(options_),
-                    x = RowContiguous(inputs[kX]),
-                    w = QuantizedRows(inputs, kW),
-                    bias = RowContiguous(inputs[has_bias_ ? kBias : kX]),
-                    residual = RowContiguous(inputs[residual]),
-                    weight = RowContiguous(inputs.back()),
-                    h = h.data<void>(),
-                    y = normed.data<void>()]() mutable {
-    cpu::matmul(problem,
-                {w.operands(),
-                 x.data(),
-                 h,
-                 has_bias ? bias.data() : nullptr,
-                 residual.data()},
-                activations);
-    cpu::rms_norm(norm,
-                  {h, {1, 1, rows}, {0, 0, norm.D}},
-                  has_weight ? weight.data() : nullptr,
-                  y);
-  });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem,
+                      norm,
+                      has_bias = has_bias_,
+                      has_weight,
+                      rows,
+                      activations = bridge::activations(options_),
+                      x = RowContiguous(inputs[kX]),
+                      w = QuantizedRows(inputs, kW),
+                      bias = RowContiguous(inputs[has_bias_ ? kBias : kX]),
+                      residual = RowContiguous(inputs[residual]),
+                      weight = RowContiguous(inputs.back()),
+                      h = h.data<void>(),
+                      y = normed.data<void>()]() mutable {
+                       cpu::matmul(problem,
+                                   {w.operands(),
+                                    x.data(),
+                                    h,
+                                    has_bias ? bias.data() : nullptr,
+                                    residual.data()},
+                                   activations);
+                       cpu::rms_norm(norm,
+                                     {h, {1, 1, rows}, {0, 0, norm.D}},
+                                     has_weight ? weight.data() : nullptr,
+                                     y);
+                     });
 }
 
 void ResidualNorm::eval_gpu(const std::vector<mx::array>&,

@@ -4,9 +4,9 @@
 
 #include "csrc/cpu/layers.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 
@@ -80,31 +80,33 @@ void RopePrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   const mx::array& offsets = inputs[options_.has_offsets ? 1 : 0];
   const mx::array& periods = inputs.back();
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.dispatch([options = options_,
-                    dtype = *to_dtype(out.dtype()),
-                    D = out.shape(-1),
-                    one_each = options_.has_offsets && offsets.size() > 1,
-                    rows = StridedRows(inputs[0]),
-                    offsets = RowContiguous(offsets),
-                    periods = RowContiguous(periods),
-                    y = out.data<void>()]() mutable {
-    cpu::Rope problem{D,
-                      options.dims,
-                      options.traditional,
-                      options.scale,
-                      dtype,
-                      options.base,
-                      options.has_periods ? periods.as<float>() : nullptr};
-    const cpu::RowGrid& grid = rows.grid();
-    int64_t D_ = D, L = grid.shape[2], heads = grid.shape[1];
-    cpu::rope(problem,
-              grid,
-              options.has_offsets ? offsets.as<int32_t>() : &options.offset,
-              one_each,
-              {heads * L * D_, L * D_, D_},
-              y);
-  });
+  cpu_task::dispatch(
+      stream(),
+      outputs,
+      [options = options_,
+       dtype = *to_dtype(out.dtype()),
+       D = out.shape(-1),
+       one_each = options_.has_offsets && offsets.size() > 1,
+       rows = StridedRows(inputs[0]),
+       offsets = RowContiguous(offsets),
+       periods = RowContiguous(periods),
+       y = out.data<void>()]() mutable {
+        cpu::Rope problem{D,
+                          options.dims,
+                          options.traditional,
+                          options.scale,
+                          dtype,
+                          options.base,
+                          options.has_periods ? periods.as<float>() : nullptr};
+        const cpu::RowGrid& grid = rows.grid();
+        int64_t D_ = D, L = grid.shape[2], heads = grid.shape[1];
+        cpu::rope(problem,
+                  grid,
+                  options.has_offsets ? offsets.as<int32_t>() : &options.offset,
+                  one_each,
+                  {heads * L * D_, L * D_, D_},
+                  y);
+      });
 }
 
 bool RopePrimitive::is_equivalent(const mx::Primitive& other) const {

@@ -6,11 +6,12 @@
 #include "csrc/cpu/gather.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/ops.h"
+#include "csrc/mlx/tuning.h"
 #include "csrc/mlx/validate.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -116,10 +117,11 @@ class SwigluMatmul : public FastPrimitive {
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  MatmulProblem dense_problem(const std::vector<mx::array>& inputs) const {
+  MatmulProblem dense_problem(const std::vector<mx::array>& inputs) {
     MatmulProblem p = bridge::matmul_problem(
         inputs[kX], inputs[kGate], inputs[kGate + 1], request_.format(), true);
     p.batch_invariant = request_.options.batch_invariant;
+    tuning::consult(p, request_.options, stream().device);
     return p;
   }
   GatherProblem gather_problem(const std::vector<mx::array>& inputs) const {
@@ -132,7 +134,7 @@ class SwigluMatmul : public FastPrimitive {
                                   request_.sorted);
   }
   std::optional<std::vector<LaunchPlan>> launches(
-      const std::vector<mx::array>& inputs) const {
+      const std::vector<mx::array>& inputs) {
     return gathered_ ? plan_swiglu(gather_problem(inputs))
                      : plan_swiglu(dense_problem(inputs));
   }
@@ -164,39 +166,41 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   auto activations = bridge::activations(request_.options);
-  auto& encoder = mx::cpu::get_command_encoder(stream());
-  encoder.set_output_array(out);
-  for (const mx::array& input : inputs) {
-    encoder.set_input_array(input);
-  }
   RowContiguous x(inputs[kX]);
   QuantizedRows gate(inputs, kGate), up(inputs, kUp);
   void* y = out.data<void>();
   if (!gathered_) {
-    encoder.dispatch([problem = dense_problem(inputs),
+    cpu_task::dispatch(stream(),
+                       outputs,
+                       [problem = dense_problem(inputs),
+                        activations,
+                        x,
+                        gate,
+                        up,
+                        y]() mutable {
+                         cpu::swiglu_matmul(
+                             problem,
+                             {gate.operands(), up.operands(), x.data(), y},
+                             activations);
+                       });
+    return;
+  }
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem = gather_problem(inputs),
                       activations,
                       x,
                       gate,
                       up,
+                      lhs = RowContiguous(inputs[kLhs]),
+                      rhs = RowContiguous(inputs[kRhs]),
                       y]() mutable {
-      cpu::swiglu_matmul(
-          problem, {gate.operands(), up.operands(), x.data(), y}, activations);
-    });
-    return;
-  }
-  encoder.dispatch([problem = gather_problem(inputs),
-                    activations,
-                    x,
-                    gate,
-                    up,
-                    lhs = RowContiguous(inputs[kLhs]),
-                    rhs = RowContiguous(inputs[kRhs]),
-                    y]() mutable {
-    cpu::gather_swiglu(problem,
-                       {gate.operands(), up.operands(), x.data(), y},
-                       {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-                       activations);
-  });
+                       cpu::gather_swiglu(
+                           problem,
+                           {gate.operands(), up.operands(), x.data(), y},
+                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
+                           activations);
+                     });
 }
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, ops, symmetric
+from mlx_nibble import _native, ops, shared, symmetric, tuning
 from mlx_nibble.rebind import Rebound, original
 from mlx_nibble.report import Kept, Report, Routed, Swap
 from mlx_nibble.route import PRODUCTS, other_layers, quantized_layers
@@ -20,6 +20,7 @@ def accelerate(
     *,
     activations: str | None = None,
     batch_invariant: bool = False,
+    tuned: bool = True,
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
@@ -31,7 +32,8 @@ def accelerate(
 
     Where the default device is the CPU, the layers between them compute with our
     operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
-    another device still go to MLX's.
+    another device still go to MLX's. Of an activation that mlx-lm shares among all
+    models of a process, this model is given a copy.
 
     Args:
         model: Any MLX module; quantized layers are found at any depth.
@@ -41,6 +43,8 @@ def accelerate(
             small loss; as in :func:`mlx_nibble.ops.quantized_matmul`.
         batch_invariant: Have each row's result not depend on the number of rows,
             so that greedy speculative decoding is exactly plain decoding.
+        tuned: Follow what ``nibble tune`` has measured on this machine, if it has
+            (docs/tune.md).
 
     Returns:
         What was swapped, what was not and why. ``report.undo()`` takes it back.
@@ -50,9 +54,14 @@ def accelerate(
     """
     ops.check_activations("accelerate", activations)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    quantized = quantized_layers(activations, batch_invariant, on_cpu)
+    number, table = tuning.in_use() if tuned else (0, {})
+    quantized = quantized_layers(activations, batch_invariant, on_cpu, number)
     others = other_layers(batch_invariant)
     report = Report()
+    if on_cpu and _native.ext is not None:
+        report.replaced = shared.replace(
+            model, lambda kind: bool(others.subclass(kind))
+        )
     for path, module in model.named_modules():
         now, kind = type(module), original(type(module))
         if is_quantized(module):
@@ -73,6 +82,7 @@ def accelerate(
         if rebound is not None:
             module.__class__ = rebound.kind
     recognise_symmetric(swap.module for swap in report.swapped)
+    report.tuned = _tuned_layers(report, table, activations)
     return report
 
 
@@ -100,6 +110,27 @@ def keeps_scales(module: mlx_nn.Module) -> bool:
         return False
     rebound = quantized_layers(None, False, False).subclass(original(type(module)))
     return rebound is not None and "dequantize" not in rebound.operations
+
+
+def _tuned_layers(report: Report, table: tuning.Table, activations: str | None) -> int:
+    """How many layers' products, of some number of rows, a table has a choice for."""
+    chosen = {
+        (key.N, key.K, key.bits, key.group_size)
+        for key, choice in table.items()
+        if choice.name is not None and key.activations == activations
+    }
+    modules: list[Any] = [swap.module for swap in report.swapped]
+    shapes = [
+        (
+            m["weight"].shape[0],
+            m["scales"].shape[-1] * m.group_size,
+            m.bits,
+            m.group_size,
+        )
+        for m in modules
+        if m["weight"].ndim == 2
+    ]
+    return sum(shape in chosen for shape in shapes)
 
 
 def _reason_to_keep(

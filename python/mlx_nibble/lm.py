@@ -16,46 +16,49 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
-from mlx_lm.generate import (
-    BatchGenerator,
-    generate_step,
-    generation_stream,
-    speculative_generate_step,
-    stream_generate,
-)
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_nibble import fast, nn
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.rebind import Rebinding
 from mlx_nibble.report import Report
 
 __all__ = [
-    "BatchGenerator",
+    "accelerated_generation",
     "accelerated_loading",
     "generate_step",
-    "generation_stream",
     "load",
+    "load_as_it_is",
     "load_for_evaluation",
     "load_full_precision",
-    "load_as_it_is",
     "load_stock",
+    "loops",
     "make_prompt_cache",
     "prepare",
     "run_command",
     "save_companions",
     "set_activation_dtype",
     "sharded_load",
-    "speculative_generate_step",
     "stream_generate",
     "use_stock",
 ]
 
+# Probabilities of a token, over the whole vocabulary: on the CPU, MLX takes as long
+# for them as for three layers of a small model.
+_probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
+# mlx-lm's own. Not an attribute of its package: a function there has the same name.
+loops = importlib.import_module("mlx_lm.generate")
 load_as_it_is = mlx_lm.load
+
+generate_step = _probabilities.function(loops.generate_step)
+stream_generate = _probabilities.function(loops.stream_generate)
 
 
 def load(
@@ -144,11 +147,29 @@ def accelerated_loading(
         prepare(model, activations, batch_invariant)
         return model, config
 
-    mlx_lm_utils.load_model = load_model
+    with _replaced(mlx_lm_utils, "load_model", load_model):
+        yield
+
+
+@contextmanager
+def accelerated_generation() -> Iterator[None]:
+    """Inside it, all of mlx-lm's :data:`loops` compute probabilities as ours does."""
+    with _replaced(loops, "mx", _probabilities.module(mx)):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Inside it, a module's name means something else, if it has that name."""
+    if not hasattr(module, name):
+        yield
+        return
+    original = vars(module)[name]
+    vars(module)[name] = value
     try:
         yield
     finally:
-        mlx_lm_utils.load_model = original
+        vars(module)[name] = original
 
 
 def run_command(
@@ -169,17 +190,15 @@ def run_command(
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
-    stock_sharded_load = getattr(command, "sharded_load", None)
-    if stock_sharded_load is not None:
-        vars(command)["sharded_load"] = partial(
-            sharded_load, activations=activations, batch_invariant=batch_invariant
-        )
-    try:
-        with accelerated_loading(activations, batch_invariant):
-            command.main()
-    finally:
-        if stock_sharded_load is not None:
-            vars(command)["sharded_load"] = stock_sharded_load
+    own_sharded_load = partial(
+        sharded_load, activations=activations, batch_invariant=batch_invariant
+    )
+    with (
+        accelerated_loading(activations, batch_invariant),
+        _replaced(command, "sharded_load", own_sharded_load),
+        accelerated_generation(),
+    ):
+        command.main()
 
 
 def prepare(
@@ -209,7 +228,12 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
     the bytes would gain nothing.
     """
     for _, module in model.named_modules():
-        keep = ("scales", "biases") if keeps_scales(module) else ()
+        keep: tuple[str, ...] = ()
+        if isinstance(module, nn.QuantizedEmbedding):
+            module._row_dtype = dtype
+            keep = ("scales", "biases")
+        elif keeps_scales(module):
+            keep = ("scales", "biases")
         for name, value in module.items():
             if name in keep or not isinstance(value, mx.array):
                 continue

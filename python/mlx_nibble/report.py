@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_nibble.shared import Replaced
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -45,17 +47,23 @@ class Report:
         swapped: Layers on our kernels.
         kept: Quantized layers left to MLX, each with the reason.
         routed: On the CPU, the layers between them that call our operations.
+        replaced: Those of them that were shared with other models: routed is a copy.
+        tuned: Swapped layers that a choice of ``nibble tune`` concerns.
     """
 
     swapped: list[Swap] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
+    tuned: int = 0
 
     def undo(self) -> None:
         """Give each layer its own class back; the model is then as it was."""
         for changed in (*self.routed, *self.swapped):
             changed.module.__class__ = changed.original
-        self.routed, self.swapped = [], []
+        for child in self.replaced:
+            child.undo()
+        self.routed, self.swapped, self.replaced = [], [], []
 
     def __str__(self) -> str:
         """Summarize in a few lines, formats and reasons counted."""
@@ -64,6 +72,8 @@ class Report:
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)
         for (kind, form), count in sorted(formats.items()):
             lines.append(f"  {count:4} {kind} {form}")
+        if self.tuned:
+            lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")

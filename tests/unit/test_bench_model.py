@@ -59,6 +59,17 @@ def test_a_subject_computes_as_each_configuration_and_is_itself_again(folder):
         assert subject.nbytes(1) == sum(
             a.nbytes for _, a in tree_flatten(alone.parameters())
         )
+        assert (lm.loops.mx is mx) == (configuration is STOCK)
+    with subject:
+        pass
+    untouched, _ = lm.load_as_it_is(str(folder))
+    assert lm.loops.mx is mx
+    for own, other in zip(model.modules(), untouched.modules(), strict=True):
+        assert type(own) is type(other)
+    for own, other in zip(
+        *(tree_flatten(m.parameters()) for m in (model, untouched)), strict=True
+    ):
+        assert own[1].dtype == other[1].dtype and mx.array_equal(own[1], other[1])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
 from mlx_nibble import lm, measure, nn
 from mlx_nibble.io.gguf_import import import_gguf
@@ -41,6 +42,9 @@ def test_activations_are_single_on_the_cpu_and_scales_as_they_were(folder):
     model, _ = lm.load(str(folder))
     parameters = dict(tree_flatten(model.parameters()))
     assert parameters["model.layers.0.mlp.up_proj.scales"].dtype == mx.float16
+    embedding = model.model.embed_tokens
+    assert embedding.scales.dtype == mx.float16
+    assert embedding(mx.array([1])).dtype == mx.float32
     assert parameters["model.norm.weight"].dtype == mx.float32
     assert model(mx.array([TOKENS])).dtype == mx.float32
 
@@ -52,6 +56,19 @@ def test_batch_invariance_reaches_every_row(folder):
     for at, token in enumerate(TOKENS):
         alone = model(mx.array([[token]]), cache=cache)
         assert mx.array_equal(alone[0, 0], together[0, at])
+
+
+def test_probabilities_are_ours_and_mlx_lm_is_not_patched(folder):
+    model, _ = lm.load(str(folder))
+    ours = list(lm.generate_step(mx.array(TOKENS), model, max_tokens=4))
+    theirs = list(mlx_lm_generate_step(mx.array(TOKENS), model, max_tokens=4))
+    assert lm.generate_step.__code__ is mlx_lm_generate_step.__code__
+    assert mlx_lm_generate_step.__globals__["mx"] is mx
+    for (token, logprobs), (stock_token, stock_logprobs) in zip(
+        ours, theirs, strict=True
+    ):
+        assert token == stock_token
+        assert mx.allclose(logprobs, stock_logprobs, rtol=1e-6, atol=1e-6)
 
 
 def test_mlx_lm_is_itself_again_afterwards(folder):

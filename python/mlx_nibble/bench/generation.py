@@ -76,7 +76,7 @@ def plain() -> Mode:
 
     def read(models: Models, prompts: Prompts, step_size: int) -> float:
         start = time.perf_counter()
-        steps = lm.generate_step(
+        steps = lm.loops.generate_step(
             mx.array(list(prompts[0])),
             models[0],
             max_tokens=1,
@@ -87,7 +87,7 @@ def plain() -> Mode:
             return time.perf_counter() - start
 
     def answer(models: Models, state: State, tokens: int) -> Answer:
-        steps = lm.generate_step(
+        steps = lm.loops.generate_step(
             mx.array(state.tokens),
             models[0],
             max_tokens=tokens + 1,
@@ -135,7 +135,7 @@ def speculative(num_draft_tokens: int) -> Mode:
     """One sequence, by mlx-lm's ``speculative_generate_step``; two models."""
 
     def steps_of(models: Models, tokens: Sequence[int], **options: Any) -> Any:
-        return lm.speculative_generate_step(
+        return lm.loops.speculative_generate_step(
             mx.array(list(tokens)),
             models[0],
             models[1],
@@ -195,8 +195,8 @@ def _fill(models: Models, prompts: Prompts, step_size: int) -> State:
 @contextmanager
 def _batch(
     model: nn.Module, count: int, tokens: int, step_size: int = 2048
-) -> Iterator[lm.BatchGenerator]:
-    generator = lm.BatchGenerator(
+) -> Iterator[Any]:
+    generator = lm.loops.BatchGenerator(
         model,
         max_tokens=tokens,
         completion_batch_size=count,
@@ -207,7 +207,7 @@ def _batch(
         yield generator
     finally:
         generator.close()
-        mx.synchronize(lm.generation_stream)
+        mx.synchronize(lm.loops.generation_stream)
 
 
 @contextmanager
@@ -217,4 +217,4 @@ def _finished(steps: Any) -> Iterator[None]:
         yield
     finally:
         steps.close()
-        mx.synchronize(lm.generation_stream)
+        mx.synchronize(lm.loops.generation_stream)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlx_nibble.bench.capsule import Capsule, neighbours
-from mlx_nibble.bench.statistics import Estimate, median
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.statistics import Estimate, median, ratio
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
     Attributes:
         seconds: Of one token, each of each sequence counted.
         faster: Times that ours was faster than it, of neighbours in time.
-        pairs: Neighbours that there were.
+        passes: In which it took part.
         peak_bytes: Most memory in use, the model's included.
         accepted: Share of a draft model's proposals that were right.
     """
@@ -50,7 +50,7 @@ class Row:
     name: str
     seconds: Estimate
     faster: Estimate
-    pairs: int
+    passes: int
     peak_bytes: int
     accepted: float | None
 
@@ -73,16 +73,16 @@ def rows(capsule: Capsule) -> Iterator[Row]:
     for result in capsule["results"]:
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
-            samples = [s for taken in candidate.get("passes", ()) for s in taken]
-            pairs = neighbours(candidate, ours)
-            if not samples or not pairs:
+            passes = candidate.get("passes", ())
+            faster = ratio(passes, ours.get("passes", ()))
+            if faster is None:
                 continue
             yield Row(
                 Case(**result["case"]),
                 name,
-                median(samples),
-                median([theirs / own for theirs, own in pairs]),
-                len(pairs),
+                median([s for taken in passes for s in taken]),
+                faster,
+                sum(map(bool, passes)),
                 candidate.get("peak_bytes", 0),
                 candidate.get("accepted"),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -11,7 +12,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_nibble import lm
 from mlx_nibble.measure import weight_bytes
-from mlx_nibble.report import Report
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ STOCK = Configuration("mlx", accelerated=False)
 
 
 class Subject:
-    """Models that change from one configuration to another and back.
+    """Models that change from one configuration to another, and back at its end.
 
     Codes are shared by all; what a configuration casts, such as scales to float32 for
-    MLX on a CPU, is kept beside.
+    MLX on a CPU, is kept beside. mlx-lm's loops change with the models.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -49,16 +49,24 @@ class Subject:
         self.models = models
         self._loaded = [model.parameters() for model in models]
         self._cast: dict[bool, list] = {}
-        self._reports: list[Report] = []
         self._now: Configuration | None = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Subject:
+        """As it is."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give models and loops back as they were."""
+        self._undo.close()
+        for model, arrays in zip(self.models, self._loaded, strict=True):
+            model.update(arrays)
 
     def become(self, configuration: Configuration) -> None:
         """Have the models compute so, from the next call on."""
         if configuration == self._now:
             return
-        for report in self._reports:
-            report.undo()
-        self._reports = []
+        self._undo.close()
         accelerated = configuration.accelerated
         parameters = self._cast.get(accelerated, self._loaded)
         for model, arrays in zip(self.models, parameters, strict=True):
@@ -67,10 +75,12 @@ class Subject:
                 report = lm.prepare(
                     model, configuration.activations, configuration.batch_invariant
                 )
-                self._reports.append(report)
+                self._undo.callback(report.undo)
             else:
                 lm.use_stock(model)
             mx.eval(model.parameters())
+        if accelerated:
+            self._undo.enter_context(lm.accelerated_generation())
         self._cast[accelerated] = [
             tree_unflatten(tree_flatten(model.parameters())) for model in self.models
         ]

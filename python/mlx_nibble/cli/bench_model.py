@@ -180,9 +180,9 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
     groups = [
         (*mode, context) for context in dict.fromkeys(args.context) for mode in modes
     ]
-    with run_progress() as progress:
+    with run_progress() as progress, subject.Subject(models) as changing:
         model.run(
-            subject.Subject(models),
+            changing,
             configurations,
             groups,
             text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlx_nibble.bench import rates
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.rates import Case, Row
-from mlx_nibble.bench.statistics import LEAST_PASSES
+from mlx_nibble.bench.statistics import passes_needed
 from mlx_nibble.cli.bench_kernels import milliseconds, times
 from mlx_nibble.cli.console import out, table
 
@@ -39,7 +39,7 @@ def show(made: Capsule) -> None:
 
 def _cells(row: Row) -> list[str]:
     rate, first = row.tokens_per_second, row.first_token_seconds
-    enough = row.pairs >= LEAST_PASSES
+    enough = row.passes >= passes_needed()
     ratio = ["", ""] if row.name == "nibble" else times(row.faster)
     return [
         row.name,

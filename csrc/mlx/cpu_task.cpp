@@ -1,0 +1,48 @@
+#include "csrc/mlx/cpu_task.h"
+
+#include <chrono>
+#include <unordered_map>
+
+namespace nibble::cpu_task {
+namespace {
+
+// The stream must not run dry while the next node is being built: that takes
+// 10 us, and a node that writes this much, 50 us at least.
+constexpr size_t kAheadBytes = size_t{4} << 20;
+
+// What is waited for may itself wait for another stream, whose work the waiting
+// thread has yet to hand over: then memory has to be spent after all.
+constexpr std::chrono::milliseconds kPatience{100};
+
+}  // namespace
+
+Backlog& Backlog::of(const mx::Stream& stream) {
+  // Never destroyed: a stream's thread may outlive static objects.
+  static auto& all = *new std::unordered_map<int, Backlog>;
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  return all[stream.index];
+}
+
+void Backlog::add(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  bytes_ += bytes;
+  ++tasks_;
+}
+
+void Backlog::finish(size_t bytes) {
+  {
+    std::lock_guard lock(mutex_);
+    bytes_ -= bytes;
+    --tasks_;
+  }
+  finished_.notify_all();
+}
+
+void Backlog::wait() {
+  std::unique_lock lock(mutex_);
+  finished_.wait_for(
+      lock, kPatience, [&] { return bytes_ <= kAheadBytes || tasks_ <= 1; });
+}
+
+}  // namespace nibble::cpu_task
