@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.tolerance import LAMBDA, UNIT_ROUNDOFF
+from mlx_nibble.rounding import LAMBDA, UNIT_ROUNDOFF
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:

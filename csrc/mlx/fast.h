@@ -1,6 +1,6 @@
-// The operations of mlx::core::fast, SwiGLU and logsumexp, on our CPU kernels. On other
-// devices, and for what our kernels do not hold, bad arguments included, they
-// are MLX's, chosen when the graph is built.
+// The operations of mlx::core::fast, SwiGLU and logsumexp, on our CPU kernels.
+// On other devices, and for what our kernels do not hold, bad arguments
+// included, they are MLX's, chosen when the graph is built.
 #pragma once
 
 #include <optional>

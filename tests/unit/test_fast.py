@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble import _native, fast
+from mlx_nibble.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from tests import layer_oracle
 from tests.arrays import DTYPES, to_mlx, to_numpy
-from tests.tolerance import UNDERFLOW, UNIT_ROUNDOFF, assert_close, bound
+from tests.tolerance import assert_close, bound
 
 # Rows at and beside the widths of vectors, and the heads that models have.
 WIDTHS = st.sampled_from([1, 7, 15, 16, 17, 32, 33, 40, 64, 80, 96, 128, 256])
