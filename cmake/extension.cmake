@@ -21,6 +21,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/gather_ops.cpp
   csrc/mlx/gather_qmm.cpp
   csrc/mlx/heads.cpp
+  csrc/mlx/log_sum_exp.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
@@ -31,6 +32,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/repack.cpp
   csrc/mlx/symmetric.cpp
   csrc/mlx/transforms.cpp
+  csrc/mlx/tuning.cpp
   csrc/mlx/validate.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
@@ -42,7 +44,8 @@ target_link_libraries(nibble_mlx
 nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
   csrc/bindings.cpp
   csrc/bindings_bench.cpp
-  csrc/bindings_self_check.cpp)
+  csrc/bindings_self_check.cpp
+  csrc/bindings_tuning.cpp)
 target_link_libraries(_ext PRIVATE nibble_mlx)
 
 if(APPLE)

@@ -4,11 +4,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
 
 #include <tuple>
 
 #include "csrc/bindings_bench.h"
 #include "csrc/bindings_self_check.h"
+#include "csrc/bindings_tuning.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/repack.h"
@@ -44,6 +46,7 @@ Array quantized_matmul(const Array& x,
                        bool batch_invariant,
                        bool symmetric,
                        bool half_tiles,
+                       int tuning,
                        mx::StreamOrDevice s) {
   return nibble::ops::quantized_matmul(
       x,
@@ -54,7 +57,7 @@ Array quantized_matmul(const Array& x,
       group_size,
       bits,
       mode,
-      {int8_activations, batch_invariant, symmetric, half_tiles},
+      {int8_activations, batch_invariant, symmetric, half_tiles, tuning},
       {bias, residual},
       s);
 }
@@ -162,6 +165,7 @@ NB_MODULE(_ext, m) {
         "batch_invariant"_a = false,
         "symmetric"_a = false,
         "half_tiles"_a = false,
+        "tuning"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.quantized_matmul.");
 
@@ -240,6 +244,15 @@ NB_MODULE(_ext, m) {
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.rms_norm.");
 
+  m.def("logsumexp",
+        &nibble::fast::logsumexp,
+        nb::arg(),
+        "axes"_a.none(),
+        "keepdims"_a,
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.logsumexp.");
+
   m.def("rope",
         &nibble::fast::rope,
         nb::arg(),
@@ -316,5 +329,6 @@ NB_MODULE(_ext, m) {
       "Whether our kernels compute a format, on any device.");
 
   nibble::bind_self_check(m);
+  nibble::bind_tuning(m);
   nibble::bind_bench(m);
 }

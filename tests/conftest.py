@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +33,20 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     mx.random.seed(0)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch) -> Path:
+    """A cache folder of the test's own, in which a tuned table counts."""
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path))
+    return tmp_path / "tuned"
+
+
+@pytest.fixture(autouse=True)
+def _as_the_planner_chooses(request, monkeypatch) -> None:
+    """What was tuned on this machine has no part in other tests."""
+    if "tables" not in request.fixturenames:
+        monkeypatch.setattr("mlx_nibble.tuning.in_use", lambda: (0, {}))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@
 namespace nibble {
 
 // The launches that compute `problem` on `device`, in order; nullopt if no
-// kernel of ours does, so that MLX's own op is to be used. Needs M, N, K >= 1.
+// kernel of ours does, so that MLX's own op is to be used. A problem's choice
+// is followed if it names a candidate's first kernel. Needs M, N, K >= 1.
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& problem,
                                             const DeviceProfile& device);
 

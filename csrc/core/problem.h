@@ -2,6 +2,8 @@
 // else: no pointers, no device.
 #pragma once
 
+#include <string_view>
+
 #include "csrc/core/dtype.h"
 #include "csrc/core/format.h"
 
@@ -44,6 +46,9 @@ struct MatmulProblem {
   // Tiles may hold bfloat numbers in half, where these fit into it.
   bool half_tiles = false;
   Epilogue epilogue;  // only if transposed
+  // The candidate that a tuned table names, for a planner to follow if it is
+  // one; empty: the planner's own choice. Outlives the problem.
+  std::string_view choice;
 
   bool operator==(const MatmulProblem&) const = default;
 };
@@ -78,6 +83,8 @@ struct GatherProblem {
   QuantFormat format;
   bool sorted = false;  // rhs never falls
   bool transpose = true;
+  // The bits of a row of y may not depend on other rows or products.
+  bool batch_invariant = false;
 
   bool operator==(const GatherProblem&) const = default;
 };

@@ -69,6 +69,7 @@ template <class V>
 constexpr Kernels make_kernels() {
   return {arrange<V>,
           natural_order<V>,
+          V::kFewRows,
           multiply<V>,
           multiply_columns<V>,
           dequantize<V>,

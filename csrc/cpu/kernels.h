@@ -55,12 +55,16 @@ struct Kernels {
       Dtype dtype, int bits, const void* x, size_t count, float* out);
   // True if that order is x's own.
   bool (*natural_order)(int bits);
+  // Up to this number of rows of x, decoding on the way is faster.
+  int few_rows;
 
   // y[m, n] for m < M and n in rows = sum over k of x[m, k] * w_hat[n, k].
-  // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows.
+  // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows. Up to few_rows
+  // weights are decoded on the way, beyond, once: the bits are the same.
   void (*multiply)(const Weights& w,
                    const float* x,
                    int M,
+                   int few_rows,
                    Range rows,
                    Dtype dtype,
                    void* y,

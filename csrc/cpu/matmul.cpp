@@ -36,6 +36,10 @@ void by_blocks(const MatmulProblem& problem,
 
 }  // namespace
 
+CpuProfile profile() {
+  return {thread_count(), isa().kernels.few_rows};
+}
+
 void matmul(const MatmulProblem& problem,
             const MatmulOperands& o,
             Activations activations) {
@@ -46,7 +50,7 @@ void matmul(const MatmulProblem& problem,
         size_t first = row * form.out();
         if (!problem.epilogue.any()) {
           int any = std::numeric_limits<int>::max();
-          by_ranges(form, M, any, [&](Range range) {
+          by_ranges(form, any, [&](Range range) {
             rows.multiply(
                 w, 0, M, range, form.dtype, at(o.y, first, form.dtype));
           });
@@ -55,7 +59,7 @@ void matmul(const MatmulProblem& problem,
         auto addend = [&](bool there, const void* p, size_t begin) {
           return there ? at(p, begin, form.dtype) : nullptr;
         };
-        by_ranges(form, M, columns_of_sums(M), [&](Range range) {
+        by_ranges(form, columns_of_sums(M), [&](Range range) {
           const uint8_t* bias =
               addend(problem.epilogue.bias, o.bias, range.begin);
           Sums sums(form, rows, w, 0, M, range);
@@ -78,7 +82,7 @@ void swiglu_matmul(const MatmulProblem& problem,
       problem, form, o.x, [&](const Rows& rows, int matrix, int M, size_t row) {
         Weights gate = form.matrix(o.gate, matrix);
         Weights up = form.matrix(o.up, matrix);
-        by_ranges(form, M, columns_of_sums(2 * M), [&](Range range) {
+        by_ranges(form, columns_of_sums(2 * M), [&](Range range) {
           GatedSums sums(form, rows, gate, up, 0, M, range);
           for (int m = 0; m < M; ++m) {
             size_t to = (row + m) * form.N + range.begin;

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 
@@ -46,6 +47,9 @@ enum class Activations {
   // step[m, g] = max(max over k in g of |x[m, k]| / 127, 2^-126).
   kInt8,
 };
+
+// What the planner may know of this machine.
+CpuProfile profile();
 
 // y = x @ w_hat^T + bias + residual, or x @ w_hat.
 void matmul(const MatmulProblem& problem,

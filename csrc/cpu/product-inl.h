@@ -160,6 +160,7 @@ template <class V>
 void multiply(const Weights& w,
               const float* x,
               int M,
+              int few_rows,
               Range rows,
               Dtype dtype,
               void* y,
@@ -181,7 +182,7 @@ void multiply(const Weights& w,
       Range columns{k, smaller(k + kBlockK, w.K)};
       with_bits(w.format.bits, [&](auto bits) {
         constexpr int kBits = decltype(bits)::value;
-        if (M <= V::kFewRows) {
+        if (M <= few_rows) {
           multiply_few<V, kBits>(w, x, M, block, columns, sums);
         } else {
           multiply_many<V, kBits>(w, x, M, block, columns, scratch, sums);

@@ -10,10 +10,6 @@ int rows_apiece(int M, int in) {
   return int64_t(M) * in < kParallelProducts ? M : (M + 7) / 8;
 }
 
-int round_up(int value, int step) {
-  return (value + step - 1) / step * step;
-}
-
 // x @ w_hat broadcasts single activations: their order is their own.
 int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
@@ -25,6 +21,29 @@ float* thread_scratch() {
   thread_local Floats scratch = make_floats(kScratchFloats);
   return scratch.get();
 }
+
+Form::Form(const MatmulProblem& p, Activations activations)
+    : N(p.N),
+      K(p.K),
+      dtype(p.dtype),
+      scale_dtype(p.scale_dtype),
+      format(p.format),
+      transpose(p.transpose) {
+  CpuPlan plan = plan_cpu(p, profile(), activations == Activations::kInt8);
+  int8 = plan.int8;
+  few_rows = plan.few_rows;
+  columns = plan.columns;
+}
+
+Form::Form(const GatherProblem& p, Activations activations)
+    : N(p.N),
+      K(p.K),
+      dtype(p.dtype),
+      scale_dtype(p.scale_dtype),
+      format(p.format),
+      transpose(p.transpose),
+      int8(activations == Activations::kInt8 && p.transpose),
+      few_rows(isa().kernels.few_rows) {}
 
 Weights Form::matrix(const QuantizedOperands& o, int index) const {
   size_t rows = size_t(index) * N;
@@ -124,19 +143,14 @@ void Rows::multiply(const Weights& w,
         thread_scratch());
     return;
   }
-  auto multiply =
-      form_.transpose ? isa_.kernels.multiply : isa_.kernels.multiply_columns;
-  multiply(w, floats_ + begin, count, range, dtype, y, thread_scratch());
-}
-
-int piece_columns(const Form& form, int64_t products, int parts, int most) {
-  int unit =
-      form.transpose ? kMinRows : std::max(kMinRows, form.format.group_size);
-  int pieces = products < kParallelProducts
-                   ? 1
-                   : (kPiecesPerThread * thread_count() + parts - 1) / parts;
-  int step = round_up((form.out() + pieces - 1) / pieces, unit);
-  return std::min(step, std::max(unit, most));
+  const float* x = floats_ + begin;
+  float* scratch = thread_scratch();
+  if (form_.transpose) {
+    isa_.kernels.multiply(
+        w, x, count, form_.few_rows, range, dtype, y, scratch);
+  } else {
+    isa_.kernels.multiply_columns(w, x, count, range, dtype, y, scratch);
+  }
 }
 
 }  // namespace nibble::cpu

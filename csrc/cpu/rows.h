@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/matmul.h"
@@ -13,14 +14,6 @@
 
 namespace nibble::cpu {
 
-// A call of fewer products than this is done by the calling thread: below,
-// handing work over (1 to 2 us when the workers are awake) costs more than
-// half the work takes (some 20 products a ns).
-inline constexpr int64_t kParallelProducts = 64 * 1024;
-// Pieces of work for each thread, so that one that is held up delays little.
-inline constexpr int kPiecesPerThread = 4;
-// Fewer weight rows are never worth a piece, and whole tiles are best.
-inline constexpr int kMinRows = 32;
 // Sums that a thread keeps before they are rounded: 256 KB, a part of any
 // second level.
 inline constexpr int kSums = 64 * 1024;
@@ -57,16 +50,14 @@ struct Form {
   QuantFormat format;
   bool transpose;
   bool int8;
+  // Up to this number of rows of x, weights are decoded on the way.
+  int few_rows;
+  // Columns of y of a piece of work; of gathered products each call has its
+  // own.
+  int columns = 0;
 
-  template <typename Problem>
-  Form(const Problem& p, Activations activations)
-      : N(p.N),
-        K(p.K),
-        dtype(p.dtype),
-        scale_dtype(p.scale_dtype),
-        format(p.format),
-        transpose(p.transpose),
-        int8(activations == Activations::kInt8 && p.transpose) {}
+  Form(const MatmulProblem& problem, Activations activations);
+  Form(const GatherProblem& problem, Activations activations);
 
   int in() const { return transpose ? K : N; }
   int out() const { return transpose ? N : K; }
@@ -107,16 +98,12 @@ class Rows {
   QuantizedRows int8_{};
 };
 
-// Columns of y that make up a piece, if `products` multiplications are to be
-// shared out: a multiple of what kernels want, and no more than `most`.
-int piece_columns(const Form& form, int64_t products, int parts, int most);
-
-// Calls body(range) for ranges of columns of M rows of y that make up all of
-// it, each of no more than `most` columns.
+// Calls body(range) for ranges of columns of y that make up all of it, each of
+// no more than `most` columns, which are at least kMinRows.
 template <typename Fn>
-void by_ranges(const Form& form, int M, int most, Fn&& body) {
+void by_ranges(const Form& form, int most, Fn&& body) {
   int out = form.out();
-  int step = piece_columns(form, int64_t{M} * form.N * form.K, 1, most);
+  int step = std::min(form.columns, most);
   parallel_for((out + step - 1) / step, [&](int i) {
     body(Range{i * step, std::min(out, (i + 1) * step)});
   });

@@ -10,6 +10,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/graph.h"
+#include "csrc/mlx/tuning.h"
 
 namespace nibble {
 
@@ -37,6 +38,7 @@ class ProjectionTask {
         y_(out.data<void>()) {
     size_t next = first + 3;
     problem_.epilogue = projection.epilogue;
+    tuning::consult(problem_, projection.options, mx::Device::cpu);
     if (projection.epilogue.bias) {
       bias_.emplace(inputs[next++]);
     }

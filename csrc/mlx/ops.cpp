@@ -8,6 +8,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/heads.h"
 #include "csrc/mlx/primitives.h"
+#include "csrc/mlx/tuning.h"
 #include "csrc/mlx/validate.h"
 #include "mlx/ops.h"
 
@@ -117,7 +118,9 @@ mx::array quantized_matmul(const mx::array& x_,
   if (transpose) {
     problem.epilogue = {addends.bias.has_value(), addends.residual.has_value()};
   }
-  if (!held_on(problem, a.x.is_tracer(), stream)) {
+  tuning::consult(problem, options, stream.device);
+  if (problem.choice == kLeaveToMlx ||
+      !held_on(problem, a.x.is_tracer(), stream)) {
     mx::array y = mx::quantized_matmul(a.x,
                                        q.w,
                                        q.scales,

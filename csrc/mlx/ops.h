@@ -29,6 +29,8 @@ struct MatmulOptions {
   bool symmetric = false;
   // A GPU's tiles may hold bfloat numbers in half where these fit into it.
   bool half_tiles = false;
+  // Of the table that says which candidate is the fastest; 0: none.
+  int tuning = 0;
 
   bool operator==(const MatmulOptions&) const = default;
 };

@@ -74,7 +74,7 @@ class QuantizedMatmul : public mx::Primitive {
     return epilogue_.residual ? 4 + epilogue_.bias : -1;
   }
 
-  MatmulProblem problem(const std::vector<mx::array>& inputs) const;
+  MatmulProblem problem(const std::vector<mx::array>& inputs);
 
   QuantFormat format_;
   bool transpose_;

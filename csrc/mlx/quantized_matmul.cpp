@@ -10,6 +10,7 @@
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
+#include "csrc/mlx/tuning.h"
 #include "mlx/ops.h"
 
 namespace nibble {
@@ -70,13 +71,13 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   metal::encode(*launches, operands, stream());
 }
 
-MatmulProblem QuantizedMatmul::problem(
-    const std::vector<mx::array>& inputs) const {
+MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
   p.batch_invariant = options_.batch_invariant;
   p.half_tiles = options_.half_tiles;
   p.epilogue = epilogue_;
+  tuning::consult(p, options_, stream().device);
   return p;
 }
 

@@ -9,6 +9,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/graph.h"
+#include "csrc/mlx/tuning.h"
 
 namespace nibble {
 
@@ -32,6 +33,7 @@ void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
   MatmulProblem problem = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, true);
   problem.epilogue = {has_bias_, true};
+  tuning::consult(problem, options_, mx::Device::cpu);
   int N = h.shape(-1), rows = static_cast<int>(h.size() / N);
   cpu::RmsNorm norm{N,
                     eps_,

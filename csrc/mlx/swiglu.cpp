@@ -10,6 +10,7 @@
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/ops.h"
+#include "csrc/mlx/tuning.h"
 #include "csrc/mlx/validate.h"
 #include "mlx/ops.h"
 
@@ -116,10 +117,11 @@ class SwigluMatmul : public FastPrimitive {
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  MatmulProblem dense_problem(const std::vector<mx::array>& inputs) const {
+  MatmulProblem dense_problem(const std::vector<mx::array>& inputs) {
     MatmulProblem p = bridge::matmul_problem(
         inputs[kX], inputs[kGate], inputs[kGate + 1], request_.format(), true);
     p.batch_invariant = request_.options.batch_invariant;
+    tuning::consult(p, request_.options, stream().device);
     return p;
   }
   GatherProblem gather_problem(const std::vector<mx::array>& inputs) const {
@@ -129,10 +131,11 @@ class SwigluMatmul : public FastPrimitive {
                                   inputs[kLhs],
                                   request_.format(),
                                   true,
-                                  request_.sorted);
+                                  request_.sorted,
+                                  request_.options.batch_invariant);
   }
   std::optional<std::vector<LaunchPlan>> launches(
-      const std::vector<mx::array>& inputs) const {
+      const std::vector<mx::array>& inputs) {
     return gathered_ ? plan_swiglu(gather_problem(inputs))
                      : plan_swiglu(dense_problem(inputs));
   }

@@ -1,13 +1,13 @@
 """The compiled half of mlx_nibble."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core
 
 
 mlx_version: str = '0.32.4'
 
-def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
 
 def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
@@ -24,6 +24,9 @@ def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.ar
 
 def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rms_norm."""
+
+def logsumexp(arg0: mlx.core.array, axes: Sequence[int] | None, keepdims: bool, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.logsumexp."""
 
 def rope(arg0: mlx.core.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mlx.core.array, freqs: mlx.core.array | None = None, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rope."""
@@ -72,6 +75,25 @@ def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: ml
 
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""
+
+def row_class(rows: int) -> int:
+    """The largest number of rows that has the choice of this one."""
+
+def cpu_threads() -> int:
+    """The number of threads that the CPU backend uses."""
+
+def add_tuning(choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], bool, str]]) -> int:
+    """
+    Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, symmetric), int8_activations, candidate); returns what the operations take as `tuning`.
+    """
+
+def candidates(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[str]:
+    """
+    Names of all that may compute x @ w_hat.T, the planner's own choice first; none where it is MLX's.
+    """
+
+def chosen(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, tuning: int = 0, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> str:
+    """The one of them that runs, or 'mlx'."""
 
 def cpu_multiply(times: int) -> int:
     """

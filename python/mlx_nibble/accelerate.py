@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, ops, shared, symmetric
+from mlx_nibble import _native, ops, shared, symmetric, tuning
 from mlx_nibble.rebind import Rebound, original
 from mlx_nibble.repack import Copies
 from mlx_nibble.report import Kept, Report, Routed, Swap
@@ -22,6 +22,7 @@ def accelerate(
     activations: str | None = None,
     batch_invariant: bool = False,
     repack: bool = False,
+    tuned: bool = True,
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
@@ -48,6 +49,8 @@ def accelerate(
             order that the processor reads fastest, from its first product on: few
             rows are then up to twice as fast, results have the same bits, and the
             weights take twice the memory (``report.repacked`` counts it).
+        tuned: Follow what ``nibble tune`` has measured on this machine, if it has
+            (docs/tune.md).
 
     Returns:
         What was swapped, what was not and why. ``report.undo()`` takes it back.
@@ -57,7 +60,8 @@ def accelerate(
     """
     ops.check_activations("accelerate", activations)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    quantized = quantized_layers(activations, batch_invariant, on_cpu)
+    number, table = tuning.in_use() if tuned else (0, {})
+    quantized = quantized_layers(activations, batch_invariant, on_cpu, number)
     others = other_layers(batch_invariant)
     report = Report()
     if on_cpu and _native.ext is not None:
@@ -84,6 +88,7 @@ def accelerate(
         if rebound is not None:
             module.__class__ = rebound.kind
     recognise_symmetric(swap.module for swap in report.swapped)
+    report.tuned = _tuned_layers(report, table, activations)
     if repack and on_cpu:
         report.repacked = repacked(model)
     return report
@@ -130,6 +135,27 @@ def keeps_scales(module: mlx_nn.Module) -> bool:
         return False
     rebound = quantized_layers(None, False, False).subclass(original(type(module)))
     return rebound is not None and "dequantize" not in rebound.operations
+
+
+def _tuned_layers(report: Report, table: tuning.Table, activations: str | None) -> int:
+    """How many layers' products, of some number of rows, a table has a choice for."""
+    chosen = {
+        (key.N, key.K, key.bits, key.group_size)
+        for key, choice in table.items()
+        if choice.name is not None and key.activations == activations
+    }
+    modules: list[Any] = [swap.module for swap in report.swapped]
+    shapes = [
+        (
+            m["weight"].shape[0],
+            m["scales"].shape[-1] * m.group_size,
+            m.bits,
+            m.group_size,
+        )
+        for m in modules
+        if m["weight"].ndim == 2
+    ]
+    return sum(shape in chosen for shape in shapes)
 
 
 def _reason_to_keep(

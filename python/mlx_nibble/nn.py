@@ -29,6 +29,7 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
         bias=bias,
         activations=layer._activations,
         batch_invariant=layer._batch_invariant,
+        tuning=layer._tuning,
     )
 
 
@@ -37,6 +38,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     _activations: str | None = None
     _batch_invariant: bool = False
+    _tuning: int = 0
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
@@ -51,6 +53,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
     _activations: str | None = None
     _batch_invariant: bool = False
+    _tuning: int = 0
     # What rows are looked up as, if not in the type of the scales.
     _row_dtype: mx.Dtype | None = None
 
@@ -73,10 +76,17 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
 
 def with_settings(
-    kind: type[nn.Module], activations: str | None, batch_invariant: bool
+    kind: type[nn.Module],
+    activations: str | None,
+    batch_invariant: bool,
+    tuning: int = 0,
 ) -> type[nn.Module]:
     """A layer's class with other settings than the defaults, or the class itself."""
-    settings = {"_activations": activations, "_batch_invariant": batch_invariant}
+    settings = {
+        "_activations": activations,
+        "_batch_invariant": batch_invariant,
+        "_tuning": tuning,
+    }
     if all(getattr(kind, name) == value for name, value in settings.items()):
         return kind
     described = {"__doc__": kind.__doc__, "__module__": kind.__module__}

@@ -38,6 +38,7 @@ def quantized_matmul(
     batch_invariant: bool = False,
     symmetric: bool = False,
     half_tiles: bool = False,
+    tuning: int = 0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Multiply by a quantized matrix: :func:`mx.quantized_matmul`, faster.
@@ -69,13 +70,16 @@ def quantized_matmul(
             docs/numerics.md). Other devices compute exactly all the same, and so do
             gradients and the product that is not transposed.
         batch_invariant: Have the bits of a row of the result not depend on the
-            other rows. On a CPU they never do.
+            other rows. On a CPU they never do, unless by ``tuning``.
         symmetric: The caller knows that every bias is exactly ``-2**(bits - 1)``
             times its scale. Our kernels then do not read ``biases``, which saves
             traffic; a false promise gives wrong results.
         half_tiles: For many rows of bfloat16 on a GPU, which before M3 has no such
             type: compute in float16 what its range holds, and in bfloat16 what it
             does not (docs/numerics.md). No effect elsewhere.
+        tuning: The table of measured choices that the planner looks into, as
+            :func:`mlx_nibble.tuning.in_use` gives it; 0 for none. It may leave a
+            product to MLX's operation, but not if ``batch_invariant``.
         stream: Where to run.
 
     Returns:
@@ -108,6 +112,7 @@ def quantized_matmul(
         batch_invariant=batch_invariant,
         symmetric=symmetric,
         half_tiles=half_tiles,
+        tuning=tuning,
         stream=stream,
     )
 

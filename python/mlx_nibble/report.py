@@ -51,6 +51,7 @@ class Report:
         replaced: Those of them that were shared with other models: routed is a copy.
         repacked: The layers' weights in the order that the processor wants; None
             unless asked for.
+        tuned: Swapped layers that a choice of ``nibble tune`` concerns.
     """
 
     swapped: list[Swap] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Report:
     routed: list[Routed] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
     repacked: Copies | None = None
+    tuned: int = 0
 
     def undo(self) -> None:
         """Give each layer its own class back; the model is then as it was."""
@@ -77,6 +79,8 @@ class Report:
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)
         for (kind, form), count in sorted(formats.items()):
             lines.append(f"  {count:4} {kind} {form}")
+        if self.tuned:
+            lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")

@@ -34,12 +34,14 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
 
 @cache
 def quantized_layers(
-    activations: str | None, batch_invariant: bool, on_cpu: bool
+    activations: str | None, batch_invariant: bool, on_cpu: bool, tuning: int = 0
 ) -> Rebinding:
     """Quantized layers on our kernels, with these settings of the products."""
     settings = {"activations": activations, "batch_invariant": batch_invariant}
     functions: dict[str, Callable] = {
-        "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **settings),
+        "mlx.core.quantized_matmul": partial(
+            ops.quantized_matmul, **settings, tuning=tuning
+        ),
         "mlx.core.gather_qmm": partial(ops.gather_qmm, activations=activations),
         "mlx.core.dequantize": ops.dequantize,
     }
@@ -47,11 +49,11 @@ def quantized_layers(
         functions | _between(batch_invariant) if on_cpu else functions,
         {
             mlx_nn.QuantizedLinear: Rebound(
-                nn.with_settings(nn.QuantizedLinear, activations, batch_invariant),
+                nn.with_settings(nn.QuantizedLinear, **settings, tuning=tuning),
                 {"__call__": frozenset({"quantized_matmul"})},
             ),
             mlx_nn.QuantizedEmbedding: Rebound(
-                nn.with_settings(nn.QuantizedEmbedding, activations, batch_invariant),
+                nn.with_settings(nn.QuantizedEmbedding, **settings, tuning=tuning),
                 {
                     "__call__": frozenset({"dequantize"}),
                     "as_linear": frozenset({"quantized_matmul"}),

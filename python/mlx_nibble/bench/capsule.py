@@ -14,7 +14,7 @@ from mlx_nibble.bench import machine
 from mlx_nibble.io.text import write_text
 
 SCHEMA = "mlx-nibble/bench/1"
-KINDS = ("kernels", "model")
+KINDS = ("kernels", "model", "tune")
 # More than any run writes; a file of strangers may be anything.
 _LARGEST_FILE = 256 << 20
 
@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> Capsule:
         raise ValueError(f"[bench] {str(path)!r} is too large for a capsule.")
     try:
         capsule = json.loads(path.read_text(encoding="utf-8"))
-        _check(capsule)
+        check(capsule)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"[bench] a capsule was required but {str(path)!r} is none: "
@@ -92,7 +92,8 @@ def read(path: str | os.PathLike[str]) -> Capsule:
     return capsule
 
 
-def _check(capsule: Capsule) -> None:
+def check(capsule: Capsule) -> None:
+    """Raise ValueError, KeyError or TypeError unless it can be computed with."""
     if capsule["schema"] != SCHEMA:
         raise ValueError(f"schema {SCHEMA!r} was required but got another")
     if capsule["kind"] not in KINDS:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.statistics import Change, change
+from mlx_nibble.bench.statistics import Change, change, change_in_turns
 
 OURS = "nibble"
 # Runs of the same binary differ by up to 12 % where their own passes do not: where
 # pages lie in memory changes from process to process (docs/bench.md has the figures).
 LEAST_CHANGE = 0.15
+# Where builds took turns, pass by pass in new processes, they do not: of 20 such pairs
+# of one build no product differed by more (tests/unit/test_bench_in_turns.py).
+LEAST_CHANGE_IN_TURNS = 0.05
 # What must be alike for seconds to mean the same.
 _SAME_SETTINGS = ("hot",)
 _SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
@@ -75,13 +78,21 @@ class Outcome:
         return any(c.verdict == "slower" for c in self.ours)
 
 
-def compare(before: Capsule, after: Capsule, least: float = LEAST_CHANGE) -> Outcome:
+def in_turns(before: Capsule, after: Capsule) -> bool:
+    """Whether two runs are of one measurement, in which builds took turns."""
+    tokens = [c["settings"].get("in_turns") for c in (before, after)]
+    return tokens[0] is not None and tokens[0] == tokens[1]
+
+
+def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outcome:
     """Compare two capsules of the same kind.
 
     Args:
         before: The one that is compared with.
         after: The new one.
-        least: Changes of less are not reported, as a factor beyond 1.
+        least: Changes of less are not reported, as a factor beyond 1. Default:
+            :data:`LEAST_CHANGE`, or, of builds that took turns,
+            :data:`LEAST_CHANGE_IN_TURNS`.
 
     Raises:
         ValueError: If they do not measure the same.
@@ -101,6 +112,10 @@ def compare(before: Capsule, after: Capsule, least: float = LEAST_CHANGE) -> Out
     both = [key for key in old if key in new]
     if not any(name == OURS for _, name in both):
         raise ValueError("[compare] the runs have no case in common.")
+    paired = in_turns(before, after)
+    judge = change_in_turns if paired else change
+    if least is None:
+        least = LEAST_CHANGE_IN_TURNS if paired else LEAST_CHANGE
     # Each family of intervals holds together: ours are judged, others only shown.
     counts = {own: sum((n == OURS) == own for _, n in both) for own in (True, False)}
     found = []
@@ -113,7 +128,7 @@ def compare(before: Capsule, after: Capsule, least: float = LEAST_CHANGE) -> Out
                 name,
                 statistics.median(s for taken in a for s in taken),
                 statistics.median(s for taken in b for s in taken),
-                change(a, b, counts[name == OURS]),
+                judge(a, b, counts[name == OURS]),
                 least,
             )
         )
@@ -130,8 +145,8 @@ def _measured(capsule: Capsule) -> Iterator[tuple[tuple[str, str], list[list[flo
     for result in capsule["results"]:
         case = json.dumps(result["case"], sort_keys=True)
         for name, candidate in result["candidates"].items():
-            passes = [taken for taken in candidate.get("passes", ()) if taken]
-            if passes:
+            passes = candidate.get("passes", ())
+            if any(passes):
                 yield (case, name), passes
 
 

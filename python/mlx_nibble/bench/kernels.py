@@ -14,7 +14,7 @@ from mlx_nibble.bench import peaks, products
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
-from mlx_nibble.bench.statistics import Estimate, median
+from mlx_nibble.bench.statistics import Estimate, median, ratio
 
 PEERS = ("mlx", "dense")
 # A call of a candidate may take this many times the seconds that a product is given;
@@ -175,24 +175,20 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
         case = Case(**result["case"])
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
-            pairs = _neighbours(candidate, ours)
-            if not pairs:
+            faster = ratio(
+                candidate.get("passes", ()), ours.get("passes", ()), comparisons
+            )
+            if faster is None:
                 continue
             seconds = median([s for taken in candidate["passes"] for s in taken])
             yield Row(
                 case,
                 name,
                 seconds,
-                median([theirs / own for theirs, own in pairs], comparisons),
+                faster,
                 _bytes(case, name, result) / seconds.value,
                 case.operations / seconds.value,
             )
-
-
-def _neighbours(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, float]]:
-    """Samples of the same rounds; an interrupted one has none of the second."""
-    passes = zip(a.get("passes", ()), b.get("passes", ()), strict=False)
-    return [pair for both in passes for pair in zip(*both, strict=False)]
 
 
 def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:

@@ -39,9 +39,14 @@ class Case:
     dtype: str
 
     @property
+    def scales_dtype(self) -> str:
+        """Of scales and biases."""
+        return self.dtype
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of codes, scales and biases."""
-        pair = 2 * DTYPES[self.dtype].size
+        pair = 2 * DTYPES[self.scales_dtype].size
         return self.N * (self.K * self.bits // 8 + pair * self.K // self.group_size)
 
     @property
@@ -98,7 +103,7 @@ class Pools:
             case: Its rows do not matter.
             kind: "quantized" or "dense".
         """
-        key = (case.N, case.K, case.bits, case.group_size, case.dtype)
+        key = _weights_of(case)
         if key != self._key:
             self._key, self._pools = key, {}
         if kind not in self._pools:
@@ -107,7 +112,7 @@ class Pools:
 
     def copies(self, case: Case, kind: str) -> list[Weights]:
         """New copies of the weights, as :meth:`take` gives them in turns."""
-        key = (kind, case.N, case.K, case.bits, case.group_size, case.dtype)
+        key = (kind, *_weights_of(case))
         if key not in self._originals:
             make = _quantized if kind == "quantized" else _dense
             self._originals[key] = make(case, np.random.default_rng(0))
@@ -125,11 +130,16 @@ class Pools:
         return copies
 
 
+def _weights_of(case: Case) -> tuple:
+    form = (case.bits, case.group_size, case.dtype, case.scales_dtype)
+    return (case.N, case.K, *form)
+
+
 def _quantized(case: Case, rng: np.random.Generator) -> Weights:
     groups = (case.N, case.K // case.group_size)
     words = rng.integers(0, 2**32, (case.N, case.K * case.bits // 32), dtype=np.uint32)
     scales = mx.array(rng.standard_normal(groups, np.float32) / 2**case.bits)
-    scales = scales.astype(DTYPES[case.dtype])
+    scales = scales.astype(DTYPES[case.scales_dtype])
     weights = (mx.array(words), scales, scales * -(2 ** (case.bits - 1)))
     mx.eval(weights)
     return weights

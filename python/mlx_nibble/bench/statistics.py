@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ _BLOCK_EXPONENT = 1 / 3
 _QUARTILE = 0.25
 LEAST_PASSES = 5
 """With fewer, a run is not compared."""
+
+Passes = Sequence[Sequence[float]]
+"""Seconds, a list for each pass."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,8 @@ class Estimate:
         return self.low <= other <= self.high
 
 
-def median(samples: Sequence[float], comparisons: int = 1) -> Estimate:
+def median(samples: Sequence[float]) -> Estimate:
     """The median of at least one sample, with its bootstrap interval.
-
-    With `comparisons`, the intervals of so many medians hold together.
 
     Neighbours in time are alike, so blocks of n^(1/3) of them are drawn, in a circle
     (Politis and Romano 1992). The draws are the same every time.
@@ -45,13 +46,62 @@ def median(samples: Sequence[float], comparisons: int = 1) -> Estimate:
     n = len(values)
     block = max(1, round(n**_BLOCK_EXPONENT))
     rng = np.random.default_rng(0)
-    draws = _DRAWS * (1 + (comparisons > 1))
-    starts = rng.integers(0, n, (draws, -(-n // block), 1))
+    starts = rng.integers(0, n, (_DRAWS, -(-n // block), 1))
     drawn = (starts + np.arange(block)) % n
-    medians = np.median(values[drawn.reshape(draws, -1)[:, :n]], axis=1)
-    tail = (1 - CONFIDENCE) / comparisons / 2
+    medians = np.median(values[drawn.reshape(_DRAWS, -1)[:, :n]], axis=1)
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(medians, (tail, 1 - tail))
     return Estimate(float(np.median(values)), float(low), float(high))
+
+
+def ratio(a: Passes, b: Passes, comparisons: int = 1) -> Estimate | None:
+    """How many times the seconds of `b` those of `a` are, which took turns with it.
+
+    Samples of one pass share their memory, and what else the machine did: a pass is
+    one observation, the median of the ratios of neighbours in time. The value is the
+    median of these; its interval goes from one of them to another, by the binomial
+    distribution (Thompson 1936): it holds however they are distributed, if passes are
+    independent of each other.
+
+    Args:
+        a: At least one pass.
+        b: Of the same rounds; an interrupted run may have fewer.
+        comparisons: The intervals of so many ratios hold together (Bonferroni).
+
+    Returns:
+        None if no round is complete. With fewer than :func:`passes_needed` passes the
+        interval is their range, which holds less often.
+    """
+    pairs = [
+        [x / y for x, y in zip(*both, strict=False)] for both in zip(a, b, strict=False)
+    ]
+    return centre([statistics.median(pair) for pair in pairs if pair], comparisons)
+
+
+def centre(observations: Iterable[float], comparisons: int = 1) -> Estimate | None:
+    """The median of independent observations; None if there is none."""
+    ordered = sorted(observations)
+    if not ordered:
+        return None
+    rank = _rank(len(ordered), comparisons)
+    return Estimate(statistics.median(ordered), ordered[rank], ordered[-1 - rank])
+
+
+def passes_needed(comparisons: int = 1) -> int:
+    """The least number of passes whose range is an interval at :data:`CONFIDENCE`."""
+    return 1 + math.ceil(math.log2(comparisons / (1 - CONFIDENCE)))
+
+
+def _rank(n: int, comparisons: int) -> int:
+    """How many observations may be left out below, and above, the interval."""
+    tail = (1 - CONFIDENCE) / comparisons / 2
+    rank, below = 0, 0.5**n
+    while rank < (n - 1) // 2:
+        below += math.comb(n, rank + 1) * 0.5**n
+        if below > tail:
+            break
+        rank += 1
+    return rank
 
 
 @dataclass(frozen=True)
@@ -67,11 +117,35 @@ class Change:
     beyond_noise: bool
 
 
-def change(
-    before: Sequence[Sequence[float]],
-    after: Sequence[Sequence[float]],
-    comparisons: int = 1,
+def change_in_turns(
+    before: Passes, after: Passes, comparisons: int = 1
 ) -> Change | None:
+    """Compare two builds that took turns, each pass in a process of its own.
+
+    Where a process's pages lie has its part in a pass, and so has what else the
+    machine did: neighbours share the second, and the first differs from pass to pass.
+    An observation is the ratio of the medians of two passes.
+
+    Args:
+        before: Seconds, a list for each pass.
+        after: Likewise, of the other build; pass by pass its neighbour.
+        comparisons: How many are made.
+
+    Returns:
+        None where there are too few passes to tell.
+    """
+    middles = [
+        [statistics.median(taken) if taken else None for taken in run]
+        for run in (before, after)
+    ]
+    pairs = [b / a for a, b in zip(*middles, strict=False) if a and b]
+    factor = centre(pairs, comparisons)
+    if factor is None or len(pairs) < passes_needed(comparisons):
+        return None
+    return Change(factor, 1.0 not in factor)
+
+
+def change(before: Passes, after: Passes, comparisons: int = 1) -> Change | None:
     """Compare two runs of the same thing.
 
     A pass counts as one observation, its median, for what disturbs a machine lasts

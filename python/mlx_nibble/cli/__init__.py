@@ -21,6 +21,7 @@ _COMMANDS = {
     "serve": "answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)",
     "doctor": "try every kernel on this machine",
     "bench": "measure products, and compare runs",
+    "tune": "find the fastest kernels for this machine, and keep them",
 }
 
 # An error that names its operation, unlike an OSError's "[Errno 2] ...".

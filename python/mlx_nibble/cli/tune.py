@@ -1,0 +1,242 @@
+"""``nibble tune``: find the fastest kernels for this machine, and keep them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from mlx_nibble import _native, tuning
+from mlx_nibble.bench import capsule, peaks
+from mlx_nibble.bench.products import DTYPES
+from mlx_nibble.cli import activations
+from mlx_nibble.cli.console import err, out, run_progress, table
+from mlx_nibble.tune import measure, problems
+from mlx_nibble.tune.decide import decide
+from mlx_nibble.tune.problems import Problem
+from mlx_nibble.tuning import Choice, Key
+
+_SAMPLE_SECONDS = 5e-3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble tune",
+        description="Time every way to compute a model's quantized products on this "
+        "machine, MLX's own operation among them, and keep the fastest in the cache "
+        "folder: accelerate(), and every command that runs a model, then uses it. "
+        "Ctrl-C keeps what is done; what is in the table already is not measured "
+        "again.",
+    )
+    add = parser.add_argument
+    add(
+        "path",
+        nargs="?",
+        type=Path,
+        metavar="PATH",
+        help="a model folder, whose matrices are measured; default: those of the "
+        "models that nibble bench kernels names",
+    )
+    add(
+        "--shape",
+        nargs="+",
+        type=_shape,
+        default=[],
+        metavar="N,K",
+        help="matrices [N, K] instead",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        type=int,
+        default=problems.ROWS,
+        metavar="M",
+        help="rows of x, each standing for its class (1, 2, 3 to 4, 5 to 8 ...); "
+        f"default: {' '.join(map(str, problems.ROWS))}",
+    )
+    add("--bits", type=int, default=4, choices=[2, 3, 4, 5, 6, 8])
+    add("--group-size", type=int, default=64, choices=[32, 64, 128])
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="of x; default: float32 on a CPU, where nibble's commands compute in it, "
+        "and on a GPU the type of the scales",
+    )
+    activations.add_option(parser)
+    add("--again", action="store_true", help="measure what is in the table, too")
+    add("--output", metavar="FILE", help="also write all samples there")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what would be measured, and about how long it would take",
+    )
+    what.add_argument("--show", action="store_true", help="print the table; no more")
+    what.add_argument("--clear", action="store_true", help="remove the table; no more")
+    add("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, measure, keep, print."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if min(args.rows) < 1:
+        parser.error("--rows must be positive")
+    if _native.ext is None:
+        raise RuntimeError(f"[tune] mlx-nibble is inactive, {_native.reason}")
+    if args.clear:
+        _clear(args.json)
+        return
+    if args.show:
+        _print(tuning.load(), args.json)
+        return
+    wanted = _wanted(args)
+    known = {} if args.again else tuning.load()
+    missing = [problem for problem in wanted if problem.key not in known]
+    if args.dry_run:
+        _print_plan(missing, len(wanted) - len(missing), args.json)
+        return
+    made = capsule.new("tune", ["nibble", "tune", *arguments], {"hot": False})
+    sink = None if args.output is None else capsule.require_writable(args.output)
+    try:
+        _measure(missing, made)
+    finally:
+        # After Ctrl-C, too: what is done is kept.
+        if sink is not None and made["results"]:
+            capsule.write(made, sink)
+            err.print(f"wrote {sink}", soft_wrap=True)
+        keys = {problem.key for problem in wanted}
+        stored = tuning.load()
+        _print({key: stored[key] for key in keys & stored.keys()}, args.json)
+    if not args.json:
+        err.print(f"The table is {tuning.path()}", soft_wrap=True)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"N,K is required but got {text!r}")
+    return numbers
+
+
+def _wanted(args: argparse.Namespace) -> list[Problem]:
+    rows = sorted({tuning.row_class(m) for m in args.rows})
+    setting = activations.setting(args)
+    if args.path is not None:
+        return problems.of_model(args.path, rows, args.dtype, setting)
+    shapes = args.shape or problems.default_shapes()
+    form = (args.dtype, args.bits, args.group_size, setting)
+    return problems.of_shapes(shapes, rows, *form)
+
+
+def _of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
+    def matrix(p: Problem) -> tuple:
+        return (p.N, p.K, p.bits, p.group_size, p.dtype, p.scale_dtype, p.symmetric)
+
+    return [list(same) for _, same in groupby(wanted, matrix)]
+
+
+def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
+    """Measure, and add to the table matrix by matrix."""
+    done, total = 0, sum(map(measure.steps, _of_one_matrix(wanted)))
+    with run_progress() as progress:
+        for same in _of_one_matrix(wanted):
+            contests = measure.measure(
+                same,
+                lambda what, step, done=done: progress(what, done + step, total),
+            )
+            found = {p.key: decide(c.samples) for p, c in contests.items()}
+            tuning.save(found)
+            made["results"] += [_result(p, c) for p, c in contests.items()]
+            done += measure.steps(same)
+    made["complete"] = True
+
+
+def _result(problem: Problem, contest: measure.Contest) -> dict:
+    taken = {
+        name: {"chain": contest.everyone[name].length, "passes": passes}
+        for name, passes in contest.samples.items()
+    }
+    skipped = {n: {"skipped": why} for n, why in contest.given_up.items()}
+    return {
+        "case": asdict(problem),
+        "candidates": skipped | taken,
+        "disturbed": contest.disturbed,
+    }
+
+
+def _clear(as_json: bool) -> None:
+    removed = tuning.clear()
+    if as_json:
+        print(json.dumps({"removed": None if removed is None else str(removed)}))
+    elif removed is None:
+        out.print("There is no table for this device.")
+    else:
+        out.print(f"Removed {removed}", soft_wrap=True)
+
+
+def _print_plan(missing: Sequence[Problem], known: int, as_json: bool) -> None:
+    """What would be measured."""
+    peak = peaks.measure(missing[0].dtype) if missing else None
+    seconds = sum(_seconds(problem, peak) for problem in missing if peak)
+    if as_json:
+        listed = [{**asdict(p), "candidates": p.candidates()} for p in missing]
+        print(
+            json.dumps({"seconds": round(seconds), "known": known, "measure": listed})
+        )
+        return
+    shown = table(["M × N × K", "format", "candidates"], text_columns=2)
+    for problem in missing:
+        shown.add_row(*_labels(problem.key), str(len(problem.candidates())))
+    if missing:
+        out.print(shown)
+    out.print(
+        f"{len(missing)} products to measure, which would take about "
+        f"{max(seconds / 60, 0.1):.1f} minutes; {known} are in the table."
+    )
+
+
+def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
+    """About how long a product is measured: half of the peak, three candidates
+    of which stay for all passes."""
+    bound = max(
+        problem.bytes_moved / peak.read_bytes_per_second,
+        problem.operations / peak.flops_per_second,
+    )
+    turn = max(_SAMPLE_SECONDS, 2 * bound)
+    return measure.PASSES * max(3 * turn, measure.SECONDS)
+
+
+def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
+    """Choices, by matrix and rows."""
+    ordered = sorted(
+        choices, key=lambda key: (*_labels(key)[1:], key.N, key.K, key.rows)
+    )
+    if as_json:
+        listed = [asdict(key) | asdict(choices[key]) for key in ordered]
+        print(json.dumps({"machine": tuning.machine(), "choices": listed}))
+        return
+    shown = table(["M × N × K", "format", "fastest", "faster"], text_columns=3)
+    for key in ordered:
+        choice = choices[key]
+        gain = "" if choice.name is None else f"{choice.faster:.2f}×"
+        shown.add_row(*_labels(key), choice.name or "the planner's", gain)
+    if ordered:
+        out.print(shown)
+    names = [choice.name for choice in choices.values()]
+    to_mlx = names.count(tuning.LEAVE_TO_MLX)
+    out.print(
+        f"{len(names)} products: {names.count(None)} as the planner chooses, "
+        f"{len(names) - names.count(None) - to_mlx} another way, {to_mlx} left to MLX."
+    )
+
+
+def _labels(key: Key) -> list[str]:
+    form = f"{key.bits} bits g{key.group_size} {key.dtype}, scales {key.scale_dtype}"
+    form += ", symmetric" if key.symmetric else ""
+    form += f", activations {key.activations}" if key.activations else ""
+    return [f"{key.rows} × {key.N} × {key.K}", form]

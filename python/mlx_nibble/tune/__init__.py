@@ -1,0 +1,1 @@
+"""What ``nibble tune`` does: which products, their samples, the choice."""

@@ -1,0 +1,170 @@
+"""Which products are tuned: those of a model folder, or of well-known models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nibble import _native, ops, symmetric, tuning
+from mlx_nibble.bench.machine import device
+from mlx_nibble.bench.products import DTYPES, Case
+from mlx_nibble.bench.shapes import MODELS
+from mlx_nibble.tuning import LEAVE_TO_MLX, Key
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Each class of rows that shares a choice, by its largest."""
+
+# Of scales and biases, in nearly all that mlx-community has.
+SCALE_DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Problem(Case):
+    """A product, with all that its choice depends on.
+
+    Attributes:
+        scale_dtype: Of scales and biases; ``dtype`` is of x alone.
+        symmetric: The biases are known not to be needed.
+        activations: None or "int8", as the operation is asked for.
+    """
+
+    scale_dtype: str
+    symmetric: bool = False
+    activations: str | None = None
+
+    @property
+    def scales_dtype(self) -> str:
+        """Of scales and biases."""
+        return self.scale_dtype
+
+    @property
+    def key(self) -> Key:
+        """What it stands for in a table."""
+        return Key(**{**asdict(self), "rows": tuning.row_class(self.rows)})
+
+    def candidates(self) -> list[str]:
+        """All that may compute it, the planner's own choice first and MLX's last."""
+        assert _native.ext is not None
+        ours = _native.ext.candidates(self.key.shape, self.key.int8)
+        return [*ours, LEAVE_TO_MLX]
+
+
+def default_dtype(scale_dtype: str) -> str:
+    """Of activations: on a CPU nibble's commands compute in float32."""
+    return "float32" if device() == "cpu" else scale_dtype
+
+
+def of_shapes(
+    shapes: Iterable[tuple[int, int]],
+    rows: Sequence[int],
+    dtype: str | None,
+    bits: int,
+    group_size: int,
+    activations: str | None,
+) -> list[Problem]:
+    """Products of weights [N, K], each with all numbers of rows.
+
+    Raises:
+        ValueError: If K is not made of whole groups.
+    """
+    form = (bits, group_size, dtype or default_dtype(SCALE_DTYPE))
+    made = [
+        Problem(m, N, K, *form, SCALE_DTYPE, activations=activations)
+        for N, K in dict.fromkeys(shapes)
+        for m in rows
+    ]
+    for problem in made:
+        problem.check()
+    return made
+
+
+def default_shapes() -> list[tuple[int, int]]:
+    """Weights [N, K] of all models that ``nibble bench kernels`` names."""
+    return list(dict.fromkeys(shape for model in MODELS.values() for shape in model))
+
+
+def of_model(
+    folder: Path, rows: Sequence[int], dtype: str | None, activations: str | None
+) -> list[Problem]:
+    """Products of a model folder's quantized matrices.
+
+    Raises:
+        ValueError: If it is no model folder, or holds nothing of a format that our
+            kernels compute.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    config = folder / "config.json"
+    if not files or not config.is_file():
+        raise ValueError(
+            f"[tune] a model folder must hold config.json and model*.safetensors but "
+            f"{str(folder)!r} does not."
+        )
+    quantization = json.loads(config.read_text(encoding="utf-8")).get("quantization")
+    tensors: dict[str, mx.array] = {}
+    for file in files:
+        loaded = mx.load(str(file))  # lazy: only the header is read
+        assert isinstance(loaded, dict)
+        tensors |= loaded
+    found = _matrices(tensors, quantization or {}, dtype, activations)
+    matrices = list(dict.fromkeys(found))
+    if not matrices:
+        raise ValueError(
+            f"[tune] quantized matrices that our kernels hold are required but "
+            f"{str(folder)!r} has none."
+        )
+    return [replace(matrix, rows=m) for matrix in matrices for m in rows]
+
+
+def _matrices(
+    tensors: dict[str, mx.array],
+    quantization: dict[str, Any],
+    dtype: str | None,
+    activations: str | None,
+) -> Iterable[Problem]:
+    names = {mx_dtype: name for name, mx_dtype in DTYPES.items()}
+    tied = not any(name.endswith("lm_head.weight") for name in tensors)
+    seen: dict[tuple, bool] = {}
+    for name, scales in tensors.items():
+        owner = name.removesuffix(".scales")
+        weight, biases = (
+            tensors.get(f"{owner}.{part}") for part in ("weight", "biases")
+        )
+        if owner == name or weight is None or biases is None or weight.ndim != 2:
+            continue
+        if owner.endswith("embed_tokens") and not tied:
+            continue  # rows are looked up, never multiplied
+        form = _format(quantization, owner, weight, scales)
+        scale_dtype = names.get(scales.dtype)
+        if form is None or scale_dtype is None:
+            continue
+        K, bits, group_size = form
+        what = (weight.shape[0], K, bits, group_size, scale_dtype)
+        if what not in seen:
+            # One stands for all of its shape; each layer is looked at when it runs.
+            (seen[what],) = symmetric.recognise([(scales, biases, bits)])
+        own = dtype or default_dtype(scale_dtype)
+        yield Problem(
+            *(1, weight.shape[0], K, bits, group_size, own, scale_dtype),
+            symmetric=seen[what],
+            activations=activations,
+        )
+
+
+def _format(
+    quantization: dict[str, Any], owner: str, weight: mx.array, scales: mx.array
+) -> tuple[int, int, int] | None:
+    """K, bits and group size of a matrix; None if no kernel of ours holds them."""
+    own = quantization.get(owner)
+    settings = own if isinstance(own, dict) else quantization
+    group_size = settings.get("group_size", 64)
+    if not isinstance(group_size, int) or group_size < 1:
+        return None
+    K = scales.shape[-1] * group_size
+    bits = weight.shape[-1] * 32 // K
+    mode = settings.get("mode", "affine")
+    return (K, bits, group_size) if ops.holds(mode, bits, group_size) else None
