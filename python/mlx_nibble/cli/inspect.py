@@ -96,6 +96,7 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
         "activations": inventory.activation_bytes,
         "context": context,
         "total": inventory.total(context),
+        "repacked": inventory.repacked,
         "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
         "tensors": [
             {"path": r.path, "shape": r.shape, "nbytes": r.nbytes, "format": r.label}
@@ -137,6 +138,7 @@ def _print(inventory: Inventory, context: int) -> None:
         (f"KV cache, {context} tokens in half precision", "kv_cache"),
         ("activations of a 2048-token prefill (estimate)", "activations"),
         ("all", "total"),
+        ("beyond that, with --repack on a CPU", "repacked"),
     ):
         table.add_row(label, f"{s[name]:,}")
     out.print(table)
