@@ -26,16 +26,25 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble import fast, nn
-from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.accelerate import (
+    accelerate,
+    keeps_scales,
+    recognise_symmetric,
+    repacked,
+)
 from mlx_nibble.rebind import Rebinding
+from mlx_nibble.report import Report
 
 __all__ = [
+    "accelerated_generation",
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_as_it_is",
     "load_for_evaluation",
     "load_full_precision",
     "load_stock",
+    "loops",
     "make_prompt_cache",
     "prepare",
     "run_command",
@@ -43,16 +52,18 @@ __all__ = [
     "set_activation_dtype",
     "sharded_load",
     "stream_generate",
+    "use_stock",
 ]
 
 # Probabilities of a token, over the whole vocabulary: on the CPU, MLX takes as long
 # for them as for three layers of a small model.
 _probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
-# Not an attribute of its package: a function there has the same name.
-_mlx_lm_generate = importlib.import_module("mlx_lm.generate")
+# mlx-lm's own. Not an attribute of its package: a function there has the same name.
+loops = importlib.import_module("mlx_lm.generate")
+load_as_it_is = mlx_lm.load
 
-generate_step = _probabilities.function(_mlx_lm_generate.generate_step)
-stream_generate = _probabilities.function(_mlx_lm_generate.stream_generate)
+generate_step = _probabilities.function(loops.generate_step)
+stream_generate = _probabilities.function(loops.stream_generate)
 
 
 def load(
@@ -60,6 +71,7 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
@@ -69,6 +81,7 @@ def load(
         *args: As :func:`mlx_lm.load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -80,7 +93,7 @@ def load(
         ValueError: If mlx-lm does not know the model's architecture, or
             ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(activations, batch_invariant):
+    with accelerated_loading(activations, batch_invariant, repack):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -89,6 +102,7 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
@@ -98,6 +112,7 @@ def sharded_load(
         *args: As :func:`mlx_lm.utils.sharded_load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -105,7 +120,7 @@ def sharded_load(
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, activations, batch_invariant)
+    prepare(model, activations, batch_invariant, repack)
     return (model, *others)
 
 
@@ -116,14 +131,21 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     in bfloat16, and 40 times slower in float16, which most checkpoints are in.
     """
     model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    use_stock(model)
+    return (model, *others)
+
+
+def use_stock(model: mlx_nn.Module) -> None:
+    """Put a model in the configuration of :func:`load_stock`."""
     if _on_cpu():
         model.set_dtype(mx.float32)
-    return (model, *others)
 
 
 @contextmanager
 def accelerated_loading(
-    activations: str | None = None, batch_invariant: bool = False
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    repack: bool = False,
 ) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
@@ -133,10 +155,17 @@ def accelerated_loading(
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model, activations, batch_invariant)
+        prepare(model, activations, batch_invariant, repack)
         return model, config
 
     with _replaced(mlx_lm_utils, "load_model", load_model):
+        yield
+
+
+@contextmanager
+def accelerated_generation() -> Iterator[None]:
+    """Inside it, all of mlx-lm's :data:`loops` compute probabilities as ours does."""
+    with _replaced(loops, "mx", _probabilities.module(mx)):
         yield
 
 
@@ -160,6 +189,7 @@ def run_command(
     arguments: Sequence[str],
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
 ) -> None:
     """Run one of mlx-lm's commands, with every model that it loads accelerated.
 
@@ -169,16 +199,20 @@ def run_command(
         arguments: Its command line, without the program's name.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     own_sharded_load = partial(
-        sharded_load, activations=activations, batch_invariant=batch_invariant
+        sharded_load,
+        activations=activations,
+        batch_invariant=batch_invariant,
+        repack=repack,
     )
     with (
-        accelerated_loading(activations, batch_invariant),
+        accelerated_loading(activations, batch_invariant, repack),
         _replaced(command, "sharded_load", own_sharded_load),
-        _replaced(_mlx_lm_generate, "mx", _probabilities.module(mx)),
+        accelerated_generation(),
     ):
         command.main()
 
@@ -187,15 +221,22 @@ def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
-) -> None:
+    repack: bool = False,
+) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
+
+    Returns:
+        What :func:`mlx_nibble.accelerate` returns. Its ``undo()`` leaves the types.
     """
-    accelerate(model, activations=activations, batch_invariant=batch_invariant)
+    report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+        if repack:  # not before: scales may be others now
+            report.repacked = repacked(model)
+    return report
 
 
 def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:

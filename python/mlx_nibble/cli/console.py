@@ -20,6 +20,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,6 +31,9 @@ from rich.table import Table
 err = Console(stderr=True, highlight=False)
 # A pipe has no width; a table that wraps there is hard to read, and to parse.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+# Beside a cell, beside all, and of text that is folded at least.
+_PADDING, _EDGES, _FOLDED = 3, 2, 9
 
 
 def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Table:
@@ -60,10 +64,22 @@ def filled(
     text_columns: int = 1,
     title: str = "",
 ) -> Table:
-    """A :func:`table` with its rows."""
+    """A :func:`table` with its rows; where room is short, text is folded first."""
     made = table(header, text_columns, title)
+    rows = list(rows)
     for row in rows:
         made.add_row(*row)
+    # A heading may be folded between its words.
+    heads = [max(map(len, heading.split()), default=0) for heading in header]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    widths = [*map(max, widths, heads)]
+    numbers = sum(widths[text_columns:])
+    room = out.width - numbers - _PADDING * len(header) - _EDGES
+    if sum(widths[:text_columns]) > room >= _FOLDED * text_columns:
+        for column in made.columns[:text_columns]:
+            column.max_width = room // text_columns
+        for column, width in zip(made.columns, widths, strict=False):
+            column.min_width = min(width, column.max_width or width)
     return made
 
 
@@ -136,11 +152,16 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
 
 
 @contextmanager
-def immediate_interrupt() -> Iterator[None]:
+def immediate_interrupt(
+    before: Callable[[], None] | None = None,
+) -> Iterator[None]:
     """Let Ctrl-C, or SIGTERM, end the process while MLX computes.
 
     Python sees a signal only when a call into MLX returns, and one evaluation can
     take half a minute. Only for sections that leave nothing half done.
+
+    Args:
+        before: Called by another thread before the process ends.
     """
     receive, send = socket.socketpair()
     send.setblocking(False)
@@ -150,7 +171,11 @@ def immediate_interrupt() -> Iterator[None]:
         while number := receive.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 err.show_cursor()
-                print("\nnibble: interrupted", file=sys.stderr, flush=True)
+                try:
+                    if before is not None:
+                        before()
+                finally:
+                    print("\nnibble: interrupted", file=sys.stderr, flush=True)
                 os._exit(128 + number[0])
 
     threading.Thread(target=wait_for_interrupt, daemon=True).start()
@@ -187,16 +212,16 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def run_progress() -> Iterator[Callable[[str, int, int], None]]:
+def run_progress() -> Iterator[Callable[[str, float, float], None]]:
     """One progress bar, with what is being done and the time left.
 
     Yields:
-        To be called with what is being done, the steps done and all of them.
+        To be called with what is being done, the steps (or seconds) done and all.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -206,7 +231,7 @@ def run_progress() -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:
         task = bar.add_task("", total=None)
 
-        def update(what: str, done: int, total: int) -> None:
+        def update(what: str, done: float, total: float) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
         yield update
