@@ -19,7 +19,7 @@ LEAST_CHANGE = 0.15
 # of one build no product differed by more (tests/unit/test_bench_in_turns.py).
 LEAST_CHANGE_IN_TURNS = 0.05
 # What must be alike for seconds to mean the same.
-_SAME_SETTINGS = ("hot",)
+_SAME_SETTINGS = ("hot", "model", "draft_model", "num_draft_tokens")
 _SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
 
 
