@@ -29,6 +29,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/swiglu.cpp
+  csrc/mlx/repack.cpp
   csrc/mlx/symmetric.cpp
   csrc/mlx/transforms.cpp
   csrc/mlx/tuning.cpp
