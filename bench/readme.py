@@ -79,8 +79,8 @@ def peer_table(capsule: dict, int8: dict) -> str:
         f"weights as Q4_1), {capsule['threads']} threads each: medians of "
         f"{capsule['rounds']} interleaved turns, and of their ratios. Made by "
         f"`{' '.join(capsule['command'])} --json bench/capsules/llama.json`; the "
-        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference FOLDER --activations int8 "
-        "--samples 16`.",
+        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference "
+        "FOLDER --activations int8 --samples 16`.",
         "",
         "| tokens a second | prompt of 128 | prompt of 512 | decode | perplexity |",
         "| --- | --- | --- | --- | --- |",
