@@ -28,14 +28,18 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_nibble import fast, nn
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
 from mlx_nibble.rebind import Rebinding
+from mlx_nibble.report import Report
 
 __all__ = [
+    "accelerated_generation",
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_as_it_is",
     "load_for_evaluation",
     "load_full_precision",
     "load_stock",
+    "loops",
     "make_prompt_cache",
     "prepare",
     "run_command",
@@ -43,16 +47,18 @@ __all__ = [
     "set_activation_dtype",
     "sharded_load",
     "stream_generate",
+    "use_stock",
 ]
 
 # Probabilities of a token, over the whole vocabulary: on the CPU, MLX takes as long
 # for them as for three layers of a small model.
 _probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
-# Not an attribute of its package: a function there has the same name.
-_mlx_lm_generate = importlib.import_module("mlx_lm.generate")
+# mlx-lm's own. Not an attribute of its package: a function there has the same name.
+loops = importlib.import_module("mlx_lm.generate")
+load_as_it_is = mlx_lm.load
 
-generate_step = _probabilities.function(_mlx_lm_generate.generate_step)
-stream_generate = _probabilities.function(_mlx_lm_generate.stream_generate)
+generate_step = _probabilities.function(loops.generate_step)
+stream_generate = _probabilities.function(loops.stream_generate)
 
 
 def load(
@@ -116,9 +122,14 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     in bfloat16, and 40 times slower in float16, which most checkpoints are in.
     """
     model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    use_stock(model)
+    return (model, *others)
+
+
+def use_stock(model: mlx_nn.Module) -> None:
+    """Put a model in the configuration of :func:`load_stock`."""
     if _on_cpu():
         model.set_dtype(mx.float32)
-    return (model, *others)
 
 
 @contextmanager
@@ -137,6 +148,13 @@ def accelerated_loading(
         return model, config
 
     with _replaced(mlx_lm_utils, "load_model", load_model):
+        yield
+
+
+@contextmanager
+def accelerated_generation() -> Iterator[None]:
+    """Inside it, all of mlx-lm's :data:`loops` compute probabilities as ours does."""
+    with _replaced(loops, "mx", _probabilities.module(mx)):
         yield
 
 
@@ -178,7 +196,7 @@ def run_command(
     with (
         accelerated_loading(activations, batch_invariant),
         _replaced(command, "sharded_load", own_sharded_load),
-        _replaced(_mlx_lm_generate, "mx", _probabilities.module(mx)),
+        accelerated_generation(),
     ):
         command.main()
 
@@ -187,15 +205,19 @@ def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
-) -> None:
+) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
+
+    Returns:
+        What :func:`mlx_nibble.accelerate` returns. Its ``undo()`` leaves the types.
     """
-    accelerate(model, activations=activations, batch_invariant=batch_invariant)
+    report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+    return report
 
 
 def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:

@@ -20,7 +20,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
 from mlx_nibble import lm
 from mlx_nibble.bench.machine import describe
@@ -85,7 +84,9 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
-    generate_step = lm.generate_step if _is_accelerated(model) else mlx_lm_generate_step
+    generate_step = (
+        lm.generate_step if _is_accelerated(model) else lm.loops.generate_step
+    )
     steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
     generated = [int(next(steps)[0])]
     first = time.perf_counter()
