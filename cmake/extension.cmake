@@ -19,6 +19,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/dequantize.cpp
   csrc/mlx/fast_primitives.cpp
   csrc/mlx/gather_ops.cpp
+  csrc/mlx/evaluation.cpp
   csrc/mlx/gather_qmm.cpp
   csrc/mlx/heads.cpp
   csrc/mlx/log_sum_exp.cpp
@@ -29,6 +30,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/swiglu.cpp
+  csrc/mlx/swiglu_matmul.cpp
   csrc/mlx/symmetric.cpp
   csrc/mlx/transforms.cpp
   csrc/mlx/tuning.cpp
