@@ -17,15 +17,16 @@ add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
   csrc/mlx/cpu_task.cpp
   csrc/mlx/dequantize.cpp
+  csrc/mlx/evaluation.cpp
   csrc/mlx/fast_primitives.cpp
   csrc/mlx/gather_ops.cpp
-  csrc/mlx/evaluation.cpp
   csrc/mlx/gather_qmm.cpp
   csrc/mlx/heads.cpp
   csrc/mlx/log_sum_exp.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
+  csrc/mlx/repack.cpp
   csrc/mlx/residual_norm.cpp
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp

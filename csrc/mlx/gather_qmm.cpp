@@ -43,7 +43,7 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
                       y = out.data<void>()]() mutable {
                        cpu::gather_matmul(
                            problem,
-                           {w.operands(), x.data(), y},
+                           {w.operands(problem), x.data(), y},
                            {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
                            activations);
                      });

@@ -42,7 +42,7 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                       residual = addend(residual_input()),
                       y = out.data<void>()]() mutable {
                        cpu::matmul(problem,
-                                   {w.operands(),
+                                   {w.operands(problem),
                                     x.data(),
                                     y,
                                     bias ? bias->data() : nullptr,

@@ -105,37 +105,39 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
   QuantizedRows gate(inputs, kGate), up(inputs, kUp);
   void* y = out.data<void>();
   if (!gathered_) {
-    cpu_task::dispatch(stream(),
-                       outputs,
-                       [problem = dense_problem(inputs),
-                        activations,
-                        x,
-                        gate,
-                        up,
-                        y]() mutable {
-                         cpu::swiglu_matmul(
-                             problem,
-                             {gate.operands(), up.operands(), x.data(), y},
-                             activations);
-                       });
+    cpu_task::dispatch(
+        stream(),
+        outputs,
+        [problem = dense_problem(inputs),
+         activations,
+         x,
+         gate,
+         up,
+         y]() mutable {
+          cpu::swiglu_matmul(
+              problem,
+              {gate.operands(problem), up.operands(problem), x.data(), y},
+              activations);
+        });
     return;
   }
-  cpu_task::dispatch(stream(),
-                     outputs,
-                     [problem = gather_problem(inputs),
-                      activations,
-                      x,
-                      gate,
-                      up,
-                      lhs = RowContiguous(inputs[kLhs]),
-                      rhs = RowContiguous(inputs[kRhs]),
-                      y]() mutable {
-                       cpu::gather_swiglu(
-                           problem,
-                           {gate.operands(), up.operands(), x.data(), y},
-                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-                           activations);
-                     });
+  cpu_task::dispatch(
+      stream(),
+      outputs,
+      [problem = gather_problem(inputs),
+       activations,
+       x,
+       gate,
+       up,
+       lhs = RowContiguous(inputs[kLhs]),
+       rhs = RowContiguous(inputs[kRhs]),
+       y]() mutable {
+        cpu::gather_swiglu(
+            problem,
+            {gate.operands(problem), up.operands(problem), x.data(), y},
+            {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
+            activations);
+      });
 }
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,
