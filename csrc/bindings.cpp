@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
 
 #include <tuple>
 
@@ -240,6 +241,15 @@ NB_MODULE(_ext, m) {
         nb::kw_only(),
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.rms_norm.");
+
+  m.def("logsumexp",
+        &nibble::fast::logsumexp,
+        nb::arg(),
+        "axes"_a.none(),
+        "keepdims"_a,
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.logsumexp.");
 
   m.def("rope",
         &nibble::fast::rope,

@@ -26,6 +26,11 @@ struct Epilogue {
            size_t offset)
       : bias(bias_), residual(residual_ + offset), parts(parts_) {}
 
+  // The same for a part that begins `offset` elements further on.
+  Epilogue at(size_t offset) const thread {
+    return Epilogue(bias, residual, parts, offset);
+  }
+
   // The value of column `column`, `offset` elements from where y begins.
   T finish(float sum, int column, size_t offset) const thread {
     if (parts & NIBBLE_BIAS) {

@@ -26,6 +26,16 @@ constexpr int tile_stride() {
   return BK + 16 / int(sizeof(T));
 }
 
+// Row `row` of x [.., columns], or row indices[row] if there are indices.
+template <typename T>
+inline const device T* row_of(const device T* x,
+                              const device uint* indices,
+                              int row,
+                              int columns) {
+  const size_t source = indices ? size_t(indices[row]) : size_t(row);
+  return x + source * size_t(columns);
+}
+
 // Elements of T in 16 bytes: what a thread moves at once.
 template <typename T>
 constexpr int elements_at_once() {
@@ -50,28 +60,19 @@ struct ActivationLoader {
   const device T* sources[activation_passes<T, rows, BK, threads>()];
   uint4 held[activation_passes<T, rows, BK, threads>()];
 
-  ActivationLoader(
-      const device T* x, int first_row, int M, int K, int thread_index) {
+  ActivationLoader(const device T* x,
+                   const device uint* indices,
+                   int first_row,
+                   int M,
+                   int K,
+                   int thread_index) {
     constexpr int passes = activation_passes<T, rows, BK, threads>();
     constexpr int threads_a_row = BK / elements_at_once<T>();
     row = thread_index / threads_a_row;
     column = thread_index % threads_a_row * elements_at_once<T>();
     for (int p = 0; p < passes; ++p) {
-      const int source = min(first_row + row + p * (rows / passes), M - 1);
-      sources[p] = x + size_t(source) * size_t(K) + column;
-    }
-  }
-
-  // Row r of the M becomes row indices[r] of x.
-  void redirect(const device T* x,
-                const device uint* indices,
-                int first_row,
-                int M,
-                int K) thread {
-    constexpr int passes = activation_passes<T, rows, BK, threads>();
-    for (int p = 0; p < passes; ++p) {
-      const int source = min(first_row + row + p * (rows / passes), M - 1);
-      sources[p] = x + size_t(indices[source]) * size_t(K) + column;
+      const int at = min(first_row + row + p * (rows / passes), M - 1);
+      sources[p] = row_of(x, indices, at, K) + column;
     }
   }
 
@@ -197,8 +198,8 @@ struct SpanLoader {
         held_affine[p] = weight.affine_at(source, group_k);
       }
       if (k % group_size == 0) {
-        affine[p] = simd_shuffle(
-            held_affine[p], ushort(lane - lane % 4 + k / group_size % 4));
+        affine[p] = simd_shuffle(held_affine[p],
+                                 ushort(lane - lane % 4 + k / group_size % 4));
       }
     }
   }

@@ -13,10 +13,9 @@
 #include <metal_simdgroup>
 #include <metal_stdlib>
 
-#include "kernels/dequant.h"
-#include "kernels/epilogue.h"
+#include "kernels/blocks.h"
 #include "kernels/loader.h"
-#include "kernels/mma.h"
+#include "kernels/product.h"
 #include "kernels/qmm.h"
 #include "kernels/shared.h"
 
@@ -28,11 +27,12 @@ using namespace metal;
 template <int rows, int BK, int threads>
 struct HalfActivationLoader {
   ActivationLoader<bfloat, rows, BK, threads> loader;
-  float largest[activation_passes<bfloat, rows, BK, threads>()];  // |x| of a row
+  float
+      largest[activation_passes<bfloat, rows, BK, threads>()];  // |x| of a row
 
   HalfActivationLoader(
       const device bfloat* x, int first_row, int M, int K, int thread_index)
-      : loader(x, first_row, M, K, thread_index) {
+      : loader(x, nullptr, first_row, M, K, thread_index) {
     for (int p = 0; p < activation_passes<bfloat, rows, BK, threads>(); ++p) {
       largest[p] = 0.0f;
     }
@@ -122,76 +122,38 @@ inline bool any_thread(bool flag,
   return any != 0;
 }
 
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int BM,
-          int BN,
-          int BK,
-          int WM,
-          int WN>
-[[kernel]] void qmm_half(const device uint* w [[buffer(0)]],
-                         const device S* scales [[buffer(1)]],
-                         const device S* biases [[buffer(2)]],
-                         const device T* x [[buffer(3)]],
-                         const device T* bias [[buffer(4)]],
-                         const device T* residual [[buffer(5)]],
-                         device T* y [[buffer(6)]],
-                         constant MatmulParams& params [[buffer(7)]],
-                         threadgroup half* tiles [[threadgroup(0)]],
-                         uint3 tgid [[threadgroup_position_in_grid]],
-                         uint sgid [[simdgroup_index_in_threadgroup]],
-                         uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
-  constexpr int TM = BM / WM / 8;
-  constexpr int TN = BN / WN / 8;
-  static_assert(is_same_v<T, bfloat>, "half needs no other form, float no tile");
+template <int BM, int BN, int BK, int WM, int WN>
+struct QmmHalf : Transposed {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane,
+                  threadgroup uint4* memory) {
+    static_assert(is_same_v<T, bfloat>,
+                  "half needs no other form, float no tile");
+    constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+    using HalfWeights =
+        WeightLoader<half, S, bits, group_size, symmetric, BN, BK, kThreads>;
+    const int K = p.weight.K;
+    const int first_row = int(tgid.y) * BM;
+    const int first_column = int(tgid.x) * BN;
+    const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
+    HalfActivationLoader<BM, BK, kThreads> x_loader(
+        p.x, first_row, p.M, K, thread_index);
+    const HalfWeights weights(p.weight, first_column, p.N, thread_index);
+    WatchedWeightLoader<HalfWeights, group_size> w_loader(weights);
+    BlockTile<BM, BN, WM, WN> tile(sgid);
+    multiply_blocks<false, half, BM, BN, BK, WM, WN>(
+        tile, x_loader, w_loader, K, (threadgroup half*)memory, lane);
 
-  const int M = params.M;
-  const int N = params.N;
-  const int K = params.K;
-  const int first_row = int(tgid.y) * BM;
-  const int first_column = int(tgid.x) * BN;
-  const size_t first_x = size_t(tgid.z) * size_t(M);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
-  x += first_x * size_t(K);
-
-  using HalfWeights =
-      WeightLoader<half, S, bits, group_size, symmetric, BN, BK, kThreads>;
-  const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
-  HalfActivationLoader<BM, BK, kThreads> x_loader(
-      x, first_row, M, K, thread_index);
-  WatchedWeightLoader<HalfWeights, group_size> w_loader(
-      HalfWeights(weight, first_column, N, thread_index));
-  Accumulator<TM, TN> sum;
-  sum.clear();
-  multiply_blocks<half, BM, BN, BK, WM, WN>(
-      sum, x_loader, w_loader, K, tiles, int(sgid), lane);
-
-  const bool fit = x_loader.fit_half() && w_loader.fit;
-  if (any_thread<WM * WN>(
-          !fit, (threadgroup uint*)tiles, int(sgid), lane)) {
-    ActivationLoader<T, BM, BK, kThreads> x_again(
-        x, first_row, M, K, thread_index);
-    WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_again(
-        weight, first_column, N, thread_index);
-    sum.clear();
-    multiply_blocks<T, BM, BN, BK, WM, WN>(
-        sum, x_again, w_again, K, (threadgroup T*)tiles, int(sgid), lane);
+    const bool fit = x_loader.fit_half() && w_loader.fit;
+    if (any_thread<WM * WN>(!fit, (threadgroup uint*)memory, sgid, lane)) {
+      Qmm<BM, BN, BK, WM, WN>::run(p, tgid, sgid, lane, memory);
+    } else {
+      tile.store(p.epilogue, p.y, first_row, first_column, 0, p.M, p.N, lane);
+    }
   }
-  const size_t y_batch = first_x * size_t(N);
-  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
-  sum.store(epilogue,
-            y + y_batch,
-            first_row + int(sgid) / WN * (TM * 8),
-            first_column + int(sgid) % WN * (TN * 8),
-            0,
-            M,
-            N,
-            lane);
-}
+};
 
 }  // namespace nibble

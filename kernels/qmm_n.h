@@ -1,9 +1,7 @@
 // y = x @ w_hat by tiles: w not transposed, as in a backward pass.
 //
 // x [M, N], w_hat [N, K], y [M, K]. A threadgroup computes BM x BN of y; the
-// sum runs over blocks of BK rows of w. As in qmm, threadgroup memory holds
-// two blocks each of x and w, w_hat rounded to T, and one barrier a block is
-// enough.
+// sum runs over blocks of BK rows of w, w_hat rounded to T as in qmm:
 //
 //                 BK                BN                 BN
 //              +------+        +----------+       +---------+
@@ -16,10 +14,10 @@
 
 #include <metal_stdlib>
 
+#include "kernels/blocks.h"
 #include "kernels/dequant.h"
-#include "kernels/epilogue.h"
 #include "kernels/loader.h"
-#include "kernels/mma.h"
+#include "kernels/product.h"
 #include "kernels/shared.h"
 
 namespace nibble {
@@ -30,30 +28,33 @@ using namespace metal;
 // element to a load: rows of any length begin at any element.
 template <typename T, int rows, int BK, int threads>
 struct ElementLoader {
-  const device T* x;
+  static_assert(threads % BK == 0, "a thread stays in one column");
+
+  int column;
+  int row;  // of the first load, in the tile
   int N;
-  int first_row;
-  int last_row;
-  int thread_index;
+  const device T* sources[rows * BK / threads];
   T held[rows * BK / threads];
 
-  ElementLoader(
-      const device T* x_, int first_row_, int M, int N_, int thread_index_)
-      : x(x_),
-        N(N_),
-        first_row(first_row_),
-        last_row(M - 1),
-        thread_index(thread_index_) {}
+  ElementLoader(const device T* x,
+                const device uint* indices,
+                int first_row,
+                int M,
+                int N_,
+                int thread_index)
+      : column(thread_index % BK), row(thread_index / BK), N(N_) {
+    for (int i = 0; i < rows * BK / threads; ++i) {
+      const int at = min(first_row + row + i * (threads / BK), M - 1);
+      sources[i] = row_of(x, indices, at, N) + column;
+    }
+  }
 
   void fetch(int n) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < rows * BK / threads; ++i) {
-      const int at = i * threads + thread_index;
-      const int row = min(first_row + at / BK, last_row);
-      const int column = n + at % BK;
       held[i] = T(0.0f);
-      if (column < N) {
-        held[i] = x[size_t(row) * size_t(N) + size_t(column)];
+      if (n + column < N) {
+        held[i] = sources[i][n];
       }
     }
   }
@@ -61,8 +62,8 @@ struct ElementLoader {
   void put(threadgroup T* tile) const thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < rows * BK / threads; ++i) {
-      const int at = i * threads + thread_index;
-      tile[at / BK * tile_stride<T, BK>() + at % BK] = held[i];
+      const int target = row + i * (threads / BK);
+      tile[target * tile_stride<T, BK>() + column] = held[i];
     }
   }
 };
@@ -116,7 +117,7 @@ struct RowLoader {
     }
   }
 
-  void put(threadgroup T* tile) const thread {
+  void put(threadgroup T* tile, int) const thread {
     constexpr int count = codes_a_thread(BK * BN, threads, bits);
     if (active) {
       put_dequantized<T, bits, count>(held, affine, tile + offset);
@@ -124,86 +125,49 @@ struct RowLoader {
   }
 };
 
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int BM,
-          int BN,
-          int BK,
-          int WM,
-          int WN>
-[[kernel]] void qmm_n(const device uint* w [[buffer(0)]],
-                      const device S* scales [[buffer(1)]],
-                      const device S* biases [[buffer(2)]],
-                      const device T* x [[buffer(3)]],
-                      device T* y [[buffer(4)]],
-                      constant MatmulParams& params [[buffer(5)]],
-                      threadgroup T* tiles [[threadgroup(0)]],
-                      uint3 tgid [[threadgroup_position_in_grid]],
-                      uint sgid [[simdgroup_index_in_threadgroup]],
-                      uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
-  constexpr int kXStride = tile_stride<T, BK>();
-  constexpr int kWStride = tile_stride<T, BN>();
-  constexpr int kStage = BM * kXStride + BK * kWStride;
-  constexpr int TM = BM / WM / 8;
-  constexpr int TN = BN / WN / 8;
+template <int BM, int BN, int BK, int WM, int WN>
+struct QmmN : Straight {
+  static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
-  const int M = params.M;
-  const int N = params.N;
-  const int K = params.K;
-  const int first_row = int(tgid.y) * BM;
-  const int first_column = int(tgid.x) * BN;
-  x += size_t(tgid.z) * size_t(M) * size_t(N);
-  y += size_t(tgid.z) * size_t(M) * size_t(K);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
-
-  const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
-  ElementLoader<T, BM, BK, kThreads> x_loader(x, first_row, M, N, thread_index);
-  RowLoader<T, S, bits, group_size, symmetric, BK, BN, kThreads> w_loader(
-      weight, first_column, N, thread_index);
-
-  const int sg_row = int(sgid) / WN * (TM * 8);
-  const int sg_column = int(sgid) % WN * (TN * 8);
-  Accumulator<TM, TN> sum;
-  sum.clear();
-
-  x_loader.fetch(0);
-  w_loader.fetch(0);
-  x_loader.put(tiles);
-  w_loader.put(tiles + BM * kXStride);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-
-  int stage = 0;
-  for (int n = 0; n < N; n += BK) {
-    const bool more = n + BK < N;
-    if (more) {
-      x_loader.fetch(n + BK);
-      w_loader.fetch(n + BK);
-    }
-    const threadgroup T* x_tile = tiles + stage * kStage;
-    const threadgroup T* w_tile = x_tile + BM * kXStride;
-    sum.template multiply_straight<T, BK, kXStride, kWStride>(
-        x_tile + sg_row * kXStride, w_tile + sg_column, lane);
-    stage = 1 - stage;
-    if (more) {
-      threadgroup T* next = tiles + stage * kStage;
-      x_loader.put(next);
-      w_loader.put(next + BM * kXStride);
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
+  // Rows [begin, end) of those that are this threadgroup's; row r of y from row
+  // indices[r] of x, or from row r if there are none.
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void rows(const thread Product<T, S, bits, group_size, symmetric>& p,
+                   const device uint* indices,
+                   int begin,
+                   int end,
+                   uint3 tgid,
+                   int sgid,
+                   uint lane,
+                   threadgroup uint4* memory) {
+    constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+    const int first_column = int(tgid.x) * BN;
+    const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
+    ElementLoader<T, BM, BK, kThreads> x_loader(
+        p.x, indices, first_row(tgid), p.M, p.N, thread_index);
+    RowLoader<T, S, bits, group_size, symmetric, BK, BN, kThreads> w_loader(
+        p.weight, first_column, p.N, thread_index);
+    BlockTile<BM, BN, WM, WN> tile(sgid);
+    multiply_blocks<true, T, BM, BN, BK, WM, WN>(
+        tile, x_loader, w_loader, p.N, (threadgroup T*)memory, lane);
+    tile.store(p.epilogue,
+               p.y,
+               first_row(tgid),
+               first_column,
+               begin,
+               end,
+               p.weight.K,
+               lane);
   }
-  sum.store(Epilogue<T>(),
-            y,
-            first_row + sg_row,
-            first_column + sg_column,
-            0,
-            M,
-            K,
-            lane);
-}
+
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane,
+                  threadgroup uint4* memory) {
+    rows(p, nullptr, 0, p.M, tgid, sgid, lane, memory);
+  }
+};
 
 }  // namespace nibble

@@ -23,9 +23,9 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
-#include "kernels/epilogue.h"
 #include "kernels/mma.h"
 #include "kernels/packing.h"
+#include "kernels/product.h"
 #include "kernels/shared.h"
 
 namespace nibble {
@@ -60,159 +60,113 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
   }
 }
 
-// y [M, N] = x [M, K] @ w_hat^T, the tile at (first_row, first_column).
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int BM,
-          int BN,
-          int WK>
-inline void qmm_skinny_tile(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
-    const device T* x,
-    const thread Epilogue<T>& epilogue,
-    device T* y,
-    int M,
-    int N,
-    int first_row,
-    int first_column,
-    threadgroup float2* scratch,
-    int sgid,
-    uint lane) {
-  constexpr int kCodes = qmm_skinny_codes(bits);
-  constexpr int kStep = 4 * kCodes;
-  constexpr int TM = BM / 8;
-  constexpr int TN = BN / 8;
-  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
-  const int K = weight.K;
-  const int row = fragment_row(lane);
-  const int column = fragment_column(lane);
+template <int BM, int BN, int WK>
+struct QmmSkinny : Transposed {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane,
+                  threadgroup uint4* memory) {
+    constexpr int kCodes = qmm_skinny_codes(bits);
+    constexpr int kStep = 4 * kCodes;
+    constexpr int TM = BM / 8;
+    constexpr int TN = BN / 8;
+    static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+    const int M = p.M;
+    const int N = p.N;
+    const int K = p.weight.K;
+    const int first_row = int(tgid.y) * BM;
+    const int first_column = int(tgid.x) * BN;
+    const int row = fragment_row(lane);
+    const int column = fragment_column(lane);
 
-  // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
-  Accumulator<TN, TM> sum;
-  sum.clear();
-  for (int step = sgid * kStep; step < K; step += WK * kStep) {
-    // K is a multiple of kCodes, but not of a step: past it, terms are zero.
-    const int w_k = step + column / 2 * kCodes;
-    const int x_k = step + row / 2 * kCodes;
-    const bool w_inside = w_k < K;
-    const bool x_inside = x_k < K;
+    // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
+    Accumulator<TN, TM> sum;
+    sum.clear();
+    for (int step = sgid * kStep; step < K; step += WK * kStep) {
+      // K is a multiple of kCodes, but not of a step: past it, terms are zero.
+      const int w_k = step + column / 2 * kCodes;
+      const int x_k = step + row / 2 * kCodes;
+      const bool w_inside = w_k < K;
+      const bool x_inside = x_k < K;
 
-    uint words[TN][words_of(kCodes, bits)] = {};
-    float2 affine[TN] = {};
-    if (w_inside) {
-#pragma clang loop unroll(full)
-      for (int n = 0; n < TN; ++n) {
-        // Past the last row of w or of x: the last row again, not stored.
-        const int w_row = min(first_column + n * 8 + row, N - 1);
-        load_words<words_of(kCodes, bits)>(weight.words_at(w_row, w_k),
-                                           words[n]);
-        affine[n] = weight.affine_at(w_row, w_k);
-      }
-    }
-#pragma clang loop unroll(full)
-    for (int i = 0; i < kCodes / 2; i += 4) {
-      vec<T, 4> x_held[TM][2];
-#pragma clang loop unroll(full)
-      for (int m = 0; m < TM; ++m) {
-#pragma clang loop unroll(full)
-        for (int e = 0; e < 2; ++e) {
-          const int x_row = min(first_row + m * 8 + column + e, M - 1);
-          x_held[m][e] = vec<T, 4>(T(0.0f));
-          if (x_inside) {
-            x_held[m][e] =
-                *(const device vec<T, 4>*)(x + size_t(x_row) * size_t(K) + x_k +
-                                           row % 2 * (kCodes / 2) + i);
-          }
-        }
-      }
-#pragma clang loop unroll(full)
-      for (int j = 0; j < 4; ++j) {
-        Fragment x_fragments[TM];
-#pragma clang loop unroll(full)
-        for (int m = 0; m < TM; ++m) {
-          elements(x_fragments[m]) =
-              float2(float(x_held[m][0][j]), float(x_held[m][1][j]));
-        }
+      uint words[TN][words_of(kCodes, bits)] = {};
+      float2 affine[TN] = {};
+      if (w_inside) {
 #pragma clang loop unroll(full)
         for (int n = 0; n < TN; ++n) {
-          Fragment w_fragment;
-          elements(w_fragment) = float2(
-              dequantize_code<bits>(words[n], i + j, affine[n]),
-              dequantize_code<bits>(words[n], kCodes / 2 + i + j, affine[n]));
+          // Past the last row of w or of x: the last row again, not stored.
+          const int w_row = min(first_column + n * 8 + row, N - 1);
+          load_words<words_of(kCodes, bits)>(p.weight.words_at(w_row, w_k),
+                                             words[n]);
+          affine[n] = p.weight.affine_at(w_row, w_k);
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int i = 0; i < kCodes / 2; i += 4) {
+        vec<T, 4> x_held[TM][2];
+#pragma clang loop unroll(full)
+        for (int m = 0; m < TM; ++m) {
+#pragma clang loop unroll(full)
+          for (int e = 0; e < 2; ++e) {
+            const int x_row = min(first_row + m * 8 + column + e, M - 1);
+            x_held[m][e] = vec<T, 4>(T(0.0f));
+            if (x_inside) {
+              x_held[m][e] =
+                  *(const device vec<T, 4>*)(p.x + size_t(x_row) * size_t(K) +
+                                             x_k + row % 2 * (kCodes / 2) + i);
+            }
+          }
+        }
+#pragma clang loop unroll(full)
+        for (int j = 0; j < 4; ++j) {
+          Fragment x_fragments[TM];
 #pragma clang loop unroll(full)
           for (int m = 0; m < TM; ++m) {
-            simdgroup_multiply_accumulate(sum.fragments[n][m],
-                                          w_fragment,
-                                          x_fragments[m],
-                                          sum.fragments[n][m]);
+            elements(x_fragments[m]) =
+                float2(float(x_held[m][0][j]), float(x_held[m][1][j]));
+          }
+#pragma clang loop unroll(full)
+          for (int n = 0; n < TN; ++n) {
+            Fragment w_fragment;
+            elements(w_fragment) = float2(
+                dequantize_code<bits>(words[n], i + j, affine[n]),
+                dequantize_code<bits>(words[n], kCodes / 2 + i + j, affine[n]));
+#pragma clang loop unroll(full)
+            for (int m = 0; m < TM; ++m) {
+              simdgroup_multiply_accumulate(sum.fragments[n][m],
+                                            w_fragment,
+                                            x_fragments[m],
+                                            sum.fragments[n][m]);
+            }
+          }
+        }
+      }
+    }
+
+    sum_over_simdgroups<TN, TM, WK>(
+        sum, (threadgroup float2*)memory, sgid, int(lane));
+    if (sgid != 0) {
+      return;
+    }
+#pragma clang loop unroll(full)
+    for (int n = 0; n < TN; ++n) {
+      const int y_column = first_column + n * 8 + row;
+#pragma clang loop unroll(full)
+      for (int m = 0; m < TM; ++m) {
+        const float2 pair = elements(sum.fragments[n][m]);
+#pragma clang loop unroll(full)
+        for (int e = 0; e < 2; ++e) {
+          const int y_row = first_row + m * 8 + column + e;
+          const size_t at = size_t(y_row) * size_t(N) + size_t(y_column);
+          if (y_row < M && y_column < N) {
+            p.y[at] = p.epilogue.finish(pair[e], y_column, at);
           }
         }
       }
     }
   }
-
-  sum_over_simdgroups<TN, TM, WK>(sum, scratch, sgid, int(lane));
-  if (sgid != 0) {
-    return;
-  }
-#pragma clang loop unroll(full)
-  for (int n = 0; n < TN; ++n) {
-    const int y_column = first_column + n * 8 + row;
-#pragma clang loop unroll(full)
-    for (int m = 0; m < TM; ++m) {
-      const float2 pair = elements(sum.fragments[n][m]);
-#pragma clang loop unroll(full)
-      for (int e = 0; e < 2; ++e) {
-        const int y_row = first_row + m * 8 + column + e;
-        const size_t at = size_t(y_row) * size_t(N) + size_t(y_column);
-        if (y_row < M && y_column < N) {
-          y[at] = epilogue.finish(pair[e], y_column, at);
-        }
-      }
-    }
-  }
-}
-
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int BM,
-          int BN,
-          int WK>
-[[kernel]] void qmm_skinny(const device uint* w [[buffer(0)]],
-                           const device S* scales [[buffer(1)]],
-                           const device S* biases [[buffer(2)]],
-                           const device T* x [[buffer(3)]],
-                           const device T* bias [[buffer(4)]],
-                           const device T* residual [[buffer(5)]],
-                           device T* y [[buffer(6)]],
-                           constant MatmulParams& params [[buffer(7)]],
-                           threadgroup float2* scratch [[threadgroup(0)]],
-                           uint3 tgid [[threadgroup_position_in_grid]],
-                           uint sgid [[simdgroup_index_in_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]]) {
-  const size_t first_x = size_t(tgid.z) * size_t(params.M);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
-  const size_t y_batch = first_x * size_t(params.N);
-  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
-  qmm_skinny_tile<T, S, bits, group_size, symmetric, BM, BN, WK>(
-      weight,
-      x + first_x * size_t(params.K),
-      epilogue,
-      y + y_batch,
-      params.M,
-      params.N,
-      int(tgid.y) * BM,
-      int(tgid.x) * BN,
-      scratch,
-      int(sgid),
-      lane);
-}
+};
 
 }  // namespace nibble

@@ -19,6 +19,7 @@
 #include "kernels/dequant.h"
 #include "kernels/epilogue.h"
 #include "kernels/packing.h"
+#include "kernels/product.h"
 #include "kernels/shared.h"
 
 namespace nibble {
@@ -116,69 +117,60 @@ inline void store_rows(const thread float* sums,
   }
 }
 
-template <typename T, typename S, int bits, int group_size, bool symmetric>
-[[kernel]] void qmv(const device uint* w [[buffer(0)]],
-                    const device S* scales [[buffer(1)]],
-                    const device S* biases [[buffer(2)]],
-                    const device T* x [[buffer(3)]],
-                    const device T* bias [[buffer(4)]],
-                    const device T* residual [[buffer(5)]],
-                    device T* y [[buffer(6)]],
-                    constant MatmulParams& params [[buffer(7)]],
-                    uint3 tgid [[threadgroup_position_in_grid]],
-                    uint sgid [[simdgroup_index_in_threadgroup]],
-                    uint lane [[thread_index_in_simdgroup]]) {
-  const int first_row =
-      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * NIBBLE_QMV_ROWS;
-  if (first_row >= params.N) {
-    return;
-  }
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
-  const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  float sums[NIBBLE_QMV_ROWS];
-  qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
-      weight,
-      x + x_row * size_t(params.K),
-      params.N,
-      first_row,
-      int(lane),
-      sums);
-  const size_t y_row = x_row * size_t(params.N);
-  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_row);
-  store_rows(sums, epilogue, y + y_row, params.N, first_row, int(lane));
+// The first of the rows of w that a simdgroup takes.
+inline int qmv_first_row(uint3 tgid, int sgid) {
+  return (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid) * NIBBLE_QMV_ROWS;
 }
+
+// Row `row` of y, as far as `lanes` lanes compute it.
+template <int lanes,
+          typename T,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric>
+inline void qmv_row(const thread Product<T, S, bits, group_size, symmetric>& p,
+                    int row,
+                    int first_row,
+                    int lane) {
+  float sums[NIBBLE_QMV_ROWS];
+  qmv_rows<T, S, bits, group_size, symmetric, lanes>(
+      p.weight,
+      p.x + size_t(row) * size_t(p.weight.K),
+      p.N,
+      first_row,
+      lane,
+      sums);
+  const size_t offset = size_t(row) * size_t(p.N);
+  const Epilogue<T> epilogue = p.epilogue.at(offset);
+  store_rows(sums, epilogue, p.y + offset, p.N, first_row, lane);
+}
+
+struct Qmv : Transposed {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane) {
+    const int first_row = qmv_first_row(tgid, sgid);
+    if (first_row < p.N) {
+      qmv_row<NIBBLE_SIMD_WIDTH>(p, int(tgid.y), first_row, int(lane));
+    }
+  }
+};
 
 // The same for so small a K that a whole simdgroup would find no codes: each
 // quad takes rows of its own.
-template <typename T, typename S, int bits, int group_size, bool symmetric>
-[[kernel]] void qmv_quad(const device uint* w [[buffer(0)]],
-                         const device S* scales [[buffer(1)]],
-                         const device S* biases [[buffer(2)]],
-                         const device T* x [[buffer(3)]],
-                         const device T* bias [[buffer(4)]],
-                         const device T* residual [[buffer(5)]],
-                         device T* y [[buffer(6)]],
-                         constant MatmulParams& params [[buffer(7)]],
-                         uint3 tgid [[threadgroup_position_in_grid]],
-                         uint sgid [[simdgroup_index_in_threadgroup]],
-                         uint lane [[thread_index_in_simdgroup]]) {
-  const int simdgroup = int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid);
-  const int quad = simdgroup * NIBBLE_QMV_QUADS + int(lane) / 4;
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, params.N, params.K, weight_of(params, tgid.z));
-  const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  const int first_row = quad * NIBBLE_QMV_ROWS;
-  float sums[NIBBLE_QMV_ROWS];
-  qmv_rows<T, S, bits, group_size, symmetric, 4>(weight,
-                                                 x + x_row * size_t(params.K),
-                                                 params.N,
-                                                 first_row,
-                                                 int(lane) % 4,
-                                                 sums);
-  const size_t y_row = x_row * size_t(params.N);
-  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_row);
-  store_rows(sums, epilogue, y + y_row, params.N, first_row, int(lane) % 4);
-}
+struct QmvQuad : Transposed {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane) {
+    const int simdgroup = int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid;
+    const int quad = simdgroup * NIBBLE_QMV_QUADS + int(lane) / 4;
+    qmv_row<4>(p, int(tgid.y), quad * NIBBLE_QMV_ROWS, int(lane) % 4);
+  }
+};
 
 }  // namespace nibble

@@ -15,96 +15,83 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
-#include "kernels/epilogue.h"
 #include "kernels/packing.h"
+#include "kernels/product.h"
+#include "kernels/qmv.h"
 #include "kernels/shared.h"
 
 namespace nibble {
 
 using namespace metal;
 
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int rows>
-[[kernel]] void qmv_multi(const device uint* w [[buffer(0)]],
-                          const device S* scales [[buffer(1)]],
-                          const device S* biases [[buffer(2)]],
-                          const device T* x [[buffer(3)]],
-                          const device T* bias [[buffer(4)]],
-                          const device T* residual [[buffer(5)]],
-                          device T* y [[buffer(6)]],
-                          constant MatmulParams& params [[buffer(7)]],
-                          uint3 tgid [[threadgroup_position_in_grid]],
-                          uint sgid [[simdgroup_index_in_threadgroup]],
-                          uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = lane_codes(bits);
-  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+template <int rows>
+struct QmvMulti : Transposed {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane) {
+    constexpr int kRows = NIBBLE_QMV_ROWS;
+    constexpr int kCodes = lane_codes(bits);
+    static_assert(group_size % kCodes == 0, "a lane's codes share a group");
 
-  const int M = params.M;
-  const int N = params.N;
-  const int K = params.K;
-  const int first_row =
-      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * kRows;
-  if (first_row >= N) {
-    return;
-  }
-  const int first_x = int(tgid.y) * rows;
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
-  const size_t y_batch = size_t(tgid.z) * size_t(M) * size_t(N);
-  const Epilogue<T> epilogue(bias, residual, params.epilogue, y_batch);
-  x += size_t(tgid.z) * size_t(M) * size_t(K);
-  y += y_batch;
-
-  // Past the last row of w or of x: the last row again, not stored.
-  float sums[kRows][rows] = {};
-  for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
-    uint words[kRows][words_of(kCodes, bits)];
-    float2 affine[kRows];
-#pragma clang loop unroll(full)
-    for (int r = 0; r < kRows; ++r) {
-      const int row = min(first_row + r, N - 1);
-      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words[r]);
-      affine[r] = weight.affine_at(row, k);
+    const int M = p.M;
+    const int N = p.N;
+    const int K = p.weight.K;
+    const int first_row = qmv_first_row(tgid, sgid);
+    if (first_row >= N) {
+      return;
     }
-#pragma clang loop unroll(full)
-    for (int i = 0; i < kCodes; i += 4) {
-      vec<T, 4> x_held[rows];
-#pragma clang loop unroll(full)
-      for (int m = 0; m < rows; ++m) {
-        const size_t x_row = size_t(min(first_x + m, M - 1));
-        x_held[m] = *(const device vec<T, 4>*)(x + x_row * size_t(K) + k + i);
-      }
+    const int first_x = int(tgid.y) * rows;
+
+    // Past the last row of w or of x: the last row again, not stored.
+    float sums[kRows][rows] = {};
+    for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
+      uint words[kRows][words_of(kCodes, bits)];
+      float2 affine[kRows];
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
+        const int row = min(first_row + r, N - 1);
+        load_words<words_of(kCodes, bits)>(p.weight.words_at(row, k), words[r]);
+        affine[r] = p.weight.affine_at(row, k);
+      }
 #pragma clang loop unroll(full)
-        for (int j = 0; j < 4; ++j) {
-          const float w_hat = dequantize_code<bits>(words[r], i + j, affine[r]);
+      for (int i = 0; i < kCodes; i += 4) {
+        vec<T, 4> x_held[rows];
 #pragma clang loop unroll(full)
-          for (int m = 0; m < rows; ++m) {
-            sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);
+        for (int m = 0; m < rows; ++m) {
+          const size_t x_row = size_t(min(first_x + m, M - 1));
+          x_held[m] =
+              *(const device vec<T, 4>*)(p.x + x_row * size_t(K) + k + i);
+        }
+#pragma clang loop unroll(full)
+        for (int r = 0; r < kRows; ++r) {
+#pragma clang loop unroll(full)
+          for (int j = 0; j < 4; ++j) {
+            const float w_hat =
+                dequantize_code<bits>(words[r], i + j, affine[r]);
+#pragma clang loop unroll(full)
+            for (int m = 0; m < rows; ++m) {
+              sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);
+            }
           }
         }
       }
     }
-  }
 
 #pragma clang loop unroll(full)
-  for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
-    for (int m = 0; m < rows; ++m) {
-      const float sum = simd_sum(sums[r][m]);
-      const int column = first_row + r;
-      const size_t at = size_t(first_x + m) * size_t(N) + size_t(column);
-      if (lane == 0 && column < N && first_x + m < M) {
-        y[at] = epilogue.finish(sum, column, at);
+      for (int m = 0; m < rows; ++m) {
+        const float sum = simd_sum(sums[r][m]);
+        const int column = first_row + r;
+        const size_t at = size_t(first_x + m) * size_t(N) + size_t(column);
+        if (lane == 0 && column < N && first_x + m < M) {
+          p.y[at] = p.epilogue.finish(sum, column, at);
+        }
       }
     }
   }
-}
+};
 
 }  // namespace nibble

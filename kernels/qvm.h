@@ -19,74 +19,71 @@
 
 #include "kernels/dequant.h"
 #include "kernels/packing.h"
+#include "kernels/product.h"
 #include "kernels/shared.h"
 
 namespace nibble {
 
 using namespace metal;
 
-template <typename T, typename S, int bits, int group_size, bool symmetric>
-[[kernel]] void qvm(const device uint* w [[buffer(0)]],
-                    const device S* scales [[buffer(1)]],
-                    const device S* biases [[buffer(2)]],
-                    const device T* x [[buffer(3)]],
-                    device T* y [[buffer(4)]],
-                    constant MatmulParams& params [[buffer(5)]],
-                    threadgroup float* scratch [[threadgroup(0)]],
-                    uint3 tgid [[threadgroup_position_in_grid]],
-                    uint sgid [[simdgroup_index_in_threadgroup]],
-                    uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kCodes = run_codes(bits);
-  constexpr int kColumns = NIBBLE_QVM_LANES * kCodes;
-  constexpr int kRowsAtOnce = NIBBLE_SIMD_WIDTH / NIBBLE_QVM_LANES;
-  static_assert(group_size % kCodes == 0, "a run lies inside one group");
+struct Qvm : Straight {
+  template <typename T, typename S, int bits, int group_size, bool symmetric>
+  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+                  uint3 tgid,
+                  int sgid,
+                  uint lane,
+                  threadgroup uint4* memory) {
+    constexpr int kCodes = run_codes(bits);
+    constexpr int kColumns = NIBBLE_QVM_LANES * kCodes;
+    constexpr int kRowsAtOnce = NIBBLE_SIMD_WIDTH / NIBBLE_QVM_LANES;
+    static_assert(group_size % kCodes == 0, "a run lies inside one group");
 
-  const int N = params.N;
-  const int K = params.K;
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, weight_of(params, tgid.z));
-  const size_t x_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  x += x_row * size_t(N);
-  y += x_row * size_t(K);
+    const int N = p.N;
+    const int K = p.weight.K;
+    const device T* x = p.x + size_t(tgid.y) * size_t(N);
+    device T* y = p.y + size_t(tgid.y) * size_t(K);
+    threadgroup float* scratch = (threadgroup float*)memory;
 
-  const int first_column = int(tgid.x) * kColumns;
-  const int my_column = int(lane) % NIBBLE_QVM_LANES * kCodes;
-  const int k = first_column + my_column;
-  float sums[kCodes] = {};
-  if (k < K) {
-    int n = int(sgid) * kRowsAtOnce + int(lane) / NIBBLE_QVM_LANES;
-    for (; n < N; n += NIBBLE_QVM_SIMDGROUPS * kRowsAtOnce) {
-      uint words[words_of(kCodes, bits)];
-      load_words<words_of(kCodes, bits)>(weight.words_at(n, k), words);
-      const float2 affine = weight.affine_at(n, k);
-      const float x_held = float(x[n]);
+    const int first_column = int(tgid.x) * kColumns;
+    const int my_column = int(lane) % NIBBLE_QVM_LANES * kCodes;
+    const int k = first_column + my_column;
+    float sums[kCodes] = {};
+    if (k < K) {
+      int n = sgid * kRowsAtOnce + int(lane) / NIBBLE_QVM_LANES;
+      for (; n < N; n += NIBBLE_QVM_SIMDGROUPS * kRowsAtOnce) {
+        uint words[words_of(kCodes, bits)];
+        load_words<words_of(kCodes, bits)>(p.weight.words_at(n, k), words);
+        const float2 affine = p.weight.affine_at(n, k);
+        const float x_held = float(x[n]);
 #pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes; ++i) {
-        sums[i] = fma(x_held, dequantize_code<bits>(words, i, affine), sums[i]);
+        for (int i = 0; i < kCodes; ++i) {
+          sums[i] =
+              fma(x_held, dequantize_code<bits>(words, i, affine), sums[i]);
+        }
       }
     }
-  }
 
-  threadgroup float* mine = scratch + int(sgid) * kColumns + my_column;
+    threadgroup float* mine = scratch + sgid * kColumns + my_column;
 #pragma clang loop unroll(full)
-  for (int i = 0; i < kCodes; ++i) {
-    const float sum =
-        sums[i] + simd_shuffle_xor(sums[i], ushort(NIBBLE_QVM_LANES));
-    if (lane < NIBBLE_QVM_LANES) {
-      mine[i] = sum;
+    for (int i = 0; i < kCodes; ++i) {
+      const float sum =
+          sums[i] + simd_shuffle_xor(sums[i], ushort(NIBBLE_QVM_LANES));
+      if (lane < NIBBLE_QVM_LANES) {
+        mine[i] = sum;
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    int column = sgid * NIBBLE_SIMD_WIDTH + int(lane);
+    for (; column < min(kColumns, K - first_column);
+         column += NIBBLE_QVM_SIMDGROUPS * NIBBLE_SIMD_WIDTH) {
+      float sum = 0.0f;
+#pragma clang loop unroll(full)
+      for (int s = 0; s < NIBBLE_QVM_SIMDGROUPS; ++s) {
+        sum += scratch[s * kColumns + column];
+      }
+      y[first_column + column] = T(sum);
     }
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  int column = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
-  for (; column < min(kColumns, K - first_column);
-       column += NIBBLE_QVM_SIMDGROUPS * NIBBLE_SIMD_WIDTH) {
-    float sum = 0.0f;
-#pragma clang loop unroll(full)
-    for (int s = 0; s < NIBBLE_QVM_SIMDGROUPS; ++s) {
-      sum += scratch[s * kColumns + column];
-    }
-    y[first_column + column] = T(sum);
-  }
-}
+};
 
 }  // namespace nibble

@@ -10,7 +10,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
-#include "kernels/epilogue.h"
+#include "kernels/product.h"
 #include "kernels/qmv.h"
 #include "kernels/shared.h"
 
@@ -18,27 +18,32 @@ namespace nibble {
 
 using namespace metal;
 
-// y [N] from one row x [K] and a matrix each of gate and up.
+// Row `row` of y from that of x, the weights of p being those of gate.
 template <typename T, typename S, int bits, int group_size, bool symmetric>
-inline void swiglu_rows(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& gate,
+inline void swiglu_row(
+    const thread Product<T, S, bits, group_size, symmetric>& p,
     const thread QuantizedMatrix<S, bits, group_size, symmetric>& up,
-    const device T* x,
-    device T* y,
-    int N,
-    int first_row,
+    uint3 tgid,
+    int sgid,
     int lane) {
+  const int row = int(tgid.y);
+  const int first_row = qmv_first_row(tgid, sgid);
+  if (first_row >= p.N) {
+    return;
+  }
+  const device T* x = p.x + size_t(row) * size_t(up.K);
   float gates[NIBBLE_QMV_ROWS];
   float ups[NIBBLE_QMV_ROWS];
   qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
-      gate, x, N, first_row, lane, gates);
+      p.weight, x, p.N, first_row, lane, gates);
   qmv_rows<T, S, bits, group_size, symmetric, NIBBLE_SIMD_WIDTH>(
-      up, x, N, first_row, lane, ups);
+      up, x, p.N, first_row, lane, ups);
 #pragma clang loop unroll(full)
   for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
     ups[r] *= gates[r] / (1.0f + exp(-gates[r]));
   }
-  store_rows(ups, Epilogue<T>(), y, N, first_row, lane);
+  const size_t offset = size_t(row) * size_t(p.N);
+  store_rows(ups, p.epilogue, p.y + offset, p.N, first_row, lane);
 }
 
 template <typename T, typename S, int bits, int group_size, bool symmetric>
@@ -54,27 +59,16 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
                        uint3 tgid [[threadgroup_position_in_grid]],
                        uint sgid [[simdgroup_index_in_threadgroup]],
                        uint lane [[thread_index_in_simdgroup]]) {
-  const int first_row =
-      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * NIBBLE_QMV_ROWS;
-  if (first_row >= params.N) {
-    return;
-  }
   const int matrix = weight_of(params, tgid.z);
-  const QuantizedMatrix<S, bits, group_size, symmetric> gate(
-      gate_w, gate_scales, gate_biases, params.N, params.K, matrix);
   const QuantizedMatrix<S, bits, group_size, symmetric> up(
       up_w, up_scales, up_biases, params.N, params.K, matrix);
-  const size_t row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  swiglu_rows<T, S, bits, group_size, symmetric>(gate,
-                                                 up,
-                                                 x + row * size_t(params.K),
-                                                 y + row * size_t(params.N),
-                                                 params.N,
-                                                 first_row,
-                                                 int(lane));
+  const Product<T, S, bits, group_size, symmetric> p =
+      product_of_batch<Transposed, T, S, bits, group_size, symmetric>(
+          gate_w, gate_scales, gate_biases, x, x, x, y, params, tgid.z);
+  swiglu_row(p, up, tgid, int(sgid), int(lane));
 }
 
-// y[b] from x[lhs[b]] and the matrices rhs[b], as in gather.h.
+// y[b] from x[lhs[b]] and the matrices rhs[b].
 template <typename T, typename S, int bits, int group_size, bool symmetric>
 [[kernel]] void gather_swiglu(const device uint* gate_w [[buffer(0)]],
                               const device S* gate_scales [[buffer(1)]],
@@ -90,25 +84,12 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
                               uint3 tgid [[threadgroup_position_in_grid]],
                               uint sgid [[simdgroup_index_in_threadgroup]],
                               uint lane [[thread_index_in_simdgroup]]) {
-  const int first_row =
-      (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + int(sgid)) * NIBBLE_QMV_ROWS;
-  if (first_row >= params.N) {
-    return;
-  }
-  const int expert = int(rhs[tgid.z]);
-  const QuantizedMatrix<S, bits, group_size, symmetric> gate(
-      gate_w, gate_scales, gate_biases, params.N, params.K, expert);
   const QuantizedMatrix<S, bits, group_size, symmetric> up(
-      up_w, up_scales, up_biases, params.N, params.K, expert);
-  const size_t x_row = size_t(lhs[tgid.z]) * size_t(params.M) + size_t(tgid.y);
-  const size_t y_row = size_t(tgid.z) * size_t(params.M) + size_t(tgid.y);
-  swiglu_rows<T, S, bits, group_size, symmetric>(gate,
-                                                 up,
-                                                 x + x_row * size_t(params.K),
-                                                 y + y_row * size_t(params.N),
-                                                 params.N,
-                                                 first_row,
-                                                 int(lane));
+      up_w, up_scales, up_biases, params.N, params.K, int(rhs[tgid.z]));
+  const Product<T, S, bits, group_size, symmetric> p =
+      product_of_indices<Transposed, T, S, bits, group_size, symmetric>(
+          gate_w, gate_scales, gate_biases, x, lhs, rhs, y, params, tgid.z);
+  swiglu_row(p, up, tgid, int(sgid), int(lane));
 }
 
 }  // namespace nibble

@@ -8,6 +8,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 import mlx_nibble
+from mlx_nibble import shared
 from mlx_nibble.accelerate import is_quantized
 from mlx_nibble.rebind import Rebinding
 from tests import layer_oracle, tiny_models
@@ -51,8 +52,16 @@ def exact(
     dense = [(path, _Dense(module)) for path, module in quantized]
     model.update_modules(tree_unflatten(dense))
     model.apply(lambda a: a.astype(mx.float64))
-    # Whatever the type of x, the angles of MLX's are float32's.
-    rebinding = Rebinding({"mlx.core.fast.rope": _rope})
+    # Even of float64, MLX takes angles, norms and exponentials in float32.
+    rebinding = Rebinding(
+        {
+            "mlx.core.fast.rms_norm": _rms_norm,
+            "mlx.core.fast.rope": _rope,
+            "mlx.core.fast.scaled_dot_product_attention": _attention,
+            "mlx_lm.models.activations.swiglu": _swiglu,
+        }
+    )
+    shared.replace(model, lambda kind: True)
     for module in model.modules():
         rebound = rebinding.subclass(type(module))
         if rebound is not None:
@@ -60,17 +69,32 @@ def exact(
     return model
 
 
-def _rope(x, dims, *, traditional, base, scale, offset, freqs=None):
-    y, _ = layer_oracle.rope(
-        to_numpy(x),
-        dims,
-        traditional,
-        base,
-        scale,
-        np.broadcast_to(np.array(offset), len(x)),
-        None if freqs is None else to_numpy(freqs),
-    )
+def _float64(a):
+    return None if a is None else np.array(a.astype(mx.float64))
+
+
+def _rms_norm(x, weight, eps):
+    y = layer_oracle.rms_norm(_float64(x), _float64(weight), eps)
     return mx.array(y, mx.float64)
+
+
+def _rope(x, dims, *, traditional, base, scale, offset, freqs=None):
+    x, freqs, offsets = _float64(x), _float64(freqs), np.array(offset)
+    offsets = np.broadcast_to(offsets, len(x))
+    y, _ = layer_oracle.rope(x, dims, traditional, base, scale, offsets, freqs)
+    return mx.array(y, mx.float64)
+
+
+def _attention(q, k, v, *, scale, mask=None, sinks=None):
+    if isinstance(mask, mx.array):
+        mask = np.array(mask)
+    q, k, v, sinks = map(_float64, (q, k, v, sinks))
+    y, _ = layer_oracle.attention(q, k, v, scale, mask, sinks)
+    return mx.array(y, mx.float64)
+
+
+def _swiglu(gate, x):
+    return mx.array(layer_oracle.swiglu(_float64(gate), _float64(x)), mx.float64)
 
 
 class _Dense(nn.Module):

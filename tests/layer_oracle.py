@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.tolerance import LAMBDA, UNIT_ROUNDOFF
+from mlx_nibble.rounding import LAMBDA, UNIT_ROUNDOFF
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
@@ -16,6 +16,15 @@ def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray
     x = x.astype(np.float64)
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
     return y if weight is None else y * weight.astype(np.float64)
+
+
+def log_sum_exp(x: np.ndarray) -> np.ndarray:
+    """log(sum of e^x) over the last axis."""
+    x = x.astype(np.float64)
+    top = x.max(-1, keepdims=True)
+    finite = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return finite[..., 0] + np.log(np.exp(x - finite).sum(-1))
 
 
 def rope(

@@ -21,8 +21,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.rebind import Rebinding, original
+from mlx_nibble.rounding import UNIT_ROUNDOFF
 from tests.arrays import to_numpy
-from tests.tolerance import UNIT_ROUNDOFF
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,23 +1,14 @@
 """How far a result may lie from the oracle: computed, never tuned.
 
-A sum of n products in a precision of unit roundoff u errs by at most
-lambda * sqrt(n) * u * sum |x||w| except with a probability of
-2 n exp(-lambda^2 / 2) (Higham and Mary, "A new approach to probabilistic rounding
-error analysis", 2019). lambda = 7 makes that 2e-7 for n = 4096.
+The bounds themselves are the library's, whose self-check holds kernels to them.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from mlx_nibble import rounding
 from tests import oracle
-
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# Half the smallest subnormal: what rounding to zero costs.
-UNDERFLOW = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}
-LAMBDA = 7.0
 
 
 def bound(
@@ -36,13 +27,8 @@ def bound(
         dtype: Type of the result, rounded to once, at the store.
         weight_dtype: Type that w_hat is rounded to before it is multiplied.
     """
-    accumulated = LAMBDA * math.sqrt(terms + 4) * UNIT_ROUNDOFF["float32"] * magnitude
-    if weight_dtype != "float32":
-        # Independent errors of u|w_hat| a term add up like a random walk; the
-        # largest term is at most the whole, hence no more than u * magnitude.
-        accumulated = accumulated + UNIT_ROUNDOFF[weight_dtype] * magnitude
-    u = UNIT_ROUNDOFF[dtype]
-    return accumulated * (1 + u) + u * abs(exact) + UNDERFLOW[dtype]
+    off = rounding.of_sum(magnitude, terms, weight_dtype)
+    return rounding.of_result(exact, off, dtype)
 
 
 def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
@@ -92,15 +78,8 @@ def swiglu(
         products.append(exact)
         offs.append(off)
     (g, u), (off_g, off_u) = products, offs
-    # exp(-g) of a large negative g is infinite, and silu rightly zero.
-    with np.errstate(over="ignore"):
-        silu = g / (1 + np.exp(-g))
-    exact = silu * u
-    # |silu'| < 1.1. exp within two units, sum, quotient, product.
-    off = 1.1 * off_g * (abs(u) + off_u) + abs(silu) * off_u
-    off = off + 8 * UNIT_ROUNDOFF["float32"] * abs(exact)
-    off = off + UNIT_ROUNDOFF[dtype] * (abs(exact) + off)
-    return exact, off + UNDERFLOW[dtype]
+    exact, off = rounding.of_swiglu(g, u, off_g, off_u)
+    return exact, rounding.of_result(exact, off, dtype)
 
 
 def assert_close(

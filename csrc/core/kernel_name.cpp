@@ -9,12 +9,15 @@
 namespace nibble {
 namespace {
 
-// What a family is called, where it lives, and what the numbers of its shape
-// are called.
+// What a family is called, where it lives, what the numbers of its shape are
+// called, and the entry of kernels/product.h that takes it under `type`; a
+// family without one is an entry itself.
 struct FamilyInfo {
   std::string_view name;
   std::string_view header;
   std::vector<std::string_view> labels;
+  std::string_view entry = "";
+  std::string_view type = "";
 };
 
 constexpr Family kFamilies[] = {
@@ -29,6 +32,9 @@ constexpr Family kFamilies[] = {
     Family::kGatherQmv,
     Family::kGatherQmmSkinny,
     Family::kGatherQmm,
+    Family::kGatherQvm,
+    Family::kGatherQmmN,
+    Family::kGatherSortedQmmN,
     Family::kSwiglu,
     Family::kGatherSwiglu,
     Family::kDequantize,
@@ -38,29 +44,48 @@ FamilyInfo info(Family family) {
   const std::vector<std::string_view> kNone;
   const std::vector<std::string_view> kSkinny{"bm", "bn", "wk"};
   const std::vector<std::string_view> kTile{"bm", "bn", "bk", "wm", "wn"};
+  constexpr std::string_view kDense = "dense";
+  constexpr std::string_view kDenseMemory = "dense_with_memory";
+  constexpr std::string_view kGathered = "gathered";
+  constexpr std::string_view kGatheredSorted = "gathered_sorted";
+  constexpr std::string_view kGatheredMemory = "gathered_with_memory";
   switch (family) {
     case Family::kQmv:
-      return {"qmv", "qmv.h", kNone};
+      return {"qmv", "qmv.h", kNone, kDense, "Qmv"};
     case Family::kQmvQuad:
-      return {"qmv_quad", "qmv.h", kNone};
+      return {"qmv_quad", "qmv.h", kNone, kDense, "QmvQuad"};
     case Family::kQmvMulti:
-      return {"qmv_multi", "qmv_multi.h", {"r"}};
+      return {"qmv_multi", "qmv_multi.h", {"r"}, kDense, "QmvMulti"};
     case Family::kQmmSkinny:
-      return {"qmm_skinny", "qmm_skinny.h", kSkinny};
+      return {"qmm_skinny", "qmm_skinny.h", kSkinny, kDenseMemory, "QmmSkinny"};
     case Family::kQmm:
-      return {"qmm", "qmm.h", kTile};
+      return {"qmm", "qmm.h", kTile, kDenseMemory, "Qmm"};
     case Family::kQmmHalf:
-      return {"qmm_half", "qmm_half.h", kTile};
+      return {"qmm_half", "qmm_half.h", kTile, kDenseMemory, "QmmHalf"};
     case Family::kQvm:
-      return {"qvm", "qvm.h", kNone};
+      return {"qvm", "qvm.h", kNone, kDenseMemory, "Qvm"};
     case Family::kQmmN:
-      return {"qmm_n", "qmm_n.h", kTile};
+      return {"qmm_n", "qmm_n.h", kTile, kDenseMemory, "QmmN"};
     case Family::kGatherQmv:
-      return {"gather_qmv", "gather.h", kNone};
+      return {"gather_qmv", "qmv.h", kNone, kGathered, "Qmv"};
     case Family::kGatherQmmSkinny:
-      return {"gather_qmm_skinny", "gather.h", kSkinny};
+      return {"gather_qmm_skinny",
+              "qmm_skinny.h",
+              kSkinny,
+              kGatheredMemory,
+              "QmmSkinny"};
+    case Family::kGatherQvm:
+      return {"gather_qvm", "qvm.h", kNone, kGatheredMemory, "Qvm"};
+    case Family::kGatherQmmN:
+      return {"gather_qmm_n", "qmm_n.h", kTile, kGatheredMemory, "QmmN"};
     case Family::kGatherQmm:
-      return {"gather_qmm", "gather.h", kTile};
+      return {"gather_qmm", "gather_qmm.h", kTile, kGatheredSorted, "Qmm"};
+    case Family::kGatherSortedQmmN:
+      return {"gather_sorted_qmm_n",
+              "gather_qmm.h",
+              kTile,
+              kGatheredSorted,
+              "QmmN"};
     case Family::kSwiglu:
       return {"swiglu", "swiglu.h", kNone};
     case Family::kGatherSwiglu:
@@ -81,11 +106,14 @@ std::vector<std::vector<int>> shapes(Family family,
     case Family::kQmvQuad:
     case Family::kQvm:
     case Family::kGatherQmv:
+    case Family::kGatherQvm:
     case Family::kSwiglu:
     case Family::kGatherSwiglu:
     case Family::kDequantize:
       return {{}};
     case Family::kQmmN:
+    case Family::kGatherQmmN:
+    case Family::kGatherSortedQmmN:
       return {kStraightTile.shape()};
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
@@ -146,15 +174,25 @@ std::optional<KernelId> parse_kernel_name(std::string_view name) {
 }
 
 std::string template_call(const KernelId& id) {
-  std::ostringstream out;
-  out << info(id.family).name << '<' << metal_name(id.dtype) << ", "
-      << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
-      << id.format.group_size << ", "
-      << (id.format.symmetric ? "true" : "false");
-  for (int number : id.shape) {
-    out << ", " << number;
+  const FamilyInfo family = info(id.family);
+  std::ostringstream numbers;
+  for (size_t i = 0; i < id.shape.size(); ++i) {
+    numbers << (i ? ", " : "") << id.shape[i];
   }
-  out << '>';
+  std::ostringstream format;
+  format << metal_name(id.dtype) << ", " << metal_name(id.scale_dtype) << ", "
+         << id.format.bits << ", " << id.format.group_size << ", "
+         << (id.format.symmetric ? "true" : "false");
+  bool shaped = !id.shape.empty();
+  std::ostringstream out;
+  if (family.entry.empty()) {
+    out << family.name << '<' << format.str() << (shaped ? ", " : "")
+        << numbers.str() << '>';
+  } else {
+    out << family.entry << "<nibble::" << family.type
+        << (shaped ? "<" + numbers.str() + ">" : "") << ", " << format.str()
+        << '>';
+  }
   return out.str();
 }
 

@@ -29,6 +29,9 @@ enum class Family : uint8_t {
   kGatherQmv,
   kGatherQmmSkinny,
   kGatherQmm,
+  kGatherQvm,
+  kGatherQmmN,
+  kGatherSortedQmmN,
   kSwiglu,
   kGatherSwiglu,
   kDequantize,
@@ -50,7 +53,7 @@ std::string kernel_name(const KernelId& id);
 std::optional<KernelId> parse_kernel_name(std::string_view name);
 
 // The C++ function that the instance is made of:
-// "qmv<half, half, 4, 64, false>".
+// "dense<nibble::Qmv, half, half, 4, 64, false>".
 std::string template_call(const KernelId& id);
 
 // The header under kernels/ that defines it: "qmv.h".

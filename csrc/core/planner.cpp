@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <initializer_list>
 
 #include "csrc/core/kernel_name.h"
 #include "csrc/core/kernel_source.h"
@@ -73,48 +74,65 @@ MatmulParams params_of(const MatmulProblem& p) {
   return {p.M, p.N, p.K, p.batch.count, epilogue};
 }
 
-// The launch of a kernel x @ w_hat^T or x @ w_hat, its grid still to be set.
-LaunchPlan matmul_launch(const MatmulProblem& p,
-                         Family family,
-                         std::vector<int> shape) {
+// The name of a kernel, and its weights and activations, which all bind first.
+// A symmetric matrix has no biases; its kernels bind something unread.
+template <typename Problem>
+LaunchPlan launch_of(const Problem& p, Family family, std::vector<int> shape) {
   LaunchPlan launch;
   launch.kernel =
       kernel_name({family, p.dtype, p.scale_dtype, p.format, std::move(shape)});
-  // A symmetric matrix has no biases; its kernels bind something unread.
   launch.buffers = {Operand::kWeight,
                     Operand::kScales,
                     p.format.symmetric ? Operand::kScales : Operand::kBiases,
-                    Operand::kX,
-                    Operand::kOut};
+                    Operand::kX};
+  return launch;
+}
+
+void append(LaunchPlan& launch, std::initializer_list<Operand> operands) {
+  launch.buffers.insert(launch.buffers.end(), operands);
+}
+
+// The launch of a kernel x @ w_hat^T or x @ w_hat, its grid still to be set. In
+// the place of what there is none of in its epilogue it binds something unread.
+LaunchPlan matmul_launch(const MatmulProblem& p,
+                         Family family,
+                         std::vector<int> shape) {
+  LaunchPlan launch = launch_of(p, family, std::move(shape));
+  append(launch,
+         {p.epilogue.bias ? Operand::kBias : Operand::kScales,
+          p.epilogue.residual ? Operand::kResidual : Operand::kScales,
+          Operand::kOut});
   launch.params = as_bytes(params_of(p));
   return launch;
 }
 
-// The same of a kernel y = x @ w_hat^T that takes an epilogue. In the place of
-// what there is none of it binds something unread.
-LaunchPlan transposed_launch(const MatmulProblem& p,
-                             Family family,
-                             std::vector<int> shape) {
-  LaunchPlan launch = matmul_launch(p, family, std::move(shape));
-  launch.buffers.insert(
-      launch.buffers.end() - 1,
-      {p.epilogue.bias ? Operand::kBias : Operand::kScales,
-       p.epilogue.residual ? Operand::kResidual : Operand::kScales});
-  return launch;
+// Simdgroups that take NIBBLE_QMV_ROWS rows of w each, `quads` times as many if
+// each of their quads does.
+void spread_rows(LaunchPlan& launch, int N, int down, int deep, int quads = 1) {
+  launch.threadgroups = {
+      ceil_div(N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * quads),
+      static_cast<uint32_t>(down),
+      static_cast<uint32_t>(deep)};
+  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+}
+
+// Threadgroups of `tile`, a Tile or a SkinnyTile, for y [deep, rows, columns].
+template <typename AnyTile>
+void spread_tiles(
+    LaunchPlan& launch, const AnyTile& tile, int columns, int rows, int deep) {
+  launch.threadgroups = {ceil_div(columns, tile.BN),
+                         ceil_div(rows, tile.BM),
+                         static_cast<uint32_t>(deep)};
+  launch.threads = {tile.threads(), 1, 1};
 }
 
 LaunchPlan plan_qmv(const MatmulProblem& p) {
   // Whole simdgroups read 512 codes at a time at 4 bits, 256 at 8: most of
   // their lanes would be idle. MLX draws the line at the same K.
   bool quad = p.K <= 128;
-  int rows =
-      NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * (quad ? NIBBLE_QMV_QUADS : 1);
   LaunchPlan launch =
-      transposed_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
-  launch.threadgroups = {ceil_div(p.N, rows),
-                         static_cast<uint32_t>(p.M),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+      matmul_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
+  spread_rows(launch, p.N, p.M, p.batch.size, quad ? NIBBLE_QMV_QUADS : 1);
   return launch;
 }
 
@@ -126,11 +144,8 @@ LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
       break;
     }
   }
-  LaunchPlan launch = transposed_launch(p, Family::kQmvMulti, {rows});
-  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
-                         ceil_div(p.M, rows),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  LaunchPlan launch = matmul_launch(p, Family::kQmvMulti, {rows});
+  spread_rows(launch, p.N, ceil_div(p.M, rows), p.batch.size);
   return launch;
 }
 
@@ -148,11 +163,8 @@ SkinnyTile skinny_tile(int M) {
 
 LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
-  LaunchPlan launch = transposed_launch(p, Family::kQmmSkinny, tile.shape());
-  launch.threadgroups = {ceil_div(p.N, tile.BN),
-                         ceil_div(p.M, tile.BM),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {tile.threads(), 1, 1};
+  LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
+  spread_tiles(launch, tile, p.N, p.M, p.batch.size);
   launch.threadgroup_bytes = tile.threadgroup_bytes();
   return launch;
 }
@@ -164,38 +176,34 @@ Family tile_family(const MatmulProblem& p) {
 }
 
 LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  LaunchPlan launch = transposed_launch(p, tile_family(p), tile.shape());
-  launch.threadgroups = {ceil_div(p.N, tile.BN),
-                         ceil_div(p.M, tile.BM),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH,
-                    static_cast<uint32_t>(tile.WN),
-                    static_cast<uint32_t>(tile.WM)};
+  LaunchPlan launch = matmul_launch(p, tile_family(p), tile.shape());
+  spread_tiles(launch, tile, p.N, p.M, p.batch.size);
   launch.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
   return launch;
 }
 
-LaunchPlan plan_qvm(const MatmulProblem& p) {
-  LaunchPlan launch = matmul_launch(p, Family::kQvm, {});
-  int columns = NIBBLE_QVM_LANES * p.format.run_codes();
-  launch.threadgroups = {ceil_div(p.K, columns),
-                         static_cast<uint32_t>(p.M),
-                         static_cast<uint32_t>(p.batch.size)};
+// qvm's grid, for y [deep, rows, K].
+void spread_columns(
+    LaunchPlan& launch, const QuantFormat& format, int K, int rows, int deep) {
+  int columns = NIBBLE_QVM_LANES * format.run_codes();
+  launch.threadgroups = {ceil_div(K, columns),
+                         static_cast<uint32_t>(rows),
+                         static_cast<uint32_t>(deep)};
   launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QVM_SIMDGROUPS, 1};
   launch.threadgroup_bytes =
       static_cast<uint32_t>(columns) * NIBBLE_QVM_SIMDGROUPS * sizeof(float);
+}
+
+LaunchPlan plan_qvm(const MatmulProblem& p) {
+  LaunchPlan launch = matmul_launch(p, Family::kQvm, {});
+  spread_columns(launch, p.format, p.K, p.M, p.batch.size);
   return launch;
 }
 
 LaunchPlan plan_qmm_n(const MatmulProblem& p) {
   const Tile& tile = kStraightTile;
   LaunchPlan launch = matmul_launch(p, Family::kQmmN, tile.shape());
-  launch.threadgroups = {ceil_div(p.K, tile.BN),
-                         ceil_div(p.M, tile.BM),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH,
-                    static_cast<uint32_t>(tile.WN),
-                    static_cast<uint32_t>(tile.WM)};
+  spread_tiles(launch, tile, p.K, p.M, p.batch.size);
   launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
   return launch;
 }
@@ -211,53 +219,63 @@ std::vector<std::vector<LaunchPlan>> candidates_not_transposed(
   return {{plan_qmm_n(p)}, {plan_qvm(p)}};
 }
 
-// The launch of a kernel of gather.h, its grid still to be set.
+// The launch of a product by index, its grid still to be set.
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family family,
                          std::vector<int> shape) {
-  LaunchPlan launch;
-  launch.kernel =
-      kernel_name({family, p.dtype, p.scale_dtype, p.format, std::move(shape)});
-  launch.buffers = {Operand::kWeight,
-                    Operand::kScales,
-                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
-                    Operand::kX,
-                    Operand::kLhsIndices,
-                    Operand::kRhsIndices,
-                    Operand::kOut};
+  LaunchPlan launch = launch_of(p, family, std::move(shape));
+  append(launch, {Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
   launch.params = as_bytes(GatherParams{p.M, p.N, p.K, p.B});
   return launch;
 }
 
 LaunchPlan plan_gather_qmv(const GatherProblem& p) {
   LaunchPlan launch = gather_launch(p, Family::kGatherQmv, {});
-  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
-                         static_cast<uint32_t>(p.M),
-                         static_cast<uint32_t>(p.B)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  spread_rows(launch, p.N, p.M, p.B);
   return launch;
 }
 
 LaunchPlan plan_gather_qmm_skinny(const GatherProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = gather_launch(p, Family::kGatherQmmSkinny, tile.shape());
-  launch.threadgroups = {ceil_div(p.N, tile.BN),
-                         ceil_div(p.M, tile.BM),
-                         static_cast<uint32_t>(p.B)};
-  launch.threads = {tile.threads(), 1, 1};
+  spread_tiles(launch, tile, p.N, p.M, p.B);
   launch.threadgroup_bytes = tile.threadgroup_bytes();
   return launch;
 }
 
+// Of sorted products of one row: a tile takes rows of several.
 LaunchPlan plan_gather_qmm(const GatherProblem& p) {
   const Tile& tile = kGatherTile;
   LaunchPlan launch = gather_launch(p, Family::kGatherQmm, tile.shape());
-  launch.threadgroups = {ceil_div(p.N, tile.BN), ceil_div(p.B, tile.BM), 1};
-  launch.threads = {NIBBLE_SIMD_WIDTH,
-                    static_cast<uint32_t>(tile.WN),
-                    static_cast<uint32_t>(tile.WM)};
+  spread_tiles(launch, tile, p.N, p.B, 1);
   launch.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
   return launch;
+}
+
+LaunchPlan plan_gather_qvm(const GatherProblem& p) {
+  LaunchPlan launch = gather_launch(p, Family::kGatherQvm, {});
+  spread_columns(launch, p.format, p.K, p.M, p.B);
+  return launch;
+}
+
+// Of many rows each; or, sorted, of one row: a tile takes rows of several.
+LaunchPlan plan_gather_qmm_n(const GatherProblem& p, bool sorted) {
+  const Tile& tile = kStraightTile;
+  Family family = sorted ? Family::kGatherSortedQmmN : Family::kGatherQmmN;
+  LaunchPlan launch = gather_launch(p, family, tile.shape());
+  spread_tiles(launch, tile, p.K, sorted ? p.B : p.M, sorted ? 1 : p.B);
+  launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
+  return launch;
+}
+
+LaunchPlan plan_gather_not_transposed(const GatherProblem& p, bool tiles) {
+  if (tiles) {
+    return plan_gather_qmm_n(p, true);
+  }
+  if (p.M >= kFirstStraightRow && !p.batch_invariant) {
+    return plan_gather_qmm_n(p, false);
+  }
+  return plan_gather_qvm(p);
 }
 
 // The names of these families for the types and the format of a problem.
@@ -274,13 +292,15 @@ std::vector<std::string> names_of(std::initializer_list<Family> families,
   return names;
 }
 
-// Gate under the ordinary names, then up, then the rest of `launch`.
-LaunchPlan with_up(LaunchPlan launch) {
-  bool symmetric = launch.buffers[2] == Operand::kScales;
-  launch.buffers.insert(launch.buffers.begin() + 3,
-                        {Operand::kUpWeight,
-                         Operand::kUpScales,
-                         symmetric ? Operand::kUpScales : Operand::kUpBiases});
+// Gate under the ordinary names, then up, then the activations.
+template <typename Problem>
+LaunchPlan swiglu_launch(const Problem& p, Family family) {
+  LaunchPlan launch = launch_of(p, family, {});
+  launch.buffers.insert(
+      launch.buffers.end() - 1,
+      {Operand::kUpWeight,
+       Operand::kUpScales,
+       p.format.symmetric ? Operand::kUpScales : Operand::kUpBiases});
   return launch;
 }
 
@@ -365,15 +385,22 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
                                             const DeviceProfile&) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose) {
+  if (!held(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
-  if (p.M > 1) {
-    return {{plan_gather_qmm_skinny(p)}};
+  // Whether a product of one row goes to a tile depends on the others.
+  bool tiles = p.M == 1 && p.sorted && !p.batch_invariant &&
+               p.B >= kFirstSortedTile &&
+               p.B / p.experts >= kSortedRowsAnExpert;
+  if (!p.transpose) {
+    return {{plan_gather_not_transposed(p, tiles)}};
   }
-  if (p.sorted && p.B >= kFirstSortedTile &&
-      p.B / p.experts >= kSortedRowsAnExpert) {
+  if (tiles) {
     return {{plan_gather_qmm(p)}};
+  }
+  // All forms of gather_qmm_skinny add up a row in the same order.
+  if (p.M > 1 || p.batch_invariant) {
+    return {{plan_gather_qmm_skinny(p)}};
   }
   return {{plan_gather_qmv(p)}};
 }
@@ -394,8 +421,18 @@ std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p) {
 }
 
 std::vector<std::string> kernels_of_any_shape(const GatherProblem& p) {
+  if (p.transpose && p.batch_invariant) {
+    return names_of({Family::kGatherQmmSkinny}, p);
+  }
+  if (p.transpose) {
+    return names_of(
+        {Family::kGatherQmv, Family::kGatherQmmSkinny, Family::kGatherQmm}, p);
+  }
+  if (p.batch_invariant) {
+    return names_of({Family::kGatherQvm}, p);
+  }
   return names_of(
-      {Family::kGatherQmv, Family::kGatherQmmSkinny, Family::kGatherQmm}, p);
+      {Family::kGatherQvm, Family::kGatherQmmN, Family::kGatherSortedQmmN}, p);
 }
 
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p) {
@@ -410,11 +447,10 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(
       p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
-  LaunchPlan launch = with_up(matmul_launch(p, Family::kSwiglu, {}));
-  launch.threadgroups = {ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS),
-                         static_cast<uint32_t>(p.M),
-                         static_cast<uint32_t>(p.batch.size)};
-  launch.threads = {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  LaunchPlan launch = swiglu_launch(p, Family::kSwiglu);
+  append(launch, {Operand::kOut});
+  launch.params = as_bytes(params_of(p));
+  spread_rows(launch, p.N, p.M, p.batch.size);
   return {{launch}};
 }
 
@@ -424,9 +460,10 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& p) {
   if (!product || product->front() != vectors) {
     return std::nullopt;
   }
-  LaunchPlan launch = with_up(gather_launch(p, Family::kGatherSwiglu, {}));
-  launch.threadgroups = vectors.threadgroups;
-  launch.threads = vectors.threads;
+  LaunchPlan launch = swiglu_launch(p, Family::kGatherSwiglu);
+  append(launch, {Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
+  launch.params = vectors.params;
+  spread_rows(launch, p.N, p.M, p.B);
   return {{launch}};
 }
 

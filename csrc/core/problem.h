@@ -83,6 +83,8 @@ struct GatherProblem {
   QuantFormat format;
   bool sorted = false;  // rhs never falls
   bool transpose = true;
+  // The bits of a row of y may not depend on other rows or products.
+  bool batch_invariant = false;
 
   bool operator==(const GatherProblem&) const = default;
 };

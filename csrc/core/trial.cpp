@@ -57,6 +57,7 @@ GatherProblem gathered(const Trial& t) {
   p.scale_dtype = t.scale_dtype;
   p.format = t.format;
   p.sorted = t.sorted;
+  p.transpose = t.kind != Kind::kStraight;
   return p;
 }
 
@@ -85,6 +86,9 @@ std::vector<Launches> plans(Family family,
     case Family::kGatherQmv:
     case Family::kGatherQmmSkinny:
     case Family::kGatherQmm:
+    case Family::kGatherQvm:
+    case Family::kGatherQmmN:
+    case Family::kGatherSortedQmmN:
       return one(plan(gathered(t), device));
     case Family::kSwiglu:
       return one(plan_swiglu(dense(t)));
@@ -129,6 +133,14 @@ Trial blank(const KernelId& id) {
       break;
     case Family::kGatherQmm:
       t.sorted = true;
+      break;
+    case Family::kGatherSortedQmmN:
+      t.kind = Kind::kStraight;
+      t.sorted = true;
+      break;
+    case Family::kGatherQvm:
+    case Family::kGatherQmmN:
+      t.kind = Kind::kStraight;
       break;
     case Family::kGatherQmv:
     case Family::kGatherQmmSkinny:

@@ -374,6 +374,7 @@ constexpr LayerKernels make_layer_kernels() {
           rms_norm<V>,
           rotate<V>,
           swiglu<V>,
+          sum_exponentials<V>,
           add_and_round<V>,
           swiglu_and_round<V>,
           attend_scratch<V>,

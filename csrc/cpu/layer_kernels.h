@@ -106,6 +106,11 @@ struct LayerKernels {
                  size_t count,
                  uint8_t* y);
 
+  // largest = max(x), sum = sum over x of exp(x - largest), 0 if that is not
+  // finite. count is at least 1.
+  void (*sum_exponentials)(
+      Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum);
+
   // y [count] = sums + bias + residual, rounded once. bias and residual, of
   // y's type, may be null; after sums, whole vectors can be read.
   void (*add_and_round)(Dtype dtype,

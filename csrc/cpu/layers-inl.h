@@ -117,6 +117,47 @@ void swiglu(const uint8_t* gate, const uint8_t* up, size_t count, uint8_t* y) {
   }
 }
 
+template <class V, Dtype kDtype>
+void sum_exponentials(const uint8_t* x,
+                      size_t count,
+                      float* largest,
+                      float* sum) {
+  using F = typename V::F;
+  constexpr size_t kSize = size_of(kDtype), kLanes = V::kLanes;
+  float tail[kMaxLanes];
+  for (float& v : tail) v = -INFINITY;
+  size_t whole = count / kLanes * kLanes;
+  to_floats<V, kDtype>(
+      x + whole * kSize, static_cast<int>(count - whole), tail);
+  for (size_t i = count - whole; i < kLanes; ++i) tail[i] = -INFINITY;
+  auto each = [&](auto&& body) {
+    for (size_t i = 0; i < whole; i += kLanes) {
+      body(V::template load_as_float<kDtype>(x + i * kSize, V::kLanes),
+           i / kLanes % 2);
+    }
+    body(V::load(tail), 0);
+  };
+  F top = V::load(tail);
+  each([&](F v, size_t) { top = V::max(v, top); });
+  *largest = V::largest(top);
+  *sum = 0;
+  if (std::isinf(*largest)) return;
+  F base = V::set1(-*largest);
+  F sums[2] = {V::zero(), V::zero()};
+  each([&](F v, size_t which) {
+    sums[which] = V::add(sums[which], exp<V>(V::add(v, base)));
+  });
+  *sum = V::sum(V::add(sums[0], sums[1]));
+}
+
+template <class V>
+void sum_exponentials(
+    Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum) {
+  with_dtype(dtype, [&](auto d) {
+    sum_exponentials<V, decltype(d)::value>(x, count, largest, sum);
+  });
+}
+
 template <class V>
 void swiglu(Dtype dtype,
             const uint8_t* gate,

@@ -172,4 +172,49 @@ void swiglu(
   });
 }
 
+void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
+  const LayerKernels& kernels = isa().layers;
+  // Parts of a row, so that one row, of a whole vocabulary, is shared out.
+  struct Part {
+    float largest, sum;
+  };
+  int64_t parts = (D + kParallelElements - 1) / kParallelElements;
+  std::vector<Part> found(rows * parts);
+  auto look_at = [&](int64_t i) {
+    int64_t row = i / parts, begin = i % parts * kParallelElements;
+    kernels.sum_exponentials(dtype,
+                             static_cast<const uint8_t*>(x) +
+                                 (row * D + begin) * int64_t(size_of(dtype)),
+                             std::min(kParallelElements, D - begin),
+                             &found[i].largest,
+                             &found[i].sum);
+  };
+  by_pieces(rows * parts,
+            std::min(D, kParallelElements),
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) look_at(i);
+            });
+  std::vector<float> results(whole_vectors(static_cast<int>(rows)));
+  for (int64_t row = 0; row < rows; ++row) {
+    const Part* part = &found[row * parts];
+    float largest = part[0].largest;
+    for (int64_t i = 1; i < parts; ++i) {
+      largest = std::max(largest, part[i].largest);
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < parts; ++i) {
+      sum += part[i].sum * std::exp(double{part[i].largest} - largest);
+    }
+    results[row] = std::isinf(largest)
+                       ? largest
+                       : static_cast<float>(largest + std::log(sum));
+  }
+  kernels.add_and_round(dtype,
+                        results.data(),
+                        static_cast<int>(rows),
+                        nullptr,
+                        nullptr,
+                        static_cast<uint8_t*>(y));
+}
+
 }  // namespace nibble::cpu

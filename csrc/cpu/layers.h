@@ -1,4 +1,5 @@
-// The layers between the products, on all cores: RMSNorm, RoPE and SwiGLU.
+// The layers between the products, on all cores: RMSNorm, RoPE and SwiGLU; and
+// what makes logits probabilities.
 // Accumulated in fp32 and rounded once. Each function blocks until done and is
 // safe to call from several threads at once.
 #pragma once
@@ -58,5 +59,9 @@ void rope(const Rope& problem,
 // y = gate / (1 + exp(-gate)) * up, elementwise.
 void swiglu(
     Dtype dtype, const void* gate, const void* up, size_t count, void* y);
+
+// y [rows] = log(sum over j of exp(x[i, j])); x [rows, D], row-contiguous. y
+// has the type of x. Bits do not depend on the number of rows or threads.
+void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y);
 
 }  // namespace nibble::cpu

@@ -111,7 +111,8 @@ GatherProblem gather_problem(const mx::array& x,
                              const mx::array& lhs,
                              QuantFormat format,
                              bool transpose,
-                             bool sorted) {
+                             bool sorted,
+                             bool batch_invariant) {
   GatherProblem p;
   p.B = static_cast<int>(lhs.size());
   p.M = x.shape(-2);
@@ -124,6 +125,7 @@ GatherProblem gather_problem(const mx::array& x,
   p.format = format;
   p.sorted = sorted;
   p.transpose = transpose;
+  p.batch_invariant = batch_invariant;
   return p;
 }
 

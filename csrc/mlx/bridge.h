@@ -52,7 +52,8 @@ GatherProblem gather_problem(const mx::array& x,
                              const mx::array& lhs,
                              QuantFormat format,
                              bool transpose,
-                             bool sorted);
+                             bool sorted,
+                             bool batch_invariant);
 
 // w_hat of dtype `dtype` from all matrices of w, one below the other.
 DequantizeProblem dequantize_problem(const mx::array& w,

@@ -1,11 +1,12 @@
-// The operations of mlx::core::fast, and SwiGLU, on our CPU kernels. On other
-// devices, and for what our kernels do not hold, bad arguments included, they
-// are MLX's, chosen when the graph is built.
+// The operations of mlx::core::fast, SwiGLU and logsumexp, on our CPU kernels.
+// On other devices, and for what our kernels do not hold, bad arguments
+// included, they are MLX's, chosen when the graph is built.
 #pragma once
 
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
@@ -38,6 +39,12 @@ mx::array scaled_dot_product_attention(
     bool force_fused,
     bool batch_invariant,
     mx::StreamOrDevice s);
+
+// Over the given axes, or all.
+mx::array logsumexp(const mx::array& a,
+                    const std::optional<std::vector<int>>& axes,
+                    bool keepdims,
+                    mx::StreamOrDevice s);
 
 // silu(gate) * up.
 mx::array swiglu(const mx::array& gate,

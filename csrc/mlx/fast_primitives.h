@@ -142,6 +142,22 @@ class AttentionPrimitive : public FastPrimitive {
   AttentionOptions options_;
 };
 
+// Inputs {x [..., D]}, to [..., 1].
+class LogSumExpPrimitive : public FastPrimitive {
+ public:
+  using FastPrimitive::FastPrimitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  const char* name() const override { return "NibbleLogSumExp"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ protected:
+  mx::array by_mlx(const std::vector<mx::array>& inputs) override;
+};
+
 // Inputs {gate, up} of one shape and type.
 class SwigluPrimitive : public FastPrimitive {
  public:

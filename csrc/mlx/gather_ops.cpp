@@ -123,8 +123,14 @@ mx::array gather_qmm(const mx::array& x_,
           text(w.shape()));
   mx::array scales = mx::astype(scales_, scale_dtype, stream);
   mx::array biases = mx::astype(*biases_, scale_dtype, stream);
-  GatherProblem problem = bridge::gather_problem(
-      x, w, scales, lhs, format, transpose, sorted_indices);
+  GatherProblem problem = bridge::gather_problem(x,
+                                                 w,
+                                                 scales,
+                                                 lhs,
+                                                 format,
+                                                 transpose,
+                                                 sorted_indices,
+                                                 options.batch_invariant);
   bool traced = x.is_tracer() || lhs.is_tracer() || rhs.is_tracer();
   if (!held_on(problem, traced, stream)) {
     return mx::astype(theirs(x, scales, biases), dtype, stream);

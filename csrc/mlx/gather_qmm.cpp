@@ -75,7 +75,8 @@ GatherProblem GatherQmm::problem(const std::vector<mx::array>& inputs) const {
                                 inputs[kLhs],
                                 format_,
                                 transpose_,
-                                sorted_);
+                                sorted_,
+                                options_.batch_invariant);
 }
 
 mx::array GatherQmm::apply(const std::vector<mx::array>& inputs,

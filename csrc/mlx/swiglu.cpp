@@ -131,7 +131,8 @@ class SwigluMatmul : public FastPrimitive {
                                   inputs[kLhs],
                                   request_.format(),
                                   true,
-                                  request_.sorted);
+                                  request_.sorted,
+                                  request_.options.batch_invariant);
   }
   std::optional<std::vector<LaunchPlan>> launches(
       const std::vector<mx::array>& inputs) {

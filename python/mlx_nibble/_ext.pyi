@@ -25,6 +25,9 @@ def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.ar
 def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rms_norm."""
 
+def logsumexp(arg0: mlx.core.array, axes: Sequence[int] | None, keepdims: bool, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """See mlx_nibble.fast.logsumexp."""
+
 def rope(arg0: mlx.core.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mlx.core.array, freqs: mlx.core.array | None = None, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.rope."""
 

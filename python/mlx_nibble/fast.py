@@ -1,4 +1,4 @@
-"""The operations of :mod:`mlx.core.fast`, and SwiGLU, on our CPU kernels.
+"""The operations of :mod:`mlx.core.fast`, SwiGLU and logsumexp, on our CPU kernels.
 
 Signatures are MLX's. On the CPU, MLX builds each of them from dozens of small
 operations, whose scheduling costs more than their arithmetic; ours are one each,
@@ -14,6 +14,8 @@ They differ from MLX's CPU operations in two ways:
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -167,3 +169,32 @@ def swiglu(gate: mx.array, x: mx.array, *, stream: StreamOrDevice = None) -> mx.
             stream=stream,
         )
     return _native.ext.swiglu(gate, x, stream=stream)
+
+
+def logsumexp(
+    a: mx.array,
+    /,
+    axis: int | Sequence[int] | None = None,
+    keepdims: bool = False,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Logarithm of a sum of exponentials: :func:`mx.logsumexp`.
+
+    .. math:: y = m + \log \sum_i e^{x_i - m}, \quad m = \max_i x_i
+
+    What every new token needs once, over the whole vocabulary, to have probabilities.
+
+    Args:
+        a: Any shape; float32, float16 or bfloat16, and the last axis, for our kernels.
+        axis: What is summed over. Default: all axes.
+        keepdims: Whether these stay, of size 1.
+        stream: Where to run.
+
+    Returns:
+        The type of ``a``.
+    """
+    if _native.ext is None:
+        return mx.logsumexp(a, axis, keepdims, stream=stream)
+    axes = axis if axis is None or isinstance(axis, Sequence) else (axis,)
+    return _native.ext.logsumexp(a, axes, keepdims, stream=stream)

@@ -16,25 +16,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
-from mlx_lm.generate import generate_step, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_nibble import nn
+from mlx_nibble import fast, nn
 from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.rebind import Rebinding
+from mlx_nibble.report import Report
 
 __all__ = [
+    "accelerated_generation",
     "accelerated_loading",
     "generate_step",
     "load",
+    "load_as_it_is",
     "load_for_evaluation",
     "load_full_precision",
     "load_stock",
+    "loops",
     "make_prompt_cache",
     "prepare",
     "run_command",
@@ -42,7 +47,18 @@ __all__ = [
     "set_activation_dtype",
     "sharded_load",
     "stream_generate",
+    "use_stock",
 ]
+
+# Probabilities of a token, over the whole vocabulary: on the CPU, MLX takes as long
+# for them as for three layers of a small model.
+_probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
+# mlx-lm's own. Not an attribute of its package: a function there has the same name.
+loops = importlib.import_module("mlx_lm.generate")
+load_as_it_is = mlx_lm.load
+
+generate_step = _probabilities.function(loops.generate_step)
+stream_generate = _probabilities.function(loops.stream_generate)
 
 
 def load(
@@ -106,9 +122,14 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     in bfloat16, and 40 times slower in float16, which most checkpoints are in.
     """
     model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    use_stock(model)
+    return (model, *others)
+
+
+def use_stock(model: mlx_nn.Module) -> None:
+    """Put a model in the configuration of :func:`load_stock`."""
     if _on_cpu():
         model.set_dtype(mx.float32)
-    return (model, *others)
 
 
 @contextmanager
@@ -126,11 +147,29 @@ def accelerated_loading(
         prepare(model, activations, batch_invariant)
         return model, config
 
-    mlx_lm_utils.load_model = load_model
+    with _replaced(mlx_lm_utils, "load_model", load_model):
+        yield
+
+
+@contextmanager
+def accelerated_generation() -> Iterator[None]:
+    """Inside it, all of mlx-lm's :data:`loops` compute probabilities as ours does."""
+    with _replaced(loops, "mx", _probabilities.module(mx)):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Inside it, a module's name means something else, if it has that name."""
+    if not hasattr(module, name):
+        yield
+        return
+    original = vars(module)[name]
+    vars(module)[name] = value
     try:
         yield
     finally:
-        mlx_lm_utils.load_model = original
+        vars(module)[name] = original
 
 
 def run_command(
@@ -151,32 +190,34 @@ def run_command(
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
-    stock_sharded_load = getattr(command, "sharded_load", None)
-    if stock_sharded_load is not None:
-        vars(command)["sharded_load"] = partial(
-            sharded_load, activations=activations, batch_invariant=batch_invariant
-        )
-    try:
-        with accelerated_loading(activations, batch_invariant):
-            command.main()
-    finally:
-        if stock_sharded_load is not None:
-            vars(command)["sharded_load"] = stock_sharded_load
+    own_sharded_load = partial(
+        sharded_load, activations=activations, batch_invariant=batch_invariant
+    )
+    with (
+        accelerated_loading(activations, batch_invariant),
+        _replaced(command, "sharded_load", own_sharded_load),
+        accelerated_generation(),
+    ):
+        command.main()
 
 
 def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
-) -> None:
+) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
     MLX's CPU operations emulate the half types: the same model decodes at 30
     tokens/s in float32 and at 25 in bfloat16 when linear layers cost nothing.
+
+    Returns:
+        What :func:`mlx_nibble.accelerate` returns. Its ``undo()`` leaves the types.
     """
-    accelerate(model, activations=activations, batch_invariant=batch_invariant)
+    report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+    return report
 
 
 def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:

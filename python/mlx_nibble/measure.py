@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
 from mlx_nibble.bench.machine import describe
+from mlx_nibble.rebind import original
 from mlx_nibble.reference import llama_logits
 
 _WARM_UP_TOKENS = 8
@@ -72,7 +73,7 @@ class Summary:
 
 
 def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation:
-    """Time mlx-lm's own generation loop.
+    """Time mlx-lm's own generation loop; of an accelerated model, as we export it.
 
     Args:
         model: An mlx-lm model.
@@ -83,7 +84,10 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
-    steps = lm.generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
+    generate_step = (
+        lm.generate_step if _is_accelerated(model) else lm.loops.generate_step
+    )
+    steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
     generated = [int(next(steps)[0])]
     first = time.perf_counter()
     generated += [int(token) for token, _ in steps]
@@ -94,6 +98,10 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
         working_bytes=mx.get_peak_memory() - before,
         tokens=tuple(generated),
     )
+
+
+def _is_accelerated(model: nn.Module) -> bool:
+    return any(original(type(m)) is not type(m) for m in model.modules())
 
 
 def interleave(

@@ -69,6 +69,14 @@ class Rebinding:
             self._classes[kind] = self._make(kind)
         return self._classes[kind]
 
+    def function(self, function: FunctionType) -> FunctionType:
+        """The same code in which, and below which, names have their other meaning."""
+        return self._function(function)[0]
+
+    def module(self, module: ModuleType) -> Any:
+        """A module in which the functions below it have their other meaning."""
+        return self._overlay(module)
+
     def _make(self, kind: type) -> Rebound | None:
         if kind is nn.Module or not issubclass(kind, nn.Module):
             return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import math
 import platform
 import re
 import warnings
@@ -24,16 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_nibble import rounding
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.text import write_text
 
 if TYPE_CHECKING:
     import numpy as np
-
-# Constants of docs/numerics.md.
-_LAMBDA = 7.0
-_UNIT_ROUNDOFF = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
-_UNDERFLOW = {mx.float32: 2.0**-150, mx.float16: 2.0**-25, mx.bfloat16: 2.0**-134}
 
 
 @dataclass(frozen=True)
@@ -197,20 +192,14 @@ def _reference(
     trial: Trial, operands: dict[str, mx.array]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The result in float64, and how far each element may be off."""
-    import numpy as np
-
-    u32, u = _UNIT_ROUNDOFF[mx.float32], _UNIT_ROUNDOFF[trial.dtype]
+    u32 = rounding.UNIT_ROUNDOFF["float32"]
     if trial.kind == "dequantize":
         exact, magnitude = (a[0] for a in _weights(trial, operands, ""))
         off = 2 * u32 * magnitude
     elif trial.kind == "swiglu":
         gate, off_gate = _product(trial, operands, "")
         up, off_up = _product(trial, operands, "up_")
-        silu = gate / (1 + np.exp(-gate))
-        exact = silu * up
-        # |silu'| < 1.1; silu and the product take four roundings.
-        off = 1.1 * off_gate * (abs(up) + off_up) + abs(silu) * off_up
-        off = off + 4 * u32 * abs(exact)
+        exact, off = rounding.of_swiglu(gate, up, off_gate, off_up)
     else:
         exact, off = _product(trial, operands, "")
         for name in ("bias", "residual") if trial.epilogue else ():
@@ -218,7 +207,7 @@ def _reference(
             exact = exact + addend
             # At most two roundings of partial sums, in float32.
             off = off + 2 * u32 * (abs(exact) + abs(addend))
-    return exact, off * (1 + u) + u * abs(exact) + _UNDERFLOW[trial.dtype]
+    return exact, rounding.of_result(exact, off, _name(trial.dtype))
 
 
 def _product(
@@ -233,11 +222,13 @@ def _product(
     if trial.kind != "straight":
         w_hat, magnitude = w_hat.swapaxes(1, 2), magnitude.swapaxes(1, 2)
     magnitude = abs(x) @ magnitude
-    off = _LAMBDA * math.sqrt(x.shape[-1] + 4) * _UNIT_ROUNDOFF[mx.float32] * magnitude
-    if trial.dtype != mx.float32:
-        # Tiles round w_hat to the type of the activations first.
-        off = off + _UNIT_ROUNDOFF[trial.dtype] * magnitude
+    # Tiles round w_hat to the type of the activations first.
+    off = rounding.of_sum(magnitude, x.shape[-1], _name(trial.dtype))
     return x @ w_hat, off
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _weights(

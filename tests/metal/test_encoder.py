@@ -207,16 +207,22 @@ def experts(rng, B):
 
 
 @pytest.mark.parametrize(
-    ("B", "M", "in_order", "kernel"),
+    ("B", "M", "in_order", "transpose", "kernel"),
     [
-        (4, 1, False, "gather_qmv_"),
-        (2, 9, False, "gather_qmm_skinny_"),
-        (40, 1, True, "gather_qmm_f16"),
+        (4, 1, False, True, "gather_qmv_"),
+        (2, 9, False, True, "gather_qmm_skinny_"),
+        (40, 1, True, True, "gather_qmm_f16"),
+        (4, 1, False, False, "gather_qvm_"),
+        (2, 9, False, False, "gather_qmm_n_"),
+        (40, 1, True, False, "gather_sorted_qmm_n_"),
     ],
 )
-def test_gathered_from_arrays_to_results(recorder, rng, B, M, in_order, kernel):
+def test_gathered_from_arrays_to_results(
+    recorder, rng, B, M, in_order, transpose, kernel
+):
     (((arrays, weights), _), lhs, rhs) = experts(rng, B)
-    x = to_mlx(rng.standard_normal((5, M, 128)), "float16")
+    terms = 128 if transpose else 70
+    x = to_mlx(rng.standard_normal((5, M, terms)), "float16")
     indices = [mx.array(lhs), mx.array(rhs)]
     mx.eval(x, arrays, indices)
     seen = []
@@ -226,13 +232,13 @@ def test_gathered_from_arrays_to_results(recorder, rng, B, M, in_order, kernel):
         execute(dispatch)
 
     recorder.set_executor(run)
-    y = recorder.gather_qmm(x, *arrays, *indices, sorted=in_order)
+    y = recorder.gather_qmm(x, *arrays, *indices, transpose, sorted=in_order)
     recorder.evaluate(y)
     assert [name.startswith(kernel) for name in seen] == [True]
     chosen = to_numpy(x)[lhs]
-    exact = oracle.matmul(chosen, weights.dequantize()[rhs])
-    magnitude = oracle.matmul(abs(chosen), weights.magnitude()[rhs])
-    allowed = tolerance.bound(exact, magnitude, 128, "float16", "float16")
+    exact = oracle.matmul(chosen, weights.dequantize()[rhs], transpose)
+    magnitude = oracle.matmul(abs(chosen), weights.magnitude()[rhs], transpose)
+    allowed = tolerance.bound(exact, magnitude, terms, "float16", "float16")
     tolerance.assert_close(to_numpy(y), exact, allowed, kernel)
 
 
@@ -299,16 +305,6 @@ def test_what_is_not_planned_becomes_mlx_s_node(recorder):
         arrays = operands(simt.Problem(M=4, N=64, K=64, bits=bits))
         y = recorder.quantized_matmul(**arrays, bits=bits)
         assert recorder.node(y) == node
-
-
-def test_gathered_products_that_are_not_transposed_are_mlx_s(recorder):
-    w, scales, biases = mx.quantize(mx.zeros((3, 64, 64)))
-    index = mx.array([0, 2], mx.uint32)
-    for width, transpose, node in ((64, False, "GatherQMM"), (64, True, "NibbleG")):
-        x = mx.zeros((2, 1, width))
-        mx.eval(x, w, scales, biases, index)
-        y = recorder.gather_qmm(x, w, scales, biases, index, index, transpose)
-        assert recorder.node(y).startswith(node)
 
 
 def test_swiglu_of_more_rows_is_two_products(recorder):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_nibble.rounding import UNIT_ROUNDOFF
 from tests import oracle, tolerance
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
@@ -218,7 +219,7 @@ def test_gathered_products(
     allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
     if int8 and transpose:
         off = tolerance.int8_bound(x[lhs], w_hat, w.group_size)
-        allowed += off * (1 + tolerance.UNIT_ROUNDOFF[types.dtype])
+        allowed += off * (1 + UNIT_ROUNDOFF[types.dtype])
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -278,7 +279,7 @@ def test_products_of_8_bit_activations(
     exact = oracle.matmul(x, w_hat)
     magnitude = oracle.matmul(abs(x), w.magnitude()[which])
     allowed = tolerance.int8_bound(x, w_hat, w.group_size)
-    allowed *= 1 + tolerance.UNIT_ROUNDOFF[types.dtype]
+    allowed *= 1 + UNIT_ROUNDOFF[types.dtype]
     allowed += tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
     tolerance.assert_close(y, exact, allowed)
 

@@ -5,6 +5,9 @@ Run by the SIMT bench against the oracle, watched for races and strays.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +33,8 @@ FORMATS: list[Fields] = [
     groups=st.integers(1, 4),
     experts=st.integers(1, 5),
     in_order=st.booleans(),
+    transpose=st.booleans(),
+    invariant=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_gathered_products_agree_with_the_oracle(
@@ -40,16 +45,52 @@ def test_gathered_products_agree_with_the_oracle(
     groups: int,
     experts: int,
     in_order: bool,
+    transpose: bool,
+    invariant: bool,
     seed: int,
 ) -> None:
     dtype, scale_dtype, bits, group_size, symmetric = fields
     K = groups * group_size
-    p = simt.GatherProblem(
-        B, M, N, K, experts, dtype, scale_dtype, bits, group_size, symmetric, in_order
-    )
+    form = (dtype, scale_dtype, bits, group_size, symmetric)
+    p = simt.GatherProblem(B, M, N, K, experts, *form, in_order, transpose, invariant)
     (launch,) = simt.plan_gather(p) or ()
     case = cases.gather(p, launch, seed)
     case.check(simt.Options(seed=seed, instrumented=True))
+
+
+@pytest.mark.parametrize("transpose", [True, False])
+def test_batch_invariant_rows_have_the_same_bits_in_any_company(
+    transpose: bool,
+) -> None:
+    p = simt.GatherProblem(
+        B=40, N=40, K=576, sorted=True, transpose=transpose, batch_invariant=True
+    )
+    (launch,) = simt.plan_gather(p) or ()
+    case = cases.gather(p, launch)
+    together = outputs(case, launch, case.operands)[:, 0]
+    # The same rows, as some of M = 5 rows of one product each.
+    x = case.operands["x"].reshape(8, 5, -1)
+    for expert in range(p.experts):
+        some = replace(p, B=8, M=5, sorted=False)
+        (launch,) = simt.plan_gather(some) or ()
+        operands = case.operands | {
+            "x": x,
+            "lhs_indices": np.arange(8, dtype=np.uint32),
+            "rhs_indices": np.full(8, expert, dtype=np.uint32),
+        }
+        rows = outputs(case, launch, operands).reshape(40, -1)
+        chosen = case.operands["rhs_indices"] == expert
+        lhs = case.operands["lhs_indices"][chosen]
+        np.testing.assert_array_equal(together[chosen], rows[lhs])
+
+
+def outputs(
+    case: cases.Case, launch: simt.Launch, operands: dict[str, np.ndarray]
+) -> np.ndarray:
+    B, M = len(operands["lhs_indices"]), operands["x"].shape[1]
+    shape = (B, M, case.exact.shape[-1])
+    written = {"out": (shape, operands["x"].dtype)}
+    return simt.run(launch, operands, written).outputs["out"]
 
 
 @pytest.mark.parametrize("gathered", [False, True])

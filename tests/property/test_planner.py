@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,8 +119,7 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         third = "scales" if p.symmetric else "biases"
         bias = "bias" if p.bias else "scales"
         residual = "residual" if p.residual else "scales"
-        epilogue = (bias, residual) if p.transpose else ()
-        assert launch.buffers == ("w", "scales", third, "x", *epilogue, "out")
+        assert launch.buffers == ("w", "scales", third, "x", bias, residual, "out")
         flags = p.bias + 2 * p.residual
         sizes = (M, p.N, p.K, p.batch_count)
         assert struct.unpack("5i", launch.params) == (*sizes, flags)
@@ -132,25 +132,46 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
 
 @settings(max_examples=500)
 @given(
-    problems(), st.integers(1, 300), st.integers(1, 64), st.sampled_from([1, 1, 4, 40])
+    problems(),
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.sampled_from([1, 1, 4, 40]),
+    st.booleans(),
+    st.booleans(),
 )
-def test_gathered_products_are_computed_exactly_once(p, B, experts, M):
+def test_gathered_products_are_computed_exactly_once(
+    p, B, experts, M, in_order, invariant
+):
     form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
-    g = GatherProblem(B, M, p.N, p.K, experts, *form, sorted=p.transpose)
+    g = GatherProblem(B, M, p.N, p.K, experts, *form, in_order, p.transpose, invariant)
     (launch,) = plan_gather(g)
     check_limits(launch, Device())
     tile = re.search(r"_bm(\d+)_bn(\d+)_", launch.kernel)
     columns, rows = (int(tile[2]), int(tile[1])) if tile else (8, 1)
+    if launch.kernel.startswith("gather_qvm"):
+        columns = 16 * run_codes(p.bits)
     # Tiles of sorted products of one row take rows from several of them.
-    down, deep = (B, 1) if "_bk" in launch.kernel else (M, B)
-    assert launch.threadgroups == (-(-p.N // columns), -(-down // rows), deep)
+    together = launch.kernel.startswith(("gather_qmm_f", "gather_qmm_b"))
+    together |= launch.kernel.startswith("gather_sorted")
+    down, deep = (B, 1) if together else (M, B)
+    width = p.N if p.transpose else p.K
+    assert launch.threadgroups == (-(-width // columns), -(-down // rows), deep)
     assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
     assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
-    fused = plan_swiglu(g)
-    assert (fused is not None) == launch.kernel.startswith("gather_qmv")
-    if fused:
-        check_limits(fused[0], Device())
-        assert fused[0].threadgroups == launch.threadgroups
+    # One order of a row's sum, whatever the company.
+    alone = plan_gather(replace(g, B=1, M=1, sorted=False))
+    assert not invariant or order(launch) == order(alone[0])
+    if p.transpose:
+        fused = plan_swiglu(g)
+        assert (fused is not None) == launch.kernel.startswith("gather_qmv")
+        if fused:
+            check_limits(fused[0], Device())
+            assert fused[0].threadgroups == launch.threadgroups
+
+
+def order(launch: Launch) -> str:
+    """The name of a kernel but for its number of rows, which its sums do not see."""
+    return re.sub(r"_bm\d+", "", launch.kernel)
 
 
 @settings(max_examples=300)

@@ -175,11 +175,11 @@ def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
 def gather(p: GatherProblem, launch: Launch, seed: int = 0) -> Case:
     rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.experts, p.N, p.K), rng)
-    x = _activations((p.B, p.M, p.K), p.dtype, rng)
+    x = _activations((p.B, p.M, p.K if p.transpose else p.N), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
     operands["x"] = numbers.encode(x, p.dtype)
     operands |= {"lhs_indices": lhs, "rhs_indices": rhs}
-    return _product(launch, p, x[lhs], w, rhs, operands)
+    return _product(launch, p, x[lhs], w, rhs, operands, p.transpose)
 
 
 def _indices(
@@ -265,8 +265,9 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
                 symmetric=base.symmetric,
                 sorted=in_order,
             )
-            for launch in plans.plan_gather(g) or ():
-                yield launch.kernel, lambda g=g, launch=launch: gather(g, launch)
+            for form in (g, replace(g, transpose=False)):
+                for launch in plans.plan_gather(form) or ():
+                    yield launch.kernel, lambda g=form, launch=launch: gather(g, launch)
             for launch in plans.plan_swiglu(g) or () if M == 1 else ():
                 yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
         return

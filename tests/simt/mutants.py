@@ -44,6 +44,7 @@ def _of(kernel: str, what: str, old: str, new: str) -> Mutant:
 _QVM = "qvm_f16_f16_b4_g64"
 _QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
 _HALF = "qmm_half_bf16_bf16_b4_g32_bm32_bn32_bk32_wm2_wn2"
+_GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 
 MUTANTS = [
@@ -148,9 +149,9 @@ MUTANTS = [
     ),
     _of(
         _HALF,
-        "both tries added",
-        "    sum.clear();\n    multiply_blocks<T",
-        "    multiply_blocks<T",
+        "the trial stored in any case",
+        "} else {\n      tile.store",
+        "}\n    {\n      tile.store",
     ),
     _of(_HALF, "one bfloat twice", "= half(low);", "= half(high);"),
     # Which matrix, which row.
@@ -158,23 +159,41 @@ MUTANTS = [
     _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
     _qmv(
         "every batch into the first",
-        "epilogue, y + y_row",
-        "epilogue, y + size_t(tgid.y) * size_t(params.N)",
+        "first_y},\n          y + first_y",
+        "first_y},\n          y",
     ),
     _of(
         "gather_qmv_f16_f16_b4_g64",
         "expert by the wrong index",
-        "int(rhs[tgid.z])",
-        "int(lhs[tgid.z])",
+        "int(rhs[index])",
+        "int(lhs[index])",
     ),
     _of(
         "gather_qmv_f16_f16_b4_g64",
         "row by the wrong index",
-        "size_t(lhs[tgid.z])",
-        "size_t(tgid.z)",
+        "size_t(lhs[index])",
+        "size_t(index)",
     ),
     _of(_GATHER_QMM, "one expert for all rows", "rhs[end] == expert", "true"),
-    _of(_GATHER_QMM, "rows in the order of x", "indices[source]", "source"),
+    _of(
+        _GATHER_SORTED_N,
+        "rows of other experts stored",
+        "begin,\n               end,\n               p.weight.K",
+        "0,\n               end,\n               p.weight.K",
+    ),
+    _of(
+        "gather_qvm_f16_f16_b4_g64",
+        "rows of x as long as those of y",
+        "size_t(Family::columns_in(N, K))",
+        "size_t(Family::columns_out(N, K))",
+    ),
+    _of(
+        "gather_qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2",
+        "rows of y as long as those of x",
+        "size_t(Family::columns_out(N, K))",
+        "size_t(Family::columns_in(N, K))",
+    ),
+    _of(_GATHER_QMM, "rows in the order of x", "size_t(indices[row])", "size_t(row)"),
     # Edges.
     _qmv(
         "a row too many stored",
@@ -202,7 +221,7 @@ MUTANTS = [
     _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),
     _skinny("x past K", "x_inside = x_k < K", "x_inside = true"),
     _of(_QMM_N, "columns of w past K", "active && column < weight.K", "active"),
-    _of(_QMM_N, "x past N", "if (column < N) {\n        held", "{\n        held"),
+    _of(_QMM_N, "x past N", "if (n + column < N)", ""),
     _of(
         "dequantize_f16_f16_b4_g32",
         "a run past the row",
@@ -213,8 +232,8 @@ MUTANTS = [
     _qmv("every lane stores", "lane == 0 && row < N", "row < N"),
     _qmm(
         "no barrier before the loop",
-        f"tiles + BM * kStride, 0);\n  {_BARRIER}",
-        "tiles + BM * kStride, 0);\n",
+        f"memory + BM * kXStride, 0);\n  {_BARRIER}",
+        "memory + BM * kXStride, 0);\n",
     ),
     _qmm("no barrier in the loop", f"k + BK);\n      {_BARRIER}", "k + BK);\n"),
     _qmm(
@@ -264,8 +283,8 @@ MUTANTS = [
     _of(
         _QVM,
         "no barrier before the columns",
-        f"  {_BARRIER}\n  int column",
-        "  int column",
+        f"    {_BARRIER}\n    int column",
+        "    int column",
     ),
     _of(_QVM, "both halves store", "if (lane < NIBBLE_QVM_LANES)", ""),
     # Language.

@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class GatherProblem:
-    """y[b] = x[lhs[b]] @ w_hat[rhs[b]].T; the fields of csrc/core/problem.h."""
+    """y[b] = x[lhs[b]] @ w_hat[rhs[b]] (.T); the fields of csrc/core/problem.h."""
 
     B: int = 1
     M: int = 1
@@ -56,6 +56,8 @@ class GatherProblem:
     group_size: int = 64
     symmetric: bool = False
     sorted: bool = False
+    transpose: bool = True
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True)

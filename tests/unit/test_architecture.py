@@ -29,6 +29,7 @@ CXX_MAY_INCLUDE = {
 PYTHON_ORDER = [
     "_ext",
     "_native",
+    "rounding",
     "selfcheck",
     "ops",
     "symmetric",
@@ -97,7 +98,7 @@ def test_quantizers_are_functions_of_arrays(path):
         if module.split(".")[0] in ("mlx", "mlx_lm", "pathlib", "os"):
             raise AssertionError(f"{path.name} imports {module}")
         if module.startswith("mlx_nibble."):
-            assert module.split(".")[1] in ("formats", "quantize"), module
+            assert module.split(".")[1] in ("formats", "quantize", "rounding"), module
 
 
 def test_only_lm_imports_mlx_lm():

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble import _native, fast
+from mlx_nibble.rounding import UNDERFLOW, UNIT_ROUNDOFF
 from tests import layer_oracle
 from tests.arrays import DTYPES, to_mlx, to_numpy
-from tests.tolerance import UNDERFLOW, UNIT_ROUNDOFF, assert_close, bound
+from tests.tolerance import assert_close, bound
 
 # Rows at and beside the widths of vectors, and the heads that models have.
 WIDTHS = st.sampled_from([1, 7, 15, 16, 17, 32, 33, 40, 64, 80, 96, 128, 256])
@@ -57,6 +58,50 @@ def test_rms_norm(data):
     )
     name = str(y.dtype).removeprefix("mlx.core.")
     assert_close(to_numpy(y), exact, bound(exact, abs(exact), D, name))
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_logsumexp(data):
+    rng = rng_of(data)
+    lead = data.draw(st.lists(st.integers(1, 5), max_size=3))
+    D = data.draw(st.one_of(WIDTHS, st.sampled_from([32_769, 49_152])))
+    dtype = data.draw(dtypes)
+    a = 10 * rng.standard_normal((*lead, 1, D)) + data.draw(st.sampled_from([0, -200]))
+    if data.draw(st.booleans()):
+        a[..., rng.integers(D)] = data.draw(st.sampled_from([-np.inf, 80]))
+    x = laid_out(data, a, dtype)
+    axis = data.draw(st.sampled_from([-1, x.ndim - 1, (-1,)]))
+    y = fast.logsumexp(x, axis, keepdims=True)
+    assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], 1)
+    exact = layer_oracle.log_sum_exp(to_numpy(x))
+    # Relative errors of terms and sums are absolute ones of their logarithm; what is
+    # subtracted, and the sum, are rounded in units of the largest input.
+    scale = abs(exact) + abs(to_numpy(x).astype(np.float64).max(-1)) + 1
+    assert_close(to_numpy(y[..., 0]), exact, bound(exact, scale, min(D, 64), dtype))
+
+
+def test_logsumexp_has_mlx_shapes_and_infinities():
+    a = mx.random.normal((1, 1, 300))
+    for axis in (None, 0, -1, (0, 2), (2,), []):
+        for keepdims in (False, True):
+            ours = fast.logsumexp(a, axis, keepdims)
+            theirs = mx.logsumexp(a, axis, keepdims)
+            assert ours.shape == theirs.shape
+            assert mx.allclose(ours, theirs, rtol=1e-6, atol=0)
+    for value in (-np.inf, np.inf):
+        a[..., 1] = value
+        assert mx.allclose(fast.logsumexp(a), mx.logsumexp(a), rtol=1e-6, atol=0)
+    assert fast.logsumexp(mx.full((4,), -np.inf)).item() == -np.inf
+    a[..., 2] = np.nan
+    a[..., 1] = 0
+    assert np.isnan(fast.logsumexp(a).item())
+
+
+def test_logsumexp_of_a_row_does_not_depend_on_others():
+    a = mx.random.normal((5, 70_000))
+    together = fast.logsumexp(a, -1)
+    assert [fast.logsumexp(row).item() for row in a] == together.tolist()
 
 
 @settings(max_examples=EXAMPLES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
 from mlx_nibble import lm, measure, nn
 from mlx_nibble.io.gguf_import import import_gguf
@@ -55,6 +56,19 @@ def test_batch_invariance_reaches_every_row(folder):
     for at, token in enumerate(TOKENS):
         alone = model(mx.array([[token]]), cache=cache)
         assert mx.array_equal(alone[0, 0], together[0, at])
+
+
+def test_probabilities_are_ours_and_mlx_lm_is_not_patched(folder):
+    model, _ = lm.load(str(folder))
+    ours = list(lm.generate_step(mx.array(TOKENS), model, max_tokens=4))
+    theirs = list(mlx_lm_generate_step(mx.array(TOKENS), model, max_tokens=4))
+    assert lm.generate_step.__code__ is mlx_lm_generate_step.__code__
+    assert mlx_lm_generate_step.__globals__["mx"] is mx
+    for (token, logprobs), (stock_token, stock_logprobs) in zip(
+        ours, theirs, strict=True
+    ):
+        assert token == stock_token
+        assert mx.allclose(logprobs, stock_logprobs, rtol=1e-6, atol=1e-6)
 
 
 def test_mlx_lm_is_itself_again_afterwards(folder):

@@ -6,8 +6,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_nibble import ops
+from mlx_nibble.rounding import LAMBDA, UNIT_ROUNDOFF
 from tests.arrays import to_numpy
-from tests.tolerance import LAMBDA, UNIT_ROUNDOFF, relative_rms
+from tests.tolerance import relative_rms
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-4)
 

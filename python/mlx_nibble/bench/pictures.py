@@ -1,72 +1,31 @@
 """Pictures of a run: speed over rows, roofline, map of ratios.
 
-Readable in black and white: candidates differ in marker, line and lightness, and the
-cells of the map hold their numbers.
+Readable in black and white, as :mod:`look` says; the cells of the map hold their
+numbers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import Row, rows
+from mlx_nibble.bench.look import (
+    counts_axis,
+    device,
+    in_order,
+    legend,
+    look,
+    style,
+)
 
-_BLUE = "#0b3c7d"
-_STYLES: dict[str, dict[str, Any]] = {
-    "nibble": {
-        "label": "mlx-nibble",
-        "marker": "o",
-        "linestyle": "-",
-        "color": "#0b3c7d",
-    },
-    "mlx": {"label": "MLX", "marker": "s", "linestyle": "--", "color": "#d1662a"},
-    "dense": {"label": "dense", "marker": "^", "linestyle": ":", "color": "#8a8a8a"},
-    "nibble again": {
-        "label": "mlx-nibble again",
-        "marker": "x",
-        "linestyle": "-.",
-        "color": "#5b9bd5",
-    },
-}
-_STYLES["nibble int8"] = {
-    "label": "mlx-nibble, int8",
-    "marker": "D",
-    "linestyle": "-",
-    "color": "#6f9fd8",
-}
-# Of peers that have no style of their own, in the order in which they come.
-_OTHERS = ["v", "x", "+", "*", "<", ">", "P", "1"]
-_LOOK: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "lines.markersize": 5,
-    "lines.linewidth": 1.6,
-    # The same capsule gives the same bytes.
-    "svg.hashsalt": "mlx-nibble",
-}
 _COLUMNS = 3
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, PNG or SVG by its name."""
-    with rc_context(_LOOK):
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
 
 
 def overview(capsule: Capsule) -> Figure:
@@ -75,7 +34,7 @@ def overview(capsule: Capsule) -> Figure:
     shapes = list(dict.fromkeys(_shape(row) for row in found))
     lines = -(-len(shapes) // _COLUMNS)
     mapped = any(row.name == "mlx" for row in found)
-    with rc_context(_LOOK):
+    with look():
         figure = Figure(figsize=(12, 3.1 * lines + 4.6), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=[3.1 * lines, 4.3])
         upper, lower = halves
@@ -93,8 +52,9 @@ def speed(capsule: Capsule) -> Figure:
     found = list(rows(capsule))
     shapes = list(dict.fromkeys(_shape(row) for row in found))
     lines = -(-len(shapes) // _COLUMNS)
-    with rc_context(_LOOK):
-        figure = Figure(figsize=(12, 3.1 * lines + 0.4), layout="constrained")
+    with look():
+        width = 4 * max(2, min(_COLUMNS, len(shapes)))
+        figure = Figure(figsize=(width, 3.1 * lines + 0.4), layout="constrained")
         _speed(figure, found, shapes)
         figure.suptitle(title(capsule), fontsize=11)
     return figure
@@ -102,7 +62,7 @@ def speed(capsule: Capsule) -> Figure:
 
 def roofline(capsule: Capsule) -> Figure:
     """Each product under the lines that bandwidth and arithmetic draw."""
-    with rc_context(_LOOK):
+    with look():
         figure = Figure(figsize=(7, 4.6), layout="constrained")
         _roofline(figure.subplots(), capsule, list(rows(capsule)))
     return figure
@@ -114,7 +74,7 @@ def ratios(capsule: Capsule) -> Figure | None:
     if not any(row.name == "mlx" for row in found):
         return None
     shapes = list(dict.fromkeys(_shape(row) for row in found))
-    with rc_context(_LOOK):
+    with look():
         figure = Figure(figsize=(7, 1.9 + 0.42 * len(shapes)), layout="constrained")
         _ratios(figure.subplots(), found, shapes)
     return figure
@@ -122,32 +82,8 @@ def ratios(capsule: Capsule) -> Figure | None:
 
 def title(capsule: Capsule) -> str:
     """What was measured, and on what."""
-    machine = capsule["machine"]
-    name = machine["cpu"] if machine["device"] == "cpu" else machine["gpu"]
     kept = "hot" if capsule["settings"].get("hot") else "cold"
-    return (
-        f"Quantized products, {kept} weights: {name}, {machine['threads']} threads, "
-        f"mlx {capsule['versions'].get('mlx')}"
-    )
-
-
-def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    if name in _STYLES:
-        return _STYLES[name]
-    others = [n for n in names if n not in _STYLES]
-    return {
-        "label": name,
-        "marker": _OTHERS[others.index(name) % len(_OTHERS)],
-        "linestyle": "-." if name.endswith("int8") else "--",
-        "linewidth": 0.9,
-        "color": "0.45",
-    }
-
-
-def _names(found: list[Row]) -> list[str]:
-    """Of all candidates: those with a style of their own first, as in the legend."""
-    seen = dict.fromkeys(row.name for row in found)
-    return [n for n in _STYLES if n in seen] + [n for n in seen if n not in _STYLES]
+    return f"Quantized products, {kept} weights: {device(capsule)}"
 
 
 def _shape(row: Row) -> str:
@@ -159,58 +95,51 @@ def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
     lines = -(-len(shapes) // _COLUMNS)
     columns = min(_COLUMNS, len(shapes))
     axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-    names = _names(found)
+    names = in_order(row.name for row in found)
     for axis, shape in zip(axes, shapes, strict=False):
         curves: dict[str, list[Row]] = defaultdict(list)
         for row in found:
             if _shape(row) == shape:
                 curves[row.name].append(row)
-        for name, points in curves.items():
+        for name in [n for n in names if n in curves]:
+            points = curves[name]
             points.sort(key=lambda row: row.case.rows)
             count = np.array([row.case.rows for row in points])
             seconds, low, high = (
                 np.array([getattr(row.seconds, part) for row in points])
                 for part in ("value", "low", "high")
             )
-            style = _style(name, names)
-            axis.plot(count, count / seconds, **style)
+            look_of = style(name, names)
+            axis.plot(count, count / seconds, **look_of)
             axis.fill_between(
                 count,
                 count / high,
                 count / low,
-                color=style["color"],
+                color=look_of["color"],
                 alpha=0.2,
             )
-        _rows_axis(axis, {row.case.rows for row in found if _shape(row) == shape})
+        counts = [row.case.rows for row in found if _shape(row) == shape]
+        counts_axis(axis, counts, "rows of x")
         axis.set_yscale("log")
         axis.set_title(shape)
     for axis in list(axes):
         axis.set_axis_off()
     first = figure.axes[0]
     first.set_ylabel("rows a second")
-    first.legend()
-
-
-def _rows_axis(axis: Axes, counts: Iterable[int]) -> None:
-    axis.set_xscale("log", base=2)
-    ticks = sorted(counts)
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set_xlabel("rows of x")
+    legend(figure, first, names)
 
 
 def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
     bandwidth = capsule["peaks"]["read_bytes_per_second"]
     peak = capsule["peaks"]["flops_per_second"]
     seen = []
-    names = _names(found)
+    names = in_order(row.name for row in found)
     for name in names:
-        style = _style(name, names)
         points = [row for row in found if row.name == name]
         x = [row.flops_per_second / row.bytes_per_second for row in points]
         y = [row.flops_per_second / 1e9 for row in points]
         if points:
-            marks = {**style, "linestyle": "", "alpha": 0.85}
+            marks = {**style(name, names), "linestyle": "", "alpha": 0.85}
             axis.plot(x, y, **marks)
         seen += x
     reach = np.geomspace(min(seen) / 2, max(*seen, peak / bandwidth) * 2, 200)
@@ -223,7 +152,8 @@ def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
     axis.set_title(
         f"Roof: {bandwidth / 1e9:.0f} GB/s read, {peak / 1e9:.0f} GFLOP/s multiplied"
     )
-    axis.legend(loc="center right")
+    if len(names) <= 4:
+        axis.legend(loc="center right")
 
 
 def _ratios(axis: Axes, found: list[Row], shapes: list[str]) -> None:

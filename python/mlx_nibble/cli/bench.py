@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _PARTS = {
     "kernels": "products: ours, MLX's and the dense one",
+    "model": "a model's tokens a second: ours, and mlx-lm alone",
     "plot": "pictures of a run, or one HTML page with all of it",
     "compare": "what changed between two runs, beyond noise",
 }

@@ -11,19 +11,27 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.io.text import write_text
 from mlx_nibble.plot import require_picture
 
-PARTS = ("overview", "speed", "roofline", "ratios")
+# By the kind of the run.
+PARTS = {
+    "kernels": ("overview", "speed", "roofline", "ratios"),
+    "model": ("overview", "over_batch", "over_context"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nibble bench plot",
-        description="Draw a run of nibble bench kernels: speed over rows, roofline "
-        "and a map of ratios; as .html, one page with all of it and the numbers.",
+        description="Draw a run of nibble bench: of kernels, speed over rows, roofline "
+        "and a map of ratios; of a model, tokens a second over batch and context; as "
+        ".html, one page with all of it and the numbers.",
     )
     parser.add_argument("run", metavar="RUN.json", help="what the run left")
     parser.add_argument("picture", metavar="FILE", help="a .png, .svg or .html file")
     parser.add_argument(
-        "--part", choices=PARTS, default=PARTS[0], help="one picture, not all"
+        "--part",
+        choices=list(dict.fromkeys(part for parts in PARTS.values() for part in parts)),
+        default="overview",
+        help="one picture, not all; the last two are a model's",
     )
     return parser
 
@@ -46,22 +54,31 @@ def require_file(path: str) -> Path:
     return capsule.require_writable(path)
 
 
-def draw(made: Capsule, path: Path, part: str = PARTS[0]) -> None:
-    """Draw a run of kernels.
+def draw(made: Capsule, path: Path, part: str = "overview") -> None:
+    """Draw a run.
 
     Raises:
         ValueError: If there is nothing to draw.
     """
-    from mlx_nibble.bench import html, pictures
+    from mlx_nibble.bench import html, look, model_pictures, pictures
 
-    if made["kind"] != "kernels" or not made["results"] or not made["peaks"]:
+    if not made["results"] or not made["peaks"]:
+        raise ValueError("[plot] a run of nibble bench with results is required.")
+    if part not in PARTS[made["kind"]]:
         raise ValueError(
-            "[plot] a run of nibble bench kernels with results is required."
+            f"[plot] the parts of a run of the kind {made['kind']!r} are "
+            f"{', '.join(PARTS[made['kind']])} but got {part!r}."
         )
     if path.suffix == ".html":
         write_text(path, html.report(made))
         return
-    figure = getattr(pictures, part)(made)
+    drawn = pictures if made["kind"] == "kernels" else model_pictures
+    figure = getattr(drawn, part)(made)
     if figure is None:
-        raise ValueError("[plot] ratios need a run that measured MLX, too.")
-    pictures.save(figure, path)
+        needs = {
+            "ratios": "a run that measured MLX, too",
+            "over_batch": "a run of more than one batch",
+            "over_context": "a run of more than one context",
+        }
+        raise ValueError(f"[plot] {part} needs {needs[part]}.")
+    look.save(figure, path)

@@ -20,6 +20,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -136,11 +137,16 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
 
 
 @contextmanager
-def immediate_interrupt() -> Iterator[None]:
+def immediate_interrupt(
+    before: Callable[[], None] | None = None,
+) -> Iterator[None]:
     """Let Ctrl-C, or SIGTERM, end the process while MLX computes.
 
     Python sees a signal only when a call into MLX returns, and one evaluation can
     take half a minute. Only for sections that leave nothing half done.
+
+    Args:
+        before: Called by another thread before the process ends.
     """
     receive, send = socket.socketpair()
     send.setblocking(False)
@@ -150,7 +156,11 @@ def immediate_interrupt() -> Iterator[None]:
         while number := receive.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 err.show_cursor()
-                print("\nnibble: interrupted", file=sys.stderr, flush=True)
+                try:
+                    if before is not None:
+                        before()
+                finally:
+                    print("\nnibble: interrupted", file=sys.stderr, flush=True)
                 os._exit(128 + number[0])
 
     threading.Thread(target=wait_for_interrupt, daemon=True).start()
@@ -187,16 +197,16 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def run_progress() -> Iterator[Callable[[str, int, int], None]]:
+def run_progress() -> Iterator[Callable[[str, float, float], None]]:
     """One progress bar, with what is being done and the time left.
 
     Yields:
-        To be called with what is being done, the steps done and all of them.
+        To be called with what is being done, the steps (or seconds) done and all.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -206,7 +216,7 @@ def run_progress() -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:
         task = bar.add_task("", total=None)
 
-        def update(what: str, done: int, total: int) -> None:
+        def update(what: str, done: float, total: float) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
         yield update

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from mlx_nibble.cli import activations
+from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.lm import run_command
 
 _BATCH_INVARIANT = (
@@ -17,7 +15,6 @@ _BATCH_INVARIANT = (
     "decoding with --draft-model then gives exactly the tokens that it gives without "
     "(docs/numerics.md says what it costs)"
 )
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
@@ -39,34 +36,28 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     activations.add_option(parser)
     parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
     ours, arguments = parser.parse_known_args(arguments)
-    for option in ("--model", "--draft-model", "--adapter-path"):
-        _require_exists(option, command, arguments)
+    for option in ("--model", "--draft-model"):
+        if path := _value(option, arguments):
+            require_model(command, option, path)
+    adapter = _value("--adapter-path", arguments)
+    if adapter is not None and not Path(adapter).expanduser().exists():
+        raise ValueError(f"[{command}] --adapter-path {adapter!r} does not exist.")
     try:
-        run_command(
-            name,
-            f"nibble {command}",
-            arguments,
-            activations.setting(ours),
-            ours.batch_invariant,
-        )
+        with hub_errors(command):
+            run_command(
+                name,
+                f"nibble {command}",
+                arguments,
+                activations.setting(ours),
+                ours.batch_invariant,
+            )
     except SystemExit as end:
         if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):
             print("\nand, of nibble's own:\n" + parser.format_help().split("\n\n")[1])
         raise
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"[{command}] the model is not a folder here, and could not be had from "
-            f"the Hugging Face Hub: {reason}"
-        ) from error
 
 
-def _require_exists(option: str, command: str, arguments: Sequence[str]) -> None:
-    """Say so of a missing folder, before it is looked for on the Hub."""
+def _value(option: str, arguments: Sequence[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(option, dest="path")
-    path = parser.parse_known_args(arguments)[0].path
-    if path is None or Path(path).expanduser().exists():
-        return
-    if path.startswith(".") or not _HUB_NAME.fullmatch(path):
-        raise ValueError(f"[{command}] {option} {path!r} does not exist.")
+    return parser.parse_known_args(arguments)[0].path

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_nibble.formats import UNIT_ROUNDOFF, Format, Quantized
+from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.quantize.gptq import gptq
 from mlx_nibble.quantize.hessian import damped, diagonal_blocks
 from mlx_nibble.quantize.refine import refine
 from mlx_nibble.quantize.rules import affine, minmax, symmetric
 from mlx_nibble.quantize.search import search
+from mlx_nibble.rounding import UNIT_ROUNDOFF
 
 RULES: dict[str, Callable[[np.ndarray, Format], Quantized]] = {
     "affine": affine,

@@ -32,6 +32,8 @@ struct SimtGatherProblem {
   int32_t bits, group_size;
   int32_t symmetric;
   int32_t sorted;
+  int32_t transpose;
+  int32_t batch_invariant;
 };
 struct SimtProfile {
   int32_t generation;
@@ -149,6 +151,8 @@ nibble::GatherProblem gather_of(const SimtGatherProblem& p) {
   problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
   problem.format = {p.bits, p.group_size, p.symmetric != 0};
   problem.sorted = p.sorted != 0;
+  problem.transpose = p.transpose != 0;
+  problem.batch_invariant = p.batch_invariant != 0;
   return problem;
 }
 

@@ -1,0 +1,289 @@
+"""Measure a model: prompts read and answers given, ours and mlx-lm's, in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nibble.bench import generation, peaks
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.generation import Mode, Prompts
+from mlx_nibble.bench.rates import Case, describe
+from mlx_nibble.bench.schedule import take_quiet_pass
+from mlx_nibble.bench.subject import OURS, Configuration, Subject
+
+# Prompts that tell how long others will take: two, for a GPU reads 32 tokens in about
+# the time of 8, and MLX on a CPU in four times as long.
+_SHORT, _LONGER = 8, 32
+# A first reading of so long is not repeated to be exact.
+_SLOW_SECONDS = 4.0
+# Tokens between the beginnings of a batch's prompts.
+_STRIDE = 61
+# Of a turn beyond what it times: the change of configuration, one untimed token.
+_OVERHEAD = 1.1
+
+Progress = Callable[[str, float, float], None]
+"""Called with what is done, and the seconds done and of all."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        seconds: To spend on each case; a peer may take as long once more.
+        passes: To spread them over.
+        max_tokens: Of an answer, timed, at most.
+        prefill_step_size: Tokens of a prompt to process at a time.
+    """
+
+    seconds: float = 10.0
+    passes: int = 6
+    max_tokens: int = 32
+    prefill_step_size: int = 2048
+
+
+@dataclass
+class Turn:
+    """One configuration in one case.
+
+    Attributes:
+        models: How many of the subject's are at work.
+        found: Gets what is kept beside the samples.
+        work: Returns the seconds of one token.
+        cost: Seconds of a sample, and of what it needs, as expected.
+        shares: In how many passes it takes part.
+    """
+
+    subject: Subject
+    configuration: Configuration
+    models: int
+    found: dict[str, Any]
+    work: Callable[[], float] = float
+    cost: float = 0.0
+    shares: int = 1
+    passes: list[list[float]] = field(default_factory=list)
+
+    def sample(self) -> float:
+        """Seconds of one token."""
+        self.subject.become(self.configuration)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        seconds = self.work()
+        # Those of other configurations, too, are in memory: they are not counted.
+        peak = self.subject.nbytes(self.models) + mx.get_peak_memory() - before
+        self.found["peak_bytes"] = max(peak, self.found.get("peak_bytes", 0))
+        return seconds
+
+
+def run(
+    subject: Subject,
+    configurations: Sequence[Configuration],
+    groups: Sequence[tuple[Mode, int, int]],
+    text: Sequence[int],
+    settings: Settings,
+    capsule: Capsule,
+    progress: Progress,
+) -> None:
+    """Measure all groups into a capsule.
+
+    All that was measured is in the capsule even if the run is interrupted.
+
+    Args:
+        subject: The model.
+        configurations: What takes turns; :data:`OURS` first.
+        groups: Modes, with sequences and tokens of each prompt.
+        text: Tokens that prompts are taken from.
+        settings: How to measure.
+        capsule: Gets peaks and results.
+        progress: Is called before each step.
+    """
+    _Run(subject, configurations, groups, text, settings, capsule, progress).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        subject: Subject,
+        configurations: Sequence[Configuration],
+        groups: Sequence[tuple[Mode, int, int]],
+        text: Sequence[int],
+        settings: Settings,
+        capsule: Capsule,
+        progress: Progress,
+    ) -> None:
+        self.subject, self.configurations, self.groups = subject, configurations, groups
+        self.text, self.settings, self.capsule = text, settings, capsule
+        self.progress = progress
+        self.start = time.perf_counter()
+        self.paces: dict[Configuration, Callable[[int], float]] = {}
+
+    def go(self) -> None:
+        self.say("bandwidth and multiplications", 0)
+        dtype = "float16" if self.capsule["machine"]["device"] == "gpu" else "float32"
+        self.capsule["peaks"] = asdict(peaks.measure(dtype))
+        for configuration in self.configurations:
+            self.say(f"{configuration.name}: first tokens", 0)
+            self.paces[configuration] = self.pace(configuration)
+        for index, (mode, batch, context) in enumerate(self.groups):
+            prompts = self.prompts(batch, context)
+            self.measure(
+                Case("prompt", mode.name, batch, context), index, mode, prompts
+            )
+            self.measure(
+                Case("decode", mode.name, batch, context), index, mode, prompts
+            )
+        # The machine may have been busy at the beginning.
+        again = asdict(peaks.measure(dtype))
+        found = self.capsule["peaks"]
+        self.capsule["peaks"] = {k: max(v, again[k]) for k, v in found.items()}
+        self.capsule["complete"] = True
+
+    def prompts(self, batch: int, context: int) -> Prompts:
+        wanted = context + _STRIDE * batch
+        text = list(self.text) * -(-wanted // len(self.text))
+        return [text[_STRIDE * i :][:context] for i in range(batch)]
+
+    def pace(self, configuration: Configuration) -> Callable[[int], float]:
+        """Seconds that so many tokens of prompts take, as two short ones tell."""
+        self.subject.become(configuration)
+        read, models = generation.plain().read, self.subject.models
+        first = read(models, self.prompts(1, _SHORT), _SHORT)
+        if first > _SLOW_SECONDS:
+            return lambda tokens: first * tokens / _SHORT
+        short = read(models, self.prompts(1, _SHORT), _SHORT)
+        longer = read(models, self.prompts(1, _LONGER), _LONGER)
+        slope = max(longer - short, 0) / (_LONGER - _SHORT)
+        return lambda tokens: longer + slope * (tokens - _LONGER)
+
+    def measure(self, case: Case, index: int, mode: Mode, prompts: Prompts) -> None:
+        """Take all passes of a case."""
+        result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
+        self.say(describe(case), index)
+        enter = self.reading if case.measure == "prompt" else self.answering
+        turns = enter(case, mode, prompts, result["candidates"])
+        self.capsule["results"].append(result)
+        settings = self.settings
+        for number in range(settings.passes):
+            taking = {
+                name: turn
+                for name, turn in turns.items()
+                # Spread evenly, the first pass among them.
+                if number * turn.shares % settings.passes < turn.shares
+            }
+            self.say(describe(case), index, number / settings.passes)
+            share = settings.seconds / settings.passes
+            result["disturbed"] += take_quiet_pass(taking, share) if taking else 0
+            for name in turns.keys() - taking.keys():
+                turns[name].passes.append([])
+            self.capsule["seconds"] = time.perf_counter() - self.start
+
+    def reading(
+        self, case: Case, mode: Mode, prompts: Prompts, found: dict[str, Any]
+    ) -> dict[str, Turn]:
+        """Who reads the prompts, and has read them once."""
+        tokens = case.batch * case.context
+        turns = {}
+
+        def read() -> float:
+            size = self.settings.prefill_step_size
+            return mode.read(self.subject.models, prompts, size) / tokens
+
+        for configuration in self.configurations:
+            turn = self.turn(configuration, mode, found)
+            turn.work = read
+            if self.admit(turn, self.paces[configuration](tokens), "a prompt"):
+                turns[configuration.name] = turn
+                if turn.cost < self.share:
+                    turn.sample()  # the first of a size allocates
+        return turns
+
+    def answering(
+        self, case: Case, mode: Mode, prompts: Prompts, found: dict[str, Any]
+    ) -> dict[str, Turn]:
+        """Who answers, each with as many tokens as fit into a pass."""
+        models, settings = self.subject.models, self.settings
+        self.subject.become(OURS)
+        state = mode.begin(models, prompts, settings.prefill_step_size)
+        turns = {}
+        for configuration in self.configurations:
+            turn = self.turn(configuration, mode, found)
+            # A step takes at least what reading as many tokens takes.
+            least = 2 * self.paces[configuration](case.batch)
+            if not self.admit(turn, least, "two tokens"):
+                continue
+            self.subject.become(configuration)
+            once = mode.answer(models, state, 1)
+            step = _OVERHEAD * once.seconds / once.tokens
+            length = max(1, min(settings.max_tokens, int(self.share / step) - 1))
+            turn.found["chain"] = length
+
+            def answer(
+                length: int = length, found: dict[str, Any] = turn.found
+            ) -> float:
+                answer = mode.answer(models, state, length)
+                if answer.accepted is not None:
+                    found["accepted"] = answer.accepted
+                return answer.seconds / (answer.tokens * case.batch)
+
+            turn.work = answer
+            if self.admit(turn, (length + 1) * step, f"{length + 1} tokens"):
+                turns[configuration.name] = turn
+        return turns
+
+    def turn(
+        self, configuration: Configuration, mode: Mode, found: dict[str, Any]
+    ) -> Turn:
+        entry = found[configuration.name] = {}
+        return Turn(self.subject, configuration, mode.models, entry)
+
+    def admit(self, turn: Turn, cost: float, what: str) -> bool:
+        """Into as many passes as its cost allows; a peer perhaps into none."""
+        passes = self.settings.passes
+        turn.cost = cost
+        turn.shares = min(passes, int(self.settings.seconds / cost))
+        if turn.shares == 0 and not turn.configuration.accelerated:
+            turn.found.clear()
+            turn.found["skipped"] = f"it would need about {cost:.1f} s for {what}"
+            return False
+        turn.shares = max(turn.shares, 1)
+        turn.found["passes"] = turn.passes
+        turn.found.pop("limited", None)
+        if turn.shares < passes:
+            turn.found["limited"] = (
+                f"about {cost:.1f} s for {what}: {turn.shares} of {passes} passes"
+            )
+        return True
+
+    @property
+    def share(self) -> float:
+        """Seconds of a pass."""
+        return self.settings.seconds / self.settings.passes
+
+    def say(self, what: str, index: int, part: float = 0) -> None:
+        """Report what is done, with the seconds that all will have taken."""
+        left = sum(self.expected(*group[1:]) for group in self.groups[index:])
+        if self.groups and what.startswith("decode"):
+            part = (1 + part) / 2
+        left -= part * self.expected(*self.groups[index][1:])
+        done = time.perf_counter() - self.start
+        self.progress(what, done, done + left)
+
+    def expected(self, batch: int, context: int) -> float:
+        """Seconds of a group: its prompts as their pace tells, its answers likewise."""
+        limit = self.settings.seconds
+        total = 0.0
+        for tokens in (batch * context, 2 * batch):
+            total += limit
+            for configuration, pace in self.paces.items():
+                cost = pace(tokens)
+                if configuration.accelerated:
+                    total += max(0, cost - limit)
+                elif cost < limit:
+                    total += cost * max(1, int(limit / cost)) / 2
+        return total

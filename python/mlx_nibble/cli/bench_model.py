@@ -1,0 +1,239 @@
+"""``nibble bench model``: a model's tokens a second, ours against mlx-lm alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx_nibble.bench import capsule
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.cli.bench_plot import draw, require_file
+from mlx_nibble.cli.console import err, immediate_interrupt, run_progress
+from mlx_nibble.cli.models import hub_errors, require_model
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nibble bench model",
+        description="Time a model: how fast it reads prompts and answers, until when "
+        "its first token is known, and the most memory; ours and mlx-lm alone, in "
+        "turns, in one process, of one set of weights. All samples go into a JSON "
+        "file. Ctrl-C keeps what is done.",
+    )
+    add = parser.add_argument
+    add("model", metavar="PATH", help="model folder or Hub name")
+    add(
+        "--batch",
+        nargs="+",
+        type=int,
+        default=[1, 8, 32],
+        metavar="N",
+        help="sequences at once, by mlx-lm's BatchGenerator; default: 1 8 32",
+    )
+    add(
+        "--context",
+        nargs="+",
+        type=int,
+        default=[128, 512],
+        metavar="TOKENS",
+        help="tokens of each prompt; default: 128 512",
+    )
+    add(
+        "--draft-model",
+        metavar="PATH",
+        help="also decode speculatively, one sequence, with this draft model",
+    )
+    add(
+        "--num-draft-tokens",
+        type=int,
+        default=3,
+        metavar="N",
+        help="tokens to draft at a time; default: 3",
+    )
+    add(
+        "--against",
+        nargs="*",
+        choices=("mlx",),
+        default=("mlx",),
+        help="what to measure beside ours; default: mlx; none, if nothing follows",
+    )
+    add(
+        "--activations",
+        choices=("exact", "int8"),
+        default="exact",
+        help="int8: also measure what 8-bit activations gain",
+    )
+    add(
+        "--batch-invariant",
+        action="store_true",
+        help="also measure what it costs that no row's result depends on the others",
+    )
+    add(
+        "--max-tokens",
+        "-m",
+        type=int,
+        default=32,
+        metavar="N",
+        help="tokens of an answer that are timed, at most; default: 32",
+    )
+    add(
+        "--prefill-step-size",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="tokens of a prompt to process at a time; default: 2048",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="to spend on each case. MLX may take as long once more: it takes part in "
+        "fewer passes, or is left out, where it is slower. default: 10",
+    )
+    add("--passes", type=int, default=6, help="turns of each; default: 6")
+    add("--trust-remote-code", action="store_true", help="as mlx-lm's")
+    add("--output", metavar="FILE", help="write the samples there")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the run as .png or .svg, or as an .html page that can be mailed",
+    )
+    add("--json", action="store_true", help="print the samples; write no file")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load, measure, write, print."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    _require_sane(parser, args)
+    require_model("bench", "PATH", args.model)
+    if args.draft_model is not None:
+        require_model("bench", "--draft-model", args.draft_model)
+    picture = None if args.plot is None else require_file(args.plot)
+    path = None
+    if not args.json:
+        path = capsule.require_writable(args.output or capsule.default_path("model"))
+    made = capsule.new("model", ["nibble", "bench", "model", *arguments], {})
+    keeper = _Keeper(made, path, picture)
+    # One reading of a long prompt may take MLX ten seconds, in which Python would not
+    # see Ctrl-C: what is done is then kept by another thread.
+    with immediate_interrupt(keeper.keep):
+        try:
+            _measure(args, made)
+        finally:
+            keeper.keep()
+
+
+def _require_sane(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if min(args.seconds, args.passes, args.max_tokens, args.prefill_step_size) <= 0:
+        parser.error(
+            "--seconds, --passes, --max-tokens and --prefill-step-size must be positive"
+        )
+    if min(*args.batch, args.num_draft_tokens) < 1:
+        parser.error("--batch and --num-draft-tokens must be at least 1")
+    if min(args.context) < 2:
+        parser.error("--context must be at least 2")
+
+
+def _measure(args: argparse.Namespace, made: Capsule) -> None:
+    # mlx-lm takes a second to import: --help and mistakes need not wait for it.
+    with err.status("Loading the model"), hub_errors("bench"):
+        from mlx_nibble import lm
+        from mlx_nibble.bench import generation, model, subject
+        from mlx_nibble.model.text import BUILT_IN, read_text
+
+        trust = args.trust_remote_code
+        loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)
+        models = [loaded]
+        if args.draft_model is not None:
+            draft, other, *_ = lm.load_as_it_is(
+                args.draft_model, trust_remote_code=trust
+            )
+            if other.vocab_size != tokenizer.vocab_size:
+                raise ValueError(
+                    "[bench] the draft model must have the model's vocabulary, of "
+                    f"{tokenizer.vocab_size} tokens, but has {other.vocab_size}."
+                )
+            models.append(draft)
+        text = tokenizer.encode(read_text(BUILT_IN)[: _characters(args)])
+    configurations = [subject.OURS]
+    configurations += [subject.INT8] if args.activations == "int8" else []
+    configurations += [subject.INVARIANT] if args.batch_invariant else []
+    configurations += [subject.STOCK] if args.against else []
+    modes = [
+        (generation.plain() if n == 1 else generation.batched(), n)
+        for n in dict.fromkeys(args.batch)
+    ]
+    if args.draft_model is not None:
+        modes.append((generation.speculative(args.num_draft_tokens), 1))
+    settings = model.Settings(
+        args.seconds, args.passes, args.max_tokens, args.prefill_step_size
+    )
+    made["settings"].update(_settings(args), **asdict(settings))
+    groups = [
+        (*mode, context) for context in dict.fromkeys(args.context) for mode in modes
+    ]
+    with run_progress() as progress, subject.Subject(models) as changing:
+        model.run(
+            changing,
+            configurations,
+            groups,
+            text,
+            settings,
+            made,
+            progress,
+        )
+
+
+def _characters(args: argparse.Namespace) -> int:
+    """Of text, that give tokens enough: a token has rarely more than eight."""
+    return 8 * (max(args.context) + 64 * max(args.batch))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    # Names only: where they lie is nobody's business.
+    draft = args.draft_model and Path(args.draft_model).name
+    return {
+        "model": Path(args.model).name,
+        "draft_model": draft,
+        "num_draft_tokens": args.num_draft_tokens if draft else None,
+    }
+
+
+class _Keeper:
+    """Writes, prints and draws what was measured, once, in whichever thread."""
+
+    def __init__(self, made: Capsule, path: Path | None, picture: Path | None) -> None:
+        self._made, self._path, self._picture = made, path, picture
+        self._lock = threading.Lock()
+        self._done = False
+
+    def keep(self) -> None:
+        from mlx_nibble.cli.bench_model_table import show
+
+        with self._lock:
+            if self._done:
+                return
+            self._done = True
+            made = self._made
+            made["results"] = [r for r in made["results"] if _measured(r)]
+            if self._path is None:
+                json.dump(made, sys.stdout)
+            elif made["results"]:
+                capsule.write(made, self._path)
+                show(made)
+                err.print(f"wrote {self._path}", soft_wrap=True)
+            if self._picture is not None and made["results"]:
+                draw(made, self._picture)
+            sys.stdout.flush()
+
+
+def _measured(result: dict[str, Any]) -> bool:
+    return any(any(c.get("passes", ())) for c in result["candidates"].values())
