@@ -131,6 +131,29 @@ def test_all_candidates_take_turns_and_mlx_is_never_left_out_silently():
     assert len(contest.samples[own]) in PASSES
 
 
+def test_inspect_counts_what_is_tuned(tables, tmp_path, capsys):
+    arrays = dict(
+        zip(
+            ("weight", "scales", "biases"),
+            mx.quantize(mx.random.normal((96, 64)), 32, 4),
+            strict=True,
+        )
+    )
+    tensors = {f"model.layers.{i}.q.{n}": a for i in (0, 1) for n, a in arrays.items()}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    config = {"quantization": {"group_size": 32, "bits": 4}}
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    sizes += ("intermediate_size", "vocab_size")
+    (tmp_path / "config.json").write_text(json.dumps(config | dict.fromkeys(sizes, 64)))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "nibble tune" not in capsys.readouterr().out
+    (problem,) = problems.of_shapes([(96, 64)], (1,), None, 4, 32, None)
+    tuning.save({problem.key: Choice(LEAVE_TO_MLX, 1.5)})
+    assert main(["inspect", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 matrices are multiplied as nibble tune found fastest" in said
+
+
 def test_products_of_one_matrix_are_measured_together():
     made = problems.of_shapes([(64, 64), (32, 64)], (1, 2, 4), None, 4, 32, None)
     assert [len(same) for same in of_one_matrix(made)] == [3, 3]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlx_nibble import _native, tuning
 from mlx_nibble.bench import capsule, peaks
+from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import err, out, run_progress, table
@@ -125,7 +126,8 @@ def _shape(text: str) -> tuple[int, int]:
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:
     rows = sorted({tuning.row_class(m) for m in args.rows})
-    setting = activations.setting(args)
+    # Other devices compute exactly all the same, and so are asked for that.
+    setting = activations.setting(args) if device() == "cpu" else None
     if args.path is not None:
         return problems.of_model(args.path, rows, args.dtype, setting)
     shapes = args.shape or problems.default_shapes()
