@@ -204,7 +204,8 @@ def test_the_command(tables, tmp_path, capsys):
 
 def test_an_interrupted_run_keeps_the_matrices_that_are_done(tables):
     command = [sys.executable, "-m", "mlx_nibble.cli", "tune", "--group-size", "32"]
-    shapes = ["--shape", "64,64", "4096,4096", "--rows", "1", "64"]
+    # The second would take a minute.
+    shapes = ["--shape", "64,64", "8192,8192", "--rows", "1", "64", "128", "256", "512"]
     process = subprocess.Popen(
         [*command, *shapes], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -215,7 +216,7 @@ def test_an_interrupted_run_keeps_the_matrices_that_are_done(tables):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert {key.N for key in tuning.load()} == {64}
-    assert "64 × 64 × 64" in out
+    assert "512 × 64 × 64" in out
     assert [path.name for path in tables.iterdir()] == [tuning.path().name]
 
 
