@@ -10,7 +10,8 @@ first named, each into its own environment under build/peers. All take turns wit
 one run, and a peer whose turn it is not is stopped: threads that wait by spinning
 would slow the next one down. A turn is some products, the first of them untimed.
 Ratios are to the fastest of the others: of exact products to MLX and what rounds no
-activations to 8 bits, of int8 to MLX and what does.
+activations to 8 bits, of int8 to MLX and what does. Shares of the bandwidth are to a
+plain read that takes its turn among them, where weights are cold.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from mlx_nibble.bench.machine import last_level_cache_bytes, threads
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
+from mlx_nibble.repack import Copies
 
 # By the name of a peer, what pip installs. llama.cpp is built from its source, for
 # this processor.
@@ -56,10 +58,20 @@ MODES = {
     "llama.cpp": [("llama.cpp Q4_0", True), ("llama.cpp Q4_1", True)],
 }
 # Ours, and whether they round activations to 8 bits.
-MINE = {"nibble": False, "nibble int8": True}
+MINE = {
+    "nibble": False,
+    "nibble repacked": False,
+    "nibble int8": True,
+    "nibble int8 repacked": True,
+}
+# Reads as many bytes as the weights have, from memory, on all cores.
+READ = "read"
 # Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
 # smallest of our shapes are more than a cache.
 MAX_COPIES = 256
+# With more rows than this a product takes so long that it makes no difference
+# whether weights come from memory: peers then prepare two matrices only.
+COLD_ROWS = 32
 # Products of a turn, at most, and multiplications that one needs no company for.
 MAX_CALLS, CALL_PRODUCTS = 16, 2**31
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
@@ -128,11 +140,15 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
-    def turn(op, scale_dtype: mx.Dtype, **options) -> Callable[[], float]:
-        own = [(w, s.astype(scale_dtype), b.astype(scale_dtype)) for w, s, b in pool]
+    def scaled(dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
+        own = [(w, s.astype(dtype), b.astype(dtype)) for w, s, b in pool]
         mx.eval(own)
+        return own
+
+    form = (True, case.group_size, case.bits)
+
+    def turn(op, own: list[tuple[mx.array, ...]], **options) -> Callable[[], float]:
         step = cycle(own)
-        form = (True, case.group_size, case.bits)
 
         def products(count: int) -> float:
             before = time.perf_counter()
@@ -145,11 +161,30 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
 
         return run
 
-    return {
-        "mlx": turn(mx.quantized_matmul, mx.float32),
-        "nibble": turn(ops.quantized_matmul, mx.float16),
-        "nibble int8": turn(ops.quantized_matmul, mx.float16, activations="int8"),
+    own, packed = scaled(mx.float16), scaled(mx.float16)
+    Copies((*weights, case.bits, case.group_size) for weights in packed)
+    for weights in packed:  # to have them made
+        mx.eval(ops.quantized_matmul(x[:1], *weights, *form))
+    int8 = {"activations": "int8"}
+    turns = {
+        "mlx": turn(mx.quantized_matmul, scaled(mx.float32)),
+        "nibble": turn(ops.quantized_matmul, own),
+        "nibble repacked": turn(ops.quantized_matmul, packed),
+        "nibble int8": turn(ops.quantized_matmul, own, **int8),
+        "nibble int8 repacked": turn(ops.quantized_matmul, packed, **int8),
     }
+    return turns if hot else turns | {READ: reading(case)}
+
+
+def reading(case: Case) -> Callable[[], float]:
+    """In the same rounds as the products: the machine's pace changes by the second."""
+    read = peaks.reader()
+
+    def run() -> float:
+        before = time.perf_counter()
+        return weight_bytes(case) / read() * (time.perf_counter() - before)
+
+    return run
 
 
 def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dict:
@@ -158,6 +193,8 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
         del turns["mlx"]
     wanted = 4 * last_level_cache_bytes()
     copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
+    if case.rows > COLD_ROWS:
+        copies = 2
     for name, peer in peers.items():
         request = {"int8": peer.int8, "copies": 1 if args.hot else copies}
         peer.ask({**vars(case), **request})
@@ -186,9 +223,12 @@ def row(
     cells = [str(case["rows"]), str(case["N"]), str(case["K"])]
     for mode, int8 in MINE.items():
         seconds = statistics.median(taken[mode])
+        share = result["weight_bytes"] / seconds / bandwidth
+        if READ in taken:
+            share = timing.faster(taken[READ], taken[mode]).value
         cells += [
             f"{1e3 * seconds:.3f} ms",
-            f"{result['weight_bytes'] / seconds / bandwidth:.0%}",
+            f"{share:.0%}",
             f"{operations / seconds / peak:.0%}",
         ]
         others = [

@@ -9,6 +9,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/layers.cpp
   csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
+  csrc/cpu/packed.cpp
   csrc/cpu/peak.cpp
   csrc/cpu/rows.cpp
   csrc/cpu/thread_pool.cpp)

@@ -1,5 +1,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
@@ -12,6 +13,7 @@
 #include "csrc/bindings_tuning.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
+#include "csrc/mlx/repack.h"
 #include "csrc/mlx/symmetric.h"
 
 namespace nb = nanobind;
@@ -296,6 +298,25 @@ NB_MODULE(_ext, m) {
         &nibble::symmetric::forget,
         "token"_a,
         "Of what remember_symmetric() returned.");
+
+  m.def("remember_repack",
+        &nibble::repack::remember,
+        "w"_a,
+        "scales"_a,
+        "biases"_a,
+        "bits"_a,
+        "group_size"_a,
+        "See mlx_nibble.repack. Keeps all until forget_repack(); 0 of a format "
+        "that is read as it lies.");
+  m.def("forget_repack",
+        &nibble::repack::forget,
+        "token"_a,
+        "Of what remember_repack() returned.");
+  m.def("repack_bytes",
+        &nibble::repack::bytes,
+        "token"_a,
+        "Bytes of the copy that remember_repack() asked for, and of it those "
+        "that are there by now.");
 
   m.def(
       "holds",

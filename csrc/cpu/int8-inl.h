@@ -13,6 +13,8 @@
 // after the other, so that a result does not depend on the number of rows.
 #pragma once
 
+#include "csrc/cpu/int8_dots-inl.h"
+#include "csrc/cpu/int8_packed-inl.h"
 #include "csrc/cpu/int8_params-inl.h"
 #include "csrc/cpu/int8_quantize-inl.h"
 #include "csrc/cpu/int8_rows-inl.h"
@@ -71,31 +73,6 @@ void fill_panel(
 
 // ---- products -----------------------------------------------------------
 
-// Adds the words of one vector for each strip to sums [strips, kM].
-template <class V, int kBits, int kM, int kPart>
-void add_part(const typename V::I (&words)[V::kStrips],
-              const int8_t* x,
-              size_t stride,
-              typename V::I (&sums)[V::kStrips][kM]) {
-  constexpr int kStored = panel_bits(kBits);
-  typename V::I codes[V::kStrips];
-#pragma GCC unroll 4
-  for (int s = 0; s < V::kStrips; ++s) {
-    codes[s] = V::template byte_codes<kStored, kPart>(words[s]);
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kM; ++m) {
-    typename V::I a = V::broadcast4(x + m * stride + 4 * kPart);
-#pragma GCC unroll 4
-    for (int s = 0; s < V::kStrips; ++s) {
-      sums[s][m] = V::template dot4<kBits>(sums[s][m], codes[s], a);
-    }
-  }
-  if constexpr ((kPart + 1) * kStored < 8) {
-    add_part<V, kBits, kM, kPart + 1>(words, x, stride, sums);
-  }
-}
-
 // sums [kM, kPanelRows] += the products of a panel and kM activation rows.
 template <class V, int kBits, int kM>
 void int_tile(const int32_t* panel,
@@ -124,7 +101,7 @@ void int_tile(const int32_t* panel,
       for (int s = 0; s < V::kStrips; ++s) {
         words[s] = V::int_load(panel + s * V::kLanes);
       }
-      add_part<V, kBits, kM, 0>(words, codes, K, dots);
+      add_part<V, kBits, 0>(words, codes, K, dots);
       panel += kPanelRows<V>;
       codes += 4 * kParts;
     }
@@ -204,6 +181,9 @@ void multiply_int8(const Weights& w,
                    Dtype dtype,
                    void* y,
                    float* scratch) {
+  if (w.packed) {
+    return multiply_packed_int8<V>(w, x, M, rows, dtype, y, scratch);
+  }
   bool fits = static_cast<size_t>(w.K) <= kPanelFloats;
   if (M > 1 || !lie_in_bytes(w.format.bits) || !fits) {
     return multiply_panels<V>(w, x, M, rows, dtype, y, scratch);

@@ -3,6 +3,7 @@
 
 #include "csrc/cpu/columns-inl.h"
 #include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/packed-inl.h"
 #include "csrc/cpu/peak-inl.h"
 #include "csrc/cpu/product-inl.h"
 #include "csrc/cpu/weights-inl.h"
@@ -72,6 +73,9 @@ constexpr Kernels make_kernels() {
           multiply<V>,
           multiply_columns<V>,
           dequantize<V>,
+          V::kLanes,
+          packed_row_bytes,
+          pack<V>,
           multiply_registers<V>};
 }
 

@@ -18,6 +18,9 @@ struct Weights {
   int N, K;
   QuantFormat format;
   Dtype scale_dtype;
+  // The same in the layout of the instruction set in use; nullptr if there is
+  // none. Ranges of rows that are multiplied then begin with whole strips.
+  const uint8_t* packed = nullptr;
 };
 
 struct Range {
@@ -80,6 +83,13 @@ struct Kernels {
 
   // out[n, k] = w_hat[n, k] for n in rows, all k.
   void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
+
+  // Rows of a strip of the packed layout, packed-inl.h, and its bytes a row;
+  // 0 of a format that has none.
+  int strip_rows;
+  size_t (*packed_row_bytes)(QuantFormat format, Dtype scale_dtype, int K);
+  // out = the strips that hold `rows`, the first of which begins one.
+  void (*pack)(const Weights& w, Range rows, uint8_t* out);
 
   // As many operations as the arithmetic units do, and how many; peak-inl.h.
   int64_t (*multiply_registers)(int64_t times, float* sink);

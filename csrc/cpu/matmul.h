@@ -17,11 +17,15 @@
 
 namespace nibble::cpu {
 
+class Packed;
+
 // Quantized matrices [.., N, K], one below the other.
 struct QuantizedOperands {
   const uint32_t* w;
   const void* scales;
   const void* biases;
+  // The same laid out anew; packed.h.
+  const Packed* packed = nullptr;
 };
 
 // Shapes and dtypes as in MatmulProblem.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/product_packed-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
@@ -164,6 +165,9 @@ void multiply(const Weights& w,
               Dtype dtype,
               void* y,
               float* scratch) {
+  if (w.packed && M <= kPackedRows) {
+    return multiply_packed<V>(w, x, M, rows, dtype, y, scratch);
+  }
   float* sums = scratch + kPanelFloats;
   // While all of x stays in the first-level cache, rows are best read whole.
   bool whole_rows = w.K > kBlockK && M * w.K <= 8 * kBlockK;

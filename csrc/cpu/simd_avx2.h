@@ -38,6 +38,12 @@ struct Avx2 {
         _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 
+  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  static F sum_across(const F (&v)[kLanes]) {
+    return add(add(add(v[0], v[1]), add(v[2], v[3])),
+               add(add(v[4], v[5]), add(v[6], v[7])));
+  }
+
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -143,6 +149,12 @@ struct Avx2 {
     return v;
   }
 
+  // The place in code order of a vector's code number `at`.
+  template <int kBits>
+  static constexpr int lane_of(int at) {
+    return at;
+  }
+
   template <int kBits>
   static F to_natural_order(F v) {
     return v;
@@ -210,6 +222,14 @@ struct Avx2 {
     }
     return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
                             _mm256_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The code number kCode of each lane's word, as a float.
+  template <int kBits, int kCode>
+  static F code(I words) {
+    return _mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
+                         _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4

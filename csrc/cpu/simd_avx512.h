@@ -45,6 +45,16 @@ struct Avx512 {
                              _mm256_extractf128_ps(half, 1)));
   }
 
+  // The sums of v[0:16] in the order in which sum4 adds lanes, lane by lane.
+  static F sum_across(const F (&v)[kLanes]) {
+    F quarter[4];
+    for (int q = 0; q < 4; ++q) {
+      const F* p = v + 4 * q;
+      quarter[q] = add(add(p[0], p[2]), add(p[1], p[3]));
+    }
+    return add(add(quarter[0], quarter[2]), add(quarter[1], quarter[3]));
+  }
+
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -161,6 +171,12 @@ struct Avx512 {
         v);
   }
 
+  // The place in code order of a vector's code number `at`.
+  template <int kBits>
+  static constexpr int lane_of(int at) {
+    return kNatural<kBits> ? at : at % 8 * 2 + at / 8;
+  }
+
   template <int kBits>
   static F to_natural_order(F v) {
     if constexpr (kNatural<kBits>) {
@@ -230,6 +246,21 @@ struct Avx512 {
     }
     return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
                             _mm512_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The code number kCode of each lane's word, as a float.
+  template <int kBits, int kCode>
+  static F code(I words) {
+    if constexpr (kCode > 0) {
+      words = _mm512_srli_epi32(words, kCode * kBits);
+    }
+    I mask = _mm512_set1_epi32((1 << kBits) - 1);
+    if constexpr (kBits < 5) {
+      // vpermps looks at the low 4 bits of an index only: 2 bits repeat.
+      return _mm512_permutexvar_ps(
+          words, _mm512_cvtepi32_ps(_mm512_and_si512(iota(0, 1), mask)));
+    }
+    return _mm512_cvtepi32_ps(_mm512_and_si512(words, mask));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4

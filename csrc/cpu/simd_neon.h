@@ -47,6 +47,12 @@ struct Neon {
     vst1q_f32(out, vpaddq_f32(ab, cd));
   }
 
+  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  static F sum_across(const F (&v)[kLanes]) {
+    return add(add(add(v[0], v[4]), add(v[1], v[5])),
+               add(add(v[2], v[6]), add(v[3], v[7])));
+  }
+
   // ---- arithmetic between the products ----------------------------------
   static F add(F a, F b) {
     return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)};
@@ -167,6 +173,12 @@ struct Neon {
     return v;
   }
 
+  // The place in code order of a vector's code number `at`.
+  template <int kBits>
+  static constexpr int lane_of(int at) {
+    return at;
+  }
+
   template <int kBits>
   static F to_natural_order(F v) {
     return v;
@@ -245,6 +257,19 @@ struct Neon {
       return vreinterpretq_s32_u8(vandq_u8(bytes, mask));
     };
     return {codes(v.lo), codes(v.hi)};
+  }
+
+  // The code number kCode of each lane's word, as a float.
+  template <int kBits, int kCode>
+  static F code(I words) {
+    auto codes = [](int32x4_t half) {
+      uint32x4_t v = vreinterpretq_u32_s32(half);
+      if constexpr (kCode > 0) {
+        v = vshrq_n_u32(v, kCode * kBits);
+      }
+      return vcvtq_f32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
+    };
+    return {codes(words.lo), codes(words.hi)};
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4

@@ -63,6 +63,12 @@ struct Scalar {
     }
   }
 
+  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  static F sum_across(const F (&v)[kLanes]) {
+    return add(add(add(v[0], v[4]), add(v[1], v[5])),
+               add(add(v[2], v[6]), add(v[3], v[7])));
+  }
+
   static F add(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] + b.lane[i]; });
   }
@@ -153,6 +159,12 @@ struct Scalar {
     return v;
   }
 
+  // The place in code order of a vector's code number `at`.
+  template <int kBits>
+  static constexpr int lane_of(int at) {
+    return at;
+  }
+
   template <int kBits>
   static F to_natural_order(F v) {
     return v;
@@ -225,6 +237,15 @@ struct Scalar {
                                0x01010101u * ((1 << kBits) - 1));
     }
     return v;
+  }
+
+  // The code number kCode of each lane's word, as a float.
+  template <int kBits, int kCode>
+  static F code(I words) {
+    return by_lane([&](int i) {
+      uint32_t word = static_cast<uint32_t>(words.lane[i]);
+      return static_cast<float>(word >> (kCode * kBits) & ((1 << kBits) - 1));
+    });
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4

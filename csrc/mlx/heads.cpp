@@ -63,7 +63,7 @@ class ProjectionTask {
 
   void run(const void* x) {
     cpu::matmul(problem_,
-                {w_.operands(), x, y_, bias_ ? bias_->data() : nullptr},
+                {w_.operands(problem_), x, y_, bias_ ? bias_->data() : nullptr},
                 bridge::activations(projection_.options));
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,

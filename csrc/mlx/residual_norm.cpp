@@ -56,7 +56,7 @@ void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
                       h = h.data<void>(),
                       y = normed.data<void>()]() mutable {
                        cpu::matmul(problem,
-                                   {w.operands(),
+                                   {w.operands(problem),
                                     x.data(),
                                     h,
                                     has_bias ? bias.data() : nullptr,

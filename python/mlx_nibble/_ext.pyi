@@ -43,6 +43,19 @@ def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int
 def forget_symmetric(token: int) -> None:
     """Of what remember_symmetric() returned."""
 
+def remember_repack(w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, bits: int, group_size: int) -> int:
+    """
+    See mlx_nibble.repack. Keeps all until forget_repack(); 0 of a format that is read as it lies.
+    """
+
+def forget_repack(token: int) -> None:
+    """Of what remember_repack() returned."""
+
+def repack_bytes(token: int) -> tuple[int, int]:
+    """
+    Bytes of the copy that remember_repack() asked for, and of it those that are there by now.
+    """
+
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
 

@@ -26,7 +26,12 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble import fast, nn
-from mlx_nibble.accelerate import accelerate, keeps_scales, recognise_symmetric
+from mlx_nibble.accelerate import (
+    accelerate,
+    keeps_scales,
+    recognise_symmetric,
+    repacked,
+)
 from mlx_nibble.rebind import Rebinding
 from mlx_nibble.report import Report
 
@@ -66,6 +71,7 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
@@ -75,6 +81,7 @@ def load(
         *args: As :func:`mlx_lm.load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -86,7 +93,7 @@ def load(
         ValueError: If mlx-lm does not know the model's architecture, or
             ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(activations, batch_invariant):
+    with accelerated_loading(activations, batch_invariant, repack):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -95,6 +102,7 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
@@ -104,6 +112,7 @@ def sharded_load(
         *args: As :func:`mlx_lm.utils.sharded_load` takes them.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -111,7 +120,7 @@ def sharded_load(
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, activations, batch_invariant)
+    prepare(model, activations, batch_invariant, repack)
     return (model, *others)
 
 
@@ -134,7 +143,9 @@ def use_stock(model: mlx_nn.Module) -> None:
 
 @contextmanager
 def accelerated_loading(
-    activations: str | None = None, batch_invariant: bool = False
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    repack: bool = False,
 ) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
@@ -144,7 +155,7 @@ def accelerated_loading(
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model, activations, batch_invariant)
+        prepare(model, activations, batch_invariant, repack)
         return model, config
 
     with _replaced(mlx_lm_utils, "load_model", load_model):
@@ -178,6 +189,7 @@ def run_command(
     arguments: Sequence[str],
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
 ) -> None:
     """Run one of mlx-lm's commands, with every model that it loads accelerated.
 
@@ -187,14 +199,18 @@ def run_command(
         arguments: Its command line, without the program's name.
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
+        repack: As :func:`mlx_nibble.accelerate` takes it.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     own_sharded_load = partial(
-        sharded_load, activations=activations, batch_invariant=batch_invariant
+        sharded_load,
+        activations=activations,
+        batch_invariant=batch_invariant,
+        repack=repack,
     )
     with (
-        accelerated_loading(activations, batch_invariant),
+        accelerated_loading(activations, batch_invariant, repack),
         _replaced(command, "sharded_load", own_sharded_load),
         accelerated_generation(),
     ):
@@ -205,6 +221,7 @@ def prepare(
     model: mlx_nn.Module,
     activations: str | None = None,
     batch_invariant: bool = False,
+    repack: bool = False,
 ) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
@@ -217,6 +234,8 @@ def prepare(
     report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
+        if repack:  # not before: scales may be others now
+            report.repacked = repacked(model)
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_nibble.repack import Copies
 from mlx_nibble.shared import Replaced
 
 
@@ -48,6 +49,8 @@ class Report:
         kept: Quantized layers left to MLX, each with the reason.
         routed: On the CPU, the layers between them that call our operations.
         replaced: Those of them that were shared with other models: routed is a copy.
+        repacked: The layers' weights in the order that the processor wants; None
+            unless asked for.
         tuned: Swapped layers that a choice of ``nibble tune`` concerns.
     """
 
@@ -55,6 +58,7 @@ class Report:
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
+    repacked: Copies | None = None
     tuned: int = 0
 
     def undo(self) -> None:
@@ -63,6 +67,9 @@ class Report:
             changed.module.__class__ = changed.original
         for child in self.replaced:
             child.undo()
+        if self.repacked is not None:
+            self.repacked.forget()
+            self.repacked = None
         self.routed, self.swapped, self.replaced = [], [], []
 
     def __str__(self) -> str:
@@ -82,4 +89,10 @@ class Report:
         )
         for (kind, operations), count in sorted(routes.items()):
             lines.append(f"  {count:4} {kind} on our CPU {operations}")
+        if self.repacked is not None:
+            now, most = (
+                f"{count / 1e6:.1f} MB"
+                for count in (self.repacked.nbytes_so_far, self.repacked.nbytes)
+            )
+            lines.append(f"  repacked at first use: {now} now, {most} when all are")
         return "\n".join(lines)

@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <optional>
 #include <vector>
 
 #include "csrc/cpu/gather.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/matmul.h"
+#include "csrc/cpu/packed.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace {
@@ -45,7 +47,7 @@ struct Request {
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
-  int32_t bits, group_size, symmetric, transpose;
+  int32_t bits, group_size, symmetric, transpose, packed;
   int32_t bytes[kArrays];
 };
 
@@ -65,6 +67,17 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
       words(kW), array[kScales].data(), array[kBiases].data()};
   cpu::QuantizedOperands up{
       words(kUpW), array[kUpScales].data(), array[kUpBiases].data()};
+  std::optional<cpu::Packed> packed, packed_up;
+  auto pack = [&](cpu::QuantizedOperands& o, std::optional<cpu::Packed>& to) {
+    cpu::PackedForm form{r.N, r.K, format, scale_dtype};
+    if (o.w && cpu::Packed::bytes(form) > 0) {
+      o.packed = &to.emplace(form, r.batch_count, o);
+    }
+  };
+  if (r.packed) {
+    pack(weights, packed);
+    pack(up, packed_up);
+  }
   const void* x = array[kX].data();
   void* y = array[kY].data();
 

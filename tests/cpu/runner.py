@@ -90,10 +90,12 @@ class Runner:
         residual: np.ndarray | None = None,
         int8: bool = False,
         symmetric: bool = False,
+        packed: bool = False,
     ) -> np.ndarray:
         """x [size, M, K or N] times w [count, N, K]: [size, M, N or K]."""
         size, M, _ = x.shape
-        form = self._form("matmul", w, types, M, batch, int8, symmetric, transpose)
+        flags = (symmetric, transpose, packed)
+        form = self._form("matmul", w, types, M, batch, int8, *flags)
         N, K = _shape(w)
         shape = (size, M, N if transpose else K)
         arrays = {"x": x, "bias": bias, "residual": residual}
@@ -108,10 +110,11 @@ class Runner:
         *,
         batch: tuple[int, int, int] = (1, 1, 1),
         int8: bool = False,
+        packed: bool = False,
     ) -> np.ndarray:
         """silu of x [size, M, K] times gate [count, N, K], times that of up."""
         size, M, _ = x.shape
-        form = self._form("swiglu", gate, types, M, batch, int8)
+        form = self._form("swiglu", gate, types, M, batch, int8, packed=packed)
         weights = {"": gate, "up_": up}
         return self._ask(form, weights, {"x": x}, types, (size, M, _shape(gate)[0]))
 
@@ -127,12 +130,14 @@ class Runner:
         transpose: bool = True,
         int8: bool = False,
         symmetric: bool = False,
+        packed: bool = False,
     ) -> np.ndarray:
         """x[lhs] times w[rhs], or SwiGLU of w and up: [B, M, N or K]."""
         rows, M, _ = x.shape
         batch = (len(lhs), len(w.words), rows)
         kind = "gather" if up is None else "gather_swiglu"
-        form = self._form(kind, w, types, M, batch, int8, symmetric, transpose)
+        flags = (symmetric, transpose, packed)
+        form = self._form(kind, w, types, M, batch, int8, *flags)
         N, K = _shape(w)
         weights = {"": w} if up is None else {"": w, "up_": up}
         arrays = {"x": x, "lhs": lhs, "rhs": rhs}
@@ -154,9 +159,10 @@ class Runner:
         int8: bool = False,
         symmetric: bool = False,
         transpose: bool = True,
+        packed: bool = False,
     ) -> list[int]:
         dtypes = [DTYPES.index(types.dtype), DTYPES.index(types.scale_dtype)]
-        flags = [int(symmetric), int(transpose)]
+        flags = [int(symmetric), int(transpose), int(packed)]
         form = [w.bits, w.group_size, *flags]
         return [
             OPERATIONS.index(kind),

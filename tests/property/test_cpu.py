@@ -307,6 +307,58 @@ def test_a_row_does_not_depend_on_the_others(
     seed=st.integers(0, 2**32),
     fmt=FORMAT,
     types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.sampled_from([0, 1])),
+    batch=BATCH,
+    symmetric=st.booleans(),
+    int8=st.booleans(),
+)
+def test_packed_weights_give_the_same_bits(
+    backend, seed, fmt, types, shape, batch, symmetric, int8
+):
+    """And so whatever holds of the others holds of them."""
+    x, w = make(seed, fmt, types, shape, batch)
+    stored = as_symmetric(w)[0] if symmetric else w
+    form = dict(batch=batch, symmetric=symmetric, int8=int8)
+    as_they_lie, packed = (
+        backend.matmul(x, stored, types, packed=packed, **form)
+        for packed in (False, True)
+    )
+    np.testing.assert_array_equal(packed, as_they_lie)
+
+
+@settings(max_examples=10)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
+    shape=st.tuples(ROWS, COLUMNS, GROUPS, st.just(0)),
+    form=GATHERED,
+    int8=st.booleans(),
+)
+def test_packed_weights_give_the_same_bits_in_all_that_multiplies(
+    backend, seed, fmt, types, shape, form, int8
+):
+    x, gate = make(seed, fmt, types, shape)
+    up = make(seed + 1, fmt, types, shape)[1]
+    b = numbers.rounded(x[0, 0, 0] * np.ones(shape[1]), types.dtype)
+    rows, stack, lhs, rhs = gathered(seed, fmt, types, shape[1], 2, form, False)
+    results = [
+        (
+            backend.swiglu(x, gate, up, types, packed=packed, int8=int8),
+            backend.matmul(x, gate, types, packed=packed, int8=int8, bias=b),
+            backend.gather(rows, stack, lhs, rhs, types, packed=packed, int8=int8),
+        )
+        for packed in (False, True)
+    ]
+    for as_they_lie, packed in zip(*results, strict=True):
+        np.testing.assert_array_equal(packed, as_they_lie)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    fmt=FORMAT,
+    types=st.builds(Types, DTYPE, DTYPE),
     N=COLUMNS,
     groups=GROUPS,
 )

@@ -38,6 +38,7 @@ PYTHON_ORDER = [
     "nn",
     "rebind",
     "shared",
+    "repack",
     "report",
     "route",
     "accelerate",

@@ -18,6 +18,18 @@ from matplotlib.figure import Figure
 _STYLES: dict[str, dict[str, Any]] = {
     "nibble": {"label": "mlx-nibble", "marker": "o", "color": "#0b3c7d"},
     "nibble int8": {"label": "mlx-nibble, int8", "marker": "D", "color": "#2f78c4"},
+    "nibble repacked": {
+        "label": "mlx-nibble, repacked",
+        "marker": "o",
+        "markerfacecolor": "white",
+        "color": "#0b3c7d",
+    },
+    "nibble int8 repacked": {
+        "label": "mlx-nibble, int8, repacked",
+        "marker": "D",
+        "markerfacecolor": "white",
+        "color": "#2f78c4",
+    },
     "nibble batch-invariant": {
         "label": "mlx-nibble, batch-invariant",
         "marker": "P",
@@ -30,6 +42,12 @@ _STYLES: dict[str, dict[str, Any]] = {
         "color": "#5b9bd5",
     },
     "mlx": {"label": "MLX", "marker": "s", "linestyle": "--", "color": "#d1662a"},
+    "read": {
+        "label": "reading the weights once",
+        "marker": "",
+        "linestyle": ":",
+        "color": "black",
+    },
     "dense": {"label": "dense", "marker": "^", "linestyle": ":", "color": "#8a8a8a"},
 }
 _OTHERS = "vx+*<>1p"

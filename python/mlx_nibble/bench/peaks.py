@@ -43,17 +43,26 @@ def measure(dtype: str) -> Peaks:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all cores of the CPU together read from memory.
+    """Bytes a second that all cores of the CPU together read from memory."""
+    read = reader()
+    return read() / _best(read)
+
+
+def reader() -> Callable[[], int]:
+    """What reads from memory, on all cores of the CPU, and says how many bytes.
 
     Each thread takes the dot product of its own part: little but reading.
     """
     count = 4 * machine.last_level_cache_bytes() // 4
     buffer = np.ones(count, np.float32)
     parts = np.array_split(buffer, machine.threads())
-    with ThreadPoolExecutor(machine.threads()) as pool:
-        return buffer.nbytes / _best(
-            lambda: list(pool.map(lambda part: float(np.dot(part, part)), parts))
-        )
+    pool = ThreadPoolExecutor(machine.threads())
+
+    def read() -> int:
+        list(pool.map(lambda part: float(np.dot(part, part)), parts))
+        return buffer.nbytes
+
+    return read
 
 
 def _cpu_multiply() -> float:

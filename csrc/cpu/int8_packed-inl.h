@@ -1,0 +1,129 @@
+// x @ w_hat^T with activations rounded to 8 bits, weights as packed-inl.h lays
+// them out: what int8-inl.h does with a panel, for which nothing has to be
+// transposed.
+#pragma once
+
+#include "csrc/cpu/int8_dots-inl.h"
+#include "csrc/cpu/packed-inl.h"
+
+namespace nibble::cpu {
+namespace {
+
+// sums [kM, kStrips x lanes] += the products of a block of columns.
+template <class V, int kBits, int kStrips, int kM>
+void packed_int_tile(const PackedBlock& block,
+                     const Weights& w,
+                     const QuantizedRows& x,
+                     int m,
+                     Share share,
+                     float* sums) {
+  constexpr int kRows = kStrips * V::kLanes;
+  // Sums of one word after the other wait for each other: where they are few,
+  // every other word has its own.
+  constexpr int kChains = kStrips * kM <= 4 ? 2 : 1;
+  int group_size = w.format.group_size, groups = w.K / group_size;
+  int words = group_size * kBits / 32;
+  const int8_t* codes =
+      x.codes + static_cast<size_t>(m) * w.K + block.first * group_size;
+  size_t first = static_cast<size_t>(m) * groups + block.first;
+  const float *x_scales = x.scales + first, *x_sums = x.sums + first;
+  typename V::F sum[kStrips][kM];
+#pragma GCC unroll 4
+  for (int s = 0; s < kStrips; ++s) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      sum[s][i] = V::load(sums + i * kRows + s * V::kLanes);
+    }
+  }
+  const uint8_t* p = block.begin;
+  for (int g = 0; g < block.groups; ++g) {
+    typename V::I dots[kChains][kStrips][kM];
+#pragma GCC unroll 2
+    for (auto& chain : dots) {
+#pragma GCC unroll 4
+      for (auto& strip : chain) {
+#pragma GCC unroll 8
+        for (auto& dot : strip) dot = V::int_zero();
+      }
+    }
+    const uint8_t* ahead = share.ahead(block, g, p);
+    for (int d = 0; d < words; d += kChains) {
+#pragma GCC unroll 2
+      for (int chain = 0; chain < kChains; ++chain) {
+        typename V::I word[kStrips];
+#pragma GCC unroll 4
+        for (int s = 0; s < kStrips; ++s) {
+          size_t at = s * block.strip_bytes + 4 * V::kLanes * (d + chain);
+          word[s] = V::int_load(reinterpret_cast<const int32_t*>(p + at));
+          __builtin_prefetch(ahead + at);
+        }
+        add_part<V, kBits, 0>(
+            word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < kStrips; ++s) {
+      size_t at = s * block.strip_bytes + 4 * V::kLanes * words;
+      PackedParams<V> params(p + at, w.format, w.scale_dtype);
+      __builtin_prefetch(ahead + at);
+#pragma GCC unroll 8
+      for (int i = 0; i < kM; ++i) {
+        typename V::I dot = dots[0][s][i];
+        if constexpr (kChains == 2) dot = V::int_add(dot, dots[1][s][i]);
+        sum[s][i] = add_group<V>(dot,
+                                 params.scale,
+                                 params.bias,
+                                 V::set1(x_scales[i * groups + g]),
+                                 V::set1(x_sums[i * groups + g]),
+                                 sum[s][i]);
+      }
+    }
+    p += block.group_bytes;
+    codes += group_size;
+  }
+#pragma GCC unroll 4
+  for (int s = 0; s < kStrips; ++s) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kM; ++i) {
+      V::store(sums + i * kRows + s * V::kLanes, sum[s][i]);
+    }
+  }
+}
+
+template <class V>
+void multiply_packed_int8(const Weights& w,
+                          const QuantizedRows& x,
+                          int M,
+                          Range rows,
+                          Dtype dtype,
+                          void* y,
+                          float* scratch) {
+  float* sums = scratch + kPanelFloats;
+  auto with_strips = [&](auto strips, auto b) {
+    constexpr int kBits = decltype(b)::value;
+    by_packed_strips<V, decltype(strips)::value>(
+        w,
+        M,
+        rows,
+        kIntBlockK,
+        dtype,
+        y,
+        sums,
+        [&](auto count, const PackedBlock& block, float* out) {
+          constexpr int kCount = decltype(count)::value;
+          by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Share part) {
+            packed_int_tile<V, kBits, kCount, decltype(tile_rows)::value>(
+                block, w, x, m, part, out + m * kCount * V::kLanes);
+          });
+        });
+  };
+  with_bits(w.format.bits, [&](auto b) {
+    if constexpr (lie_in_bytes(decltype(b)::value)) {
+      // One row is read at the pace of memory, best as one stream.
+      M == 1 ? with_strips(Int<1>{}, b) : with_strips(Int<V::kStrips>{}, b);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace nibble::cpu
