@@ -1,4 +1,4 @@
-"""The measured tables of README.md and docs/cpu.md, made from committed capsules.
+"""The measured tables of README and docs, made from the capsules that are committed.
 
 python -m bench.readme        # rewrites them; a test checks that they agree
 """
@@ -10,13 +10,15 @@ import statistics
 from pathlib import Path
 
 from bench import timing
-from mlx_nibble.bench import kernels
+from mlx_nibble.bench import kernels, rates
+from mlx_nibble.bench.statistics import passes_needed
 
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
 BEGIN = "<!-- measured: python -m bench.readme -->"
 END = "<!-- /measured -->"
 CPU = ROOT / "docs" / "cpu.md"
+BENCH = ROOT / "docs" / "bench.md"
 # Candidates of bench_cpu, as docs/cpu.md calls them.
 PRODUCTS = {
     "nibble": "exact",
@@ -230,12 +232,61 @@ def rewrite(text: str) -> str:
     return f"{before}{BEGIN}\n{measured()}\n{END}{after}"
 
 
+def generation_table(capsule: dict) -> str:
+    """Tokens a second over sequences at once, ours and MLX's."""
+    (context,) = {row.case.context for row in rates.rows(capsule)}
+    lines = [
+        f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
+        f"{capsule['machine']['threads']} threads; prompts of {context} tokens, tokens "
+        "of all sequences a second, medians and, of enough passes, 95 % intervals:",
+        "",
+        "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found: dict[rates.Case, dict[str, rates.Row]] = {}
+    for row in rates.rows(capsule):
+        found.setdefault(row.case, {})[row.name] = row
+    for case, by_name in found.items():
+        ours, stock = by_name["nibble"], by_name.get("mlx")
+        first = ours.first_token_seconds
+        cells = [
+            case.measure,
+            str(case.batch),
+            "" if stock is None else tokens_a_second(stock),
+            tokens_a_second(ours),
+            "" if stock is None else f"**{stock.faster.value:.1f}×**",
+            "" if first is None else f"{1e3 * first:.0f} ms",
+            f"{ours.peak_bytes / 1e6:.0f} MB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tokens_a_second(row: rates.Row) -> str:
+    rate = row.tokens_per_second
+    text = f"{rate.value:.1f}"
+    if row.passes < passes_needed():
+        return text
+    return f"{text} ({rate.low:.1f}–{rate.high:.1f})"
+
+
+def rewrite_bench(text: str) -> str:
+    """docs/bench.md, with its table made anew."""
+    return blocks(text, {"generation": generation_table(load("generation"))})
+
+
 def rewrite_cpu(text: str) -> str:
     """docs/cpu.md, with its tables made anew."""
-    for name, table in (
-        ("products", products_table(load("cpu"), load("cpu_hot"))),
-        ("models", model_peers_table(load("llama"))),
-    ):
+    tables = {
+        "products": products_table(load("cpu"), load("cpu_hot")),
+        "models": model_peers_table(load("llama")),
+    }
+    return blocks(text, tables)
+
+
+def blocks(text: str, tables: dict[str, str]) -> str:
+    """A text with its named tables in their places."""
+    for name, table in tables.items():
         begin = BEGIN.replace(" -->", f" ({name}) -->")
         before, rest = text.split(begin)
         after = rest.partition(END)[2]
@@ -244,7 +295,12 @@ def rewrite_cpu(text: str) -> str:
 
 
 def main() -> None:
-    for path, made in ((ROOT / "README.md", rewrite), (CPU, rewrite_cpu)):
+    documents = {
+        ROOT / "README.md": rewrite,
+        CPU: rewrite_cpu,
+        BENCH: rewrite_bench,
+    }
+    for path, made in documents.items():
         path.write_text(made(path.read_text()))
 
 

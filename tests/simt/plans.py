@@ -106,6 +106,7 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
     for name in (
         "plan_matmul",
+        "plan_choice",
         "plan_dequantize",
         "plan_gather",
         "plan_swiglu",
@@ -137,9 +138,13 @@ def _profile(device: Device) -> _Profile:
     )
 
 
-def _ask(function: str, p: Problem | GatherProblem, device: Device) -> Any:
+def _ask(
+    function: str, p: Problem | GatherProblem, device: Device, *more: bytes
+) -> Any:
     problem, profile = _structure(p), _profile(device)
-    answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
+    answer = getattr(library(), function)(
+        ctypes.byref(problem), ctypes.byref(profile), *more
+    )
     return json.loads(answer)
 
 
@@ -160,6 +165,14 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
     """What core plans; None where MLX's own op is to be used."""
     answer = _ask("simt_plan_matmul", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def plan_choice(
+    problem: Problem, choice: str, device: Device | None = None
+) -> list[Launch] | None:
+    """What core plans where a tuned table has this choice."""
+    answer = _ask("simt_plan_choice", problem, device or Device(), choice.encode())
     return None if answer is None else _launches(answer)
 
 

@@ -125,6 +125,8 @@ def test_a_run_is_what_the_schema_says(run, folder):
     assert capsule.read(run) == found
     assert found["complete"] and found["kind"] == "model"
     assert found["settings"]["model"] == "tiny"
+    assert found["command"][:4] == ["nibble", "bench", "model", "tiny"]
+    assert str(folder.parent) not in run.read_text()
     cases = [tuple(result["case"].values()) for result in found["results"]]
     assert cases == [
         (measure, mode, batch, context)

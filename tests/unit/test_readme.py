@@ -52,9 +52,14 @@ def test_the_table_of_quantization_is_the_capsule():
     assert quantization.document(text, results) == text, message
 
 
-def test_the_tables_of_the_cpu_are_the_capsules():
-    text = readme.CPU.read_text()
-    assert readme.rewrite_cpu(text) == text, "run python -m bench.readme"
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [(readme.CPU, readme.rewrite_cpu), (readme.BENCH, readme.rewrite_bench)],
+    ids=["cpu.md", "bench.md"],
+)
+def test_the_tables_of_the_docs_are_the_capsules(path, made):
+    text = path.read_text()
+    assert made(text) == text, "run python -m bench.readme"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
