@@ -69,6 +69,9 @@ READ = "read"
 # Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
 # smallest of our shapes are more than a cache.
 MAX_COPIES = 256
+# With more rows than this a product takes so long that it makes no difference
+# whether weights come from memory: peers then prepare two matrices only.
+COLD_ROWS = 32
 # Products of a turn, at most, and multiplications that one needs no company for.
 MAX_CALLS, CALL_PRODUCTS = 16, 2**31
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
@@ -190,6 +193,8 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
         del turns["mlx"]
     wanted = 4 * last_level_cache_bytes()
     copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
+    if case.rows > COLD_ROWS:
+        copies = 2
     for name, peer in peers.items():
         request = {"int8": peer.int8, "copies": 1 if args.hot else copies}
         peer.ask({**vars(case), **request})

@@ -10,6 +10,11 @@ int rows_apiece(int M, int in) {
   return int64_t(M) * in < kParallelProducts ? M : (M + 7) / 8;
 }
 
+// Most rows of 8 bits for which the packed layout is faster than panels, which
+// are made once for all rows and hold scales and biases as floats already: 32
+// rows of 4096 x 4096 take 0.95 ms against 1.05, 128 take 3.4 against 3.2.
+constexpr int kPackedInt8Rows = 32;
+
 // x @ w_hat broadcasts single activations: their order is their own.
 int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
@@ -125,14 +130,18 @@ void Rows::put(int first, const void* x, int count) {
       {int8_.codes + begin, int8_.scales + group, int8_.sums + group});
 }
 
-void Rows::multiply(const Weights& w,
+void Rows::multiply(const Weights& weights,
                     int first,
                     int count,
                     Range range,
                     Dtype dtype,
                     void* y) const {
   size_t begin = size_t(first) * form_.in();
+  Weights w = weights;
   if (form_.int8) {
+    if (count > kPackedInt8Rows) {
+      w.packed = nullptr;
+    }
     size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
     isa_.int8.multiply(
         w,

@@ -82,7 +82,7 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch
 def test_a_browser_shows_it(tmp_path):
     browser = shutil.which("chromium")
     if browser is None:
-        pytest.skip("chromium is not installed")
+        pytest.skip("the browser is not installed (Debian: chromium)")
     page = tmp_path / "run.html"
     assert main(["bench", "plot", str(RUN), str(page)]) == 0
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]

@@ -27,13 +27,13 @@ h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p.lead { color: var(--pale); margin-top: 0; }
 figure { margin: 0; padding: .5rem; background: #fff; border-radius: 6px;
   overflow-x: auto; }
-svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%;
   font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .28rem .6rem; white-space: nowrap; }
 th { border-bottom: 2px solid var(--ink); } td { border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th.text, td.text { text-align: left; }
 tr.ours td { background: var(--ours); font-weight: 600; }
 code { font-size: .85rem; background: var(--code); padding: .15rem .35rem;
   border-radius: 4px; overflow-wrap: anywhere; }
@@ -62,7 +62,7 @@ def _kernels(capsule: Capsule) -> str:
             f"{row.case.rows} × {row.case.N} × {row.case.K}",
             f"{row.case.bits} bits g{row.case.group_size} {row.case.dtype}",
             row.name,
-            f"{1e3 * row.seconds.value:.3g} ms",
+            _seconds(row.seconds.value),
             _faster(row.name, row.faster),
             f"{row.bytes_per_second / 1e9:.1f}",
             f"{row.flops_per_second / 1e9:.1f}",
@@ -75,7 +75,7 @@ def _kernels(capsule: Capsule) -> str:
         "Quantized products",
         _lead(ours, capsule),
         figures,
-        _table(heading, table, [row.name == "nibble" for row in found]),
+        _table(heading, 3, table, [row.name == "nibble" for row in found]),
         {"weights": "hot" if capsule["settings"].get("hot") else "cold"},
     )
 
@@ -107,7 +107,7 @@ def _model(capsule: Capsule) -> str:
         str(settings.get("model")),
         _lead(ours, capsule),
         figures,
-        _table(heading, table, [row.name == "nibble" for row in found]),
+        _table(heading, 2, table, [row.name == "nibble" for row in found]),
         {key: value for key, value in facts.items() if value},
     )
 
@@ -159,7 +159,7 @@ def _faster(name: str, ratio: Estimate) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{1e3 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
 def _svg(figure: Figure) -> str:
@@ -168,16 +168,31 @@ def _svg(figure: Figure) -> str:
     # Inside a page, neither a declaration nor links to vocabularies are wanted.
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    # Neither so small in a narrow window that it cannot be read, nor blown up in a wide
+    # one.
+    inches = figure.get_figwidth()
+    bounds = f"min-width:{60 * inches:.0f}px;max-width:{100 * inches:.0f}px"
+    return svg.replace("<svg", f'<svg style="{bounds}"', 1)
 
 
 def _table(
-    heading: Sequence[str], table: Sequence[Sequence[str]], ours: Sequence[bool]
+    heading: Sequence[str],
+    text: int,
+    table: Sequence[Sequence[str]],
+    ours: Sequence[bool],
 ) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in heading) + "</tr>"]
+    """Cells of the first `text` columns are aligned at the left."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=text' if at < text else ''}>{escape(cell)}</{tag}>"
+            for at, cell in enumerate(row)
+        )
+
+    lines = [f"<tr>{cells('th', heading)}</tr>"]
     for row, own in zip(table, ours, strict=True):
-        inner = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        lines.append(f"<tr{' class=' + repr('ours') if own else ''}>{inner}</tr>")
+        lines.append(f"<tr{' class=ours' if own else ''}>{cells('td', row)}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 

@@ -199,8 +199,12 @@ class _Run:
             turn.work = read
             if self.admit(turn, self.paces[configuration](tokens), "a prompt"):
                 turns[configuration.name] = turn
-                if turn.cost < self.share:
-                    turn.sample()  # the first of a size allocates
+                if turn.cost <= self.budget(configuration):
+                    # The first of a size allocates; and a long prompt is read faster
+                    # than two short ones tell.
+                    before = time.perf_counter()
+                    turn.sample()
+                    self.admit(turn, time.perf_counter() - before, "a prompt")
         return turns
 
     def answering(
@@ -220,7 +224,8 @@ class _Run:
             self.subject.become(configuration)
             once = mode.answer(models, state, 1)
             step = _OVERHEAD * once.seconds / once.tokens
-            length = max(1, min(settings.max_tokens, int(self.share / step) - 1))
+            share = self.budget(configuration) / settings.passes
+            length = max(1, min(settings.max_tokens, int(share / step) - 1))
             turn.found["chain"] = length
 
             def answer(
@@ -246,7 +251,7 @@ class _Run:
         """Into as many passes as its cost allows; a peer perhaps into none."""
         passes = self.settings.passes
         turn.cost = cost
-        turn.shares = min(passes, int(self.settings.seconds / cost))
+        turn.shares = min(passes, int(self.budget(turn.configuration) / cost))
         if turn.shares == 0 and not turn.configuration.accelerated:
             turn.found.clear()
             turn.found["skipped"] = f"it would need about {cost:.1f} s for {what}"
@@ -260,10 +265,11 @@ class _Run:
             )
         return True
 
-    @property
-    def share(self) -> float:
-        """Seconds of a pass."""
-        return self.settings.seconds / self.settings.passes
+    def budget(self, configuration: Configuration) -> float:
+        """Seconds of a case: ours share them, and a peer has as many of its own."""
+        ours = [c for c in self.configurations if c.accelerated]
+        sharing = len(ours) if configuration.accelerated else 1
+        return self.settings.seconds / sharing
 
     def say(self, what: str, index: int, part: float = 0) -> None:
         """Report what is done, with the seconds that all will have taken."""

@@ -153,9 +153,10 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
         loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)
         models = [loaded]
         if args.draft_model is not None:
-            draft, other, *_ = lm.load_as_it_is(
-                args.draft_model, trust_remote_code=trust
-            )
+            with hub_errors("bench", "the draft model"):
+                draft, other, *_ = lm.load_as_it_is(
+                    args.draft_model, trust_remote_code=trust
+                )
             if other.vocab_size != tokenizer.vocab_size:
                 raise ValueError(
                     "[bench] the draft model must have the model's vocabulary, of "

@@ -33,7 +33,10 @@ def show(made: Capsule) -> None:
     out.print(shown)
     for row in found:
         if row.accepted is not None:
-            out.print(f"{row.name} accepted {row.accepted:.0%} of the drafted tokens.")
+            out.print(
+                f"{rates.describe(row.case)}: {row.accepted:.0%} of what was drafted "
+                f"for {row.name} was right"
+            )
     _show_limits(made)
 
 

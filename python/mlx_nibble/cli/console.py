@@ -32,6 +32,9 @@ err = Console(stderr=True, highlight=False)
 # A pipe has no width; a table that wraps there is hard to read, and to parse.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
+# Beside a cell, beside all, and of text that is folded at least.
+_PADDING, _EDGES, _FOLDED = 3, 2, 8
+
 
 def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Table:
     """A table as all commands show it: ruled on a terminal, plain in a pipe.
@@ -61,10 +64,22 @@ def filled(
     text_columns: int = 1,
     title: str = "",
 ) -> Table:
-    """A :func:`table` with its rows."""
+    """A :func:`table` with its rows; where room is short, text is folded first."""
     made = table(header, text_columns, title)
+    rows = list(rows)
     for row in rows:
         made.add_row(*row)
+    # A heading may be folded between its words.
+    heads = [max(map(len, heading.split()), default=0) for heading in header]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    widths = [*map(max, widths, heads)]
+    numbers = sum(widths[text_columns:])
+    room = out.width - numbers - _PADDING * len(header) - _EDGES
+    if sum(widths[:text_columns]) > room >= _FOLDED * text_columns:
+        for column in made.columns[:text_columns]:
+            column.max_width = room // text_columns
+        for column, width in zip(made.columns, widths, strict=False):
+            column.min_width = min(width, column.max_width or width)
     return made
 
 

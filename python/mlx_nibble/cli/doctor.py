@@ -8,11 +8,9 @@ import sys
 from collections.abc import Sequence
 
 import mlx.core as mx
-from rich.progress import Progress
-from rich.table import Table
 
 from mlx_nibble import __version__, _native
-from mlx_nibble.cli.console import err, out
+from mlx_nibble.cli.console import err, filled, out, run_progress
 from mlx_nibble.diagnosis import Diagnosis, diagnose
 from mlx_nibble.io.text import write_text
 from mlx_nibble.selfcheck import Machine
@@ -49,14 +47,13 @@ def main(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(arguments)
     if _native.ext is None:
         raise RuntimeError(f"[doctor] mlx-nibble is inactive, {_native.reason}")
-    with Progress(console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task("Trying kernels", total=None)
+    with run_progress() as progress:
         diagnosis = diagnose(
             _native.ext,
             Machine.here(__version__),
             mx.metal.is_available(),
             args.all,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda done, total: progress("Trying kernels", done, total),
         )
     text = json.dumps(diagnosis.as_json(), indent=2)
     if args.json:
@@ -89,10 +86,7 @@ def _print(diagnosis: Diagnosis, kernels: int) -> None:
         soft_wrap=True,
     )
     header, *rows = diagnosis.table()
-    table = Table(*header, box=None)
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    out.print(filled(header, rows))
     if not diagnosis.gpu:
         out.print(f"{kernels} Metal kernels not tried: there is no Metal GPU")
     for verdict in diagnosis.gpu + diagnosis.cpu:

@@ -12,6 +12,7 @@ from typing import Any
 from mlx_nibble import plot
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import out, step_progress
+from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.model.evaluate import Estimate, Evaluation, evaluate
 from mlx_nibble.model.inventory import read_inventory
@@ -54,10 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     if args.plot is not None and args.reference is None:
         parser.error("--plot needs --reference: it draws the distance from it")
     picture = None if args.plot is None else plot.require_picture(args.plot)
+    for name in args.model:
+        require_model("eval", "MODEL", name)
     text = read_text(args.text)
     reference = None
     if args.reference is not None:
-        reference, _ = load_for_evaluation(args.reference)
+        require_model("eval", "--reference", args.reference)
+        with hub_errors("eval", "the reference"):
+            reference, _ = load_for_evaluation(args.reference)
     points = []
     for name in args.model:
         result = _evaluate(args, name, text, reference)
@@ -76,7 +81,8 @@ def main(arguments: Sequence[str]) -> None:
 def _evaluate(
     args: argparse.Namespace, name: str, text: str, reference: Any
 ) -> Evaluation:
-    model, tokenizer = load_for_evaluation(name, activations.setting(args))
+    with hub_errors("eval"):
+        model, tokenizer = load_for_evaluation(name, activations.setting(args))
     tokens = batches(tokenizer.encode(text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

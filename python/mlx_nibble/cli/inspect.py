@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from mlx_nibble.cli.console import out
+from mlx_nibble import tuning
+from mlx_nibble.cli.console import filled, out
 from mlx_nibble.formats import Format
 from mlx_nibble.model.inventory import read_inventory
 from mlx_nibble.model.memory import SIZES_GB, Inventory, by_layer, what_if
@@ -96,7 +95,9 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
         "activations": inventory.activation_bytes,
         "context": context,
         "total": inventory.total(context),
+        "repacked": inventory.repacked,
         "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
+        "tuned": _tuned(inventory),
         "tensors": [
             {"path": r.path, "shape": r.shape, "nbytes": r.nbytes, "format": r.label}
             for r in inventory.rows
@@ -105,7 +106,7 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
 
 
 def _print_layers(inventory: Inventory) -> None:
-    table = Table("layer", "weights", "formats", "bytes", "bits a weight", box=None)
+    cells = []
     for name, rows in by_layer(inventory).items():
         matrices = [row.label for row in rows if row.scales] or ["plain"]
         weights, nbytes = (
@@ -114,37 +115,54 @@ def _print_layers(inventory: Inventory) -> None:
         )
         counts = [f"{n} x {label}" for label, n in sorted(Counter(matrices).items())]
         bits = f"{8 * nbytes / max(weights, 1):.3f}"
-        table.add_row(name, f"{weights:,}", ", ".join(counts), f"{nbytes:,}", bits)
-    out.print(table)
+        cells.append([name, ", ".join(counts), f"{weights:,}", f"{nbytes:,}", bits])
+    header = ["layer", "formats", "weights", "bytes", "bits a weight"]
+    out.print(filled(header, cells, text_columns=2))
 
 
 def _print_tensors(inventory: Inventory) -> None:
-    table = Table("tensor", "shape", "format", "bytes", "bits a weight", box=None)
+    cells = []
     for row in inventory.rows:
         shape = " x ".join(map(str, row.shape))
         bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
-        table.add_row(row.path, shape, row.label, f"{row.nbytes:,}", bits)
-    out.print(table)
+        cells.append([row.path, row.label, shape, f"{row.nbytes:,}", bits])
+    header = ["tensor", "format", "shape", "bytes", "bits a weight"]
+    out.print(filled(header, cells, text_columns=2))
 
 
 def _print(inventory: Inventory, context: int) -> None:
     s = _summary(inventory, context)
-    table = Table("", "bytes", box=None, show_header=False)
-    for label, name in (
+    labels = (
         ("weights", "weights"),
         ("scales", "scales"),
         ("biases", "biases"),
         (f"KV cache, {context} tokens in half precision", "kv_cache"),
         ("activations of a 2048-token prefill (estimate)", "activations"),
         ("all", "total"),
-    ):
-        table.add_row(label, f"{s[name]:,}")
-    out.print(table)
+        ("beyond that, with --repack on a CPU", "repacked"),
+    )
+    rows = [[label, f"{s[name]:,}"] for label, name in labels]
+    out.print(filled(["", "bytes"], rows))
     out.print(
         f"{s['parameters'] / 1e6:.1f} M weights, {s['bits_per_weight']:.3f} bits each"
     )
     fits = [f"{gb} GB {'yes' if ok else 'no'}" for gb, ok in s["fits_gb"].items()]
     out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
+    if s["tuned"]:
+        out.print(
+            f"{s['tuned']} matrices are multiplied as nibble tune found fastest on "
+            "this machine: nibble tune --show"
+        )
+
+
+def _tuned(inventory: Inventory) -> int:
+    """How many matrices have choices that nibble tune made on this machine."""
+    chosen = {
+        ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
+        for key, choice in tuning.load().items()
+        if choice.name is not None
+    }
+    return sum((row.shape, row.label) in chosen for row in inventory.rows)
 
 
 def _print_formats(weights: float, as_json: bool) -> None:
@@ -160,8 +178,8 @@ def _print_formats(weights: float, as_json: bool) -> None:
         names = ("format", "weights", "scales_and_biases")
         print(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
         return
-    table = Table("format", "weights", "scales and biases", "together", box=None)
-    for label, codes, pairs in rows:
-        cells = [f"{n / _GB:.2f} GB" for n in (codes, pairs, codes + pairs)]
-        table.add_row(label, *cells)
-    out.print(table)
+    cells = [
+        [label, *(f"{n / _GB:.2f} GB" for n in (codes, pairs, codes + pairs))]
+        for label, codes, pairs in rows
+    ]
+    out.print(filled(["format", "weights", "scales and biases", "together"], cells))

@@ -39,8 +39,12 @@ def require_model(command: str, what: str, path: str) -> None:
 
 
 @contextmanager
-def hub_errors(command: str) -> Iterator[None]:
+def hub_errors(command: str, what: str = "the model") -> Iterator[None]:
     """Have what the Hub says against a model be one line.
+
+    Args:
+        command: Whose error it will be.
+        what: What is loaded.
 
     Raises:
         OSError: If the Hub does not give us the model.
@@ -52,6 +56,6 @@ def hub_errors(command: str) -> Iterator[None]:
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise OSError(
-            f"[{command}] the model is not a folder here, and could not be had from "
+            f"[{command}] {what} is not a folder here, and could not be had from "
             f"the Hugging Face Hub: {reason}"
         ) from error

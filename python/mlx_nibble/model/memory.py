@@ -14,6 +14,7 @@ from mlx_nibble.formats import Format
 USABLE_SHARE = 0.75
 SIZES_GB = (8, 16, 32, 64)
 _HALF = 2
+_REPACKED_FORMATS = ("2-bit ", "4-bit ", "8-bit ")
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
@@ -70,6 +71,17 @@ class Inventory:
     def nbytes(self) -> int:
         """Of all tensors."""
         return sum(row.nbytes for row in self.rows)
+
+    @property
+    def repacked(self) -> int:
+        """Bytes that ``repack=True`` adds on a CPU, at most: 2, 4 and 8 bits again.
+
+        A matrix whose rows are only looked up is not copied, and rows are made up to
+        multiples of 16.
+        """
+        return sum(
+            row.nbytes for row in self.rows if row.label.startswith(_REPACKED_FORMATS)
+        )
 
     @property
     def parameters(self) -> int:
