@@ -26,8 +26,10 @@ from tests.simt import executor, mlx_kernels, numbers, plans
 BASE = simt.Problem(N=128, K=2048)
 # Of a prompt; ratios of tiles do not depend on K.
 PROMPT = replace(BASE, M=512, K=512)
-# Whole cache lines in a row of w at every width, and two steps of every kernel.
-NARROW = replace(BASE, N=64, K=1024)
+# Rows of a length that models have, by default: then what each simdgroup of
+# qmm_skinny takes of K is whole cache lines at every width.
+NARROW = replace(BASE, N=64)
+NARROW_K = 4096
 # Several simdgroups of MLX's store the same result.
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
 # Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
@@ -43,7 +45,8 @@ CASES = [
     (PROMPT.M, ("affine_qmm_t",)),
 ]
 WIDTHS = (2, 3, 4, 5, 6, 8)
-READ_ONCE = range(1, 33)
+# Where weights are read once: both ends of the rows that each kernel is chosen for.
+READ_ONCE = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 32)
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,20 @@ def every_kernel() -> list[Counts]:
     return rows
 
 
-def every_width() -> list[Counts]:
+def every_width(K: int) -> list[Counts]:
     """Of each kernel at each width, the worst of its numbers of rows."""
+    narrow = replace(NARROW, K=K)
     worst: dict[str, Counts] = {}
     for bits in WIDTHS:
         for M in READ_ONCE:
-            p = replace(NARROW, bits=bits, M=M)
+            p = replace(narrow, bits=bits, M=M)
             (launch,) = simt.candidates(p)[0]
             (row,) = measure(p, [launch], ())
             known = worst.get(row.kernel, row)
-            worst[row.kernel] = max(known, row, key=lambda r: (r.weights, r.scales))
-        tiles = replace(NARROW, bits=bits, M=64)
+            worst[row.kernel] = max(
+                known, row, key=lambda r: (r.weight_lines, r.scales)
+            )
+        tiles = replace(narrow, bits=bits, M=64)
         for (launch,) in simt.candidates(tiles):
             if "_bm64_bn64_" in launch.kernel:
                 for row in measure(tiles, [launch], ("affine_qmm_t",)):
@@ -177,8 +183,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the counts there, too")
     parser.add_argument("--widths", action="store_true", help="of a code: all of them")
+    parser.add_argument(
+        "-K", type=int, default=NARROW_K, help="columns of w, with --widths"
+    )
     arguments = parser.parse_args()
-    rows = every_width() if arguments.widths else every_kernel()
+    rows = every_width(arguments.K) if arguments.widths else every_kernel()
     print(table(rows))
     if arguments.json:
         text = json.dumps([asdict(row) for row in rows], indent=2)

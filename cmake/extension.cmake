@@ -17,6 +17,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
   csrc/mlx/cpu_task.cpp
   csrc/mlx/dequantize.cpp
+  csrc/mlx/evaluation.cpp
   csrc/mlx/fast_primitives.cpp
   csrc/mlx/gather_ops.cpp
   csrc/mlx/gather_qmm.cpp
@@ -25,11 +26,12 @@ add_library(nibble_mlx STATIC
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp
   csrc/mlx/quantized_matmul.cpp
+  csrc/mlx/repack.cpp
   csrc/mlx/residual_norm.cpp
   csrc/mlx/rope.cpp
   csrc/mlx/self_check.cpp
   csrc/mlx/swiglu.cpp
-  csrc/mlx/repack.cpp
+  csrc/mlx/swiglu_matmul.cpp
   csrc/mlx/symmetric.cpp
   csrc/mlx/transforms.cpp
   csrc/mlx/tuning.cpp

@@ -12,6 +12,7 @@
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/lines.h"
 #include "kernels/packing.h"
 #include "kernels/shared.h"
 
@@ -128,19 +129,33 @@ inline void put_dequantized(const thread uint* words,
   }
 }
 
+// Words that hold the `count` codes of a share, once its first code begins one.
+constexpr int share_words(int count, int bits) {
+  return (count * bits + 31) / 32;
+}
+
+// Whether a word of such shares, word `i`, is made of two, where share s of a
+// block begins at bit s * count * bits.
+constexpr bool of_two_words(int count, int bits, int i) {
+  const int share = count * bits;
+  const int wanted = share - i * 32 < 32 ? share - i * 32 : 32;
+  return share % 32 + wanted > 32 || 2 * share % 32 + wanted > 32 ||
+         3 * share % 32 + wanted > 32;
+}
+
 // Rows [first_row, first_row + rows) of w [N, K], a block of BK columns at a
-// time, for 4 and 8 bits.
+// time: four lanes to a row, each with an equal share of the block, read by
+// whole lines (lines.h).
 //
-// A block of 32 columns is 16 or 32 bytes of a row, a fraction of a cache
-// line. So four lanes fetch 64 bytes of a row at once, the codes of several
-// blocks (a span), and put() passes them round:
+//   lane of four        0            1            2            3
+//   of a line, 4 bits  [w0 w1 w2 w3][w4 w5 w6 w7][w8 ... w11][w12 ... w15]
+//   put, block 0        w0           w1           w2           w3
+//   put, block 1        w4           w5           w6           w7    ...
 //
-//   lane of four       0            1            2            3
-//   fetched, 4 bits  [w0 w1 w2 w3][w4 w5 w6 w7][w8 ... w11][w12 ... w15]
-//   put, block 0      w0           w1           w2           w3
-//   put, block 1      w4           w5           w6           w7    ...
+// At 2, 3, 5 and 6 bits a share may begin inside a word, and is shifted to
+// where one begins.
 //
-// Likewise each of them fetches the scale and bias of one of four groups: eight
+// Each of the four also fetches the scale and bias of one of four groups: eight
 // bytes of a row's scales at once rather than two, four times.
 template <typename T,
           typename S,
@@ -150,10 +165,11 @@ template <typename T,
           int rows,
           int BK,
           int threads>
-struct SpanLoader {
+struct WeightLoader {
   static_assert(group_size % BK == 0, "a block lies inside one group");
   static_assert(rows % (threads / 4) == 0, "four lanes to a row");
-  static_assert(bits == 4 || bits == 8, "a share of a block is whole words");
+  static_assert(BK % 32 == 0 && words_of(BK, bits) <= line_words(),
+                "a block is a window of lines.h");
 
   QuantizedMatrix<S, bits, group_size, symmetric> weight;
   int first_row;
@@ -162,9 +178,10 @@ struct SpanLoader {
   int lane;
   float2 held_affine[rows / (threads / 4)];
   float2 affine[rows / (threads / 4)];
+  uint before[rows / (threads / 4)][4];
   uint held[rows / (threads / 4)][4];
 
-  SpanLoader(
+  WeightLoader(
       const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
       int first_row_,
       int N,
@@ -175,24 +192,31 @@ struct SpanLoader {
     // Past the end of K, lanes take part in the passing round empty-handed.
     for (int p = 0; p < rows / (threads / 4); ++p) {
       for (int i = 0; i < 4; ++i) {
+        before[p][i] = 0;
         held[p][i] = 0;
       }
       held_affine[p] = float2(0.0f);
     }
   }
 
-  // Reads if a span or a group begins at column k.
+  // Reads what the block that begins at column k, the next one or the first,
+  // needs of lines and groups that none before it did.
   void fetch(int k) thread {
     constexpr int passes = rows / (threads / 4);
-    constexpr int share = 4 * 32 / bits;  // codes of a span that a lane reads
+    const int window = words_of(k, bits);
+    const int have = k == 0 ? -1 : (window - 1) / line_words();
+    const WordRange row_words{0, words_of(weight.K, bits)};
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
       const int source = min(first_row + row + p * (threads / 4), last_row);
-      // K is a multiple of a share, but not of a span.
-      const int share_k = k + lane % 4 * share;
-      if (k % (4 * share) == 0 && share_k < weight.K) {
-        load_words<4>(weight.words_at(source, share_k), held[p]);
-      }
+      fetch_window<words_of(BK, bits)>(weight,
+                                       row_words,
+                                       source,
+                                       window,
+                                       have,
+                                       lane % 4,
+                                       before[p],
+                                       held[p]);
       const int group_k = k + lane % 4 * group_size;
       if (k % (4 * group_size) == 0 && group_k < weight.K) {
         held_affine[p] = weight.affine_at(source, group_k);
@@ -218,20 +242,26 @@ struct SpanLoader {
   void put(threadgroup T* tile, int k) thread {
     constexpr int passes = rows / (threads / 4);
     constexpr int count = BK / 4;
-    constexpr int words = words_of(count, bits);
-    constexpr int span = 4 * 4 * 32 / bits;
     const int quad_lane = lane % 4;
+    const int window = words_of(k, bits);
+    const int first = window + quad_lane * count * bits / 32;
+    const int shift = quad_lane * count * bits % 32;
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
-      uint mine[words];
+      uint passed[4];
+      pass_words<words_of(BK, bits), 2>(
+          before[p], held[p], window, first, lane, quad_lane, passed);
+      uint mine[share_words(count, bits)];
 #pragma clang loop unroll(full)
-      for (int i = 0; i < words; ++i) {
-        const int wanted = words_of(k % span, bits) + quad_lane * words + i;
-        const ushort from = ushort(lane - quad_lane + wanted / 4);
-#pragma clang loop unroll(full)
-        for (int j = i; j < 4; j += words) {
-          const uint word = simd_shuffle(held[p][j], from);
-          mine[i] = j == i || wanted % 4 == j ? word : mine[i];
+      for (int i = 0; i < share_words(count, bits); ++i) {
+        mine[i] = passed_word(passed, first + i);
+        if (count * bits % 32 != 0) {
+          mine[i] >>= shift;
+        }
+        if (of_two_words(count, bits, i)) {
+          // In two steps, for a shift by 32 is none.
+          const uint next = passed_word(passed, first + i + 1);
+          mine[i] |= next << 1 << (31 - shift);
         }
       }
       const int target = row + p * (threads / 4);
@@ -242,83 +272,5 @@ struct SpanLoader {
     }
   }
 };
-
-// Codes that one thread dequantizes of a block of `codes`: an equal share, but
-// never less than a run of whole words.
-constexpr int codes_a_thread(int codes, int threads, int bits) {
-  return codes / threads < run_codes(bits) ? run_codes(bits) : codes / threads;
-}
-
-// The same for the other widths, where a share of a block may be no whole
-// words: each thread reads what it dequantizes, a part of a cache line.
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int rows,
-          int BK,
-          int threads>
-struct RunLoader {
-  static_assert(group_size % BK == 0, "a block lies inside one group");
-  static_assert(BK % codes_a_thread(rows * BK, threads, bits) == 0,
-                "a thread stays in one row");
-
-  QuantizedMatrix<S, bits, group_size, symmetric> weight;
-  bool active;  // there may be fewer runs than threads
-  int row;
-  int column;
-  int offset;
-  float2 affine;
-  uint held[words_of(codes_a_thread(rows * BK, threads, bits), bits)];
-
-  RunLoader(
-      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
-      int first_row,
-      int N,
-      int thread_index)
-      : weight(weight_) {
-    constexpr int count = codes_a_thread(rows * BK, threads, bits);
-    active = thread_index * count < rows * BK;
-    const int tile_row = thread_index / (BK / count);
-    column = thread_index % (BK / count) * count;
-    row = min(first_row + tile_row, N - 1);
-    offset = tile_row * tile_stride<T, BK>() + column;
-  }
-
-  void fetch(int k) thread {
-    constexpr int count = codes_a_thread(rows * BK, threads, bits);
-    if (active) {
-      load_words<words_of(count, bits)>(weight.words_at(row, k + column), held);
-      if (k % group_size == 0) {
-        affine = weight.affine_at(row, k);
-      }
-    }
-  }
-
-  bool fit_half() const thread {
-    return !active || fits_half(reach<bits>(affine));
-  }
-
-  void put(threadgroup T* tile, int) const thread {
-    constexpr int count = codes_a_thread(rows * BK, threads, bits);
-    if (active) {
-      put_dequantized<T, bits, count>(held, affine, tile + offset);
-    }
-  }
-};
-
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int rows,
-          int BK,
-          int threads>
-using WeightLoader = conditional_t<
-    bits == 4 || bits == 8,
-    SpanLoader<T, S, bits, group_size, symmetric, rows, BK, threads>,
-    RunLoader<T, S, bits, group_size, symmetric, rows, BK, threads>>;
 
 }  // namespace nibble

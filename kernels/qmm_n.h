@@ -68,6 +68,12 @@ struct ElementLoader {
   }
 };
 
+// Codes that one thread dequantizes of a block of `codes`: an equal share, but
+// never less than a run of whole words.
+constexpr int codes_a_thread(int codes, int threads, int bits) {
+  return codes / threads < run_codes(bits) ? run_codes(bits) : codes / threads;
+}
+
 // Columns [first_column, first_column + BN) of w [N, K], BK rows at a time.
 template <typename T,
           typename S,

@@ -1,11 +1,12 @@
 // y = x @ w_hat^T for 6 to 32 rows of x: batched serving. w is read once.
 //
-// A threadgroup computes BM x BN of y. Its WK simdgroups share out K, a step
-// each in turn, and every one of them sums all BM x BN; at the end their sums
-// are added in a fixed order, so that a result never changes from run to run.
+// A threadgroup computes BM x BN of y. Its WK simdgroups share out K, as many
+// neighbouring steps each, and every one of them sums all BM x BN; at the end
+// their sums are added in a fixed order, so that a result never changes from
+// run to run.
 //
-//   K ->  | step 0 | step 1 | ... | step WK - 1 | step WK | ...
-//         |  sg 0  |  sg 1  | ... |  sg WK - 1  |  sg 0   | ...
+//   K ->  | step 0 | step 1 | step 2 | step 3 | step 4 | step 5 | ...
+//         |           sg 0           |           sg 1           | ...
 //
 // Nothing passes through threadgroup memory on the way in. The order of the
 // terms of a sum is free, as long as x and w agree on it; so column kk of
@@ -14,15 +15,17 @@
 //   k = (kk / 2) * kCodes + (kk % 2) * kCodes / 2 + j     of a step,
 //
 // by which a lane's share of all fragments of w, its columns being a pair
-// (kk, kk + 1), is kCodes neighbouring codes of one row (16 bytes at 4 and 8
-// bits), and its share of those of x^T is kCodes / 2 neighbours of two rows.
-// Four lanes read 64 bytes of a row of w. All is float from there on: w_hat is
+// (kk, kk + 1), is kCodes neighbouring codes of one row, and its share of those
+// of x^T is kCodes / 2 neighbours of two rows. Four lanes hold a step of a row
+// of w: 64 bytes at 4 and 8 bits, at the others fewer or more, which they fetch
+// by whole lines all the same (lines.h). All is float from there on: w_hat is
 // never rounded, and bfloat costs nothing where the GPU does not have it.
 #pragma once
 
 #include <metal_stdlib>
 
 #include "kernels/dequant.h"
+#include "kernels/lines.h"
 #include "kernels/mma.h"
 #include "kernels/packing.h"
 #include "kernels/product.h"
@@ -32,9 +35,10 @@ namespace nibble {
 
 using namespace metal;
 
-// Neighbouring codes of a row that a lane reads at a time.
+// Neighbouring codes of a row that a lane takes at a time: whole words, and
+// four lanes' no more than a line where that can be (not at 5 bits).
 constexpr int qmm_skinny_codes(int bits) {
-  return bits == 8 ? 16 : 32;
+  return bits == 8 || bits == 6 ? 16 : 32;
 }
 
 // Adds up what the WK simdgroups hold, in pairs, into simdgroup 0. `scratch`
@@ -70,6 +74,7 @@ struct QmmSkinny : Transposed {
                   threadgroup uint4* memory) {
     constexpr int kCodes = qmm_skinny_codes(bits);
     constexpr int kStep = 4 * kCodes;
+    constexpr int kWords = words_of(kCodes, bits);
     constexpr int TM = BM / 8;
     constexpr int TN = BN / 8;
     static_assert(group_size % kCodes == 0, "a lane's codes share a group");
@@ -84,25 +89,37 @@ struct QmmSkinny : Transposed {
     // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
     Accumulator<TN, TM> sum;
     sum.clear();
-    for (int step = sgid * kStep; step < K; step += WK * kStep) {
+    const int steps = (K + kStep - 1) / kStep;
+    const int share = (steps + WK - 1) / WK * kStep;
+    const int first_step = sgid * share;
+    const int end = min(K, first_step + share);
+    const WordRange mine{words_of(first_step, bits), words_of(end, bits)};
+    uint held[TN][4] = {};
+    int have = -1;
+    for (int step = first_step; step < end; step += kStep) {
       // K is a multiple of kCodes, but not of a step: past it, terms are zero.
       const int w_k = step + column / 2 * kCodes;
       const int x_k = step + row / 2 * kCodes;
       const bool w_inside = w_k < K;
       const bool x_inside = x_k < K;
 
-      uint words[TN][words_of(kCodes, bits)] = {};
+      const int window = words_of(step, bits);
+      uint words[TN][kWords] = {};
       float2 affine[TN] = {};
-      if (w_inside) {
 #pragma clang loop unroll(full)
-        for (int n = 0; n < TN; ++n) {
-          // Past the last row of w or of x: the last row again, not stored.
-          const int w_row = min(first_column + n * 8 + row, N - 1);
-          load_words<words_of(kCodes, bits)>(p.weight.words_at(w_row, w_k),
-                                             words[n]);
+      for (int n = 0; n < TN; ++n) {
+        // Past the last row of w or of x: the last row again, not stored.
+        const int w_row = min(first_column + n * 8 + row, N - 1);
+        uint before[4] = {};
+        fetch_window<4 * kWords>(
+            p.weight, mine, w_row, window, have, column / 2, before, held[n]);
+        share_window<kWords, 8>(
+            before, held[n], window, int(lane), column / 2, words[n]);
+        if (w_inside) {
           affine[n] = p.weight.affine_at(w_row, w_k);
         }
       }
+      have = (window + 4 * kWords - 1) / line_words();
 #pragma clang loop unroll(full)
       for (int i = 0; i < kCodes / 2; i += 4) {
         vec<T, 4> x_held[TM][2];

@@ -4,9 +4,9 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/matmul.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/evaluation.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
@@ -36,20 +36,14 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
 
 void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
                           std::vector<mx::array>& outputs) {
-  mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto launches = plan(
-      bridge::dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_),
-      metal::device_profile(stream().device));
-  require(launches.has_value(),
-          "dequantize",
-          "a graph built for this device must be run on it");
-  metal::Operands operands;
-  operands.w = &inputs[kW];
-  operands.scales = &inputs[kScales];
-  operands.biases = &inputs[kBiases];
-  operands.out = &out;
-  metal::encode(*launches, operands, stream());
+  metal::Operands operands = evaluation::quantized_operands(inputs, kW);
+  evaluation::run_on_gpu("dequantize",
+                         plan(bridge::dequantize_problem(
+                                  inputs[kW], inputs[kScales], format_, dtype_),
+                              metal::device_profile(stream().device)),
+                         operands,
+                         outputs[0],
+                         stream());
 }
 
 std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,

@@ -4,9 +4,9 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/gather.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/evaluation.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
@@ -51,21 +51,16 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
 
 void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
-  mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto launches = plan(problem(inputs), metal::device_profile(stream().device));
-  require(launches.has_value(),
-          "gather_qmm",
-          "a graph built for this device must be run on it");
-  metal::Operands operands;
-  operands.w = &inputs[kW];
-  operands.scales = &inputs[kScales];
-  operands.biases = &inputs[kBiases];
+  metal::Operands operands = evaluation::quantized_operands(inputs, kW);
   operands.x = &inputs[kX];
   operands.lhs_indices = &inputs[kLhs];
   operands.rhs_indices = &inputs[kRhs];
-  operands.out = &out;
-  metal::encode(*launches, operands, stream());
+  evaluation::run_on_gpu(
+      "gather_qmm",
+      plan(problem(inputs), metal::device_profile(stream().device)),
+      operands,
+      outputs[0],
+      stream());
 }
 
 GatherProblem GatherQmm::problem(const std::vector<mx::array>& inputs) const {

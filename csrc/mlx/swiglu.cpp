@@ -1,45 +1,20 @@
-// swiglu and gather_swiglu: the first half of a gated MLP, operation and node.
+// swiglu and gather_swiglu: the first half of a gated MLP.
 #include <memory>
 #include <optional>
 
-#include "csrc/core/error.h"
-#include "csrc/cpu/gather.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
-#include "csrc/mlx/cpu_task.h"
-#include "csrc/mlx/fast.h"
-#include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/ops.h"
-#include "csrc/mlx/tuning.h"
+#include "csrc/mlx/self_check.h"
+#include "csrc/mlx/swiglu_matmul.h"
 #include "csrc/mlx/validate.h"
 #include "mlx/ops.h"
 
 namespace nibble {
 namespace {
 
-using bridge::QuantizedRows;
-using bridge::RowContiguous;
-
-enum Input {
-  kX,
-  kGate,  // three arrays each
-  kUp = kGate + 3,
-  kLhs = kUp + 3,  // if gathered
-  kRhs,
-};
-
-// What a caller asks for beside the arrays.
-struct Request {
-  std::optional<int> group_size, bits;
-  std::string mode;
-  bool sorted;
-  ops::MatmulOptions options;
-
-  QuantFormat format() const {
-    return {bits.value_or(4), group_size.value_or(64), options.symmetric};
-  }
-  bool operator==(const Request&) const = default;
-};
+using Request = SwigluRequest;
+using enum SwigluMatmul::Input;
 
 Request make_request(const ops::QuantizedArrays& gate,
                      const ops::QuantizedArrays& up,
@@ -54,189 +29,6 @@ Request make_request(const ops::QuantizedArrays& gate,
   };
   r.options.symmetric = symmetric(gate) && symmetric(up);
   return r;
-}
-
-// Two products and the activation between them.
-mx::array composed(const mx::array& x,
-                   const ops::QuantizedArrays& gate,
-                   const ops::QuantizedArrays& up,
-                   const std::optional<mx::array>& lhs,
-                   const std::optional<mx::array>& rhs,
-                   const Request& r,
-                   const mx::Stream& s) {
-  auto product = [&](const ops::QuantizedArrays& q) {
-    if (!lhs && !rhs) {
-      return ops::quantized_matmul(x,
-                                   q.w,
-                                   q.scales,
-                                   q.biases,
-                                   true,
-                                   r.group_size,
-                                   r.bits,
-                                   r.mode,
-                                   r.options,
-                                   {},
-                                   s);
-    }
-    return ops::gather_qmm(x,
-                           q.w,
-                           q.scales,
-                           q.biases,
-                           lhs,
-                           rhs,
-                           true,
-                           r.group_size,
-                           r.bits,
-                           r.mode,
-                           std::nullopt,
-                           r.sorted,
-                           r.options,
-                           s);
-  };
-  return fast::swiglu(product(gate), product(up), s);
-}
-
-// Inputs {x, w, scales and biases of gate, those of up}, as QuantizedMatmul
-// takes them, or {..., lhs, rhs} as GatherQmm does.
-class SwigluMatmul : public FastPrimitive {
- public:
-  SwigluMatmul(mx::Stream stream, Request request, bool gathered)
-      : FastPrimitive(stream),
-        request_(std::move(request)),
-        gathered_(gathered) {}
-
-  void eval_cpu(const std::vector<mx::array>& inputs,
-                std::vector<mx::array>& outputs) override;
-  void eval_gpu(const std::vector<mx::array>& inputs,
-                std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleSwigluMatmul"; }
-  bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& o = static_cast<const SwigluMatmul&>(other);
-    return request_ == o.request_ && gathered_ == o.gathered_;
-  }
-  std::vector<mx::Shape> output_shapes(
-      const std::vector<mx::array>& inputs) override;
-
-  MatmulProblem dense_problem(const std::vector<mx::array>& inputs) {
-    MatmulProblem p = bridge::matmul_problem(
-        inputs[kX], inputs[kGate], inputs[kGate + 1], request_.format(), true);
-    p.batch_invariant = request_.options.batch_invariant;
-    tuning::consult(p, request_.options, stream().device);
-    return p;
-  }
-  GatherProblem gather_problem(const std::vector<mx::array>& inputs) const {
-    return bridge::gather_problem(inputs[kX],
-                                  inputs[kGate],
-                                  inputs[kGate + 1],
-                                  inputs[kLhs],
-                                  request_.format(),
-                                  true,
-                                  request_.sorted,
-                                  request_.options.batch_invariant);
-  }
-  std::optional<std::vector<LaunchPlan>> launches(
-      const std::vector<mx::array>& inputs) {
-    return gathered_ ? plan_swiglu(gather_problem(inputs))
-                     : plan_swiglu(dense_problem(inputs));
-  }
-
- protected:
-  mx::array by_mlx(const std::vector<mx::array>& inputs) override {
-    auto arrays = [&](int i) {
-      return ops::QuantizedArrays{inputs[i], inputs[i + 1], inputs[i + 2]};
-    };
-    auto index = [&](int i) {
-      return gathered_ ? std::optional(inputs[i]) : std::nullopt;
-    };
-    return composed(inputs[kX],
-                    arrays(kGate),
-                    arrays(kUp),
-                    index(kLhs),
-                    index(kRhs),
-                    request_,
-                    stream());
-  }
-
- private:
-  Request request_;
-  bool gathered_;
-};
-
-void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
-                            std::vector<mx::array>& outputs) {
-  mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = bridge::activations(request_.options);
-  RowContiguous x(inputs[kX]);
-  QuantizedRows gate(inputs, kGate), up(inputs, kUp);
-  void* y = out.data<void>();
-  if (!gathered_) {
-    cpu_task::dispatch(
-        stream(),
-        outputs,
-        [problem = dense_problem(inputs),
-         activations,
-         x,
-         gate,
-         up,
-         y]() mutable {
-          cpu::swiglu_matmul(
-              problem,
-              {gate.operands(problem), up.operands(problem), x.data(), y},
-              activations);
-        });
-    return;
-  }
-  cpu_task::dispatch(
-      stream(),
-      outputs,
-      [problem = gather_problem(inputs),
-       activations,
-       x,
-       gate,
-       up,
-       lhs = RowContiguous(inputs[kLhs]),
-       rhs = RowContiguous(inputs[kRhs]),
-       y]() mutable {
-        cpu::gather_swiglu(
-            problem,
-            {gate.operands(problem), up.operands(problem), x.data(), y},
-            {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-            activations);
-      });
-}
-
-void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,
-                            std::vector<mx::array>& outputs) {
-  mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto planned = launches(inputs);
-  require(planned.has_value(),
-          "swiglu",
-          "a graph built for this device must be run on it");
-  metal::Operands operands;
-  operands.w = &inputs[kGate];
-  operands.scales = &inputs[kGate + 1];
-  operands.biases = &inputs[kGate + 2];
-  operands.up_w = &inputs[kUp];
-  operands.up_scales = &inputs[kUp + 1];
-  operands.up_biases = &inputs[kUp + 2];
-  operands.x = &inputs[kX];
-  operands.lhs_indices = gathered_ ? &inputs[kLhs] : nullptr;
-  operands.rhs_indices = gathered_ ? &inputs[kRhs] : nullptr;
-  operands.out = &out;
-  metal::encode(*planned, operands, stream());
-}
-
-std::vector<mx::Shape> SwigluMatmul::output_shapes(
-    const std::vector<mx::array>& inputs) {
-  mx::Shape shape = gathered_ ? inputs[kLhs].shape()
-                              : bridge::batch_shape(inputs[kX].shape(), 1);
-  if (gathered_) {
-    shape.push_back(inputs[kX].shape(-2));
-  }
-  shape.push_back(inputs[kGate].shape(-2));
-  return {shape};
 }
 
 // Whether one node may hold these: two matrices of one shape and of types that
@@ -333,7 +125,7 @@ mx::array swiglu(const mx::array& x,
       return vector ? mx::squeeze(*y, -2, s) : *y;
     }
   }
-  return composed(x, gate, up, std::nullopt, std::nullopt, request, s);
+  return composed_swiglu(x, gate, up, std::nullopt, std::nullopt, request, s);
 }
 
 mx::array gather_swiglu(const mx::array& x,
@@ -365,7 +157,7 @@ mx::array gather_swiglu(const mx::array& x,
       }
     }
   }
-  return composed(x, gate, up, lhs_indices, rhs_indices, request, s);
+  return composed_swiglu(x, gate, up, lhs_indices, rhs_indices, request, s);
 }
 
 }  // namespace ops

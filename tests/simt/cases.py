@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_nibble import rounding
 from tests import oracle, tolerance
 
 from . import numbers, plans
@@ -132,7 +133,7 @@ def _product(
         # What x and w_hat lose below the smallest normal half.
         lost = oracle.matmul(np.ones_like(x), abs(w.dequantize()[which]))
         lost += oracle.matmul(abs(x), np.ones_like(w.dequantize()[which]))
-        off = tolerance.UNDERFLOW["float16"] * lost
+        off = rounding.UNDERFLOW["float16"] * lost
     allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held) + off
     return Case(launch, operands, p.dtype, exact, allowed)
 

@@ -37,6 +37,14 @@ def _skinny(what: str, old: str, new: str) -> Mutant:
     return Mutant(what, "qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8", old, new)
 
 
+def _qmm3(what: str, old: str, new: str) -> Mutant:
+    return _qmm(what, old, new, "b3_g32")
+
+
+def _skinny5(what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, "qmm_skinny_f16_f16_b5_g64_bm16_bn32_wk8", old, new)
+
+
 def _of(kernel: str, what: str, old: str, new: str) -> Mutant:
     return Mutant(what, kernel, old, new)
 
@@ -68,14 +76,23 @@ MUTANTS = [
         "if (k % group_size == 0)",
         "if (k == 0)",
     ),
+    _qmm("passed by the wrong lane", "holder = wanted / 4 % 4", "holder = 0"),
+    _qmm("share of another lane", "() + quad_lane * 4;", "() + quad_lane % 2 * 4;"),
     _qmm(
-        "passed to the wrong lane", "lane - quad_lane + wanted / 4", "lane - quad_lane"
+        "a line of the row before",
+        "first >= range.begin && first < range.end",
+        "first >= range.begin && first <= range.end",
     ),
-    _qmm(
-        "share of another lane",
-        "const int share_k = k + lane % 4 * share",
-        "const int share_k = k + lane % 2 * share",
-    ),
+    _qmm("a line never fetched", "if (last == have)", "if (have >= 0)"),
+    _qmm3("a line fetched too late", "first != last", "false"),
+    _qmm3("the line before forgotten", "before[i] = held[i];", "before[i] = 0;"),
+    _qmm3("the line before for all", "i >= begin;", "i >= 0;"),
+    _qmm3("a share not shifted", "mine[i] >>= shift;", ""),
+    _qmm3("half of a share", "mine[i] |= next << 1 << (31 - shift);", ""),
+    _qmm3("words past a short row", "first + i < range.end", "true"),
+    _skinny5("a fifth word", "wanted < window + line_words()", "true"),
+    _skinny5("the second two lanes beside", "holder / 2 * apart", "holder / 2 * 2"),
+    _skinny5("a share of fewer steps", "(steps + WK - 1) / WK", "steps / WK"),
     _qmm("scale of the first of four groups", "k / group_size % 4", "0"),
     # Arithmetic.
     _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
@@ -215,7 +232,7 @@ MUTANTS = [
         "min(first_row + row + p * (rows / passes), M - 1)",
         "first_row + row + p * (rows / passes)",
     ),
-    _qmm("a span past K", "&& share_k < weight.K", "", "b4_g32"),
+    _qmm("a line past K", "&& first < range.end", "", "b4_g32"),
     _qmm("scales past K", "&& group_k < weight.K", ""),
     _skinny("a row of y past the edge", "y_row < M && y_column < N", "y_column < N"),
     _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),

@@ -7,11 +7,12 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from mlx_nibble.bench import capsule
-from mlx_nibble.bench.compare import LEAST_CHANGE, Comparison, Outcome, compare
+from mlx_nibble.bench.compare import LEAST_CHANGE, OURS, Comparison, Outcome, compare
+from mlx_nibble.bench.rates import Case, describe
 from mlx_nibble.bench.statistics import LEAST_PASSES
 from mlx_nibble.cli.bench_kernels import milliseconds
 from mlx_nibble.cli.console import err, out, table
@@ -100,7 +101,8 @@ def _print(outcome: Outcome, everything: bool) -> None:
 
 
 def _cells(c: Comparison) -> list[str]:
-    cells = [label(c.case), milliseconds(c.before), milliseconds(c.after)]
+    named = label(c.case) + c.candidate.removeprefix(OURS).replace(" ", ", ", 1)
+    cells = [named, milliseconds(c.before), milliseconds(c.after)]
     if c.change is None:
         return [*cells, "", "", c.verdict]
     factor = c.change.factor
@@ -117,4 +119,6 @@ def label(case: dict[str, Any]) -> str:
             f"{case['rows']} × {case['N']} × {case['K']}, {case['bits']} bits "
             f"g{case['group_size']} {case['dtype']}"
         )
+    if case.keys() == {field.name for field in fields(Case)}:
+        return describe(Case(**case))
     return ", ".join(f"{key} {value}" for key, value in case.items())

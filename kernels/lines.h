@@ -1,0 +1,171 @@
+// Packed words by whole cache lines: four lanes fetch 64 bytes of a row at
+// once, 16 each, and pass round what each of them dequantizes.
+//
+// A row is seen as lines of 16 words from its beginning on. What four lanes
+// dequantize together is a window on it, which moves on by its own length: a
+// part of a line, or of two. A line is fetched with the first window that it
+// has a part of, and kept as long as one has:
+//
+//   3 bits       [ line 0: words 0 .. 15        ][ line 1: words 16 .. 31
+//   windows      [0 .. 2][3 .. 5] ... [12 .. 14][15     17][18 ...
+//   of a lane    0     0 .. 3   4 .. 7   8 .. 11   12 .. 15    of its line
+//
+// With windows of two lines, the earlier one is kept beside the later.
+#pragma once
+
+#include <metal_simdgroup>
+#include <metal_stdlib>
+
+#include "kernels/dequant.h"
+#include "kernels/packing.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+using namespace metal;
+
+constexpr int line_words() {
+  return 16;
+}
+
+// Words [begin, end) of a row: those that are to be fetched of it.
+struct WordRange {
+  int begin;
+  int end;
+};
+
+// This lane's four words of line `line` of a row, as far as they are in range.
+template <typename S, int bits, int group_size, bool symmetric>
+inline void fetch_line(
+    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
+    WordRange range,
+    int row,
+    int line,
+    int quad_lane,
+    thread uint* words) {
+  const int first = line * line_words() + quad_lane * 4;
+  const device uint* from = weight.words_at(row, 0) + first;
+  // Rows of some widths and lengths begin off a boundary of 16 bytes, and end
+  // inside a lane's share.
+  if (words_of(group_size, bits) % 4 == 0 ||
+      words_of(weight.K, bits) % 4 == 0) {
+    if (first >= range.begin && first < range.end) {
+      load_words<4>(from, words);
+    }
+    return;
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    if (first + i >= range.begin && first + i < range.end) {
+      words[i] = from[i];
+    }
+  }
+}
+
+// Fetches the lines of the window from word `window` on that come after line
+// `have`, the last one there was a window on (-1: none): the last line of the
+// window into `held`, and the one before it, if it has a part there, into
+// `before`.
+template <int window_words,
+          typename S,
+          int bits,
+          int group_size,
+          bool symmetric>
+inline void fetch_window(
+    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
+    WordRange range,
+    int row,
+    int window,
+    int have,
+    int quad_lane,
+    thread uint* before,
+    thread uint* held) {
+  const int first = window / line_words();
+  const int last = (window + window_words - 1) / line_words();
+  if (last == have) {
+    return;
+  }
+  if (line_words() % window_words != 0 && first != last) {
+    if (first == have) {
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 4; ++i) {
+        before[i] = held[i];
+      }
+    } else {
+      fetch_line(weight, range, row, first, quad_lane, before);
+    }
+  }
+  fetch_line(weight, range, row, last, quad_lane, held);
+}
+
+// The four words from `first` on, which may be another in each of the four
+// lanes, but lies in the window: word i as passed[i % 4]. The second two of the
+// four lanes stand `apart` lanes from the first two.
+template <int window_words, int apart>
+inline void pass_words(const thread uint* before,
+                       const thread uint* held,
+                       int window,
+                       int first,
+                       int lane,
+                       int quad_lane,
+                       thread uint* passed) {
+  const int first_lane = lane - quad_lane % 2 - quad_lane / 2 * apart;
+  const int begin = window % line_words();
+  const bool two_lines =
+      line_words() % window_words != 0 && begin + window_words > line_words();
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    const int wanted = first + ((i - first) & 3);
+    const int holder = wanted / 4 % 4;
+    const ushort from = ushort(first_lane + holder % 2 + holder / 2 * apart);
+    // Of a word of either line that this lane holds, one is in the window.
+    const bool earlier = two_lines && quad_lane * 4 + i >= begin;
+    passed[i] = simd_shuffle(earlier ? before[i] : held[i], from);
+    if (window_words > line_words()) {
+      // Or both.
+      const uint later = simd_shuffle(held[i], from);
+      passed[i] = wanted < window + line_words() ? passed[i] : later;
+    }
+  }
+}
+
+// passed[i % 4].
+inline uint passed_word(const thread uint* passed, int i) {
+  const uint even = i & 2 ? passed[2] : passed[0];
+  const uint odd = i & 2 ? passed[3] : passed[1];
+  return i & 1 ? odd : even;
+}
+
+// This lane's part of a window that four lanes share out in words: `count` of
+// them each.
+template <int count, int apart>
+inline void share_window(const thread uint* before,
+                         const thread uint* held,
+                         int window,
+                         int lane,
+                         int quad_lane,
+                         thread uint* words) {
+  if (count == 4) {
+    // A line, of which each lane has fetched its own part.
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 4; ++i) {
+      words[i] = held[i];
+    }
+    return;
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < count; i += 4) {
+    const int first = window + quad_lane * count + i;
+    uint passed[4];
+    pass_words<4 * count, apart>(
+        before, held, window, first, lane, quad_lane, passed);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) {
+      if (i + j < count) {
+        words[i + j] = passed_word(passed, first + j);
+      }
+    }
+  }
+}
+
+}  // namespace nibble
