@@ -1,4 +1,4 @@
-"""The measured tables of README.md, made from the capsules that are committed.
+"""The measured tables of README and docs, made from the capsules that are committed.
 
 python -m bench.readme        # rewrites them; a test checks that they agree
 """
@@ -9,12 +9,39 @@ import json
 import statistics
 from pathlib import Path
 
-from mlx_nibble.bench import kernels
+from bench import timing
+from mlx_nibble.bench import kernels, rates
+from mlx_nibble.bench.statistics import passes_needed
 
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
 BEGIN = "<!-- measured: python -m bench.readme -->"
 END = "<!-- /measured -->"
+CPU = ROOT / "docs" / "cpu.md"
+BENCH = ROOT / "docs" / "bench.md"
+# Candidates of bench_cpu, as docs/cpu.md calls them.
+PRODUCTS = {
+    "nibble": "exact",
+    "nibble repacked": "exact, repacked",
+    "nibble int8": "int8",
+    "nibble int8 repacked": "int8, repacked",
+    "mlx": "MLX",
+    "torch exact": "torch",
+    "onnxruntime exact": "ONNX Runtime",
+    "openvino exact": "OpenVINO",
+    "onnxruntime int8": "ONNX Runtime int8",
+    "openvino int8": "OpenVINO int8",
+    "llama.cpp Q4_0 int8": "llama.cpp Q4_0",
+    "llama.cpp Q4_1 int8": "llama.cpp Q4_1",
+    "read": "a plain read of the weights",
+}
+MODELS = {
+    "int8": "int8",
+    "exact": "exact",
+    "llama.cpp": "llama.cpp, Q4_1",
+    "stock": "stock MLX",
+}
+PEAKS = ("read_bytes_per_second", "flops_per_second")
 # The picture has them all.
 ROWS = (1, 8, 32, 128)
 PROMPTS = ("128", "512")
@@ -31,7 +58,7 @@ def model_table(capsule: dict) -> str:
         f"{capsule['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
         f"mlx {machine['mlx']}); medians of {capsule['rounds']} interleaved runs, "
         "lowest to highest; MLX in float32, its fastest configuration. Made by "
-        "`nibble demo --json`.",
+        "`nibble demo --json > bench/capsules/demo.json`.",
         "",
         "| tokens a second | MLX | mlx-nibble | faster |",
         "| --- | --- | --- | --- |",
@@ -53,9 +80,9 @@ def peer_table(capsule: dict, int8: dict) -> str:
         f"Beside llama.cpp ({capsule['peers'][0]}, built for this machine; the same "
         f"weights as Q4_1), {capsule['threads']} threads each: medians of "
         f"{capsule['rounds']} interleaved turns, and of their ratios. Made by "
-        f"`{' '.join(capsule['command'])}`; the perplexity, of {int8['tokens']} "
-        "tokens, by `nibble eval FOLDER --reference FOLDER --activations int8 "
-        "--samples 16`.",
+        f"`{' '.join(capsule['command'])} --json bench/capsules/llama.json`; the "
+        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference "
+        "FOLDER --activations int8 --samples 16`.",
         "",
         "| tokens a second | prompt of 128 | prompt of 512 | decode | perplexity |",
         "| --- | --- | --- | --- | --- |",
@@ -124,6 +151,59 @@ def matmul_table(capsule: dict) -> str:
     return "\n".join(lines)
 
 
+def products_table(cold: dict, hot: dict) -> str:
+    """Milliseconds of a product, by candidate and rows."""
+    medians = {
+        (f"{result['case']['rows']}{suffix}"): {
+            name: 1e3 * statistics.median(seconds)
+            for name, seconds in timing.samples(result).items()
+        }
+        for capsule, suffix in ((cold, ""), (hot, " hot"))
+        for result in capsule["results"]
+    }
+    lines = [
+        f"| rows | {' | '.join(medians)} |",
+        f"| --- |{' ---: |' * len(medians)}",
+    ]
+    for name, label in PRODUCTS.items():
+        cells = [milliseconds(found.get(name)) for found in medians.values()]
+        if any(cells):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    read, multiplied = (1e-9 * cold["peaks"][k] for k in PEAKS)
+    lines += [
+        "",
+        f"In the first run all cores read {read:.1f} GB/s and multiplied at "
+        f"{multiplied:.0f} GFLOP/s.",
+    ]
+    return "\n".join(lines)
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+def model_peers_table(capsule: dict) -> str:
+    """Tokens a second and memory, of each mode, beside llama.cpp."""
+    lines = [
+        f"| tokens a second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} | decode "
+        "| peak memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    peer = capsule["results"]["llama.cpp"]
+    for name, label in MODELS.items():
+        result = capsule["results"][name]
+        samples = [
+            (result["prompt"].get(p), peer["prompt"][p], int(p)) for p in PROMPTS
+        ]
+        samples.append((result["decode"], peer["decode"], 1))
+        cells = [rate(*sample).replace("**", "") for sample in samples]
+        memory = f"{result['peak_bytes'] / 1e6:.0f} MB"
+        lines.append(f"| {label} | {' | '.join(cells)} | {memory} |")
+    return "\n".join(lines)
+
+
 def headline(capsule: dict) -> str:
     """What the first paragraph says, in its words."""
     prompt, decode = (
@@ -152,9 +232,76 @@ def rewrite(text: str) -> str:
     return f"{before}{BEGIN}\n{measured()}\n{END}{after}"
 
 
+def generation_table(capsule: dict) -> str:
+    """Tokens a second over sequences at once, ours and MLX's."""
+    (context,) = {row.case.context for row in rates.rows(capsule)}
+    lines = [
+        f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
+        f"{capsule['machine']['threads']} threads; prompts of {context} tokens, tokens "
+        "of all sequences a second, medians and, of enough passes, 95 % intervals:",
+        "",
+        "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found: dict[rates.Case, dict[str, rates.Row]] = {}
+    for row in rates.rows(capsule):
+        found.setdefault(row.case, {})[row.name] = row
+    for case, by_name in found.items():
+        ours, stock = by_name["nibble"], by_name.get("mlx")
+        first = ours.first_token_seconds
+        cells = [
+            case.measure,
+            str(case.batch),
+            "" if stock is None else tokens_a_second(stock),
+            tokens_a_second(ours),
+            "" if stock is None else f"**{stock.faster.value:.1f}×**",
+            "" if first is None else f"{1e3 * first:.0f} ms",
+            f"{ours.peak_bytes / 1e6:.0f} MB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tokens_a_second(row: rates.Row) -> str:
+    rate = row.tokens_per_second
+    text = f"{rate.value:.1f}"
+    if row.passes < passes_needed():
+        return text
+    return f"{text} ({rate.low:.1f}–{rate.high:.1f})"
+
+
+def rewrite_bench(text: str) -> str:
+    """docs/bench.md, with its table made anew."""
+    return blocks(text, {"generation": generation_table(load("generation"))})
+
+
+def rewrite_cpu(text: str) -> str:
+    """docs/cpu.md, with its tables made anew."""
+    tables = {
+        "products": products_table(load("cpu"), load("cpu_hot")),
+        "models": model_peers_table(load("llama")),
+    }
+    return blocks(text, tables)
+
+
+def blocks(text: str, tables: dict[str, str]) -> str:
+    """A text with its named tables in their places."""
+    for name, table in tables.items():
+        begin = BEGIN.replace(" -->", f" ({name}) -->")
+        before, rest = text.split(begin)
+        after = rest.partition(END)[2]
+        text = f"{before}{begin}\n{table}\n{END}{after}"
+    return text
+
+
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(rewrite(path.read_text()))
+    documents = {
+        ROOT / "README.md": rewrite,
+        CPU: rewrite_cpu,
+        BENCH: rewrite_bench,
+    }
+    for path, made in documents.items():
+        path.write_text(made(path.read_text()))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 SUFFIXES = (".png", ".svg")
 # Points can be told apart in black and white, too.
 _MARKERS = "os^Dv<>PX*"
+_LINES = ("-", "--", "-.", ":")
 _IN_LAYER = re.compile(r".*?\.?(\d+)\.(.+)")
 
 
@@ -89,10 +90,10 @@ def sensitivity(losses: Mapping[str, float], path: Path) -> None:
             outside[name] = loss
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (kind, by_layer), marker in zip(
-        kinds.items(), itertools.cycle(_MARKERS), strict=False
+    for (kind, by_layer), marker, line in zip(
+        kinds.items(), itertools.cycle(_MARKERS), itertools.cycle(_LINES), strict=False
     ):
-        axes.plot(*zip(*sorted(by_layer.items()), strict=True), marker, ls="-", lw=1)
+        axes.plot(*zip(*sorted(by_layer.items()), strict=True), marker, ls=line, lw=1)
         axes.lines[-1].set(label=kind, markersize=4)
     for name, loss in outside.items():
         axes.axhline(loss, linestyle="--", color="0.4", label=name)

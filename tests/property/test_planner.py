@@ -18,6 +18,7 @@ from tests.simt.plans import (
     Problem,
     candidates,
     instances,
+    plan_choice,
     plan_dequantize,
     plan_gather,
     plan_matmul,
@@ -99,6 +100,16 @@ def check_limits(launch: Launch, device: Device) -> None:
     assert launch.threadgroup_bytes <= device.max_threadgroup_bytes
     assert all(0 < n < 2**31 for n in launch.threadgroups)
     assert launch.kernel in INSTANCES
+
+
+@settings(max_examples=500)
+@given(problems(), devices, st.sampled_from(["mlx", "", "qmv", sorted(INSTANCES)[0]]))
+def test_a_tuned_choice_is_one_of_the_candidates_or_has_no_effect(p, device, other):
+    plans = candidates(p, device)
+    for launches in plans:
+        assert plan_choice(p, launches[0].kernel, device) == launches
+    if other not in {launches[0].kernel for launches in plans}:
+        assert plan_choice(p, other, device) == plan_matmul(p, device)
 
 
 @settings(max_examples=2000)

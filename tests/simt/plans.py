@@ -105,6 +105,7 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
     for name in (
         "plan_matmul",
+        "plan_choice",
         "plan_dequantize",
         "plan_gather",
         "plan_swiglu",
@@ -120,7 +121,9 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def _ask(function: str, p: Problem | GatherProblem, device: Device) -> Any:
+def _ask(
+    function: str, p: Problem | GatherProblem, device: Device, *more: bytes
+) -> Any:
     kind = _Problem if isinstance(p, Problem) else _GatherProblem
     values = (getattr(p, field.name) for field in fields(p))
     problem = kind(*(DTYPES.index(v) if isinstance(v, str) else v for v in values))
@@ -130,7 +133,9 @@ def _ask(function: str, p: Problem | GatherProblem, device: Device) -> Any:
         device.max_threads,
         device.max_threadgroup_bytes,
     )
-    answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
+    answer = getattr(library(), function)(
+        ctypes.byref(problem), ctypes.byref(profile), *more
+    )
     return json.loads(answer)
 
 
@@ -151,6 +156,14 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
     """What core plans; None where MLX's own op is to be used."""
     answer = _ask("simt_plan_matmul", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def plan_choice(
+    problem: Problem, choice: str, device: Device | None = None
+) -> list[Launch] | None:
+    """What core plans where a tuned table has this choice."""
+    answer = _ask("simt_plan_choice", problem, device or Device(), choice.encode())
     return None if answer is None else _launches(answer)
 
 

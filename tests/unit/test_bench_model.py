@@ -125,6 +125,8 @@ def test_a_run_is_what_the_schema_says(run, folder):
     assert capsule.read(run) == found
     assert found["complete"] and found["kind"] == "model"
     assert found["settings"]["model"] == "tiny"
+    assert found["command"][:4] == ["nibble", "bench", "model", "tiny"]
+    assert str(folder.parent) not in run.read_text()
     cases = [tuple(result["case"].values()) for result in found["results"]]
     assert cases == [
         (measure, mode, batch, context)
@@ -249,3 +251,31 @@ def test_mistakes_are_one_line(arguments, status, message, folder, tmp_path, cap
     err = capsys.readouterr().err
     assert message in err
     assert status == 2 or err.count("\n") == 1
+
+
+def test_two_runs_are_compared_in_all_of_our_modes(run, tmp_path, capsys):
+    made = capsule.read(run)
+    slower = json.loads(json.dumps(made))
+    for result in slower["results"]:
+        passes = result["candidates"]["nibble int8"]["passes"]
+        passes[:] = [[3 * s for s in taken] for taken in passes]
+    # Passes enough that something can be said of each.
+    for one in (made, slower):
+        for result in one["results"]:
+            for candidate in result["candidates"].values():
+                taken = [p for p in candidate.get("passes", ()) if p]
+                if taken:
+                    candidate["passes"] = taken[:1] * 8
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, one in zip(paths, (made, slower), strict=True):
+        capsule.write(one, path)
+    compare = ["bench", "compare", *map(str, paths)]
+    with pytest.raises(SystemExit, match="1"):
+        main(compare)
+    said = capsys.readouterr().out
+    assert "decode, context 8, batch 3, int8" in said
+    assert "batch-invariant" not in said
+    slower["settings"]["model"] = "another"
+    capsule.write(slower, paths[1])
+    assert main(compare) == 1
+    assert "the setting 'model' must be the same" in capsys.readouterr().err

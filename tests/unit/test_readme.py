@@ -1,8 +1,38 @@
 """The figures of README and docs are those of the capsules that are committed."""
 
 import json
+import re
+from pathlib import Path
+
+import pytest
 
 from bench import quantization, readme
+
+DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").glob("*.md"))]
+# A figure as measured: with a fraction or a unit.
+FIGURE = re.compile(r"\d\.\d|\d ?(×|%|ms|µs|s|MB|GB)(?!\w)")
+COMMAND = re.compile(
+    r"python -m (bench|tests|pytest)\b|\bnibble (bench|convert|demo|eval|tune)\b"
+)
+# Or a test holds them.
+ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
+CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
+# Reckoned, not measured: the text says how.
+RECKONED = {("format.md", "## Bytes")}
+
+
+def sections(path: Path) -> list[str]:
+    return re.split(r"(?m)^(?=#+ )", path.read_text())
+
+
+def tables(section: str) -> list[list[list[str]]]:
+    """Rows of cells, the heading first, without the rule below it."""
+    found = []
+    for block in re.findall(r"(?m)(?:^\|.*\n)+", section):
+        lines = [line.strip().strip("|").split("|") for line in block.splitlines()]
+        rows = [[cell.strip() for cell in line] for line in lines]
+        found.append([rows[0], *rows[2:]])
+    return found
 
 
 def test_the_tables_are_the_capsules():
@@ -20,3 +50,41 @@ def test_the_table_of_quantization_is_the_capsule():
     results = json.loads(quantization.CAPSULE.read_text())
     message = "run python -m bench.quantization FOLDER"
     assert quantization.document(text, results) == text, message
+
+
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [(readme.CPU, readme.rewrite_cpu), (readme.BENCH, readme.rewrite_bench)],
+    ids=["cpu.md", "bench.md"],
+)
+def test_the_tables_of_the_docs_are_the_capsules(path, made):
+    text = path.read_text()
+    assert made(text) == text, "run python -m bench.readme"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_table_of_figures_names_the_command_that_made_it(path):
+    for section in sections(path):
+        heading = section.partition("\n")[0]
+        if (path.name, heading) in RECKONED:
+            continue
+        for header, *rows in tables(section):
+            figures = sum(bool(FIGURE.search(c)) for row in rows for c in row[1:])
+            if figures >= 3:
+                named = COMMAND.search(section) or ASSERTED.search(section)
+                assert named, (heading, header)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_capsule_that_is_named_is_there(path):
+    for name in CAPSULE.findall(path.read_text()):
+        assert (readme.ROOT / name).is_file(), name
+
+
+def test_every_capsule_is_named_with_the_command_that_made_it():
+    text = " ".join(" ".join(path.read_text() for path in DOCS).split())
+    for path in readme.CAPSULES.glob("*.json"):
+        # README's tables are made from theirs.
+        assert path.name in text or path.stem == "demo", path.name
+        command = json.loads(path.read_text()).get("command")
+        assert command is None or " ".join(command) in text, path.name

@@ -26,13 +26,14 @@ def new(kind: str, command: Sequence[str], settings: Mapping[str, Any]) -> Capsu
 
     Args:
         kind: One of :data:`KINDS`.
-        command: What was typed.
+        command: What was typed; of absolute paths, which may name a person, their last
+            part is kept.
         settings: What the results depend on, and the machine does not know.
     """
     return {
         "schema": SCHEMA,
         "kind": kind,
-        "command": list(command),
+        "command": [_named(part) for part in command],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "complete": False,
         "machine": machine.describe(),
@@ -41,6 +42,14 @@ def new(kind: str, command: Sequence[str], settings: Mapping[str, Any]) -> Capsu
         "peaks": None,
         "results": [],
     }
+
+
+def _named(part: str) -> str:
+    option, equals, value = part.partition("=")
+    last = value if equals else option
+    if not os.path.isabs(last):
+        return part
+    return (option + equals if equals else "") + Path(last).name
 
 
 def default_path(kind: str) -> Path:

@@ -12,6 +12,7 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.statistics import Change, change, change_in_turns
 
 OURS = "nibble"
+"""Ours; in another mode its name has more words."""
 # Runs of the same binary differ by up to 12 % where their own passes do not: where
 # pages lie in memory changes from process to process (docs/bench.md has the figures).
 LEAST_CHANGE = 0.15
@@ -19,7 +20,7 @@ LEAST_CHANGE = 0.15
 # of one build no product differed by more (tests/unit/test_bench_in_turns.py).
 LEAST_CHANGE_IN_TURNS = 0.05
 # What must be alike for seconds to mean the same.
-_SAME_SETTINGS = ("hot",)
+_SAME_SETTINGS = ("hot", "model", "draft_model", "num_draft_tokens")
 _SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
 
 
@@ -110,14 +111,16 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
             )
     old, new = (dict(_measured(c)) for c in (before, after))
     both = [key for key in old if key in new]
-    if not any(name == OURS for _, name in both):
+    if not any(_is_ours(name) for _, name in both):
         raise ValueError("[compare] the runs have no case in common.")
     paired = in_turns(before, after)
     judge = change_in_turns if paired else change
     if least is None:
         least = LEAST_CHANGE_IN_TURNS if paired else LEAST_CHANGE
     # Each family of intervals holds together: ours are judged, others only shown.
-    counts = {own: sum((n == OURS) == own for _, n in both) for own in (True, False)}
+    counts = {
+        own: sum(_is_ours(name) == own for _, name in both) for own in (True, False)
+    }
     found = []
     for key in both:
         case, name = key
@@ -128,17 +131,21 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
                 name,
                 statistics.median(s for taken in a for s in taken),
                 statistics.median(s for taken in b for s in taken),
-                judge(a, b, counts[name == OURS]),
+                judge(a, b, counts[_is_ours(name)]),
                 least,
             )
         )
-    ours = {key for key in old.keys() ^ new.keys() if key[1] == OURS}
+    ours = {key for key in old.keys() ^ new.keys() if _is_ours(key[1])}
     return Outcome(
-        tuple(c for c in found if c.candidate == OURS),
-        tuple(c for c in found if c.candidate != OURS),
+        tuple(c for c in found if _is_ours(c.candidate)),
+        tuple(c for c in found if not _is_ours(c.candidate)),
         tuple(_warnings(before, after)),
         len(ours),
     )
+
+
+def _is_ours(candidate: str) -> bool:
+    return candidate.partition(" ")[0] == OURS
 
 
 def _measured(capsule: Capsule) -> Iterator[tuple[tuple[str, str], list[list[float]]]]:

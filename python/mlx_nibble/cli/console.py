@@ -33,7 +33,7 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 # Beside a cell, beside all, and of text that is folded at least.
-_PADDING, _EDGES, _FOLDED = 3, 2, 9
+_PADDING, _EDGES, _FOLDED = 3, 2, 8
 
 
 def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Table:

@@ -183,6 +183,15 @@ SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
   return keep(to_json(nibble::plan(matmul_of(*p), device_of(*profile))));
 }
 
+// As a problem that a tuned table has a choice for.
+SIMT_EXPORT const char* simt_plan_choice(const SimtProblem* p,
+                                         const SimtProfile* profile,
+                                         const char* choice) {
+  nibble::MatmulProblem problem = matmul_of(*p);
+  problem.choice = choice;
+  return keep(to_json(nibble::plan(problem, device_of(*profile))));
+}
+
 // Every plan that may be the fastest, the default first.
 SIMT_EXPORT const char* simt_candidates(const SimtProblem* p,
                                         const SimtProfile* profile) {
