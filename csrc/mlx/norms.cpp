@@ -157,7 +157,7 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   bool has_weight = inputs.size() > 1;
   cpu::RmsNorm problem{x.shape(-1),
-                       eps_,
+                       options_,
                        *to_dtype(x.dtype()),
                        *to_dtype(inputs.back().dtype()),
                        *to_dtype(out.dtype())};
@@ -174,10 +174,6 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
       });
 }
 
-bool RmsNormPrimitive::is_equivalent(const mx::Primitive& other) const {
-  return eps_ == static_cast<const RmsNormPrimitive&>(other).eps_;
-}
-
 std::vector<mx::Shape> RmsNormPrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
   return {inputs[0].shape()};
@@ -188,7 +184,7 @@ mx::array RmsNormPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   if (inputs.size() > 1) {
     weight = inputs[1];
   }
-  return mx::fast::rms_norm(inputs[0], weight, eps_, stream());
+  return mx::fast::rms_norm(inputs[0], weight, options_, stream());
 }
 
 void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
