@@ -147,7 +147,7 @@ def main() -> None:
     measure, seconds = MEASUREMENTS[args.what]
     found = measure(seconds)
     result = {
-        "command": f"python -m bench.bench_stock {args.what}",
+        "command": ["python", "-m", "bench.bench_stock", *sys.argv[1:]],
         "machine": machine.describe(),
         "versions": machine.versions(),
         "ratios": found,
