@@ -28,7 +28,7 @@ CpuPlan default_plan(const MatmulProblem& p, const CpuProfile& cpu, bool int8) {
           piece_columns(out_of(p),
                         products_of(p),
                         kPiecesPerThread * cpu.threads,
-                        column_unit(p.transpose, p.format)),
+                        column_unit(p.transpose)),
           p.transpose && p.N <= kNarrow && p.K >= 2 * kDepth ? kDepth : p.K};
 }
 
@@ -70,7 +70,7 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
       plan.columns = piece_columns(out_of(p),
                                    products,
                                    std::max(1, each * cpu.threads),
-                                   column_unit(p.transpose, p.format));
+                                   column_unit(p.transpose));
       bool known = std::find(all.begin(), all.end(), plan) != all.end();
       if (!known && supports(plan, p)) {
         all.push_back(plan);

@@ -104,7 +104,7 @@ void by_groups(const ByExpert& order,
     });
     int parts = static_cast<int>(wave.size());
     int pieces = (kPiecesPerThread * thread_count() + parts - 1) / parts;
-    int unit = column_unit(form.transpose, form.format);
+    int unit = column_unit(form.transpose);
     int step = std::min(
         piece_columns(
             form.out(), int64_t{count} * form.N * form.K, pieces, unit),
