@@ -22,6 +22,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/gather_ops.cpp
   csrc/mlx/gather_qmm.cpp
   csrc/mlx/heads.cpp
+  csrc/mlx/joint.cpp
   csrc/mlx/log_sum_exp.cpp
   csrc/mlx/norms.cpp
   csrc/mlx/ops.cpp

@@ -288,6 +288,15 @@ NB_MODULE(_ext, m) {
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.swiglu.");
 
+  m.def("gated_products",
+        &nibble::fast::gated_products,
+        nb::arg(),
+        nb::arg(),
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "silu(gate) * up with the products that both are yet to be computed "
+        "from, in one node; None if there is none for them.");
+
   m.def("remember_symmetric",
         &nibble::symmetric::remember,
         "scales"_a,

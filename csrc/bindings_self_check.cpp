@@ -33,6 +33,8 @@ const char* to_string(Trial::Kind kind) {
       return "straight";
     case Trial::Kind::kSwiglu:
       return "swiglu";
+    case Trial::Kind::kJoint:
+      return "joint";
     case Trial::Kind::kDequantize:
       return "dequantize";
   }

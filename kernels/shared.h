@@ -40,6 +40,17 @@ struct MatmulParams {
   int epilogue;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
 };
 
+// Parameters of up to three products y_i = x @ w_hat_i^T of one x.
+#define NIBBLE_JOINT 3
+struct JointParams {
+  int M;  // rows of x and of each y
+  int K;
+  int N0;  // rows of each w; 0: there is no such product
+  int N1;
+  int N2;
+  int biased;  // bit i: a bias is added to y_i
+};
+
 // Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.
 struct GatherParams {
   int M;  // rows of one product

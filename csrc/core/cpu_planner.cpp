@@ -28,7 +28,8 @@ CpuPlan default_plan(const MatmulProblem& p, const CpuProfile& cpu, bool int8) {
           piece_columns(out_of(p),
                         products_of(p),
                         kPiecesPerThread * cpu.threads,
-                        column_unit(p.transpose, p.format))};
+                        column_unit(p.transpose, p.format)),
+          p.transpose && p.N <= kNarrow && p.K >= 2 * kDepth ? kDepth : p.K};
 }
 
 }  // namespace

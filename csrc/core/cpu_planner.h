@@ -25,7 +25,9 @@ struct CpuProfile {
   bool operator==(const CpuProfile&) const = default;
 };
 
-// How the CPU backend computes a product. Only `int8` has a part in its bits.
+// How the CPU backend computes a product. Only `int8` and `depth` have a part
+// in its bits; and `depth` depends on the weights alone, so that these are the
+// same with all numbers of rows and threads.
 struct CpuPlan {
   // Activations are rounded to 8 bits.
   bool int8 = false;
@@ -34,6 +36,8 @@ struct CpuPlan {
   int few_rows = 0;
   // Columns of y in a piece of work.
   int columns = 0;
+  // And places of k, if that is not all of them: their sums are added in order.
+  int depth = 0;
 
   bool operator==(const CpuPlan&) const = default;
 };
@@ -63,6 +67,11 @@ int piece_columns(int out, int64_t products, int pieces, int unit);
 inline constexpr int kMinRows = 32;
 // Pieces of work for each thread, so that one that is held up delays little.
 inline constexpr int kPiecesPerThread = 4;
+// So few columns of y make fewer pieces than most machines have cores.
+inline constexpr int kNarrow = 2 * kMinRows;
+// Then k is shared out, too, in parts of this: 32 rows of it take 4 bits some 3
+// us, more than a hand-over.
+inline constexpr int kDepth = 2048;
 // Columns of y are shared out in multiples of this.
 constexpr int column_unit(bool transpose, const QuantFormat& format) {
   return transpose || kMinRows > format.group_size ? kMinRows
@@ -73,7 +82,9 @@ constexpr int column_unit(bool transpose, const QuantFormat& format) {
 constexpr bool supports(const CpuPlan& plan, const MatmulProblem& p) {
   return plan.columns > 0 &&
          plan.columns % column_unit(p.transpose, p.format) == 0 &&
-         plan.few_rows >= 0 && (!plan.int8 || p.transpose);
+         plan.few_rows >= 0 && (!plan.int8 || p.transpose) &&
+         (plan.depth == p.K ||
+          (p.transpose && plan.depth > 0 && plan.depth % kDepth == 0));
 }
 
 }  // namespace nibble

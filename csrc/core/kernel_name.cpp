@@ -21,22 +21,15 @@ struct FamilyInfo {
 };
 
 constexpr Family kFamilies[] = {
-    Family::kQmv,
-    Family::kQmvQuad,
-    Family::kQmvMulti,
-    Family::kQmmSkinny,
-    Family::kQmm,
-    Family::kQmmHalf,
-    Family::kQvm,
-    Family::kQmmN,
-    Family::kGatherQmv,
-    Family::kGatherQmmSkinny,
-    Family::kGatherQmm,
-    Family::kGatherQvm,
-    Family::kGatherQmmN,
-    Family::kGatherSortedQmmN,
-    Family::kSwiglu,
-    Family::kGatherSwiglu,
+    Family::kQmv,        Family::kQmvQuad,
+    Family::kQmvMulti,   Family::kQmmSkinny,
+    Family::kQmm,        Family::kQmmHalf,
+    Family::kQvm,        Family::kQmmN,
+    Family::kJointQmv,   Family::kJointQmvMulti,
+    Family::kGatherQmv,  Family::kGatherQmmSkinny,
+    Family::kGatherQmm,  Family::kGatherQvm,
+    Family::kGatherQmmN, Family::kGatherSortedQmmN,
+    Family::kSwiglu,     Family::kGatherSwiglu,
     Family::kDequantize,
 };
 
@@ -46,6 +39,7 @@ FamilyInfo info(Family family) {
   const std::vector<std::string_view> kTile{"bm", "bn", "bk", "wm", "wn"};
   constexpr std::string_view kDense = "dense";
   constexpr std::string_view kDenseMemory = "dense_with_memory";
+  constexpr std::string_view kJoint = "joint";
   constexpr std::string_view kGathered = "gathered";
   constexpr std::string_view kGatheredSorted = "gathered_sorted";
   constexpr std::string_view kGatheredMemory = "gathered_with_memory";
@@ -66,6 +60,10 @@ FamilyInfo info(Family family) {
       return {"qvm", "qvm.h", kNone, kDenseMemory, "Qvm"};
     case Family::kQmmN:
       return {"qmm_n", "qmm_n.h", kTile, kDenseMemory, "QmmN"};
+    case Family::kJointQmv:
+      return {"joint_qmv", "joint.h", kNone, kJoint, "Qmv"};
+    case Family::kJointQmvMulti:
+      return {"joint_qmv_multi", "joint.h", {"r"}, kJoint, "QmvMulti"};
     case Family::kGatherQmv:
       return {"gather_qmv", "qmv.h", kNone, kGathered, "Qmv"};
     case Family::kGatherQmmSkinny:
@@ -105,6 +103,7 @@ std::vector<std::vector<int>> shapes(Family family,
     case Family::kQmv:
     case Family::kQmvQuad:
     case Family::kQvm:
+    case Family::kJointQmv:
     case Family::kGatherQmv:
     case Family::kGatherQvm:
     case Family::kSwiglu:
@@ -118,6 +117,13 @@ std::vector<std::vector<int>> shapes(Family family,
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
         all.push_back({rows});
+      }
+      return all;
+    case Family::kJointQmvMulti:
+      for (int rows : kMultiRows) {
+        if (rows <= kLastJointForm) {
+          all.push_back({rows});
+        }
       }
       return all;
     case Family::kQmmSkinny:

@@ -26,6 +26,8 @@ enum class Family : uint8_t {
   kQmmHalf,
   kQvm,
   kQmmN,
+  kJointQmv,
+  kJointQmvMulti,
   kGatherQmv,
   kGatherQmmSkinny,
   kGatherQmm,

@@ -30,6 +30,26 @@ std::string to_string(Operand operand) {
       return "residual";
     case Operand::kOut:
       return "out";
+    case Operand::kWeight1:
+      return "w1";
+    case Operand::kScales1:
+      return "scales1";
+    case Operand::kBiases1:
+      return "biases1";
+    case Operand::kBias1:
+      return "bias1";
+    case Operand::kOut1:
+      return "out1";
+    case Operand::kWeight2:
+      return "w2";
+    case Operand::kScales2:
+      return "scales2";
+    case Operand::kBiases2:
+      return "biases2";
+    case Operand::kBias2:
+      return "bias2";
+    case Operand::kOut2:
+      return "out2";
   }
   return "?";
 }

@@ -28,7 +28,23 @@ enum class Operand : uint8_t {
   kBias,  // of an epilogue, as `biases` are of groups
   kResidual,
   kOut,
+  kWeight1,  // of joint products, whose first comes under the names above
+  kScales1,
+  kBiases1,
+  kBias1,
+  kOut1,
+  kWeight2,
+  kScales2,
+  kBiases2,
+  kBias2,
+  kOut2,
 };
+
+// Whether a launch writes it.
+constexpr bool is_output(Operand operand) {
+  return operand == Operand::kOut || operand == Operand::kOut1 ||
+         operand == Operand::kOut2;
+}
 
 std::string to_string(Operand operand);
 

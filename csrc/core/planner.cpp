@@ -65,6 +65,11 @@ constexpr uint32_t most_cores(const DeviceProfile& device) {
 // schedulers, to hide what the others wait for (metal-benchmarks: a core needs
 // 8 to 24 for full use). Not measured.
 constexpr uint32_t kThreadgroupsPerCore = 4;
+constexpr uint32_t kSimdgroupsPerCore = 4 * kThreadgroupsPerCore;
+
+// Up to this K, whole simdgroups, which read 512 codes at a time at 4 bits and
+// 256 at 8, would be idle for the most part. MLX draws the line at the same K.
+constexpr int kLastQuadK = 128;
 
 // Of a problem that went through merge_rows().
 MatmulParams params_of(const MatmulProblem& p) {
@@ -127,9 +132,7 @@ void spread_tiles(
 }
 
 LaunchPlan plan_qmv(const MatmulProblem& p) {
-  // Whole simdgroups read 512 codes at a time at 4 bits, 256 at 8: most of
-  // their lanes would be idle. MLX draws the line at the same K.
-  bool quad = p.K <= 128;
+  bool quad = p.K <= kLastQuadK;
   LaunchPlan launch =
       matmul_launch(p, quad ? Family::kQmvQuad : Family::kQmv, {});
   spread_rows(launch, p.N, p.M, p.batch.size, quad ? NIBBLE_QMV_QUADS : 1);
@@ -464,6 +467,83 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& p) {
   append(launch, {Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
   launch.params = vectors.params;
   spread_rows(launch, p.N, p.M, p.B);
+  return {{launch}};
+}
+
+std::optional<std::vector<LaunchPlan>> plan_joint(
+    const std::vector<MatmulProblem>& products, const DeviceProfile& device) {
+  if (products.size() < 2 || products.size() > NIBBLE_JOINT) {
+    return std::nullopt;
+  }
+  const MatmulProblem first = merge_rows(products[0]);
+  const auto alone = plan(first, device);
+  if (!alone) {
+    return std::nullopt;
+  }
+  LaunchPlan vectors = plan_qmv(first);
+  LaunchPlan rows = plan_qmv_multi(first);
+  bool multi = alone->front() == rows;
+  bool held = multi || (alone->front() == vectors && first.K > kLastQuadK);
+  if (!held || (multi && first.M > kLastJointForm)) {
+    return std::nullopt;
+  }
+  JointParams params{first.M, first.K, 0, 0, 0, 0};
+  int* N[] = {&params.N0, &params.N1, &params.N2};
+  uint32_t across = 0;
+  bool one_is_small = false;
+  for (size_t i = 0; i < products.size(); ++i) {
+    MatmulProblem p = merge_rows(products[i]);
+    if (p.epilogue.residual || p.batch.size != 1 || !p.choice.empty()) {
+      return std::nullopt;
+    }
+    *N[i] = p.N;
+    params.biased |= (p.epilogue.bias ? 1 : 0) << i;
+    uint32_t simdgroups = ceil_div(p.N, NIBBLE_QMV_ROWS);
+    one_is_small |= simdgroups < kSimdgroupsPerCore * most_cores(device);
+    across += ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS);
+    p.N = first.N;
+    p.epilogue = first.epilogue;
+    if (p != first) {
+      return std::nullopt;
+    }
+  }
+  if (!one_is_small) {
+    return std::nullopt;
+  }
+  std::vector<int> shape;
+  if (multi) {
+    shape = parse_kernel_name(rows.kernel)->shape;
+  }
+  LaunchPlan launch = multi ? rows : vectors;
+  launch.kernel =
+      kernel_name({multi ? Family::kJointQmvMulti : Family::kJointQmv,
+                   first.dtype,
+                   first.scale_dtype,
+                   first.format,
+                   shape});
+  launch.threadgroups.x = across;
+  launch.params = as_bytes(params);
+  launch.buffers.clear();
+  // Of what is not there something else is bound, and never touched.
+  auto bind = [&](std::initializer_list<Operand> operands, auto is_there) {
+    size_t i = 0;
+    for (Operand operand : operands) {
+      launch.buffers.push_back(is_there(i++) ? operand : Operand::kScales);
+    }
+  };
+  auto of_product = [&](Operand w, Operand scales, Operand biases, size_t i) {
+    bind({w, scales, biases}, [&](size_t which) {
+      return i < products.size() && (which < 2 || !first.format.symmetric);
+    });
+  };
+  of_product(Operand::kWeight, Operand::kScales, Operand::kBiases, 0);
+  of_product(Operand::kWeight1, Operand::kScales1, Operand::kBiases1, 1);
+  of_product(Operand::kWeight2, Operand::kScales2, Operand::kBiases2, 2);
+  append(launch, {Operand::kX});
+  bind({Operand::kBias, Operand::kBias1, Operand::kBias2},
+       [&](size_t i) { return (params.biased >> i) & 1; });
+  bind({Operand::kOut, Operand::kOut1, Operand::kOut2},
+       [&](size_t i) { return i < products.size(); });
   return {{launch}};
 }
 

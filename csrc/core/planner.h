@@ -38,6 +38,12 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
     const GatherProblem& problem);
 
+// The launch of two or three products of one x, transposed and without a
+// residual, that computes what those of plan() would, bit for bit; nullopt if
+// they do not go together or are better launched one by one.
+std::optional<std::vector<LaunchPlan>> plan_joint(
+    const std::vector<MatmulProblem>& products, const DeviceProfile& device);
+
 // w_hat [rows, K] of type `dtype` from a packed matrix.
 struct DequantizeProblem {
   int rows = 1;

@@ -12,9 +12,15 @@
 
 namespace nibble {
 
+// Where kernels want an operand to begin, in bytes; elsewhere it is copied.
+inline constexpr size_t kOperandAlignment = NIBBLE_ALIGNMENT;
+
 // qmv_multi: rows of x from one pass over w. 5 and 7 rows go to the next form:
 // one row too many costs a multiplication a code, another form a compilation.
 inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
+// The largest of these forms that joint products come in: beyond, the planner
+// takes qmm_skinny.
+inline constexpr int kLastJointForm = 6;
 
 inline constexpr int kFragment = 8;
 

@@ -1,6 +1,7 @@
 #include "csrc/core/trial.h"
 
 #include "csrc/core/planner.h"
+#include "kernels/shared.h"
 
 namespace nibble {
 namespace {
@@ -90,6 +91,12 @@ std::vector<Launches> plans(Family family,
     case Family::kGatherQmmN:
     case Family::kGatherSortedQmmN:
       return one(plan(gathered(t), device));
+    case Family::kJointQmv:
+    case Family::kJointQmvMulti: {
+      MatmulProblem p = dense(t);
+      p.epilogue.residual = false;
+      return one(plan_joint(std::vector(NIBBLE_JOINT, p), device));
+    }
     case Family::kSwiglu:
       return one(plan_swiglu(dense(t)));
     case Family::kGatherSwiglu:
@@ -121,6 +128,12 @@ Trial blank(const KernelId& id) {
     case Family::kQvm:
     case Family::kQmmN:
       t.kind = Kind::kStraight;
+      return t;
+    case Family::kJointQmv:
+    case Family::kJointQmvMulti:
+      t.kind = Kind::kJoint;
+      t.epilogue = true;
+      t.B = t.experts = NIBBLE_JOINT;
       return t;
     case Family::kDequantize:
       t.kind = Kind::kDequantize;

@@ -17,9 +17,18 @@ namespace nibble {
 //                with bias [N] and residual [B, M, N] added if `epilogue`
 //   kStraight:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
 //   kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
-//   U[rhs[b]]^T) kDequantize: y = W; there is no x
+//                U[rhs[b]]^T)
+//   kJoint:      y[b] = x[0] @ W[b]^T + bias[b], bias [B, N], each b with
+//                operands of its own; B = experts
+//   kDequantize: y = W; there is no x
 struct Trial {
-  enum class Kind : uint8_t { kProduct, kStraight, kSwiglu, kDequantize };
+  enum class Kind : uint8_t {
+    kProduct,
+    kStraight,
+    kSwiglu,
+    kJoint,
+    kDequantize
+  };
 
   Kind kind = Kind::kProduct;
   int B = 1;

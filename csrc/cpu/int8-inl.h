@@ -137,8 +137,8 @@ void multiply_panels(const Weights& w,
   int size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += kPanelRows<V>) {
     for (int i = 0; i < M * kPanelRows<V>; ++i) sums[i] = 0;
-    for (int k = 0; k < w.K; k += kIntBlockK) {
-      Range columns{k, smaller(k + kIntBlockK, w.K)};
+    for (int k = w.columns.begin; k < w.columns.end; k += kIntBlockK) {
+      Range columns{k, smaller(k + kIntBlockK, w.columns.end)};
       StripParams<V, kPanelRows<V>> params(w, n, columns);
       with_bits(w.format.bits, [&](auto b) {
         constexpr int kBits = decltype(b)::value;

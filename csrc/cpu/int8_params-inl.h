@@ -12,6 +12,7 @@ namespace {
 // Codes of a row whose scales and biases are at hand. A panel of so many, 4-bit
 // codes of 32 rows, is 16 KB and leaves room in a first-level cache.
 constexpr int kIntBlockK = 1024;
+static_assert(kBlockK % kIntBlockK == 0);  // as Weights::columns has it
 
 // The row at lane r of a strip; beyond the last row the last again, whose
 // results are not stored.

@@ -158,8 +158,8 @@ void multiply_row(const Weights& w,
       strip[r] = w.codes + strip_row(w, n + r) * stride;
     }
     typename V::F sum = V::zero();
-    for (int k = 0; k < w.K; k += kIntBlockK) {
-      Range columns{k, smaller(k + kIntBlockK, w.K)};
+    for (int k = w.columns.begin; k < w.columns.end; k += kIntBlockK) {
+      Range columns{k, smaller(k + kIntBlockK, w.columns.end)};
       StripParams<V, V::kLanes> params(w, n, columns);
       sum = add_strip<V, kBits, kGroup>(strip,
                                         params,

@@ -10,6 +10,10 @@
 
 namespace nibble::cpu {
 
+struct Range {
+  int begin, end;
+};
+
 // One weight matrix [N, K], row-contiguous, in MLX's affine layout.
 struct Weights {
   const uint8_t* codes;
@@ -21,10 +25,9 @@ struct Weights {
   // The same in the layout of the instruction set in use; nullptr if there is
   // none. Ranges of rows that are multiplied then begin with whole strips.
   const uint8_t* packed = nullptr;
-};
-
-struct Range {
-  int begin, end;
+  // Of each row, what takes part in x @ w_hat^T: whole blocks of kBlockK, and
+  // the rest of a row.
+  Range columns{0, K};
 };
 
 // Codes of a row that are multiplied before their products are summed up. An

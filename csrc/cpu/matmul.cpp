@@ -34,6 +34,61 @@ void by_blocks(const MatmulProblem& problem,
   }
 }
 
+// Where a block of rows of y, and what is added to it, lie.
+struct Addends {
+  const Form& form;
+  const MatmulProblem& problem;
+  const MatmulOperands& o;
+  size_t row;
+
+  size_t first(int m, int column) const {
+    return (row + m) * form.out() + column;
+  }
+  void* y(int m, int column) const {
+    return at(o.y, first(m, column), form.dtype);
+  }
+  const uint8_t* bias(int column) const {
+    return problem.epilogue.bias ? at(o.bias, column, form.dtype) : nullptr;
+  }
+  const uint8_t* residual(int m, int column) const {
+    return problem.epilogue.residual
+               ? at(o.residual, first(m, column), form.dtype)
+               : nullptr;
+  }
+};
+
+// A product of few columns: parts of k are pieces of work, too.
+void multiply_in_depth(const Form& form,
+                       const Rows& rows,
+                       const Weights& w,
+                       int M,
+                       const Addends& to) {
+  static_assert(kDepth % kBlockK == 0);
+  int parts = (form.K + form.depth - 1) / form.depth;
+  int ranges = (form.N + form.columns - 1) / form.columns;
+  size_t count = size_t(M) * form.N;
+  Floats sums = make_floats(parts * count);
+  parallel_for(parts * ranges, [&](int i) {
+    int begin = i % ranges * form.columns, k = i / ranges * form.depth;
+    Weights part = w;
+    part.columns = {k, std::min(form.K, k + form.depth)};
+    Range range{begin, std::min(form.N, begin + form.columns)};
+    rows.multiply(
+        part, 0, M, range, Dtype::kFloat32, &sums[i / ranges * count]);
+  });
+  for (size_t i = count; i < parts * count; ++i) {
+    sums[i % count] += sums[i];
+  }
+  for (int m = 0; m < M; ++m) {
+    isa().layers.add_and_round(form.dtype,
+                               &sums[size_t(m) * form.N],
+                               form.N,
+                               to.bias(0),
+                               to.residual(m, 0),
+                               static_cast<uint8_t*>(to.y(m, 0)));
+  }
+}
+
 }  // namespace
 
 CpuProfile profile() {
@@ -47,30 +102,25 @@ void matmul(const MatmulProblem& problem,
   by_blocks(
       problem, form, o.x, [&](const Rows& rows, int matrix, int M, size_t row) {
         Weights w = form.matrix(o.weights, matrix);
-        size_t first = row * form.out();
-        if (!problem.epilogue.any()) {
+        Addends to{form, problem, o, row};
+        if (form.transpose && form.depth < form.K) {
+          multiply_in_depth(form, rows, w, M, to);
+        } else if (!problem.epilogue.any()) {
           int any = std::numeric_limits<int>::max();
           by_ranges(form, any, [&](Range range) {
-            rows.multiply(
-                w, 0, M, range, form.dtype, at(o.y, first, form.dtype));
+            rows.multiply(w, 0, M, range, form.dtype, to.y(0, 0));
           });
-          return;
+        } else {
+          by_ranges(form, columns_of_sums(M), [&](Range range) {
+            Sums sums(form, rows, w, 0, M, range);
+            for (int m = 0; m < M; ++m) {
+              sums.store(m,
+                         to.bias(range.begin),
+                         to.residual(m, range.begin),
+                         static_cast<uint8_t*>(to.y(m, range.begin)));
+            }
+          });
         }
-        auto addend = [&](bool there, const void* p, size_t begin) {
-          return there ? at(p, begin, form.dtype) : nullptr;
-        };
-        by_ranges(form, columns_of_sums(M), [&](Range range) {
-          const uint8_t* bias =
-              addend(problem.epilogue.bias, o.bias, range.begin);
-          Sums sums(form, rows, w, 0, M, range);
-          for (int m = 0; m < M; ++m) {
-            size_t to = first + size_t(m) * form.N + range.begin;
-            sums.store(m,
-                       bias,
-                       addend(problem.epilogue.residual, o.residual, to),
-                       at(o.y, to, form.dtype));
-          }
-        });
       });
 }
 

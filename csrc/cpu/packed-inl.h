@@ -152,9 +152,11 @@ void by_packed_strips(const Weights& w,
   by_rows<kStrips>(strips, [&](auto count, int s) {
     constexpr int kRows = decltype(count)::value * V::kLanes;
     for (int i = 0; i < M * kRows; ++i) sums[i] = 0;
-    for (int g = 0; g < groups; g += apiece) {
+    int first = w.columns.begin / w.format.group_size,
+        end = w.columns.end / w.format.group_size;
+    for (int g = first; g < end; g += apiece) {
       block.first = g;
-      block.groups = smaller(apiece, groups - g);
+      block.groups = smaller(apiece, end - g);
       block.begin = strip + s * block.strip_bytes +
                     static_cast<size_t>(g) * block.group_bytes;
       tile(count, block, sums);

@@ -178,8 +178,8 @@ void multiply(const Weights& w,
     for (int m = 0; m < M; ++m) {
       for (int i = 0; i < step; ++i) sums[m * kBlockN + i] = 0;
     }
-    for (int k = 0; k < w.K; k += kBlockK) {
-      Range columns{k, smaller(k + kBlockK, w.K)};
+    for (int k = w.columns.begin; k < w.columns.end; k += kBlockK) {
+      Range columns{k, smaller(k + kBlockK, w.columns.end)};
       with_bits(w.format.bits, [&](auto bits) {
         constexpr int kBits = decltype(bits)::value;
         if (M <= few_rows) {

@@ -38,6 +38,7 @@ Form::Form(const MatmulProblem& p, Activations activations)
   int8 = plan.int8;
   few_rows = plan.few_rows;
   columns = plan.columns;
+  depth = plan.depth;
 }
 
 Form::Form(const GatherProblem& p, Activations activations)

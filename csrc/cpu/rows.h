@@ -55,6 +55,8 @@ struct Form {
   // Columns of y of a piece of work; of gathered products each call has its
   // own.
   int columns = 0;
+  // Places of k of a piece of work, of products that are not gathered.
+  int depth = 0;
 
   Form(const MatmulProblem& problem, Activations activations);
   Form(const GatherProblem& problem, Activations activations);

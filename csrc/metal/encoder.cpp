@@ -21,7 +21,7 @@ MTL::Size to_mtl(const Dim3& d) {
   return MTL::Size(d.x, d.y, d.z);
 }
 
-// The array that a plan's operand stands for; null for the one that is written.
+// The array that a plan's operand stands for; null for those that are written.
 const mx::array* input_of(Operand operand, const Operands& operands) {
   switch (operand) {
     case Operand::kWeight:
@@ -46,10 +46,39 @@ const mx::array* input_of(Operand operand, const Operands& operands) {
       return operands.bias;
     case Operand::kResidual:
       return operands.residual;
+    case Operand::kWeight1:
+      return operands.joined[0].w;
+    case Operand::kScales1:
+      return operands.joined[0].scales;
+    case Operand::kBiases1:
+      return operands.joined[0].biases;
+    case Operand::kBias1:
+      return operands.joined[0].bias;
+    case Operand::kWeight2:
+      return operands.joined[1].w;
+    case Operand::kScales2:
+      return operands.joined[1].scales;
+    case Operand::kBiases2:
+      return operands.joined[1].biases;
+    case Operand::kBias2:
+      return operands.joined[1].bias;
     case Operand::kOut:
+    case Operand::kOut1:
+    case Operand::kOut2:
       return nullptr;
   }
   return nullptr;
+}
+
+mx::array* output_of(Operand operand, const Operands& operands) {
+  switch (operand) {
+    case Operand::kOut1:
+      return operands.joined[0].out;
+    case Operand::kOut2:
+      return operands.joined[1].out;
+    default:
+      return operands.out;
+  }
 }
 
 // A kernel that needs many registers is given fewer threads than the device
@@ -106,7 +135,7 @@ void encode(const LaunchPlan& plan,
   require_threads(compiled, plan);
   std::vector<mx::array> inputs;
   for (Operand operand : plan.buffers) {
-    if (operand != Operand::kOut) {
+    if (!is_output(operand)) {
       const mx::array* input = input_of(operand, operands);
       assert(input != nullptr);
       inputs.push_back(aligned(*input, device, encoder));
@@ -116,14 +145,24 @@ void encode(const LaunchPlan& plan,
   auto input = inputs.begin();
   int index = 0;
   for (Operand operand : plan.buffers) {
-    if (operand == Operand::kOut) {
-      assert(operands.out != nullptr);
-      encoder.set_output_array(*operands.out, index++);
+    if (is_output(operand)) {
+      mx::array* output = output_of(operand, operands);
+      assert(output != nullptr);
+      encoder.set_output_array(*output, index++);
     } else {
       encoder.set_input_array(*input++, index++);
     }
   }
   dispatch(plan, index, encoder);
+  // MLX keeps the inputs of the node that it evaluates, not those of others.
+  for (const Operands::Joined& joined : operands.joined) {
+    for (const mx::array* a :
+         {joined.w, joined.scales, joined.biases, joined.bias}) {
+      if (a != nullptr) {
+        encoder.add_temporary(*a);
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // where no_metal.cpp says that there is none.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "csrc/core/device_profile.h"
@@ -15,6 +16,15 @@ namespace nibble::metal {
 // The arrays that a plan's operands stand for, all row-contiguous and, `out`
 // included, allocated. A plan without an operand may leave its pointer null.
 struct Operands {
+  // Of a product beside the first, of those that one launch computes.
+  struct Joined {
+    const mlx::core::array* w = nullptr;
+    const mlx::core::array* scales = nullptr;
+    const mlx::core::array* biases = nullptr;
+    const mlx::core::array* bias = nullptr;
+    mlx::core::array* out = nullptr;
+  };
+
   const mlx::core::array* w = nullptr;
   const mlx::core::array* scales = nullptr;
   const mlx::core::array* biases = nullptr;
@@ -27,6 +37,7 @@ struct Operands {
   const mlx::core::array* bias = nullptr;
   const mlx::core::array* residual = nullptr;
   mlx::core::array* out = nullptr;
+  std::array<Joined, 2> joined;
 };
 
 // Whether there is a GPU that the functions below can be called for.

@@ -243,10 +243,6 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                      });
 }
 
-bool AttentionPrimitive::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const AttentionPrimitive&>(other).options_;
-}
-
 std::vector<mx::Shape> AttentionPrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
   const mx::Shape& q = inputs[kQ].shape();

@@ -84,6 +84,23 @@ void give_head_memory(mx::array& a) {
              flags);
 }
 
+mx::array view(const mx::array& memory,
+               size_t offset,
+               mx::Shape shape,
+               mx::Dtype dtype) {
+  mx::array a(std::move(shape), dtype, nullptr, {});
+  mx::array::Flags flags{};
+  flags.contiguous = true;
+  flags.row_contiguous = true;
+  flags.col_contiguous = a.size() <= 1 || a.shape(-1) == int(a.size());
+  a.copy_shared_buffer(memory,
+                       a.strides(),
+                       flags,
+                       a.size(),
+                       static_cast<int64_t>(offset / a.itemsize()));
+  return a;
+}
+
 MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& w,
                              const mx::array& scales,

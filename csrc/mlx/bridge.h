@@ -39,6 +39,12 @@ mx::Shape batch_shape(const mx::Shape& shape, int inner = 2);
 // D].
 void give_head_memory(mx::array& a);
 
+// An array in the memory of another, from this byte on, row-contiguous.
+mx::array view(const mx::array& memory,
+               size_t offset,
+               mx::Shape shape,
+               mx::Dtype dtype);
+
 // The problem that x @ w poses, by the shapes that the primitive was given.
 MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& w,

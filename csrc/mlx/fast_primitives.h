@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "mlx/primitives.h"
@@ -45,27 +46,37 @@ class FastPrimitive : public mx::Primitive {
       const std::vector<mx::array>& primals, const std::vector<int>& argnums);
 };
 
-// Inputs {x [..., D]} or {x, weight [D]}.
-class RmsNormPrimitive : public FastPrimitive {
+// One of them that nothing but its options tells from another of its kind.
+template <typename Kind, typename Options>
+class FastNode : public FastPrimitive {
  public:
-  RmsNormPrimitive(mx::Stream stream, float eps)
-      : FastPrimitive(stream), eps_(eps) {}
+  explicit FastNode(mx::Stream stream, const Options& options = {})
+      : FastPrimitive(stream), options_(options) {}
 
+  const char* name() const override { return Kind::kName; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return options_ == static_cast<const FastNode&>(other).options_;
+  }
+
+  const Options& options() const { return options_; }
+
+ protected:
+  const Options options_;
+};
+
+// Inputs {x [..., D]} or {x, weight [D]}. Its option is eps.
+class RmsNormPrimitive : public FastNode<RmsNormPrimitive, float> {
+ public:
+  using FastNode::FastNode;
+
+  static constexpr const char* kName = "NibbleRMSNorm";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  static constexpr const char* kName = "NibbleRMSNorm";
-  const char* name() const override { return kName; }
-  bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  float eps() const { return eps_; }
-
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
-
- private:
-  float eps_;
 };
 
 struct RopeOptions {
@@ -81,26 +92,18 @@ struct RopeOptions {
 
 // Inputs {x [B, ..., L, D]}, then int32 offsets [] or [B] if has_offsets,
 // then float32 periods [dims / 2] if has_periods.
-class RopePrimitive : public FastPrimitive {
+class RopePrimitive : public FastNode<RopePrimitive, RopeOptions> {
  public:
-  RopePrimitive(mx::Stream stream, const RopeOptions& options)
-      : FastPrimitive(stream), options_(options) {}
+  using FastNode::FastNode;
 
+  static constexpr const char* kName = "NibbleRoPE";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  static constexpr const char* kName = "NibbleRoPE";
-  const char* name() const override { return kName; }
-  bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  const RopeOptions& options() const { return options_; }
-
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
-
- private:
-  RopeOptions options_;
 };
 
 struct AttentionOptions {
@@ -120,37 +123,29 @@ struct AttentionOptions {
 // then a mask that broadcasts to [B, heads, L, S], its last dimension S, if
 // has_mask, then float32 sinks [heads] if has_sinks. If `keys` is set, S is
 // that and k and v may be longer.
-class AttentionPrimitive : public FastPrimitive {
+class AttentionPrimitive
+    : public FastNode<AttentionPrimitive, AttentionOptions> {
  public:
-  AttentionPrimitive(mx::Stream stream, const AttentionOptions& options)
-      : FastPrimitive(stream), options_(options) {}
+  using FastNode::FastNode;
 
+  static constexpr const char* kName = "NibbleAttention";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  static constexpr const char* kName = "NibbleAttention";
-  const char* name() const override { return kName; }
-  bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  const AttentionOptions& options() const { return options_; }
-
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
-
- private:
-  AttentionOptions options_;
 };
 
 // Inputs {x [..., D]}, to [..., 1].
-class LogSumExpPrimitive : public FastPrimitive {
+class LogSumExpPrimitive : public FastNode<LogSumExpPrimitive, std::monostate> {
  public:
-  using FastPrimitive::FastPrimitive;
+  using FastNode::FastNode;
 
+  static constexpr const char* kName = "NibbleLogSumExp";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleLogSumExp"; }
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
@@ -159,14 +154,13 @@ class LogSumExpPrimitive : public FastPrimitive {
 };
 
 // Inputs {gate, up} of one shape and type.
-class SwigluPrimitive : public FastPrimitive {
+class SwigluPrimitive : public FastNode<SwigluPrimitive, std::monostate> {
  public:
-  using FastPrimitive::FastPrimitive;
+  using FastNode::FastNode;
 
+  static constexpr const char* kName = "NibbleSwiGLU";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
-  const char* name() const override { return "NibbleSwiGLU"; }
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override {
     return {inputs[0].shape()};

@@ -193,7 +193,7 @@ std::optional<Found> whole_heads(const mx::array& a) {
       return true;
     }
     wanted.norm_eps =
-        static_cast<const RmsNormPrimitive&>(at->primitive()).eps();
+        static_cast<const RmsNormPrimitive&>(at->primitive()).options();
     wanted.has_norm_weight = at->inputs().size() > 1;
     bool fits = take_constants(*at) && at->dtype() == a.dtype();
     at = &at->inputs()[0];

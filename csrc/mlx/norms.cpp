@@ -25,6 +25,16 @@ namespace {
 // Inputs of both kinds of product, and of the one that chooses.
 enum ProductInput { kX, kW, kScales, kBiases, kLhs, kRhs };
 
+// What `a` makes contiguous, where that is all it does: on a GPU, where each
+// product asks for it, one array is the input of several.
+const mx::array& source(const mx::array& a) {
+  return graph::is_pending(a, "Contiguous") ? a.inputs()[0] : a;
+}
+
+bool is_same(const mx::array& a, const mx::array& b) {
+  return source(a).id() == source(b).id();
+}
+
 // Whether gate and up are pending products of one kind, of one x and with
 // matrices alike.
 template <typename Product>
@@ -36,7 +46,7 @@ bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
   const auto& product = static_cast<const Product&>(gate.primitive());
   const auto &g = gate.inputs(), &u = up.inputs();
   return product.transpose() && product.is_equivalent(up.primitive()) &&
-         g[kX].id() == u[kX].id() && g[kW].shape() == u[kW].shape() &&
+         is_same(g[kX], u[kX]) && g[kW].shape() == u[kW].shape() &&
          g[kScales].dtype() == u[kScales].dtype();
 }
 
@@ -46,45 +56,8 @@ bool choose_alike(const mx::array& gate, const mx::array& up) {
     return static_cast<const GatherQmm&>(y.primitive()).in_turn();
   };
   const auto &g = gate.inputs(), &u = up.inputs();
-  return g[kRhs].id() == u[kRhs].id() &&
-         (g[kLhs].id() == u[kLhs].id() || (in_turn(gate) && in_turn(up)));
-}
-
-// Gate, up and the activation in one node, if both are products yet to be
-// computed that it can take over.
-std::optional<mx::array> gated_products(const mx::array& gate,
-                                        const mx::array& up,
-                                        const mx::Stream& s) {
-  const auto &g = gate.inputs(), &u = up.inputs();
-  if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
-    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
-    if (product.epilogue().any()) {
-      return std::nullopt;
-    }
-    return ops::swiglu(g[kX],
-                       {g[kW], g[kScales], g[kBiases]},
-                       {u[kW], u[kScales], u[kBiases]},
-                       product.format().group_size,
-                       product.format().bits,
-                       "affine",
-                       product.options(),
-                       s);
-  }
-  if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
-    const auto& product = static_cast<const GatherQmm&>(gate.primitive());
-    return ops::gather_swiglu(g[kX],
-                              {g[kW], g[kScales], g[kBiases]},
-                              {u[kW], u[kScales], u[kBiases]},
-                              g[kLhs],
-                              g[kRhs],
-                              product.format().group_size,
-                              product.format().bits,
-                              "affine",
-                              product.sorted(),
-                              product.options(),
-                              s);
-  }
-  return std::nullopt;
+  return is_same(g[kRhs], u[kRhs]) &&
+         (is_same(g[kLhs], u[kLhs]) || (in_turn(gate) && in_turn(up)));
 }
 
 }  // namespace
@@ -118,6 +91,43 @@ mx::array rms_norm(const mx::array& x,
                    std::move(inputs));
 }
 
+std::optional<mx::array> gated_products(const mx::array& gate,
+                                        const mx::array& up,
+                                        mx::StreamOrDevice s_) {
+  mx::Stream s = mx::to_stream(s_);
+  if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
+    const auto &g = gate.inputs(), &u = up.inputs();
+    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
+    if (product.epilogue().any()) {
+      return std::nullopt;
+    }
+    return ops::swiglu_node(source(g[kX]),
+                            {g[kW], g[kScales], g[kBiases]},
+                            {u[kW], u[kScales], u[kBiases]},
+                            product.format().group_size,
+                            product.format().bits,
+                            "affine",
+                            product.options(),
+                            s);
+  }
+  if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
+    const auto &g = gate.inputs(), &u = up.inputs();
+    const auto& product = static_cast<const GatherQmm&>(gate.primitive());
+    return ops::gather_swiglu_node(source(g[kX]),
+                                   {g[kW], g[kScales], g[kBiases]},
+                                   {u[kW], u[kScales], u[kBiases]},
+                                   g[kLhs],
+                                   g[kRhs],
+                                   product.format().group_size,
+                                   product.format().bits,
+                                   "affine",
+                                   product.sorted(),
+                                   product.options(),
+                                   s);
+  }
+  return std::nullopt;
+}
+
 mx::array swiglu(const mx::array& gate,
                  const mx::array& up,
                  mx::StreamOrDevice s) {
@@ -147,7 +157,7 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   out.set_data(mx::allocator::malloc(out.nbytes()));
   bool has_weight = inputs.size() > 1;
   cpu::RmsNorm problem{x.shape(-1),
-                       eps_,
+                       options_,
                        *to_dtype(x.dtype()),
                        *to_dtype(inputs.back().dtype()),
                        *to_dtype(out.dtype())};
@@ -164,10 +174,6 @@ void RmsNormPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
       });
 }
 
-bool RmsNormPrimitive::is_equivalent(const mx::Primitive& other) const {
-  return eps_ == static_cast<const RmsNormPrimitive&>(other).eps_;
-}
-
 std::vector<mx::Shape> RmsNormPrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
   return {inputs[0].shape()};
@@ -178,7 +184,7 @@ mx::array RmsNormPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   if (inputs.size() > 1) {
     weight = inputs[1];
   }
-  return mx::fast::rms_norm(inputs[0], weight, eps_, stream());
+  return mx::fast::rms_norm(inputs[0], weight, options_, stream());
 }
 
 void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,

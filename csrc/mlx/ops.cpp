@@ -7,6 +7,7 @@
 #include "csrc/cpu/thread_pool.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/heads.h"
+#include "csrc/mlx/joint.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/tuning.h"
 #include "csrc/mlx/validate.h"
@@ -140,12 +141,13 @@ mx::array quantized_matmul(const mx::array& x_,
     mx::array residual = mx::astype(*addends.residual, dtype, stream);
     inputs.push_back(vector ? mx::expand_dims(residual, -2, stream) : residual);
   }
-  mx::array y = finish(
-      mx::array(shape,
-                dtype,
-                std::make_shared<QuantizedMatmul>(
-                    stream, format, transpose, options, problem.epilogue),
-                contiguous(std::move(inputs), stream)));
+  inputs = contiguous(std::move(inputs), stream);
+  auto node = std::make_shared<QuantizedMatmul>(
+      stream, format, transpose, options, problem.epilogue);
+  if (stream.device == mx::Device::gpu) {
+    JointProducts::offer(node, x_, inputs, problem);
+  }
+  mx::array y = finish(mx::array(shape, dtype, node, std::move(inputs)));
   return problem.epilogue.any() ? y : add(y, addends, stream);
 }
 

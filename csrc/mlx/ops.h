@@ -102,6 +102,29 @@ mx::array gather_swiglu(const mx::array& x,
                         const MatmulOptions& options,
                         mx::StreamOrDevice s);
 
+// What swiglu and gather_swiglu do, as one node; nullopt where they are two
+// products and an activation.
+std::optional<mx::array> swiglu_node(const mx::array& x,
+                                     const QuantizedArrays& gate,
+                                     const QuantizedArrays& up,
+                                     std::optional<int> group_size,
+                                     std::optional<int> bits,
+                                     const std::string& mode,
+                                     const MatmulOptions& options,
+                                     mx::StreamOrDevice s);
+std::optional<mx::array> gather_swiglu_node(
+    const mx::array& x,
+    const QuantizedArrays& gate,
+    const QuantizedArrays& up,
+    const std::optional<mx::array>& lhs_indices,
+    const std::optional<mx::array>& rhs_indices,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    bool sorted_indices,
+    const MatmulOptions& options,
+    mx::StreamOrDevice s);
+
 // mlx::core::dequantize, of the affine mode.
 mx::array dequantize(const mx::array& w,
                      const mx::array& scales,

@@ -2,6 +2,7 @@
 // form by ops.cpp.
 #pragma once
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -12,6 +13,8 @@
 namespace nibble {
 
 namespace mx = mlx::core;
+
+class JointProducts;
 
 // Inputs {x, w, scales, biases}, then bias [N] and residual (of the output's
 // shape) if the epilogue has them. w [N, K'] serves all rows of x [..., in];
@@ -58,6 +61,11 @@ class QuantizedMatmul : public mx::Primitive {
   const ops::MatmulOptions& options() const { return options_; }
   const Epilogue& epilogue() const { return epilogue_; }
 
+  // Makes it one of these.
+  void join(std::shared_ptr<JointProducts> products) {
+    joint_ = std::move(products);
+  }
+
  private:
   // quantized_matmul of other arrays, with these options.
   mx::array apply(const mx::array& x,
@@ -80,6 +88,7 @@ class QuantizedMatmul : public mx::Primitive {
   bool transpose_;
   ops::MatmulOptions options_;
   Epilogue epilogue_;
+  std::shared_ptr<JointProducts> joint_;  // on a GPU
 };
 
 // Inputs {x [..., M, in], w [..., N, K'], scales, biases, lhs, rhs}, the last

@@ -7,6 +7,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/evaluation.h"
+#include "csrc/mlx/joint.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/primitives.h"
 #include "csrc/mlx/transforms.h"
@@ -53,6 +54,9 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
 
 void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
+  if (joint_ && joint_->compute(*this, inputs[kX], outputs[0])) {
+    return;
+  }
   metal::Operands operands = evaluation::quantized_operands(inputs, kW);
   operands.x = &inputs[kX];
   operands.bias = bias_input() < 0 ? nullptr : &inputs[bias_input()];

@@ -109,10 +109,6 @@ void RopePrimitive::eval_cpu(const std::vector<mx::array>& inputs,
       });
 }
 
-bool RopePrimitive::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const RopePrimitive&>(other).options_;
-}
-
 std::vector<mx::Shape> RopePrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
   return {inputs[0].shape()};

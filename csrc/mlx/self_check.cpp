@@ -81,6 +81,30 @@ class Launches : public mx::UnaryPrimitive {
     operands.bias = find(Operand::kBias);
     operands.residual = find(Operand::kResidual);
     operands.out = &out;
+    // Each of joint products writes its part of `out`.
+    std::vector<mx::array> parts;
+    if (find(Operand::kWeight1) != nullptr) {
+      int count = out.shape(0);
+      mx::Shape shape(out.shape().begin() + 1, out.shape().end());
+      for (int i = 0; i < count; ++i) {
+        parts.push_back(
+            bridge::view(out,
+                         static_cast<size_t>(i) * out.nbytes() / count,
+                         shape,
+                         out.dtype()));
+      }
+      operands.out = &parts[0];
+      operands.joined[0] = {find(Operand::kWeight1),
+                            find(Operand::kScales1),
+                            find(Operand::kBiases1),
+                            find(Operand::kBias1),
+                            &parts[1]};
+      operands.joined[1] = {find(Operand::kWeight2),
+                            find(Operand::kScales2),
+                            find(Operand::kBiases2),
+                            find(Operand::kBias2),
+                            &parts[2]};
+    }
     metal::encode(launches_, operands, stream());
   }
 
@@ -95,6 +119,7 @@ mx::Shape shape_of_y(const Trial& t) {
   switch (t.kind) {
     case Trial::Kind::kProduct:
     case Trial::Kind::kSwiglu:
+    case Trial::Kind::kJoint:
       return {t.B, t.M, t.N};
     case Trial::Kind::kStraight:
       return {t.B, t.M, t.K};
@@ -168,7 +193,7 @@ mx::array run(const std::string& kernel,
   }
   for (const LaunchPlan& launch : trial->launches) {
     for (Operand operand : launch.buffers) {
-      require(operand == Operand::kOut || operands.contains(to_string(operand)),
+      require(is_output(operand) || operands.contains(to_string(operand)),
               "self_check",
               kernel,
               " needs the operand ",

@@ -99,6 +99,34 @@ std::vector<mx::array> node_inputs(const char* op,
 
 namespace ops {
 
+std::optional<mx::array> swiglu_node(const mx::array& x,
+                                     const QuantizedArrays& gate,
+                                     const QuantizedArrays& up,
+                                     std::optional<int> group_size,
+                                     std::optional<int> bits,
+                                     const std::string& mode,
+                                     const MatmulOptions& options,
+                                     mx::StreamOrDevice s_) {
+  mx::Stream s = mx::to_stream(s_);
+  Request request =
+      make_request(gate, up, group_size, bits, mode, false, options);
+  if (!fusible(x, gate, up, request)) {
+    return std::nullopt;
+  }
+  auto inputs = node_inputs("swiglu", x, gate, up, request.format(), s);
+  bool vector = x.ndim() == 1 && gate.w.ndim() > 2;
+  auto matrix = [&](int i) {
+    return Quantized{inputs[i], inputs[i + 1], inputs[i + 2]};
+  };
+  Aligned a = align_batches({inputs[kX], {matrix(kGate), matrix(kUp)}}, s);
+  inputs = {a.x};
+  for (const Quantized& q : a.weights) {
+    inputs.insert(inputs.end(), {q.w, q.scales, q.biases});
+  }
+  auto y = node(std::move(inputs), request, false, s);
+  return y && vector ? mx::squeeze(*y, -2, s) : y;
+}
+
 mx::array swiglu(const mx::array& x,
                  const QuantizedArrays& gate,
                  const QuantizedArrays& up,
@@ -106,26 +134,48 @@ mx::array swiglu(const mx::array& x,
                  std::optional<int> bits,
                  const std::string& mode,
                  const MatmulOptions& options,
-                 mx::StreamOrDevice s_) {
+                 mx::StreamOrDevice s) {
+  auto y = swiglu_node(x, gate, up, group_size, bits, mode, options, s);
+  return y ? *y
+           : composed_swiglu(
+                 x,
+                 gate,
+                 up,
+                 std::nullopt,
+                 std::nullopt,
+                 make_request(gate, up, group_size, bits, mode, false, options),
+                 mx::to_stream(s));
+}
+
+std::optional<mx::array> gather_swiglu_node(
+    const mx::array& x,
+    const QuantizedArrays& gate,
+    const QuantizedArrays& up,
+    const std::optional<mx::array>& lhs_indices,
+    const std::optional<mx::array>& rhs_indices,
+    std::optional<int> group_size,
+    std::optional<int> bits,
+    const std::string& mode,
+    bool sorted_indices,
+    const MatmulOptions& options,
+    mx::StreamOrDevice s_) {
   mx::Stream s = mx::to_stream(s_);
-  Request request =
-      make_request(gate, up, group_size, bits, mode, false, options);
-  if (fusible(x, gate, up, request)) {
-    auto inputs = node_inputs("swiglu", x, gate, up, request.format(), s);
-    bool vector = x.ndim() == 1 && gate.w.ndim() > 2;
-    auto matrix = [&](int i) {
-      return Quantized{inputs[i], inputs[i + 1], inputs[i + 2]};
-    };
-    Aligned a = align_batches({inputs[kX], {matrix(kGate), matrix(kUp)}}, s);
-    inputs = {a.x};
-    for (const Quantized& q : a.weights) {
-      inputs.insert(inputs.end(), {q.w, q.scales, q.biases});
-    }
-    if (auto y = node(std::move(inputs), request, false, s)) {
-      return vector ? mx::squeeze(*y, -2, s) : *y;
-    }
+  if (!lhs_indices && !rhs_indices) {
+    return swiglu_node(x, gate, up, group_size, bits, mode, options, s);
   }
-  return composed_swiglu(x, gate, up, std::nullopt, std::nullopt, request, s);
+  Request request =
+      make_request(gate, up, group_size, bits, mode, sorted_indices, options);
+  if (!fusible(x, gate, up, request) || x.ndim() < 2) {
+    return std::nullopt;
+  }
+  auto inputs = node_inputs("gather_swiglu", x, gate, up, request.format(), s);
+  auto [lhs, rhs] =
+      gather_indices("gather_swiglu", x, gate.w, lhs_indices, rhs_indices, s);
+  if (lhs.size() == 0) {
+    return std::nullopt;
+  }
+  inputs.insert(inputs.end(), {lhs, rhs});
+  return node(std::move(inputs), request, true, s);
 }
 
 mx::array gather_swiglu(const mx::array& x,
@@ -138,26 +188,28 @@ mx::array gather_swiglu(const mx::array& x,
                         const std::string& mode,
                         bool sorted_indices,
                         const MatmulOptions& options,
-                        mx::StreamOrDevice s_) {
-  mx::Stream s = mx::to_stream(s_);
-  if (!lhs_indices && !rhs_indices) {
-    return swiglu(x, gate, up, group_size, bits, mode, options, s);
-  }
-  Request request =
-      make_request(gate, up, group_size, bits, mode, sorted_indices, options);
-  if (fusible(x, gate, up, request) && x.ndim() >= 2) {
-    auto inputs =
-        node_inputs("gather_swiglu", x, gate, up, request.format(), s);
-    auto [lhs, rhs] =
-        gather_indices("gather_swiglu", x, gate.w, lhs_indices, rhs_indices, s);
-    if (lhs.size() > 0) {
-      inputs.insert(inputs.end(), {lhs, rhs});
-      if (auto y = node(std::move(inputs), request, true, s)) {
-        return *y;
-      }
-    }
-  }
-  return composed_swiglu(x, gate, up, lhs_indices, rhs_indices, request, s);
+                        mx::StreamOrDevice s) {
+  auto y = gather_swiglu_node(x,
+                              gate,
+                              up,
+                              lhs_indices,
+                              rhs_indices,
+                              group_size,
+                              bits,
+                              mode,
+                              sorted_indices,
+                              options,
+                              s);
+  return y ? *y
+           : composed_swiglu(
+                 x,
+                 gate,
+                 up,
+                 lhs_indices,
+                 rhs_indices,
+                 make_request(
+                     gate, up, group_size, bits, mode, sorted_indices, options),
+                 mx::to_stream(s));
 }
 
 }  // namespace ops

@@ -37,6 +37,11 @@ def scaled_dot_product_attention(arg0: mlx.core.array, arg1: mlx.core.array, arg
 def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.fast.swiglu."""
 
+def gated_products(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array | None:
+    """
+    silu(gate) * up with the products that both are yet to be computed from, in one node; None if there is none for them.
+    """
+
 def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
     """See mlx_nibble.symmetric. Keeps both until forget_symmetric()."""
 

@@ -34,7 +34,8 @@ def accelerate(
 
     Where the default device is the CPU, the layers between them compute with our
     operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
-    another device still go to MLX's. Of an activation that mlx-lm shares among all
+    another device still go to MLX's. On a GPU, SwiGLU of one row is computed in one
+    launch with gate and up. Of an activation that mlx-lm shares among all
     models of a process, this model is given a copy.
 
     Args:
@@ -62,9 +63,9 @@ def accelerate(
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     number, table = tuning.in_use() if tuned else (0, {})
     quantized = quantized_layers(activations, batch_invariant, on_cpu, number)
-    others = other_layers(batch_invariant)
+    others = other_layers(batch_invariant, on_cpu)
     report = Report()
-    if on_cpu and _native.ext is not None:
+    if _native.ext is not None:
         report.replaced = shared.replace(
             model, lambda kind: bool(others.subclass(kind))
         )
@@ -79,10 +80,13 @@ def accelerate(
                     continue
                 form = f"{module.bits}-bit group {module.group_size}"
                 report.swapped.append(Swap(path, module, now, form))
-        elif on_cpu and _native.ext is not None:
+        elif _native.ext is not None:
             rebound = others.subclass(kind)
             if rebound is not None and now is not rebound.kind:
-                report.routed.append(Routed(path, module, now, rebound.operations))
+                device = "CPU" if on_cpu else "GPU"
+                report.routed.append(
+                    Routed(path, module, now, rebound.operations, device)
+                )
         else:
             continue
         if rebound is not None:

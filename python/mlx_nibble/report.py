@@ -32,12 +32,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Routed:
-    """A layer whose code now calls our CPU operations."""
+    """A layer whose code now calls our operations for this device."""
 
     path: str
     module: nn.Module = field(repr=False)
     original: type[nn.Module]
     operations: frozenset[str]
+    device: str = "CPU"
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Report:
     Attributes:
         swapped: Layers on our kernels.
         kept: Quantized layers left to MLX, each with the reason.
-        routed: On the CPU, the layers between them that call our operations.
+        routed: The layers between them that call our operations.
         replaced: Those of them that were shared with other models: routed is a copy.
         repacked: The layers' weights in the order that the processor wants; None
             unless asked for.
@@ -85,10 +86,11 @@ class Report:
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")
         routes = Counter(
-            (r.original.__name__, ", ".join(sorted(r.operations))) for r in self.routed
+            (r.original.__name__, r.device, ", ".join(sorted(r.operations)))
+            for r in self.routed
         )
-        for (kind, operations), count in sorted(routes.items()):
-            lines.append(f"  {count:4} {kind} on our CPU {operations}")
+        for (kind, device, operations), count in sorted(routes.items()):
+            lines.append(f"  {count:4} {kind} on our {device} {operations}")
         if self.repacked is not None:
             now, most = (
                 f"{count / 1e6:.1f} MB"

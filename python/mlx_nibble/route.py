@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 
+import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import fast, nn, ops
+from mlx_nibble import _native, fast, nn, ops
 from mlx_nibble.rebind import Rebinding, Rebound
 
 # What a quantized layer multiplies or looks up with.
@@ -64,10 +65,24 @@ def quantized_layers(
 
 
 @cache
-def other_layers(batch_invariant: bool) -> Rebinding:
-    """The other layers on our CPU operations.
+def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
+    """The other layers on our operations.
 
-    Their products are those of a quantized KV cache.
+    On the CPU, all that lies between the products, and those of a quantized KV
+    cache. On a GPU, SwiGLU where it becomes one launch with gate and up.
     """
+    if not on_cpu:
+        return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
     products = {"mlx.core.quantized_matmul": ops.quantized_matmul}
     return Rebinding(products | _between(batch_invariant))
+
+
+def _swiglu_on_gpu(gate: mx.array, x: mx.array) -> mx.array:
+    fused = _native.ext and _native.ext.gated_products(gate, x)
+    return _compiled_swiglu()(gate, x) if fused is None else fused
+
+
+@cache
+def _compiled_swiglu() -> Callable[[mx.array, mx.array], mx.array]:
+    """What mlx-lm's own is."""
+    return mx.compile(lambda gate, x: mlx_nn.silu(gate) * x, shapeless=True)

@@ -84,6 +84,8 @@ class Trial:
       bias [N] and residual [B, M, N] added if epilogue
     * straight: y[b] = x[lhs[b]] @ w_hat[rhs[b]], x [rows, M, N], y [B, M, K]
     * swiglu: silu of one product times another, of matrices up_w
+    * joint: y[b] = x[0] @ w_hat[b].T + bias[b], x [1, M, K], bias [B, N], the
+      operands of each b in arrays of their own: w, w1, w2; B = experts
     * dequantize: y = w_hat [N, K]; there is no x
 
     Attributes:
@@ -141,7 +143,7 @@ def judge(
     operands = _operands(trial)
     exact, allowed = _reference(trial, operands)
     try:
-        y = run(operands)
+        y = run(_bound(trial, operands))
         mx.eval(y)
     except (RuntimeError, ValueError) as error:
         return Verdict(name, _one_line(error))
@@ -172,20 +174,35 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
     width = trial.N if trial.kind == "straight" else trial.K
     x = rng.standard_normal((trial.rows, trial.M, width)).astype(np.float32)
     rhs = rng.integers(0, trial.experts, trial.B, dtype=np.uint32)
+    if trial.kind == "joint":
+        rhs = np.arange(trial.B, dtype=np.uint32)
     operands |= {
         "x": mx.array(x).astype(trial.dtype),
         "lhs_indices": mx.array(rng.integers(0, trial.rows, trial.B, dtype=np.uint32)),
         "rhs_indices": mx.array(np.sort(rhs) if trial.sorted else rhs),
     }
     if trial.epilogue:
-        for name, shape in (
-            ("bias", (trial.N,)),
-            ("residual", (trial.B, trial.M, trial.N)),
-        ):
+        shapes = {"bias": (trial.N,), "residual": (trial.B, trial.M, trial.N)}
+        if trial.kind == "joint":
+            shapes = {"bias": (trial.B, 1, trial.N)}
+        for name, shape in shapes.items():
             addend = rng.standard_normal(shape).astype(np.float32)
             operands[name] = mx.array(addend).astype(trial.dtype)
     mx.eval(operands)
     return operands
+
+
+def _bound(trial: Trial, operands: dict[str, mx.array]) -> dict[str, mx.array]:
+    """What a kernel is given: of joint products, arrays of each."""
+    if trial.kind != "joint":
+        return operands
+    bound = {"x": operands["x"]}
+    for name in ("w", "scales", "biases", "bias"):
+        for i, part in enumerate(operands[name]):
+            # A slice itself would begin where kernels cannot read it.
+            bound[f"{name}{i or ''}"] = part + mx.zeros_like(part)
+    mx.eval(bound)
+    return bound
 
 
 def _reference(
@@ -202,7 +219,7 @@ def _reference(
         exact, off = rounding.of_swiglu(gate, up, off_gate, off_up)
     else:
         exact, off = _product(trial, operands, "")
-        for name in ("bias", "residual") if trial.epilogue else ():
+        for name in {"bias", "residual"} & operands.keys():
             addend = _values(operands[name])
             exact = exact + addend
             # At most two roundings of partial sums, in float32.

@@ -37,6 +37,7 @@ ARM_SOURCES = [
         for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
         if "_avx" not in path.stem
     ),
+    ROOT / "csrc" / "core" / "cpu_planner.cpp",
     ROOT / "tests" / "cpu" / "runner.cpp",
 ]
 

@@ -12,6 +12,7 @@
 
 #include "csrc/bindings_self_check.h"
 #include "csrc/metal/device_profile.h"
+#include "csrc/mlx/fast.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/primitives.h"
@@ -226,6 +227,14 @@ NB_MODULE(_recorder, m) {
       "group_size"_a = 64,
       "bits"_a = 4,
       "Gathered, if there are indices.");
+
+  m.def(
+      "gated_products",
+      [](const mx::array& gate, const mx::array& up) {
+        return nibble::fast::gated_products(gate, up, kGpu);
+      },
+      "gate"_a,
+      "up"_a);
 
   m.def(
       "dequantize",

@@ -22,8 +22,8 @@ QMV = KERNELS[0]
 
 
 def output(dispatch):
-    """The bytes of the array that is written, and of one element."""
-    (out,) = (a for a in dispatch.arrays if a.output)
+    """The bytes of the last array that is written, and of one element."""
+    *_, out = (a for a in dispatch.arrays if a.output)
     memory = np.ctypeslib.as_array(
         (np.ctypeslib.ctypes.c_uint8 * out.nbytes).from_address(out.address)
     )

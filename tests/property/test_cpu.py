@@ -302,6 +302,42 @@ def test_a_row_does_not_depend_on_the_others(
     np.testing.assert_array_equal(some, all_rows[:, :rows])
 
 
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 2**32),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    groups=st.sampled_from([32, 33, 49]),  # two parts, and a little or half of another
+    types=st.builds(Types, DTYPE, DTYPE),
+    N=st.sampled_from([1, 31, 33, 64]),
+    M=st.sampled_from([1, 3, 30]),
+    int8=st.booleans(),
+    addends=st.booleans(),
+)
+def test_few_columns_of_long_rows(
+    backend, seed, bits, groups, types, N, M, int8, addends
+):
+    """Parts of k are multiplied apart there."""
+    x, w = make(seed, (bits, 128), types, (M, N, groups, 0))
+    rng = np.random.default_rng(seed)
+    b = r = None
+    if addends:
+        b = numbers.rounded(10 * rng.standard_normal(N), types.dtype)
+        r = numbers.rounded(10 * rng.standard_normal((1, M, N)), types.dtype)
+    y = backend.matmul(x, w, types, int8=int8, bias=b, residual=r)
+    packed = backend.matmul(x, w, types, int8=int8, bias=b, residual=r, packed=True)
+    np.testing.assert_array_equal(packed, y)
+    last = r[:, -1:] if addends else None
+    alone = backend.matmul(x[:, -1:], w, types, int8=int8, bias=b, residual=last)
+    np.testing.assert_array_equal(alone, y[:, -1:])
+    if not int8:
+        exact = oracle.matmul(x, w.dequantize())
+        magnitude = oracle.matmul(abs(x), w.magnitude())
+        if addends:
+            exact, magnitude = exact + b + r, magnitude + abs(b) + abs(r)
+        allowed = tolerance.bound(exact, magnitude, x.shape[-1] + 2, types.dtype)
+        tolerance.assert_close(y, exact, allowed)
+
+
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),

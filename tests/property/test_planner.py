@@ -18,8 +18,10 @@ from tests.simt.plans import (
     Problem,
     candidates,
     instances,
+    plan_choice,
     plan_dequantize,
     plan_gather,
+    plan_joint,
     plan_matmul,
     plan_swiglu,
 )
@@ -101,6 +103,16 @@ def check_limits(launch: Launch, device: Device) -> None:
     assert launch.kernel in INSTANCES
 
 
+@settings(max_examples=500)
+@given(problems(), devices, st.sampled_from(["mlx", "", "qmv", sorted(INSTANCES)[0]]))
+def test_a_tuned_choice_is_one_of_the_candidates_or_has_no_effect(p, device, other):
+    plans = candidates(p, device)
+    for launches in plans:
+        assert plan_choice(p, launches[0].kernel, device) == launches
+    if other not in {launches[0].kernel for launches in plans}:
+        assert plan_choice(p, other, device) == plan_matmul(p, device)
+
+
 @settings(max_examples=2000)
 @given(problems(), devices)
 def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
@@ -172,6 +184,60 @@ def test_gathered_products_are_computed_exactly_once(
 def order(launch: Launch) -> str:
     """The name of a kernel but for its number of rows, which its sums do not see."""
     return re.sub(r"_bm\d+", "", launch.kernel)
+
+
+@settings(max_examples=1000)
+@given(problems(), st.lists(st.tuples(sizes, st.booleans()), max_size=3), devices)
+def test_joint_products_are_those_of_one_launch_each(p, others, device):
+    p = replace(p, batch_size=1, batch_count=1, batch_repeat=1, residual=False)
+    products = [p, *(replace(p, N=N, bias=bias) for N, bias in others)]
+    launches = plan_joint(products, device)
+    (alone, *_) = plan_matmul(p, device)
+    rows = [-(-product.N // 4) for product in products]  # simdgroups
+    cores = {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
+    fits = p.transpose and 2 <= len(products) <= 3 and min(rows) < 16 * cores
+    name = alone.kernel
+    fits &= name.startswith("qmv_") and not name.startswith("qmv_quad_")
+    assert (launches is not None) == fits
+    if launches is None:
+        return
+    (launch,) = launches
+    check_limits(launch, device)
+    assert launch.kernel == f"joint_{name}"
+    assert launch.threads == alone.threads
+    tiles = sum(-(-product.N // 8) for product in products)
+    assert launch.threadgroups == (tiles, *alone.threadgroups[1:])
+    N = [product.N for product in products] + [0] * (3 - len(products))
+    biased = sum(product.bias << i for i, product in enumerate(products))
+    assert struct.unpack("6i", launch.params) == (p.M, p.K, *N, biased)
+    unread = "scales"
+    for i in range(3):
+        end = str(i or "")
+        there = i < len(products)
+        operands = (f"w{end}", f"scales{end}", f"biases{end}")
+        operands = operands if there else (unread,) * 3
+        operands = (*operands[:2], unread) if p.symmetric else operands
+        assert launch.buffers[3 * i : 3 * i + 3] == operands
+        bias = f"bias{end}" if there and products[i].bias else unread
+        assert launch.buffers[10 + i] == bias
+        assert launch.buffers[13 + i] == (f"out{end}" if there else unread)
+    assert launch.buffers[9] == "x" and len(launch.buffers) == 16
+
+
+@given(problems(), st.sampled_from(["K", "dtype", "bits", "M", "symmetric"]))
+def test_products_that_differ_are_not_joint(p, what):
+    p = replace(p, batch_size=1, batch_count=1, batch_repeat=1, M=1, N=64)
+    p = replace(p, residual=False, transpose=True, half_tiles=False)
+    value = {
+        "K": p.K + p.group_size,
+        "dtype": DTYPES[DTYPES.index(p.dtype) - 1],
+        "bits": 12 - p.bits if p.bits in (4, 8) else 4,
+        "M": 2,
+        "symmetric": not p.symmetric,
+    }
+    assert plan_joint([p, replace(p, **{what: value[what]})]) is None
+    assert plan_joint([p, replace(p, residual=True)]) is None
+    assert plan_joint([replace(p, batch_invariant=True)] * 2) is None
 
 
 @settings(max_examples=300)

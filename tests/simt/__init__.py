@@ -15,6 +15,7 @@ from .plans import (
     kernel_source,
     plan_dequantize,
     plan_gather,
+    plan_joint,
     plan_matmul,
     plan_swiglu,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "matmul",
     "plan_dequantize",
     "plan_gather",
+    "plan_joint",
     "plan_matmul",
     "plan_swiglu",
     "rounded",

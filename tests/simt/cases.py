@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,9 @@ class Case:
         whole = self.exact.shape
         return whole if self.parts == 1 else (self.parts, *whole[1:])
 
+    # Columns of each output, of joint products; they are side by side in `exact`.
+    columns: tuple[int, ...] = ()
+
     def check(self, options: Options, library: Path | None = None) -> None:
         """Run it; raise KernelError or AssertionError if anything is wrong.
 
@@ -58,10 +61,15 @@ class Case:
             options: How to run.
             library: Path of a library to run instead of the planned kernel's.
         """
-        outputs = {"out": (self.shape, numbers.STORAGE[self.dtype])}
+        storage = numbers.STORAGE[self.dtype]
+        shapes = {"out": self.shape}
+        for i, columns in enumerate(self.columns):
+            shapes[f"out{i or ''}"] = (*self.shape[:-1], columns)
+        outputs = {name: (shape, storage) for name, shape in shapes.items()}
         kernels = load(library) if library else None
         outcome = run(self.launch, self.operands, outputs, options, kernels)
-        result = numbers.decode(outcome.outputs["out"], self.dtype)
+        parts = [numbers.decode(outcome.outputs[name], self.dtype) for name in shapes]
+        result = np.concatenate(parts, axis=-1)
         if self.parts > 1:
             result = result.astype(np.float64).sum(0, keepdims=True)
         label = f"{self.launch.kernel} {self.launch.threadgroups}"
@@ -144,13 +152,18 @@ def matmul(
     seed: int = 0,
     first_x: float = 1.0,
     first_w: float = 1.0,
+    x: np.ndarray | None = None,
 ) -> Case:
-    """The first row of x and that of w times so much, for kernels that look at it."""
+    """The first row of x and that of w times so much, for kernels that look at it.
+
+    Of an `x` that is given, if one is.
+    """
     rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.batch_count, p.N, p.K), rng, first_w)
     inner = p.K if p.transpose else p.N
-    x = rng.standard_normal((p.batch_size, p.M, inner))
-    x[:, 0] *= first_x
+    if x is None:
+        x = rng.standard_normal((p.batch_size, p.M, inner))
+        x[:, 0] *= first_x
     x = numbers.rounded(x, p.dtype)
     which = np.arange(p.batch_size) // p.batch_repeat % p.batch_count
     operands["x"] = numbers.encode(x, p.dtype)
@@ -208,6 +221,30 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
         x = x[lhs]
     exact, allowed = tolerance.swiglu(x, gate, up, which, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
+
+
+def joint(products: Sequence[Problem], launch: Launch, seed: int = 0) -> Case:
+    """Each a product by itself, of the first one's x."""
+    first = products[0]
+    rng = np.random.default_rng(seed)
+    x = _activations((1, first.M, first.K), first.dtype, rng)
+    operands = {"x": numbers.encode(x, first.dtype)}
+    exact, allowed = [], []
+    for i, p in enumerate(products):
+        case = matmul(p, launch, seed + i, x=x)
+        exact.append(case.exact)
+        allowed.append(case.allowed)
+        for name in ("w", "scales", "biases", "bias"):
+            if name in case.operands:
+                operands[f"{name}{i or ''}"] = case.operands[name]
+    return Case(
+        launch,
+        operands,
+        first.dtype,
+        np.concatenate(exact, axis=-1),
+        np.concatenate(allowed, axis=-1),
+        columns=tuple(p.N for p in products),
+    )
 
 
 def of_unit(unit: str) -> Iterator[Case]:
@@ -271,6 +308,18 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
                     yield launch.kernel, lambda g=form, launch=launch: gather(g, launch)
             for launch in plans.plan_swiglu(g) or () if M == 1 else ():
                 yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
+        return
+    if family.startswith("joint"):
+        for M in range(1, 6):
+            p = replace(base, M=M)
+            # The second and last biased; and two, of which neither is.
+            three = (p, replace(p, N=9, bias=True), replace(p, N=_N - 1, bias=True))
+            products = three if K == _GROUPS[0] * base.group_size else three[:1] * 2
+            for launch in plans.plan_joint(products) or ():
+                yield (
+                    launch.kernel,
+                    lambda products=products, launch=launch: joint(products, launch),
+                )
         return
     for M in _ROWS:
         for transpose in (True, False):

@@ -29,6 +29,10 @@ def _multi(what: str, old: str, new: str) -> Mutant:
     return Mutant(what, "qmv_multi_f16_f16_b4_g64_r2", old, new)
 
 
+def _joint(what: str, old: str, new: str) -> Mutant:
+    return Mutant(what, "joint_qmv_f16_f16_b4_g64", old, new)
+
+
 def _qmm(what: str, old: str, new: str, format: str = "b4_g64") -> Mutant:
     return Mutant(what, f"qmm_f16_f16_{format}_bm32_bn32_bk32_wm2_wn2", old, new)
 
@@ -68,6 +72,21 @@ MUTANTS = [
         "rows of another length",
         "words_of(K, bits)) + words",
         "words_of(K, 8)) + words",
+    ),
+    _joint(
+        "the last tile of a matrix goes to the next",
+        "tile < third ? 1 : 2",
+        "tile < third - 1 ? 1 : 2",
+    ),
+    _joint(
+        "the tiles of every matrix count from the first",
+        "uint3(uint(tile - first_tile)",
+        "uint3(uint(tile)",
+    ),
+    _joint(
+        "a bias is added to another product",
+        "(params.biased >> which) & 1",
+        "(params.biased >> (2 - which)) & 1",
     ),
     _multi("one code for four", "i + j, affine[r]", "i, affine[r]"),
     Mutant(

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -105,10 +106,12 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
     for name in (
         "plan_matmul",
+        "plan_choice",
         "plan_dequantize",
         "plan_gather",
         "plan_swiglu",
         "plan_gather_swiglu",
+        "plan_joint",
         "candidates",
         "instances",
         "kernel_source",
@@ -120,17 +123,28 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def _ask(function: str, p: Problem | GatherProblem, device: Device) -> Any:
+def _structure(p: Problem | GatherProblem) -> _Problem | _GatherProblem:
     kind = _Problem if isinstance(p, Problem) else _GatherProblem
     values = (getattr(p, field.name) for field in fields(p))
-    problem = kind(*(DTYPES.index(v) if isinstance(v, str) else v for v in values))
-    profile = _Profile(
+    return kind(*(DTYPES.index(v) if isinstance(v, str) else v for v in values))
+
+
+def _profile(device: Device) -> _Profile:
+    return _Profile(
         device.generation,
         device.tier.encode(),
         device.max_threads,
         device.max_threadgroup_bytes,
     )
-    answer = getattr(library(), function)(ctypes.byref(problem), ctypes.byref(profile))
+
+
+def _ask(
+    function: str, p: Problem | GatherProblem, device: Device, *more: bytes
+) -> Any:
+    problem, profile = _structure(p), _profile(device)
+    answer = getattr(library(), function)(
+        ctypes.byref(problem), ctypes.byref(profile), *more
+    )
     return json.loads(answer)
 
 
@@ -154,6 +168,14 @@ def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] 
     return None if answer is None else _launches(answer)
 
 
+def plan_choice(
+    problem: Problem, choice: str, device: Device | None = None
+) -> list[Launch] | None:
+    """What core plans where a tuned table has this choice."""
+    answer = _ask("simt_plan_choice", problem, device or Device(), choice.encode())
+    return None if answer is None else _launches(answer)
+
+
 def plan_gather(
     problem: GatherProblem, device: Device | None = None
 ) -> list[Launch] | None:
@@ -166,6 +188,17 @@ def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:
     gathered = "gather_" if isinstance(problem, GatherProblem) else ""
     answer = _ask(f"simt_plan_{gathered}swiglu", problem, Device())
     return None if answer is None else _launches(answer)
+
+
+def plan_joint(
+    products: Sequence[Problem], device: Device | None = None
+) -> list[Launch] | None:
+    """Products of one x in one launch."""
+    problems = (_Problem * len(products))(*map(_structure, products))
+    profile = _profile(device or Device())
+    answer = library().simt_plan_joint(problems, len(products), ctypes.byref(profile))
+    launches = json.loads(answer)
+    return None if launches is None else _launches(launches)
 
 
 def candidates(problem: Problem, device: Device | None = None) -> list[list[Launch]]:

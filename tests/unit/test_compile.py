@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 
 import mlx_nibble
-from tests.tolerance import UNIT_ROUNDOFF
+from mlx_nibble.rounding import UNIT_ROUNDOFF
 
 
 class Block(nn.Module):

@@ -1,9 +1,10 @@
-"""Measure two builds in turns, each pass in a process of its own.
+"""Measure builds in turns: sample by sample, and in new processes for each pass.
 
 Runs of one build differ by more than many a change: where a process's pages lie is
-decided when it starts, and a machine that others use has its moods. So the builds take
-turns, pass by pass, in ABBA order, and each pass is a new process: what the machine
-does is everyone's, and where pages lie is drawn anew each time.
+decided when it starts, and a machine that others use has its moods, which last for a
+second or an hour. So the builds' processes live side by side and take turns, sample by
+sample in ABBA order: the moods are everyone's. And each pass has new processes: where
+pages lie is drawn anew each time.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.kernels import describe
+from mlx_nibble.bench.products import Case
+from mlx_nibble.bench.schedule import DROPPED, Undisturbed, balanced_orders
 
 PASSES = 20
-SECONDS = 0.05
+SECONDS = 0.1
 """Of rounds of a product in one pass."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, and the steps done and of all."""
+
+Taken = list[list[float]]
+"""Seconds of one product in one pass: a list for each build."""
 
 
 def interpreter(path: str | os.PathLike[str]) -> Path | None:
@@ -37,19 +47,21 @@ def interpreter(path: str | os.PathLike[str]) -> Path | None:
 
 
 def run(
-    before: Path,
-    after: Path,
-    arguments: Sequence[str],
+    pythons: Sequence[Path],
+    cases: Sequence[Case],
+    hot: bool,
     passes: int,
+    command: Sequence[str],
     progress: Progress,
-) -> tuple[Capsule, Capsule]:
-    """Measure with two Pythons that both have mlx-nibble.
+) -> list[Capsule]:
+    """Measure with several Pythons that all have mlx-nibble.
 
     Args:
-        before: The one to compare with.
-        after: The new one.
-        arguments: Of ``nibble bench kernels``: which products.
-        passes: Processes of each.
+        pythons: One for each build.
+        cases: Products; those of one shape best stand together.
+        hot: Leave the weights in the cache.
+        passes: Processes of each build.
+        command: What was typed.
         progress: Is called before each step.
 
     Returns:
@@ -58,65 +70,132 @@ def run(
     Raises:
         RuntimeError: If one of them cannot measure.
     """
-    merged: list[Capsule | None] = [None, None]
+    for case in cases:
+        case.check()
+    settings = {"hot": hot, "in_turns": os.urandom(8).hex(), "passes": passes}
+    made = [capsule.new("kernels", command, settings) for _ in pythons]
+    results: list[list[Taken]] = [[] for _ in cases]
+    steps, disturbed = passes * len(cases), 0
     try:
         for number in range(passes):
-            taken = [{}, {}]
-            for side in (0, 1) if number % 2 == 0 else (1, 0):
-                step = 2 * number + (side if number % 2 == 0 else 1 - side)
-                progress(f"pass {number + 1}", step, 2 * passes)
-                taken[side] = _pass((before, after)[side], arguments)
-            # Both or neither: passes are compared with their neighbours.
-            merged = [_merge(a, b) for a, b in zip(merged, taken, strict=True)]
-        progress("done", 2 * passes, 2 * passes)
+            say = [
+                lambda case=case, step=step: progress(describe(case), step, steps)
+                for step, case in enumerate(cases, number * len(cases))
+            ]
+            # All builds or none: passes are compared with their neighbours.
+            taken, dropped = _quiet_pass(pythons, cases, hot, say)
+            disturbed += dropped
+            for of_case, more in zip(results, taken, strict=True):
+                of_case.append(more)
+        complete = True
     except KeyboardInterrupt:
-        if merged[0] is None:
+        complete = False
+        if not results[0]:
             raise
-        for made in merged:
-            assert made is not None
-            made["complete"] = False
-    first, second = merged
-    assert first is not None and second is not None
-    token = os.urandom(8).hex()
-    for made in (first, second):
-        made["settings"] |= {"in_turns": token, "passes": passes}
-    return first, second
+    progress("done", steps, steps)
+    for build, one in enumerate(made):
+        one["complete"] = complete
+        for case, taken in zip(cases, results, strict=True):
+            measured = {"nibble": {"passes": [samples[build] for samples in taken]}}
+            result = {"case": asdict(case), "candidates": measured}
+            one["results"].append({**result, "disturbed": disturbed})
+    return made
 
 
-def _pass(python: Path, arguments: Sequence[str]) -> Capsule:
-    """One pass, in a new process."""
-    options = ["--json", "--passes", "1", "--against", "--seconds", str(SECONDS)]
-    command = [str(python), "-m", "mlx_nibble.cli", "bench", "kernels"]
-    # In a folder that holds no other mlx_nibble to import.
-    done = subprocess.run(
-        [*command, *arguments, *options],
-        capture_output=True,
+def _quiet_pass(
+    pythons: Sequence[Path],
+    cases: Sequence[Case],
+    hot: bool,
+    say: Sequence[Callable[[], None]],
+) -> tuple[list[Taken], int]:
+    """A pass, taken again if other programs were at work; and how often it was."""
+    for dropped in range(DROPPED):
+        watch = Undisturbed()
+        taken = _pass(pythons, cases, hot, say)
+        if watch.so_far():
+            return taken, dropped
+    return _pass(pythons, cases, hot, say), DROPPED
+
+
+def _pass(
+    pythons: Sequence[Path],
+    cases: Sequence[Case],
+    hot: bool,
+    say: Sequence[Callable[[], None]],
+) -> list[Taken]:
+    """All products once, in new processes."""
+    taken = []
+    with ExitStack() as stack:
+        # They start at the same time, on as many cores.
+        builds = [stack.enter_context(_build(python)) for python in pythons]
+        for build in builds:
+            build.say({"cases": [asdict(case) for case in cases], "hot": hot})
+        for build in builds:
+            build.hear()
+        for index in range(len(cases)):
+            say[index]()
+            taken.append(_rounds(builds, index))
+    return taken
+
+
+def _rounds(builds: Sequence[_Build], index: int) -> Taken:
+    """Rounds of one sample of each build, for a time, each order equally often."""
+    length = max(build.ask({"enter": index})["chain"] for build in builds)
+    orders = balanced_orders(len(builds))
+    taken: Taken = [[] for _ in builds]
+    start, rounds = time.perf_counter(), 0
+    while rounds % len(orders) or not rounds or time.perf_counter() - start < SECONDS:
+        for build in orders[rounds % len(orders)]:
+            taken[build].append(builds[build].ask({"sample": length})["seconds"])
+        rounds += 1
+    return taken
+
+
+class _Build:
+    """A process that measures with a build."""
+
+    def __init__(self, python: Path, process: subprocess.Popen[str]) -> None:
+        self._python = python
+        self._process = process
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.say(request)
+        return self.hear()
+
+    def say(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._give_up()
+        return json.loads(line)
+
+    def _give_up(self) -> None:
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"[compare] {self._python} could not measure: {said[-1]}")
+
+
+@contextmanager
+def _build(python: Path) -> Iterator[_Build]:
+    process = subprocess.Popen(
+        [str(python), "-m", "mlx_nibble.bench.turn"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
+        # A folder that holds no other mlx_nibble to import.
         cwd=Path(sys.prefix),
     )
-    if done.returncode == 130 or done.returncode < 0:
-        raise KeyboardInterrupt
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"[compare] {python} could not measure: {said[-1]}")
     try:
-        made = json.loads(done.stdout)
-        capsule.check(made)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RuntimeError(f"[compare] {python} wrote no run: {error}") from error
-    return made
-
-
-def _merge(made: Capsule | None, taken: dict[str, Any]) -> Capsule:
-    """A run, with one more pass."""
-    if made is None:
-        return taken
-    for result, more in zip(made["results"], taken["results"], strict=True):
-        if result["case"] != more["case"]:
-            raise RuntimeError("[compare] passes did not measure the same products.")
-        result["disturbed"] += more.get("disturbed", 0)
-        for name, candidate in result["candidates"].items():
-            passes = more["candidates"].get(name, {}).get("passes", [[]])
-            candidate.get("passes", []).extend(passes)
-    made["seconds"] = made.get("seconds", 0) + taken.get("seconds", 0)
-    return made
+        yield _Build(python, process)
+    finally:
+        # It ends when nothing more is said.
+        process.communicate()

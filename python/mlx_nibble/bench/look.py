@@ -43,7 +43,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     },
     "mlx": {"label": "MLX", "marker": "s", "linestyle": "--", "color": "#d1662a"},
     "read": {
-        "label": "reading the weights once",
+        "label": "reading the weights, fp32 FMA",
         "marker": "",
         "linestyle": ":",
         "color": "black",

@@ -98,8 +98,8 @@ def last_level_cache_bytes() -> int:
 def busy_elsewhere() -> float | None:
     """Seconds that the cores have worked for anything but this process.
 
-    Those that the hypervisor took are among them. It grows; None where the system does
-    not tell.
+    Its children, once they have ended, are not among them; what the hypervisor took is.
+    None where the system does not tell.
     """
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
@@ -107,7 +107,9 @@ def busy_elsewhere() -> float | None:
         return None
     user, nice, kernel, _idle, _wait, irq, softirq, steal = map(int, fields)
     ticks = user + nice + kernel + irq + softirq + steal
-    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+    spent = os.times()
+    ours = time.process_time() + spent.children_user + spent.children_system
+    return ticks / os.sysconf("SC_CLK_TCK") - ours
 
 
 def power_mode() -> str | None:

@@ -26,6 +26,8 @@ from mlx_nibble.bench.look import (
 )
 
 _COLUMNS = 3
+# What bench_cpu measures in turn with products: a read of as many bytes.
+_READ = "read"
 
 
 def overview(capsule: Capsule) -> Figure:
@@ -38,7 +40,7 @@ def overview(capsule: Capsule) -> Figure:
         figure = Figure(figsize=(12, 3.1 * lines + 4.6), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=[3.1 * lines, 4.3])
         upper, lower = halves
-        _speed(upper, found, shapes)
+        _speed(upper, capsule, found, shapes)
         axes = lower.subplots(1, 2 if mapped else 1, squeeze=False)[0]
         _roofline(axes[0], capsule, found)
         if mapped:
@@ -54,8 +56,10 @@ def speed(capsule: Capsule) -> Figure:
     lines = -(-len(shapes) // _COLUMNS)
     with look():
         width = 4 * max(2, min(_COLUMNS, len(shapes)))
-        figure = Figure(figsize=(width, 3.1 * lines + 0.4), layout="constrained")
-        _speed(figure, found, shapes)
+        entries = len({row.name for row in found})
+        height = max(3.1 * lines, 0.24 * entries + 0.8) + 0.4
+        figure = Figure(figsize=(width, height), layout="constrained")
+        _speed(figure, capsule, found, shapes)
         figure.suptitle(title(capsule), fontsize=11)
     return figure
 
@@ -91,7 +95,8 @@ def _shape(row: Row) -> str:
     return f"{case.N} × {case.K}, {case.bits} bits g{case.group_size}, {case.dtype}"
 
 
-def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
+def _speed(figure: Any, capsule: Capsule, found: list[Row], shapes: list[str]) -> None:
+    peak = capsule["peaks"]["flops_per_second"]
     lines = -(-len(shapes) // _COLUMNS)
     columns = min(_COLUMNS, len(shapes))
     axes: Any = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
@@ -109,6 +114,11 @@ def _speed(figure: Any, found: list[Row], shapes: list[str]) -> None:
                 np.array([getattr(row.seconds, part) for row in points])
                 for part in ("value", "low", "high")
             )
+            if name == _READ:  # no row comes sooner than it is multiplied
+                least = np.array([row.case.operations for row in points]) / peak
+                seconds, low, high = (
+                    np.maximum(s, least) for s in (seconds, low, high)
+                )
             look_of = style(name, names)
             axis.plot(count, count / seconds, **look_of)
             axis.fill_between(
@@ -133,7 +143,7 @@ def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
     bandwidth = capsule["peaks"]["read_bytes_per_second"]
     peak = capsule["peaks"]["flops_per_second"]
     seen = []
-    names = in_order(row.name for row in found)
+    names = in_order(row.name for row in found if row.name != _READ)
     for name in names:
         points = [row for row in found if row.name == name]
         x = [row.flops_per_second / row.bytes_per_second for row in points]

@@ -16,8 +16,9 @@ Chain = Callable[[int], None]
 # A sample shorter than this is mostly the waiting at its end (some 20 us).
 _SAMPLE_SECONDS = 5e-3
 _LONGEST_CHAIN = 64
-# Passes of a case that are dropped before one is taken as it is.
-_DROPPED = 2
+DROPPED = 2
+"""Passes of a case that are dropped before one is taken as it is."""
+
 # Of one core's time, taken by others: less hardly shows.
 _OTHERS_SHARE = 0.1
 # Two ticks of the clock that the system counts busy time with.
@@ -102,24 +103,36 @@ def take_pass(candidates: Mapping[str, Entrant], seconds: float) -> None:
             return
 
 
+class Undisturbed:
+    """Whether other programs have been at work since it was made."""
+
+    def __init__(self) -> None:
+        """From now on."""
+        self._busy, self._start = busy_elsewhere(), time.perf_counter()
+
+    def so_far(self) -> bool:
+        """True, too, where the system does not tell."""
+        busy, elapsed = busy_elsewhere(), time.perf_counter() - self._start
+        if self._busy is None or busy is None:
+            return True
+        return busy - self._busy <= max(_CLOCK_ERROR, _OTHERS_SHARE * elapsed)
+
+
 def take_quiet_pass(candidates: Mapping[str, Entrant], seconds: float) -> int:
     """Add one pass to each, and take it again if other programs were at work.
 
     Returns:
-        How many passes were dropped, at most :data:`_DROPPED`.
+        How many passes were dropped, at most :data:`DROPPED`.
     """
-    for dropped in range(_DROPPED):
-        before, start = busy_elsewhere(), time.perf_counter()
+    for dropped in range(DROPPED):
+        watch = Undisturbed()
         take_pass(candidates, seconds)
-        after, elapsed = busy_elsewhere(), time.perf_counter() - start
-        if before is None or after is None:
-            return dropped
-        if after - before <= max(_CLOCK_ERROR, _OTHERS_SHARE * elapsed):
+        if watch.so_far():
             return dropped
         for candidate in candidates.values():
             candidate.passes.pop()
     take_pass(candidates, seconds)
-    return _DROPPED
+    return DROPPED
 
 
 def balanced_orders(count: int) -> list[list[int]]:

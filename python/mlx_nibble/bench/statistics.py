@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,12 +75,7 @@ def ratio(a: Passes, b: Passes, comparisons: int = 1) -> Estimate | None:
     pairs = [
         [x / y for x, y in zip(*both, strict=False)] for both in zip(a, b, strict=False)
     ]
-    return centre([statistics.median(pair) for pair in pairs if pair], comparisons)
-
-
-def centre(observations: Iterable[float], comparisons: int = 1) -> Estimate | None:
-    """The median of independent observations; None if there is none."""
-    ordered = sorted(observations)
+    ordered = sorted(statistics.median(pair) for pair in pairs if pair)
     if not ordered:
         return None
     rank = _rank(len(ordered), comparisons)
@@ -120,27 +115,19 @@ class Change:
 def change_in_turns(
     before: Passes, after: Passes, comparisons: int = 1
 ) -> Change | None:
-    """Compare two builds that took turns, each pass in a process of its own.
-
-    Where a process's pages lie has its part in a pass, and so has what else the
-    machine did: neighbours share the second, and the first differs from pass to pass.
-    An observation is the ratio of the medians of two passes.
+    """Compare two builds that took turns: see :mod:`mlx_nibble.bench.in_turns`.
 
     Args:
         before: Seconds, a list for each pass.
-        after: Likewise, of the other build; pass by pass its neighbour.
+        after: Likewise, of the other build, in the same rounds.
         comparisons: How many are made.
 
     Returns:
         None where there are too few passes to tell.
     """
-    middles = [
-        [statistics.median(taken) if taken else None for taken in run]
-        for run in (before, after)
-    ]
-    pairs = [b / a for a, b in zip(*middles, strict=False) if a and b]
-    factor = centre(pairs, comparisons)
-    if factor is None or len(pairs) < passes_needed(comparisons):
+    pairs = sum(bool(a and b) for a, b in zip(before, after, strict=False))
+    factor = ratio(after, before, comparisons)
+    if factor is None or pairs < passes_needed(comparisons):
         return None
     return Change(factor, 1.0 not in factor)
 

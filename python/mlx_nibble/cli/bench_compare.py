@@ -1,4 +1,4 @@
-"""``nibble bench compare``: what changed between two runs, beyond noise."""
+"""``nibble bench compare``: what changed between two runs or builds, beyond noise."""
 
 from __future__ import annotations
 
@@ -10,48 +10,93 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from mlx_nibble.bench import capsule
-from mlx_nibble.bench.compare import LEAST_CHANGE, OURS, Comparison, Outcome, compare
+from mlx_nibble.bench import capsule, in_turns
+from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.bench.compare import (
+    LEAST_CHANGE,
+    LEAST_CHANGE_IN_TURNS,
+    OURS,
+    Comparison,
+    Outcome,
+    compare,
+)
 from mlx_nibble.bench.rates import Case, describe
-from mlx_nibble.bench.statistics import LEAST_PASSES
-from mlx_nibble.cli.bench_kernels import milliseconds
-from mlx_nibble.cli.console import err, out, table
+from mlx_nibble.cli.bench_kernels import add_products, cases_of, milliseconds
+from mlx_nibble.cli.console import err, out, run_progress, table
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nibble bench compare",
-        description="Compare two runs of nibble bench. A change is reported where its "
-        "interval, which holds at 95 %% for all cases together, leaves out 1. The exit "
-        "status is 1 if anything of ours became slower.",
+        description="Compare two runs of nibble bench, or two builds of mlx-nibble, "
+        "which are then measured in turns, each pass in a new process: that finds "
+        "smaller changes. A change is reported where its interval, which holds at "
+        "95 % for all cases together, leaves out 1. The exit status is 1 if anything "
+        "of ours became slower.",
     )
     add = parser.add_argument
-    add("before", metavar="A.json", help="the run to compare with")
-    add("after", metavar="B.json", help="the new run")
+    add("before", help="the run to compare with, or a Python that has the build")
+    add("after", help="the new run, or the Python of the new build")
     add(
         "--least",
         type=float,
-        default=100 * LEAST_CHANGE,
         metavar="PERCENT",
         help="changes of less are no regression, since processes differ by as much; "
-        f"default: {100 * LEAST_CHANGE:g}",
+        f"default: {100 * LEAST_CHANGE:g}, of builds in turns "
+        f"{100 * LEAST_CHANGE_IN_TURNS:g}",
     )
     add("--all", action="store_true", help="list what did not change, too")
     add("--json", action="store_true", help="print the result for machines")
+    builds = parser.add_argument_group("of builds")
+    add_products(builds)
+    builds.add_argument(
+        "--passes",
+        type=int,
+        default=in_turns.PASSES,
+        help=f"processes of each build; default: {in_turns.PASSES}",
+    )
+    builds.add_argument(
+        "--output",
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="keep the two runs",
+    )
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, compare, print; the exit status is 1 on a regression."""
-    args = _parser().parse_args(arguments)
-    before, after = capsule.read(args.before), capsule.read(args.after)
-    outcome = compare(before, after, args.least / 100)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    before, after = _runs(parser, args, ["nibble", "bench", "compare", *arguments])
+    least = None if args.least is None else args.least / 100
+    outcome = compare(before, after, least)
     if args.json:
         print(json.dumps(_as_json(outcome)))
     else:
         _print(outcome, args.all)
     if outcome.regressed:
         sys.exit(1)
+
+
+def _runs(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, command: Sequence[str]
+) -> tuple[Capsule, Capsule]:
+    """The two runs, read or made."""
+    pythons = [in_turns.interpreter(path) for path in (args.before, args.after)]
+    found = [python for python in pythons if python is not None]
+    if len(found) < 2:
+        return capsule.read(args.before), capsule.read(args.after)
+    if args.passes < 1:
+        parser.error("--passes must be positive")
+    paths = [capsule.require_writable(path) for path in args.output or ()]
+    with run_progress() as progress:
+        before, after = in_turns.run(
+            found, cases_of(args), args.hot, args.passes, command, progress
+        )
+    for path, made in zip(paths, (before, after), strict=False):
+        capsule.write(made, path)
+    return before, after
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
@@ -88,7 +133,7 @@ def _print(outcome: Outcome, everything: bool) -> None:
     said = [f"{n} {verdict}" for verdict, n in counts.items() if n]
     out.print(f"Of {len(ours)} cases: {', '.join(said)}.")
     if counts["unknown"]:
-        out.print(f"Unknown: fewer than {LEAST_PASSES} passes.")
+        out.print("Unknown: too few passes.")
     if outcome.unmatched:
         out.print(f"{outcome.unmatched} cases are in one run only.")
     factors = [c.change.factor.value for c in outcome.others if c.change]

@@ -26,6 +26,36 @@ def _parser() -> argparse.ArgumentParser:
         "MLX's and the dense one, in turns, each with weights that are in no cache. "
         "All samples go into a JSON file. Ctrl-C keeps what is done.",
     )
+    add_products(parser)
+    add = parser.add_argument
+    add(
+        "--against",
+        nargs="*",
+        choices=PEERS,
+        default=PEERS,
+        help="what to measure beside ours; default: both",
+    )
+    add("--null", action="store_true", help="only ours, against itself: the noise")
+    add(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="to spend on each product; what takes twice as long is left out. "
+        "default: 1",
+    )
+    add("--passes", type=int, default=20, help="times to come round; default: 20")
+    add("--output", metavar="FILE", help="write the samples there")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw the run as .png or .svg, or as an .html page that can be mailed",
+    )
+    add("--json", action="store_true", help="print the samples; write no file")
+    return parser
+
+
+def add_products(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say which products; :func:`cases_of` reads them."""
     add = parser.add_argument
     add(
         "--model",
@@ -53,31 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bits", nargs="+", type=int, default=[4], choices=[2, 3, 4, 5, 6, 8])
     add("--group-size", nargs="+", type=int, default=[64], choices=[32, 64, 128])
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"])
-    add(
-        "--against",
-        nargs="*",
-        choices=PEERS,
-        default=PEERS,
-        help="what to measure beside ours; default: both",
-    )
-    add("--null", action="store_true", help="only ours, against itself: the noise")
     add("--hot", action="store_true", help="leave the weights in the cache")
-    add(
-        "--seconds",
-        type=float,
-        default=1.0,
-        help="to spend on each product; what takes twice as long is left out. "
-        "default: 1",
-    )
-    add("--passes", type=int, default=20, help="times to come round; default: 20")
-    add("--output", metavar="FILE", help="write the samples there")
-    add(
-        "--plot",
-        metavar="FILE",
-        help="draw the run as .png or .svg, or as an .html page that can be mailed",
-    )
-    add("--json", action="store_true", help="print the samples; write no file")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -86,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     if args.seconds <= 0 or args.passes < 1 or min(args.rows) < 1:
         parser.error("--seconds, --passes and --rows must be positive")
-    cases = _cases(args)
+    cases = cases_of(args)
     for case in cases:
         case.check()
     picture = None if args.plot is None else require_file(args.plot)
@@ -120,7 +126,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _cases(args: argparse.Namespace) -> list[Case]:
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """The products that a command line names."""
     models = args.model or ([] if args.shape else [DEFAULT_MODEL])
     named = [shape for name in models for shape in MODELS[name]]
     shapes = [(rows, *shape) for shape in named for rows in args.rows]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_nibble import tuning
 from mlx_nibble.cli.console import filled, out
 from mlx_nibble.formats import Format
 from mlx_nibble.model.inventory import read_inventory
@@ -96,6 +97,7 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
         "total": inventory.total(context),
         "repacked": inventory.repacked,
         "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
+        "tuned": _tuned(inventory),
         "tensors": [
             {"path": r.path, "shape": r.shape, "nbytes": r.nbytes, "format": r.label}
             for r in inventory.rows
@@ -146,6 +148,21 @@ def _print(inventory: Inventory, context: int) -> None:
     )
     fits = [f"{gb} GB {'yes' if ok else 'no'}" for gb, ok in s["fits_gb"].items()]
     out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
+    if s["tuned"]:
+        out.print(
+            f"{s['tuned']} matrices are multiplied as nibble tune found fastest on "
+            "this machine: nibble tune --show"
+        )
+
+
+def _tuned(inventory: Inventory) -> int:
+    """How many matrices have choices that nibble tune made on this machine."""
+    chosen = {
+        ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
+        for key, choice in tuning.load().items()
+        if choice.name is not None
+    }
+    return sum((row.shape, row.label) in chosen for row in inventory.rows)
 
 
 def _print_formats(weights: float, as_json: bool) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mlx_nibble import _native, tuning
 from mlx_nibble.bench import capsule, peaks
+from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import err, out, run_progress, table
 from mlx_nibble.tune import measure, problems
-from mlx_nibble.tune.decide import decide
+from mlx_nibble.tune.decide import PASSES, decide
 from mlx_nibble.tune.problems import Problem
 from mlx_nibble.tuning import Choice, Key
 
@@ -125,7 +126,8 @@ def _shape(text: str) -> tuple[int, int]:
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:
     rows = sorted({tuning.row_class(m) for m in args.rows})
-    setting = activations.setting(args)
+    # Other devices compute exactly all the same, and so are asked for that.
+    setting = activations.setting(args) if device() == "cpu" else None
     if args.path is not None:
         return problems.of_model(args.path, rows, args.dtype, setting)
     shapes = args.shape or problems.default_shapes()
@@ -133,7 +135,9 @@ def _wanted(args: argparse.Namespace) -> list[Problem]:
     return problems.of_shapes(shapes, rows, *form)
 
 
-def _of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
+def of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
+    """Products, grouped by the matrix that they share."""
+
     def matrix(p: Problem) -> tuple:
         return (p.N, p.K, p.bits, p.group_size, p.dtype, p.scale_dtype, p.symmetric)
 
@@ -142,29 +146,30 @@ def _of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
 
 def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
     """Measure, and add to the table matrix by matrix."""
-    done, total = 0, sum(map(measure.steps, _of_one_matrix(wanted)))
+    done, total = 0, sum(map(measure.steps, of_one_matrix(wanted)))
     with run_progress() as progress:
-        for same in _of_one_matrix(wanted):
+        for same in of_one_matrix(wanted):
             contests = measure.measure(
                 same,
                 lambda what, step, done=done: progress(what, done + step, total),
             )
             found = {p.key: decide(c.samples) for p, c in contests.items()}
             tuning.save(found)
-            made["results"] += [_result(p, c) for p, c in contests.items()]
+            made["results"] += [result_of(p, c) for p, c in contests.items()]
             done += measure.steps(same)
     made["complete"] = True
 
 
-def _result(problem: Problem, contest: measure.Contest) -> dict:
+def result_of(problem: Problem, contest: measure.Contest) -> dict:
+    """What a capsule keeps of a product."""
     taken = {
         name: {"chain": contest.everyone[name].length, "passes": passes}
         for name, passes in contest.samples.items()
     }
-    skipped = {n: {"skipped": why} for n, why in contest.given_up.items()}
+    untaken = {n: why for n, why in contest.given_up.items() if n not in taken}
     return {
         "case": asdict(problem),
-        "candidates": skipped | taken,
+        "candidates": taken | {n: {"skipped": why} for n, why in untaken.items()},
         "disturbed": contest.disturbed,
     }
 
@@ -208,7 +213,7 @@ def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
         problem.operations / peak.flops_per_second,
     )
     turn = max(_SAMPLE_SECONDS, 2 * bound)
-    return measure.PASSES * max(3 * turn, measure.SECONDS)
+    return PASSES[0] * max(3 * turn, measure.SECONDS)
 
 
 def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:

@@ -13,12 +13,10 @@ from mlx_nibble import _native, ops
 from mlx_nibble.bench import products
 from mlx_nibble.bench.products import Pools
 from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
+from mlx_nibble.tune.decide import PASSES, undecided
 from mlx_nibble.tune.problems import Problem
 from mlx_nibble.tuning import LEAVE_TO_MLX
 
-# In each a product is measured with new memory (docs/bench.md). Of 12 the intervals of
-# up to 12 ratios leave out the fastest and the slowest.
-PASSES = 12
 # Of rounds of one product in a pass; at least one.
 SECONDS = 0.03
 # What is slower than the fastest by more in all of the first passes is given up.
@@ -43,12 +41,15 @@ class Contest:
         active: Who still takes turns.
         everyone: Who ever did.
         given_up: Why the others do not, by name.
+        kept: Who is not given up: the planner's own choice, and what was asked for
+            besides the candidates.
         disturbed: Passes that were dropped.
     """
 
     active: dict[str, Candidate] = field(default_factory=dict)
     everyone: dict[str, Candidate] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     disturbed: int = 0
 
     @property
@@ -63,15 +64,15 @@ class Contest:
             for name, candidate in self.active.items()
         }
         best = min(middles.values(), key=statistics.median)
-        for name in list(middles)[1:]:
+        for name in middles.keys() - self.kept:
             if all(m > _HOPELESS * b for m, b in zip(middles[name], best, strict=True)):
                 del self.active[name]
                 self.given_up[name] = "slower in each of the first passes"
 
 
 def steps(problems: Sequence[Problem]) -> int:
-    """How many steps :func:`measure` makes."""
-    return PASSES * len(problems)
+    """How many steps :func:`measure` makes, if it can decide everything."""
+    return PASSES[0] * len(problems)
 
 
 def measure(
@@ -90,10 +91,17 @@ def measure(
     pools = Pools(hot=False)
     contests = {problem: Contest() for problem in problems}
     slow_mlx = 0.0
-    for number in range(PASSES):
+    measured = list(problems)
+    for number in range(PASSES[-1]):
+        if number in PASSES:
+            measured = [p for p in measured if undecided(contests[p].samples)]
+            if not measured:
+                break
+        # In each pass with new memory (docs/bench.md).
         pools.renew()
-        for index, problem in enumerate(problems):
-            progress(describe(problem), number * len(problems) + index)
+        for index, problem in enumerate(measured):
+            step = min(number, PASSES[0]) * len(problems) + index
+            progress(describe(problem), min(step, steps(problems)))
             contest = contests[problem]
             if number == 0:
                 slow_mlx = max(
@@ -120,7 +128,9 @@ def _enter(
 ) -> float:
     """Warm up all candidates; returns the seconds of MLX's, if it was tried."""
     own, mlx_seconds = 0.0, 0.0
-    entrants = dict(_entrants(problem)) | others(problem)
+    entrants = dict(_entrants(problem))
+    contest.kept = frozenset({next(iter(entrants)), *others(problem)})
+    entrants |= others(problem)
     for name, number in entrants.items():
         pool = partial(pools.take, problem, "quantized")
         pool()

@@ -178,9 +178,28 @@ SIMT_EXPORT const char* simt_plan_gather_swiglu(const SimtGatherProblem* p,
   return keep(to_json(nibble::plan_swiglu(gather_of(*p))));
 }
 
+SIMT_EXPORT const char* simt_plan_joint(const SimtProblem* p,
+                                        int count,
+                                        const SimtProfile* profile) {
+  std::vector<nibble::MatmulProblem> products;
+  for (int i = 0; i < count; ++i) {
+    products.push_back(matmul_of(p[i]));
+  }
+  return keep(to_json(nibble::plan_joint(products, device_of(*profile))));
+}
+
 SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
                                          const SimtProfile* profile) {
   return keep(to_json(nibble::plan(matmul_of(*p), device_of(*profile))));
+}
+
+// As a problem that a tuned table has a choice for.
+SIMT_EXPORT const char* simt_plan_choice(const SimtProblem* p,
+                                         const SimtProfile* profile,
+                                         const char* choice) {
+  nibble::MatmulProblem problem = matmul_of(*p);
+  problem.choice = choice;
+  return keep(to_json(nibble::plan(problem, device_of(*profile))));
 }
 
 // Every plan that may be the fastest, the default first.
