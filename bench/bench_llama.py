@@ -27,7 +27,7 @@ from mlx_nibble import measure
 from mlx_nibble.bench.machine import threads
 from mlx_nibble.cli.console import filled, out
 
-OURS = ("int8", "exact", "stock")
+OURS = ("int8 repacked", "int8", "exact repacked", "exact", "stock")
 STOCK_PROMPT = 128
 
 

@@ -1,6 +1,6 @@
 """One way to run a language model, as a process of its own environment.
 
-    python model_peer.py stock|exact|int8 THREADS MODEL_FOLDER
+    python model_peer.py stock|exact|int8|"int8 repacked"|... THREADS FOLDER
     python model_peer.py llama.cpp THREADS FILE.gguf
 
 Answers lines of JSON: {"prompt": tokens, "decode": tokens} is run once and answered
@@ -46,7 +46,10 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
         if name == "stock":
             model.set_dtype(mx.float32)  # in which MLX alone is fastest here
         else:
-            lm.prepare(model, "int8" if name == "int8" else None)
+            words = name.split()
+            lm.prepare(
+                model, "int8" if "int8" in words else None, repack="repacked" in words
+            )
 
         def run(prompt: int, decode: int) -> tuple[float, float]:
             result = measure.generate(model, prompt_tokens(prompt), decode + 1)

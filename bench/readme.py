@@ -36,7 +36,9 @@ PRODUCTS = {
     "read": "a plain read of the weights",
 }
 MODELS = {
+    "int8 repacked": "int8, repacked",
     "int8": "int8",
+    "exact repacked": "exact, repacked",
     "exact": "exact",
     "llama.cpp": "llama.cpp, Q4_1",
     "stock": "stock MLX",
@@ -88,12 +90,11 @@ def peer_table(capsule: dict, int8: dict) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     peer = results["llama.cpp"]
+    rounded = f"{growth['mean']:+.2%} ± {growth['error']:.2%}"
     for label, name, loss in (
-        (
-            "`--activations int8`",
-            "int8",
-            f"{growth['mean']:+.2%} ± {growth['error']:.2%}",
-        ),
+        ("`--activations int8 --repack`", "int8 repacked", rounded),
+        ("`--activations int8`", "int8", rounded),
+        ("`--repack`", "exact repacked", "the same"),
         ("mlx-nibble", "exact", "the same"),
         ("llama.cpp", "llama.cpp", ""),
         ("MLX", "stock", ""),
@@ -188,8 +189,8 @@ def model_peers_table(capsule: dict) -> str:
     """Tokens a second and memory, of each mode, beside llama.cpp."""
     lines = [
         f"| tokens a second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} | decode "
-        "| peak memory |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| peak memory | of it arrays |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     peer = capsule["results"]["llama.cpp"]
     for name, label in MODELS.items():
@@ -199,8 +200,10 @@ def model_peers_table(capsule: dict) -> str:
         ]
         samples.append((result["decode"], peer["decode"], 1))
         cells = [rate(*sample).replace("**", "") for sample in samples]
-        memory = f"{result['peak_bytes'] / 1e6:.0f} MB"
-        lines.append(f"| {label} | {' | '.join(cells)} | {memory} |")
+        arrays = result["peak_array_bytes"]
+        cells.append(f"{result['peak_bytes'] / 1e6:.0f} MB")
+        cells.append(f"{arrays / 1e6:.0f} MB" if arrays else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
