@@ -16,6 +16,8 @@ from mlx_nibble.bench.schedule import Chain
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Of weights in the pool: what came round is no longer in the cache.
 _POOL_CACHES = 4
+# Of x in its buffer: of whole cache lines of the smallest type, over two pages.
+_PLACES, _ALIGNED = 4096, 64
 # Copies, whatever their size: a matrix of less than 64 KiB stays in the cache.
 _MOST_COPIES = 4096
 
@@ -162,12 +164,23 @@ def chain(
         product: Called with x and weights; returns y.
         pool: Gives the weights, in turns.
     """
-    x = mx.array(np.random.default_rng(1).standard_normal((case.rows, case.K)))
-    x = x.astype(DTYPES[case.dtype])
-    mx.eval(x)
+    count = case.rows * case.K
+    room = mx.array(np.random.default_rng(1).standard_normal(count + _PLACES))
+    room = room.astype(DTYPES[case.dtype])
+    mx.eval(room)
+    places = np.random.default_rng(2)
+    x, last = room[:count].reshape(case.rows, case.K), None
 
     def run(times: int) -> None:
-        h, weights = x, pool()
+        nonlocal x, last
+        weights = pool()
+        if weights is not last:
+            # Where x lies makes a difference as well, the same one for a whole run.
+            first = int(places.integers(_PLACES // _ALIGNED)) * _ALIGNED
+            x = room[first : first + count].reshape(case.rows, case.K)
+            mx.eval(x)
+            last = weights
+        h = x
         for _ in range(times):
             y = product(h, *next(weights))
             h = link(h, y)
