@@ -54,6 +54,14 @@ class Case:
     # Columns of each output, of joint products; they are side by side in `exact`.
     columns: tuple[int, ...] = ()
 
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each buffer that is written, side by side in `exact`."""
+        shapes = {"out": self.shape}
+        for i, columns in enumerate(self.columns):
+            shapes[f"out{i or ''}"] = (*self.shape[:-1], columns)
+        return shapes
+
     def check(self, options: Options, library: Path | None = None) -> None:
         """Run it; raise KernelError or AssertionError if anything is wrong.
 
@@ -62,13 +70,10 @@ class Case:
             library: Path of a library to run instead of the planned kernel's.
         """
         storage = numbers.STORAGE[self.dtype]
-        shapes = {"out": self.shape}
-        for i, columns in enumerate(self.columns):
-            shapes[f"out{i or ''}"] = (*self.shape[:-1], columns)
-        outputs = {name: (shape, storage) for name, shape in shapes.items()}
+        outputs = {name: (shape, storage) for name, shape in self.outputs.items()}
         kernels = load(library) if library else None
         outcome = run(self.launch, self.operands, outputs, options, kernels)
-        parts = [numbers.decode(outcome.outputs[name], self.dtype) for name in shapes]
+        parts = [numbers.decode(outcome.outputs[name], self.dtype) for name in outputs]
         result = np.concatenate(parts, axis=-1)
         if self.parts > 1:
             result = result.astype(np.float64).sum(0, keepdims=True)

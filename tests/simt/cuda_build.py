@@ -150,7 +150,7 @@ def build(folder: Path) -> None:
     launches = []
     for entry in found:
         case, launch = entry.case, entry.case.launch
-        inputs = {name for name in launch.buffers if name != "out"}
+        inputs = {name for name in launch.buffers if name not in case.outputs}
         launches.append(
             {
                 "kernel": launch.kernel,
@@ -163,7 +163,7 @@ def build(folder: Path) -> None:
                 "allowed": stored(case.allowed),
                 "params": launch.params.hex(),
                 "threadgroup_bytes": launch.threadgroup_bytes,
-                "shape": case.shape,
+                "outputs": case.outputs,
                 "dtype": case.dtype,
                 "itemsize": numbers.STORAGE[case.dtype].itemsize,
                 "timed": entry.timed,

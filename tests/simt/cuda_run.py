@@ -111,13 +111,13 @@ class Launch:
             self.exact = arrays[entry["exact"]]
             self.allowed = arrays[entry["allowed"]]
         self.bytes = sum(a.nbytes for a in inputs.values())
-        size = int(np.prod(entry["shape"])) * entry["itemsize"]
-        self._raw = np.full(size, 0xFF, np.uint8)
-        self.bytes += self._raw.nbytes
-        self._buffers = []
-        for name in entry["buffers"]:
-            array = self._raw if name == "out" else inputs[name]
-            self._buffers.append(driver.upload(array))
+        self._raw = {
+            name: np.full(int(np.prod(shape)) * entry["itemsize"], 0xFF, np.uint8)
+            for name, shape in entry["outputs"].items()
+        }
+        self.bytes += sum(a.nbytes for a in self._raw.values())
+        arrays = inputs | self._raw
+        self._buffers = [driver.upload(arrays[name]) for name in entry["buffers"]]
         params = np.frombuffer(bytes.fromhex(entry["params"]), np.uint8)
         self._buffers.append(driver.upload(params))
         self._bindings = (ctypes.c_uint64 * _BUFFERS)(*(b.value for b in self._buffers))
@@ -135,16 +135,21 @@ class Launch:
         self._driver(call, self._function, *sizes, shared, None, arguments, None)
 
     def result(self) -> np.ndarray:
-        out = self._buffers[self._entry["buffers"].index("out")]
-        self._driver.download(out, self._raw)
-        if self._entry["dtype"] == "bfloat16":
-            bits = self._raw.view(np.uint16).astype(np.uint32) << 16
-            values = bits.view(np.float32)
-        else:
-            values = self._raw.view(self._entry["dtype"])
-        result = values.reshape(self._entry["shape"]).astype(np.float64)
+        parts = [self._output(name) for name in self._entry["outputs"]]
+        result = np.concatenate(parts, axis=-1)
         # A K that was split has a result for each part.
         return result.reshape(-1, *self.exact.shape).sum(0)
+
+    def _output(self, name: str) -> np.ndarray:
+        raw = self._raw[name]
+        out = self._buffers[self._entry["buffers"].index(name)]
+        self._driver.download(out, raw)
+        if self._entry["dtype"] == "bfloat16":
+            bits = raw.view(np.uint16).astype(np.uint32) << 16
+            values = bits.view(np.float32)
+        else:
+            values = raw.view(self._entry["dtype"])
+        return values.reshape(self._entry["outputs"][name]).astype(np.float64)
 
     def worst(self) -> float:
         """The largest error over what is allowed: at most 1 if all is well."""
@@ -183,7 +188,7 @@ def main() -> int:
             rate = launch.bytes / seconds
             name = kernel if whose == "ours" else f"mlx {kernel}"
             print(
-                f"M={entry['shape'][1]:<4} {name:<56} {seconds * 1e6:8.1f} us "
+                f"M={entry['outputs']['out'][1]:<4} {name:<56} {seconds * 1e6:8.1f} us "
                 f"{rate / 1e9:7.0f} GB/s {100 * rate / copy:5.1f} % of copy"
             )
         launch.free()
