@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def entries() -> Iterator[Entry]:
             yield _of_mlx(kernel, p)
     for M, theirs in _TIMED.items():
         p = Problem(M=M, N=_TIMED_SIZE, K=_TIMED_SIZE)
-        for (launch,) in plans.candidates(p):
+        for launch in chain.from_iterable(plans.candidates(p)):
             yield Entry(cases.matmul(p, launch), timed=True)
         for kernel in theirs:
             yield _of_mlx(kernel, p, timed=True)
@@ -150,7 +151,7 @@ def build(folder: Path) -> None:
     launches = []
     for entry in found:
         case, launch = entry.case, entry.case.launch
-        inputs = {name for name in launch.buffers if name != "out"}
+        inputs = {name for name in launch.buffers if name != case.output}
         launches.append(
             {
                 "kernel": launch.kernel,
@@ -158,6 +159,7 @@ def build(folder: Path) -> None:
                 "threadgroups": launch.threadgroups,
                 "threads": launch.threads,
                 "buffers": launch.buffers,
+                "output": case.output,
                 "inputs": {name: stored(case.operands[name]) for name in inputs},
                 "exact": stored(case.exact),
                 "allowed": stored(case.allowed),

@@ -116,7 +116,7 @@ class Launch:
         self.bytes += self._raw.nbytes
         self._buffers = []
         for name in entry["buffers"]:
-            array = self._raw if name == "out" else inputs[name]
+            array = self._raw if name == entry["output"] else inputs[name]
             self._buffers.append(driver.upload(array))
         params = np.frombuffer(bytes.fromhex(entry["params"]), np.uint8)
         self._buffers.append(driver.upload(params))
@@ -135,7 +135,7 @@ class Launch:
         self._driver(call, self._function, *sizes, shared, None, arguments, None)
 
     def result(self) -> np.ndarray:
-        out = self._buffers[self._entry["buffers"].index("out")]
+        out = self._buffers[self._entry["buffers"].index(self._entry["output"])]
         self._driver.download(out, self._raw)
         if self._entry["dtype"] == "bfloat16":
             bits = self._raw.view(np.uint16).astype(np.uint32) << 16

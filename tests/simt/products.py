@@ -67,8 +67,10 @@ def _run_all(
         raise ValueError(f"[simt] no kernel of ours computes {problem}")
     operands["scales"] = numbers.encode(scales, problem.scale_dtype)
     operands["biases"] = numbers.encode(biases, problem.scale_dtype)
-    outputs = {"out": (shape, numbers.STORAGE[problem.dtype])}
+    out = {"out": (shape, numbers.STORAGE[problem.dtype])}
     written: dict[str, np.ndarray] = {}
     for launch in launches:
+        sums = {"sums": ((launch.sums_bytes // 4,), numbers.STORAGE["float32"])}
+        outputs = sums if launch.sums_bytes else out
         written |= run(launch, operands | written, outputs, options).outputs
     return numbers.decode(written["out"], problem.dtype)
