@@ -28,17 +28,18 @@ CpuPlan default_plan(const MatmulProblem& p, const CpuProfile& cpu, bool int8) {
           piece_columns(out_of(p),
                         products_of(p),
                         kPiecesPerThread * cpu.threads,
-                        column_unit(p.transpose, p.format)),
+                        p.transpose),
           p.transpose && p.N <= kNarrow && p.K >= 2 * kDepth ? kDepth : p.K};
 }
 
 }  // namespace
 
-int piece_columns(int out, int64_t products, int pieces, int unit) {
-  if (products < kParallelProducts) {
+int piece_columns(int out, int64_t products, int pieces, bool transpose) {
+  int64_t least = transpose ? kParallelProducts : kParallelProductsOfColumns;
+  if (products < least) {
     pieces = 1;
   }
-  int columns = (out + pieces - 1) / pieces;
+  int columns = (out + pieces - 1) / pieces, unit = column_unit(transpose);
   return (columns + unit - 1) / unit * unit;
 }
 
@@ -67,10 +68,8 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
         continue;
       }
       CpuPlan plan = way;
-      plan.columns = piece_columns(out_of(p),
-                                   products,
-                                   std::max(1, each * cpu.threads),
-                                   column_unit(p.transpose, p.format));
+      plan.columns = piece_columns(
+          out_of(p), products, std::max(1, each * cpu.threads), p.transpose);
       bool known = std::find(all.begin(), all.end(), plan) != all.end();
       if (!known && supports(plan, p)) {
         all.push_back(plan);

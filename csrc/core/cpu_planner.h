@@ -14,6 +14,9 @@ namespace nibble {
 // handing work over (1 to 2 us when the workers are awake) costs more than
 // half the work takes (some 20 products a ns).
 inline constexpr int64_t kParallelProducts = 64 * 1024;
+// Of x @ w_hat, where a thread has to wake for one product between MLX's own
+// operations: 256 x 512 takes 15 us alone and up to 25 shared out.
+inline constexpr int64_t kParallelProductsOfColumns = 256 * 1024;
 
 // What the planner may know of a CPU.
 struct CpuProfile {
@@ -60,11 +63,14 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem);
 
 // Columns of y that make up a piece, if `products` multiplications of a matrix
-// with `out` columns are to be shared out among `pieces`; a multiple of `unit`.
-int piece_columns(int out, int64_t products, int pieces, int unit);
+// with `out` columns are to be shared out among `pieces`.
+int piece_columns(int out, int64_t products, int pieces, bool transpose);
 
 // Fewer weight rows are never worth a piece, and whole tiles are best.
 inline constexpr int kMinRows = 32;
+// Nor fewer columns of a product that is not transposed, whose rows are decoded
+// piece by piece: a block of the kernels.
+inline constexpr int kMinColumns = 256;
 // Pieces of work for each thread, so that one that is held up delays little.
 inline constexpr int kPiecesPerThread = 4;
 // So few columns of y make fewer pieces than most machines have cores.
@@ -73,15 +79,13 @@ inline constexpr int kNarrow = 2 * kMinRows;
 // us, more than a hand-over.
 inline constexpr int kDepth = 2048;
 // Columns of y are shared out in multiples of this.
-constexpr int column_unit(bool transpose, const QuantFormat& format) {
-  return transpose || kMinRows > format.group_size ? kMinRows
-                                                   : format.group_size;
+constexpr int column_unit(bool transpose) {
+  return transpose ? kMinRows : kMinColumns;
 }
 
 // The single statement of what makes a plan valid for a problem.
 constexpr bool supports(const CpuPlan& plan, const MatmulProblem& p) {
-  return plan.columns > 0 &&
-         plan.columns % column_unit(p.transpose, p.format) == 0 &&
+  return plan.columns > 0 && plan.columns % column_unit(p.transpose) == 0 &&
          plan.few_rows >= 0 && (!plan.int8 || p.transpose) &&
          (plan.depth == p.K ||
           (p.transpose && plan.depth > 0 && plan.depth % kDepth == 0));

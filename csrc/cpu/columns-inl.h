@@ -69,6 +69,10 @@ void add_block(const float* panel,
   }
 }
 
+// Weight rows decoded at a time for one tile of x, which uses them only once:
+// [16, 256] is 16 KB and stays in a first-level cache.
+constexpr int kRowsForFew = 16;
+
 template <class V>
 void multiply_columns(const Weights& w,
                       const float* x,
@@ -79,14 +83,15 @@ void multiply_columns(const Weights& w,
                       float* scratch) {
   float* sums = scratch + kPanelFloats;
   size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
+  int step = M <= V::kTileRows ? kRowsForFew : kColumnBlockN;
   for (int k = columns.begin; k < columns.end; k += kColumnBlockK) {
     Range block{k, smaller(k + kColumnBlockK, columns.end)};
     int width = block.end - block.begin;
     for (int i = 0; i < M * kColumnBlockK; ++i) sums[i] = 0;
     with_bits(w.format.bits, [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
-      for (int n = 0; n < w.N; n += kColumnBlockN) {
-        int count = smaller(kColumnBlockN, w.N - n);
+      for (int n = 0; n < w.N; n += step) {
+        int count = smaller(step, w.N - n);
         by_rows<4>(count, [&](auto r, int i) {
           decode_rows<V, kBits, decltype(r)::value>(
               w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);

@@ -104,11 +104,12 @@ void by_groups(const ByExpert& order,
     });
     int parts = static_cast<int>(wave.size());
     int pieces = (kPiecesPerThread * thread_count() + parts - 1) / parts;
-    int unit = column_unit(form.transpose, form.format);
-    int step = std::min(
-        piece_columns(
-            form.out(), int64_t{count} * form.N * form.K, pieces, unit),
-        std::max(unit, columns_of_sums(matrices * most)));
+    int unit = column_unit(form.transpose);
+    int step = std::min(piece_columns(form.out(),
+                                      int64_t{count} * form.N * form.K,
+                                      pieces,
+                                      form.transpose),
+                        std::max(unit, columns_of_sums(matrices * most)));
     int ranges = (form.out() + step - 1) / step;
     parallel_for(parts * ranges, [&](int i) {
       int begin = i % ranges * step;

@@ -132,12 +132,9 @@ class _Run:
             self.paces[configuration] = self.pace(configuration)
         for index, (mode, batch, context) in enumerate(self.groups):
             prompts = self.prompts(batch, context)
-            self.measure(
-                Case("prompt", mode.name, batch, context), index, mode, prompts
-            )
-            self.measure(
-                Case("decode", mode.name, batch, context), index, mode, prompts
-            )
+            for measure in ("prompt", "decode"):
+                case = Case(measure, mode.name, batch, context)
+                self.measure(case, index, mode, prompts)
         # The machine may have been busy at the beginning.
         again = asdict(peaks.measure(dtype))
         found = self.capsule["peaks"]
@@ -159,7 +156,8 @@ class _Run:
         short = read(models, self.prompts(1, _SHORT), _SHORT)
         longer = read(models, self.prompts(1, _LONGER), _LONGER)
         slope = max(longer - short, 0) / (_LONGER - _SHORT)
-        return lambda tokens: longer + slope * (tokens - _LONGER)
+        least = short / _SHORT
+        return lambda tokens: max(least, longer + slope * (tokens - _LONGER))
 
     def measure(self, case: Case, index: int, mode: Mode, prompts: Prompts) -> None:
         """Take all passes of a case."""
