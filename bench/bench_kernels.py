@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests import oracle, simt
-from tests.simt import executor, mlx_kernels, numbers, plans
+from tests.simt import executor, mlx_kernels, numbers, plans, products
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
@@ -83,7 +83,7 @@ def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts
     memory = [region for outcome in outcomes for region in outcome.memory]
     # Only the sums are of several launches.
     regions = {region["name"]: region for region in memory}
-    products = p.M * p.N * p.K
+    multiplications = p.M * p.N * p.K
 
     def over(*names: str, what: str, unit: int) -> float:
         used = sum(regions[name][what] for name in names)
@@ -103,8 +103,8 @@ def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts
         scales=over("scales", "biases", what="requested_bytes", unit=1),
         scale_lines=over("scales", "biases", what="lines_64", unit=64),
         x_lines=over("x", what="lines_64", unit=64),
-        threadgroup_bytes=1e3 * moved(*shared) / products,
-        barriers=1e6 * barriers / products,
+        threadgroup_bytes=1e3 * moved(*shared) / multiplications,
+        barriers=1e6 * barriers / multiplications,
         sums=moved(*sums) / regions["w"]["bytes"],
     )
 
@@ -125,9 +125,7 @@ def measure(
     for launches in ours:
         outcomes, written = [], {}
         for launch in launches:
-            out = {"out": ((1, p.M, p.N), numbers.STORAGE[p.dtype])}
-            sums = {"sums": ((launch.sums_bytes // 4,), np.dtype(np.float32))}
-            outputs = sums if launch.sums_bytes else out
+            outputs = products.outputs_of(launch, (1, p.M, p.N), p.dtype)
             outcome = executor.run(launch, operands | written, outputs, OPTIONS)
             written |= outcome.outputs
             outcomes.append(outcome)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import simt
-from tests.simt import cases
+from tests.simt import cases, products
 
 # Compiling a kernel costs a second, so not all combinations: every type, width, group
 # size and symmetry is here, and the pairs of types that checkpoints have.
@@ -156,14 +156,15 @@ def test_products_with_k_split_agree_with_the_oracle(
 
 def test_a_split_k_adds_up_in_one_order_whatever_that_of_threads() -> None:
     p = replace(problem_of(FORMATS[0]), M=40, N=70, K=2112)
-    parts, add = split_of(p)
-    operands = cases.matmul(p, parts).operands
+    launches = split_of(p)
+    operands = cases.matmul(p, launches[0]).operands
     answers = []
     for seed in (0, 1):
-        sums = ((parts.sums_bytes // 4,), np.dtype(np.float32))
-        first = simt.run(parts, operands, {"sums": sums}, watched(seed)).outputs
-        shape = {"out": ((1, p.M, p.N), np.dtype(np.float16))}
-        answers.append(simt.run(add, first, shape, watched(seed)).outputs["out"])
+        given = dict(operands)
+        for launch in launches:
+            outputs = products.outputs_of(launch, (1, p.M, p.N), p.dtype)
+            given |= simt.run(launch, given, outputs, watched(seed)).outputs
+        answers.append(given["out"])
     np.testing.assert_array_equal(*answers)
     # The last bits of a row depend on the plan, so no invariant product has it.
     assert all(
