@@ -6,7 +6,7 @@
 Both run in the SIMT bench (tests/simt), the same problem each: how often the weights
 are read, the cache lines that their loads touch, threadgroup traffic and barriers.
 With --widths, every width of a code, and every number of rows that weights are read
-once for.
+once for. Both end with x @ w_hat, w not transposed.
 Counts, not times: nothing here says how fast a GPU is.
 """
 
@@ -46,6 +46,14 @@ CASES = [
     (PROMPT.M, ("affine_qmm_t",)),
 ]
 WIDTHS = (2, 3, 4, 5, 6, 8)
+# Of x @ w_hat, y of two tiles of our widest kernels and x of many of their blocks, and
+# the kernels that either side's dispatch chooses from.
+STRAIGHT = replace(BASE, N=256, K=1024, transpose=False)
+STRAIGHT_CASES = [
+    (1, "qvm", "affine_qvm"),
+    (4, "qmm_n", "affine_qmm_n"),
+    (32, "qmm_n", "affine_qmm_n"),
+]
 # Where weights are read once: both ends of the rows that each kernel is chosen for.
 READ_ONCE = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 32)
 
@@ -114,24 +122,28 @@ def measure(
 ) -> list[Counts]:
     """Counts of our plans and of MLX's kernels, for the same operands."""
     rng = np.random.default_rng(0)
+    inner = p.K if p.transpose else p.N
     w = oracle.random_weights(rng, (1, p.N, p.K), p.bits, p.group_size)
     operands = {
         "w": w.words,
         "scales": numbers.encode(w.scales, p.scale_dtype),
         "biases": numbers.encode(w.biases, p.scale_dtype),
-        "x": numbers.encode(rng.standard_normal((1, p.M, p.K)), p.dtype),
+        "x": numbers.encode(rng.standard_normal((1, p.M, inner)), p.dtype),
     }
+    # MLX's N is what y has columns of, whichever way w lies.
+    as_mlx = p if p.transpose else replace(p, N=p.K, K=p.N)
     result = []
+    columns = p.N if p.transpose else p.K
     for launches in ours:
         outcomes, written = [], {}
         for launch in launches:
-            outputs = products.outputs_of(launch, (1, p.M, p.N), p.dtype)
+            outputs = products.outputs_of(launch, (1, p.M, columns), p.dtype)
             outcome = executor.run(launch, operands | written, outputs, OPTIONS)
             written |= outcome.outputs
             outcomes.append(outcome)
         result.append(counts(launches[0].kernel, p, outcomes))
     for kernel in theirs:
-        outcome = mlx_kernels.call(kernel, p, operands, OPTIONS)
+        outcome = mlx_kernels.call(kernel, as_mlx, operands, OPTIONS)
         result.append(counts(f"mlx {kernel}", p, [outcome]))
     return result
 
@@ -148,6 +160,21 @@ def every_kernel() -> list[Counts]:
         if p is PROMPT:
             ours = [one for one in ours if one[0].kernel.startswith("qmm_f16")]
         rows += measure(p, ours, theirs)
+    return rows + not_transposed((BASE.bits,))
+
+
+def not_transposed(widths: tuple[int, ...]) -> list[Counts]:
+    """x @ w_hat, at each of these widths of a code."""
+    rows = []
+    for bits in widths:
+        for M, family, theirs in STRAIGHT_CASES:
+            p = replace(STRAIGHT, M=M, bits=bits)
+            every = simt.candidates(p)
+            ours = [one for one in every if one[0].kernel.startswith(family + "_")]
+            for row in measure(p, ours, (theirs,)):
+                is_mlx = row.kernel.startswith("mlx")
+                name = f"{row.kernel} b{bits}" if is_mlx else row.kernel
+                rows.append(replace(row, kernel=name))
     return rows
 
 
@@ -170,7 +197,7 @@ def every_width(K: int) -> list[Counts]:
                     theirs = row.kernel.startswith("mlx")
                     name = f"{row.kernel} b{bits}" if theirs else row.kernel
                     worst[name] = replace(row, kernel=name)
-    return list(worst.values())
+    return list(worst.values()) + not_transposed(WIDTHS)
 
 
 def table(rows: list[Counts]) -> str:

@@ -34,16 +34,15 @@ struct WordRange {
   int end;
 };
 
-// This lane's four words of line `line` of a row, as far as they are in range.
+// Words first .. first + 3 of a row, as far as they are in range; `first` is a
+// multiple of four.
 template <typename S, int bits, int group_size, bool symmetric>
-inline void fetch_line(
+inline void fetch_four(
     const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
     WordRange range,
     int row,
-    int line,
-    int quad_lane,
+    int first,
     thread uint* words) {
-  const int first = line * line_words() + quad_lane * 4;
   const device uint* from = weight.words_at(row, 0) + first;
   // Rows of some widths and lengths begin off a boundary of 16 bytes, and end
   // inside a lane's share.
@@ -60,6 +59,19 @@ inline void fetch_line(
       words[i] = from[i];
     }
   }
+}
+
+// This lane's four words of line `line` of a row, as far as they are in range.
+template <typename S, int bits, int group_size, bool symmetric>
+inline void fetch_line(
+    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
+    WordRange range,
+    int row,
+    int line,
+    int quad_lane,
+    thread uint* words) {
+  const int first = line * line_words() + quad_lane * 4;
+  fetch_four(weight, range, row, first, words);
 }
 
 // Fetches the lines of the window from word `window` on that come after line

@@ -135,12 +135,34 @@ constexpr int share_words(int count, int bits) {
 }
 
 // Whether a word of such shares, word `i`, is made of two, where share s of a
-// block begins at bit s * count * bits.
+// block begins at bit s * count * bits: a multiple of 8, so that four of them
+// show every place in a word.
 constexpr bool of_two_words(int count, int bits, int i) {
   const int share = count * bits;
   const int wanted = share - i * 32 < 32 ? share - i * 32 : 32;
   return share % 32 + wanted > 32 || 2 * share % 32 + wanted > 32 ||
          3 * share % 32 + wanted > 32;
+}
+
+// The share of `count` codes that begins at bit `shift` of word `first`; word i
+// is passed[i % 4].
+template <int count, int bits>
+inline void take_share(const thread uint* passed,
+                       int first,
+                       int shift,
+                       thread uint* mine) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < share_words(count, bits); ++i) {
+    mine[i] = passed_word(passed, first + i);
+    if (count * bits % 32 != 0) {
+      mine[i] >>= shift;
+    }
+    if (of_two_words(count, bits, i)) {
+      // In two steps, for a shift by 32 is none.
+      const uint next = passed_word(passed, first + i + 1);
+      mine[i] |= next << 1 << (31 - shift);
+    }
+  }
 }
 
 // Rows [first_row, first_row + rows) of w [N, K], a block of BK columns at a
@@ -253,18 +275,7 @@ struct WeightLoader {
       pass_words<words_of(BK, bits), 2>(
           before[p], held[p], window, first, lane, quad_lane, passed);
       uint mine[share_words(count, bits)];
-#pragma clang loop unroll(full)
-      for (int i = 0; i < share_words(count, bits); ++i) {
-        mine[i] = passed_word(passed, first + i);
-        if (count * bits % 32 != 0) {
-          mine[i] >>= shift;
-        }
-        if (of_two_words(count, bits, i)) {
-          // In two steps, for a shift by 32 is none.
-          const uint next = passed_word(passed, first + i + 1);
-          mine[i] |= next << 1 << (31 - shift);
-        }
-      }
+      take_share<count, bits>(passed, first, shift, mine);
       const int target = row + p * (threads / 4);
       put_dequantized<T, bits, count>(
           mine,

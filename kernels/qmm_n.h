@@ -16,6 +16,7 @@
 
 #include "kernels/blocks.h"
 #include "kernels/dequant.h"
+#include "kernels/lines.h"
 #include "kernels/loader.h"
 #include "kernels/product.h"
 #include "kernels/shared.h"
@@ -68,13 +69,16 @@ struct ElementLoader {
   }
 };
 
-// Codes that one thread dequantizes of a block of `codes`: an equal share, but
-// never less than a run of whole words.
-constexpr int codes_a_thread(int codes, int threads, int bits) {
-  return codes / threads < run_codes(bits) ? run_codes(bits) : codes / threads;
-}
-
 // Columns [first_column, first_column + BN) of w [N, K], BK rows at a time.
+// The threads of a row lie side by side. The first of them fetch it, four words
+// each, so that a line is asked for once if BN codes are whole lines (tiles.h
+// chooses it so); then each gets its share:
+//
+//   thread of the row    0           1           2           3      ...  15
+//   fetched, 6 bits     [w0 .. w3]  [w4 .. w7]  [w8 .. w11] [w12 .. w15]  -
+//   put                 [w0 .. w2]  [w3 .. w5]  [w6 .. w8]  [w9 .. w11]  ...
+//
+// Where a share is four words, they are the thread's own.
 template <typename T,
           typename S,
           int bits,
@@ -84,19 +88,25 @@ template <typename T,
           int BN,
           int threads>
 struct RowLoader {
-  static_assert(BN % codes_a_thread(BK * BN, threads, bits) == 0,
-                "a thread stays in one row");
-  static_assert(group_size % codes_a_thread(BK * BN, threads, bits) == 0,
+  static_assert(threads % BK == 0 && threads / BK <= NIBBLE_SIMD_WIDTH,
+                "the threads of a row are of one simdgroup");
+  static_assert(BN * bits % 128 == 0 && BN * bits / 128 <= threads / BK,
+                "a row is fetched at once, four words a thread");
+  static_assert(group_size % (BK * BN / threads) == 0,
                 "a thread's codes share a group");
+  static_assert(BK * BN / threads % 8 == 0 &&
+                    share_words(BK * BN / threads, bits) <= 4,
+                "a share lies in four words");
 
   QuantizedMatrix<S, bits, group_size, symmetric> weight;
-  bool active;  // there may be fewer runs than threads, or no such columns
+  WordRange range;  // that of the tile, as far as there are such columns
   int last_row;
   int row;
+  int lane;
+  int place;  // among the threads of the row
   int column;
-  int offset;
   float2 affine;
-  uint held[words_of(codes_a_thread(BK * BN, threads, bits), bits)];
+  uint held[4];
 
   RowLoader(
       const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
@@ -104,29 +114,51 @@ struct RowLoader {
       int N,
       int thread_index)
       : weight(weight_), last_row(N - 1), affine(float2(0.0f)) {
-    constexpr int count = codes_a_thread(BK * BN, threads, bits);
-    row = thread_index / (BN / count);
-    column = first_column + thread_index % (BN / count) * count;
-    active = row < BK;
-    offset = row * tile_stride<T, BN>() + column - first_column;
-    for (int i = 0; i < words_of(count, bits); ++i) {
+    constexpr int threads_a_row = threads / BK;
+    row = thread_index / threads_a_row;
+    lane = thread_index % NIBBLE_SIMD_WIDTH;
+    place = thread_index % threads_a_row;
+    column = first_column + place * (BN / threads_a_row);
+    range = {words_of(first_column, bits),
+             words_of(min(first_column + BN, weight.K), bits)};
+    // Past the end of K, threads take part in the passing round empty-handed.
+    for (int i = 0; i < 4; ++i) {
       held[i] = 0;
     }
   }
 
   void fetch(int n) thread {
-    constexpr int count = codes_a_thread(BK * BN, threads, bits);
-    if (active && column < weight.K) {
-      const int source = min(n + row, last_row);
-      load_words<words_of(count, bits)>(weight.words_at(source, column), held);
+    const int source = min(n + row, last_row);
+    fetch_four(weight, range, source, range.begin + place * 4, held);
+    if (column < weight.K) {
       affine = weight.affine_at(source, column);
     }
   }
 
   void put(threadgroup T* tile, int) const thread {
-    constexpr int count = codes_a_thread(BK * BN, threads, bits);
-    if (active) {
-      put_dequantized<T, bits, count>(held, affine, tile + offset);
+    constexpr int count = BK * BN / threads;
+    threadgroup T* to = tile + row * tile_stride<T, BN>() + place * count;
+    if (count * bits == 128) {
+      put_dequantized<T, bits, count>(held, affine, to);
+      return;
+    }
+    const int first = place * count * bits / 32;
+    uint passed[4];
+    pass_four(first, passed);
+    uint mine[share_words(count, bits)];
+    take_share<count, bits>(passed, first, place * count * bits % 32, mine);
+    put_dequantized<T, bits, count>(mine, affine, to);
+  }
+
+  // Words first .. first + 3 of the tile's part of the row; i as passed[i % 4].
+  void pass_four(int first, thread uint* passed) const thread {
+    constexpr int threads_a_row = threads / BK;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 4; ++i) {
+      const int wanted = first + ((i - first) & 3);
+      // Past the end of the row nothing is wanted; any lane will do.
+      const int holder = wanted / 4 % threads_a_row;
+      passed[i] = simd_shuffle(held[i], ushort(lane - place + holder));
     }
   }
 };

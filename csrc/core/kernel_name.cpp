@@ -119,7 +119,7 @@ std::vector<std::vector<int>> shapes(Family family,
     case Family::kQmmN:
     case Family::kGatherQmmN:
     case Family::kGatherSortedQmmN:
-      return {kStraightTile.shape()};
+      return {straight_tile(dtype, format).shape()};
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
         all.push_back({rows});

@@ -204,7 +204,7 @@ LaunchPlan plan_qvm(const MatmulProblem& p) {
 }
 
 LaunchPlan plan_qmm_n(const MatmulProblem& p) {
-  const Tile& tile = kStraightTile;
+  const Tile tile = straight_tile(p.dtype, p.format);
   LaunchPlan launch = matmul_launch(p, Family::kQmmN, tile.shape());
   spread_tiles(launch, tile, p.K, p.M, p.batch.size);
   launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
@@ -335,7 +335,7 @@ LaunchPlan plan_gather_qvm(const GatherProblem& p) {
 
 // Of many rows each; or, sorted, of one row: a tile takes rows of several.
 LaunchPlan plan_gather_qmm_n(const GatherProblem& p, bool sorted) {
-  const Tile& tile = kStraightTile;
+  const Tile tile = straight_tile(p.dtype, p.format);
   Family family = sorted ? Family::kGatherSortedQmmN : Family::kGatherQmmN;
   LaunchPlan launch = gather_launch(p, family, tile.shape());
   spread_tiles(launch, tile, p.K, sorted ? p.B : p.M, sorted ? 1 : p.B);

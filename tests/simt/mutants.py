@@ -54,11 +54,13 @@ def _of(kernel: str, what: str, old: str, new: str) -> Mutant:
 
 
 _QVM = "qvm_f16_f16_b4_g64"
-_QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
+_QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
+_QMM_N3 = "qmm_n_f16_f16_b3_g32_bm32_bn512_bk8_wm1_wn8"
+_QMM_N6 = "qmm_n_f16_f16_b6_g32_bm32_bn256_bk16_wm1_wn8"
 _HALF = "qmm_half_bf16_bf16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 _SPLITK = "qmm_splitk_f16_f16_b4_g64_bm64_bn64_bk32_wm2_wn2"
 _SPLITK_SUM = "qmm_splitk_sum_f16_f16_b4_g64"
-_GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2"
+_GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 
 MUTANTS = [
@@ -114,6 +116,21 @@ MUTANTS = [
     _skinny5("a fifth word", "wanted < window + line_words()", "true"),
     _skinny5("the second two lanes beside", "holder / 2 * apart", "holder / 2 * 2"),
     _skinny5("a share of fewer steps", "(steps + WK - 1) / WK", "steps / WK"),
+    _of(_QMM_N, "words of the first tile", "range.begin + place * 4", "place * 4"),
+    _of(
+        _QMM_N3,
+        "passed by its neighbour",
+        "lane - place + holder",
+        "lane - place + (holder ^ 1)",
+    ),
+    _of(_QMM_N6, "passed by the first row's", "lane - place + holder", "holder"),
+    _of(
+        _QMM_N3,
+        "passed word of itself",
+        "const int wanted = first + ((i - first) & 3);\n      // Past",
+        "const int wanted = first + i;\n      // Past",
+    ),
+    _of(_QMM_N3, "share of the first thread", "place * count * bits / 32", "0"),
     _qmm("scale of the first of four groups", "k / group_size % 4", "0"),
     # Arithmetic.
     _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
@@ -226,7 +243,7 @@ MUTANTS = [
         "size_t(Family::columns_out(N, K))",
     ),
     _of(
-        "gather_qmm_n_f16_f16_b4_g32_bm32_bn64_bk32_wm2_wn2",
+        "gather_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4",
         "rows of y as long as those of x",
         "size_t(Family::columns_out(N, K))",
         "size_t(Family::columns_in(N, K))",
@@ -258,7 +275,14 @@ MUTANTS = [
     _skinny("a row of y past the edge", "y_row < M && y_column < N", "y_column < N"),
     _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),
     _skinny("x past K", "x_inside = x_k < K", "x_inside = true"),
-    _of(_QMM_N, "columns of w past K", "active && column < weight.K", "active"),
+    _of(
+        _QMM_N,
+        "words of w past K",
+        "min(first_column + BN, weight.K)",
+        "first_column + BN",
+    ),
+    _of(_QMM_N, "scales of columns past K", "if (column < weight.K)", ""),
+    _of(_QMM_N, "rows of w past N", "min(n + row, last_row)", "n + row"),
     _of(_QMM_N, "x past N", "if (n + column < N)", ""),
     _of(
         "dequantize_f16_f16_b4_g32",
