@@ -14,6 +14,7 @@ from mlx_nibble.rebind import Rebinding
 from tests import layer_oracle, tiny_models
 from tests.arrays import to_numpy
 from tests.oracle import Weights
+from tests.tolerance import relative_rms
 
 # Grouped queries, normalized queries, sliding windows, experts, latent attention.
 FAMILIES = ("llama", "qwen3", "gemma3_text", "qwen3_moe", "deepseek_v3")
@@ -67,6 +68,17 @@ def exact(
         if rebound is not None:
             module.__class__ = rebound.kind
     return model
+
+
+def logit_errors(family: str, dtype: mx.Dtype, seed: int) -> tuple[float, float]:
+    """Of all logits of a prompt of 40: relative RMS errors of MLX's and of ours."""
+    ids = tiny_models.tokens(1, 40, seed=100 + seed)[0]
+    reference = to_numpy(exact(family, dtype, seed=seed)(ids))
+    off_stock, off_ours = (
+        relative_rms(to_numpy(make(family, dtype, seed=seed)(ids)), reference)
+        for make in (stock, ours)
+    )
+    return off_stock, off_ours
 
 
 def _float64(a):

@@ -1,8 +1,10 @@
 """One process of a tensor-parallel run: a tiny accelerated model, sharded.
 
-    mlx.launch -n 2 --backend ring -- python -m tests.distributed.rank FAMILY [DIES]
+    mlx.launch -n 2 --backend ring -- \\
+        python -m tests.distributed.rank FAMILY [DIES FOLDER]
 
-Rank 0 prints what it generated as JSON. The rank DIES is killed on the way.
+Rank 0 prints what it generated as JSON. The rank DIES is killed on the way; FOLDER
+gets a file for each process, named by its id.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -46,7 +49,9 @@ def tokens(model: nn.Module, count: int = 12, dies: bool = False) -> list[int]:
     return made
 
 
-def main(family: str, dies: int = -1) -> None:
+def main(family: str, dies: int = -1, folder: str | None = None) -> None:
+    if folder is not None:
+        Path(folder, str(os.getpid())).touch()
     group = mx.distributed.init(strict=True, backend="ring")
     sharded = model(family)
     sharded.shard(group)
@@ -60,4 +65,4 @@ def main(family: str, dies: int = -1) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], *map(int, sys.argv[2:3]), *sys.argv[3:])

@@ -19,8 +19,6 @@ from mlx_lm.perplexity import eval_ppl
 from mlx_lm.sample_utils import make_sampler
 
 from tests import families, tiny_models
-from tests.arrays import to_numpy
-from tests.tolerance import relative_rms
 
 PROMPT = [(7 * i * i + 3) % 160 for i in range(21)]
 
@@ -59,12 +57,7 @@ def test_logits_are_nearer_to_the_exact_ones_than_mlxs_own(family, dtype):
     """
     logs = []
     for seed in range(6):
-        ids = tiny_models.tokens(1, 40, seed=100 + seed)[0]
-        exact = to_numpy(families.exact(family, dtype, seed=seed)(ids))
-        stock, ours = (
-            relative_rms(to_numpy(make(family, dtype, seed=seed)(ids)), exact)
-            for make in (families.stock, families.ours)
-        )
+        stock, ours = families.logit_errors(family, dtype, seed)
         logs.append(np.log(ours / stock))
     # The 95 % interval of the mean, by Student's t of five degrees of freedom.
     most = np.mean(logs) + 2.571 * np.std(logs, ddof=1) / np.sqrt(len(logs))
@@ -101,7 +94,10 @@ def test_a_rotating_cache(pair):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_cache(pair, bits):
     options = dict(kv_bits=bits, kv_group_size=32, quantized_kv_start=8)
-    assert_same(pair, lambda model: tokens_of(model, **options))
+    made = assert_same(pair, lambda model: tokens_of(model, **options))
+    # mlx-lm itself quantizes no rotating cache and attends to no quantized latents.
+    expected = {"gemma3_text": NotImplementedError, "deepseek_v3": AttributeError}
+    assert made == expected.get(pair[0].model_type) or len(made) == 24
 
 
 def test_batches_of_prompts_of_different_lengths(pair):
@@ -127,7 +123,7 @@ def test_speculation(pair):
         )
         return [token for token, *_ in steps]
 
-    assert_same(pair, run)
+    assert len(assert_same(pair, run)) == 24
 
 
 def test_perplexity(pair):

@@ -15,7 +15,7 @@ import mlx_nibble
 from mlx_nibble import lm
 from mlx_nibble.accelerate import is_quantized
 from mlx_nibble.io.gguf_import import import_gguf
-from tests import families, tiny_models
+from tests import families, model_folders, tiny_models
 from tests.arrays import to_numpy
 from tests.gguf_writer import tiny_llama
 from tests.tolerance import relative_rms
@@ -122,6 +122,29 @@ def test_a_folder_that_mlx_lm_saves_is_the_one_it_was(folder, tmp_path):
     assert tokenizer.encode("the hen")
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["quantization"] == config["quantization"]
+
+
+def test_convert_quantizes_a_model_loaded_accelerated_as_one_that_is_not(
+    family, tmp_path
+):
+    """On the CPU the dense model's norms and attention are ours."""
+    sizes = {"vocab_size": model_folders.VOCABULARY}
+    dense = tiny_models.build(family, **sizes)
+    config = tiny_models.config(family, **sizes)
+    source = str(model_folders.write(tmp_path / "dense", dense, config))
+
+    def converted(name: str) -> dict[str, mx.array]:
+        out = str(tmp_path / name)
+        convert(source, out, quantize=True, q_group_size=32, q_bits=4)
+        return mx.load(str(tmp_path / name / "model.safetensors"))
+
+    theirs = converted("theirs")
+    with lm.accelerated_loading():
+        ours = converted("ours")
+    assert_same_arrays(ours, theirs)
+    model, _ = lm.load(str(tmp_path / "ours"))
+    stock, _ = mlx_lm_utils.load(str(tmp_path / "ours"))
+    assert relative_rms(to_numpy(model(IDS)), to_numpy(stock(IDS))) < 1e-5
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"dequantize": True}])

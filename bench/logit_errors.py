@@ -1,0 +1,51 @@
+"""How far the logits of whole models are off, ours and stock MLX's.
+
+    python -m bench.logit_errors    # prints the table of docs/numerics.md
+
+Against the float64 evaluation of the same dequantized weights, for tiny random models
+of each family; no clock has a part in it. Geometric means over models and prompts,
+with standard errors. On the default device.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import mlx.core as mx
+import numpy as np
+
+from tests import families
+
+DTYPES = (mx.float32, mx.bfloat16)
+SEEDS = range(12)  # of models and prompts
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}" if value >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
+
+
+def cells(errors: list[tuple[float, float]]) -> list[str]:
+    """MLX's error and the ratio of ours to it, of pairs of MLX's and ours."""
+    stock, ours = np.log(errors).T
+    ratios = ours - stock
+    mean = np.exp(np.mean(ratios))
+    off = mean * np.std(ratios, ddof=1) / np.sqrt(len(ratios))
+    return [number(np.exp(np.mean(stock))), f"{mean:.2f} ± {off:.2f}"]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    heading = ["family"]
+    for dtype in DTYPES:
+        heading += [f"{str(dtype)[9:]}: MLX's error", "ours, of it"]
+    print("|", " | ".join(heading), "|")
+    print("|", " | ".join(["---"] * len(heading)), "|")
+    for family in families.FAMILIES:
+        row = [family]
+        for dtype in DTYPES:
+            row += cells([families.logit_errors(family, dtype, s) for s in SEEDS])
+        print("|", " | ".join(row), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
