@@ -16,11 +16,12 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tests import oracle, simt
-from tests.simt import executor, mlx_kernels, numbers, plans
+from tests.simt import executor, mlx_kernels, numbers, plans, products
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
@@ -59,7 +60,7 @@ READ_ONCE = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 32)
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one launch. Lines are of 64 bytes; ratios are to what is needed once.
+    """Of one plan. Lines are of 64 bytes; ratios are to what is needed once.
 
     Attributes:
         weights: Bytes of w read, over the bytes of w.
@@ -70,6 +71,8 @@ class Counts:
         x_lines: Cache lines that loads of x touch, over the lines of x.
         threadgroup_bytes: Read and written, for each 1000 multiplications.
         barriers: Of a threadgroup, for each million multiplications.
+        sums: Bytes of the sums that go from launch to launch, written and read, over
+            the bytes of w.
     """
 
     M: int
@@ -81,18 +84,25 @@ class Counts:
     x_lines: float
     threadgroup_bytes: float
     barriers: float
+    sums: float
 
 
-def counts(kernel: str, p: simt.Problem, outcome: simt.Outcome) -> Counts:
-    regions = {region["name"]: region for region in outcome.memory}
-    products = p.M * p.N * p.K
+def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts:
+    memory = [region for outcome in outcomes for region in outcome.memory]
+    # Only the sums are of several launches.
+    regions = {region["name"]: region for region in memory}
+    multiplications = p.M * p.N * p.K
 
     def over(*names: str, what: str, unit: int) -> float:
         used = sum(regions[name][what] for name in names)
         return used * unit / sum(regions[name]["bytes"] for name in names)
 
-    shared = [r for r in outcome.memory if r["space"] == "threadgroup"]
-    moved = sum(r["read"] + r["written"] for r in shared)
+    def moved(*regions: dict[str, Any]) -> int:
+        return sum(r["read"] + r["written"] for r in regions)
+
+    barriers = sum(o.counters["threadgroup_barriers"] for o in outcomes)
+    sums = [r for r in memory if r["name"] == "sums"]
+    shared = [r for r in memory if r["space"] == "threadgroup"]
     return Counts(
         M=p.M,
         kernel=kernel,
@@ -101,15 +111,16 @@ def counts(kernel: str, p: simt.Problem, outcome: simt.Outcome) -> Counts:
         scales=over("scales", "biases", what="requested_bytes", unit=1),
         scale_lines=over("scales", "biases", what="lines_64", unit=64),
         x_lines=over("x", what="lines_64", unit=64),
-        threadgroup_bytes=1e3 * moved / products,
-        barriers=1e6 * outcome.counters["threadgroup_barriers"] / products,
+        threadgroup_bytes=1e3 * moved(*shared) / multiplications,
+        barriers=1e6 * barriers / multiplications,
+        sums=moved(*sums) / regions["w"]["bytes"],
     )
 
 
 def measure(
-    p: simt.Problem, ours: list[simt.Launch], theirs: tuple[str, ...]
+    p: simt.Problem, ours: list[list[simt.Launch]], theirs: tuple[str, ...]
 ) -> list[Counts]:
-    """Counts of our launches and of MLX's kernels, for the same operands."""
+    """Counts of our plans and of MLX's kernels, for the same operands."""
     rng = np.random.default_rng(0)
     inner = p.K if p.transpose else p.N
     w = oracle.random_weights(rng, (1, p.N, p.K), p.bits, p.group_size)
@@ -122,14 +133,18 @@ def measure(
     # MLX's N is what y has columns of, whichever way w lies.
     as_mlx = p if p.transpose else replace(p, N=p.K, K=p.N)
     result = []
-    for launch in ours:
-        columns = p.N if p.transpose else p.K
-        outputs = {"out": ((1, p.M, columns), numbers.STORAGE[p.dtype])}
-        outcome = executor.run(launch, operands, outputs, OPTIONS)
-        result.append(counts(launch.kernel, p, outcome))
+    columns = p.N if p.transpose else p.K
+    for launches in ours:
+        outcomes, written = [], {}
+        for launch in launches:
+            outputs = products.outputs_of(launch, (1, p.M, columns), p.dtype)
+            outcome = executor.run(launch, operands | written, outputs, OPTIONS)
+            written |= outcome.outputs
+            outcomes.append(outcome)
+        result.append(counts(launches[0].kernel, p, outcomes))
     for kernel in theirs:
         outcome = mlx_kernels.call(kernel, as_mlx, operands, OPTIONS)
-        result.append(counts(f"mlx {kernel}", p, outcome))
+        result.append(counts(f"mlx {kernel}", p, [outcome]))
     return result
 
 
@@ -140,10 +155,10 @@ def every_kernel() -> list[Counts]:
         p = PROMPT if M == PROMPT.M else replace(BASE, M=M)
         # Where rows must not depend on each other, one row takes a kernel for many.
         invariant = plans.plan_matmul(replace(p, batch_invariant=True)) or []
-        launches = {one.kernel: one for (one,) in [*simt.candidates(p), invariant]}
-        ours = list(launches.values())
+        plan = {one[0].kernel: one for one in [*simt.candidates(p), invariant]}
+        ours = list(plan.values())
         if p is PROMPT:
-            ours = [launch for launch in ours if launch.kernel.startswith("qmm_f16")]
+            ours = [one for one in ours if one[0].kernel.startswith("qmm_f16")]
         rows += measure(p, ours, theirs)
     return rows + not_transposed((BASE.bits,))
 
@@ -154,8 +169,8 @@ def not_transposed(widths: tuple[int, ...]) -> list[Counts]:
     for bits in widths:
         for M, family, theirs in STRAIGHT_CASES:
             p = replace(STRAIGHT, M=M, bits=bits)
-            launches = [one for (one,) in simt.candidates(p)]
-            ours = [one for one in launches if one.kernel.startswith(family + "_")]
+            every = simt.candidates(p)
+            ours = [one for one in every if one[0].kernel.startswith(family + "_")]
             for row in measure(p, ours, (theirs,)):
                 is_mlx = row.kernel.startswith("mlx")
                 name = f"{row.kernel} b{bits}" if is_mlx else row.kernel
@@ -170,16 +185,15 @@ def every_width(K: int) -> list[Counts]:
     for bits in WIDTHS:
         for M in READ_ONCE:
             p = replace(narrow, bits=bits, M=M)
-            (launch,) = simt.candidates(p)[0]
-            (row,) = measure(p, [launch], ())
+            (row,) = measure(p, simt.candidates(p)[:1], ())
             known = worst.get(row.kernel, row)
             worst[row.kernel] = max(
                 known, row, key=lambda r: (r.weight_lines, r.scales)
             )
         tiles = replace(narrow, bits=bits, M=64)
-        for (launch,) in simt.candidates(tiles):
-            if "_bm64_bn64_" in launch.kernel:
-                for row in measure(tiles, [launch], ("affine_qmm_t",)):
+        for launches in simt.candidates(tiles):
+            if "_bm64_bn64_" in launches[0].kernel and len(launches) == 1:
+                for row in measure(tiles, [launches], ("affine_qmm_t",)):
                     theirs = row.kernel.startswith("mlx")
                     name = f"{row.kernel} b{bits}" if theirs else row.kernel
                     worst[name] = replace(row, kernel=name)
@@ -189,8 +203,8 @@ def every_width(K: int) -> list[Counts]:
 def table(rows: list[Counts]) -> str:
     lines = [
         "| M | kernel | w read | w lines | scales read | scale lines | x lines "
-        "| threadgroup bytes / 1000 mul | barriers / 10⁶ mul |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| threadgroup bytes / 1000 mul | barriers / 10⁶ mul | sums |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         figures = (
@@ -201,6 +215,7 @@ def table(rows: list[Counts]) -> str:
             f"{row.x_lines:.1f}",
             f"{row.threadgroup_bytes:.1f}",
             f"{row.barriers:.1f}",
+            f"{row.sums:.2f}",
         )
         lines.append(f"| {row.M} | `{row.kernel}` | {' | '.join(figures)} |")
     return "\n".join(lines)

@@ -50,8 +50,9 @@ struct BlockTile {
   }
 };
 
-// tile = x @ w, over all of `length`, blocks of BK of it at a time. Blocks of
-// x lie as [BM, BK], those of w as [BN, BK], or as [BK, BN] if `straight`.
+// tile = x @ w, over [begin, end) of what it sums over, blocks of BK of it at a
+// time; loaders say where they may begin. Blocks of x lie as [BM, BK], those of
+// w as [BN, BK], or as [BK, BN] if `straight`.
 template <bool straight,
           typename T,
           int BM,
@@ -64,7 +65,8 @@ template <bool straight,
 inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
                             thread XLoader& x_loader,
                             thread WLoader& w_loader,
-                            int length,
+                            int begin,
+                            int end,
                             threadgroup T* memory,
                             uint lane) {
   constexpr int kXStride = tile_stride<T, BK>();
@@ -72,15 +74,15 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
   constexpr int kStage = BM * kXStride + (straight ? BK : BN) * kWStride;
 
   tile.sum.clear();
-  x_loader.fetch(0);
-  w_loader.fetch(0);
+  x_loader.fetch(begin);
+  w_loader.fetch(begin);
   x_loader.put(memory);
-  w_loader.put(memory + BM * kXStride, 0);
+  w_loader.put(memory + BM * kXStride, begin);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   int stage = 0;
-  for (int k = 0; k < length; k += BK) {
-    const bool more = k + BK < length;
+  for (int k = begin; k < end; k += BK) {
+    const bool more = k + BK < end;
     if (more) {
       x_loader.fetch(k + BK);
       w_loader.fetch(k + BK);

@@ -222,7 +222,8 @@ struct WeightLoader {
   }
 
   // Reads what the block that begins at column k, the next one or the first,
-  // needs of lines and groups that none before it did.
+  // needs of lines and groups that none before it did. The first begins at the
+  // beginning of a line, and of four groups.
   void fetch(int k) thread {
     constexpr int passes = rows / (threads / 4);
     const int window = words_of(k, bits);

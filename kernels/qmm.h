@@ -47,7 +47,7 @@ struct Qmm : Transposed {
         p.weight, first_column, p.N, thread_index);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, T, BM, BN, BK, WM, WN>(
-        tile, x_loader, w_loader, p.weight.K, (threadgroup T*)memory, lane);
+        tile, x_loader, w_loader, 0, p.weight.K, (threadgroup T*)memory, lane);
     tile.store(
         p.epilogue, p.y, first_row(tgid), first_column, begin, end, p.N, lane);
   }

@@ -145,7 +145,7 @@ struct QmmHalf : Transposed {
     WatchedWeightLoader<HalfWeights, group_size> w_loader(weights);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, half, BM, BN, BK, WM, WN>(
-        tile, x_loader, w_loader, K, (threadgroup half*)memory, lane);
+        tile, x_loader, w_loader, 0, K, (threadgroup half*)memory, lane);
 
     const bool fit = x_loader.fit_half() && w_loader.fit;
     if (any_thread<WM * WN>(!fit, (threadgroup uint*)memory, sgid, lane)) {

@@ -187,7 +187,7 @@ struct QmmN : Straight {
         p.weight, first_column, p.N, thread_index);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<true, T, BM, BN, BK, WM, WN>(
-        tile, x_loader, w_loader, p.N, (threadgroup T*)memory, lane);
+        tile, x_loader, w_loader, 0, p.N, (threadgroup T*)memory, lane);
     tile.store(p.epilogue,
                p.y,
                first_row(tgid),

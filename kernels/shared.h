@@ -40,6 +40,22 @@ struct MatmulParams {
   int epilogue;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
 };
 
+// qmm_splitk: what parts of K begin at a multiple of: whole lines of 64 bytes
+// at every width of a code, and whole fours of groups of up to 128.
+#define NIBBLE_SPLIT 512
+// Its second pass: as dequantize.
+#define NIBBLE_SPLIT_SUM_THREADS 256
+
+// Parameters of both launches of y = x @ w_hat^T with K split.
+struct SplitParams {
+  int M;
+  int N;
+  int K;
+  int part;      // columns of a part of K; the last may have fewer
+  int parts;     // ceil(K / part)
+  int epilogue;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
+};
+
 // Parameters of up to three products y_i = x @ w_hat_i^T of one x.
 #define NIBBLE_JOINT 3
 struct JointParams {

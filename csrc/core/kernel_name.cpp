@@ -24,6 +24,7 @@ constexpr Family kFamilies[] = {
     Family::kQmv,        Family::kQmvQuad,
     Family::kQmvMulti,   Family::kQmmSkinny,
     Family::kQmm,        Family::kQmmHalf,
+    Family::kQmmSplitk,  Family::kQmmSplitkSum,
     Family::kQvm,        Family::kQmmN,
     Family::kJointQmv,   Family::kJointQmvMulti,
     Family::kGatherQmv,  Family::kGatherQmmSkinny,
@@ -56,6 +57,10 @@ FamilyInfo info(Family family) {
       return {"qmm", "qmm.h", kTile, kDenseMemory, "Qmm"};
     case Family::kQmmHalf:
       return {"qmm_half", "qmm_half.h", kTile, kDenseMemory, "QmmHalf"};
+    case Family::kQmmSplitk:
+      return {"qmm_splitk", "qmm_splitk.h", kTile};
+    case Family::kQmmSplitkSum:
+      return {"qmm_splitk_sum", "qmm_splitk.h", kNone};
     case Family::kQvm:
       return {"qvm", "qvm.h", kNone, kDenseMemory, "Qvm"};
     case Family::kQmmN:
@@ -102,6 +107,7 @@ std::vector<std::vector<int>> shapes(Family family,
   switch (family) {
     case Family::kQmv:
     case Family::kQmvQuad:
+    case Family::kQmmSplitkSum:
     case Family::kQvm:
     case Family::kJointQmv:
     case Family::kGatherQmv:
@@ -132,6 +138,8 @@ std::vector<std::vector<int>> shapes(Family family,
         all.push_back(tile.shape());
       }
       return all;
+    case Family::kQmmSplitk:
+      return {split_tile(dtype).shape()};
     case Family::kGatherQmm:
       return {kGatherTile.shape()};
     case Family::kQmmHalf:

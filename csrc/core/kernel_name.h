@@ -24,6 +24,8 @@ enum class Family : uint8_t {
   kQmmSkinny,
   kQmm,
   kQmmHalf,
+  kQmmSplitk,
+  kQmmSplitkSum,
   kQvm,
   kQmmN,
   kJointQmv,

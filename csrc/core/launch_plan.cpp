@@ -28,6 +28,8 @@ std::string to_string(Operand operand) {
       return "bias";
     case Operand::kResidual:
       return "residual";
+    case Operand::kSums:
+      return "sums";
     case Operand::kOut:
       return "out";
     case Operand::kWeight1:
@@ -69,6 +71,9 @@ std::string to_string(const LaunchPlan& plan) {
   out << " params=" << plan.params.size() << 'B';
   if (plan.threadgroup_bytes) {
     out << " threadgroup=" << plan.threadgroup_bytes << 'B';
+  }
+  if (plan.sums_bytes) {
+    out << " sums=" << plan.sums_bytes << 'B';
   }
   return out.str();
 }

@@ -27,6 +27,7 @@ enum class Operand : uint8_t {
   kRhsIndices,
   kBias,  // of an epilogue, as `biases` are of groups
   kResidual,
+  kSums,  // float32, from one launch of a plan to the next
   kOut,
   kWeight1,  // of joint products, whose first comes under the names above
   kScales1,
@@ -40,12 +41,6 @@ enum class Operand : uint8_t {
   kOut2,
 };
 
-// Whether a launch writes it.
-constexpr bool is_output(Operand operand) {
-  return operand == Operand::kOut || operand == Operand::kOut1 ||
-         operand == Operand::kOut2;
-}
-
 std::string to_string(Operand operand);
 
 struct LaunchPlan {
@@ -55,8 +50,15 @@ struct LaunchPlan {
   std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
   std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
   uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]], if not 0
+  uint64_t sums_bytes = 0;  // of kSums, if it writes them; else it reads them
 
   bool operator==(const LaunchPlan&) const = default;
+
+  constexpr bool writes(Operand operand) const {
+    return operand == Operand::kOut || operand == Operand::kOut1 ||
+           operand == Operand::kOut2 ||
+           (operand == Operand::kSums && sums_bytes > 0);
+  }
 };
 
 // One launch as a line for people and golden files.

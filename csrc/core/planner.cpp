@@ -222,6 +222,78 @@ std::vector<std::vector<LaunchPlan>> candidates_not_transposed(
   return {{plan_qmm_n(p)}, {plan_qvm(p)}};
 }
 
+// Threadgroups that keep every core busy.
+constexpr uint32_t wanted_threadgroups(const DeviceProfile& device) {
+  return kThreadgroupsPerCore * most_cores(device);
+}
+
+// Whether more than half of the last row of tiles is of use.
+bool is_full(const Tile& tile, int M) {
+  return ceil_div(M, tile.BM) * tile.BM - M <
+         static_cast<uint32_t>(tile.BM) / 2;
+}
+
+// The launches of tiles with K split into so many parts that all cores have
+// enough to do; none if more than half of the threadgroups that these want are
+// there without (two parts would already be too many), or if there is nothing
+// to split.
+std::optional<std::vector<LaunchPlan>> plan_qmm_splitk(
+    const MatmulProblem& p, const DeviceProfile& device) {
+  const Tile& tile = split_tile(p.dtype);
+  uint64_t tiles = uint64_t{ceil_div(p.M, tile.BM)} * ceil_div(p.N, tile.BN);
+  uint64_t wanted = wanted_threadgroups(device);
+  if (p.batch.size > 1 || p.half_tiles || !is_full(tile, p.M) ||
+      !supports(tile, p.dtype, p.format, device) || 2 * tiles > wanted ||
+      p.K <= NIBBLE_SPLIT) {
+    return std::nullopt;
+  }
+  int steps = static_cast<int>(ceil_div(p.K, NIBBLE_SPLIT));
+  int most = static_cast<int>((wanted + tiles - 1) / tiles);
+  int part = static_cast<int>(ceil_div(steps, std::min(steps, most)));
+  SplitParams params{
+      p.M, p.N, p.K, part * NIBBLE_SPLIT, 0, params_of(p).epilogue};
+  params.parts = static_cast<int>(ceil_div(p.K, params.part));
+
+  LaunchPlan parts = launch_of(p, Family::kQmmSplitk, tile.shape());
+  append(parts, {Operand::kSums});
+  parts.params = as_bytes(params);
+  spread_tiles(parts, tile, p.N, p.M, params.parts);
+  parts.threadgroup_bytes = tile.threadgroup_bytes(p.dtype);
+  parts.sums_bytes = uint64_t{sizeof(float)} * params.parts * p.M * p.N;
+
+  LaunchPlan sum;
+  sum.kernel = kernel_name(
+      {Family::kQmmSplitkSum, p.dtype, p.scale_dtype, p.format, {}});
+  sum.buffers = {Operand::kSums,
+                 p.epilogue.bias ? Operand::kBias : Operand::kSums,
+                 p.epilogue.residual ? Operand::kResidual : Operand::kSums,
+                 Operand::kOut};
+  sum.params = as_bytes(params);
+  sum.threadgroups = {
+      ceil_div(p.N, NIBBLE_SPLIT_SUM_THREADS), static_cast<uint32_t>(p.M), 1};
+  sum.threads = {NIBBLE_SPLIT_SUM_THREADS, 1, 1};
+  return {{std::move(parts), std::move(sum)}};
+}
+
+// What a split of K must save, over what its sums cost, to be the default:
+// bytes do not show the second launch, and what stands still until it begins.
+// Not measured.
+constexpr int kWorthASplit = 2;
+
+// Whether a kernel that reads w once for every `rows` rows would read so much
+// more of it than these launches, whose sums are written and read once.
+bool saves_traffic(const std::vector<LaunchPlan>& split,
+                   const MatmulProblem& p,
+                   int rows) {
+  uint64_t groups = p.K / p.format.group_size;
+  uint64_t row = uint64_t(p.K) * p.format.bits / 8 +
+                 groups * (p.format.symmetric ? 1 : 2) * size_of(p.scale_dtype);
+  uint64_t with = split.front().threadgroups.y;
+  uint64_t without = ceil_div(p.M, rows);
+  return without > with && (without - with) * row * p.N >=
+                               kWorthASplit * 2 * split.front().sums_bytes;
+}
+
 // The launch of a product by index, its grid still to be set.
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family family,
@@ -315,10 +387,10 @@ std::optional<Tile> default_tile(const MatmulProblem& p,
   for (const Tile& tile : kTiles) {
     uint32_t down = ceil_div(p.M, tile.BM);
     uint32_t across = ceil_div(p.N, tile.BN);
-    bool full = down * tile.BM - p.M < static_cast<uint32_t>(tile.BM) / 2;
-    bool enough = uint64_t{down} * across * p.batch.size >=
-                  kThreadgroupsPerCore * most_cores(device);
-    if (full && enough && supports(tile, p.dtype, p.format, device)) {
+    bool enough =
+        uint64_t{down} * across * p.batch.size >= wanted_threadgroups(device);
+    if (is_full(tile, p.M) && enough &&
+        supports(tile, p.dtype, p.format, device)) {
       return tile;
     }
   }
@@ -329,6 +401,12 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
     const MatmulProblem& p, const DeviceProfile& device) {
   std::vector<std::vector<LaunchPlan>> all;
   std::optional<Tile> first = default_tile(p, device);
+  auto split = plan_qmm_splitk(p, device);
+  bool split_first =
+      split && saves_traffic(*split, p, first ? first->BM : kLastSkinnyRow);
+  if (split_first) {
+    all.push_back(*split);
+  }
   if (first) {
     all.push_back({plan_qmm(p, *first)});
   }
@@ -337,6 +415,9 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
     if (tile != first && supports(tile, p.dtype, p.format, device)) {
       all.push_back({plan_qmm(p, tile)});
     }
+  }
+  if (split && !split_first) {
+    all.push_back(std::move(*split));
   }
   return all;
 }
@@ -419,6 +500,8 @@ std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p) {
                    Family::kQmvQuad,
                    Family::kQmvMulti,
                    Family::kQmmSkinny,
+                   Family::kQmmSplitk,
+                   Family::kQmmSplitkSum,
                    tile_family(p)},
                   p);
 }

@@ -75,6 +75,11 @@ struct Tile {
 inline constexpr Tile kTiles[] = {
     {64, 64, 32, 2, 2}, {64, 32, 32, 2, 2}, {32, 32, 32, 2, 2}};
 
+// qmm_splitk: the largest, for its parts fill the cores whatever its size.
+constexpr const Tile& split_tile(Dtype dtype) {
+  return kTiles[dtype == Dtype::kFloat32 ? 1 : 0];
+}
+
 // gather_qmm: 32 rows, for a tile goes through K once for every expert in it,
 // and experts have few rows each.
 inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};

@@ -12,8 +12,8 @@ using Launches = std::vector<LaunchPlan>;
 // Rows of w: two tiles of 32 and a rest that is no multiple of anything.
 constexpr int kN = 67;
 // Five groups are no multiple of what simdgroups take at a time; kernels for
-// short rows get one.
-constexpr int kGroups[] = {5, 1};
+// short rows get one, and one that splits K gets two parts or more of it.
+constexpr int kGroups[] = {5, 1, 33};
 // Rows of x: the largest that fits, for more than one tile; odd if there is
 // one, for a ragged edge.
 constexpr int kLargestM = 67;
@@ -76,6 +76,8 @@ std::vector<Launches> plans(Family family,
     case Family::kQmvMulti:
     case Family::kQmmSkinny:
     case Family::kQmm:
+    case Family::kQmmSplitk:
+    case Family::kQmmSplitkSum:
     case Family::kQvm:
     case Family::kQmmN:
       return candidates(dense(t), device);
@@ -123,6 +125,8 @@ Trial blank(const KernelId& id) {
     case Family::kQmmSkinny:
     case Family::kQmm:
     case Family::kQmmHalf:
+    case Family::kQmmSplitk:
+    case Family::kQmmSplitkSum:
       t.epilogue = true;
       return t;
     case Family::kQvm:

@@ -46,6 +46,8 @@ const mx::array* input_of(Operand operand, const Operands& operands) {
       return operands.bias;
     case Operand::kResidual:
       return operands.residual;
+    case Operand::kSums:
+      return operands.sums;
     case Operand::kWeight1:
       return operands.joined[0].w;
     case Operand::kScales1:
@@ -76,9 +78,21 @@ mx::array* output_of(Operand operand, const Operands& operands) {
       return operands.joined[0].out;
     case Operand::kOut2:
       return operands.joined[1].out;
+    case Operand::kSums:
+      return operands.sums;
     default:
       return operands.out;
   }
+}
+
+// Sums of which a launch writes `bytes`: the encoder keeps them until the GPU
+// is done, and lets no launch that reads them begin before.
+mx::array temporary_sums(uint64_t bytes, mx::metal::CommandEncoder& encoder) {
+  mx::Shape shape{static_cast<int>(bytes / sizeof(float))};
+  mx::array sums(std::move(shape), mx::float32, nullptr, {});
+  sums.set_data(mx::allocator::malloc(bytes));
+  encoder.add_temporary(sums);
+  return sums;
 }
 
 // A kernel that needs many registers is given fewer threads than the device
@@ -135,7 +149,7 @@ void encode(const LaunchPlan& plan,
   require_threads(compiled, plan);
   std::vector<mx::array> inputs;
   for (Operand operand : plan.buffers) {
-    if (!is_output(operand)) {
+    if (!plan.writes(operand)) {
       const mx::array* input = input_of(operand, operands);
       assert(input != nullptr);
       inputs.push_back(aligned(*input, device, encoder));
@@ -145,7 +159,7 @@ void encode(const LaunchPlan& plan,
   auto input = inputs.begin();
   int index = 0;
   for (Operand operand : plan.buffers) {
-    if (is_output(operand)) {
+    if (plan.writes(operand)) {
       mx::array* output = output_of(operand, operands);
       assert(output != nullptr);
       encoder.set_output_array(*output, index++);
@@ -180,8 +194,14 @@ void encode(const std::vector<LaunchPlan>& launches,
             mx::Stream stream) {
   mx::metal::Device& device = mx::metal::device(stream.device);
   mx::metal::CommandEncoder& encoder = mx::metal::get_command_encoder(stream);
+  Operands bound = operands;
+  std::optional<mx::array> sums;
   for (const LaunchPlan& plan : launches) {
-    encode(plan, operands, device, encoder);
+    if (plan.sums_bytes > 0) {
+      sums = temporary_sums(plan.sums_bytes, encoder);
+      bound.sums = &*sums;
+    }
+    encode(plan, bound, device, encoder);
   }
 }
 

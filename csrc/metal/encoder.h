@@ -38,6 +38,8 @@ struct Operands {
   const mlx::core::array* residual = nullptr;
   mlx::core::array* out = nullptr;
   std::array<Joined, 2> joined;
+  // From one launch to the next: encode() allocates it.
+  mlx::core::array* sums = nullptr;
 };
 
 // Whether there is a GPU that the functions below can be called for.

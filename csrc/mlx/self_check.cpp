@@ -193,7 +193,8 @@ mx::array run(const std::string& kernel,
   }
   for (const LaunchPlan& launch : trial->launches) {
     for (Operand operand : launch.buffers) {
-      require(is_output(operand) || operands.contains(to_string(operand)),
+      require(launch.writes(operand) || operand == Operand::kSums ||
+                  operands.contains(to_string(operand)),
               "self_check",
               kernel,
               " needs the operand ",

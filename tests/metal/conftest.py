@@ -30,6 +30,8 @@ KERNELS = [
     "qmm_skinny_f16_f16_b4_g32_bm16_bn32_wk8",
     "qmm_f32_f32_b4_g64_bm32_bn32_bk32_wm2_wn2",
     "qmm_half_bf16_bf16_b4_g64_bm32_bn32_bk32_wm2_wn2",
+    "qmm_splitk_bf16_bf16_b4_g32_bm64_bn64_bk32_wm2_wn2",
+    "qmm_splitk_sum_f16_f16_b4_g64",
     "qvm_f16_f16_b4_g64",
     "qmm_n_f16_f16_b4_g64_bm32_bn128_bk32_wm1_wn4",
     "joint_qmv_f16_f16_b4_g64",

@@ -121,6 +121,44 @@ def test_a_product_is_encoded_as_planned(recorder, p, device, epilogue):
     assert_encoded(recorder, dispatches, launches, {**arrays, "out": y})
 
 
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_sums_are_handed_from_launch_to_launch(recorder, rng, epilogue):
+    """The smallest product or so whose K is split on some GPU; computed, too."""
+    M, N, K, group_size = 33, 704, 2048, 64
+    recorder.configure("applegpu_g15p")
+    weights = oracle.random_weights(rng, (N, K), 4, group_size)
+    arrays, weights = weights_to_mlx(weights, "float16")
+    x = to_mlx(rng.standard_normal((M, K)), "float16")
+    exact = oracle.matmul(to_numpy(x), weights.dequantize())
+    magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
+    added = {}
+    if epilogue:
+        added["bias"] = to_mlx(rng.standard_normal(N), "float16")
+        added["residual"] = to_mlx(rng.standard_normal((M, N)), "float16")
+        for addend in map(to_numpy, added.values()):
+            exact, magnitude = exact + addend, magnitude + abs(addend)
+    mx.eval(x, *arrays, added)
+    dispatches = []
+
+    def run(dispatch):
+        dispatches.append(dispatch)
+        execute(dispatch)
+
+    recorder.set_executor(run)
+    y = recorder.quantized_matmul(x, *arrays, group_size=group_size, **added)
+    recorder.evaluate(y)
+    parts, add = dispatches
+    assert parts.kernel.startswith("qmm_splitk_f16_f16_b4_g64_")
+    assert add.kernel == "qmm_splitk_sum_f16_f16_b4_g64"
+    (written,) = (a for a in parts.arrays if a.output)
+    assert written.nbytes == 4 * parts.threadgroups[2] * M * N
+    sums = add.arrays[0]
+    assert (sums.address, sums.nbytes) == (written.address, written.nbytes)
+    assert [a.output for a in add.arrays] == [False, False, False, True]
+    allowed = tolerance.bound(exact, magnitude, K + 2, "float16", "float16")
+    tolerance.assert_close(to_numpy(y), exact, allowed, "split K")
+
+
 @shared
 @given(p=problems(), rows=st.integers(1, 70))
 def test_a_dequantization_is_encoded_as_planned(recorder, p, rows):

@@ -7,6 +7,7 @@ wrote fails them. Nothing here says anything about Apple hardware.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import simt
-from tests.simt import cases
+from tests.simt import cases, products
 
 # Compiling a kernel costs a second, so not all combinations: every type, width, group
 # size and symmetry is here, and the pairs of types that checkpoints have.
@@ -85,7 +86,7 @@ def test_products_agree_with_the_oracle(
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     plans = simt.candidates(p)
     assert plans, f"no kernel of ours computes {p}"
-    for (launch,) in plans:
+    for launch in chain.from_iterable(plans):
         cases.matmul(p, launch, seed).check(watched(seed))
 
 
@@ -119,8 +120,56 @@ def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     p = problem_of(FORMATS[0])
     # More than two steps of the widest kernel, and no multiple of one.
     p = replace(p, M=M, N=11, K=2304 + p.group_size)
-    for (launch,) in simt.candidates(p):
+    for launch in chain.from_iterable(simt.candidates(p)):
         cases.matmul(p, launch, M).check(watched(M))
+
+
+def split_of(p: simt.Problem) -> list[simt.Launch]:
+    """The plan that splits K, in two launches."""
+    (plan,) = (one for one in simt.candidates(p) if len(one) == 2)
+    return plan
+
+
+@pytest.mark.parametrize("fields", FORMATS, ids=format_id)
+@settings(max_examples=4)
+@given(
+    M=st.sampled_from([33, 63, 64, 100]),
+    N=st.sampled_from([1, 31, 64, 65, 71]),
+    groups=st.integers(17, 40),
+    epilogue=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_with_k_split_agree_with_the_oracle(
+    fields: tuple[str, str, int, int, bool],
+    M: int,
+    N: int,
+    groups: int,
+    epilogue: tuple[bool, bool],
+    seed: int,
+) -> None:
+    p = problem_of(fields)
+    p = replace(p, M=M, N=N, K=groups * p.group_size)
+    p = replace(p, bias=epilogue[0], residual=epilogue[1])
+    for launch in split_of(p):
+        cases.matmul(p, launch, seed).check(watched(seed))
+
+
+def test_a_split_k_adds_up_in_one_order_whatever_that_of_threads() -> None:
+    p = replace(problem_of(FORMATS[0]), M=40, N=70, K=2112)
+    launches = split_of(p)
+    operands = cases.matmul(p, launches[0]).operands
+    answers = []
+    for seed in (0, 1):
+        given = dict(operands)
+        for launch in launches:
+            outputs = products.outputs_of(launch, (1, p.M, p.N), p.dtype)
+            given |= simt.run(launch, given, outputs, watched(seed)).outputs
+        answers.append(given["out"])
+    np.testing.assert_array_equal(*answers)
+    # The last bits of a row depend on the plan, so no invariant product has it.
+    assert all(
+        len(one) == 1 for one in simt.candidates(replace(p, batch_invariant=True))
+    )
 
 
 def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:

@@ -103,6 +103,48 @@ def check_limits(launch: Launch, device: Device) -> None:
     assert launch.kernel in INSTANCES
 
 
+def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
+    """Every element of y and every column of K once, and sums that go together."""
+    parts, add = launches
+    M, size = merged(p)
+    assert size == 1 and p.transpose and not p.half_tiles
+    for launch in launches:
+        check_limits(launch, device)
+    params = struct.unpack("6i", parts.params)
+    part, count = params[3:5]
+    assert params == (M, p.N, p.K, part, count, p.bias + 2 * p.residual)
+    assert add.params == parts.params
+    assert part % 512 == 0 and (count - 1) * part < p.K <= count * part
+    columns, rows = block(parts, p)
+    across, down, deep = parts.threadgroups
+    assert (across - 1) * columns < p.N <= across * columns
+    assert (down - 1) * rows < M <= down * rows
+    # More would be too many: without one of them cores would be idle.
+    wanted = 4 * {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
+    assert deep == count >= 2 and across * down * (count - 1) < wanted
+    third = "scales" if p.symmetric else "biases"
+    assert parts.buffers == ("w", "scales", third, "x", "sums")
+    assert parts.sums_bytes == 4 * count * M * p.N and add.sums_bytes == 0
+    bias = "bias" if p.bias else "sums"
+    residual = "residual" if p.residual else "sums"
+    assert add.buffers == ("sums", bias, residual, "out")
+    across, down, deep = add.threadgroups
+    assert (across - 1) * 256 < p.N <= across * 256 and (down, deep) == (M, 1)
+    assert add.threads == (256, 1, 1)
+
+
+def test_k_is_split_by_default_where_that_saves_traffic():
+    down_projection = Problem(M=64, N=4096, K=14336)
+    for tier, parts in [("g", 0), ("s", 3), ("d", 5)]:
+        plan = plan_matmul(down_projection, Device(tier=tier))
+        splits = [one.threadgroups[2] for one in plan if one.sums_bytes]
+        assert splits == [parts] * (parts > 0)
+    # Its sums would be as many bytes as a second reading of a small matrix.
+    keys = Problem(M=64, N=1024, K=4096)
+    assert len(plan_matmul(keys)) == 1
+    assert max(map(len, candidates(keys))) == 2
+
+
 @settings(max_examples=500)
 @given(problems(), devices, st.sampled_from(["mlx", "", "qmv", sorted(INSTANCES)[0]]))
 def test_a_tuned_choice_is_one_of_the_candidates_or_has_no_effect(p, device, other):
@@ -120,6 +162,9 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
     assert plans and plans[0] == plan_matmul(p, device)
     M, size = merged(p)
     for launches in plans:
+        if len(launches) == 2:
+            check_split(launches, p, device)
+            continue
         (launch,) = launches
         check_limits(launch, device)
         columns, rows = block(launch, p)

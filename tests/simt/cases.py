@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
 # Factors of the first row of x and of w: within half, and beyond it.
 _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
 _SORTED = (40, 1, True)
+_SPLIT = struct.Struct("6i")  # SplitParams of kernels/shared.h
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Case:
     exact: np.ndarray
     allowed: np.ndarray
     parts: int = 1
+    # Columns of each output, of joint products; they are side by side in `exact`.
+    columns: tuple[int, ...] = ()
+    output: str = "out"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,13 +57,10 @@ class Case:
         whole = self.exact.shape
         return whole if self.parts == 1 else (self.parts, *whole[1:])
 
-    # Columns of each output, of joint products; they are side by side in `exact`.
-    columns: tuple[int, ...] = ()
-
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """The shape of each buffer that is written, side by side in `exact`."""
-        shapes = {"out": self.shape}
+        shapes = {self.output: self.shape}
         for i, columns in enumerate(self.columns):
             shapes[f"out{i or ''}"] = (*self.shape[:-1], columns)
         return shapes
@@ -132,7 +135,9 @@ def _product(
     operands: dict[str, np.ndarray],
     transpose: bool = True,
     addends: tuple[np.ndarray, ...] = (),
+    dtype: str = "",
 ) -> Case:
+    dtype = dtype or p.dtype
     exact = oracle.matmul(x, w.dequantize()[which], transpose)
     magnitude = oracle.matmul(abs(x), w.magnitude()[which], transpose)
     for addend in addends:
@@ -147,8 +152,8 @@ def _product(
         lost = oracle.matmul(np.ones_like(x), abs(w.dequantize()[which]))
         lost += oracle.matmul(abs(x), np.ones_like(w.dequantize()[which]))
         off = rounding.UNDERFLOW["float16"] * lost
-    allowed = tolerance.bound(exact, magnitude, terms, p.dtype, held) + off
-    return Case(launch, operands, p.dtype, exact, allowed)
+    allowed = tolerance.bound(exact, magnitude, terms, dtype, held) + off
+    return Case(launch, operands, dtype, exact, allowed)
 
 
 def matmul(
@@ -181,7 +186,33 @@ def matmul(
     addends = {name: numbers.rounded(a, p.dtype) for name, a in addends.items()}
     operands |= {name: numbers.encode(a, p.dtype) for name, a in addends.items()}
     added = tuple(addends.values())
+    if launch.kernel.startswith("qmm_splitk_sum"):
+        return _sum_of_parts(launch, p, operands, added, rng)
+    if launch.kernel.startswith("qmm_splitk"):
+        case = _product(launch, p, x, w, which, operands, dtype="float32")
+        rows = (1, -1, p.N)
+        exact, allowed = case.exact.reshape(rows), case.allowed.reshape(rows)
+        parts = _SPLIT.unpack(launch.params)[4]
+        return replace(case, exact=exact, allowed=allowed, parts=parts, output="sums")
     return _product(launch, p, x, w, which, operands, p.transpose, added)
+
+
+def _sum_of_parts(
+    launch: Launch,
+    p: Problem,
+    operands: dict[str, np.ndarray],
+    addends: tuple[np.ndarray, ...],
+    rng: np.random.Generator,
+) -> Case:
+    """The second launch of a product whose K is split, of sums drawn at random."""
+    M, N, _, _, parts, _ = _SPLIT.unpack(launch.params)
+    sums = _activations((parts, M, N), "float32", rng)
+    added = [np.broadcast_to(a, (p.batch_size, p.M, N)) for a in addends]
+    rows = [*sums, *(a.reshape(M, N) for a in added)]
+    exact = np.sum(rows, axis=0, dtype=np.float64)[None]
+    magnitude = np.sum(np.abs(rows), axis=0, dtype=np.float64)[None]
+    allowed = tolerance.bound(exact, magnitude, len(rows), p.dtype)
+    return Case(launch, operands | {"sums": sums}, p.dtype, exact, allowed)
 
 
 def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
@@ -332,12 +363,13 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             batch = {"batch_size": 4, "batch_count": 2}
             p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
             # At one of the lengths of a row, so that both kinds are seen.
-            if transpose and base.K == _GROUPS[0] * base.group_size:
+            split = family.startswith("qmm_splitk")
+            if transpose and (split or base.K == _GROUPS[0] * base.group_size):
                 p = replace(p, bias=True, residual=True)
             if family == "qmm_half":
                 yield from _of_half(replace(p, half_tiles=True))
                 continue
-            for (launch,) in plans.candidates(p):
+            for launch in chain.from_iterable(plans.candidates(p)):
                 yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
     p = replace(base, M=N, N=N, K=K)
     for launch in plans.plan_dequantize(p) or ():

@@ -58,6 +58,8 @@ _QMM_N = "qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
 _QMM_N3 = "qmm_n_f16_f16_b3_g32_bm32_bn512_bk8_wm1_wn8"
 _QMM_N6 = "qmm_n_f16_f16_b6_g32_bm32_bn256_bk16_wm1_wn8"
 _HALF = "qmm_half_bf16_bf16_b4_g32_bm32_bn32_bk32_wm2_wn2"
+_SPLITK = "qmm_splitk_f16_f16_b4_g64_bm64_bn64_bk32_wm2_wn2"
+_SPLITK_SUM = "qmm_splitk_sum_f16_f16_b4_g64"
 _GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 
@@ -347,6 +349,51 @@ MUTANTS = [
         "    int column",
     ),
     _of(_QVM, "both halves store", "if (lane < NIBBLE_QVM_LANES)", ""),
+    # Parts of a split K.
+    _of(_SPLITK, "every part the first", "int(tgid.z) * params.part", "0"),
+    _of(
+        _SPLITK,
+        "a part runs into the next",
+        "min(begin + params.part, K)",
+        "min(begin + params.part + BK, K)",
+    ),
+    _of(
+        _SPLITK,
+        "the last part runs past K",
+        "min(begin + params.part, K)",
+        "begin + params.part",
+    ),
+    _of(
+        _SPLITK,
+        "sums of all parts in one place",
+        "sums + size_t(tgid.z) * size_t(M) * size_t(N)",
+        "sums",
+    ),
+    _of(
+        _SPLITK,
+        "the first block of K for that of a part",
+        "w_loader.fetch(begin)",
+        "w_loader.fetch(0)",
+    ),
+    _of(
+        _SPLITK_SUM,
+        "a part never added",
+        "part < params.parts",
+        "part < params.parts - 1",
+    ),
+    _of(_SPLITK_SUM, "a part too many", "part < params.parts", "part <= params.parts"),
+    _of(
+        _SPLITK_SUM,
+        "sums in the type of y",
+        "float sum = sums[at]",
+        "T sum = T(sums[at])",
+    ),
+    _of(
+        _SPLITK_SUM,
+        "an element past the row",
+        "column >= params.N",
+        "column > params.N",
+    ),
     # Language.
     _qmv("missing qualifier", "T* x, thread float* scaled", "T* x, float* scaled"),
     _skinny("wrong address space", "threadgroup float2* mine", "device float2* mine"),

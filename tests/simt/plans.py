@@ -81,6 +81,7 @@ class Launch:
     buffers: tuple[str, ...]
     params: bytes = b""
     threadgroup_bytes: int = 0
+    sums_bytes: int = 0
 
 
 class _Problem(ctypes.Structure):
@@ -157,6 +158,7 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
             buffers=tuple(launch["buffers"]),
             params=bytes.fromhex(launch["params"]),
             threadgroup_bytes=launch["threadgroup_bytes"],
+            sums_bytes=launch["sums_bytes"],
         )
         for launch in answer
     ]

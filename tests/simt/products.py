@@ -54,6 +54,15 @@ def dequantize(
     return _run_all(launches, problem, {"w": words}, scales, biases, shape, options)
 
 
+def outputs_of(
+    launch: Launch, shape: tuple[int, ...], dtype: str
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """What a launch of a plan for y [shape] writes: y, or sums for the next launch."""
+    if launch.sums_bytes:
+        return {"sums": ((launch.sums_bytes // 4,), numbers.STORAGE["float32"])}
+    return {"out": (shape, numbers.STORAGE[dtype])}
+
+
 def _run_all(
     launches: list[Launch] | None,
     problem: Problem,
@@ -67,8 +76,8 @@ def _run_all(
         raise ValueError(f"[simt] no kernel of ours computes {problem}")
     operands["scales"] = numbers.encode(scales, problem.scale_dtype)
     operands["biases"] = numbers.encode(biases, problem.scale_dtype)
-    outputs = {"out": (shape, numbers.STORAGE[problem.dtype])}
     written: dict[str, np.ndarray] = {}
     for launch in launches:
+        outputs = outputs_of(launch, shape, problem.dtype)
         written |= run(launch, operands | written, outputs, options).outputs
     return numbers.decode(written["out"], problem.dtype)

@@ -104,7 +104,7 @@ std::string to_json(const nibble::LaunchPlan& plan) {
     out << (value >> 4) << (value & 15);
   }
   out << std::dec << "\", \"threadgroup_bytes\": " << plan.threadgroup_bytes
-      << "}";
+      << ", \"sums_bytes\": " << plan.sums_bytes << "}";
   return out.str();
 }
 
