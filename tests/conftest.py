@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from hypothesis import HealthCheck, settings
 # its own choice.
 if device := os.environ.get("NIBBLE_TEST_DEVICE"):
     mx.set_default_device(getattr(mx, device))
+
+# A job in the background ignores Ctrl-C, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Programs for Linux: the SIMT bench and what it computes for, the cross toolchain.
 if sys.platform != "linux":

@@ -294,8 +294,8 @@ MUTANTS = [
     _qmv("every lane stores", "lane == 0 && row < N", "row < N"),
     _qmm(
         "no barrier before the loop",
-        f"memory + BM * kXStride, 0);\n  {_BARRIER}",
-        "memory + BM * kXStride, 0);\n",
+        f"memory + BM * kXStride, begin);\n  {_BARRIER}",
+        "memory + BM * kXStride, begin);\n",
     ),
     _qmm("no barrier in the loop", f"k + BK);\n      {_BARRIER}", "k + BK);\n"),
     _qmm(
