@@ -33,6 +33,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
+# For what decides whether a change lands: the examples follow from the test's own
+# text, so that the same change is judged the same way each time. Anywhere else each
+# run draws new ones.
+settings.register_profile(
+    "repeatable", settings.get_profile("default"), derandomize=True
+)
 
 
 @pytest.fixture(autouse=True)
