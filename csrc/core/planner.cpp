@@ -168,7 +168,7 @@ LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
   spread_tiles(launch, tile, p.N, p.M, p.batch.size);
-  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  launch.threadgroup_bytes = tile.threadgroup_bytes(p.format.bits, p.K);
   return launch;
 }
 
@@ -314,7 +314,7 @@ LaunchPlan plan_gather_qmm_skinny(const GatherProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = gather_launch(p, Family::kGatherQmmSkinny, tile.shape());
   spread_tiles(launch, tile, p.N, p.M, p.B);
-  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  launch.threadgroup_bytes = tile.threadgroup_bytes(p.format.bits, p.K);
   return launch;
 }
 

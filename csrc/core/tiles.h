@@ -2,6 +2,7 @@
 // of what a tile may be.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -35,9 +36,12 @@ struct SkinnyTile {
   constexpr uint32_t threads() const {
     return static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH);
   }
-  // Half of the simdgroups hand their sums, in float, to the other half.
-  constexpr uint32_t threadgroup_bytes() const {
-    return static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+  // Half of the simdgroups hand their sums, in float, to the other half; and
+  // before, all but the first a line of 64 bytes of each row of w.
+  uint32_t threadgroup_bytes(int bits, int K) const {
+    auto sums = static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+    bool lines = nibble_skinny_cuts_lines(bits, K, WK);
+    return std::max<uint32_t>(sums, lines ? (WK - 1) * BN * 64 : 0);
   }
 };
 

@@ -115,7 +115,23 @@ MUTANTS = [
     _qmm3("words past a short row", "first + i < range.end", "true"),
     _skinny5("a fifth word", "wanted < window + line_words()", "true"),
     _skinny5("the second two lanes beside", "holder / 2 * apart", "holder / 2 * 2"),
-    _skinny5("a share of fewer steps", "(steps + WK - 1) / WK", "steps / WK"),
+    _skinny5(
+        "a share of fewer steps",
+        "(steps + simdgroups - 1) / simdgroups",
+        "steps / simdgroups",
+    ),
+    _skinny5("a line for another simdgroup", "lines + (n - TN)", "lines + (n + TN)"),
+    _skinny5("a line handed over that nobody takes", "last_line == handed", "false"),
+    _skinny5(
+        "no barrier before the lines",
+        f"      }}\n      {_BARRIER}\n    }}\n    const WordRange mine",
+        "      }\n    }\n    const WordRange mine",
+    ),
+    _skinny5(
+        "no barrier after the lines",
+        f"lie where the lines did.\n      {_BARRIER}",
+        "lie where the lines did.",
+    ),
     _of(_QMM_N, "words of the first tile", "range.begin + place * 4", "place * 4"),
     _of(
         _QMM_N3,
