@@ -35,6 +35,10 @@ inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
   return share < K && share * bits % (64 * 8) != 0;
 }
 
+// Threadgroup memory that there is at least, in bytes, on every Apple GPU of
+// MLX's (Metal feature set tables, Apple7 and later).
+#define NIBBLE_THREADGROUP_BYTES 32768
+
 // Every operand begins at a multiple of so many bytes: the widest load that a
 // kernel makes, and Metal wants loads aligned.
 #define NIBBLE_ALIGNMENT 16

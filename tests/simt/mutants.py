@@ -297,6 +297,12 @@ MUTANTS = [
         "min(first_column + BN, weight.K)",
         "first_column + BN",
     ),
+    _of(
+        "qmm_n_f32_f32_b3_g32_bm32_bn512_bk8_wm1_wn8",
+        "no barrier before the only block is replaced",
+        f"}} else if (more) {{\n      {_BARRIER}\n    }}",
+        "}",
+    ),
     _of(_QMM_N, "scales of columns past K", "if (column < weight.K)", ""),
     _of(_QMM_N, "rows of w past N", "min(n + row, last_row)", "n + row"),
     _of(_QMM_N, "x past N", "if (n + column < N)", ""),
