@@ -69,6 +69,8 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 
 template <int BM, int BN, int WK>
 struct QmmSkinny : Transposed {
+  static constexpr int columns_of_tile() { return BN; }
+
   template <typename T, typename S, int bits, int group_size, bool symmetric>
   static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
                   uint3 tgid,

@@ -79,18 +79,24 @@ MUTANTS = [
     ),
     _joint(
         "the last tile of a matrix goes to the next",
-        "tile < third ? 1 : 2",
-        "tile < third - 1 ? 1 : 2",
+        "across < third ? 1 : 2",
+        "across < third - 1 ? 1 : 2",
     ),
     _joint(
         "the tiles of every matrix count from the first",
-        "uint3(uint(tile - first_tile)",
-        "uint3(uint(tile)",
+        "across - (which == 0 ? 0 : which == 1 ? second : third)",
+        "across",
     ),
     _joint(
         "a bias is added to another product",
         "(params.biased >> which) & 1",
         "(params.biased >> (2 - which)) & 1",
+    ),
+    _of(
+        "joint_qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8",
+        "tiles as wide as those of vectors",
+        "kColumns = Family::columns_of_tile()",
+        "kColumns = 8",
     ),
     _multi("one code for four", "i + j, affine[r]", "i, affine[r]"),
     Mutant(
