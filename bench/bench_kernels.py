@@ -27,8 +27,7 @@ from tests.simt import executor, mlx_kernels, numbers, plans, products
 BASE = simt.Problem(N=128, K=2048)
 # Of a prompt; ratios of tiles do not depend on K.
 PROMPT = replace(BASE, M=512, K=512)
-# Rows of a length that models have, by default: then what each simdgroup of
-# qmm_skinny takes of K is whole cache lines at every width.
+# Rows of a length that models have, by default.
 NARROW = replace(BASE, N=64)
 NARROW_K = 4096
 # Several simdgroups of MLX's store the same result.
