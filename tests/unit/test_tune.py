@@ -268,7 +268,7 @@ def test_an_interrupted_run_keeps_the_matrices_that_are_done(tables):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no/such/folder"], "a model folder must hold config.json"),
+        (["no/such/folder"], "'no/such/folder' does not exist"),
         (["--shape", "64,63"], "K must be a multiple of the group size"),
         (["--shape", "64,64", "--output", "no/such"], "a file that can be written"),
     ],
