@@ -27,10 +27,8 @@ from tests.simt import executor, mlx_kernels, numbers, plans, products
 BASE = simt.Problem(N=128, K=2048)
 # Of a prompt; ratios of tiles do not depend on K.
 PROMPT = replace(BASE, M=512, K=512)
-# Rows of a length that models have, by default: then what each simdgroup of
-# qmm_skinny takes of K is whole cache lines at every width.
-NARROW = replace(BASE, N=64)
-NARROW_K = 4096
+# Rows of a length that models have.
+NARROW = replace(BASE, N=64, K=4096)
 # Several simdgroups of MLX's store the same result.
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
 # Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
@@ -160,15 +158,15 @@ def every_kernel() -> list[Counts]:
         if p is PROMPT:
             ours = [one for one in ours if one[0].kernel.startswith("qmm_f16")]
         rows += measure(p, ours, theirs)
-    return rows + not_transposed((BASE.bits,))
+    return rows + not_transposed((BASE.bits,), STRAIGHT)
 
 
-def not_transposed(widths: tuple[int, ...]) -> list[Counts]:
-    """x @ w_hat, at each of these widths of a code."""
+def not_transposed(widths: tuple[int, ...], straight: simt.Problem) -> list[Counts]:
+    """x @ w_hat of this size, at each of these widths of a code."""
     rows = []
     for bits in widths:
         for M, family, theirs in STRAIGHT_CASES:
-            p = replace(STRAIGHT, M=M, bits=bits)
+            p = replace(straight, M=M, bits=bits)
             every = simt.candidates(p)
             ours = [one for one in every if one[0].kernel.startswith(family + "_")]
             for row in measure(p, ours, (theirs,)):
@@ -178,9 +176,9 @@ def not_transposed(widths: tuple[int, ...]) -> list[Counts]:
     return rows
 
 
-def every_width(K: int) -> list[Counts]:
+def every_width(K: int | None) -> list[Counts]:
     """Of each kernel at each width, the worst of its numbers of rows."""
-    narrow = replace(NARROW, K=K)
+    narrow, straight = (replace(p, K=K or p.K) for p in (NARROW, STRAIGHT))
     worst: dict[str, Counts] = {}
     for bits in WIDTHS:
         for M in READ_ONCE:
@@ -197,7 +195,7 @@ def every_width(K: int) -> list[Counts]:
                     theirs = row.kernel.startswith("mlx")
                     name = f"{row.kernel} b{bits}" if theirs else row.kernel
                     worst[name] = replace(row, kernel=name)
-    return list(worst.values()) + not_transposed(WIDTHS)
+    return list(worst.values()) + not_transposed(WIDTHS, straight)
 
 
 def table(rows: list[Counts]) -> str:
@@ -225,9 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the counts there, too")
     parser.add_argument("--widths", action="store_true", help="of a code: all of them")
-    parser.add_argument(
-        "-K", type=int, default=NARROW_K, help="columns of w, with --widths"
-    )
+    parser.add_argument("-K", type=int, help="columns of w, with --widths")
     arguments = parser.parse_args()
     rows = every_width(arguments.K) if arguments.widths else every_kernel()
     print(table(rows))

@@ -13,7 +13,6 @@ and the longest prompt included, and what MLX's arrays take of that.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,11 +22,11 @@ from pathlib import Path
 
 from bench import timing
 from bench.bench_cpu import PEERS, Peer, peer_python
-from mlx_nibble import measure
+from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
 from mlx_nibble.cli.console import filled, out
 
-OURS = ("int8 repacked", "int8", "exact repacked", "exact", "stock")
+OURS = ("nibble int8 repacked", "nibble int8", "nibble repacked", "nibble", "mlx")
 STOCK_PROMPT = 128
 
 
@@ -78,15 +77,44 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
         result["peak_bytes"], result["peak_array_bytes"] = peak, arrays
 
     for number in range(args.rounds):
-        order = [n for n in runners if n != "stock"]
+        order = [n for n in runners if n != "mlx"]
         for name in order if number % 2 == 0 else reversed(order):
             for prompt in args.prompts:
                 turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
-    turn("stock", STOCK_PROMPT, min(args.decode, 16))
+    turn("mlx", STOCK_PROMPT, min(args.decode, 16))
     print("\r".ljust(61) + "\r", end="", file=sys.stderr)
     for runner in runners.values():
         runner.close()
     return results
+
+
+def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[dict]:
+    """As a capsule has them: seconds of one token, a pass for each turn."""
+    cases: list[dict] = []
+    for prompt in args.prompts:
+        taken = {
+            name: candidate(result["prompt"][str(prompt)], prompt)
+            for name, result in results.items()
+            if str(prompt) in result["prompt"]
+        }
+        cases.append({"case": case("prompt", prompt), "candidates": taken})
+    for name, result in results.items():
+        longest = [c["candidates"][name] for c in cases if name in c["candidates"]][-1]
+        longest["process_bytes"] = result["peak_bytes"]
+        if result["peak_array_bytes"] is not None:
+            longest["peak_bytes"] = result["peak_array_bytes"]
+    taken = {
+        name: {"passes": [[s] for s in r["decode"]]} for name, r in results.items()
+    }
+    return [*cases, {"case": case("decode", STOCK_PROMPT), "candidates": taken}]
+
+
+def case(measure: str, context: int) -> dict:
+    return {"measure": measure, "mode": "plain", "batch": 1, "context": context}
+
+
+def candidate(seconds: list[float], tokens: int) -> dict:
+    return {"chain": tokens, "passes": [[s / tokens] for s in seconds]}
 
 
 def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
@@ -141,32 +169,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    command = ["python", "-m", "bench.bench_llama", "FOLDER", "--gguf", "FILE"]
+    checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
+    settings = {
+        "model": Path(args.model).name,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "peers": {"llama.cpp": PEERS["llama.cpp"]} if args.gguf else {},
+        "decode_tokens": args.decode,
+        "checkpoint_bytes": checkpoint,
+    }
+    made = capsule.new("model", [*command, "--rounds", str(args.rounds)], settings)
     busy, start = busy_seconds(), time.perf_counter()
     results = measure_all(args)
     wall = time.perf_counter() - start
-    checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
     print(
         f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
     )
     header, *table = rows(results, args.prompts)
     out.print(filled(header, table))
+    made["results"] = capsule_results(results, args)
+    made["settings"]["busy_cores"] = (busy_seconds() - busy) / wall
+    made["complete"] = True
     if args.json:
-        capsule = {
-            "command": [
-                *("python", "-m", "bench.bench_llama", "FOLDER", "--gguf", "FILE"),
-                *("--rounds", str(args.rounds)),
-            ],
-            "rounds": args.rounds,
-            "model": Path(args.model).name,
-            "threads": args.threads,
-            "decode_tokens": args.decode,
-            "machine": measure.machine(),
-            "peers": PEERS["llama.cpp"] if args.gguf else [],
-            "checkpoint_bytes": checkpoint,
-            "busy_cores": (busy_seconds() - busy) / wall,
-            "results": results,
-        }
-        Path(args.json).write_text(json.dumps(capsule))
+        capsule.write(made, args.json)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def closest(samples: Mapping[str, Passes]) -> tuple[str, Estimate] | None:
     found = {
         name: ratio(passes, samples[TUNED], len(samples) - 1)
         for name, passes in samples.items()
-        if name != TUNED and len(passes) == len(samples[TUNED])
+        if name != TUNED
     }
     known = {name: estimate for name, estimate in found.items() if estimate}
     if not known:
@@ -103,6 +103,7 @@ def main() -> None:
                 same,
                 lambda what, step, done=done: progress(what, done + step, total),
                 lambda problem: {TUNED: number},
+                lambda samples: TUNED,
             )
             made["results"] += [result_of(p, c) for p, c in contests.items()]
             done += measure.steps(same)

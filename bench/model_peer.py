@@ -1,6 +1,6 @@
 """One way to run a language model, as a process of its own environment.
 
-    python model_peer.py stock|exact|int8|"int8 repacked"|... THREADS FOLDER
+    python model_peer.py mlx|nibble|"nibble int8 repacked"|... THREADS FOLDER
     python model_peer.py llama.cpp THREADS FILE.gguf
 
 Answers lines of JSON: {"prompt": tokens, "decode": tokens} is run once and answered
@@ -43,7 +43,7 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
 
     def load() -> Run:
         model, _ = load_model(Path(model_path))
-        if name == "stock":
+        if name == "mlx":
             model.set_dtype(mx.float32)  # in which MLX alone is fastest here
         else:
             words = name.split()

@@ -6,12 +6,9 @@ python -m bench.readme        # rewrites them; a test checks that they agree
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 
-from bench import timing
-from mlx_nibble.bench import kernels, rates
-from mlx_nibble.bench.statistics import passes_needed
+from bench import tables
 
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
@@ -19,201 +16,6 @@ BEGIN = "<!-- measured: python -m bench.readme -->"
 END = "<!-- /measured -->"
 CPU = ROOT / "docs" / "cpu.md"
 BENCH = ROOT / "docs" / "bench.md"
-# Candidates of bench_cpu, as docs/cpu.md calls them.
-PRODUCTS = {
-    "nibble": "exact",
-    "nibble repacked": "exact, repacked",
-    "nibble int8": "int8",
-    "nibble int8 repacked": "int8, repacked",
-    "mlx": "MLX",
-    "torch exact": "torch",
-    "onnxruntime exact": "ONNX Runtime",
-    "openvino exact": "OpenVINO",
-    "onnxruntime int8": "ONNX Runtime int8",
-    "openvino int8": "OpenVINO int8",
-    "llama.cpp Q4_0 int8": "llama.cpp Q4_0",
-    "llama.cpp Q4_1 int8": "llama.cpp Q4_1",
-    "read": "a plain read of the weights",
-}
-MODELS = {
-    "int8 repacked": "int8, repacked",
-    "int8": "int8",
-    "exact repacked": "exact, repacked",
-    "exact": "exact",
-    "llama.cpp": "llama.cpp, Q4_1",
-    "stock": "stock MLX",
-}
-PEAKS = ("read_bytes_per_second", "flops_per_second")
-# The picture has them all.
-ROWS = (1, 8, 32, 128)
-PROMPTS = ("128", "512")
-
-
-def spread(summary: dict) -> str:
-    return "{median:.1f} ({low:.1f}–{high:.1f})".format(**summary)
-
-
-def model_table(capsule: dict) -> str:
-    stock, ours = capsule["stock"], capsule["nibble"]
-    machine = capsule["machine"]
-    lines = [
-        f"{capsule['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
-        f"mlx {machine['mlx']}); medians of {capsule['rounds']} interleaved runs, "
-        "lowest to highest; MLX in float32, its fastest configuration. Made by "
-        "`nibble demo --json > bench/capsules/demo.json`.",
-        "",
-        "| tokens a second | MLX | mlx-nibble | faster |",
-        "| --- | --- | --- | --- |",
-    ]
-    for label, key in (
-        (f"prompt of {capsule['prompt_tokens']}", "prompt_tokens_per_second"),
-        (f"decode, {capsule['decode_tokens']}", "decode_tokens_per_second"),
-    ):
-        cells = [spread(side[key]) for side in (stock, ours)]
-        ratio = ours[key]["median"] / stock[key]["median"]
-        lines.append(f"| {label} | {cells[0]} | {cells[1]} | **{ratio:.1f}×** |")
-    return "\n".join(lines)
-
-
-def peer_table(capsule: dict, int8: dict) -> str:
-    """Our modes beside llama.cpp and MLX, and what rounding activations costs."""
-    results, growth = capsule["results"], int8["comparison"]["increase"]
-    lines = [
-        f"Beside llama.cpp ({capsule['peers'][0]}, built for this machine; the same "
-        f"weights as Q4_1), {capsule['threads']} threads each: medians of "
-        f"{capsule['rounds']} interleaved turns, and of their ratios. Made by "
-        f"`{' '.join(capsule['command'])} --json bench/capsules/llama.json`; the "
-        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference "
-        "FOLDER --activations int8 --samples 16`.",
-        "",
-        "| tokens a second | prompt of 128 | prompt of 512 | decode | perplexity |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    peer = results["llama.cpp"]
-    rounded = f"{growth['mean']:+.2%} ± {growth['error']:.2%}"
-    for label, name, loss in (
-        ("`--activations int8 --repack`", "int8 repacked", rounded),
-        ("`--activations int8`", "int8", rounded),
-        ("`--repack`", "exact repacked", "the same"),
-        ("mlx-nibble", "exact", "the same"),
-        ("llama.cpp", "llama.cpp", ""),
-        ("MLX", "stock", ""),
-    ):
-        result = results[name]
-        samples = [
-            (result["prompt"].get(p), peer["prompt"][p], int(p)) for p in PROMPTS
-        ]
-        samples.append((result["decode"], peer["decode"], 1))
-        cells = [rate(*sample) for sample in samples]
-        lines.append(f"| {label} | {' | '.join(cells)} | {loss} |")
-    return "\n".join(lines)
-
-
-def rate(seconds: list[float] | None, peer: list[float], tokens: int) -> str:
-    """Tokens a second; of as many samples as the peer's, also how many times its."""
-    if seconds is None:
-        return ""
-    text = f"{tokens / statistics.median(seconds):.1f}"
-    if seconds is peer or len(seconds) != len(peer):
-        return text
-    ratio = statistics.median(p / s for p, s in zip(peer, seconds, strict=True))
-    return f"{text} (**{ratio:.2f}×**)"
-
-
-def matmul_table(capsule: dict) -> str:
-    case, peaks = capsule["results"][0]["case"], capsule["peaks"]
-    bandwidth = peaks["read_bytes_per_second"]
-    lines = [
-        f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
-        f"{case['dtype']}, weights cold; the same machine, which in the same run read "
-        f"{bandwidth / 1e9:.0f} GB/s and multiplied at "
-        f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
-        "ratios, with 95 % intervals. Made by "
-        f"`{' '.join(capsule['command'])}`.",
-        "",
-        "| N × K | rows | MLX | mlx-nibble | faster | of the reads | of the FMAs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    ours = {}
-    for row in kernels.rows(capsule):
-        case = row.case
-        if row.name == "nibble":
-            ours[case] = row
-        if row.name != "mlx" or case.rows not in ROWS:
-            continue
-        mine, ratio = ours[case], row.faster
-        lines.append(
-            f"| {case.N} × {case.K} | {case.rows} | {1e3 * row.seconds.value:.2f} ms "
-            f"| {1e3 * mine.seconds.value:.2f} ms "
-            f"| **{ratio.value:.1f}×** ({ratio.low:.1f}–{ratio.high:.1f}) "
-            f"| {mine.bytes_per_second / bandwidth:.0%} "
-            f"| {mine.flops_per_second / peaks['flops_per_second']:.0%} |"
-        )
-    return "\n".join(lines)
-
-
-def products_table(cold: dict, hot: dict) -> str:
-    """Milliseconds of a product, by candidate and rows."""
-    medians = {
-        (f"{result['case']['rows']}{suffix}"): {
-            name: 1e3 * statistics.median(seconds)
-            for name, seconds in timing.samples(result).items()
-        }
-        for capsule, suffix in ((cold, ""), (hot, " hot"))
-        for result in capsule["results"]
-    }
-    lines = [
-        f"| rows | {' | '.join(medians)} |",
-        f"| --- |{' ---: |' * len(medians)}",
-    ]
-    for name, label in PRODUCTS.items():
-        cells = [milliseconds(found.get(name)) for found in medians.values()]
-        if any(cells):
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    read, multiplied = (1e-9 * cold["peaks"][k] for k in PEAKS)
-    lines += [
-        "",
-        f"In the first run all cores read {read:.1f} GB/s and multiplied at "
-        f"{multiplied:.0f} GFLOP/s.",
-    ]
-    return "\n".join(lines)
-
-
-def milliseconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2f}" if value < 1 else f"{value:.1f}"
-
-
-def model_peers_table(capsule: dict) -> str:
-    """Tokens a second and memory, of each mode, beside llama.cpp."""
-    lines = [
-        f"| tokens a second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} | decode "
-        "| peak memory | of it arrays |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    peer = capsule["results"]["llama.cpp"]
-    for name, label in MODELS.items():
-        result = capsule["results"][name]
-        samples = [
-            (result["prompt"].get(p), peer["prompt"][p], int(p)) for p in PROMPTS
-        ]
-        samples.append((result["decode"], peer["decode"], 1))
-        cells = [rate(*sample).replace("**", "") for sample in samples]
-        arrays = result["peak_array_bytes"]
-        cells.append(f"{result['peak_bytes'] / 1e6:.0f} MB")
-        cells.append(f"{arrays / 1e6:.0f} MB" if arrays else "")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def headline(capsule: dict) -> str:
-    """What the first paragraph says, in its words."""
-    prompt, decode = (
-        capsule["nibble"][key]["median"] / capsule["stock"][key]["median"]
-        for key in ("prompt_tokens_per_second", "decode_tokens_per_second")
-    )
-    return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
 
 def load(name: str) -> dict:
@@ -221,12 +23,12 @@ def load(name: str) -> dict:
 
 
 def measured() -> str:
-    tables = [
-        model_table(load("demo")),
-        peer_table(load("llama"), load("int8")),
-        matmul_table(load("matmul")),
+    made = [
+        tables.model_table(load("demo")),
+        tables.peer_table(load("llama"), load("int8")),
+        tables.matmul_table(load("matmul")),
     ]
-    return "\n\n".join(tables)
+    return "\n\n".join(made)
 
 
 def rewrite(text: str) -> str:
@@ -235,61 +37,23 @@ def rewrite(text: str) -> str:
     return f"{before}{BEGIN}\n{measured()}\n{END}{after}"
 
 
-def generation_table(capsule: dict) -> str:
-    """Tokens a second over sequences at once, ours and MLX's."""
-    (context,) = {row.case.context for row in rates.rows(capsule)}
-    lines = [
-        f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
-        f"{capsule['machine']['threads']} threads; prompts of {context} tokens, tokens "
-        "of all sequences a second, medians and, of enough passes, 95 % intervals:",
-        "",
-        "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    found: dict[rates.Case, dict[str, rates.Row]] = {}
-    for row in rates.rows(capsule):
-        found.setdefault(row.case, {})[row.name] = row
-    for case, by_name in found.items():
-        ours, stock = by_name["nibble"], by_name.get("mlx")
-        first = ours.first_token_seconds
-        cells = [
-            case.measure,
-            str(case.batch),
-            "" if stock is None else tokens_a_second(stock),
-            tokens_a_second(ours),
-            "" if stock is None else f"**{stock.faster.value:.1f}×**",
-            "" if first is None else f"{1e3 * first:.0f} ms",
-            f"{ours.peak_bytes / 1e6:.0f} MB",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def tokens_a_second(row: rates.Row) -> str:
-    rate = row.tokens_per_second
-    text = f"{rate.value:.1f}"
-    if row.passes < passes_needed():
-        return text
-    return f"{text} ({rate.low:.1f}–{rate.high:.1f})"
-
-
 def rewrite_bench(text: str) -> str:
     """docs/bench.md, with its table made anew."""
-    return blocks(text, {"generation": generation_table(load("generation"))})
+    return blocks(text, {"generation": tables.generation_table(load("generation"))})
 
 
 def rewrite_cpu(text: str) -> str:
     """docs/cpu.md, with its tables made anew."""
-    tables = {
-        "products": products_table(load("cpu"), load("cpu_hot")),
-        "models": model_peers_table(load("llama")),
+    made = {
+        "products": tables.products_table(load("cpu"), load("cpu_hot")),
+        "models": tables.model_peers_table(load("llama")),
     }
-    return blocks(text, tables)
+    return blocks(text, made)
 
 
-def blocks(text: str, tables: dict[str, str]) -> str:
+def blocks(text: str, made: dict[str, str]) -> str:
     """A text with its named tables in their places."""
-    for name, table in tables.items():
+    for name, table in made.items():
         begin = BEGIN.replace(" -->", f" ({name}) -->")
         before, rest = text.split(begin)
         after = rest.partition(END)[2]

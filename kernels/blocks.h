@@ -1,6 +1,7 @@
 // A product by blocks of the dimension that it sums over: they pass through
 // threadgroup memory, which holds two each of x and w. While one is multiplied
-// the next is on its way, and one barrier a block is enough.
+// the next is on its way, and one barrier a block is enough. Where two do not
+// fit there is one, and a barrier more.
 #pragma once
 
 #include <metal_stdlib>
@@ -72,6 +73,7 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
   constexpr int kXStride = tile_stride<T, BK>();
   constexpr int kWStride = straight ? tile_stride<T, BN>() : kXStride;
   constexpr int kStage = BM * kXStride + (straight ? BK : BN) * kWStride;
+  constexpr bool kTwo = 2 * kStage * int(sizeof(T)) <= NIBBLE_THREADGROUP_BYTES;
 
   tile.sum.clear();
   x_loader.fetch(begin);
@@ -98,7 +100,11 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
           w_block + tile.column * kWStride,
           lane);
     }
-    stage = 1 - stage;
+    if (kTwo) {
+      stage = 1 - stage;
+    } else if (more) {
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
     if (more) {
       threadgroup T* next = memory + stage * kStage;
       x_loader.put(next);

@@ -74,6 +74,19 @@ inline void fetch_line(
   fetch_four(weight, range, row, first, words);
 }
 
+// A lane's four words of a line, to a lane of another simdgroup and from it.
+inline void hand_line(const thread uint* words, threadgroup uint4* to) {
+  *to = uint4(words[0], words[1], words[2], words[3]);
+}
+
+inline void take_line(const threadgroup uint4* from, thread uint* words) {
+  const uint4 v = *from;
+  words[0] = v.x;
+  words[1] = v.y;
+  words[2] = v.z;
+  words[3] = v.w;
+}
+
 // Fetches the lines of the window from word `window` on that come after line
 // `have`, the last one there was a window on (-1: none): the last line of the
 // window into `held`, and the one before it, if it has a part there, into

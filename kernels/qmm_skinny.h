@@ -8,9 +8,18 @@
 //   K ->  | step 0 | step 1 | step 2 | step 3 | step 4 | step 5 | ...
 //         |           sg 0           |           sg 1           | ...
 //
-// Nothing passes through threadgroup memory on the way in. The order of the
-// terms of a sum is free, as long as x and w agree on it; so column kk of
-// fragment j stands for the code
+// Nothing passes through threadgroup memory on the way in, but for lines of w
+// that two of these shares meet in, as those of short rows do:
+//
+//   3 bits, a step each   [ line 0     ][ line 1     ][ line 2     ]
+//                         [ sg 0   ][ sg 1   ][ sg 2   ][ sg 3   ]
+//
+// The later one of the two fetches such a line, before all else, and hands it
+// to the earlier one, which comes to it last. So each line is asked for once
+// and no simdgroup is idle.
+//
+// The order of the terms of a sum is free, as long as x and w agree on it; so
+// column kk of fragment j stands for the code
 //
 //   k = (kk / 2) * kCodes + (kk % 2) * kCodes / 2 + j     of a step,
 //
@@ -34,12 +43,6 @@
 namespace nibble {
 
 using namespace metal;
-
-// Neighbouring codes of a row that a lane takes at a time: whole words, and
-// four lanes' no more than a line where that can be (not at 5 bits).
-constexpr int qmm_skinny_codes(int bits) {
-  return bits == 8 || bits == 6 ? 16 : 32;
-}
 
 // Adds up what the WK simdgroups hold, in pairs, into simdgroup 0. `scratch`
 // has room for half of them.
@@ -66,13 +69,15 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 
 template <int BM, int BN, int WK>
 struct QmmSkinny : Transposed {
+  static constexpr int columns_of_tile() { return BN; }
+
   template <typename T, typename S, int bits, int group_size, bool symmetric>
   static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,
                   threadgroup uint4* memory) {
-    constexpr int kCodes = qmm_skinny_codes(bits);
+    constexpr int kCodes = NIBBLE_SKINNY_CODES(bits);
     constexpr int kStep = 4 * kCodes;
     constexpr int kWords = words_of(kCodes, bits);
     constexpr int TM = BM / 8;
@@ -89,13 +94,32 @@ struct QmmSkinny : Transposed {
     // y^T = w_hat @ x^T: w gives the left fragments, one row of w a lane.
     Accumulator<TN, TM> sum;
     sum.clear();
-    const int steps = (K + kStep - 1) / kStep;
-    const int share = (steps + WK - 1) / WK * kStep;
+    const int share = nibble_skinny_share(bits, K, WK);
     const int first_step = sgid * share;
     const int end = min(K, first_step + share);
-    const WordRange mine{words_of(first_step, bits), words_of(end, bits)};
+    const bool cut = nibble_skinny_cuts_lines(bits, K, WK);
+    const WordRange all{0, words_of(K, bits)};
     uint held[TN][4] = {};
     int have = -1;
+    int handed = -1;  // the line that the next simdgroup hands over, if it does
+    threadgroup uint4* lines = memory + sgid * TN * NIBBLE_SIMD_WIDTH + lane;
+    if (cut) {
+      const int first_word = words_of(first_step, bits);
+      if (first_step < end && first_word % line_words() != 0) {
+        have = first_word / line_words();
+#pragma clang loop unroll(full)
+        for (int n = 0; n < TN; ++n) {
+          const int w_row = min(first_column + n * 8 + row, N - 1);
+          fetch_line(p.weight, all, w_row, have, column / 2, held[n]);
+          hand_line(held[n], lines + (n - TN) * NIBBLE_SIMD_WIDTH);
+        }
+      }
+      if (end < K && words_of(end, bits) % line_words() != 0) {
+        handed = words_of(end, bits) / line_words();
+      }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    const WordRange mine{0, handed < 0 ? all.end : handed * line_words()};
     for (int step = first_step; step < end; step += kStep) {
       // K is a multiple of kCodes, but not of a step: past it, terms are zero.
       const int w_k = step + column / 2 * kCodes;
@@ -104,6 +128,7 @@ struct QmmSkinny : Transposed {
       const bool x_inside = x_k < K;
 
       const int window = words_of(step, bits);
+      const int last_line = (window + 4 * kWords - 1) / line_words();
       uint words[TN][kWords] = {};
       float2 affine[TN] = {};
 #pragma clang loop unroll(full)
@@ -113,13 +138,16 @@ struct QmmSkinny : Transposed {
         uint before[4] = {};
         fetch_window<4 * kWords>(
             p.weight, mine, w_row, window, have, column / 2, before, held[n]);
+        if (cut && last_line == handed && have != handed) {
+          take_line(lines + n * NIBBLE_SIMD_WIDTH, held[n]);
+        }
         share_window<kWords, 8>(
             before, held[n], window, int(lane), column / 2, words[n]);
         if (w_inside) {
           affine[n] = p.weight.affine_at(w_row, w_k);
         }
       }
-      have = (window + 4 * kWords - 1) / line_words();
+      have = last_line;
 #pragma clang loop unroll(full)
       for (int i = 0; i < kCodes / 2; i += 4) {
         vec<T, 4> x_held[TM][2];
@@ -162,6 +190,10 @@ struct QmmSkinny : Transposed {
       }
     }
 
+    if (cut) {
+      // The sums lie where the lines did.
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
     sum_over_simdgroups<TN, TM, WK>(
         sum, (threadgroup float2*)memory, sgid, int(lane));
     if (sgid != 0) {

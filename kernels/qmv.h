@@ -147,6 +147,10 @@ inline void qmv_row(const thread Product<T, S, bits, group_size, symmetric>& p,
 }
 
 struct Qmv : Transposed {
+  static constexpr int columns_of_tile() {
+    return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
+  }
+
   template <typename T, typename S, int bits, int group_size, bool symmetric>
   static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
                   uint3 tgid,

@@ -26,6 +26,10 @@ using namespace metal;
 
 template <int rows>
 struct QmvMulti : Transposed {
+  static constexpr int columns_of_tile() {
+    return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
+  }
+
   template <typename T, typename S, int bits, int group_size, bool symmetric>
   static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
                   uint3 tgid,

@@ -17,6 +17,28 @@
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
+// qmm_skinny: neighbouring codes of a row that a lane takes at a time, four
+// lanes at each step: whole words, and no more than a line where that can be
+// (not at 5 bits).
+#define NIBBLE_SKINNY_CODES(bits) ((bits) == 8 || (bits) == 6 ? 16 : 32)
+
+// Columns of w that each of its `simdgroups` takes, the last ones fewer.
+inline int nibble_skinny_share(int bits, int K, int simdgroups) {
+  const int step = 4 * NIBBLE_SKINNY_CODES(bits);
+  const int steps = (K + step - 1) / step;
+  return (steps + simdgroups - 1) / simdgroups * step;
+}
+
+// Whether some of these shares meet inside a line of a row.
+inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
+  const int share = nibble_skinny_share(bits, K, simdgroups);
+  return share < K && share * bits % (64 * 8) != 0;
+}
+
+// Threadgroup memory that there is at least, in bytes, on every Apple GPU of
+// MLX's (Metal feature set tables, Apple7 and later).
+#define NIBBLE_THREADGROUP_BYTES 32768
+
 // Every operand begins at a multiple of so many bytes: the widest load that a
 // kernel makes, and Metal wants loads aligned.
 #define NIBBLE_ALIGNMENT 16

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/shared.h"
+
 namespace nibble {
 
 // Apple's architecture string "applegpu_g14s" is generation 14 (M2), tier 's'.
@@ -14,7 +16,7 @@ struct DeviceProfile {
   // The least that any Apple GPU of MLX's offers (Metal feature set tables,
   // Apple7 and later).
   uint32_t max_threads_per_threadgroup = 1024;
-  uint32_t max_threadgroup_bytes = 32768;
+  uint32_t max_threadgroup_bytes = NIBBLE_THREADGROUP_BYTES;
 
   bool operator==(const DeviceProfile&) const = default;
 };

@@ -21,16 +21,27 @@ struct FamilyInfo {
 };
 
 constexpr Family kFamilies[] = {
-    Family::kQmv,        Family::kQmvQuad,
-    Family::kQmvMulti,   Family::kQmmSkinny,
-    Family::kQmm,        Family::kQmmHalf,
-    Family::kQmmSplitk,  Family::kQmmSplitkSum,
-    Family::kQvm,        Family::kQmmN,
-    Family::kJointQmv,   Family::kJointQmvMulti,
-    Family::kGatherQmv,  Family::kGatherQmmSkinny,
-    Family::kGatherQmm,  Family::kGatherQvm,
-    Family::kGatherQmmN, Family::kGatherSortedQmmN,
-    Family::kSwiglu,     Family::kGatherSwiglu,
+    Family::kQmv,
+    Family::kQmvQuad,
+    Family::kQmvMulti,
+    Family::kQmmSkinny,
+    Family::kQmm,
+    Family::kQmmHalf,
+    Family::kQmmSplitk,
+    Family::kQmmSplitkSum,
+    Family::kQvm,
+    Family::kQmmN,
+    Family::kJointQmv,
+    Family::kJointQmvMulti,
+    Family::kJointQmmSkinny,
+    Family::kGatherQmv,
+    Family::kGatherQmmSkinny,
+    Family::kGatherQmm,
+    Family::kGatherQvm,
+    Family::kGatherQmmN,
+    Family::kGatherSortedQmmN,
+    Family::kSwiglu,
+    Family::kGatherSwiglu,
     Family::kDequantize,
 };
 
@@ -41,6 +52,7 @@ FamilyInfo info(Family family) {
   constexpr std::string_view kDense = "dense";
   constexpr std::string_view kDenseMemory = "dense_with_memory";
   constexpr std::string_view kJoint = "joint";
+  constexpr std::string_view kJointMemory = "joint_with_memory";
   constexpr std::string_view kGathered = "gathered";
   constexpr std::string_view kGatheredSorted = "gathered_sorted";
   constexpr std::string_view kGatheredMemory = "gathered_with_memory";
@@ -69,6 +81,9 @@ FamilyInfo info(Family family) {
       return {"joint_qmv", "joint.h", kNone, kJoint, "Qmv"};
     case Family::kJointQmvMulti:
       return {"joint_qmv_multi", "joint.h", {"r"}, kJoint, "QmvMulti"};
+    case Family::kJointQmmSkinny:
+      return {
+          "joint_qmm_skinny", "joint.h", kSkinny, kJointMemory, "QmmSkinny"};
     case Family::kGatherQmv:
       return {"gather_qmv", "qmv.h", kNone, kGathered, "Qmv"};
     case Family::kGatherQmmSkinny:
@@ -133,6 +148,7 @@ std::vector<std::vector<int>> shapes(Family family,
       }
       return all;
     case Family::kQmmSkinny:
+    case Family::kJointQmmSkinny:
     case Family::kGatherQmmSkinny:
       for (const SkinnyTile& tile : kSkinnyTiles) {
         all.push_back(tile.shape());

@@ -30,6 +30,7 @@ enum class Family : uint8_t {
   kQmmN,
   kJointQmv,
   kJointQmvMulti,
+  kJointQmmSkinny,
   kGatherQmv,
   kGatherQmmSkinny,
   kGatherQmm,

@@ -168,7 +168,7 @@ LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = matmul_launch(p, Family::kQmmSkinny, tile.shape());
   spread_tiles(launch, tile, p.N, p.M, p.batch.size);
-  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  launch.threadgroup_bytes = tile.threadgroup_bytes(p.format.bits, p.K);
   return launch;
 }
 
@@ -314,7 +314,7 @@ LaunchPlan plan_gather_qmm_skinny(const GatherProblem& p) {
   SkinnyTile tile = skinny_tile(p.M);
   LaunchPlan launch = gather_launch(p, Family::kGatherQmmSkinny, tile.shape());
   spread_tiles(launch, tile, p.N, p.M, p.B);
-  launch.threadgroup_bytes = tile.threadgroup_bytes();
+  launch.threadgroup_bytes = tile.threadgroup_bytes(p.format.bits, p.K);
   return launch;
 }
 
@@ -420,6 +420,20 @@ std::vector<std::vector<LaunchPlan>> candidates_for_many_rows(
     all.push_back(std::move(*split));
   }
   return all;
+}
+
+// The family that does for several products what this one does for one.
+constexpr std::optional<Family> joint_family(Family family) {
+  switch (family) {
+    case Family::kQmv:
+      return Family::kJointQmv;
+    case Family::kQmvMulti:
+      return Family::kJointQmvMulti;
+    case Family::kQmmSkinny:
+      return Family::kJointQmmSkinny;
+    default:
+      return std::nullopt;
+  }
 }
 
 }  // namespace
@@ -563,13 +577,18 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
   if (!alone) {
     return std::nullopt;
   }
-  LaunchPlan vectors = plan_qmv(first);
-  LaunchPlan rows = plan_qmv_multi(first);
-  bool multi = alone->front() == rows;
-  bool held = multi || (alone->front() == vectors && first.K > kLastQuadK);
-  if (!held || (multi && first.M > kLastJointForm)) {
+  LaunchPlan launch = alone->front();
+  KernelId id = *parse_kernel_name(launch.kernel);
+  auto family = joint_family(id.family);
+  // With more rows another product's kernel might be another by itself.
+  if (!family || first.M > kLastSkinnyRow) {
     return std::nullopt;
   }
+  uint32_t simdgroups = launch.threads.x * launch.threads.y *
+                        launch.threadgroups.y / NIBBLE_SIMD_WIDTH;
+  int columns = id.family == Family::kQmmSkinny
+                    ? id.shape[1]
+                    : NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
   JointParams params{first.M, first.K, 0, 0, 0, 0};
   int* N[] = {&params.N0, &params.N1, &params.N2};
   uint32_t across = 0;
@@ -581,9 +600,10 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
     }
     *N[i] = p.N;
     params.biased |= (p.epilogue.bias ? 1 : 0) << i;
-    uint32_t simdgroups = ceil_div(p.N, NIBBLE_QMV_ROWS);
-    one_is_small |= simdgroups < kSimdgroupsPerCore * most_cores(device);
-    across += ceil_div(p.N, NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS);
+    uint32_t tiles = ceil_div(p.N, columns);
+    one_is_small |=
+        uint64_t{tiles} * simdgroups < kSimdgroupsPerCore * most_cores(device);
+    across += tiles;
     p.N = first.N;
     p.epilogue = first.epilogue;
     if (p != first) {
@@ -593,17 +613,8 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
   if (!one_is_small) {
     return std::nullopt;
   }
-  std::vector<int> shape;
-  if (multi) {
-    shape = parse_kernel_name(rows.kernel)->shape;
-  }
-  LaunchPlan launch = multi ? rows : vectors;
-  launch.kernel =
-      kernel_name({multi ? Family::kJointQmvMulti : Family::kJointQmv,
-                   first.dtype,
-                   first.scale_dtype,
-                   first.format,
-                   shape});
+  id.family = *family;
+  launch.kernel = kernel_name(id);
   launch.threadgroups.x = across;
   launch.params = as_bytes(params);
   launch.buffers.clear();

@@ -2,6 +2,7 @@
 // of what a tile may be.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -35,9 +36,12 @@ struct SkinnyTile {
   constexpr uint32_t threads() const {
     return static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH);
   }
-  // Half of the simdgroups hand their sums, in float, to the other half.
-  constexpr uint32_t threadgroup_bytes() const {
-    return static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+  // Half of the simdgroups hand their sums, in float, to the other half; and
+  // before, all but the first a line of 64 bytes of each row of w.
+  uint32_t threadgroup_bytes(int bits, int K) const {
+    auto sums = static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
+    bool lines = nibble_skinny_cuts_lines(bits, K, WK);
+    return std::max<uint32_t>(sums, lines ? (WK - 1) * BN * 64 : 0);
   }
 };
 
@@ -87,10 +91,10 @@ inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};
 // qmm_n: BM x BN of y by BK rows of w. BN codes are whole cache lines of 64
 // bytes of a row, for another threadgroup would read the rest of a line again:
 // one line at 8, 4 and 2 bits, three at 3 and 6, five at 5. BK is what two
-// blocks of w then leave room for; BK * BN is never less than 2048, so that a
-// barrier serves as many products as 64 columns and 32 rows. In float32 two
-// blocks of 512 columns do not fit, and 3 and 5 bits make do with half. Eight
-// simdgroups at most: what a pipeline may launch shrinks with its registers.
+// blocks of w then leave room for, or one, for two of 512 columns in float32 do
+// not fit; BK * BN for each barrier is never less than 2048, as many products
+// as 64 columns and 32 rows. Eight simdgroups at most: what a pipeline may
+// launch shrinks with its registers.
 constexpr Tile straight_tile(Dtype dtype, const QuantFormat& format) {
   bool wide = dtype == Dtype::kFloat32;
   switch (format.bits) {
@@ -100,7 +104,7 @@ constexpr Tile straight_tile(Dtype dtype, const QuantFormat& format) {
       return {32, 128, wide ? 16 : 32, 1, 4};
     case 3:
     case 5:
-      return wide ? Tile{32, 256, 8, 1, 8} : Tile{32, 512, 8, 1, 8};
+      return {32, 512, 8, 1, 8};
     default:
       return {32, 256, wide ? 8 : 16, 1, 8};
   }
@@ -108,8 +112,9 @@ constexpr Tile straight_tile(Dtype dtype, const QuantFormat& format) {
 
 constexpr uint32_t straight_threadgroup_bytes(const Tile& tile, Dtype dtype) {
   auto item = static_cast<uint32_t>(size_of(dtype));
-  return 2 *
-         (tile.BM * (tile.BK * item + 16) + tile.BK * (tile.BN * item + 16));
+  uint32_t stage =
+      tile.BM * (tile.BK * item + 16) + tile.BK * (tile.BN * item + 16);
+  return 2 * stage <= NIBBLE_THREADGROUP_BYTES ? 2 * stage : stage;
 }
 
 // The single statement of what makes a tile valid for a format on a device.

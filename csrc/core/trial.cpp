@@ -94,7 +94,8 @@ std::vector<Launches> plans(Family family,
     case Family::kGatherSortedQmmN:
       return one(plan(gathered(t), device));
     case Family::kJointQmv:
-    case Family::kJointQmvMulti: {
+    case Family::kJointQmvMulti:
+    case Family::kJointQmmSkinny: {
       MatmulProblem p = dense(t);
       p.epilogue.residual = false;
       return one(plan_joint(std::vector(NIBBLE_JOINT, p), device));
@@ -135,6 +136,7 @@ Trial blank(const KernelId& id) {
       return t;
     case Family::kJointQmv:
     case Family::kJointQmvMulti:
+    case Family::kJointQmmSkinny:
       t.kind = Kind::kJoint;
       t.epilogue = true;
       t.B = t.experts = NIBBLE_JOINT;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,7 +22,7 @@ from mlx_nibble.model.layers import Matrix, matrices, parameters
 from mlx_nibble.model.quantizer import Plan, quantize_model
 from mlx_nibble.model.sensitivity import sensitivity
 from mlx_nibble.model.stream import batches
-from mlx_nibble.model.text import read_text
+from mlx_nibble.model.text import encode, read_text
 from mlx_nibble.model.workspace import Workspace
 from mlx_nibble.quantize.budget import solve
 from mlx_nibble.quantize.method import Method
@@ -49,6 +50,14 @@ class Calibration:
     text: str = "builtin"
     samples: int = 64
     length: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if min(self.samples, self.length) < 1:
+            raise ValueError(
+                "[convert] samples and their length must be at least 1 but are "
+                f"{self.samples} and {self.length}."
+            )
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,11 @@ class Options:
             raise ValueError(
                 f"[convert] recipe must be one of {tuple(RECIPES)} but got "
                 f"{self.recipe!r}."
+            )
+        if self.target_bpw is not None and not 0 < self.target_bpw < math.inf:
+            raise ValueError(
+                "[convert] the target must be a positive number of bits a weight but "
+                f"is {self.target_bpw}."
             )
         Format(self.bits, self.group_size)
 
@@ -253,7 +267,7 @@ def quantization_entry(plan: Plan, options: Options) -> dict[str, Any]:
 
 
 def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.array]:
-    ids = tokenizer.encode(read_text(calibration.text))
+    ids = encode(tokenizer, read_text(calibration.text))
     return batches(ids, calibration.length, calibration.samples)
 
 

@@ -72,6 +72,7 @@ def load(
     activations: str | None = None,
     batch_invariant: bool = False,
     repack: bool = False,
+    tuned: bool = True,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.load`, with the model's quantized layers on our kernels.
@@ -82,6 +83,7 @@ def load(
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
         repack: As :func:`mlx_nibble.accelerate` takes it.
+        tuned: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.load` takes them.
 
     Returns:
@@ -93,7 +95,7 @@ def load(
         ValueError: If mlx-lm does not know the model's architecture, or
             ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(activations, batch_invariant, repack):
+    with accelerated_loading(activations, batch_invariant, repack, tuned):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -103,6 +105,7 @@ def sharded_load(
     activations: str | None = None,
     batch_invariant: bool = False,
     repack: bool = False,
+    tuned: bool = True,
     **kwargs: Any,
 ) -> tuple:
     """:func:`mlx_lm.utils.sharded_load`, each process's part on our kernels.
@@ -113,6 +116,7 @@ def sharded_load(
         activations: As :func:`mlx_nibble.accelerate` takes it.
         batch_invariant: As :func:`mlx_nibble.accelerate` takes it.
         repack: As :func:`mlx_nibble.accelerate` takes it.
+        tuned: As :func:`mlx_nibble.accelerate` takes it.
         **kwargs: As :func:`mlx_lm.utils.sharded_load` takes them.
 
     Returns:
@@ -120,7 +124,7 @@ def sharded_load(
     """
     # Afterwards, for sharding replaces layers.
     model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, activations, batch_invariant, repack)
+    prepare(model, activations, batch_invariant, repack, tuned)
     return (model, *others)
 
 
@@ -146,6 +150,7 @@ def accelerated_loading(
     activations: str | None = None,
     batch_invariant: bool = False,
     repack: bool = False,
+    tuned: bool = True,
 ) -> Iterator[None]:
     """Inside it, every model that mlx-lm loads is :func:`prepare`\\ d.
 
@@ -155,7 +160,7 @@ def accelerated_loading(
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
         model, config = original(*args, **kwargs)
-        prepare(model, activations, batch_invariant, repack)
+        prepare(model, activations, batch_invariant, repack, tuned)
         return model, config
 
     with _replaced(mlx_lm_utils, "load_model", load_model):
@@ -222,6 +227,7 @@ def prepare(
     activations: str | None = None,
     batch_invariant: bool = False,
     repack: bool = False,
+    tuned: bool = True,
 ) -> Report:
     """Accelerate a model, and on the CPU have it compute in float32.
 
@@ -231,7 +237,12 @@ def prepare(
     Returns:
         What :func:`mlx_nibble.accelerate` returns. Its ``undo()`` leaves the types.
     """
-    report = accelerate(model, activations=activations, batch_invariant=batch_invariant)
+    report = accelerate(
+        model,
+        activations=activations,
+        batch_invariant=batch_invariant,
+        tuned=tuned,
+    )
     if _on_cpu():
         set_activation_dtype(model, mx.float32)
         if repack:  # not before: scales may be others now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +38,17 @@ def require_picture(path: str) -> Path:
     """Check that a picture can be drawn before any work is done.
 
     Raises:
-        ValueError: If its name tells no format that is drawn, or if matplotlib is
-            not installed.
+        ValueError: If it cannot be written, if its name tells no format that is
+            drawn, or if matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "[plot] the package matplotlib is required: run pip install "
             "'mlx-nibble[plot]'."
+        )
+    if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+        raise ValueError(
+            f"[plot] a file that can be written is required but got {path!r}."
         )
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(

@@ -36,6 +36,7 @@ KERNELS = [
     "qmm_n_f16_f16_b4_g64_bm32_bn128_bk32_wm1_wn4",
     "joint_qmv_f16_f16_b4_g64",
     "joint_qmv_multi_bf16_bf16_b4_g64_r6",
+    "joint_qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8",
     "gather_qmv_bf16_bf16_b4_g64",
     "gather_qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8",
     "gather_qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2",

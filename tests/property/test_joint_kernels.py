@@ -38,7 +38,7 @@ def products(fields, M, groups, columns, biased):
 @pytest.mark.parametrize("fields", FORMATS, ids=str)
 @settings(max_examples=10)
 @given(
-    M=st.integers(1, 5),
+    M=st.one_of(st.integers(1, 5), st.integers(6, 33)),
     groups=st.integers(1, 4),
     columns=COLUMNS,
     biased=st.integers(0, 7),
@@ -51,7 +51,7 @@ def test_joint_products_agree_with_the_oracle(fields, M, groups, columns, biased
     case.check(simt.Options(seed=seed, instrumented=True))
 
 
-@pytest.mark.parametrize("M", [1, 3, 5])
+@pytest.mark.parametrize("M", [1, 3, 5, 17])
 def test_they_have_the_bits_of_products_one_by_one(M, rng):
     several = products(FORMATS[0], M, 3, [19, 8, 33], 2)
     (launch,) = simt.plan_joint(several) or ()

@@ -79,18 +79,24 @@ MUTANTS = [
     ),
     _joint(
         "the last tile of a matrix goes to the next",
-        "tile < third ? 1 : 2",
-        "tile < third - 1 ? 1 : 2",
+        "across < third ? 1 : 2",
+        "across < third - 1 ? 1 : 2",
     ),
     _joint(
         "the tiles of every matrix count from the first",
-        "uint3(uint(tile - first_tile)",
-        "uint3(uint(tile)",
+        "across - (which == 0 ? 0 : which == 1 ? second : third)",
+        "across",
     ),
     _joint(
         "a bias is added to another product",
         "(params.biased >> which) & 1",
         "(params.biased >> (2 - which)) & 1",
+    ),
+    _of(
+        "joint_qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8",
+        "tiles as wide as those of vectors",
+        "kColumns = Family::columns_of_tile()",
+        "kColumns = 8",
     ),
     _multi("one code for four", "i + j, affine[r]", "i, affine[r]"),
     Mutant(
@@ -115,7 +121,23 @@ MUTANTS = [
     _qmm3("words past a short row", "first + i < range.end", "true"),
     _skinny5("a fifth word", "wanted < window + line_words()", "true"),
     _skinny5("the second two lanes beside", "holder / 2 * apart", "holder / 2 * 2"),
-    _skinny5("a share of fewer steps", "(steps + WK - 1) / WK", "steps / WK"),
+    _skinny5(
+        "a share of fewer steps",
+        "(steps + simdgroups - 1) / simdgroups",
+        "steps / simdgroups",
+    ),
+    _skinny5("a line for another simdgroup", "lines + (n - TN)", "lines + (n + TN)"),
+    _skinny5("a line handed over that nobody takes", "last_line == handed", "false"),
+    _skinny5(
+        "no barrier before the lines",
+        f"      }}\n      {_BARRIER}\n    }}\n    const WordRange mine",
+        "      }\n    }\n    const WordRange mine",
+    ),
+    _skinny5(
+        "no barrier after the lines",
+        f"lie where the lines did.\n      {_BARRIER}",
+        "lie where the lines did.",
+    ),
     _of(_QMM_N, "words of the first tile", "range.begin + place * 4", "place * 4"),
     _of(
         _QMM_N3,
@@ -280,6 +302,12 @@ MUTANTS = [
         "words of w past K",
         "min(first_column + BN, weight.K)",
         "first_column + BN",
+    ),
+    _of(
+        "qmm_n_f32_f32_b3_g32_bm32_bn512_bk8_wm1_wn8",
+        "no barrier before the only block is replaced",
+        f"}} else if (more) {{\n      {_BARRIER}\n    }}",
+        "}",
     ),
     _of(_QMM_N, "scales of columns past K", "if (column < weight.K)", ""),
     _of(_QMM_N, "rows of w past N", "min(n + row, last_row)", "n + row"),

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from tests.simt import profile
-from tests.simt.plans import Problem
+from tests.simt import cases, profile
+from tests.simt.executor import Options, run
+from tests.simt.plans import Problem, candidates
 
 P = Problem(M=32, N=64, K=128)
 TILES = (P.M // 32) * (P.N // 32)
@@ -28,6 +29,20 @@ def test_counters_of_mlx_tiles_are_those_of_the_text() -> None:
     vectors = rows["mlx affine_qmv"]
     # x, w, scales and biases once for each of eight rows of y.
     assert vectors.read >= P.M * P.N * P.K // 2
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("K", [512, 1024, 1536, 2560])
+def test_no_two_simdgroups_ask_for_a_line_of_a_row(bits: int, K: int) -> None:
+    p = Problem(M=16, N=32, K=K, bits=bits)
+    ((launch,),) = candidates(p)
+    assert launch.kernel.startswith("qmm_skinny_")
+    case = cases.matmul(p, launch)
+    outputs = {"out": (case.shape, case.operands["x"].dtype)}
+    memory = run(launch, case.operands, outputs, Options(instrumented=True)).memory
+    (weights,) = (region for region in memory if region["name"] == "w")
+    assert weights["lines_64"] * 64 == weights["bytes"]
+    assert weights["read"] == weights["bytes"]
 
 
 def test_the_report_is_for_machines_too(capsys: pytest.CaptureFixture[str]) -> None:

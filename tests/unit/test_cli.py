@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_nibble.cli import main
 from tests.gguf_writer import tiny_llama
 
 
@@ -77,6 +79,14 @@ def test_help_needs_neither_mlx_lm_nor_rich():
         (["serve", "--activations", "int4"], 2, "invalid choice: 'int4'"),
         (["demo", "--model", "absent"], 1, "[demo] --model 'absent' does not exist."),
         (["demo", "--rounds", "0"], 2, "must be at least 1"),
+        (["chat", "--model"], 2, "nibble chat: error: argument --model: expected one"),
+        (["convert", "-q", "./absent", "b"], 1, "SOURCE './absent' does not exist."),
+        (["eval", "a", "--samples", "0"], 2, "--samples must be at least 1"),
+        (["eval", "a", "--sequence-length", "1"], 2, "must be at least 2"),
+        (["inspect", "7B", "--context", "-1"], 2, "--context must be at least 0"),
+        (["bench", "kernels", "--seconds", "nan"], 2, "must be positive"),
+        (["bench", "kernels", "--shape", "a,b"], 2, "N,K is required but got 'a,b'"),
+        (["tune", "--shape", "8"], 2, "N,K is required but got '8'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, status, message, tmp_path):
@@ -97,6 +107,38 @@ def test_a_corrupt_file_is_one_line(tmp_path):
     assert result.stderr.startswith("nibble: [gguf] tensor ")
     assert result.stderr.endswith("it is truncated or corrupt.\n")
     assert os.listdir(tmp_path) == ["cut.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("[1]", "got a list."),
+        ("{", "got: Expecting property name"),
+        ('{"quantization": [4]}', "as 'quantization' in '"),
+    ],
+    ids=["list", "cut", "quantization"],
+)
+def test_a_corrupt_configuration_is_one_line(text, got, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").touch()
+    for command in ("chat", "convert", "eval", "generate", "inspect", "tune"):
+        option = ["--model"] if command in ("chat", "generate") else []
+        assert main([command, *option, str(tmp_path)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"nibble: [{command}] a JSON object is required ")
+        assert got in message
+        assert message.count("\n") == 1
+
+
+def test_what_lies_in_several_lines_is_told_in_one(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    shutil.copytree(folder, tmp_path / "short")
+    config["num_hidden_layers"] += 1
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    result = nibble("generate", "--model", str(tmp_path / "short"))
+    assert result.returncode == 1
+    assert "Missing 9 parameters: model.layers.2." in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_missing_extra_is_named(tmp_path):
@@ -195,6 +237,14 @@ def test_serve_answers_and_ends_when_told(folder):
     finally:
         server.kill()
         server.wait()
+
+
+def test_serve_on_an_address_that_is_taken_ends(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = nibble("serve", "--model", str(folder), "--port", port, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr == "nibble: [serve] [Errno 98] Address already in use\n"
 
 
 def test_demo_compares_any_model(tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,10 +13,13 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
-from mlx_nibble import lm, measure, nn
+from mlx_nibble import lm, measure, nn, tuning
 from mlx_nibble.io.gguf_import import import_gguf
 from mlx_nibble.reference import llama_logits
+from mlx_nibble.tune import problems
+from mlx_nibble.tuning import LEAVE_TO_MLX, Choice
 from tests.gguf_writer import tiny_llama
+from tests.graph import node_names
 from tests.tolerance import relative_rms
 
 TOKENS = [5, 70, 101, 64, 3, 3, 200, 258]
@@ -56,6 +60,26 @@ def test_batch_invariance_reaches_every_row(folder):
     for at, token in enumerate(TOKENS):
         alone = model(mx.array([[token]]), cache=cache)
         assert mx.array_equal(alone[0, 0], together[0, at])
+
+
+def test_what_was_tuned_is_followed_unless_told_not_to(folder, tables):
+    layer = lm.load(str(folder))[0].layers[0].mlp.down_proj
+    N, K = layer.weight.shape[0], layer.scales.shape[1] * layer.group_size
+    (problem,) = problems.of_shapes(
+        [(N, K)], (1,), "float32", layer.bits, layer.group_size, None
+    )
+    symmetric = {"scale_dtype": "float16", "symmetric": True}
+    keys = [
+        replace(problem.key, scale_dtype="float16"),
+        replace(problem.key, **symmetric),
+    ]
+    tuning.save(dict.fromkeys(keys, Choice(LEAVE_TO_MLX, 1.2)))
+    products = {}
+    for tuned in (True, False):
+        model, _ = lm.load(str(folder), tuned=tuned)
+        layer = model.layers[0].mlp.down_proj
+        products[tuned] = node_names(layer(mx.ones((1, K))))["QuantizedMatmul"]
+    assert products == {True: 1, False: 0}
 
 
 def test_probabilities_are_ours_and_mlx_lm_is_not_patched(folder):

@@ -241,6 +241,9 @@ def test_sequences_are_spread_over_the_text():
     assert len(batches(range(100), 10, 99)) == 10
     with pytest.raises(ValueError, match="at least 101 tokens"):
         batches(range(100), 101, 1)
+    for length, samples in ((0, 1), (10, 0)):
+        with pytest.raises(ValueError, match="must be at least 1 but are"):
+            batches(range(100), length, samples)
 
 
 def test_a_model_without_layers_is_refused():

@@ -4,9 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from bench import quantization, readme
+from bench import tables as tables_of
+from mlx_nibble.bench import capsule
 
 DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").glob("*.md"))]
 # A figure as measured: with a fraction or a unit.
@@ -42,7 +45,7 @@ def test_the_tables_are_the_capsules():
 
 def test_the_first_paragraph_is_the_capsule():
     text = " ".join((readme.ROOT / "README.md").read_text().split())
-    assert readme.headline(readme.load("demo")) in text
+    assert tables_of.headline(readme.load("demo")) in text
 
 
 def test_the_table_of_quantization_is_the_capsule():
@@ -79,6 +82,16 @@ def test_every_table_of_figures_names_the_command_that_made_it(path):
 def test_every_capsule_that_is_named_is_there(path):
     for name in CAPSULE.findall(path.read_text()):
         assert (readme.ROOT / name).is_file(), name
+
+
+def test_the_capsules_of_the_common_form_are_as_the_schema_says():
+    schema = json.loads((readme.ROOT / "docs" / "capsule.schema.json").read_text())
+    made = {p.stem: json.loads(p.read_text()) for p in readme.CAPSULES.glob("*.json")}
+    common = {name for name, found in made.items() if "schema" in found}
+    assert common >= {"cpu", "generation", "llama", "matmul", "tune"}
+    for name in common:
+        jsonschema.validate(made[name], schema)
+        capsule.check(made[name])
 
 
 def test_every_capsule_is_named_with_the_command_that_made_it():

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -26,6 +27,8 @@ _COMMANDS = {
 
 # An error that names its operation, unlike an OSError's "[Errno 2] ...".
 _NAMED = re.compile(r"\[[a-z]")
+# Six lines of a terminal: longer than any of ours, and than what the Hub says.
+_LONGEST_MESSAGE = 480
 _EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
 
 
@@ -102,19 +105,25 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
-        return _complain(
-            f"[{command}] the package {error.name} is required: run pip install "
-            "'mlx-nibble[lm]'"
+        return complain(
+            command,
+            f"the package {error.name} is required: run pip install 'mlx-nibble[lm]'",
         )
     except (ValueError, OSError, RuntimeError) as error:
-        message = str(error).strip() or type(error).__name__
-        message = message.splitlines()[0]
-        return _complain(message if _NAMED.match(message) else f"[{command}] {message}")
+        return complain(command, str(error) or type(error).__name__)
     return 0
 
 
-def _complain(message: str) -> int:
-    print(f"nibble: {message}", file=sys.stderr)
+def complain(command: str, message: str) -> int:
+    """Print an error as one line that names its operation.
+
+    Returns:
+        The exit status.
+    """
+    # Several lines are a list of what mlx-lm misses, which may be all of a model.
+    message = textwrap.shorten(message, _LONGEST_MESSAGE, placeholder=" ...")
+    named = message if _NAMED.match(message) else f"[{command}] {message}"
+    print(f"nibble: {named}", file=sys.stderr)
     return 1
 
 

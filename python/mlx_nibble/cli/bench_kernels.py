@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, measure, write, print."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    if args.seconds <= 0 or args.passes < 1 or min(args.rows) < 1:
+    if not 0 < args.seconds < math.inf or args.passes < 1 or min(args.rows) < 1:
         parser.error("--seconds, --passes and --rows must be positive")
     cases = cases_of(args)
     for case in cases:
@@ -120,10 +122,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) not in (2, 3):
+    if not re.fullmatch(r"\d+(,\d+){1,2}", text):
         raise argparse.ArgumentTypeError(f"M,N,K or N,K is required but got {text!r}")
-    return numbers
+    return tuple(int(part) for part in text.split(","))
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:

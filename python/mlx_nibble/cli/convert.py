@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
+from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.formats import BITS, GROUP_SIZES
 from mlx_nibble.io.gguf_import import DTYPES, import_gguf
 from mlx_nibble.io.packed_import import import_packed, is_packed
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     elif is_packed(Path(source)):
         _import_packed(args, source, folder)
     else:
+        require_model("convert", "SOURCE", source)
         parser.error(
             f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
             "say -q to quantize it"
@@ -169,7 +171,9 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
             import_gguf(source, imported)
             report = convert(str(imported), folder, options, progress, source)
         else:
-            report = convert(source, folder, options, progress)
+            require_model("convert", "SOURCE", source)
+            with hub_errors("convert"):
+                report = convert(source, folder, options, progress)
     if picture is not None:
         plot.sensitivity(report.losses, picture)
     widths = Counter(form.bits for form in report.plan.values())

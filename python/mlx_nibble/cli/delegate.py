@@ -43,9 +43,9 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--repack", action="store_true", help=_REPACK)
     ours, arguments = parser.parse_known_args(arguments)
     for option in ("--model", "--draft-model"):
-        if path := _value(option, arguments):
+        if path := _value(command, option, arguments):
             require_model(command, option, path)
-    adapter = _value("--adapter-path", arguments)
+    adapter = _value(command, "--adapter-path", arguments)
     if adapter is not None and not Path(adapter).expanduser().exists():
         raise ValueError(f"[{command}] --adapter-path {adapter!r} does not exist.")
     try:
@@ -64,7 +64,9 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
         raise
 
 
-def _value(option: str, arguments: Sequence[str]) -> str | None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _value(command: str, option: str, arguments: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(
+        prog=f"nibble {command}", add_help=False, allow_abbrev=False
+    )
     parser.add_argument(option, dest="path")
     return parser.parse_known_args(arguments)[0].path

@@ -17,7 +17,7 @@ from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.model.evaluate import Estimate, Evaluation, evaluate
 from mlx_nibble.model.inventory import read_inventory
 from mlx_nibble.model.stream import batches
-from mlx_nibble.model.text import read_text
+from mlx_nibble.model.text import encode, read_text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +52,10 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, evaluate, print."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    if args.samples < 1:
+        parser.error("--samples must be at least 1")
+    if args.sequence_length < 2:
+        parser.error("--sequence-length must be at least 2: the first is not predicted")
     if args.plot is not None and args.reference is None:
         parser.error("--plot needs --reference: it draws the distance from it")
     picture = None if args.plot is None else plot.require_picture(args.plot)
@@ -83,7 +87,7 @@ def _evaluate(
 ) -> Evaluation:
     with hub_errors("eval"):
         model, tokenizer = load_for_evaluation(name, activations.setting(args))
-    tokens = batches(tokenizer.encode(text), args.sequence_length, args.samples)
+    tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(
             model, tokens, reference, lambda n: progress(name, n, len(tokens))

@@ -43,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, count, print."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.context < 0:
+        parser.error("--context must be at least 0")
     if count := _COUNT.fullmatch(args.model):
         weights = float(count[1]) * {"M": 1e6, "B": 1e9}[count[2]]
         _print_formats(weights, args.json)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_nibble.io.checkpoint import read_config
+
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -19,7 +21,7 @@ def require_model(command: str, what: str, path: str) -> None:
         path: What was given.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or its config.json no JSON object.
     """
     folder = Path(path).expanduser()
     if folder.is_file():
@@ -33,6 +35,7 @@ def require_model(command: str, what: str, path: str) -> None:
                 f"[{command}] {what} must be a model folder but {path!r} has no "
                 "config.json."
             )
+        read_config(folder, command)
         return
     if path.startswith(".") or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")

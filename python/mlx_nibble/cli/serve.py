@@ -6,13 +6,20 @@ import logging
 import os
 from collections.abc import Sequence
 
+from mlx_nibble.cli import complain
 from mlx_nibble.cli.delegate import run_accelerated
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``mlx_lm.server`` with these arguments, until it is told to end."""
-    run_accelerated("server", "serve", arguments)
+    status = 0
+    try:
+        run_accelerated("server", "serve", arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        # Of an address that is taken, say, mlx-lm learns when its thread that
+        # generates runs already: Python would wait for that for ever.
+        status = complain("serve", str(error))
     logging.shutdown()
     # When Python exits, the thread of MLX's stream that belonged to the server's
     # thread may abort the process: one shutdown of stock mlx_lm.server in three.
-    os._exit(0)
+    os._exit(status)

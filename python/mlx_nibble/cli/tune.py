@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -118,10 +119,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _shape(text: str) -> tuple[int, int]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) != 2:
+    numbers = re.fullmatch(r"(\d+),(\d+)", text)
+    if numbers is None:
         raise argparse.ArgumentTypeError(f"N,K is required but got {text!r}")
-    return numbers
+    return int(numbers[1]), int(numbers[2])
 
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:

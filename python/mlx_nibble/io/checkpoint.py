@@ -1,4 +1,4 @@
-"""Write a model in the form that mlx-lm loads: safetensors, index, JSON."""
+"""A model in the form that mlx-lm loads: safetensors, index, JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,73 @@ from typing import Any
 import mlx.core as mx
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
+
+
+def read_config(folder: Path, op: str) -> dict[str, Any]:
+    """What a model folder's `config.json` holds.
+
+    Args:
+        folder: The model folder.
+        op: Named in errors: ``[op] …``.
+
+    Raises:
+        ValueError: If it is no JSON object.
+        OSError: If it cannot be read.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"[{op}] a JSON object is required in '{file}' but got: {error}."
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"[{op}] a JSON object is required in '{file}' but got a "
+            f"{type(config).__name__}."
+        )
+    for key in ("quantization", "quantization_config"):
+        if not isinstance(config.get(key), dict | None):
+            raise ValueError(
+                f"[{op}] a JSON object is required as {key!r} in '{file}' but got a "
+                f"{type(config[key]).__name__}."
+            )
+    return config
+
+
+def read_checkpoint(
+    folder: Path, op: str
+) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """A model folder's configuration and tensors, of which headers alone are read.
+
+    Args:
+        folder: The model folder.
+        op: Named in errors: ``[op] …``.
+
+    Returns:
+        What `config.json` holds, and parameter path to array.
+
+    Raises:
+        ValueError: If it is no model folder.
+        RuntimeError: If a safetensors file is truncated.
+    """
+    if not folder.exists():
+        raise ValueError(
+            f"[{op}] a model folder is required but '{folder}' does not exist."
+        )
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"[{op}] a model folder must hold config.json and model*.safetensors but "
+            f"'{folder}' does not."
+        )
+    config = read_config(folder, op)
+    tensors: dict[str, mx.array] = {}
+    for file in files:
+        loaded = mx.load(str(file))  # lazy: only the header is read
+        assert isinstance(loaded, dict)
+        tensors |= loaded
+    return config, tensors
 
 
 def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:

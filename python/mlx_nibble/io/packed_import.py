@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
-from mlx_nibble.io.checkpoint import save_json, save_weights
+from mlx_nibble.io.checkpoint import read_config, save_json, save_weights
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.io.packed import from_awq, from_compressed_tensors, from_gptq
 from mlx_nibble.quantize.search import search
@@ -56,10 +55,9 @@ class PackedReport:
 
 def is_packed(folder: Path) -> bool:
     """Tell whether a folder holds a checkpoint that `import_packed` reads."""
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         return False
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_config(folder, "convert")
     return (config.get("quantization_config") or {}).get("quant_method") in METHODS
 
 
@@ -83,7 +81,7 @@ def import_packed(
         ValueError: If the checkpoint is malformed or not supported, or `out` exists.
         OSError: If a file cannot be read or written.
     """
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_config(source, "convert")
     run = _Import(config, _load(source))
     run.read(progress)
     with new_folder(out, "convert") as folder:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_nibble.io.checkpoint import read_checkpoint
 from mlx_nibble.model.layers import natural
 from mlx_nibble.model.memory import (
     Inventory,
@@ -24,19 +24,7 @@ def read_inventory(folder: Path) -> Inventory:
     Raises:
         ValueError: If it is no model folder.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    config_file = folder / "config.json"
-    if not files or not config_file.is_file():
-        raise ValueError(
-            f"[inspect] a model folder must hold config.json and model*.safetensors "
-            f"but {str(folder)!r} does not."
-        )
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    tensors: dict[str, mx.array] = {}
-    for file in files:
-        loaded = mx.load(str(file))  # lazy: only the header is read
-        assert isinstance(loaded, dict)
-        tensors |= loaded
+    config, tensors = read_checkpoint(folder, "inspect")
     rows = tuple(
         _row(path, tensor, tensors, config.get("quantization") or {})
         for path, tensor in sorted(tensors.items(), key=lambda item: natural(item[0]))

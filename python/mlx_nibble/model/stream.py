@@ -111,8 +111,13 @@ def batches(
         Arrays `[batch_size, length]`, the last one maybe smaller.
 
     Raises:
-        ValueError: If the text has fewer than `length` tokens.
+        ValueError: If the text has fewer than `length` tokens, or either is below 1.
     """
+    if min(length, samples) < 1:
+        raise ValueError(
+            "[text] samples and their length must be at least 1 but are "
+            f"{samples} and {length}."
+        )
     available = len(tokens) // length
     if available == 0:
         raise ValueError(

@@ -40,6 +40,16 @@ def read_text(source: str) -> str:
     return _read_file(path)
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, which may be longer than the model's context.
+
+    Args:
+        tokenizer: As mlx-lm loads it.
+        text: To be cut into sequences that are not.
+    """
+    return tokenizer.encode(text, verbose=False)  # no warning of its length
+
+
 def _read_file(path: Path) -> str:
     if path.suffix == ".parquet":
         return "\n".join(_parquet_rows(path))

@@ -12,9 +12,9 @@ LEAST_GAIN = 0.02
 own choice for: one run tells no smaller difference (docs/bench.md)."""
 
 
-PASSES = (12, 24, 48)
-"""Numbers of passes after which it is looked whether a choice can be made; where it
-cannot be, the rest is measured too."""
+PASSES = (12, 24, 48, 96)
+"""Numbers of passes after which it is looked who can still win; all others take no
+more turns. After the last the medians decide."""
 
 
 def decide(samples: Mapping[str, Passes]) -> Choice:
@@ -22,33 +22,40 @@ def decide(samples: Mapping[str, Passes]) -> Choice:
 
     A candidate is taken if it beat the planner's own choice by :data:`LEAST_GAIN` and
     beyond noise: the intervals of all ratios, which hold together, however often they
-    are looked at, leave out 1. Of several the fastest is taken. Ties and noise go to
-    the planner.
+    are looked at, leave out 1. After all :data:`PASSES` it need not be beyond noise:
+    then no more can be known, and the median is the best guess. Of several the fastest
+    is taken. Ties, and until then noise, go to the planner.
 
     Args:
         samples: Seconds by candidate, a list for each pass, the planner's own choice
             first. One that was given up early has fewer passes, and is not taken.
     """
+    own = next(iter(samples))
+    last = len(samples[own]) >= PASSES[-1]
     best = Choice(None)
-    for name, faster in _rivals(samples):
-        if faster.low > 1 and faster.value > best.faster:
+    for name, faster in _against(samples, own):
+        gains = faster.value >= 1 + LEAST_GAIN and (faster.low > 1 or last)
+        if gains and faster.value > best.faster:
             best = Choice(name, faster.value)
     return best
 
 
-def undecided(samples: Mapping[str, Passes]) -> bool:
-    """Whether more passes might find something faster than what :func:`decide` does."""
-    best = decide(samples).faster
-    return any(
-        faster.low <= 1 and faster.value > best for _, faster in _rivals(samples)
-    )
+def contenders(samples: Mapping[str, Passes], chosen: str) -> set[str]:
+    """Who may, for all that is known, be faster than who is chosen by more than
+    :data:`LEAST_GAIN`."""
+    return {
+        name
+        for name, faster in _against(samples, chosen)
+        if faster.high > 1 + LEAST_GAIN
+    }
 
 
-def _rivals(samples: Mapping[str, Passes]) -> Iterator[tuple[str, Estimate]]:
-    """Candidates that seem to gain enough, and how many times as fast they are."""
-    (own, *others) = samples
-    complete = [n for n in others if len(samples[n]) == len(samples[own])]
-    for name in complete:
-        faster = ratio(samples[own], samples[name], len(PASSES) * len(complete))
-        if faster is not None and faster.value >= 1 + LEAST_GAIN:
+def _against(samples: Mapping[str, Passes], one: str) -> Iterator[tuple[str, Estimate]]:
+    """How many times as fast as one candidate the others are that took part in as
+    many passes."""
+    passes = len(samples[one])
+    others = [n for n in samples if n != one and len(samples[n]) == passes]
+    for name in others:
+        faster = ratio(samples[one], samples[name], len(PASSES) * len(others))
+        if faster is not None:
             yield name, faster

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,7 +13,8 @@ from mlx_nibble import _native, ops
 from mlx_nibble.bench import products
 from mlx_nibble.bench.products import Pools
 from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
-from mlx_nibble.tune.decide import PASSES, undecided
+from mlx_nibble.bench.statistics import Passes
+from mlx_nibble.tune.decide import PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
 from mlx_nibble.tuning import LEAVE_TO_MLX
 
@@ -31,6 +32,9 @@ _FIRST_CALL = 0.2
 
 Progress = Callable[[str, int], None]
 """Called with what is done, and how many steps of :func:`measure` are done."""
+
+Choose = Callable[[Mapping[str, Passes]], str]
+"""Names a candidate, by the samples so far."""
 
 
 @dataclass
@@ -69,16 +73,31 @@ class Contest:
                 del self.active[name]
                 self.given_up[name] = "slower in each of the first passes"
 
+    def settled(self, choose: Choose) -> bool:
+        """Let those that cannot win take no more turns; whether that is all of them."""
+        chosen = choose(self.samples)
+        left = contenders(self.samples, chosen)
+        for name in self.active.keys() - self.kept - left - {chosen}:
+            del self.active[name]
+            self.given_up[name] = "not faster than who was chosen"
+        return not left
+
 
 def steps(problems: Sequence[Problem]) -> int:
     """How many steps :func:`measure` makes, if it can decide everything."""
     return PASSES[0] * len(problems)
 
 
+def choose_fastest(samples: Mapping[str, Passes]) -> str:
+    """Who is taken by these samples, the planner's own choice by its name too."""
+    return decide(samples).name or next(iter(samples))
+
+
 def measure(
     problems: Sequence[Problem],
     progress: Progress,
     others: Callable[[Problem], dict[str, int]] = lambda problem: {},
+    choose: Choose = choose_fastest,
 ) -> dict[Problem, Contest]:
     """Measure the candidates for products of one matrix.
 
@@ -87,6 +106,8 @@ def measure(
         progress: Is called before each step.
         others: What else shall take turns: by name, what the operation takes as its
             ``tuning``.
+        choose: Whom the others have to beat. A product is measured until nobody can,
+            or there are no more :data:`PASSES`.
     """
     pools = Pools(hot=False)
     contests = {problem: Contest() for problem in problems}
@@ -94,7 +115,7 @@ def measure(
     measured = list(problems)
     for number in range(PASSES[-1]):
         if number in PASSES:
-            measured = [p for p in measured if undecided(contests[p].samples)]
+            measured = [p for p in measured if not contests[p].settled(choose)]
             if not measured:
                 break
         # In each pass with new memory (docs/bench.md).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlx_nibble import _native, ops, symmetric, tuning
 from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES, Case
 from mlx_nibble.bench.shapes import MODELS
+from mlx_nibble.io.checkpoint import read_checkpoint
 from mlx_nibble.tuning import LEAVE_TO_MLX, Key
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -97,20 +97,8 @@ def of_model(
         ValueError: If it is no model folder, or holds nothing of a format that our
             kernels compute.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    config = folder / "config.json"
-    if not files or not config.is_file():
-        raise ValueError(
-            f"[tune] a model folder must hold config.json and model*.safetensors but "
-            f"{str(folder)!r} does not."
-        )
-    quantization = json.loads(config.read_text(encoding="utf-8")).get("quantization")
-    tensors: dict[str, mx.array] = {}
-    for file in files:
-        loaded = mx.load(str(file))  # lazy: only the header is read
-        assert isinstance(loaded, dict)
-        tensors |= loaded
-    found = _matrices(tensors, quantization or {}, dtype, activations)
+    config, tensors = read_checkpoint(folder, "tune")
+    found = _matrices(tensors, config.get("quantization") or {}, dtype, activations)
     matrices = list(dict.fromkeys(found))
     if not matrices:
         raise ValueError(
