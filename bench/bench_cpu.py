@@ -315,12 +315,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def started(args: argparse.Namespace, typed: list[str]) -> dict:
-    """The capsule in the file, if it is of this command and not complete; a new one."""
-    settings = {"hot": args.hot, "peers": {name: PEERS[name] for name in args.peers}}
+    """The file's capsule, if it is of such a run and not complete; else a new one."""
+    settings = {
+        "hot": args.hot,
+        "seconds": args.seconds,
+        "mlx_rows": args.mlx_rows,
+        "peers": {name: PEERS[name] for name in args.peers},
+    }
     made = capsule.new("kernels", ["python", "-m", "bench.bench_cpu", *typed], settings)
     if args.json and Path(args.json).exists():
         found = capsule.read(args.json)
-        same = all(found[key] == made[key] for key in ("command", "versions"))
+        same = all(found[key] == made[key] for key in ("settings", "versions"))
         if same and not found["complete"]:
             return found
     return made
