@@ -23,17 +23,19 @@ from mlx_nibble.bench.statistics import Estimate, Passes, ratio
 from mlx_nibble.cli.console import out, run_progress, table
 from mlx_nibble.cli.tune import of_one_matrix, result_of
 from mlx_nibble.tune import measure, problems
+from mlx_nibble.tune.decide import PASSES
 
 TUNED = "tuned"
 
 
 def closest(samples: Mapping[str, Passes]) -> tuple[str, Estimate] | None:
     """The candidate that comes nearest to tuned dispatch, or beats it, and how many
-    times its seconds are those of tuned dispatch."""
+    times its seconds are those of tuned dispatch. Of those that were slower than the
+    fastest by a tenth in each of the first passes, there is too little to tell."""
     found = {
         name: ratio(passes, samples[TUNED], len(samples) - 1)
         for name, passes in samples.items()
-        if name != TUNED
+        if name != TUNED and len(passes) >= PASSES[0]
     }
     known = {name: estimate for name, estimate in found.items() if estimate}
     if not known:

@@ -7,6 +7,7 @@ import statistics
 from bench import timing
 from mlx_nibble.bench import kernels, rates
 from mlx_nibble.bench.statistics import passes_needed
+from mlx_nibble.measure import Summary, tokens_per_second
 
 # Candidates of bench_cpu, as docs/cpu.md calls them.
 PRODUCTS = {
@@ -38,30 +39,40 @@ ROWS = (1, 8, 32, 128)
 PROMPTS = (128, 512)
 
 
-def spread(summary: dict) -> str:
-    return "{median:.1f} ({low:.1f}–{high:.1f})".format(**summary)
+def spread(summary: Summary) -> str:
+    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
 
 
 def model_table(capsule: dict) -> str:
-    stock, ours = capsule["stock"], capsule["nibble"]
-    machine = capsule["machine"]
+    machine, settings = capsule["machine"], capsule["settings"]
     lines = [
-        f"{capsule['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
-        f"mlx {machine['mlx']}); medians of {capsule['rounds']} interleaved runs, "
-        "lowest to highest; MLX in float32, its fastest configuration. Made by "
-        "`nibble demo --json > bench/capsules/demo.json`.",
+        f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
+        f"mlx {capsule['versions']['mlx']}); medians of {settings['rounds']} "
+        "interleaved runs, lowest to highest; MLX in float32, its fastest "
+        f"configuration. Made by `{' '.join(capsule['command'])} > "
+        "bench/capsules/demo.json`.",
         "",
         "| tokens a second | MLX | mlx-nibble | faster |",
         "| --- | --- | --- | --- |",
     ]
-    for label, key in (
-        (f"prompt of {capsule['prompt_tokens']}", "prompt_tokens_per_second"),
-        (f"decode, {capsule['decode_tokens']}", "decode_tokens_per_second"),
+    prompt, decode = capsule["results"]
+    for label, result in (
+        (f"prompt of {prompt['case']['context']}", prompt),
+        (f"decode, {settings['decode_tokens']}", decode),
     ):
-        cells = [spread(side[key]) for side in (stock, ours)]
-        ratio = ours[key]["median"] / stock[key]["median"]
-        lines.append(f"| {label} | {cells[0]} | {cells[1]} | **{ratio:.1f}×** |")
+        stock, ours = both(result)
+        ratio = ours.median / stock.median
+        lines.append(
+            f"| {label} | {spread(stock)} | {spread(ours)} | **{ratio:.1f}×** |"
+        )
     return "\n".join(lines)
+
+
+def both(result: dict) -> tuple[Summary, Summary]:
+    """MLX's tokens a second and ours."""
+    candidates = result["candidates"]
+    stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
+    return stock, ours
 
 
 def peer_table(capsule: dict, int8: dict) -> str:
@@ -205,8 +216,7 @@ def model_peers_table(capsule: dict) -> str:
 def headline(capsule: dict) -> str:
     """What the first paragraph says, in its words."""
     prompt, decode = (
-        capsule["nibble"][key]["median"] / capsule["stock"][key]["median"]
-        for key in ("prompt_tokens_per_second", "decode_tokens_per_second")
+        ours.median / stock.median for stock, ours in map(both, capsule["results"])
     )
     return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 

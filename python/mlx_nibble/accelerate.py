@@ -57,8 +57,13 @@ def accelerate(
         What was swapped, what was not and why. ``report.undo()`` takes it back.
 
     Raises:
+        TypeError: If ``model`` is no module.
         ValueError: If ``activations`` is neither None nor ``"int8"``.
     """
+    if not isinstance(model, mlx_nn.Module):
+        raise TypeError(
+            f"[accelerate] an mlx.nn.Module is required but got {model!r:.60}."
+        )
     ops.check_activations("accelerate", activations)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     number, table = tuning.in_use() if tuned else (0, {})
@@ -80,6 +85,8 @@ def accelerate(
                     continue
                 form = f"{module.bits}-bit group {module.group_size}"
                 report.swapped.append(Swap(path, module, now, form))
+            else:
+                report.unchanged += 1
         elif _native.ext is not None:
             rebound = others.subclass(kind)
             if rebound is not None and now is not rebound.kind:

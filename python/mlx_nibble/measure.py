@@ -6,13 +6,11 @@ and reported as medians with their spread.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
-from mlx_nibble.bench.machine import describe
 from mlx_nibble.rebind import original
 from mlx_nibble.reference import llama_logits
 
@@ -153,8 +150,8 @@ def compare(
     rounds: int,
     logits_tokens: int,
     progress: Callable[[str, float], None],
-) -> dict[str, Any]:
-    """Compare models in speed, memory and error, and say where.
+) -> tuple[list[dict[str, Any]], list[float] | None]:
+    """Compare models in speed, memory and error.
 
     Args:
         folder: What the models were loaded from.
@@ -166,8 +163,9 @@ def compare(
         progress: Called with what is done next, and the seconds left.
 
     Returns:
-        What JSON can hold: for each name a summary of rates (tokens/s), bytes and,
-        for a llama, the largest difference of logits from :func:`llama_logits`.
+        A capsule's results, reading the prompt and answering, with each model's bytes,
+        answer and, for a llama, the largest difference of logits from
+        :func:`llama_logits`; and of these the least and the largest.
     """
     runs = interleave(
         models,
@@ -179,28 +177,42 @@ def compare(
     progress("Comparing logits with the dequantized model in float64", math.inf)
     short = text[:logits_tokens]
     exact = llama_logits(Path(folder), short)
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "prompt_tokens": len(text),
-        "decode_tokens": decode_tokens,
-        "rounds": rounds,
-    }
+    prompts: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        prompt = Summary.of([run.prompt_rate for run in runs[name]])
-        decode = Summary.of([run.decode_rate for run in runs[name]])
-        result[name] = {
-            "prompt_tokens_per_second": asdict(prompt),
-            "decode_tokens_per_second": asdict(decode),
+        prompts[name] = {
+            "chain": len(text),
+            "passes": [[1 / run.prompt_rate] for run in runs[name]],
             "weight_bytes": weight_bytes(model),
             "working_bytes": max(run.working_bytes for run in runs[name]),
-            "tokens": runs[name][0].tokens,
+        }
+        answers[name] = {
+            "chain": decode_tokens - 1,
+            "passes": [[1 / run.decode_rate] for run in runs[name]],
+            "tokens": list(runs[name][0].tokens),
         }
         if exact is not None:
             off = abs(logits(model, short) - exact).max()
-            result[name]["largest_logit_difference"] = float(off)
-    if exact is not None:
-        result["logits_range"] = [float(exact.min()), float(exact.max())]
-    return result
+            prompts[name]["largest_logit_difference"] = float(off)
+    results = [
+        {
+            "case": {
+                "measure": measure,
+                "mode": "plain",
+                "batch": 1,
+                "context": len(text),
+            },
+            "candidates": candidates,
+        }
+        for measure, candidates in (("prompt", prompts), ("decode", answers))
+    ]
+    extremes = None if exact is None else [float(exact.min()), float(exact.max())]
+    return results, extremes
+
+
+def tokens_per_second(candidate: Mapping[str, Any]) -> Summary:
+    """Of a capsule's candidate, whose samples are seconds of a token."""
+    return Summary.of([1 / s for taken in candidate["passes"] for s in taken])
 
 
 def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
@@ -212,12 +224,3 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters."""
     parameters = dict(tree_flatten(model.parameters()))
     return sum(array.nbytes for array in parameters.values())
-
-
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    return {
-        **describe(),
-        "python": platform.python_version(),
-        "mlx": importlib.metadata.version("mlx"),
-    }

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import ops
+from mlx_nibble.pickling import pickled_as
 
 
 def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
@@ -89,5 +90,9 @@ def with_settings(
     }
     if all(getattr(kind, name) == value for name, value in settings.items()):
         return kind
-    described = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    described = {
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__reduce_ex__": pickled_as(kind.__bases__[0]),
+    }
     return type(kind.__name__, (kind,), described | settings)

@@ -17,6 +17,8 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlx_nibble.pickling import pickled_as
+
 # By every rebound class there is: the class that it is a subclass of.
 _originals: dict[type, type] = {}
 
@@ -101,7 +103,7 @@ class Rebinding:
         described = {
             name: getattr(kind, name)
             for name in ("__doc__", "__module__", "__qualname__")
-        }
+        } | {"__reduce_ex__": pickled_as(kind)}
         parents = (kind, *(base.kind for base in bases))
         rebound = Rebound(type(kind.__name__, parents, own | described), methods)
         _originals[rebound.kind] = kind

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_nibble.rebind import original
 from mlx_nibble.repack import Copies
 from mlx_nibble.shared import Replaced
 
@@ -53,6 +54,7 @@ class Report:
         repacked: The layers' weights in the order that the processor wants; None
             unless asked for.
         tuned: Swapped layers that a choice of ``nibble tune`` concerns.
+        unchanged: Quantized layers that were on our kernels, so set, already.
     """
 
     swapped: list[Swap] = field(default_factory=list)
@@ -61,11 +63,17 @@ class Report:
     replaced: list[Replaced] = field(default_factory=list)
     repacked: Copies | None = None
     tuned: int = 0
+    unchanged: int = 0
 
     def undo(self) -> None:
-        """Give each layer its own class back; the model is then as it was."""
+        """Give each layer its own class back; the model is then as it was.
+
+        Where it has been accelerated again since, that is taken back with it.
+        """
         for changed in (*self.routed, *self.swapped):
-            changed.module.__class__ = changed.original
+            # Not if that was done already, by an older report.
+            if original(type(changed.module)) is not type(changed.module):
+                changed.module.__class__ = changed.original
         for child in self.replaced:
             child.undo()
         if self.repacked is not None:
@@ -75,11 +83,13 @@ class Report:
 
     def __str__(self) -> str:
         """Summarize in a few lines, formats and reasons counted."""
-        total = len(self.swapped) + len(self.kept)
+        total = len(self.swapped) + len(self.kept) + self.unchanged
         lines = [f"mlx-nibble: {len(self.swapped)} of {total} quantized layers"]
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)
         for (kind, form), count in sorted(formats.items()):
             lines.append(f"  {count:4} {kind} {form}")
+        if self.unchanged:
+            lines.append(f"  {self.unchanged:4} on our kernels already")
         if self.tuned:
             lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
         reasons = Counter((k.kind, k.reason) for k in self.kept)

@@ -1,5 +1,8 @@
 """accelerate(): what it swaps, what it leaves, and that it can be undone."""
 
+import copy
+import pickle
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -145,6 +148,63 @@ def test_other_settings_the_second_time_replace_the_first():
     assert type(layer) is mlx_nibble.nn.QuantizedLinear
     first.undo()
     assert type(layer) is nn.QuantizedLinear
+
+
+def test_undone_in_any_order_it_is_as_it_was():
+    model = quantized_model()
+    before = model(IDS)
+    first = mlx_nibble.accelerate(model)
+    second = mlx_nibble.accelerate(model, activations="int8")
+    for report in (first, second, first):
+        report.undo()
+        assert type(model.layers[0]) is nn.QuantizedLinear
+        assert mx.array_equal(model(IDS), before)
+
+
+def test_the_second_time_tells_what_was_there_already():
+    model = quantized_model()
+    mlx_nibble.accelerate(model)
+    second = mlx_nibble.accelerate(model)
+    assert (second.unchanged, second.swapped, second.kept) == (4, [], [])
+    assert str(second).splitlines() == [
+        "mlx-nibble: 0 of 4 quantized layers",
+        "     4 on our kernels already",
+    ]
+
+
+@pytest.mark.parametrize("model", [None, 3, [], nn.Linear])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(TypeError, match=r"\[accelerate\] an mlx.nn.Module is required"):
+        mlx_nibble.accelerate(model)
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+@pytest.mark.parametrize("activations", [None, "int8"])
+def test_a_pickle_is_the_same_model(activations, protocol):
+    model = quantized_model()
+    before = model(IDS)
+    mlx_nibble.accelerate(model, activations=activations)
+    stored = pickle.loads(pickle.dumps(model, protocol))
+    mlx_nibble.accelerate(stored).undo()
+    assert {type(m) for m in stored.modules()} <= {
+        *(type(m) for m in quantized_model().modules()),
+        mlx_nibble.nn.QuantizedLinear,
+        mlx_nibble.nn.QuantizedEmbedding,
+    }
+    assert mx.allclose(stored(IDS), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_accelerated(copied):
+    model = quantized_model()
+    report = mlx_nibble.accelerate(model, activations="int8")
+    after = model(IDS)
+    other = copied(model)
+    assert mx.array_equal(other(IDS), after)
+    assert type(other.layers[0]) is type(model.layers[0])
+    if copied is copy.deepcopy:  # the other shares nothing with it
+        report.undo()
+        assert mx.array_equal(other(IDS), after)
 
 
 def test_a_layer_can_be_the_model():

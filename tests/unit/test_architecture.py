@@ -31,6 +31,7 @@ PYTHON_ORDER = [
     "_native",
     "rounding",
     "selfcheck",
+    "pickling",
     "ops",
     "symmetric",
     "tuning",

@@ -16,10 +16,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from mlx_nibble.bench import capsule
 from mlx_nibble.cli import main
 from tests.gguf_writer import tiny_llama
+
+SCHEMA = json.loads(
+    (Path(__file__).parents[2] / "docs" / "capsule.schema.json").read_text()
+)
 
 
 def nibble(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -251,14 +257,15 @@ def test_demo_compares_any_model(tiny):
     result = nibble("demo", "--model", str(tiny), "--rounds", "2", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["model"] == "tiny"
-    for side in ("stock", "nibble"):
-        for rate in ("prompt", "decode"):
-            rates = found[side][f"{rate}_tokens_per_second"]
-            assert 0 < rates["low"] <= rates["median"] <= rates["high"]
+    jsonschema.validate(found, SCHEMA)
+    capsule.check(found)
+    assert found["complete"] and found["settings"]["model"] == "tiny"
+    prompt, decode = (result["candidates"] for result in found["results"])
+    for side in ("mlx", "nibble"):
+        assert [len(taken) for taken in prompt[side]["passes"]] == [1, 1]
         # Sums of at most 96 terms, in two layers: nothing is lost.
-        assert found[side]["largest_logit_difference"] < 1e-4
-        assert len(found[side]["tokens"]) == found["decode_tokens"]
+        assert prompt[side]["largest_logit_difference"] < 1e-4
+        assert len(decode[side]["tokens"]) == found["settings"]["decode_tokens"]
 
 
 def test_demo_prints_a_plain_table_in_a_pipe(tiny):

@@ -88,7 +88,7 @@ def test_the_capsules_of_the_common_form_are_as_the_schema_says():
     schema = json.loads((readme.ROOT / "docs" / "capsule.schema.json").read_text())
     made = {p.stem: json.loads(p.read_text()) for p in readme.CAPSULES.glob("*.json")}
     common = {name for name, found in made.items() if "schema" in found}
-    assert common >= {"cpu", "generation", "llama", "matmul", "tune"}
+    assert common >= {"cpu", "demo", "generation", "llama", "matmul", "tune"}
     for name in common:
         jsonschema.validate(made[name], schema)
         capsule.check(made[name])

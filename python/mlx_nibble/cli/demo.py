@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -20,6 +20,9 @@ from mlx_nibble.cli.console import (
     immediate_interrupt,
     out,
 )
+
+if TYPE_CHECKING:
+    from mlx_nibble.measure import Summary
 
 _QUESTION = "Explain in two sentences why the sky is blue."
 _PROMPT_TOKENS = 128
@@ -59,11 +62,11 @@ def main(arguments: Sequence[str]) -> None:
     if args.max_tokens < 1 or args.rounds < 1:
         parser.error("--max-tokens and --rounds must be at least 1")
     with _model_folder(args.model) as folder, immediate_interrupt():
-        result = _run(folder, args)
+        made = _run(folder, args, arguments)
     if args.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(made, indent=2))
     else:
-        _print_table(result)
+        _print_table(made)
 
 
 @contextmanager
@@ -87,9 +90,13 @@ def _model_folder(path: str | None) -> Iterator[Path]:
         raise ValueError(f"[demo] --model {path!r} does not exist.")
 
 
-def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def _run(
+    folder: Path, args: argparse.Namespace, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """Answer, and compare; a capsule."""
     # mlx-lm takes a second to import: --help and mistakes need not wait for it.
     from mlx_nibble import lm, measure
+    from mlx_nibble.bench import capsule
 
     with err.status("Loading the model"):
         setting = activations.setting(args)
@@ -100,21 +107,25 @@ def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)
     answer = _show(args.prompt, (step.text for step in steps), quiet=args.json)
     with countdown() as say:
-        comparison = measure.compare(
+        results, extremes = measure.compare(
             str(folder),
-            {"stock": stock, "nibble": ours},
+            {"mlx": stock, "nibble": ours},
             tokenizer.encode(measure.TEXT)[:_PROMPT_TOKENS],
             _DECODE_TOKENS,
             args.rounds,
             _LOGITS_TOKENS,
             say,
         )
-    return {
+    settings = {
         "model": folder.name,
         "prompt": args.prompt,
         "answer": answer,
-        **comparison,
+        "rounds": args.rounds,
+        "decode_tokens": _DECODE_TOKENS,
+        "logits_range": extremes,
     }
+    made = capsule.new("model", ["nibble", "demo", *arguments], settings)
+    return made | {"complete": True, "results": results}
 
 
 def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
@@ -130,47 +141,52 @@ def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
     return answer
 
 
-def _print_table(result: dict[str, Any]) -> None:
-    stock, ours = result["stock"], result["nibble"]
+def _print_table(made: dict[str, Any]) -> None:
+    from mlx_nibble.measure import tokens_per_second
+
+    settings, versions = made["settings"], made["versions"]
+    prompt, decode = (result["candidates"] for result in made["results"])
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for heading in ("stock MLX", "nibble", "ratio"):
         table.add_column(heading, justify="right")
-    for label, key in (
-        (f"prompt, {result['prompt_tokens']} tokens: tokens/s", "prompt"),
-        (f"decode, {result['decode_tokens']} tokens: tokens/s", "decode"),
+    read = made["results"][0]["case"]["context"]
+    for label, candidates in (
+        (f"prompt, {read} tokens: tokens/s", prompt),
+        (f"decode, {settings['decode_tokens']} tokens: tokens/s", decode),
     ):
-        key = f"{key}_tokens_per_second"
-        ratio = ours[key]["median"] / stock[key]["median"]
-        table.add_row(label, _rate(stock[key]), _rate(ours[key]), f"{ratio:.1f}×")
+        stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
+        ratio = ours.median / stock.median
+        table.add_row(label, _rate(stock), _rate(ours), f"{ratio:.1f}×")
+    sides = [prompt["mlx"], prompt["nibble"]]
     for label, key in (
         ("weights, MB", "weight_bytes"),
         ("working memory at its peak, MB", "working_bytes"),
     ):
-        ratio = ours[key] / max(stock[key], 1)
-        cells = [f"{side[key] / 1e6:.1f}" for side in (stock, ours)]
+        ratio = sides[1][key] / max(sides[0][key], 1)
+        cells = [f"{side[key] / 1e6:.1f}" for side in sides]
         table.add_row(label, *cells, f"{ratio:.2f}×")
     logits = ""
-    if "logits_range" in result:
-        key = "largest_logit_difference"
-        cells = [f"{side[key]:.1e}" for side in (stock, ours)]
+    if settings["logits_range"] is not None:
+        cells = [f"{side['largest_logit_difference']:.1e}" for side in sides]
         table.add_row("largest difference of logits", *cells, "")
-        low, high = result["logits_range"]
+        low, high = settings["logits_range"]
         logits = (
             f" Logits, from {low:.0f} to {high:.0f}, are compared with those of the "
             "dequantized model, computed in float64."
         )
     out.print(table)
-    same = "the same" if stock["tokens"] == ours["tokens"] else "different"
-    machine = result["machine"]
+    alike = decode["mlx"]["tokens"] == decode["nibble"]["tokens"]
+    machine = made["machine"]
     out.print(
-        f"\nMedian (lowest to highest) of {result['rounds']} interleaved runs of "
-        f"{result['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
-        f"{machine['cores']} cores, mlx {machine['mlx']}. Both generated {same} "
-        f"{result['decode_tokens']} tokens.{logits}",
+        f"\nMedian (lowest to highest) of {settings['rounds']} interleaved runs of "
+        f"{settings['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
+        f"{machine['cores']} cores, mlx {versions['mlx']}. Both generated "
+        f"{'the same' if alike else 'different'} {settings['decode_tokens']} "
+        f"tokens.{logits}",
         soft_wrap=not out.is_terminal,
     )
 
 
-def _rate(summary: dict[str, float]) -> str:
-    return f"{summary['median']:.1f} ({summary['low']:.1f}–{summary['high']:.1f})"
+def _rate(summary: Summary) -> str:
+    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
