@@ -2,6 +2,10 @@
 
     python -m bench.bench_cpu --model llama-3-8b --json cpu.json
     python -m bench.bench_cpu --shape 4096,4096 --peers onnxruntime openvino torch
+    python -m bench.bench_cpu --model llama-3-8b --json cpu.json --at-most 150
+
+A file is written after each product and gone on with by the same command: what it
+holds is not measured again. ``--at-most`` ends a piece of a long run.
 
 4-bit weights; float32 activations, for the peer torch bfloat16. Scales are float16,
 as checkpoints have them, but where a peer wants others: MLX has float32, with which
@@ -262,7 +266,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="to spend on each product"
     )
-    parser.add_argument("--json", metavar="FILE", help="write every sample")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write every sample, and go on where it ended"
+    )
+    parser.add_argument(
+        "--at-most",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="begin no product after so long",
+    )
     return parser.parse_args(argv)
 
 
@@ -276,34 +289,61 @@ def main(argv: list[str] | None = None) -> None:
         for maker, int8 in MODES[name]
     }
     most = peaks.measure("float32")
-    made = capsule.new(
-        "kernels",
-        ["python", "-m", "bench.bench_cpu", *(argv or sys.argv[1:])],
-        {"hot": args.hot, "peers": {name: PEERS[name] for name in args.peers}},
-    )
-    bandwidth, peak = most.read_bytes_per_second, most.flops_per_second
-    heading = ["rows", "N", "K"]
-    for mode in MINE:
-        heading += [mode, "of bandwidth", "of FMA", "faster than"]
-    results = []
-    for N, K in shapes or MODELS[args.model]:
-        for rows in args.rows:
-            case = Case(rows, N, K, 4, args.group_size, "float32")
-            print(f"\r{case}"[:100].ljust(100), end="", file=sys.stderr)
-            results.append(measure(case, args, peers))
+    made = started(args, argv or sys.argv[1:])
+    made["peaks"] = made["peaks"] or asdict(most)
+    cases = [
+        Case(rows, N, K, 4, args.group_size, "float32")
+        for N, K in shapes or MODELS[args.model]
+        for rows in args.rows
+    ]
+    results = made["results"]
+    done = [result["case"] for result in results]
+    left = [case for case in cases if vars(case) not in done]
+    before = time.monotonic()
+    while left and time.monotonic() - before < args.at_most:
+        case = left.pop(0)
+        print(f"\r{case}"[:100].ljust(100), end="", file=sys.stderr)
+        results.append(measure(case, args, peers))
+        if args.json:
+            capsule.write(made | {"complete": not left}, args.json)
     print("\r".ljust(101) + "\r", end="", file=sys.stderr)
     for peer in peers.values():
         peer.close()
+    report(made, peers, args)
+    if left:
+        print(f"{len(left)} of {len(cases)} are left: the same command goes on")
+
+
+def started(args: argparse.Namespace, typed: list[str]) -> dict:
+    """The file's capsule, if it is of such a run and not complete; else a new one."""
+    settings = {
+        "hot": args.hot,
+        "seconds": args.seconds,
+        "mlx_rows": args.mlx_rows,
+        "peers": {name: PEERS[name] for name in args.peers},
+    }
+    made = capsule.new("kernels", ["python", "-m", "bench.bench_cpu", *typed], settings)
+    if args.json and Path(args.json).exists():
+        found = capsule.read(args.json)
+        same = all(found[key] == made[key] for key in ("settings", "versions"))
+        if same and not found["complete"]:
+            return found
+    return made
+
+
+def report(made: dict, peers: dict[str, Peer], args: argparse.Namespace) -> None:
+    bandwidth = made["peaks"]["read_bytes_per_second"]
+    peak = made["peaks"]["flops_per_second"]
+    heading = ["rows", "N", "K"]
+    for mode in MINE:
+        heading += [mode, "of bandwidth", "of FMA", "faster than"]
     print(
         f"{'hot' if args.hot else 'cold'} weights, 4 bits, group {args.group_size}; "
         f"all cores read {bandwidth / 1e9:.1f} GB/s and multiply at "
         f"{peak / 1e9:.0f} GFLOP/s"
     )
-    table = [row(r, peers, bandwidth, peak) for r in results]
+    table = [row(r, peers, bandwidth, peak) for r in made["results"]]
     out.print(filled(heading, table, text_columns=0))
-    if args.json:
-        made |= {"peaks": asdict(most), "results": results, "complete": True}
-        capsule.write(made, args.json)
 
 
 if __name__ == "__main__":
