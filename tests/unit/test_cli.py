@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -245,12 +246,50 @@ def test_serve_answers_and_ends_when_told(folder):
         server.wait()
 
 
+@pytest.mark.parametrize("command", ["generate", "serve"])
+def test_who_reads_help_may_close_the_pipe(command):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_nibble.cli", command, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_a_server_ends_when_ctrl_c_is_pressed_twice(folder):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlx_nibble.cli", "serve"]
+        + ["--model", str(folder), "--port", port],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        for line in server.stderr:
+            if "Starting httpd" in line:
+                break
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
+    assert (server.returncode, err) == (0, "")
+
+
 def test_serve_on_an_address_that_is_taken_ends(folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = nibble("serve", "--model", str(folder), "--port", port, timeout=60)
     assert result.returncode == 1
-    assert result.stderr == "nibble: [serve] [Errno 98] Address already in use\n"
+    error = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    assert result.stderr == f"nibble: [serve] {error}\n"
 
 
 def test_demo_compares_any_model(tiny):

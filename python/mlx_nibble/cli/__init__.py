@@ -98,6 +98,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except _Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
+        # All is cleaned up: another Ctrl-C need not wait for Python's own end.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("nibble: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:

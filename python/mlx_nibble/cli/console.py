@@ -178,9 +178,13 @@ def immediate_interrupt(
                     print("\nnibble: interrupted", file=sys.stderr, flush=True)
                 os._exit(128 + number[0])
 
-    threading.Thread(target=wait_for_interrupt, daemon=True).start()
+    waiting = threading.Thread(target=wait_for_interrupt, daemon=True)
+    waiting.start()
     try:
         yield
+    except KeyboardInterrupt:
+        waiting.join()  # It has the signal, too, and ends the process.
+        raise
     finally:
         signal.set_wakeup_fd(previous)
         send.close()
