@@ -5,12 +5,14 @@
 #include <memory>
 #include <optional>
 
+#include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/fast_primitives.h"
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/heads.h"
+#include "csrc/mlx/validate.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 
@@ -24,10 +26,12 @@ using graph::is_pending;
 
 namespace {
 
+constexpr const char* kAttention = "scaled_dot_product_attention";
+
 enum Input { kQ, kK, kV, kMask };
 
 bool shapes_fit(const mx::array& q, const mx::array& k, const mx::array& v) {
-  if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4 || k.shape(1) == 0) {
+  if (q.ndim() != 4 || k.ndim() != 4 || v.ndim() != 4) {
     return false;
   }
   return q.size() > 0 && k.size() > 0 && v.size() > 0 &&
@@ -93,6 +97,14 @@ mx::array scaled_dot_product_attention(
   mx::Stream stream = mx::to_stream(s);
   const auto* mode = std::get_if<std::string>(&mask);
   const auto* array = std::get_if<mx::array>(&mask);
+  // What MLX's C++ function takes for no mask, its Python function refuses.
+  require(!mode || !mode->empty(),
+          kAttention,
+          "mask must be None, 'causal' or an array but got ''");
+  require(k.ndim() != 4 || k.shape(1) > 0,
+          kAttention,
+          "k must have one head or more but its shape is ",
+          ops::text(k.shape()));
   bool fits = shapes_fit(q, k, v) && (!mode || *mode == "causal");
   if (fits && array) {
     mx::Shape scores = {q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
@@ -103,7 +115,8 @@ mx::array scaled_dot_product_attention(
   }
   if (fits && sinks) {
     fits = sinks->ndim() == 1 && sinks->shape(0) == q.shape(1) &&
-           mx::issubdtype(sinks->dtype(), mx::floating);
+           mx::issubdtype(sinks->dtype(), mx::floating) &&
+           mx::promote_types(sinks->dtype(), q.dtype()) == q.dtype();
   }
   bool held = stream.device == mx::Device::cpu && fits && to_dtype(q.dtype()) &&
               q.dtype() == k.dtype() && q.dtype() == v.dtype();

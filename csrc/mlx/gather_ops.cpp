@@ -1,4 +1,6 @@
 // gather_qmm, as mlx::core has it.
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "csrc/core/error.h"
@@ -33,11 +35,20 @@ std::pair<mx::array, mx::array> gather_indices(
       return mx::astype(*indices, mx::uint32, stream);
     }
     mx::Shape shape = bridge::batch_shape(of.shape());
-    int count = 1;
+    int64_t count = 1;
     for (int d : shape) {
       count *= d;
+      require(
+          count <= std::numeric_limits<int>::max(),
+          op,
+          "fewer than 2**31 matrices are required without indices but got the "
+          "shape ",
+          text(of.shape()));
     }
-    return mx::reshape(mx::arange(0, count, mx::uint32, stream), shape, stream);
+    return mx::reshape(
+        mx::arange(0, static_cast<int>(count), mx::uint32, stream),
+        shape,
+        stream);
   };
   mx::array left = given(lhs, x), right = given(rhs, w);
   mx::Shape shape = mx::broadcast_shapes(left.shape(), right.shape());
@@ -61,23 +72,27 @@ mx::array gather_qmm(const mx::array& x_,
                      mx::StreamOrDevice s) {
   QuantFormat format = recognised(
       {bits.value_or(4), group_size.value_or(64)}, scales_, biases_, options);
+  check_format(kGather, format);
   mx::Stream stream = mx::to_stream(s);
   auto theirs = [&](const mx::array& x,
                     const mx::array& scales,
                     const std::optional<mx::array>& biases) {
-    return mx::gather_qmm(x,
-                          w,
-                          scales,
-                          biases,
-                          lhs_indices,
-                          rhs_indices,
-                          transpose,
-                          group_size,
-                          bits,
-                          mode,
-                          global_scale,
-                          sorted_indices,
-                          stream);
+    return computable(mx::gather_qmm(x,
+                                     w,
+                                     scales,
+                                     biases,
+                                     lhs_indices,
+                                     rhs_indices,
+                                     transpose,
+                                     group_size,
+                                     bits,
+                                     mode,
+                                     global_scale,
+                                     sorted_indices,
+                                     stream),
+                      x,
+                      w,
+                      stream);
   };
   if (mode != "affine" || !held(format) || global_scale) {
     return theirs(x_, scales_, biases_);

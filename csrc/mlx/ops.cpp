@@ -71,10 +71,15 @@ mx::array quantized_matmul(const mx::array& x_,
                            mx::StreamOrDevice s) {
   QuantFormat format = recognised(
       {bits.value_or(4), group_size.value_or(64)}, scales_, biases_, options);
+  check_format(kMatmul, format);
   mx::Stream stream = mx::to_stream(s);
   auto theirs = [&] {
-    mx::array y = mx::quantized_matmul(
-        x_, w, scales_, biases_, transpose, group_size, bits, mode, stream);
+    mx::array y = computable(
+        mx::quantized_matmul(
+            x_, w, scales_, biases_, transpose, group_size, bits, mode, stream),
+        x_,
+        w,
+        stream);
     check_addends(addends, y.shape());
     return add(y, addends, stream);
   };
@@ -109,7 +114,7 @@ mx::array quantized_matmul(const mx::array& x_,
     result.erase(result.end() - 2);
   }
   check_addends(addends, result);
-  if (a.x.size() == 0 || N == 0) {
+  if (a.x.size() == 0 || w.size() == 0) {
     return add(finish(mx::zeros(shape, dtype, stream)), addends, stream);
   }
   MatmulProblem problem =
@@ -161,6 +166,7 @@ mx::array dequantize(const mx::array& w,
                      std::optional<mx::Dtype> dtype,
                      mx::StreamOrDevice s) {
   QuantFormat format{bits.value_or(4), group_size.value_or(64)};
+  check_format(kDequantize, format);
   mx::Stream stream = mx::to_stream(s);
   mx::Dtype out_dtype = dtype.value_or(scales.dtype());
   bool ours = mode == "affine" && held(format) && biases && !global_scale &&

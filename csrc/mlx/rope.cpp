@@ -31,8 +31,9 @@ mx::array rope(const mx::array& x,
   bool offsets_fit =
       !offsets ||
       (mx::issubdtype(offsets->dtype(), mx::integer) &&
-       (offsets->size() == 1 || (offsets->ndim() == 1 && x.ndim() >= 1 &&
-                                 offsets->shape(0) == x.shape(0))));
+       (offsets->ndim() == 0 ||
+        (offsets->ndim() == 1 && x.ndim() >= 1 &&
+         (offsets->shape(0) == 1 || offsets->shape(0) == x.shape(0)))));
   bool freqs_fit =
       !freqs || (freqs->ndim() == 1 && freqs->shape(0) == dims / 2 &&
                  mx::issubdtype(freqs->dtype(), mx::floating));

@@ -21,6 +21,15 @@ std::ostream& operator<<(std::ostream& out, Text<mx::Dtype> text) {
   return mx::operator<<(out, text.value);
 }
 
+void check_format(const char* op, const QuantFormat& format) {
+  require(format.bits > 0 && format.group_size > 0,
+          op,
+          "bits and group_size must be positive but are ",
+          format.bits,
+          " and ",
+          format.group_size);
+}
+
 void check_weights(const char* op,
                    const mx::array& w,
                    const mx::array& scales,
@@ -94,6 +103,14 @@ mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
   return mx::issubdtype(x.dtype(), mx::floating)
              ? x.dtype()
              : mx::promote_types(x.dtype(), scales.dtype());
+}
+
+mx::array computable(mx::array y,
+                     const mx::array& x,
+                     const mx::array& w,
+                     const mx::Stream& stream) {
+  return x.size() > 0 && w.size() > 0 ? y
+                                      : mx::zeros(y.shape(), y.dtype(), stream);
 }
 
 mx::array contiguous(const mx::array& a, const mx::Stream& stream) {

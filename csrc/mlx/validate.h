@@ -41,6 +41,9 @@ struct Quantized {
   }
 };
 
+// Throws unless both numbers of the format are positive. MLX divides by them.
+void check_format(const char* op, const QuantFormat& format);
+
 // Throws unless w, scales and biases are an affine matrix of this format.
 void check_weights(const char* op,
                    const mx::array& w,
@@ -63,6 +66,13 @@ void check_activations(const char* op,
 
 // The type of the result: x's own, or, of integers, one that the scales give.
 mx::Dtype result_dtype(const mx::array& x, const mx::array& scales);
+
+// MLX's product y of x and w, which its CPU build divides by zero to compute if
+// there is nothing in x or w: then the zeros that it is.
+mx::array computable(mx::array y,
+                     const mx::array& x,
+                     const mx::array& w,
+                     const mx::Stream& stream);
 
 // On a GPU, kernels take rows as they lie in memory. An array that is already
 // there and known to be contiguous needs no node in the graph.

@@ -267,6 +267,20 @@ NOT_HELD = {
         offset=0,
         freqs=mx.ones(4),
     ),
+    "rope, offset of two dimensions": lambda f: f.rope(
+        mx.ones((1, 2, 8)),
+        8,
+        traditional=False,
+        base=1e4,
+        scale=1.0,
+        offset=mx.array([[1]]),
+    ),
+    "attention, sinks of a wider type": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 1, 2, 32)).astype(mx.float16)] * 3, scale=1.0, sinks=mx.ones(1)
+    ),
+    "attention, an empty mask's name": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 1, 2, 32))] * 3, scale=1.0, mask=""
+    ),
     "attention of three dimensions": lambda f: f.scaled_dot_product_attention(
         *[mx.ones((1, 2, 32))] * 3, scale=1.0
     ),
@@ -289,6 +303,12 @@ def outcome(call, module):
         return np.array(call(module)).tolist()
     except ValueError:
         return "refused"
+
+
+def test_attention_without_a_head_for_keys_is_an_error():
+    q, kv = mx.ones((1, 2, 2, 32)), mx.ones((1, 0, 2, 32))
+    with pytest.raises(ValueError, match=r"one head or more .* \(1,0,2,32\)"):
+        fast.scaled_dot_product_attention(q, kv, kv, scale=1.0)
 
 
 @pytest.mark.parametrize("name", NOT_HELD)

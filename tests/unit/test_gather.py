@@ -168,6 +168,7 @@ BAD = [
     (dict(rhs=mx.array([0, 1])), "broadcast"),
     (dict(biases=None), "needs biases but got none"),
     (dict(global_scale=mx.array(1.0)), "[Gg]lobal scale"),
+    (dict(bits=0), "bits and group_size must be positive but are 0 and 64"),
 ]
 
 
@@ -183,8 +184,28 @@ def test_bad_input_is_one_clear_error(change, message):
             change.get("biases", biases),
             rhs_indices=change.get("rhs", mx.array([0, 1, 2])),
             global_scale=change.get("global_scale"),
+            bits=change.get("bits"),
             lhs_indices=mx.array([0, 1, 2]) if "rhs" in change else None,
         )
+
+
+def test_more_matrices_than_an_index_counts_are_an_error():
+    q = mx.quantize(mx.random.normal((2, 32, 64)))
+    x = mx.broadcast_to(mx.zeros((1, 1, 1, 64)), (2**16, 2**16, 1, 64))
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 .* \(65536,65536,1,64\)"):
+        ops.gather_qmm(x, *q, rhs_indices=mx.array([0]))
+
+
+def test_what_mlx_computes_may_be_empty():
+    q = mx.quantize(mx.random.normal((3, 64, 128)), 32, 4, "mxfp4")
+    y = ops.gather_qmm(
+        mx.zeros((2, 0, 128)),
+        *q,
+        rhs_indices=mx.array([2, 0]),
+        group_size=32,
+        mode="mxfp4",
+    )
+    assert np.array(y).shape == (2, 0, 64)
 
 
 def test_unknown_activations_are_an_error():

@@ -88,6 +88,22 @@ def test_empty_activations_give_an_empty_result(rng, shape):
     mx.eval(y)
 
 
+@pytest.mark.parametrize("x_shape", [(0, 128), (2, 0, 128)])
+@pytest.mark.parametrize("transpose", [True, False])
+def test_what_mlx_computes_may_be_empty(x_shape, transpose):
+    q = mx.quantize(mx.random.normal((128, 128)), 32, 4, "mxfp4")
+    y = ops.quantized_matmul(
+        mx.zeros(x_shape), *q, transpose=transpose, group_size=32, mode="mxfp4"
+    )
+    assert np.array(y).shape == x_shape
+
+
+def test_a_matrix_of_no_columns_not_transposed(rng):
+    q, _ = make(rng, (48, 64))
+    y = ops.quantized_matmul(mx.ones((3, 48)), *[a[:, :0] for a in q], transpose=False)
+    assert np.array(y).shape == (3, 0)
+
+
 def test_integers_take_the_type_of_the_scales(rng):
     q, w = make(rng, (48, 64))
     x = mx.array(rng.integers(-3, 4, (2, 64)).astype(np.int32))
@@ -155,6 +171,8 @@ BAD = [
     (dict(group_size=32), r"scales of shape \(48,2\) are required .* \(48,1\)"),
     (dict(scale_dtype=mx.int32), "must be floating point but are int32"),
     (dict(w_shape=(8,)), "two or more dimensions"),
+    (dict(bits=0), "bits and group_size must be positive but are 0 and 64"),
+    (dict(group_size=-1), "bits and group_size must be positive but are 4 and -1"),
 ]
 
 
@@ -168,7 +186,9 @@ def test_bad_input_is_one_clear_error(change, message):
     biases = change.get("biases", mx.zeros(group_shape).astype(scales.dtype))
     x = mx.zeros(change.get("x_shape", (2, 64)))
     with pytest.raises(ValueError, match=rf"\[quantized_matmul\] .*{message}"):
-        ops.quantized_matmul(x, w, scales, biases, True, change.get("group_size"))
+        ops.quantized_matmul(
+            x, w, scales, biases, True, change.get("group_size"), change.get("bits")
+        )
 
 
 def test_batches_that_do_not_fit_are_an_error(rng):
