@@ -40,7 +40,7 @@ from bench import timing
 from mlx_nibble import ops
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
-from mlx_nibble.bench.products import Case, Pools
+from mlx_nibble.bench.products import Case, Pools, link
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
 from mlx_nibble.repack import Copies
@@ -73,8 +73,8 @@ READ = "read"
 # Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
 # smallest of our shapes are more than a cache.
 MAX_COPIES = 256
-# With more rows than this a product takes so long that it makes no difference
-# whether weights come from memory: peers then prepare two matrices only.
+# With more rows than this little depends on where weights come from, and copies take a
+# peer long to make: all then have one matrix.
 COLD_ROWS = 32
 # Products of a turn, at most, and multiplications that one needs no company for.
 MAX_CALLS, CALL_PRODUCTS = 16, 2**31
@@ -140,7 +140,7 @@ def calls_of(case: Case) -> int:
 
 
 def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
-    pool = Pools(hot).copies(case, "quantized")
+    pool = Pools(hot or case.rows > COLD_ROWS).copies(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
@@ -156,7 +156,12 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
 
         def products(count: int) -> float:
             before = time.perf_counter()
-            mx.eval([op(x, *next(step), *form, **options) for _ in range(count)])
+            last = x
+            for _ in range(count):
+                # The next one may have this one's memory. Were all results kept, the
+                # system would clear new pages for most of them.
+                last = link(last, op(last, *next(step), *form, **options))
+            mx.eval(last)
             return (time.perf_counter() - before) / count
 
         def run() -> float:
@@ -197,10 +202,10 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
         del turns["mlx"]
     wanted = 4 * last_level_cache_bytes()
     copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
-    if case.rows > COLD_ROWS:
-        copies = 2
+    if args.hot or case.rows > COLD_ROWS:
+        copies = 1
     for name, peer in peers.items():
-        request = {"int8": peer.int8, "copies": 1 if args.hot else copies}
+        request = {"int8": peer.int8, "copies": copies}
         peer.ask({**vars(case), **request})
         turns[name] = peer.turn(calls_of(case))
     taken = timing.interleave(turns, args.seconds)

@@ -104,10 +104,15 @@ def _show(rows: list[Figures]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", *(row.plan for row in rows))
+    # Names are too long to head a column of numbers.
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", min_width=len("threadgroup"))
+    for number, row in enumerate(rows, 1):
+        print(f"{number:2}  {row.plan}")
+        table.add_column(str(number), justify="right", no_wrap=True)
     for name in Figures.__dataclass_fields__:
         if name != "plan":
-            values = (f"{getattr(row, name):,}" for row in rows)
+            values = (str(getattr(row, name)) for row in rows)
             table.add_row(name.replace("_", " "), *values)
     Console().print(table)
 

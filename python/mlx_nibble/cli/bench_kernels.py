@@ -176,7 +176,8 @@ def show(made: Capsule) -> None:
         _show_noise(made)
     dropped = sum(result["disturbed"] for result in made["results"])
     if dropped:
-        out.print(f"{dropped} passes dropped: other programs were at work.")
+        passes = "pass" if dropped == 1 else "passes"
+        out.print(f"{dropped} {passes} dropped: other programs were at work.")
     for result in made["results"]:
         for name, candidate in result["candidates"].items():
             if "skipped" in candidate:
