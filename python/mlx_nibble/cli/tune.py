@@ -17,11 +17,13 @@ from mlx_nibble.bench.products import DTYPES
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import err, out, run_progress, table
 from mlx_nibble.tune import measure, problems
-from mlx_nibble.tune.decide import PASSES, decide
+from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
 from mlx_nibble.tuning import Choice, Key
 
 _SAMPLE_SECONDS = 5e-3
+# Of a product, on average: 110 took 240 s (docs/tune.md), 12 passes being 96 s.
+_MEAN_PASSES = 30
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,13 +210,13 @@ def _print_plan(missing: Sequence[Problem], known: int, as_json: bool) -> None:
 
 def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
     """About how long a product is measured: half of the peak, three candidates
-    of which stay for all passes."""
+    of which stay until one is ahead."""
     bound = max(
         problem.bytes_moved / peak.read_bytes_per_second,
         problem.operations / peak.flops_per_second,
     )
     turn = max(_SAMPLE_SECONDS, 2 * bound)
-    return PASSES[0] * max(3 * turn, measure.SECONDS)
+    return _MEAN_PASSES * max(3 * turn, measure.SECONDS)
 
 
 def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
