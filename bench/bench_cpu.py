@@ -139,8 +139,13 @@ def calls_of(case: Case) -> int:
     return max(1, min(MAX_CALLS, CALL_PRODUCTS // products))
 
 
+def one_matrix(case: Case, hot: bool) -> bool:
+    """Whether weights stay in the cache."""
+    return hot or case.rows > COLD_ROWS
+
+
 def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
-    pool = Pools(hot or case.rows > COLD_ROWS).copies(case, "quantized")
+    pool = Pools(one_matrix(case, hot)).copies(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
 
@@ -202,7 +207,7 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
         del turns["mlx"]
     wanted = 4 * last_level_cache_bytes()
     copies = max(2, min(MAX_COPIES, -(-wanted // weight_bytes(case))))
-    if args.hot or case.rows > COLD_ROWS:
+    if one_matrix(case, args.hot):
         copies = 1
     for name, peer in peers.items():
         request = {"int8": peer.int8, "copies": copies}

@@ -18,12 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from bench import timing
 from bench.bench_cpu import PEERS, Peer, peer_python
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
+from mlx_nibble.bench.rates import Case
 from mlx_nibble.cli.console import filled, out
 
 OURS = ("nibble int8 repacked", "nibble int8", "nibble repacked", "nibble", "mlx")
@@ -97,7 +99,7 @@ def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[
             for name, result in results.items()
             if str(prompt) in result["prompt"]
         }
-        cases.append({"case": case("prompt", prompt), "candidates": taken})
+        cases.append({"case": alone("prompt", prompt), "candidates": taken})
     for name, result in results.items():
         longest = [c["candidates"][name] for c in cases if name in c["candidates"]][-1]
         longest["process_bytes"] = result["peak_bytes"]
@@ -106,11 +108,11 @@ def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[
     taken = {
         name: {"passes": [[s] for s in r["decode"]]} for name, r in results.items()
     }
-    return [*cases, {"case": case("decode", STOCK_PROMPT), "candidates": taken}]
+    return [*cases, {"case": alone("decode", STOCK_PROMPT), "candidates": taken}]
 
 
-def case(measure: str, context: int) -> dict:
-    return {"measure": measure, "mode": "plain", "batch": 1, "context": context}
+def alone(measure: str, context: int) -> dict:
+    return asdict(Case.alone(measure, context))
 
 
 def candidate(seconds: list[float], tokens: int) -> dict:

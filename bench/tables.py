@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict
 
 from bench import timing
 from mlx_nibble.bench import kernels, rates
@@ -123,7 +124,7 @@ def rates_beside(capsule: dict, name: str) -> list[str]:
 
 def result_of(capsule: dict, measure: str, context: int) -> dict:
     """Of a model's capsule, one sequence."""
-    case = {"measure": measure, "mode": "plain", "batch": 1, "context": context}
+    case = asdict(rates.Case.alone(measure, context))
     (result,) = (r for r in capsule["results"] if r["case"] == case)
     return result
 

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
+from mlx_nibble.bench.rates import Case
 from mlx_nibble.rebind import original
 from mlx_nibble.reference import llama_logits
 
@@ -196,12 +197,7 @@ def compare(
             prompts[name]["largest_logit_difference"] = float(off)
     results = [
         {
-            "case": {
-                "measure": measure,
-                "mode": "plain",
-                "batch": 1,
-                "context": len(text),
-            },
+            "case": asdict(Case.alone(measure, len(text))),
             "candidates": candidates,
         }
         for measure, candidates in (("prompt", prompts), ("decode", answers))

@@ -6,13 +6,14 @@ norms and exponentials in float32.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+from mlx_nibble.io.checkpoint import read_config, read_tensors
 
 
 def llama_logits(folder: Path, tokens: Sequence[int]) -> np.ndarray | None:
@@ -26,21 +27,18 @@ def llama_logits(folder: Path, tokens: Sequence[int]) -> np.ndarray | None:
         float64 ``[len(tokens), vocabulary]``, or None if the model is not a llama
         of the plain kind (no biases, no rope scaling).
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder, "reference")
     unusual = ("attention_bias", "mlp_bias", "rope_scaling", "sliding_window")
     if config["model_type"] != "llama" or any(config.get(key) for key in unusual):
         return None
-    return _Llama(folder, config).logits(list(tokens))
+    arrays = read_tensors(folder.glob("model*.safetensors"))
+    return _Llama(arrays, config).logits(list(tokens))
 
 
 class _Llama:
-    def __init__(self, folder: Path, config: dict[str, Any]):
+    def __init__(self, arrays: dict[str, mx.array], config: dict[str, Any]):
         self._config = config
-        self._arrays: dict[str, mx.array] = {}
-        for path in folder.glob("model*.safetensors"):
-            arrays = mx.load(str(path))
-            assert isinstance(arrays, dict)
-            self._arrays.update(arrays)
+        self._arrays = arrays
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         embedding = self._weight("model.embed_tokens")

@@ -25,6 +25,11 @@ class Case:
     batch: int
     context: int
 
+    @classmethod
+    def alone(cls, measure: str, context: int) -> Case:
+        """One sequence, by mlx-lm's plain loop."""
+        return cls(measure, "plain", 1, context)
+
 
 def describe(case: Case) -> str:
     """A case in a few words."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from mlx_nibble.bench.kernels import PEERS, Row, Settings
 from mlx_nibble.bench.products import DTYPES, Case
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
 from mlx_nibble.bench.statistics import Estimate
+from mlx_nibble.cli import sizes
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.console import err, out, run_progress, table
 
@@ -68,7 +68,7 @@ def add_products(parser: argparse._ActionsContainer) -> None:
     )
     add(
         "--shape",
-        type=_numbers,
+        type=sizes.product,
         action="append",
         default=[],
         metavar="M,N,K",
@@ -119,12 +119,6 @@ def main(arguments: Sequence[str]) -> None:
             err.print(f"wrote {path}", soft_wrap=True)
         if picture is not None and made["results"] and made["peaks"]:
             draw(made, picture)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+){1,2}", text):
-        raise argparse.ArgumentTypeError(f"M,N,K or N,K is required but got {text!r}")
-    return tuple(int(part) for part in text.split(","))
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -14,7 +13,7 @@ from mlx_nibble import _native, tuning
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES
-from mlx_nibble.cli import activations
+from mlx_nibble.cli import activations, sizes
 from mlx_nibble.cli.console import err, out, run_progress, table
 from mlx_nibble.tune import measure, problems
 from mlx_nibble.tune.decide import decide
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--shape",
         nargs="+",
-        type=_shape,
+        type=sizes.matrix,
         default=[],
         metavar="N,K",
         help="matrices [N, K] instead",
@@ -118,13 +117,6 @@ def main(arguments: Sequence[str]) -> None:
         _print({key: stored[key] for key in keys & stored.keys()}, args.json)
     if not args.json:
         err.print(f"The table is {tuning.path()}", soft_wrap=True)
-
-
-def _shape(text: str) -> tuple[int, int]:
-    numbers = re.fullmatch(r"(\d+),(\d+)", text)
-    if numbers is None:
-        raise argparse.ArgumentTypeError(f"N,K is required but got {text!r}")
-    return int(numbers[1]), int(numbers[2])
 
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,17 @@ def read_checkpoint(
             f"[{op}] a model folder must hold config.json and model*.safetensors but "
             f"'{folder}' does not."
         )
-    config = read_config(folder, op)
+    return read_config(folder, op), read_tensors(files)
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:
+    """Parameter path to array, of which headers alone are read."""
     tensors: dict[str, mx.array] = {}
     for file in files:
-        loaded = mx.load(str(file))  # lazy: only the header is read
+        loaded = mx.load(str(file))  # lazy
         assert isinstance(loaded, dict)
         tensors |= loaded
-    return config, tensors
+    return tensors
 
 
 def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
