@@ -13,7 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
-from mlx_nibble.io.checkpoint import read_config, save_json, save_weights
+from mlx_nibble.io.checkpoint import (
+    read_config,
+    read_tensors,
+    save_json,
+    save_weights,
+)
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.io.packed import from_awq, from_compressed_tensors, from_gptq
 from mlx_nibble.quantize.search import search
@@ -109,11 +114,7 @@ def import_packed(
 
 
 def _load(source: Path) -> dict[str, mx.array]:
-    tensors: dict[str, mx.array] = {}
-    for file in sorted(source.glob("*.safetensors")):
-        loaded = mx.load(str(file))
-        assert isinstance(loaded, dict)
-        tensors |= loaded
+    tensors = read_tensors(sorted(source.glob("*.safetensors")))
     if not tensors:
         raise ValueError(
             f"[import] {str(source)!r} must hold safetensors but does not."
