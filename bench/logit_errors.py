@@ -14,7 +14,7 @@ import argparse
 import mlx.core as mx
 import numpy as np
 
-from tests import families
+from tests.support import families
 
 DTYPES = (mx.float32, mx.bfloat16)
 SEEDS = range(12)  # of models and prompts

@@ -25,13 +25,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble import plot
+from mlx_nibble.evaluation import plot
+from mlx_nibble.evaluation.evaluate import evaluate
+from mlx_nibble.evaluation.inventory import read_inventory
+from mlx_nibble.evaluation.text import read_text
+from mlx_nibble.layerwise.cpu_math import fast_dense
+from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
-from mlx_nibble.model.cpu_math import fast_dense
-from mlx_nibble.model.evaluate import evaluate
-from mlx_nibble.model.inventory import read_inventory
-from mlx_nibble.model.stream import batches
-from mlx_nibble.model.text import read_text
 
 ROOT = Path(__file__).parents[1]
 CAPSULE = ROOT / "bench" / "capsules" / "quantization.json"

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from bench import timing
 from mlx_nibble.bench import kernels, rates
+from mlx_nibble.bench.side_by_side import Summary, tokens_per_second
 from mlx_nibble.bench.statistics import passes_needed
-from mlx_nibble.measure import Summary, tokens_per_second
 
 # Candidates of bench_cpu, as docs/cpu.md calls them.
 PRODUCTS = {

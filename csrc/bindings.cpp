@@ -302,7 +302,8 @@ NB_MODULE(_ext, m) {
         "scales"_a,
         "biases"_a,
         "bits"_a,
-        "See mlx_nibble.symmetric. Keeps both until forget_symmetric().");
+        "See mlx_nibble.acceleration.symmetric. Keeps both until "
+        "forget_symmetric().");
   m.def("forget_symmetric",
         &nibble::symmetric::forget,
         "token"_a,
@@ -315,7 +316,8 @@ NB_MODULE(_ext, m) {
         "biases"_a,
         "bits"_a,
         "group_size"_a,
-        "See mlx_nibble.repack. Keeps all until forget_repack(); 0 of a format "
+        "See mlx_nibble.acceleration.repack. Keeps all until forget_repack(); "
+        "0 of a format "
         "that is read as it lies.");
   m.def("forget_repack",
         &nibble::repack::forget,
@@ -330,7 +332,7 @@ NB_MODULE(_ext, m) {
   m.def(
       "holds",
       [](const std::string& mode, int bits, int group_size) {
-        return mode == "affine" && nibble::held({bits, group_size});
+        return mode == "affine" && nibble::supported({bits, group_size});
       },
       "mode"_a,
       "bits"_a,

@@ -29,8 +29,8 @@ const char* to_string(Trial::Kind kind) {
   switch (kind) {
     case Trial::Kind::kProduct:
       return "product";
-    case Trial::Kind::kStraight:
-      return "straight";
+    case Trial::Kind::kNotTransposed:
+      return "not_transposed";
     case Trial::Kind::kSwiglu:
       return "swiglu";
     case Trial::Kind::kJoint:
@@ -56,7 +56,7 @@ nb::dict as_dict(const Trial& t) {
   d["scale_dtype"] = bridge::to_mlx(t.scale_dtype);
   d["bits"] = t.format.bits;
   d["group_size"] = t.format.group_size;
-  d["symmetric"] = t.format.symmetric;
+  d["symmetric"] = !t.format.has_biases();
   return d;
 }
 

@@ -19,8 +19,8 @@ template <typename T>
                       uint3 tgid [[threadgroup_position_in_grid]],
                       uint sgid [[simdgroup_index_in_threadgroup]],
                       uint lane [[thread_index_in_simdgroup]]) {
-  const ulong at = ulong(tgid.x) * NIBBLE_ALIGN_THREADS +
-                   sgid * NIBBLE_SIMD_WIDTH + lane;
+  const ulong at =
+      ulong(tgid.x) * NIBBLE_ALIGN_THREADS + sgid * NIBBLE_SIMD_WIDTH + lane;
   if (at < params.pairs) {
     to[at] = from[at];
   }

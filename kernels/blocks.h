@@ -53,8 +53,8 @@ struct BlockTile {
 
 // tile = x @ w, over [begin, end) of what it sums over, blocks of BK of it at a
 // time; loaders say where they may begin. Blocks of x lie as [BM, BK], those of
-// w as [BN, BK], or as [BK, BN] if `straight`.
-template <bool straight,
+// w as [BN, BK], or as [BK, BN] if `not_transposed`.
+template <bool not_transposed,
           typename T,
           int BM,
           int BN,
@@ -71,8 +71,8 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
                             threadgroup T* memory,
                             uint lane) {
   constexpr int kXStride = tile_stride<T, BK>();
-  constexpr int kWStride = straight ? tile_stride<T, BN>() : kXStride;
-  constexpr int kStage = BM * kXStride + (straight ? BK : BN) * kWStride;
+  constexpr int kWStride = not_transposed ? tile_stride<T, BN>() : kXStride;
+  constexpr int kStage = BM * kXStride + (not_transposed ? BK : BN) * kWStride;
   constexpr bool kTwo = 2 * kStage * int(sizeof(T)) <= NIBBLE_THREADGROUP_BYTES;
 
   tile.sum.clear();
@@ -91,8 +91,8 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
     }
     const threadgroup T* x_block = memory + stage * kStage;
     const threadgroup T* w_block = x_block + BM * kXStride;
-    if (straight) {
-      tile.sum.template multiply_straight<T, BK, kXStride, kWStride>(
+    if (not_transposed) {
+      tile.sum.template multiply_not_transposed<T, BK, kXStride, kWStride>(
           x_block + tile.row * kXStride, w_block + tile.column, lane);
     } else {
       tile.sum.template multiply<T, BK, kXStride>(

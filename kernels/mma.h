@@ -108,9 +108,9 @@ struct Accumulator {
 
   // += x_tile [TM * 8, BK] @ w_tile [BK, TN * 8].
   template <typename T, int BK, int x_stride, int w_stride>
-  void multiply_straight(const threadgroup T* x_tile,
-                         const threadgroup T* w_tile,
-                         uint lane) thread {
+  void multiply_not_transposed(const threadgroup T* x_tile,
+                               const threadgroup T* w_tile,
+                               uint lane) thread {
     const int row = fragment_row(lane);
     const int column = fragment_column(lane);
 #pragma clang loop unroll(full)

@@ -39,7 +39,7 @@ struct Transposed {
 };
 
 // y [M, K] = x [M, N] @ w_hat.
-struct Straight {
+struct NotTransposed {
   static int columns_in(int N, int) { return N; }
   static int columns_out(int, int K) { return K; }
 };

@@ -164,7 +164,7 @@ struct RowLoader {
 };
 
 template <int BM, int BN, int BK, int WM, int WN>
-struct QmmN : Straight {
+struct QmmN : NotTransposed {
   static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
   // Rows [begin, end) of those that are this threadgroup's; row r of y from row

@@ -26,7 +26,7 @@ namespace nibble {
 
 using namespace metal;
 
-struct Qvm : Straight {
+struct Qvm : NotTransposed {
   template <typename T, typename S, int bits, int group_size, bool symmetric>
   static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
                   uint3 tgid,

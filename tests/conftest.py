@@ -57,7 +57,7 @@ def tables(tmp_path, monkeypatch) -> Path:
 def _as_the_planner_chooses(request, monkeypatch) -> None:
     """What was tuned on this machine has no part in other tests."""
     if "tables" not in request.fixturenames:
-        monkeypatch.setattr("mlx_nibble.tuning.in_use", lambda: (0, {}))
+        monkeypatch.setattr("mlx_nibble.machine.tuned_table.in_use", lambda: (0, {}))
 
 
 @pytest.fixture

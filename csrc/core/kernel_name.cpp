@@ -134,7 +134,7 @@ std::vector<std::vector<int>> shapes(Family family,
     case Family::kQmmN:
     case Family::kGatherQmmN:
     case Family::kGatherSortedQmmN:
-      return {straight_tile(dtype, format).shape()};
+      return {not_transposed_tile(dtype, format).shape()};
     case Family::kQmvMulti:
       for (int rows : kMultiRows) {
         all.push_back({rows});
@@ -182,7 +182,7 @@ std::string kernel_name(const KernelId& id) {
   std::ostringstream out;
   out << family.name << '_' << short_name(id.dtype) << '_'
       << short_name(id.scale_dtype) << "_b" << id.format.bits << "_g"
-      << id.format.group_size << (id.format.symmetric ? "_sym" : "");
+      << id.format.group_size << mode_info(id.format.mode).label;
   for (size_t i = 0; i < id.shape.size(); ++i) {
     out << '_' << family.labels[i] << id.shape[i];
   }
@@ -212,7 +212,7 @@ std::string template_call(const KernelId& id) {
   std::ostringstream format;
   format << metal_name(id.dtype) << ", " << metal_name(id.scale_dtype) << ", "
          << id.format.bits << ", " << id.format.group_size << ", "
-         << (id.format.symmetric ? "true" : "false");
+         << (id.format.has_biases() ? "false" : "true");
   bool shaped = !id.shape.empty();
   std::ostringstream out;
   if (family.entry.empty()) {
@@ -246,10 +246,10 @@ std::vector<KernelId> instances() {
   for (Family family : kFamilies) {
     for (Dtype dtype : kDtypes) {
       for (Dtype scale_dtype : kDtypes) {
-        for (int bits : kHeldBits) {
-          for (int group_size : kHeldGroupSizes) {
-            for (bool symmetric : {false, true}) {
-              QuantFormat format{bits, group_size, symmetric};
+        for (int bits : kBits) {
+          for (int group_size : kGroupSizes) {
+            for (const ModeInfo& mode : kModes) {
+              QuantFormat format{bits, group_size, mode.mode};
               for (KernelId& id :
                    instances(family, dtype, scale_dtype, format)) {
                 all.push_back(std::move(id));

@@ -38,7 +38,7 @@ constexpr int kLastSkinnyRow = 32;
 
 // From this number of rows on, tiles beat reading w once for each row where w
 // is not transposed; MLX's limit on every GPU. Not measured by us.
-constexpr int kFirstStraightRow = 4;
+constexpr int kFirstNotTransposedRow = 4;
 
 // Sorted experts are multiplied by tiles from this number of rows on, in all
 // and for each expert: MLX's thresholds for the same choice. Not measured.
@@ -88,7 +88,7 @@ LaunchPlan launch_of(const Problem& p, Family family, std::vector<int> shape) {
       kernel_name({family, p.dtype, p.scale_dtype, p.format, std::move(shape)});
   launch.buffers = {Operand::kWeight,
                     Operand::kScales,
-                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
+                    p.format.has_biases() ? Operand::kBiases : Operand::kScales,
                     Operand::kX};
   return launch;
 }
@@ -204,10 +204,10 @@ LaunchPlan plan_qvm(const MatmulProblem& p) {
 }
 
 LaunchPlan plan_qmm_n(const MatmulProblem& p) {
-  const Tile tile = straight_tile(p.dtype, p.format);
+  const Tile tile = not_transposed_tile(p.dtype, p.format);
   LaunchPlan launch = matmul_launch(p, Family::kQmmN, tile.shape());
   spread_tiles(launch, tile, p.K, p.M, p.batch.size);
-  launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
+  launch.threadgroup_bytes = not_transposed_threadgroup_bytes(tile, p.dtype);
   return launch;
 }
 
@@ -216,7 +216,7 @@ std::vector<std::vector<LaunchPlan>> candidates_not_transposed(
   if (p.batch_invariant) {
     return {{plan_qvm(p)}};
   }
-  if (p.M < kFirstStraightRow) {
+  if (p.M < kFirstNotTransposedRow) {
     return {{plan_qvm(p)}, {plan_qmm_n(p)}};
   }
   return {{plan_qmm_n(p)}, {plan_qvm(p)}};
@@ -287,7 +287,7 @@ bool saves_traffic(const std::vector<LaunchPlan>& split,
                    int rows) {
   uint64_t groups = p.K / p.format.group_size;
   uint64_t row = uint64_t(p.K) * p.format.bits / 8 +
-                 groups * (p.format.symmetric ? 1 : 2) * size_of(p.scale_dtype);
+                 groups * p.format.group_arrays() * size_of(p.scale_dtype);
   uint64_t with = split.front().threadgroups.y;
   uint64_t without = ceil_div(p.M, rows);
   return without > with && (without - with) * row * p.N >=
@@ -335,11 +335,11 @@ LaunchPlan plan_gather_qvm(const GatherProblem& p) {
 
 // Of many rows each; or, sorted, of one row: a tile takes rows of several.
 LaunchPlan plan_gather_qmm_n(const GatherProblem& p, bool sorted) {
-  const Tile tile = straight_tile(p.dtype, p.format);
+  const Tile tile = not_transposed_tile(p.dtype, p.format);
   Family family = sorted ? Family::kGatherSortedQmmN : Family::kGatherQmmN;
   LaunchPlan launch = gather_launch(p, family, tile.shape());
   spread_tiles(launch, tile, p.K, sorted ? p.B : p.M, sorted ? 1 : p.B);
-  launch.threadgroup_bytes = straight_threadgroup_bytes(tile, p.dtype);
+  launch.threadgroup_bytes = not_transposed_threadgroup_bytes(tile, p.dtype);
   return launch;
 }
 
@@ -347,7 +347,7 @@ LaunchPlan plan_gather_not_transposed(const GatherProblem& p, bool tiles) {
   if (tiles) {
     return plan_gather_qmm_n(p, true);
   }
-  if (p.M >= kFirstStraightRow && !p.batch_invariant) {
+  if (p.M >= kFirstNotTransposedRow && !p.batch_invariant) {
     return plan_gather_qmm_n(p, false);
   }
   return plan_gather_qvm(p);
@@ -375,7 +375,7 @@ LaunchPlan swiglu_launch(const Problem& p, Family family) {
       launch.buffers.end() - 1,
       {Operand::kUpWeight,
        Operand::kUpScales,
-       p.format.symmetric ? Operand::kUpScales : Operand::kUpBiases});
+       p.format.has_biases() ? Operand::kUpBiases : Operand::kUpScales});
   return launch;
 }
 
@@ -442,7 +442,7 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!supported(p.format) || p.K % p.format.group_size != 0) {
     return {};
   }
   if (!p.transpose) {
@@ -483,7 +483,7 @@ std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& p,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& p,
                                             const DeviceProfile&) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!supported(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   // Whether a product of one row goes to a tile depends on the others.
@@ -543,7 +543,7 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(
     const MatmulProblem& problem) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0 || !p.transpose ||
+  if (!supported(p.format) || p.K % p.format.group_size != 0 || !p.transpose ||
       p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
@@ -627,7 +627,7 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
   };
   auto of_product = [&](Operand w, Operand scales, Operand biases, size_t i) {
     bind({w, scales, biases}, [&](size_t which) {
-      return i < products.size() && (which < 2 || !first.format.symmetric);
+      return i < products.size() && (which < 2 || first.format.has_biases());
     });
   };
   of_product(Operand::kWeight, Operand::kScales, Operand::kBiases, 0);
@@ -644,7 +644,7 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
                                             const DeviceProfile&) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!held(p.format) || p.K % p.format.group_size != 0) {
+  if (!supported(p.format) || p.K % p.format.group_size != 0) {
     return std::nullopt;
   }
   // One thread for the codes of each run of whole words.
@@ -658,7 +658,7 @@ std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& p,
   launch.threads = {kThreads, 1, 1};
   launch.buffers = {Operand::kWeight,
                     Operand::kScales,
-                    p.format.symmetric ? Operand::kScales : Operand::kBiases,
+                    p.format.has_biases() ? Operand::kBiases : Operand::kScales,
                     Operand::kOut};
   launch.params = as_bytes(DequantizeParams{p.rows, p.K});
   return {{launch}};

@@ -44,15 +44,6 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(
 std::optional<std::vector<LaunchPlan>> plan_joint(
     const std::vector<MatmulProblem>& products, const DeviceProfile& device);
 
-// w_hat [rows, K] of type `dtype` from a packed matrix.
-struct DequantizeProblem {
-  int rows = 1;
-  int K = 1;
-  Dtype dtype = Dtype::kFloat16;
-  Dtype scale_dtype = Dtype::kFloat16;
-  QuantFormat format;
-};
-
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);

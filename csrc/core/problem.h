@@ -89,4 +89,13 @@ struct GatherProblem {
   bool operator==(const GatherProblem&) const = default;
 };
 
+// w_hat [rows, K] of type `dtype` from a packed matrix.
+struct DequantizeProblem {
+  int rows = 1;
+  int K = 1;
+  Dtype dtype = Dtype::kFloat16;
+  Dtype scale_dtype = Dtype::kFloat16;
+  QuantFormat format;
+};
+
 }  // namespace nibble

@@ -95,7 +95,7 @@ inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};
 // not fit; BK * BN for each barrier is never less than 2048, as many products
 // as 64 columns and 32 rows. Eight simdgroups at most: what a pipeline may
 // launch shrinks with its registers.
-constexpr Tile straight_tile(Dtype dtype, const QuantFormat& format) {
+constexpr Tile not_transposed_tile(Dtype dtype, const QuantFormat& format) {
   bool wide = dtype == Dtype::kFloat32;
   switch (format.bits) {
     case 8:
@@ -110,7 +110,8 @@ constexpr Tile straight_tile(Dtype dtype, const QuantFormat& format) {
   }
 }
 
-constexpr uint32_t straight_threadgroup_bytes(const Tile& tile, Dtype dtype) {
+constexpr uint32_t not_transposed_threadgroup_bytes(const Tile& tile,
+                                                    Dtype dtype) {
   auto item = static_cast<uint32_t>(size_of(dtype));
   uint32_t stage =
       tile.BM * (tile.BK * item + 16) + tile.BK * (tile.BN * item + 16);

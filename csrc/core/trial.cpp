@@ -41,7 +41,7 @@ MatmulProblem dense(const Trial& t) {
   p.dtype = t.dtype;
   p.scale_dtype = t.scale_dtype;
   p.format = t.format;
-  p.transpose = t.kind != Kind::kStraight;
+  p.transpose = t.kind != Kind::kNotTransposed;
   p.epilogue = {t.epilogue, t.epilogue};
   return p;
 }
@@ -58,7 +58,7 @@ GatherProblem gathered(const Trial& t) {
   p.scale_dtype = t.scale_dtype;
   p.format = t.format;
   p.sorted = t.sorted;
-  p.transpose = t.kind != Kind::kStraight;
+  p.transpose = t.kind != Kind::kNotTransposed;
   return p;
 }
 
@@ -132,7 +132,7 @@ Trial blank(const KernelId& id) {
       return t;
     case Family::kQvm:
     case Family::kQmmN:
-      t.kind = Kind::kStraight;
+      t.kind = Kind::kNotTransposed;
       return t;
     case Family::kJointQmv:
     case Family::kJointQmvMulti:
@@ -154,12 +154,12 @@ Trial blank(const KernelId& id) {
       t.sorted = true;
       break;
     case Family::kGatherSortedQmmN:
-      t.kind = Kind::kStraight;
+      t.kind = Kind::kNotTransposed;
       t.sorted = true;
       break;
     case Family::kGatherQvm:
     case Family::kGatherQmmN:
-      t.kind = Kind::kStraight;
+      t.kind = Kind::kNotTransposed;
       break;
     case Family::kGatherQmv:
     case Family::kGatherQmmSkinny:

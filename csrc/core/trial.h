@@ -15,8 +15,8 @@ namespace nibble {
 // for a family that has none:
 //   kProduct:    y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N],
 //                with bias [N] and residual [B, M, N] added if `epilogue`
-//   kStraight:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
-//   kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
+//   kNotTransposed:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M,
+//   K] kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
 //                U[rhs[b]]^T)
 //   kJoint:      y[b] = x[0] @ W[b]^T + bias[b], bias [B, N], each b with
 //                operands of its own; B = experts
@@ -24,7 +24,7 @@ namespace nibble {
 struct Trial {
   enum class Kind : uint8_t {
     kProduct,
-    kStraight,
+    kNotTransposed,
     kSwiglu,
     kJoint,
     kDequantize

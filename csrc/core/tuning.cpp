@@ -23,7 +23,7 @@ size_t Tuning::Hash::operator()(const Key& key) const {
                     static_cast<int>(key.scale_dtype),
                     key.format.bits,
                     key.format.group_size,
-                    static_cast<int>(key.format.symmetric),
+                    static_cast<int>(!key.format.has_biases()),
                     static_cast<int>(key.int8)}) {
     // Knuth's multiplicative hash, field by field.
     hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15u;

@@ -27,7 +27,7 @@ inline void prefetch_params(const Weights& w, size_t row, Range columns) {
   size_t at = (row * (w.K / group_size) + columns.begin / group_size) * size;
   int bytes = (columns.end - columns.begin) / group_size * size;
   prefetch(w.scales + at, bytes);
-  if (!w.format.symmetric) prefetch(w.biases + at, bytes);
+  if (w.format.has_biases()) prefetch(w.biases + at, bytes);
 }
 
 // The scales and biases of kRows rows from `row` on, [groups, kRows]. The next

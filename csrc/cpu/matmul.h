@@ -12,7 +12,6 @@
 #include <cstdint>
 
 #include "csrc/core/cpu_planner.h"
-#include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 
 namespace nibble::cpu {

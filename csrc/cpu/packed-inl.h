@@ -30,7 +30,7 @@ constexpr int kAhead = 8 * 1024;
 
 // Bytes of a row's share of one group.
 constexpr int packed_group_bytes(QuantFormat format, Dtype scale_dtype) {
-  int params = (format.symmetric ? 1 : 2) * size_of(scale_dtype);
+  int params = format.group_arrays() * size_of(scale_dtype);
   return format.group_size * format.bits / 8 + params;
 }
 
@@ -67,7 +67,7 @@ void pack(const Weights& w, Range rows, uint8_t* out) {
       }
       size_t stride = static_cast<size_t>(groups) * size;
       put(n, w.scales + g * size, stride, size);
-      if (!w.format.symmetric) put(n, w.biases + g * size, stride, size);
+      if (w.format.has_biases()) put(n, w.biases + g * size, stride, size);
     }
   }
 }
@@ -104,12 +104,12 @@ struct PackedParams {
     with_dtype(dtype, [&](auto d) __attribute__((always_inline)) {
       constexpr Dtype kDtype = decltype(d)::value;
       scale = V::template load_as_float<kDtype>(p);
-      if (!format.symmetric) {
+      if (format.has_biases()) {
         bias =
             V::template load_as_float<kDtype>(p + V::kLanes * size_of(kDtype));
       }
     });
-    if (format.symmetric) {
+    if (!format.has_biases()) {
       float middle = -static_cast<float>(1 << (format.bits - 1));
       bias = V::mul(V::set1(middle), scale);
     }

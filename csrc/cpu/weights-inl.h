@@ -52,7 +52,7 @@ void read_params(
                columns.begin / group_size) *
               kSize;
   to_floats<V, kDtype>(w.scales + at, count, scales);
-  if (!w.format.symmetric) {
+  if (w.format.has_biases()) {
     to_floats<V, kDtype>(w.biases + at, count, biases);
     return;
   }

@@ -118,9 +118,9 @@ mx::array scaled_dot_product_attention(
            mx::issubdtype(sinks->dtype(), mx::floating) &&
            mx::promote_types(sinks->dtype(), q.dtype()) == q.dtype();
   }
-  bool held = stream.device == mx::Device::cpu && fits && to_dtype(q.dtype()) &&
+  bool ours = stream.device == mx::Device::cpu && fits && to_dtype(q.dtype()) &&
               q.dtype() == k.dtype() && q.dtype() == v.dtype();
-  if (!held) {
+  if (!ours) {
     return mx::fast::scaled_dot_product_attention(
         q,
         k,

@@ -94,7 +94,7 @@ mx::array gather_qmm(const mx::array& x_,
                       w,
                       stream);
   };
-  if (mode != "affine" || !held(format) || global_scale) {
+  if (mode != "affine" || !supported(format) || global_scale) {
     return theirs(x_, scales_, biases_);
   }
   if (!lhs_indices && !rhs_indices) {
@@ -147,7 +147,7 @@ mx::array gather_qmm(const mx::array& x_,
                                                  sorted_indices,
                                                  options.batch_invariant);
   bool traced = x.is_tracer() || lhs.is_tracer() || rhs.is_tracer();
-  if (!held_on(problem, traced, stream)) {
+  if (!supported_on(problem, traced, stream)) {
     return mx::astype(theirs(x, scales, biases), dtype, stream);
   }
   return mx::array(shape,

@@ -39,9 +39,9 @@ mx::array logsumexp(const mx::array& a,
                     bool keepdims,
                     mx::StreamOrDevice s) {
   mx::Stream stream = mx::to_stream(s);
-  bool held = stream.device == mx::Device::cpu && to_dtype(a.dtype()) &&
+  bool ours = stream.device == mx::Device::cpu && to_dtype(a.dtype()) &&
               only_the_last(a, axes);
-  if (!held) {
+  if (!ours) {
     return axes ? mx::logsumexp(a, *axes, keepdims, stream)
                 : mx::logsumexp(a, keepdims, stream);
   }

@@ -73,9 +73,9 @@ mx::array rms_norm(const mx::array& x,
   bool fits =
       x.ndim() >= 1 && x.size() > 0 &&
       (!weight || (weight->ndim() == 1 && weight->shape(0) == x.shape(-1)));
-  bool held = stream.device == mx::Device::cpu && fits && to_dtype(x.dtype()) &&
+  bool ours = stream.device == mx::Device::cpu && fits && to_dtype(x.dtype()) &&
               (!weight || to_dtype(weight->dtype()));
-  if (!held) {
+  if (!ours) {
     return mx::fast::rms_norm(x, weight, eps, s);
   }
   if (auto normed = fusion::residual_norm(x, weight, eps, stream)) {
@@ -132,10 +132,10 @@ mx::array swiglu(const mx::array& gate,
                  const mx::array& up,
                  mx::StreamOrDevice s) {
   mx::Stream stream = mx::to_stream(s);
-  bool held = stream.device == mx::Device::cpu && gate.shape() == up.shape() &&
+  bool ours = stream.device == mx::Device::cpu && gate.shape() == up.shape() &&
               gate.dtype() == up.dtype() && to_dtype(gate.dtype()) &&
               gate.size() > 0;
-  if (!held) {
+  if (!ours) {
     return mx::multiply(
         mx::multiply(gate, mx::sigmoid(gate, stream), stream), up, stream);
   }

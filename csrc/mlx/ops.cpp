@@ -83,7 +83,7 @@ mx::array quantized_matmul(const mx::array& x_,
     check_addends(addends, y.shape());
     return add(y, addends, stream);
   };
-  if (mode != "affine" || !held(format)) {
+  if (mode != "affine" || !supported(format)) {
     return theirs();
   }
   check_weights(kMatmul, w, scales_, biases_, format);
@@ -126,7 +126,7 @@ mx::array quantized_matmul(const mx::array& x_,
   }
   tuning::consult(problem, options, stream.device);
   if (problem.choice == kLeaveToMlx ||
-      !held_on(problem, a.x.is_tracer(), stream)) {
+      !supported_on(problem, a.x.is_tracer(), stream)) {
     mx::array y = mx::quantized_matmul(a.x,
                                        q.w,
                                        q.scales,
@@ -169,8 +169,8 @@ mx::array dequantize(const mx::array& w,
   check_format(kDequantize, format);
   mx::Stream stream = mx::to_stream(s);
   mx::Dtype out_dtype = dtype.value_or(scales.dtype());
-  bool ours = mode == "affine" && held(format) && biases && !global_scale &&
-              bridge::to_dtype(out_dtype) &&
+  bool ours = mode == "affine" && supported(format) && biases &&
+              !global_scale && bridge::to_dtype(out_dtype) &&
               bridge::to_dtype(mx::result_type(scales, *biases));
   auto theirs = [&] {
     return mx::dequantize(
@@ -188,9 +188,10 @@ mx::array dequantize(const mx::array& w,
   }
   mx::array typed_scales = mx::astype(scales, scale_dtype, stream);
   mx::array typed_biases = mx::astype(*biases, scale_dtype, stream);
-  if (!held_on(bridge::dequantize_problem(w, typed_scales, format, out_dtype),
-               false,
-               stream)) {
+  if (!supported_on(
+          bridge::dequantize_problem(w, typed_scales, format, out_dtype),
+          false,
+          stream)) {
     return theirs();
   }
   return mx::array(shape,

@@ -32,7 +32,7 @@ class QuantizedMatmul : public mx::Primitive {
         transpose_(transpose),
         options_(options),
         epilogue_(epilogue) {
-    options_.symmetric = format.symmetric;
+    options_.symmetric = !format.has_biases();
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs,
@@ -108,7 +108,7 @@ class GatherQmm : public mx::Primitive {
         sorted_(sorted),
         in_turn_(in_turn),
         options_(options) {
-    options_.symmetric = format.symmetric;
+    options_.symmetric = !format.has_biases();
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs,

@@ -59,8 +59,9 @@ uint64_t remember(const mx::array& w,
                   int bits,
                   int group_size) {
   auto scale_dtype = bridge::to_dtype(scales.dtype());
-  QuantFormat format{bits, group_size, symmetric::known(scales, biases, bits)};
-  if (!held(format) || !scale_dtype || w.ndim() < 2 || w.size() == 0) {
+  QuantFormat format{
+      bits, group_size, affine_mode(symmetric::known(scales, biases, bits))};
+  if (!supported(format) || !scale_dtype || w.ndim() < 2 || w.size() == 0) {
     return 0;
   }
   int N = w.shape(-2), K = scales.shape(-1) * group_size;

@@ -40,8 +40,8 @@ mx::array rope(const mx::array& x,
   bool fits = x.ndim() >= 3 && x.size() > 0 && dims > 0 && dims % 2 == 0 &&
               dims <= x.shape(-1) && base.has_value() != freqs.has_value() &&
               offsets_fit && freqs_fit;
-  bool held = stream.device == mx::Device::cpu && fits && to_dtype(x.dtype());
-  if (!held) {
+  bool ours = stream.device == mx::Device::cpu && fits && to_dtype(x.dtype());
+  if (!ours) {
     return offsets ? mx::fast::rope(
                          x, dims, traditional, base, scale, *offsets, freqs, s)
                    : mx::fast::rope(x,

@@ -121,7 +121,7 @@ mx::Shape shape_of_y(const Trial& t) {
     case Trial::Kind::kSwiglu:
     case Trial::Kind::kJoint:
       return {t.B, t.M, t.N};
-    case Trial::Kind::kStraight:
+    case Trial::Kind::kNotTransposed:
       return {t.B, t.M, t.K};
     case Trial::Kind::kDequantize:
       return {t.N, t.K};

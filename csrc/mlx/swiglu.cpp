@@ -25,7 +25,8 @@ Request make_request(const ops::QuantizedArrays& gate,
                      ops::MatmulOptions options) {
   Request r{group_size, bits, mode, sorted, options};
   auto symmetric = [&](const ops::QuantizedArrays& q) {
-    return ops::recognised(r.format(), q.scales, q.biases, options).symmetric;
+    return !ops::recognised(r.format(), q.scales, q.biases, options)
+                .has_biases();
   };
   r.options.symmetric = symmetric(gate) && symmetric(up);
   return r;
@@ -39,7 +40,7 @@ bool fusible(const mx::array& x,
              const Request& r) {
   bool alike = gate.w.shape() == up.w.shape() && gate.biases && up.biases &&
                gate.scales.shape() == up.scales.shape();
-  if (r.mode != "affine" || !held(r.format()) || !alike) {
+  if (r.mode != "affine" || !supported(r.format()) || !alike) {
     return false;
   }
   mx::Dtype scale_dtype =

@@ -23,7 +23,9 @@ struct SwigluRequest {
   ops::MatmulOptions options;
 
   QuantFormat format() const {
-    return {bits.value_or(4), group_size.value_or(64), options.symmetric};
+    return {bits.value_or(4),
+            group_size.value_or(64),
+            affine_mode(options.symmetric)};
   }
   bool operator==(const SwigluRequest&) const = default;
 };

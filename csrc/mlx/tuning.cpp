@@ -52,7 +52,7 @@ MatmulProblem problem(const Shape& shape) {
   p.K = K;
   p.dtype = *own;
   p.scale_dtype = *of_scales;
-  p.format = {bits, group_size, symmetric};
+  p.format = {bits, group_size, affine_mode(symmetric)};
   return p;
 }
 
@@ -81,7 +81,8 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
                                     bool int8,
                                     const mx::Device& device) {
   std::vector<std::string> names;
-  if (!held(problem.format) || problem.K % problem.format.group_size != 0) {
+  if (!supported(problem.format) ||
+      problem.K % problem.format.group_size != 0) {
     return names;
   }
   if (device == mx::Device::cpu) {

@@ -78,8 +78,9 @@ QuantFormat recognised(QuantFormat format,
                        const mx::array& scales,
                        const std::optional<mx::array>& biases,
                        const MatmulOptions& options) {
-  format.symmetric = options.symmetric ||
-                     (biases && symmetric::known(scales, *biases, format.bits));
+  format.mode =
+      affine_mode(options.symmetric ||
+                  (biases && symmetric::known(scales, *biases, format.bits)));
   return format;
 }
 

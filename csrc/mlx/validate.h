@@ -103,7 +103,9 @@ Aligned align_batches(Aligned a, const mx::Stream& stream);
 // (mx.compile(shapeless=True)): all kernels that these may lead to are asked
 // for then, since inside an evaluation it is too late.
 template <typename Problem>
-bool held_on(const Problem& problem, bool traced, const mx::Stream& stream) {
+bool supported_on(const Problem& problem,
+                  bool traced,
+                  const mx::Stream& stream) {
   if (stream.device == mx::Device::cpu) {
     return true;
   }

@@ -13,9 +13,10 @@ operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those betwee
 
 from __future__ import annotations
 
-from mlx_nibble import _native, fast, nn, ops, selfcheck
-from mlx_nibble.accelerate import accelerate
-from mlx_nibble.report import Report
+from mlx_nibble import _native, fast, nn, ops
+from mlx_nibble.acceleration.accelerate import accelerate
+from mlx_nibble.acceleration.report import Report
+from mlx_nibble.machine import selfcheck
 
 __version__ = "0.1.0"
 

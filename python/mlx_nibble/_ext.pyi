@@ -43,14 +43,14 @@ def gated_products(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx
     """
 
 def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
-    """See mlx_nibble.symmetric. Keeps both until forget_symmetric()."""
+    """See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric()."""
 
 def forget_symmetric(token: int) -> None:
     """Of what remember_symmetric() returned."""
 
 def remember_repack(w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, bits: int, group_size: int) -> int:
     """
-    See mlx_nibble.repack. Keeps all until forget_repack(); 0 of a format that is read as it lies.
+    See mlx_nibble.acceleration.repack. Keeps all until forget_repack(); 0 of a format that is read as it lies.
     """
 
 def forget_repack(token: int) -> None:

@@ -26,14 +26,14 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble import fast, nn
-from mlx_nibble.accelerate import (
+from mlx_nibble.acceleration.accelerate import (
     accelerate,
     keeps_scales,
     recognise_symmetric,
     repacked,
 )
-from mlx_nibble.rebind import Rebinding
-from mlx_nibble.report import Report
+from mlx_nibble.acceleration.rebind import Rebinding
+from mlx_nibble.acceleration.report import Report
 
 __all__ = [
     "accelerated_generation",
@@ -325,8 +325,8 @@ def load_for_evaluation(
     """Load a model to predict long texts with, and its tokenizer.
 
     On the CPU it is dequantized to float32: the same weights, and products that
-    :func:`mlx_nibble.model.cpu_math.fast_dense` computes. Not so with ``activations``
-    of 8 bits: what these lose, only our own products show.
+    :func:`mlx_nibble.layerwise.cpu_math.fast_dense` computes. Not so with
+    ``activations`` of 8 bits: what these lose, only our own products show.
     """
     if activations is not None or not _on_cpu():
         return load(path_or_hf_repo, activations=activations)[:2]

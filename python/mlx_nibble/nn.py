@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import ops
-from mlx_nibble.pickling import pickled_as
+from mlx_nibble._pickling import pickled_as
 
 
 def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:

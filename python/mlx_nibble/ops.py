@@ -78,8 +78,8 @@ def quantized_matmul(
             type: compute in float16 what its range holds, and in bfloat16 what it
             does not (docs/numerics.md). No effect elsewhere.
         tuning: The table of measured choices that the planner looks into, as
-            :func:`mlx_nibble.tuning.in_use` gives it; 0 for none. It may leave a
-            product to MLX's operation, but not if ``batch_invariant``.
+            :func:`mlx_nibble.machine.tuned_table.in_use` gives it; 0 for none. It may
+            leave a product to MLX's operation, but not if ``batch_invariant``.
         stream: Where to run.
 
     Returns:

@@ -59,7 +59,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   using namespace nibble;
   auto dtype = static_cast<Dtype>(r.dtype);
   auto scale_dtype = static_cast<Dtype>(r.scale_dtype);
-  QuantFormat format{r.bits, r.group_size, r.symmetric != 0};
+  QuantFormat format{r.bits, r.group_size, affine_mode(r.symmetric != 0)};
   auto words = [&](Array a) {
     return reinterpret_cast<const uint32_t*>(array[a].data());
   };

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.oracle import Weights
 from tests.simt import numbers, toolchain
 from tests.simt.toolchain import ROOT
+from tests.support.oracle import Weights
 
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]

@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generate_step
 
 import mlx_nibble
-from tests import tiny_models
+from tests.support import tiny_models
 
 PROMPT = [(7 * i * i + 3) % 160 for i in range(21)]
 # Heads and widths that four processes can share, in whole groups of 32.

@@ -13,8 +13,8 @@ import pytest
 from mlx_lm.utils import quantize_model
 
 import mlx_nibble
-from tests import model_folders, tiny_models
 from tests.distributed import rank
+from tests.support import model_folders, tiny_models
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 

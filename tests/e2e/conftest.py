@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_nibble.io.demo_model import smollm2
+from mlx_nibble.conversion.demo_model import smollm2
 from mlx_nibble.io.packaged import SMOLLM2, fetch
 
 

@@ -19,12 +19,13 @@ from filelock import FileLock
 from mlx.utils import tree_flatten
 from mlx_lm import load
 
-from mlx_nibble import lm, measure
+from mlx_nibble import lm
+from mlx_nibble.bench import side_by_side
+from mlx_nibble.evaluation.reference import llama_logits
 from mlx_nibble.io.gguf import read_gguf
 from mlx_nibble.io.gguf_blocks import Affine, read_tensor
-from mlx_nibble.reference import llama_logits
 from tests.e2e.llama_oracle import Llama
-from tests.tolerance import relative_rms
+from tests.support.tolerance import relative_rms
 
 _SIZE = 4
 _TOKENS = 160
@@ -124,7 +125,7 @@ def test_every_layer_is_ours(model):
 
 
 def test_logits_of_a_prompt(model, text, oracle, float32_error):
-    error = relative_rms(measure.logits(model[0], text), oracle)
+    error = relative_rms(side_by_side.logits(model[0], text), oracle)
     assert error <= _SIZE * float32_error
 
 
@@ -138,7 +139,7 @@ def test_logits_one_token_at_a_time(model, text, oracle, float32_error):
 
 def test_perplexity(model, text, oracle):
     exact = np.array(oracle)
-    got = measure.logits(model[0], text)
+    got = side_by_side.logits(model[0], text)
     # Log-softmax changes by at most twice the largest change of a logit.
     allowed = 2 * abs(got - exact).max(axis=-1)[:-1]
     expected = negative_log_likelihood(exact, text)

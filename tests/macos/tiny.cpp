@@ -17,7 +17,9 @@ extern "C" const char* PyUnicode_AsUTF8(void* unicode);  // abi3 from 3.13 on
 #endif
 
 #ifdef EXTRA_EXPORT
-extern "C" __attribute__((visibility("default"))) int extra() { return 0; }
+extern "C" __attribute__((visibility("default"))) int extra() {
+  return 0;
+}
 #endif
 
 extern "C" __attribute__((visibility("default"))) void* PyInit__ext() {

@@ -9,10 +9,11 @@ import re
 
 import pytest
 
-from mlx_nibble import _native, ops, selfcheck
+from mlx_nibble import _native, ops
 from mlx_nibble.cli import main
-from mlx_nibble.diagnosis import diagnose
-from mlx_nibble.selfcheck import Machine, Verdict, Verdicts
+from mlx_nibble.machine import selfcheck
+from mlx_nibble.machine.diagnosis import diagnose
+from mlx_nibble.machine.selfcheck import Machine, Verdict, Verdicts
 from tests.metal.conftest import KERNELS
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
@@ -114,7 +115,7 @@ def test_the_report_is_one_file_without_personal_data(cache, capsys):
 
 def test_a_wrong_kernel_is_the_exit_status(cache, capsys, monkeypatch):
     wrong = Verdict("cpu_f32_f32_b4_g64", "wrong results")
-    monkeypatch.setattr("mlx_nibble.diagnosis._cpu_verdicts", lambda: [wrong])
+    monkeypatch.setattr("mlx_nibble.machine.diagnosis._cpu_verdicts", lambda: [wrong])
     with pytest.raises(SystemExit, match="1"):
         main(["doctor"])
     assert "OFF  cpu_f32_f32_b4_g64: wrong results" in capsys.readouterr().out

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlx_nibble
-from tests import oracle, simt, tolerance
-from tests.arrays import to_mlx, to_numpy, weights_to_mlx
+from tests import simt
 from tests.metal.replay import execute
+from tests.support import oracle, tolerance
+from tests.support.arrays import to_mlx, to_numpy, weights_to_mlx
 
 DTYPES = ("float32", "float16", "bfloat16")
 # The recorder is configured anew for each test; examples may share it.

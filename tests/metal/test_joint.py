@@ -6,9 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests import oracle, simt, tolerance
-from tests.arrays import to_mlx, to_numpy, weights_to_mlx
+from tests import simt
 from tests.metal.replay import execute
+from tests.support import oracle, tolerance
+from tests.support.arrays import to_mlx, to_numpy, weights_to_mlx
 
 K, ROWS = 256, (70, 24, 9)
 JOINT = "joint_qmv_f16_f16_b4_g64"

@@ -11,11 +11,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_nibble import selfcheck
-from mlx_nibble.selfcheck import Machine, Verdict, Verdicts
-from tests.arrays import to_mlx
+from mlx_nibble.machine import selfcheck
+from mlx_nibble.machine.selfcheck import Machine, Verdict, Verdicts
 from tests.metal.conftest import KERNELS
 from tests.metal.replay import execute
+from tests.support.arrays import to_mlx
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 QMV = KERNELS[0]

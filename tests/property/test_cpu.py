@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.rounding import UNIT_ROUNDOFF
-from tests import oracle, tolerance
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
 from tests.simt import numbers
+from tests.support import oracle, tolerance
 
 X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]

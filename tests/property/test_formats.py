@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mlx_nibble import formats
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES, Format
-from tests import oracle
-from tests.arrays import DTYPES, to_numpy
+from tests.support import oracle
+from tests.support.arrays import DTYPES, to_numpy
 
 
 @given(

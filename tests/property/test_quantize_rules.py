@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES, Format, Quantized
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from mlx_nibble.quantize import rules
 from mlx_nibble.quantize.search import search
-from mlx_nibble.rounding import UNIT_ROUNDOFF
-from tests.arrays import to_mlx, to_numpy
+from tests.support.arrays import to_mlx, to_numpy
 
 forms = st.builds(
     Format,

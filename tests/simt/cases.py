@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_nibble import rounding
-from tests import oracle, tolerance
+from mlx_nibble import numerics
+from tests.support import oracle, tolerance
 
 from . import numbers, plans
 from .executor import Options, load, run
@@ -151,7 +151,7 @@ def _product(
         # What x and w_hat lose below the smallest normal half.
         lost = oracle.matmul(np.ones_like(x), abs(w.dequantize()[which]))
         lost += oracle.matmul(abs(x), np.ones_like(w.dequantize()[which]))
-        off = rounding.UNDERFLOW["float16"] * lost
+        off = numerics.UNDERFLOW["float16"] * lost
     allowed = tolerance.bound(exact, magnitude, terms, dtype, held) + off
     return Case(launch, operands, dtype, exact, allowed)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests import oracle, tolerance
+from tests.support import oracle, tolerance
 
 from . import mlx_kernels, numbers
 from .cases import Case

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nibble.bench import machine
-from mlx_nibble.io.text import write_text
+from mlx_nibble.io.atomic import write_text
 
 SCHEMA = "mlx-nibble/bench/1"
 KINDS = ("kernels", "model", "tune")

@@ -17,7 +17,7 @@ OURS = "nibble"
 # pages lie in memory changes from process to process (docs/bench.md has the figures).
 LEAST_CHANGE = 0.15
 # Where builds took turns, pass by pass in new processes, they do not: of 20 such pairs
-# of one build no product differed by more (tests/unit/test_bench_in_turns.py).
+# of one build no product differed by more (tests/unit/bench/test_bench_in_turns.py).
 LEAST_CHANGE_IN_TURNS = 0.05
 # What must be alike for seconds to mean the same.
 _SAME_SETTINGS = ("hot", "model", "draft_model", "num_draft_tokens")

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_nibble import lm
-from mlx_nibble.measure import weight_bytes
+from mlx_nibble.bench.side_by_side import weight_bytes
 
 
 @dataclass(frozen=True)

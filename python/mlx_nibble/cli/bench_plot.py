@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.io.text import write_text
-from mlx_nibble.plot import require_picture
+from mlx_nibble.evaluation.plot import require_picture
+from mlx_nibble.io.atomic import write_text
 
 # By the kind of the run.
 PARTS = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.conversion.gguf_import import DTYPES, import_gguf
+from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.formats import BITS, GROUP_SIZES
-from mlx_nibble.io.gguf_import import DTYPES, import_gguf
-from mlx_nibble.io.packed_import import import_packed, is_packed
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -150,8 +150,8 @@ def _import_packed(args: argparse.Namespace, source: str, folder: str) -> None:
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
-    from mlx_nibble import plot
-    from mlx_nibble.convert import Calibration, Options, convert
+    from mlx_nibble.conversion.convert import Calibration, Options, convert
+    from mlx_nibble.evaluation import plot
 
     picture = None if args.plot is None else plot.require_picture(args.plot)
     options = Options(

@@ -22,7 +22,7 @@ from mlx_nibble.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from mlx_nibble.measure import Summary
+    from mlx_nibble.bench.side_by_side import Summary
 
 _QUESTION = "Explain in two sentences why the sky is blue."
 _PROMPT_TOKENS = 128
@@ -71,8 +71,8 @@ def main(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _model_folder(path: str | None) -> Iterator[Path]:
-    from mlx_nibble.io.demo_model import smollm2
-    from mlx_nibble.io.gguf_import import import_gguf
+    from mlx_nibble.conversion.demo_model import smollm2
+    from mlx_nibble.conversion.gguf_import import import_gguf
 
     if path is None:
         with byte_progress("Downloading") as on_fetch:
@@ -95,8 +95,8 @@ def _run(
 ) -> dict[str, Any]:
     """Answer, and compare; a capsule."""
     # mlx-lm takes a second to import: --help and mistakes need not wait for it.
-    from mlx_nibble import lm, measure
-    from mlx_nibble.bench import capsule
+    from mlx_nibble import lm
+    from mlx_nibble.bench import capsule, side_by_side
 
     with err.status("Loading the model"):
         setting = activations.setting(args)
@@ -107,10 +107,10 @@ def _run(
     steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)
     answer = _show(args.prompt, (step.text for step in steps), quiet=args.json)
     with countdown() as say:
-        results, extremes = measure.compare(
+        results, extremes = side_by_side.compare(
             str(folder),
             {"mlx": stock, "nibble": ours},
-            tokenizer.encode(measure.TEXT)[:_PROMPT_TOKENS],
+            tokenizer.encode(side_by_side.TEXT)[:_PROMPT_TOKENS],
             _DECODE_TOKENS,
             args.rounds,
             _LOGITS_TOKENS,
@@ -142,7 +142,7 @@ def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
 
 
 def _print_table(made: dict[str, Any]) -> None:
-    from mlx_nibble.measure import tokens_per_second
+    from mlx_nibble.bench.side_by_side import tokens_per_second
 
     settings, versions = made["settings"], made["versions"]
     prompt, decode = (result["candidates"] for result in made["results"])

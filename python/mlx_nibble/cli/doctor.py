@@ -11,9 +11,9 @@ import mlx.core as mx
 
 from mlx_nibble import __version__, _native
 from mlx_nibble.cli.console import err, filled, out, run_progress
-from mlx_nibble.diagnosis import Diagnosis, diagnose
-from mlx_nibble.io.text import write_text
-from mlx_nibble.selfcheck import Machine
+from mlx_nibble.io.atomic import write_text
+from mlx_nibble.machine.diagnosis import Diagnosis, diagnose
+from mlx_nibble.machine.selfcheck import Machine
 
 REPORT = "nibble-report.json"
 

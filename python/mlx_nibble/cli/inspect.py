@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_nibble import tuning
 from mlx_nibble.cli.console import filled, out
+from mlx_nibble.evaluation.inventory import read_inventory
+from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
 from mlx_nibble.formats import Format
-from mlx_nibble.model.inventory import read_inventory
-from mlx_nibble.model.memory import SIZES_GB, Inventory, by_layer, what_if
+from mlx_nibble.machine import tuned_table
 from mlx_nibble.quantize.recipes import RECIPES
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])")
@@ -162,7 +162,7 @@ def _tuned(inventory: Inventory) -> int:
     """How many matrices have choices that nibble tune made on this machine."""
     chosen = {
         ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
-        for key, choice in tuning.load().items()
+        for key, choice in tuned_table.load().items()
         if choice.name is not None
     }
     return sum((row.shape, row.label) in chosen for row in inventory.rows)

@@ -9,16 +9,17 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from mlx_nibble import _native, tuning
+from mlx_nibble import _native
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES
 from mlx_nibble.cli import activations, sizes
 from mlx_nibble.cli.console import err, out, run_progress, table
-from mlx_nibble.tune import measure, problems
+from mlx_nibble.machine import tuned_table
+from mlx_nibble.machine.tuned_table import Choice, Key
+from mlx_nibble.tune import problems, timing
 from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
-from mlx_nibble.tuning import Choice, Key
 
 _SAMPLE_SECONDS = 5e-3
 # Of a product, on average: 110 took 240 s (docs/tune.md), 12 passes being 96 s.
@@ -95,10 +96,10 @@ def main(arguments: Sequence[str]) -> None:
         _clear(args.json)
         return
     if args.show:
-        _print(tuning.load(), args.json)
+        _print(tuned_table.load(), args.json)
         return
     wanted = _wanted(args)
-    known = {} if args.again else tuning.load()
+    known = {} if args.again else tuned_table.load()
     missing = [problem for problem in wanted if problem.key not in known]
     if args.dry_run:
         _print_plan(missing, len(wanted) - len(missing), args.json)
@@ -113,14 +114,14 @@ def main(arguments: Sequence[str]) -> None:
             capsule.write(made, sink)
             err.print(f"wrote {sink}", soft_wrap=True)
         keys = {problem.key for problem in wanted}
-        stored = tuning.load()
+        stored = tuned_table.load()
         _print({key: stored[key] for key in keys & stored.keys()}, args.json)
     if not args.json:
-        err.print(f"The table is {tuning.path()}", soft_wrap=True)
+        err.print(f"The table is {tuned_table.path()}", soft_wrap=True)
 
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:
-    rows = sorted({tuning.row_class(m) for m in args.rows})
+    rows = sorted({tuned_table.row_class(m) for m in args.rows})
     # Other devices compute exactly all the same, and so are asked for that.
     setting = activations.setting(args) if device() == "cpu" else None
     if args.path is not None:
@@ -141,21 +142,21 @@ def of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
 
 def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
     """Measure, and add to the table matrix by matrix."""
-    done, total = 0, sum(map(measure.steps, of_one_matrix(wanted)))
+    done, total = 0, sum(map(timing.steps, of_one_matrix(wanted)))
     with run_progress() as progress:
         for same in of_one_matrix(wanted):
-            contests = measure.measure(
+            contests = timing.measure(
                 same,
                 lambda what, step, done=done: progress(what, done + step, total),
             )
             found = {p.key: decide(c.samples) for p, c in contests.items()}
-            tuning.save(found)
+            tuned_table.save(found)
             made["results"] += [result_of(p, c) for p, c in contests.items()]
-            done += measure.steps(same)
+            done += timing.steps(same)
     made["complete"] = True
 
 
-def result_of(problem: Problem, contest: measure.Contest) -> dict:
+def result_of(problem: Problem, contest: timing.Contest) -> dict:
     """What a capsule keeps of a product."""
     taken = {
         name: {"chain": contest.everyone[name].length, "passes": passes}
@@ -170,7 +171,7 @@ def result_of(problem: Problem, contest: measure.Contest) -> dict:
 
 
 def _clear(as_json: bool) -> None:
-    removed = tuning.clear()
+    removed = tuned_table.clear()
     if as_json:
         print(json.dumps({"removed": None if removed is None else str(removed)}))
     elif removed is None:
@@ -208,7 +209,7 @@ def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
         problem.operations / peak.flops_per_second,
     )
     turn = max(_SAMPLE_SECONDS, 2 * bound)
-    return _MEAN_PASSES * max(3 * turn, measure.SECONDS)
+    return _MEAN_PASSES * max(3 * turn, timing.SECONDS)
 
 
 def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
@@ -218,7 +219,7 @@ def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
     )
     if as_json:
         listed = [asdict(key) | asdict(choices[key]) for key in ordered]
-        print(json.dumps({"machine": tuning.machine(), "choices": listed}))
+        print(json.dumps({"machine": tuned_table.machine(), "choices": listed}))
         return
     shown = table(["M × N × K", "format", "fastest", "faster"], text_columns=3)
     for key in ordered:
@@ -228,7 +229,7 @@ def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
     if ordered:
         out.print(shown)
     names = [choice.name for choice in choices.values()]
-    to_mlx = names.count(tuning.LEAVE_TO_MLX)
+    to_mlx = names.count(tuned_table.LEAVE_TO_MLX)
     out.print(
         f"{len(names)} products: {names.count(None)} as the planner chooses, "
         f"{len(names) - names.count(None) - to_mlx} another way, {to_mlx} left to MLX."

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from mlx_nibble.quantize.gptq import gptq
 from mlx_nibble.quantize.hessian import damped, diagonal_blocks
 from mlx_nibble.quantize.refine import refine
 from mlx_nibble.quantize.rules import affine, minmax, symmetric
 from mlx_nibble.quantize.search import search
-from mlx_nibble.rounding import UNIT_ROUNDOFF
 
 RULES: dict[str, Callable[[np.ndarray, Format], Quantized]] = {
     "affine": affine,
@@ -29,7 +29,7 @@ class Method:
 
     Attributes:
         rule: Which grids, one of `RULES`.
-        awq: Scale inputs before, see :mod:`mlx_nibble.model.awq`.
+        awq: Scale inputs before, see :mod:`mlx_nibble.conversion.awq`.
         gptq: Round by GPTQ, to the grids of `rule`.
         sweeps: Sweeps of coordinate descent afterwards.
         damping: See :func:`mlx_nibble.quantize.hessian.damped`; `K / T` is added for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mlx_nibble.bench.statistics import Estimate, Passes, ratio
-from mlx_nibble.tuning import Choice
+from mlx_nibble.machine.tuned_table import Choice
 
 LEAST_GAIN = 0.02
 """A candidate that gains less than this, beyond 1, is not worth leaving the planner's

@@ -9,12 +9,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_nibble import _native, ops, symmetric, tuning
+from mlx_nibble import _native, ops
+from mlx_nibble.acceleration import symmetric
 from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import DTYPES, Case
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.io.checkpoint import read_checkpoint
-from mlx_nibble.tuning import LEAVE_TO_MLX, Key
+from mlx_nibble.machine import tuned_table
+from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Key
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Each class of rows that shares a choice, by its largest."""
@@ -45,7 +47,7 @@ class Problem(Case):
     @property
     def key(self) -> Key:
         """What it stands for in a table."""
-        return Key(**{**asdict(self), "rows": tuning.row_class(self.rows)})
+        return Key(**{**asdict(self), "rows": tuned_table.row_class(self.rows)})
 
     def candidates(self) -> list[str]:
         """All that may compute it, the planner's own choice first and MLX's last."""

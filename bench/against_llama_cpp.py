@@ -1,0 +1,201 @@
+"""A whole model on the CPU: ours, exact and with 8-bit activations, MLX's, llama.cpp.
+
+    python -m bench.against_llama_cpp FOLDER --gguf FILE --json llama.json
+
+The GGUF file holds the same weights as the folder, which was made from it. Each is a
+process of its own with the same number of threads; all take turns within one run,
+and those whose turn it is not are stopped. llama.cpp is not asked to choose tokens,
+ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt.
+Memory is what a process has at its peak beyond its interpreter and modules, loading
+and the longest prompt included, and what MLX's arrays take of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import timing
+from bench.against_cpu_libraries import PEERS, Peer, peer_python
+from mlx_nibble.bench import capsule
+from mlx_nibble.bench.machine import threads
+from mlx_nibble.bench.rates import Case
+from mlx_nibble.cli.console import filled, out
+
+OURS = ("nibble int8 repacked", "nibble int8", "nibble repacked", "nibble", "mlx")
+STOCK_PROMPT = 128
+
+
+class Runner(Peer):
+    """A model's process, stopped between its turns."""
+
+    def __init__(self, name: str, threads: int, path: str):
+        command = [sys.executable, "-m", "bench.peer_model"]
+        if name not in OURS:
+            script = Path(__file__).parent / "peer_model.py"
+            command = [peer_python(name), str(script)]
+        self.name = name
+        self._process = subprocess.Popen(
+            [*command, name, str(threads), path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
+        first, rest, peak, arrays = self.ask({"prompt": prompt, "decode": decode})
+        return first, rest, peak, arrays
+
+
+def busy_seconds() -> float:
+    """CPU time of all programs on this machine, so far."""
+    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    ticks = int(user) + int(nice) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure_all(args: argparse.Namespace) -> dict[str, dict]:
+    """By name and prompt: seconds of each run; and the most memory."""
+    paths = dict.fromkeys(OURS, args.model)
+    if args.gguf:
+        paths["llama.cpp"] = args.gguf
+    runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
+    results: dict[str, dict] = {n: {"prompt": {}, "decode": []} for n in runners}
+
+    def turn(name: str, prompt: int, decode: int) -> None:
+        print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
+        first, rest, peak, arrays = runners[name].run(prompt, decode)
+        result = results[name]
+        result["prompt"].setdefault(str(prompt), []).append(first)
+        if prompt == STOCK_PROMPT:
+            result["decode"].append(rest / decode)
+        result["peak_bytes"], result["peak_array_bytes"] = peak, arrays
+
+    for number in range(args.rounds):
+        order = [n for n in runners if n != "mlx"]
+        for name in order if number % 2 == 0 else reversed(order):
+            for prompt in args.prompts:
+                turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
+    turn("mlx", STOCK_PROMPT, min(args.decode, 16))
+    print("\r".ljust(61) + "\r", end="", file=sys.stderr)
+    for runner in runners.values():
+        runner.close()
+    return results
+
+
+def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[dict]:
+    """As a capsule has them: seconds of one token, a pass for each turn."""
+    cases: list[dict] = []
+    for prompt in args.prompts:
+        taken = {
+            name: candidate(result["prompt"][str(prompt)], prompt)
+            for name, result in results.items()
+            if str(prompt) in result["prompt"]
+        }
+        cases.append({"case": alone("prompt", prompt), "candidates": taken})
+    for name, result in results.items():
+        longest = [c["candidates"][name] for c in cases if name in c["candidates"]][-1]
+        longest["process_bytes"] = result["peak_bytes"]
+        if result["peak_array_bytes"] is not None:
+            longest["peak_bytes"] = result["peak_array_bytes"]
+    taken = {
+        name: {"passes": [[s] for s in r["decode"]]} for name, r in results.items()
+    }
+    return [*cases, {"case": alone("decode", STOCK_PROMPT), "candidates": taken}]
+
+
+def alone(measure: str, context: int) -> dict:
+    return asdict(Case.alone(measure, context))
+
+
+def candidate(seconds: list[float], tokens: int) -> dict:
+    return {"chain": tokens, "passes": [[s / tokens] for s in seconds]}
+
+
+def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
+    """Tokens a second, and how many times llama.cpp's."""
+    peer = results.get("llama.cpp")
+    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB", "arrays"]]
+    for name, result in results.items():
+        cells = [name]
+        for taken, theirs, tokens in [
+            *(
+                (
+                    result["prompt"].get(str(p)),
+                    peer and peer["prompt"].get(str(p)),
+                    p,
+                )
+                for p in prompts
+            ),
+            (result["decode"], peer and peer["decode"], 1),
+        ]:
+            if not taken:
+                cells.append("")
+                continue
+            cell = f"{tokens / statistics.median(taken):.1f}"
+            if theirs and len(theirs) == len(taken):
+                cell += f" ({timing.faster(theirs, taken).value:.2f}x)"
+            cells.append(cell)
+        arrays = result["peak_array_bytes"]
+        cells.append(f"{result['peak_bytes'] / 1e6:.0f}")
+        table.append([*cells, f"{arrays / 1e6:.0f}" if arrays else ""])
+    return table
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.against_llama_cpp",
+        description="A whole model: ours against MLX's and llama.cpp.",
+    )
+    parser.add_argument("model", metavar="FOLDER", help="a model folder of mlx-lm")
+    parser.add_argument("--gguf", metavar="FILE", help="the same for llama.cpp")
+    parser.add_argument(
+        "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
+    )
+    parser.add_argument("--decode", type=int, default=64, help="tokens after 128")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=threads())
+    parser.add_argument("--json", metavar="FILE", help="write every sample")
+    args = parser.parse_args(argv)
+    if STOCK_PROMPT not in args.prompts:
+        parser.error(f"--prompts must have {STOCK_PROMPT}, after which is decoded")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    command = ["python", "-m", "bench.against_llama_cpp", "FOLDER", "--gguf", "FILE"]
+    checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
+    settings = {
+        "model": Path(args.model).name,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "peers": {"llama.cpp": PEERS["llama.cpp"]} if args.gguf else {},
+        "decode_tokens": args.decode,
+        "checkpoint_bytes": checkpoint,
+    }
+    made = capsule.new("model", [*command, "--rounds", str(args.rounds)], settings)
+    busy, start = busy_seconds(), time.perf_counter()
+    results = measure_all(args)
+    wall = time.perf_counter() - start
+    print(
+        f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
+    )
+    header, *table = rows(results, args.prompts)
+    out.print(filled(header, table))
+    made["results"] = capsule_results(results, args)
+    made["settings"]["busy_cores"] = (busy_seconds() - busy) / wall
+    made["complete"] = True
+    if args.json:
+        capsule.write(made, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""One way to run a language model, as a process of its own environment.
+
+    python model_peer.py mlx|nibble|"nibble int8 repacked"|... THREADS FOLDER
+    python model_peer.py llama.cpp THREADS FILE.gguf
+
+Answers lines of JSON: {"prompt": tokens, "decode": tokens} is run once and answered
+with the seconds of each, and with the most memory that the process has had so far,
+beyond what it had with its modules loaded (no tokenizer is), and in MLX's arrays.
+Imports only what it is asked to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[[int, int], tuple[float, float]]
+
+
+def prompt_tokens(count: int) -> list[int]:
+    """Any tokens do: speed does not depend on them."""
+    return [(7 * i) % 40_000 for i in range(count)]
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
+    os.environ["NIBBLE_NUM_THREADS"] = str(threads)
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    from mlx_nibble import lm
+    from mlx_nibble.bench import side_by_side
+
+    mx.set_default_device(mx.cpu)
+
+    def load() -> Run:
+        model, _ = load_model(Path(model_path))
+        if name == "mlx":
+            model.set_dtype(mx.float32)  # in which MLX alone is fastest here
+        else:
+            words = name.split()
+            lm.prepare(
+                model, "int8" if "int8" in words else None, repack="repacked" in words
+            )
+
+        def run(prompt: int, decode: int) -> tuple[float, float]:
+            result = side_by_side.generate(model, prompt_tokens(prompt), decode + 1)
+            return prompt / result.prompt_rate, decode / result.decode_rate
+
+        return run
+
+    return load
+
+
+def llama(threads: int, model_path: str) -> Callable[[], Run]:
+    from llama_cpp import Llama
+
+    def load() -> Run:
+        model = Llama(
+            model_path,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_ctx=1024,
+            n_batch=512,
+            verbose=False,
+        )
+
+        def run(prompt: int, decode: int) -> tuple[float, float]:
+            model.reset()
+            start = time.perf_counter()
+            model.eval(prompt_tokens(prompt))
+            read = time.perf_counter()
+            for i in range(decode):
+                model.eval([5 + i])
+            return read - start, time.perf_counter() - read
+
+        return run
+
+    return load
+
+
+def main() -> None:
+    name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    load = llama(threads, path) if name == "llama.cpp" else mlx(name, threads, path)
+    before = resident_bytes()
+    run = load()
+    run(16, 2)
+    for line in sys.stdin:
+        request = json.loads(line)
+        prompt, decode = run(request["prompt"], request["decode"])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        mlx_core = sys.modules.get("mlx.core")
+        arrays = mlx_core.get_peak_memory() if mlx_core else None
+        print(json.dumps([prompt, decode, peak - before, arrays]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

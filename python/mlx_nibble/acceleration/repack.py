@@ -1,0 +1,68 @@
+"""Weights laid out anew for the processor, in memory, beside the layer's own.
+
+On a CPU, products of few rows read such a copy faster: it is one stream of memory in
+the order in which the instruction set wants it (docs/cpu.md). Results have the same
+bits. A copy is made by the first product that a layer computes, takes as much memory as
+the layer's weights, and is never written to disk. Formats of 2, 4 and 8 bits have one;
+others are read as they lie.
+
+A copy belongs to these very arrays. An array that replaces one of them, or that was
+written to, is another array and has no copy. The copy is freed with the first of the
+three arrays. :mod:`mlx_nibble.acceleration.symmetric` follows the same rule.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+from mlx_nibble import _native
+
+Matrix = tuple[mx.array, mx.array, mx.array, int, int]
+"""w, scales, biases, the bits and the group size."""
+
+
+class Copies:
+    """The copies of a model's layers, made and yet to be made."""
+
+    def __init__(self, matrices: Iterable[Matrix]) -> None:
+        """Have products with these matrices use copies from now on."""
+        self._watched: list[weakref.finalize] = []
+        self._tokens: list[int] = []
+        for matrix in matrices:
+            self._remember(*matrix)
+
+    def _remember(
+        self, w: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int
+    ) -> None:
+        ext = _native.ext
+        token = ext.remember_repack(w, scales, biases, bits, group) if ext else 0
+        if ext is None or token == 0:
+            return
+        self._tokens.append(token)
+        for array in (w, scales, biases):
+            watch = weakref.finalize(array, ext.forget_repack, token)
+            watch.atexit = False
+            self._watched.append(watch)
+
+    def forget(self) -> None:
+        """Free them all; products read the layers' own arrays again."""
+        for watch in self._watched:
+            watch()
+        self._watched, self._tokens = [], []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copies will take when each layer has computed a product."""
+        return sum(self._bytes(0))
+
+    @property
+    def nbytes_so_far(self) -> int:
+        """Bytes that they take now."""
+        return sum(self._bytes(1))
+
+    def _bytes(self, which: int) -> Iterable[int]:
+        ext = _native.ext
+        return [ext.repack_bytes(t)[which] for t in self._tokens] if ext else []

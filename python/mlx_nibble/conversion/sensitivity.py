@@ -1,0 +1,235 @@
+"""What each matrix costs in each format, measured on calibration text.
+
+The blocks of the model (the attention of a layer, its MLP, the embedding) are
+quantized one at a time, and the KL divergence of the whole model's predictions is
+measured, once for each width of few bits. It grows with the square of a small
+perturbation, so a block's divergence is shared out to its matrices, and carried over
+to other group sizes and to more bits, by their squared errors weighed with the mean
+square of each input. It is never carried over to fewer bits: an error that large
+does not grow with the square any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.evaluation.evaluate import kl_divergence, log_softmax
+from mlx_nibble.formats import Format
+from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
+from mlx_nibble.layerwise.intercept import Hook, intercepted
+from mlx_nibble.layerwise.layers import Matrix, matrices
+from mlx_nibble.layerwise.stream import LayerStream
+from mlx_nibble.quantize.budget import Choice
+from mlx_nibble.quantize.search import search
+
+# Rows whose error stands for a matrix's: the mean over so many is within a few
+# percent of the mean over all.
+_ROWS = 128
+
+
+def sensitivity(
+    model: nn.Module,
+    tokens: Sequence[mx.array],
+    measured: Sequence[Format],
+    formats: Sequence[Format],
+    workspace: Workspace,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, list[Choice]]:
+    """Estimate the KL divergence that each matrix causes in each format.
+
+    Args:
+        model: Not quantized, all of it in memory.
+        tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
+        measured: The formats that blocks are measured in, of different bits; in a
+            smaller group where rows are no multiple of it.
+        formats: Those to choose from, of no fewer bits than the first measured one;
+            one that does not fit a matrix is left out.
+        workspace: Where each block's choices are kept once they are known; what lies
+            there is not measured again.
+        progress: Told of each block.
+
+    Returns:
+        For each matrix its choices; the loss is in nats a token.
+    """
+    with fast_dense():
+        return _Measurement(model, tokens, measured, formats, workspace, progress).run()
+
+
+class _Measurement:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: Sequence[mx.array],
+        measured: Sequence[Format],
+        formats: Sequence[Format],
+        workspace: Workspace,
+        progress: Callable[[str, int, int], None],
+    ):
+        self.model, self.formats = model, formats
+        self.measured = sorted(measured, key=lambda form: form.bits)
+        self.workspace, self.progress = workspace, progress
+        self.stream = LayerStream(model, tokens)
+        self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
+
+    def run(self) -> dict[str, list[Choice]]:
+        blocks: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
+        kept = {name: self._kept(name) for name in blocks}
+        if None in kept.values():
+            self._measure(blocks, kept)
+        return {
+            path: options
+            for choices in kept.values()
+            for path, options in (choices or {}).items()
+        }
+
+    def _kept(self, name: str) -> dict[str, list[Choice]] | None:
+        record = self.workspace.load_record(f"sensitivity-{name}")
+        if record is None:
+            return None
+        return {
+            path: [Choice(Format(**form), *rest) for form, *rest in options]
+            for path, options in record.items()
+        }
+
+    def _keep(self, name: str, choices: Mapping[str, list[Choice]]) -> None:
+        record = {
+            path: [(asdict(c.form), c.nbytes, c.loss) for c in options]
+            for path, options in choices.items()
+        }
+        self.workspace.save_record(f"sensitivity-{name}", record)
+
+    def _measure(
+        self,
+        blocks: Mapping[str, list[Matrix]],
+        kept: dict[str, dict[str, list[Choice]] | None],
+    ) -> None:
+        """Fill in the blocks that are not known yet."""
+        squares, states = self._reference()
+        total = len(blocks) * len(self.measured)
+        for i, (name, block) in enumerate(blocks.items()):
+            if kept[name] is not None:
+                continue
+            divergences = {}
+            for j, form in enumerate(self.measured):
+                done = i * len(self.measured) + j
+                self.progress("Measuring sensitivity", done, total)
+                divergences[form] = self._divergence(block, form, states)
+            choices = self._share(block, divergences, squares)
+            self._keep(name, choices)
+            kept[name] = choices
+        self.progress("Measuring sensitivity", total, total)
+
+    def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
+        """Mean squares of inputs, and the states before every layer."""
+        squares: dict[str, np.ndarray] = {}
+
+        def hook(path: str) -> Hook:
+            def see(original: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+                if mx.issubdtype(x.dtype, mx.floating):
+                    rows = to_numpy(x).reshape(-1, x.shape[-1])
+                    squares[path] = squares.get(path, 0) + (rows**2).sum(0)
+                return original(x, *args, **kwargs)
+
+            return see
+
+        states = [self.stream.embed()]
+        with intercepted([(m.module, hook(m.path)) for m in self.matrices]):
+            for index in range(len(self.stream.layers)):
+                states.append(
+                    [self.stream.call(index, i, x) for i, x in enumerate(states[-1])]
+                )
+        self.log_r = [
+            log_softmax(self.stream.logits(i, x)) for i, x in enumerate(states[-1])
+        ]
+        return squares, states
+
+    def _divergence(
+        self, block: list[Matrix], form: Format, states: list[list[mx.array]]
+    ) -> float:
+        """The mean KL divergence with one block quantized."""
+        originals = [m.module["weight"] for m in block]
+        for matrix in block:
+            weight = to_numpy(matrix.module["weight"])
+            approx = search(weight, _fitted(form, matrix)).dequantize()
+            matrix.module["weight"] = mx.array(approx)
+        try:
+            first = self._layer_index(block[0].path)
+            if first is None:  # outside the layers: the embedding, the head
+                first, now = 0, self.stream.embed()
+            else:
+                now = states[first]
+            for index in range(first, len(self.stream.layers)):
+                now = [self.stream.call(index, i, x) for i, x in enumerate(now)]
+            divergences = [
+                kl_divergence(log_r, log_softmax(self.stream.logits(i, x)))
+                for i, (x, log_r) in enumerate(zip(now, self.log_r, strict=True))
+            ]
+        finally:
+            for matrix, weight in zip(block, originals, strict=True):
+                matrix.module["weight"] = weight
+        return float(np.concatenate(divergences).mean())
+
+    def _layer_index(self, path: str) -> int | None:
+        parts = path.split(".")
+        numbers = [int(p) for p in parts if p.isdigit()]
+        return numbers[0] if numbers else None
+
+    def _share(
+        self,
+        block: list[Matrix],
+        divergences: Mapping[Format, float],
+        squares: Mapping[str, np.ndarray],
+    ) -> dict[str, list[Choice]]:
+        known: dict[tuple[str, Format], float] = {}
+
+        def error(m: Matrix, form: Format) -> float:
+            if (m.path, form) not in known:
+                known[m.path, form] = _error(m, form, squares.get(m.path))
+            return known[m.path, form]
+
+        prices = {}
+        for form, divergence in divergences.items():
+            total = sum(error(m, _fitted(form, m)) for m in block)
+            prices[form] = divergence / total if total > 0 else 0.0
+        return {
+            m.path: [
+                Choice(
+                    form,
+                    form.nbytes(m.size // m.inputs, m.inputs),
+                    prices[self._nearest(form)] * error(m, form),
+                )
+                for form in self.formats
+                if form.fits(m.inputs)
+            ]
+            for m in block
+        }
+
+    def _nearest(self, form: Format) -> Format:
+        """The measured format of the most bits that `form` has, too."""
+        fewer = [m for m in self.measured if m.bits <= form.bits]
+        return (fewer or self.measured[:1])[-1]
+
+
+def _fitted(form: Format, matrix: Matrix) -> Format:
+    fitted = form.fitted(matrix.inputs)
+    assert fitted is not None  # others are not among the matrices
+    return fitted
+
+
+def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:
+    """The squared error of all rows, estimated from some."""
+    rows = matrix.module["weight"].reshape(-1, matrix.inputs)
+    step = max(1, rows.shape[0] // _ROWS)
+    some = to_numpy(rows[::step])
+    squared = (some - search(some, form).dequantize()) ** 2
+    weighed = squared if squares is None else squared * squares
+    return float(weighed.sum(dtype=np.float64)) * rows.shape[0] / len(some)

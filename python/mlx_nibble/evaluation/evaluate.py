@@ -1,0 +1,141 @@
+"""How much worse a quantized model predicts text than its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens, and its standard error."""
+
+    mean: float
+    error: float
+
+    @staticmethod
+    def of(samples: np.ndarray) -> Estimate:
+        """Of independent samples. Neighbouring tokens are not quite independent."""
+        if len(samples) < 2:
+            return Estimate(float(samples.mean()), float("nan"))
+        spread = float(samples.std(ddof=1))
+        return Estimate(float(samples.mean()), spread / len(samples) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    r"""A model against its reference on the same tokens.
+
+    Attributes:
+        increase: Relative increase of the perplexity,
+            :math:`e^{\overline{\Delta}} - 1` with the difference of log-likelihoods
+            paired token by token.
+        kl: :math:`\mathrm{KL}(p_\mathrm{ref} \| p)` a token, in nats.
+        agreement: Share of tokens for which both hold the same one likeliest.
+    """
+
+    increase: Estimate
+    kl: Estimate
+    agreement: Estimate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    Attributes:
+        tokens: Tokens predicted.
+        perplexity: `exp` of the mean negative log-likelihood.
+        reference_perplexity: The reference's, if there is one.
+        comparison: With the reference, if there is one.
+    """
+
+    tokens: int
+    perplexity: Estimate
+    reference_perplexity: Estimate | None = None
+    comparison: Comparison | None = None
+
+
+def evaluate(
+    model: Callable[[mx.array], mx.array],
+    batches: Iterable[mx.array],
+    reference: Callable[[mx.array], mx.array] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Predict each token of each sequence from those before it.
+
+    Args:
+        model: Gives logits `[B, L, V]` for tokens `[B, L]`.
+        batches: Tokens `[B, L]`, L above 1.
+        reference: Likewise; what to compare with.
+        progress: Called with the number of batches done.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    collected: list[dict[str, np.ndarray]] = []
+    with fast_dense():
+        for i, tokens in enumerate(batches):
+            log_p = log_softmax(model(tokens))
+            log_r = None if reference is None else log_softmax(reference(tokens))
+            collected.append(_per_token(log_p, log_r, np.array(tokens)[:, 1:]))
+            progress(i + 1)
+    if not collected:
+        raise ValueError("[eval] at least one batch of tokens is required.")
+    samples = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
+    loss = samples["loss"]
+    if reference is None:
+        return Evaluation(len(loss), _exponential(loss))
+    change = samples["loss"] - samples["reference"]
+    growth = _exponential(change)
+    return Evaluation(
+        len(loss),
+        _exponential(loss),
+        _exponential(samples["reference"]),
+        Comparison(
+            Estimate(growth.mean - 1, growth.error),
+            Estimate.of(samples["kl"]),
+            Estimate.of(samples["agree"]),
+        ),
+    )
+
+
+def _exponential(samples: np.ndarray) -> Estimate:
+    """exp of the mean; its error to first order."""
+    log = Estimate.of(samples)
+    mean = float(np.exp(log.mean))
+    return Estimate(mean, mean * log.error)
+
+
+def log_softmax(logits: mx.array) -> np.ndarray:
+    """Log-probabilities of all positions but the last, float32 `[B, L - 1, V]`."""
+    x = to_numpy(logits[:, :-1])
+    x = x - x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    return x
+
+
+def kl_divergence(log_r: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+    """KL(r || p) of each token, in nats: `[B * (L - 1)]` from log-probabilities."""
+    kl = np.einsum("blv,blv->bl", np.exp(log_r), log_r - log_p)
+    # Below zero only by rounding.
+    return np.maximum(kl, 0).ravel().astype(float)
+
+
+def _per_token(
+    log_p: np.ndarray, log_r: np.ndarray | None, targets: np.ndarray
+) -> dict[str, np.ndarray]:
+    def picked(log: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(log, targets[..., None], -1).ravel().astype(float)
+
+    result = {"loss": -picked(log_p)}
+    if log_r is not None:
+        result["reference"] = -picked(log_r)
+        result["kl"] = kl_divergence(log_r, log_p)
+        result["agree"] = (log_p.argmax(-1) == log_r.argmax(-1)).ravel().astype(float)
+    return result

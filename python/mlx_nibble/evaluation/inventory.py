@@ -1,0 +1,62 @@
+"""Read what a model folder holds from its headers: nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_nibble.evaluation.memory import (
+    Inventory,
+    MatrixBytes,
+    activation_bytes,
+    kv_bytes_per_token,
+)
+from mlx_nibble.io.checkpoint import read_checkpoint
+from mlx_nibble.layerwise.layers import natural
+
+
+def read_inventory(folder: Path) -> Inventory:
+    """Count the tensors of a model folder.
+
+    Raises:
+        ValueError: If it is no model folder.
+    """
+    config, tensors = read_checkpoint(folder, "inspect")
+    rows = tuple(
+        _row(path, tensor, tensors, config.get("quantization") or {})
+        for path, tensor in sorted(tensors.items(), key=lambda item: natural(item[0]))
+        if not _is_part(path, tensors)
+    )
+    return Inventory(rows, kv_bytes_per_token(config), activation_bytes(config))
+
+
+def _is_part(path: str, tensors: Mapping[str, mx.array]) -> bool:
+    """Tell scales and biases of a format from tensors of their own."""
+    owner, _, name = path.rpartition(".")
+    return name in ("scales", "biases") and f"{owner}.weight" in tensors
+
+
+def _row(
+    path: str, tensor: mx.array, tensors: Mapping[str, mx.array], config: dict[str, Any]
+) -> MatrixBytes:
+    owner = path.removesuffix(".weight")
+    scales = tensors.get(f"{owner}.scales")
+    if not path.endswith(".weight") or scales is None:
+        return MatrixBytes(path, tuple(tensor.shape), tensor.nbytes)
+    own = config.get(owner)
+    settings = own if isinstance(own, dict) else config
+    group_size = int(settings.get("group_size", 64))
+    inputs = scales.shape[-1] * group_size
+    bits = tensor.shape[-1] * 32 // inputs
+    biases = tensors.get(f"{owner}.biases")
+    return MatrixBytes(
+        owner,
+        (*tensor.shape[:-1], inputs),
+        tensor.nbytes,
+        scales.nbytes,
+        0 if biases is None else biases.nbytes,
+        f"{bits}-bit g{group_size}",
+    )

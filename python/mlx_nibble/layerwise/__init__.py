@@ -1,0 +1,1 @@
+"""A model one layer at a time: its matrices, inputs and Hessians."""

@@ -1,1 +1,0 @@
-"""Whole models: calibrate, quantize, evaluate and measure them, a layer at a time."""

@@ -1,0 +1,1 @@
+"""Helpers that the tests share: the oracle, tolerances, tiny models, writers."""

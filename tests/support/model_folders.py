@@ -1,0 +1,27 @@
+"""Tiny models on disk, as mlx-lm loads them: weights, a configuration, a tokenizer."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_lm.utils import save_config, save_model
+
+from mlx_nibble.conversion.gguf_import import import_gguf
+from tests.support.gguf_writer import tiny_llama
+
+# Of the tokenizer, and so of the models.
+VOCABULARY = 320
+
+
+def write(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
+    """Write a model of :data:`VOCABULARY` tokens beside the tiny GGUF's tokenizer."""
+    with tempfile.TemporaryDirectory() as name:
+        gguf = Path(name, "tiny.gguf")
+        gguf.write_bytes(tiny_llama())
+        import_gguf(gguf, folder)
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    return folder

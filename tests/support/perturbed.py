@@ -1,0 +1,101 @@
+"""What the rounding errors of its products can do to a model: a computed tolerance.
+
+How far rounding carries through layers, a softmax and steps of training has no formula.
+So it is tried (D. S. Parker, "Monte Carlo arithmetic", 1997): the same model runs once
+more while every element of every quantized product, and of its gradients, is moved by
+u * sum |x| (|scale| code + |bias|), up or down at random, and what is looked up
+likewise. Where the terms of sums are of either sign, as in a model, that is what
+rounding comes to, however long the sums (Higham and Mary, "Sharper probabilistic
+backward error analysis for basic linear algebra kernels with random data", 2020); and
+what is compared are norms over many elements, which need no allowance for the unlikely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_nibble.acceleration.rebind import Rebinding, original
+from mlx_nibble.numerics import UNIT_ROUNDOFF
+from tests.support.arrays import to_numpy
+
+
+def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model, its products off by their rounding errors from now on."""
+    rng = np.random.default_rng(seed)
+    rebinding = Rebinding(
+        {
+            f"mlx.core.{name}": _Off(getattr(mx, name), rng)
+            for name in ("quantized_matmul", "gather_qmm", "dequantize")
+        }
+    )
+    for module in model.modules():
+        rebound = rebinding.subclass(original(type(module)))
+        if rebound is not None:
+            module.__class__ = rebound.kind
+    return model
+
+
+class _Off:
+    """An operation of MLX's, moved at random by what its rounding may come to."""
+
+    def __init__(self, operation: Callable, rng: np.random.Generator) -> None:
+        self._operation, self._rng = operation, rng
+
+    def __call__(self, *args: Any, **settings: Any) -> mx.array:
+        arrays = {
+            key: a
+            for key, a in (*enumerate(args), *settings.items())
+            if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)
+        }
+
+        def exact(*values: mx.array) -> mx.array:
+            given = dict(zip(arrays, values, strict=True))
+            return self._operation(
+                *(given.get(i, a) for i, a in enumerate(args)),
+                **{name: given.get(name, a) for name, a in settings.items()},
+            )
+
+        def slack(a: mx.array) -> mx.array:
+            u = UNIT_ROUNDOFF[str(a.dtype).removeprefix("mlx.core.")]
+            return u * a * mx.array(self._rng.choice((-1.0, 1.0), a.shape), a.dtype)
+
+        off = mx.custom_function(
+            lambda *values: exact(*values) + slack(exact(*map(mx.abs, values)))
+        )
+
+        @off.vjp
+        def _(values, cotangent, _):
+            absolute = [mx.abs(a) for a in values]
+            _, gradients = mx.vjp(exact, list(values), [cotangent])
+            _, most = mx.vjp(exact, absolute, [mx.abs(cotangent)])
+            return tuple(g + slack(m) for g, m in zip(gradients, most, strict=True))
+
+        return off(*arrays.values())
+
+
+def assert_as_close(
+    ours: Mapping[str, Any], stock: Mapping[str, Any], moved: Mapping[str, Any]
+) -> None:
+    """Each array is no further from the stock model's than the perturbed model's is.
+
+    By the norm of the difference, for all arrays as one too. What is learned so slowly
+    that a step is less than a rounding of the float32 it is added to may be off by one.
+    """
+    assert ours.keys() == stock.keys() == moved.keys() and stock
+
+    def norm(name: str, other: Mapping[str, Any] | None = None) -> float:
+        a = to_numpy(stock[name])
+        return float(np.linalg.norm(a if other is None else to_numpy(other[name]) - a))
+
+    u = UNIT_ROUNDOFF["float32"]
+    off = {name: norm(name, ours) for name in stock}
+    allowed = {name: norm(name, moved) + u * norm(name) for name in stock}
+    assert math.hypot(*off.values()) <= math.hypot(*allowed.values())
+    for name in stock:
+        assert off[name] <= allowed[name], (name, off[name], allowed[name])

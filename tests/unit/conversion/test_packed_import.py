@@ -1,0 +1,111 @@
+"""A GPTQ folder with act-order becomes an MLX folder with the same outputs."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+from mlx_nibble.conversion.packed_import import import_packed, is_packed
+from tests.support import tiny_models
+from tests.support.arrays import to_numpy
+from tests.unit.io.test_packed import words
+
+
+def gptq_matrix(
+    shape: tuple[int, int], act_order: bool, rng
+) -> tuple[dict[str, mx.array], np.ndarray]:
+    """Tensors of a matrix in GPTQ's layout, and the weights they stand for."""
+    rows, inputs = shape
+    groups = inputs // 32
+    codes = rng.integers(0, 16, (rows, inputs))
+    scales = rng.uniform(0.01, 0.02, (rows, groups)).astype(np.float16)
+    g_idx = np.arange(inputs) // 32
+    if act_order:
+        g_idx = rng.permutation(g_idx)
+    zeros = np.full((groups, rows), 7)  # stored less one
+    parts = {
+        "qweight": mx.array(words(codes, 4).T),
+        "qzeros": mx.array(words(zeros, 4)),
+        "scales": mx.array(scales.T),
+        "g_idx": mx.array(g_idx.astype(np.int32)),
+    }
+    return parts, scales.astype(np.float32)[:, g_idx] * (codes - 8)
+
+
+def gptq_folder(folder, family: str, act_order: bool, rng) -> dict[str, np.ndarray]:
+    """A tiny model in GPTQ's layout; returns the weights it stands for."""
+    model = tiny_models.build(family)
+    stored, exact = {}, {}
+
+    def store(prefix: str, shape: tuple[int, int]) -> np.ndarray:
+        parts, weight = gptq_matrix(shape, act_order, rng)
+        stored.update({f"{prefix}.{name}": part for name, part in parts.items()})
+        return weight
+
+    for path, value in tree_flatten(model.parameters()):
+        prefix = path.removesuffix(".weight")
+        if not path.endswith("_proj.weight"):
+            stored[path] = value.astype(mx.float16)
+            exact[path] = to_numpy(stored[path])
+        elif value.ndim == 3:
+            names = [
+                prefix.replace("switch_mlp", f"experts.{i}") for i in range(len(value))
+            ]
+            exact[path] = np.stack([store(n, value.shape[1:]) for n in names])
+        else:
+            exact[path] = store(prefix, value.shape)
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "model.safetensors"), stored)
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    config = tiny_models.config(family) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return exact
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_folder(family, act_order, rng, tmp_path):
+    exact = gptq_folder(tmp_path / "gptq", family, act_order, rng)
+    assert is_packed(tmp_path / "gptq")
+    report = import_packed(tmp_path / "gptq", tmp_path / "mlx")
+    assert report.bits == ({4: 3, 8: 18} if act_order else {4: 21})
+    # Down projections of three layers, of four experts each.
+    down, others = (3, 18) if family == "llama" else (12, 36)
+    expected = (down, others) if act_order else (0, 0)
+    assert (report.permuted, report.rounded_again) == expected
+
+    reference = tiny_models.build(family)
+    reference.load_weights([(k, mx.array(v)) for k, v in exact.items()])
+    model, _ = load_model(tmp_path / "mlx")
+    model.set_dtype(mx.float32)
+    (tokens,) = tiny_models.tokens(1)
+    got, expected = to_numpy(model(tokens)), to_numpy(reference(tokens))
+    # Rounding again to 8 bits in groups of 32 loses 0.3 % of a weight.
+    allowed = 0.03 if act_order else 1e-4
+    assert abs(got - expected).max() <= allowed * abs(expected).max()
+
+
+def test_experts_must_be_complete(rng, tmp_path):
+    gptq_folder(tmp_path / "gptq", "qwen3_moe", False, rng)
+    file = tmp_path / "gptq" / "model.safetensors"
+    tensors = mx.load(str(file))
+    left = {k: v for k, v in tensors.items() if ".experts.1.up_proj." not in k}
+    mx.save_safetensors(str(file), left)
+    with pytest.raises(ValueError, match="must be numbered from 0"):
+        import_packed(tmp_path / "gptq", tmp_path / "mlx")
+
+
+def test_other_folders_are_not_packed(tmp_path):
+    assert not is_packed(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert not is_packed(tmp_path)
+    quantized = {"quantization_config": {"quant_method": "awq", "version": "gemv"}}
+    (tmp_path / "config.json").write_text(json.dumps(quantized))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.ones(1)})
+    with pytest.raises(ValueError, match="must be of version gemm"):
+        import_packed(tmp_path, tmp_path / "out")

@@ -1,0 +1,484 @@
+"""The layers between the products against the float64 oracle."""
+
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_nibble import _native, fast
+from mlx_nibble.numerics import UNDERFLOW, UNIT_ROUNDOFF
+from tests.support import layer_oracle
+from tests.support.arrays import DTYPES, to_mlx, to_numpy
+from tests.support.tolerance import assert_close, bound
+
+# Rows at and beside the widths of vectors, and the heads that models have.
+WIDTHS = st.sampled_from([1, 7, 15, 16, 17, 32, 33, 40, 64, 80, 96, 128, 256])
+dtypes = st.sampled_from(sorted(DTYPES))
+# In the runs of test_every_instruction_set, once for each.
+EXAMPLES = 15 if "NIBBLE_CPU_ISA" in os.environ else 60
+
+
+def rng_of(data) -> np.random.Generator:
+    return np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+
+
+def laid_out(data, a: np.ndarray, dtype: str) -> mx.array:
+    """The same rows as a slice of a larger buffer, or with axes swapped."""
+    how = data.draw(st.sampled_from(["own", "slice", "swapped", "columns"]))
+    if how == "slice":
+        room = np.pad(a, [(0, 0)] * (a.ndim - 2) + [(1, 3), (0, 0)])
+        return to_mlx(room, dtype)[..., 1 : 1 + a.shape[-2], :]
+    if how == "swapped" and a.ndim > 2:
+        return to_mlx(a.swapaxes(-2, -3), dtype).swapaxes(-2, -3)
+    if how == "columns":
+        return to_mlx(np.repeat(a, 2, axis=-1), dtype)[..., ::2]
+    return to_mlx(a, dtype)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_rms_norm(data):
+    rng = rng_of(data)
+    lead = data.draw(st.lists(st.integers(1, 5), max_size=4))
+    D = data.draw(st.one_of(WIDTHS, st.sampled_from([576, 1025])))
+    dtype, weight_dtype = data.draw(dtypes), data.draw(dtypes)
+    x = laid_out(data, rng.standard_normal((*lead, 1, D)), dtype)
+    weight = None
+    if data.draw(st.booleans()):
+        weight = to_mlx(rng.standard_normal(D), weight_dtype)
+    y = fast.rms_norm(x, weight, 1e-5)
+    assert y.dtype == mx.fast.rms_norm(x, weight, 1e-5).dtype
+    exact = layer_oracle.rms_norm(
+        to_numpy(x), None if weight is None else to_numpy(weight), np.float32(1e-5)
+    )
+    name = str(y.dtype).removeprefix("mlx.core.")
+    assert_close(to_numpy(y), exact, bound(exact, abs(exact), D, name))
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_logsumexp(data):
+    rng = rng_of(data)
+    lead = data.draw(st.lists(st.integers(1, 5), max_size=3))
+    D = data.draw(st.one_of(WIDTHS, st.sampled_from([32_769, 49_152])))
+    dtype = data.draw(dtypes)
+    a = 10 * rng.standard_normal((*lead, 1, D)) + data.draw(st.sampled_from([0, -200]))
+    if data.draw(st.booleans()):
+        a[..., rng.integers(D)] = data.draw(st.sampled_from([-np.inf, 80]))
+    x = laid_out(data, a, dtype)
+    axis = data.draw(st.sampled_from([-1, x.ndim - 1, (-1,)]))
+    y = fast.logsumexp(x, axis, keepdims=True)
+    assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], 1)
+    exact = layer_oracle.log_sum_exp(to_numpy(x))
+    # Relative errors of terms and sums are absolute ones of their logarithm; what is
+    # subtracted, and the sum, are rounded in units of the largest input.
+    scale = abs(exact) + abs(to_numpy(x).astype(np.float64).max(-1)) + 1
+    assert_close(to_numpy(y[..., 0]), exact, bound(exact, scale, min(D, 64), dtype))
+
+
+def test_logsumexp_has_mlx_shapes_and_infinities():
+    a = mx.random.normal((1, 1, 300))
+    for axis in (None, 0, -1, (0, 2), (2,), []):
+        for keepdims in (False, True):
+            ours = fast.logsumexp(a, axis, keepdims)
+            theirs = mx.logsumexp(a, axis, keepdims)
+            assert ours.shape == theirs.shape
+            assert mx.allclose(ours, theirs, rtol=1e-6, atol=0)
+    for value in (-np.inf, np.inf):
+        a[..., 1] = value
+        assert mx.allclose(fast.logsumexp(a), mx.logsumexp(a), rtol=1e-6, atol=0)
+    assert fast.logsumexp(mx.full((4,), -np.inf)).item() == -np.inf
+    a[..., 2] = np.nan
+    a[..., 1] = 0
+    assert np.isnan(fast.logsumexp(a).item())
+
+
+def test_logsumexp_of_a_row_does_not_depend_on_others():
+    a = mx.random.normal((5, 70_000))
+    together = fast.logsumexp(a, -1)
+    assert [fast.logsumexp(row).item() for row in a] == together.tolist()
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_rope(data):
+    rng = rng_of(data)
+    B, L = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 31, 33, 70]))
+    middle = data.draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    D = data.draw(st.sampled_from([2, 20, 32, 64, 80, 96, 128]))
+    dims = 2 * data.draw(st.integers(1, D // 2)) if data.draw(st.booleans()) else D
+    dtype = data.draw(dtypes)
+    x = laid_out(data, rng.standard_normal((B, *middle, L, D)), dtype)
+    freqs = None
+    if data.draw(st.booleans()):
+        freqs = np.float32(rng.uniform(1, 1e4, dims // 2))
+        freqs[-1] = np.inf  # a pair that is not rotated
+    base = None if freqs is not None else data.draw(st.sampled_from([1e4, 5e5]))
+    traditional = data.draw(st.booleans())
+    scale = data.draw(st.sampled_from([1.0, 0.25]))
+    offset = data.draw(st.sampled_from([0, 3, 100_000]))
+    offsets, given_offset = np.full(B, offset), offset
+    kind = data.draw(st.sampled_from(["int", "scalar", "vector"]))
+    if kind == "scalar":
+        given_offset = mx.array(offset)
+    elif kind == "vector":
+        offsets = offset + np.arange(B) * 7
+        given_offset = mx.array(offsets)
+    y = fast.rope(
+        x,
+        dims,
+        traditional=traditional,
+        base=base,
+        scale=scale,
+        offset=given_offset,
+        freqs=None if freqs is None else mx.array(freqs),
+    )
+    assert y.dtype == x.dtype
+    exact, magnitude = layer_oracle.rope(
+        to_numpy(x), dims, traditional, base, scale, offsets, freqs
+    )
+    assert_close(to_numpy(y), exact, bound(exact, magnitude, 2, dtype))
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_swiglu(data):
+    rng = rng_of(data)
+    shape = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    dtype = data.draw(dtypes)
+    size = data.draw(st.sampled_from([1, 30, 200]))
+    gate = to_mlx(rng.standard_normal(shape) * size, dtype)
+    up = to_mlx(rng.standard_normal(shape[::-1]), dtype).T
+    y = fast.swiglu(gate, up)
+    exact = layer_oracle.swiglu(to_numpy(gate), to_numpy(up))
+    allowed = bound(exact, abs(exact), 4, dtype)
+    # Below -88 the kernel's exponential stays at e^88 > 2^126.
+    allowed += abs(to_numpy(gate) * to_numpy(up)) * 2.0**-126
+    assert_close(to_numpy(y), exact, allowed)
+
+
+def masks(data, rng, shape, dtype):
+    """A mask as MLX takes it and as the oracle does."""
+    kind = data.draw(st.sampled_from(["none", "causal", "bool", "window", "added"]))
+    if kind == "none":
+        return None, None
+    if kind == "causal":
+        return "causal", "causal"
+    L, S = shape[-2:]
+    if kind == "window":
+        behind = np.arange(S - L, S)[:, None] - np.arange(S)
+        seen = (behind >= 0) & (behind < 5)
+        return mx.array(seen), seen
+    broadcast = data.draw(st.sampled_from([shape, (shape[0], 1, L, S), (1, S), (S,)]))
+    if kind == "bool":
+        seen = rng.uniform(size=broadcast) < 0.6
+        if data.draw(st.booleans()):
+            return mx.array(np.repeat(seen, 2, axis=-1))[..., ::2], seen
+        return mx.array(seen), seen
+    added = to_mlx(rng.standard_normal(broadcast) * 3, dtype)
+    added = mx.where(mx.array(rng.uniform(size=broadcast) < 0.2), -mx.inf, added)
+    return added.astype(DTYPES[dtype]), to_numpy(added)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_attention(data):
+    rng = rng_of(data)
+    dtype = data.draw(dtypes)
+    B, kv_heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    group = data.draw(st.sampled_from([1, 2, 3, 7]))
+    L = data.draw(st.sampled_from([1, 1, 2, 5, 33, 65, 140]))
+    S = L + data.draw(st.sampled_from([0, 1, 15, 127, 128, 129, 700]))
+    D = data.draw(WIDTHS)
+    Dv = data.draw(st.sampled_from([D, D, 32, 48]))
+    q = laid_out(data, rng.standard_normal((B, kv_heads * group, L, D)), dtype)
+    k = laid_out(data, rng.standard_normal((B, kv_heads, S, D)), dtype)
+    v = laid_out(data, rng.standard_normal((B, kv_heads, S, Dv)), dtype)
+    mask, seen = masks(data, rng, (B, kv_heads * group, L, S), dtype)
+    sinks = None
+    if data.draw(st.booleans()):
+        sinks = to_mlx(rng.standard_normal(kv_heads * group), dtype)
+    scale = float(np.float32(D**-0.5))
+    y = fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
+    assert y.dtype == q.dtype
+    exact, allowed = layer_oracle.attention(
+        *(to_numpy(a) for a in (q, k, v)),
+        scale,
+        seen,
+        None if sinks is None else to_numpy(sinks),
+    )
+    u = UNIT_ROUNDOFF[dtype]
+    assert_close(
+        to_numpy(y), exact, allowed * (1 + u) + u * abs(exact) + UNDERFLOW[dtype]
+    )
+
+
+def test_attention_over_a_growing_cache(rng):
+    """Keys and values are slices of a buffer, as mlx-lm's cache hands them out."""
+    buffer = to_mlx(rng.standard_normal((2, 1, 3, 256, 64)), "float32")
+    q = to_mlx(rng.standard_normal((1, 9, 1, 64)), "float32")
+    for S in (1, 100, 255, 256):
+        k, v = buffer[0, :, :, :S], buffer[1, :, :, :S]
+        y = fast.scaled_dot_product_attention(q, k, v, scale=0.125)
+        exact, allowed = layer_oracle.attention(*map(to_numpy, (q, k, v)), 0.125)
+        assert_close(to_numpy(y), exact, allowed + 2.0**-24 * abs(exact))
+
+
+def test_more_queries_than_keys_see_nothing_at_first(rng):
+    q, k = mx.ones((1, 1, 5, 32)), mx.ones((1, 1, 3, 32))
+    y = fast.scaled_dot_product_attention(q, k, k, scale=1.0, mask="causal")
+    assert mx.array_equal(y[0, 0].max(-1), mx.array([0.0, 0, 1, 1, 1]))
+
+
+def test_nan_is_not_swallowed():
+    q = mx.ones((1, 1, 2, 32))
+    k = mx.ones((1, 1, 40, 32))
+    k[0, 0, 7, 3] = mx.nan
+    y = fast.scaled_dot_product_attention(q, k, mx.ones(k.shape), scale=1.0)
+    assert mx.isnan(y).all()
+    x = mx.array([[mx.nan, 1.0]])
+    assert (
+        mx.isnan(fast.swiglu(x, x)[0, 0])
+        and mx.isnan(fast.rms_norm(x, None, 1.0)).all()
+    )
+
+
+# Every one is MLX's to answer or to refuse.
+NOT_HELD = {
+    "rms_norm of integers": lambda f: f.rms_norm(mx.arange(8), None, 1e-5),
+    "rms_norm in float64": lambda f: f.rms_norm(
+        mx.ones((2, 8), dtype=mx.float64), None, 1e-5
+    ),
+    "rms_norm, wrong weight": lambda f: f.rms_norm(mx.ones((2, 8)), mx.ones(7), 1e-5),
+    "rope of two dimensions": lambda f: f.rope(
+        mx.ones((2, 8)), 8, traditional=False, base=1e4, scale=1.0, offset=0
+    ),
+    "rope with base and freqs": lambda f: f.rope(
+        mx.ones((1, 2, 8)),
+        8,
+        traditional=False,
+        base=1e4,
+        scale=1.0,
+        offset=0,
+        freqs=mx.ones(4),
+    ),
+    "rope, offset of two dimensions": lambda f: f.rope(
+        mx.ones((1, 2, 8)),
+        8,
+        traditional=False,
+        base=1e4,
+        scale=1.0,
+        offset=mx.array([[1]]),
+    ),
+    "attention, sinks of a wider type": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 1, 2, 32)).astype(mx.float16)] * 3, scale=1.0, sinks=mx.ones(1)
+    ),
+    "attention, an empty mask's name": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 1, 2, 32))] * 3, scale=1.0, mask=""
+    ),
+    "attention of three dimensions": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 2, 32))] * 3, scale=1.0
+    ),
+    "attention, unknown mask": lambda f: f.scaled_dot_product_attention(
+        *[mx.ones((1, 1, 2, 32))] * 3, scale=1.0, mask="diagonal"
+    ),
+    "attention, heads that do not divide": lambda f: f.scaled_dot_product_attention(
+        mx.ones((1, 3, 2, 32)), *[mx.ones((1, 2, 2, 32))] * 2, scale=1.0
+    ),
+    "attention of two types": lambda f: f.scaled_dot_product_attention(
+        mx.ones((1, 1, 2, 32)).astype(mx.float16),
+        *[mx.ones((1, 1, 2, 32))] * 2,
+        scale=1.0,
+    ),
+}
+
+
+def outcome(call, module):
+    try:
+        return np.array(call(module)).tolist()
+    except ValueError:
+        return "refused"
+
+
+def test_attention_without_a_head_for_keys_is_an_error():
+    q, kv = mx.ones((1, 2, 2, 32)), mx.ones((1, 0, 2, 32))
+    with pytest.raises(ValueError, match=r"one head or more .* \(1,0,2,32\)"):
+        fast.scaled_dot_product_attention(q, kv, kv, scale=1.0)
+
+
+@pytest.mark.parametrize("name", NOT_HELD)
+def test_what_we_do_not_hold_is_mlx_own(name):
+    call = NOT_HELD[name]
+    assert outcome(call, fast) == outcome(call, mx.fast)
+
+
+def some_calls(rng):
+    """Each operation of a module on the same float32 arrays."""
+    x = to_mlx(rng.standard_normal((2, 6, 5, 64)), "float32")
+    k = to_mlx(rng.standard_normal((2, 2, 9, 64)), "float32")
+    w = to_mlx(rng.standard_normal(64), "float32")
+    added = to_mlx(rng.standard_normal((2, 1, 5, 9)), "float32")
+    sinks = to_mlx(rng.standard_normal(6), "float32")
+    freqs = to_mlx(rng.uniform(1, 100, 32), "float32")
+    kwargs = dict(traditional=False, base=None, scale=1.0)
+    return {
+        "rms_norm": (lambda f: lambda x, w: f.rms_norm(x, w, 1e-5), (x, w)),
+        "rope": (
+            lambda f: lambda x: f.rope(x, 64, offset=7, freqs=freqs, **kwargs),
+            (x,),
+        ),
+        "rope freqs": (
+            lambda f: lambda x, p: f.rope(x, 64, offset=7, freqs=p, **kwargs),
+            (x, freqs),
+        ),
+        "attention": (
+            lambda f: (
+                lambda q, k, v, m, s: f.scaled_dot_product_attention(
+                    q, k, v, scale=0.125, mask=m, sinks=s
+                )
+            ),
+            (x, k, k[..., ::-1], added, sinks),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "rope", "rope freqs", "attention"])
+def test_gradients_and_tangents_are_mlx_own(rng, name):
+    make, arrays = some_calls(rng)[name]
+    arrays = list(arrays)
+    cotangent = mx.random.normal(arrays[0].shape)
+    tangents = [mx.random.normal(a.shape) for a in arrays]
+
+    def run(module):
+        gradients = mx.vjp(make(module), arrays, [cotangent])[1]
+        try:
+            return gradients + mx.jvp(make(module), arrays, tangents)[1]
+        except ValueError as error:  # MLX has no tangent of some
+            return [*gradients, str(error)]
+
+    for ours, theirs in zip(run(fast), run(mx.fast), strict=True):
+        if isinstance(ours, str):
+            assert ours == theirs
+        else:
+            assert mx.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "rope", "attention"])
+def test_vmap_is_mlx_own(rng, name):
+    make, arrays = some_calls(rng)[name]
+    axes = (0, *[None] * (len(arrays) - 1))
+    many = [mx.stack([arrays[0], 2 * arrays[0]]), *arrays[1:]]
+    assert mx.array_equal(
+        mx.vmap(make(fast), in_axes=axes)(*many),
+        mx.vmap(make(mx.fast), in_axes=axes)(*many),
+    )
+
+
+def test_swiglu_gradients():
+    gate, up = mx.random.normal((3, 50)), mx.random.normal((3, 50))
+
+    def plain(g, u):
+        return g * mx.sigmoid(g) * u
+
+    cotangent = mx.random.normal(gate.shape)
+    for ours, theirs in zip(
+        mx.vjp(fast.swiglu, [gate, up], [cotangent])[1],
+        mx.vjp(plain, [gate, up], [cotangent])[1],
+        strict=True,
+    ):
+        assert mx.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shapeless", [False, True])
+@pytest.mark.parametrize("name", ["rms_norm", "rope", "attention"])
+def test_compile(rng, name, shapeless):
+    make, arrays = some_calls(rng)[name]
+    function = make(fast)
+    compiled = mx.compile(function, shapeless=shapeless)
+    assert mx.array_equal(compiled(*arrays), function(*arrays))
+
+
+def test_several_streams_at_once(rng):
+    streams = [mx.new_stream(mx.cpu) for _ in range(4)]
+    make, arrays = some_calls(rng)["attention"]
+    want = make(fast)(*arrays)
+    results = []
+    for i in range(40):
+        with mx.stream(streams[i % 4]):
+            results.append(make(fast)(*arrays))
+    mx.eval(results)
+    assert all(mx.array_equal(y, want) for y in results)
+
+
+def test_without_the_extension_every_op_is_mlx_own(rng, monkeypatch):
+    monkeypatch.setattr(_native, "ext", None)
+    for make, arrays in some_calls(rng).values():
+        assert mx.array_equal(make(fast)(*arrays), make(mx.fast)(*arrays))
+    x = mx.random.normal((3, 5))
+    assert mx.array_equal(fast.swiglu(x, x), x * mx.sigmoid(x) * x)
+
+
+@pytest.mark.skipif("NIBBLE_CPU_ISA" in os.environ, reason="one instruction set only")
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    """The oracle's tests again: the instruction set is chosen at first use."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        + ["-k", "rms_norm or rope or swiglu or attention"],
+        env=os.environ | {"NIBBLE_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    if "must be one of" in result.stdout:
+        pytest.skip(f"this machine has no {isa}")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_batch_invariant_attention_of_a_query_has_the_same_bits_in_any_company(
+    dtype, group
+):
+    """One query alone, four as a draft is verified, and all, in one prompt.
+
+    The keys cross the borders of blocks and of what threads share out.
+    """
+    S, D = 1111, 40
+    q = mx.random.normal((1, 2 * group, S, D)).astype(dtype)
+    k, v = (mx.random.normal((1, 2, S, D)).astype(dtype) for _ in range(2))
+
+    def attend(first, last):
+        mask = "causal" if last - first > 1 else None
+        rows = (k[:, :, :last], v[:, :, :last])
+        return fast.scaled_dot_product_attention(
+            q[:, :, first:last], *rows, scale=0.1, mask=mask, batch_invariant=True
+        )
+
+    whole = attend(0, S)
+    for at in (0, 1, 127, 128, 255, 510, 511, 512, 600, 1023, 1024, S - 1):
+        alone = attend(at, at + 1)
+        assert mx.array_equal(whole[:, :, at : at + 1], alone)
+        for first in (max(at - 3, 0), max(at - 40, 0)):
+            last = min(first + 4 if at - first < 4 else first + 41, S)
+            some = attend(first, last)
+            assert mx.array_equal(some[:, :, at - first : at - first + 1], alone)
+
+
+@pytest.mark.parametrize("first", [-70, -1, 0, 31, 4000])
+def test_a_position_is_rotated_with_the_same_bits_in_any_company(first):
+    x = mx.random.normal((1, 2, 150, 64))
+
+    def rotate(rows, offset):
+        return fast.rope(
+            rows, 64, traditional=False, base=1e4, scale=1.0, offset=offset
+        )
+
+    whole = rotate(x, first)
+    for begin, count in ((0, 1), (1, 4), (30, 4), (31, 1), (32, 1), (60, 90), (149, 1)):
+        part = rotate(x[:, :, begin : begin + count], first + begin)
+        assert mx.array_equal(part, whole[:, :, begin : begin + count])
