@@ -43,7 +43,9 @@ def gated_products(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx
     """
 
 def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
-    """See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric()."""
+    """
+    See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric().
+    """
 
 def forget_symmetric(token: int) -> None:
     """Of what remember_symmetric() returned."""
@@ -63,6 +65,12 @@ def repack_bytes(token: int) -> tuple[int, int]:
 
 def holds(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
+
+def supported_bits() -> list[int]:
+    """Return the code widths that our kernels support."""
+
+def supported_group_sizes() -> list[int]:
+    """Return the group sizes that our kernels support."""
 
 def kernels() -> list[str]:
     """The names of all Metal kernels."""
