@@ -14,13 +14,12 @@ operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those betwee
 from __future__ import annotations
 
 from mlx_nibble import _native, fast, nn, ops
+from mlx_nibble._version import __version__
 from mlx_nibble.acceleration.accelerate import accelerate
 from mlx_nibble.acceleration.report import Report
-from mlx_nibble.machine import selfcheck
-
-__version__ = "0.1.0"
+from mlx_nibble.machine import verdicts
 
 if _native.ext is not None:
-    selfcheck.install(_native.ext, __version__)
+    verdicts.install(_native.ext)
 
 __all__ = ["Report", "__version__", "accelerate", "fast", "nn", "ops"]

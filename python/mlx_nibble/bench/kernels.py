@@ -15,6 +15,7 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.products import Case, Pools
 from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Estimate, median, ratio
+from mlx_nibble.ops import DTYPES
 
 PEERS = ("mlx", "dense")
 # A call of a candidate may take this many times the seconds that a product is given;
@@ -195,5 +196,5 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
 def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
     weights = result.get("weight_bytes", case.weight_bytes)
     if name == "dense":
-        weights = products.DTYPES[case.dtype].size * case.N * case.K
+        weights = DTYPES[case.dtype].size * case.N * case.K
     return case.bytes_moved - case.weight_bytes + weights

@@ -12,8 +12,8 @@ import numpy as np
 from mlx_nibble import ops
 from mlx_nibble.bench.machine import last_level_cache_bytes
 from mlx_nibble.bench.schedule import Chain
+from mlx_nibble.ops import DTYPES
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Of weights in the pool: what came round is no longer in the cache.
 _POOL_CACHES = 4
 # Of x in its buffer: of whole cache lines of the smallest type, over two pages.

@@ -13,12 +13,14 @@ from itertools import product
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import PEERS, Row, Settings
-from mlx_nibble.bench.products import DTYPES, Case
+from mlx_nibble.bench.products import Case
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
 from mlx_nibble.bench.statistics import Estimate
 from mlx_nibble.cli import sizes
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.console import err, out, run_progress, table
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.ops import DTYPES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,8 +84,8 @@ def add_products(parser: argparse._ActionsContainer) -> None:
         metavar="M",
         help=f"rows of x; default: {' '.join(map(str, DEFAULT_ROWS))}",
     )
-    add("--bits", nargs="+", type=int, default=[4], choices=[2, 3, 4, 5, 6, 8])
-    add("--group-size", nargs="+", type=int, default=[64], choices=[32, 64, 128])
+    add("--bits", nargs="+", type=int, default=[4], choices=SUPPORTED_BITS)
+    add("--group-size", nargs="+", type=int, default=[64], choices=GROUP_SIZES)
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     add("--hot", action="store_true", help="leave the weights in the cache")
 
