@@ -143,6 +143,8 @@ def test_one_package_version_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["version"] == mlx_nibble.__version__
     assert f"## [{mlx_nibble.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {mlx_nibble.__version__}\n" in citation
 
 
 def test_the_committed_stub_is_the_extension(tmp_path):
