@@ -61,7 +61,7 @@ def repack_bytes(token: int) -> tuple[int, int]:
     Bytes of the copy that remember_repack() asked for, and of it those that are there by now.
     """
 
-def holds(mode: str, bits: int, group_size: int) -> bool:
+def supports(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
 
 def kernels() -> list[str]:

@@ -375,6 +375,6 @@ def check_activations(op: str, activations: str | None) -> None:
         )
 
 
-def holds(mode: str, bits: int, group_size: int) -> bool:
-    """Tell whether our own kernels compute this format, or MLX's."""
-    return _native.ext is not None and _native.ext.holds(mode, bits, group_size)
+def supports(mode: str, bits: int, group_size: int) -> bool:
+    """Tell whether our kernels compute this format; MLX's do all others."""
+    return _native.ext is not None and _native.ext.supports(mode, bits, group_size)
