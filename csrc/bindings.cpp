@@ -332,7 +332,7 @@ NB_MODULE(_ext, m) {
         "that are there by now.");
 
   m.def(
-      "holds",
+      "supports",
       [](const std::string& mode, int bits, int group_size) {
         return mode == "affine" && nibble::supported({bits, group_size});
       },

@@ -63,7 +63,7 @@ def repack_bytes(token: int) -> tuple[int, int]:
     Bytes of the copy that remember_repack() asked for, and of it those that are there by now.
     """
 
-def holds(mode: str, bits: int, group_size: int) -> bool:
+def supports(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
 
 def supported_bits() -> list[int]:

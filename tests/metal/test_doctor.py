@@ -20,7 +20,7 @@ from tests.metal.conftest import KERNELS
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 FORMATS = sum(
-    ops.holds("affine", bits, group_size)
+    ops.supports("affine", bits, group_size)
     for bits in (2, 3, 4, 5, 6, 8)
     for group_size in (32, 64, 128)
 )

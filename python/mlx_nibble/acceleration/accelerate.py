@@ -183,7 +183,7 @@ def _reason_to_keep(
     if _native.reason is not None:
         return f"mlx-nibble is inactive, {_native.reason}"
     mode = getattr(module, "mode", "affine")
-    if not ops.holds(mode, module.bits, module.group_size):
+    if not ops.supports(mode, module.bits, module.group_size):
         return (
             f"no kernel for mode {mode}, {module.bits} bits, group {module.group_size}"
         )

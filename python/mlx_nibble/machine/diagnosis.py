@@ -124,14 +124,14 @@ def usual(kernel: str) -> bool:
         return False
     if match[5] and int(match[3]) not in (4, 8):
         return False
-    return ops.holds("affine", int(match[3]), int(match[4]))
+    return ops.supports("affine", int(match[3]), int(match[4]))
 
 
 def _cpu_verdicts() -> Iterator[Verdict]:
     for short, dtype in _DTYPES.items():
         for bits in BITS:
             for group_size in GROUP_SIZES:
-                if ops.holds("affine", bits, group_size):
+                if ops.supports("affine", bits, group_size):
                     form = (short, dtype, bits, group_size)
                     yield _cpu_verdict("cpu", _product, *form)
         # These families call the same inner kernels: one format is enough.

@@ -158,4 +158,4 @@ def _format(
     K = scales.shape[-1] * group_size
     bits = weight.shape[-1] * 32 // K
     mode = settings.get("mode", "affine")
-    return (K, bits, group_size) if ops.holds(mode, bits, group_size) else None
+    return (K, bits, group_size) if ops.supports(mode, bits, group_size) else None
