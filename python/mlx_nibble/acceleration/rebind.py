@@ -86,7 +86,7 @@ class Rebinding:
         methods: dict[str, frozenset[str]] = {}
         reaches_bases = False
         for name, method in vars(kind).items():
-            if type(method) is FunctionType:  # not isinstance, which compiled functions pass
+            if type(method) is FunctionType:  # isinstance accepts compiled ones
                 reaches_bases |= "super" in method.__code__.co_names
                 changed, used = self._function(method)
                 if used:
