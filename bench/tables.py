@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from bench import timing
 from mlx_nibble.bench import kernels, rates
-from mlx_nibble.bench.side_by_side import Summary, tokens_per_second
-from mlx_nibble.bench.statistics import passes_needed
+from mlx_nibble.bench.side_by_side import tokens_per_second
+from mlx_nibble.bench.statistics import Estimate, passes_needed
 
 # Candidates of bench_cpu, as docs/cpu.md calls them.
 PRODUCTS = {
@@ -40,8 +40,8 @@ ROWS = (1, 8, 32, 128)
 PROMPTS = (128, 512)
 
 
-def spread(summary: Summary) -> str:
-    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
+def spread(summary: Estimate) -> str:
+    return f"{summary.value:.1f} ({summary.low:.1f}–{summary.high:.1f})"
 
 
 def model_table(capsule: dict) -> str:
@@ -62,14 +62,14 @@ def model_table(capsule: dict) -> str:
         (f"decode, {settings['decode_tokens']}", decode),
     ):
         stock, ours = both(result)
-        ratio = ours.median / stock.median
+        ratio = ours.value / stock.value
         lines.append(
             f"| {label} | {spread(stock)} | {spread(ours)} | **{ratio:.1f}×** |"
         )
     return "\n".join(lines)
 
 
-def both(result: dict) -> tuple[Summary, Summary]:
+def both(result: dict) -> tuple[Estimate, Estimate]:
     """MLX's tokens a second and ours."""
     candidates = result["candidates"]
     stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
@@ -124,7 +124,7 @@ def rates_beside(capsule: dict, name: str) -> list[str]:
 
 def result_of(capsule: dict, measure: str, context: int) -> dict:
     """Of a model's capsule, one sequence."""
-    case = asdict(rates.Case.alone(measure, context))
+    case = asdict(rates.ModelCase.alone(measure, context))
     (result,) = (r for r in capsule["results"] if r["case"] == case)
     return result
 
@@ -217,7 +217,7 @@ def model_peers_table(capsule: dict) -> str:
 def headline(capsule: dict) -> str:
     """What the first paragraph says, in its words."""
     prompt, decode = (
-        ours.median / stock.median for stock, ours in map(both, capsule["results"])
+        ours.value / stock.value for stock, ours in map(both, capsule["results"])
     )
     return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
@@ -233,7 +233,7 @@ def generation_table(capsule: dict) -> str:
         "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    found: dict[rates.Case, dict[str, rates.Row]] = {}
+    found: dict[rates.ModelCase, dict[str, rates.ModelRow]] = {}
     for row in rates.rows(capsule):
         found.setdefault(row.case, {})[row.name] = row
     for case, by_name in found.items():
@@ -252,7 +252,7 @@ def generation_table(capsule: dict) -> str:
     return "\n".join(lines)
 
 
-def tokens_a_second(row: rates.Row) -> str:
+def tokens_a_second(row: rates.ModelRow) -> str:
     rate = row.tokens_per_second
     text = f"{rate.value:.1f}"
     if row.passes < passes_needed():

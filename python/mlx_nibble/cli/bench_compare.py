@@ -20,7 +20,7 @@ from mlx_nibble.bench.compare import (
     Outcome,
     compare,
 )
-from mlx_nibble.bench.rates import Case, describe
+from mlx_nibble.bench.rates import ModelCase, describe
 from mlx_nibble.cli.bench_kernels import add_products, cases_of, milliseconds
 from mlx_nibble.cli.console import err, out, run_progress, table
 
@@ -164,6 +164,6 @@ def label(case: dict[str, Any]) -> str:
             f"{case['rows']} × {case['N']} × {case['K']}, {case['bits']} bits "
             f"g{case['group_size']} {case['dtype']}"
         )
-    if case.keys() == {field.name for field in fields(Case)}:
-        return describe(Case(**case))
+    if case.keys() == {field.name for field in fields(ModelCase)}:
+        return describe(ModelCase(**case))
     return ", ".join(f"{key} {value}" for key, value in case.items())

@@ -12,8 +12,8 @@ from itertools import product
 
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.kernels import PEERS, Row, Settings
-from mlx_nibble.bench.products import DTYPES, Case
+from mlx_nibble.bench.kernels import PEERS, KernelOptions, ProductRow
+from mlx_nibble.bench.products import DTYPES, ProductCase
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
 from mlx_nibble.bench.statistics import Estimate
 from mlx_nibble.cli import sizes
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     if not args.json:
         path = capsule.require_writable(args.output or capsule.default_path("kernels"))
     peers = () if args.null else tuple(args.against)
-    settings = Settings(args.hot, args.seconds, args.passes, peers, args.null)
+    settings = KernelOptions(args.hot, args.seconds, args.passes, peers, args.null)
     made = capsule.new(
         "kernels", ["nibble", "bench", "kernels", *arguments], asdict(settings)
     )
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
             draw(made, picture)
 
 
-def cases_of(args: argparse.Namespace) -> list[Case]:
+def cases_of(args: argparse.Namespace) -> list[ProductCase]:
     """The products that a command line names."""
     models = args.model or ([] if args.shape else [DEFAULT_MODEL])
     named = [shape for name in models for shape in MODELS[name]]
@@ -130,7 +130,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         rows = args.rows if len(shape) == 2 else [shape[0]]
         shapes += [(m, *shape[-2:]) for m in rows]
     formats = product(args.bits, args.group_size, args.dtype)
-    return list(dict.fromkeys(Case(*s, *f) for f in formats for s in shapes))
+    return list(dict.fromkeys(ProductCase(*s, *f) for f in formats for s in shapes))
 
 
 def show(made: Capsule) -> None:
@@ -175,7 +175,7 @@ def show(made: Capsule) -> None:
     for result in made["results"]:
         for name, candidate in result["candidates"].items():
             if "skipped" in candidate:
-                case = kernels.describe(Case(**result["case"]))
+                case = kernels.describe(ProductCase(**result["case"]))
                 out.print(f"{name} left out of {case}: {candidate['skipped']}")
 
 
@@ -198,7 +198,7 @@ def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:.0f} ms"
 
 
-def _faster(row: Row) -> list[str]:
+def _faster(row: ProductRow) -> list[str]:
     return ["", ""] if row.name == "nibble" else times(row.faster)
 
 

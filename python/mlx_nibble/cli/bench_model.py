@@ -174,7 +174,7 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
     ]
     if args.draft_model is not None:
         modes.append((generation.speculative(args.num_draft_tokens), 1))
-    settings = model.Settings(
+    settings = model.ModelOptions(
         args.seconds, args.passes, args.max_tokens, args.prefill_step_size
     )
     made["settings"].update(_settings(args), **asdict(settings))

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _import(args: argparse.Namespace, source: str, folder: str) -> None:
-    with byte_progress("Converting") as progress:
+    with byte_progress() as progress:
         report = import_gguf(source, folder, args.dtype, progress)
     if args.json:
         _print_json(report.path, report.parameters, report.nbytes, report.bits)

@@ -22,7 +22,7 @@ from mlx_nibble.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from mlx_nibble.bench.side_by_side import Summary
+    from mlx_nibble.bench.statistics import Estimate
 
 _QUESTION = "Explain in two sentences why the sky is blue."
 _PROMPT_TOKENS = 128
@@ -75,14 +75,14 @@ def _model_folder(path: str | None) -> Iterator[Path]:
     from mlx_nibble.conversion.gguf_import import import_gguf
 
     if path is None:
-        with byte_progress("Downloading") as on_fetch:
-            folder = smollm2(on_fetch)
+        with byte_progress() as progress:
+            folder = smollm2(progress)
         yield folder
     elif Path(path).is_file():
         with tempfile.TemporaryDirectory(prefix="nibble-demo-") as folder:
             name = Path(folder) / Path(path).stem
-            with byte_progress("Importing") as on_import:
-                import_gguf(path, name, progress=on_import)
+            with byte_progress() as progress:
+                import_gguf(path, name, progress=progress)
             yield name
     elif Path(path).is_dir():
         yield Path(path)
@@ -156,7 +156,7 @@ def _print_table(made: dict[str, Any]) -> None:
         (f"decode, {settings['decode_tokens']} tokens: tokens/s", decode),
     ):
         stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
-        ratio = ours.median / stock.median
+        ratio = ours.value / stock.value
         table.add_row(label, _rate(stock), _rate(ours), f"{ratio:.1f}×")
     sides = [prompt["mlx"], prompt["nibble"]]
     for label, key in (
@@ -188,5 +188,5 @@ def _print_table(made: dict[str, Any]) -> None:
     )
 
 
-def _rate(summary: Summary) -> str:
-    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
+def _rate(summary: Estimate) -> str:
+    return f"{summary.value:.1f} ({summary.low:.1f}–{summary.high:.1f})"

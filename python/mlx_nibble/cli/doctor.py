@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             Machine.here(__version__),
             mx.metal.is_available(),
             args.all,
-            lambda done, total: progress("Trying kernels", done, total),
+            progress,
         )
     text = json.dumps(diagnosis.as_json(), indent=2)
     if args.json:

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.evaluation.evaluate import Estimate, Evaluation, evaluate
+from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.text import encode, read_text
 from mlx_nibble.layerwise.stream import batches
@@ -93,12 +93,12 @@ def _evaluate(
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(
-            model, tokens, reference, lambda n: progress(name, n, len(tokens))
+            model, tokens, reference, lambda _, *steps: progress(name, *steps)
         )
 
 
 def _print(name: str, result: Evaluation) -> None:
-    def row(label: str, value: Estimate, form: str = ".3f") -> None:
+    def row(label: str, value: TokenMean, form: str = ".3f") -> None:
         out.print(f"{label:<28}{value.mean:{form}} ± {value.error:{form}}")
 
     out.print(f"{name}: {result.tokens} tokens", soft_wrap=True)

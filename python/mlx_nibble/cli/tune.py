@@ -147,7 +147,7 @@ def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
         for same in of_one_matrix(wanted):
             contests = timing.measure(
                 same,
-                lambda what, step, done=done: progress(what, done + step, total),
+                lambda what, step, _, done=done: progress(what, done + step, total),
             )
             found = {p.key: decide(c.samples) for p, c in contests.items()}
             tuned_table.save(found)
