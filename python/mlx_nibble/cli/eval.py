@@ -1,4 +1,8 @@
-"""``nibble eval``: how well a model predicts a text, and what quantizing it cost."""
+"""Measure a model's perplexity on a text, and its distance from a reference.
+
+With a reference, also print the mean KL divergence from it, and how often both models
+find the same token likeliest. Each value has its standard error over tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nibble.cli import activations
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
@@ -21,15 +26,10 @@ from mlx_nibble.pictures.path import require_picture
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble eval",
-        description="Perplexity of a model on a text; beside a reference also the "
-        "mean KL divergence from it, and how often both hold the same token "
-        "likeliest. Each with its standard error over tokens.",
-    )
+    parser = command_parser("eval")
     add = parser.add_argument
     add("model", nargs="+", metavar="MODEL", help="model folder or Hub name")
-    add("--reference", metavar="MODEL", help="what to compare with")
+    add("--reference", metavar="MODEL", help="model to compare with")
     add(
         "--text",
         default="builtin",
