@@ -1,4 +1,4 @@
-"""The tables of README and docs, each a function of a capsule."""
+"""Tables of README and docs, each a function of a capsule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_nibble.bench import kernels, rates
 from mlx_nibble.bench.side_by_side import tokens_per_second
 from mlx_nibble.bench.statistics import Estimate, passes_needed
 
-# Candidates of bench_cpu, as docs/cpu.md calls them.
+# Candidates of against_cpu_libraries, with their names in the docs.
 PRODUCTS = {
     "nibble": "exact",
     "nibble repacked": "exact, repacked",
@@ -35,7 +35,7 @@ MODELS = {
     "mlx": "stock MLX",
 }
 PEAKS = ("read_bytes_per_second", "flops_per_second")
-# The picture has them all.
+# Rows in the table; the picture shows all.
 ROWS = (1, 8, 32, 128)
 PROMPTS = (128, 512)
 
@@ -70,14 +70,14 @@ def model_table(capsule: dict) -> str:
 
 
 def both(result: dict) -> tuple[Estimate, Estimate]:
-    """MLX's tokens a second and ours."""
+    """Return MLX's tokens per second and ours."""
     candidates = result["candidates"]
     stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
     return stock, ours
 
 
 def peer_table(capsule: dict, int8: dict) -> str:
-    """Our modes beside llama.cpp and MLX, and what rounding activations costs."""
+    """Return our modes beside llama.cpp and MLX, with the loss of int8 activations."""
     settings, growth = capsule["settings"], int8["comparison"]["increase"]
     lines = [
         f"Beside llama.cpp ({settings['peers']['llama.cpp'][0]}, built for this "
@@ -105,8 +105,10 @@ def peer_table(capsule: dict, int8: dict) -> str:
 
 
 def rates_beside(capsule: dict, name: str) -> list[str]:
-    """Tokens a second of each prompt and of answers; of as many turns as llama.cpp
-    had, also how many times its."""
+    """Return tokens per second of each prompt and of decoding.
+
+    A candidate with as many turns as llama.cpp also has the ratio to it.
+    """
     cells = []
     for case in (*(("prompt", p) for p in PROMPTS), ("decode", PROMPTS[0])):
         samples = timing.samples(result_of(capsule, *case))
@@ -123,7 +125,7 @@ def rates_beside(capsule: dict, name: str) -> list[str]:
 
 
 def result_of(capsule: dict, measure: str, context: int) -> dict:
-    """Of a model's capsule, one sequence."""
+    """Return the result of one sequence in a model's capsule."""
     case = asdict(rates.ModelCase.alone(measure, context))
     (result,) = (r for r in capsule["results"] if r["case"] == case)
     return result
@@ -162,7 +164,7 @@ def matmul_table(capsule: dict) -> str:
 
 
 def products_table(cold: dict, hot: dict) -> str:
-    """Milliseconds of a product, by candidate and rows."""
+    """Return the milliseconds of a product, by candidate and rows."""
     medians = {
         (f"{result['case']['rows']}{suffix}"): {
             name: 1e3 * statistics.median(seconds)
@@ -195,7 +197,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def model_peers_table(capsule: dict) -> str:
-    """Tokens a second and memory, of each mode, beside llama.cpp."""
+    """Return tokens per second and memory of each mode, beside llama.cpp."""
     lines = [
         f"| tokens a second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} | decode "
         "| peak memory | of it arrays |",
@@ -215,7 +217,7 @@ def model_peers_table(capsule: dict) -> str:
 
 
 def headline(capsule: dict) -> str:
-    """What the first paragraph says, in its words."""
+    """Return the claim of the first paragraph."""
     prompt, decode = (
         ours.value / stock.value for stock, ours in map(both, capsule["results"])
     )
@@ -223,7 +225,7 @@ def headline(capsule: dict) -> str:
 
 
 def generation_table(capsule: dict) -> str:
-    """Tokens a second over sequences at once, ours and MLX's."""
+    """Return tokens per second over sequences at once, ours and MLX's."""
     (context,) = {row.case.context for row in rates.rows(capsule)}
     lines = [
         f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
