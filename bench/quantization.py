@@ -5,8 +5,8 @@
 FOLDER holds the float16 model `smol` and the texts `moby.txt` and `sotu.txt`;
 docs/quantization.md tells how they are made. A row whose folder is missing is
 converted first, a row that was evaluated is not evaluated again. Results go to
-bench/capsules/quantization.json, and from there into docs/quantization.md and
-docs/images/quantization.{svg,png}.
+bench/capsules/quantization.json, and from there into docs/quantization.md;
+bench.redraw draws them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble.evaluation import plot
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.text import read_text
@@ -36,7 +35,6 @@ from mlx_nibble.lm import load_for_evaluation
 ROOT = Path(__file__).parents[1]
 CAPSULE = ROOT / "bench" / "capsules" / "quantization.json"
 DOCUMENT = ROOT / "docs" / "quantization.md"
-PICTURE = ROOT / "docs" / "images" / "quantization"
 BEGIN = "<!-- measured: python -m bench.quantization -->"
 END = "<!-- /measured -->"
 TEXTS = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
@@ -158,20 +156,6 @@ def document(text: str, results: dict[str, Any]) -> str:
     return f"{before}{BEGIN}\n{table(results)}\n\n{made}\n{END}{after}"
 
 
-def draw(results: dict[str, Any]) -> None:
-    points = [
-        plot.Point(
-            ROWS[name].label.replace("`", ""),
-            result["bits_per_weight"],
-            result["State of the Union"]["comparison"]["kl"]["mean"],
-            result["State of the Union"]["comparison"]["kl"]["error"],
-        )
-        for name, result in results.items()
-    ]
-    for suffix in plot.SUFFIXES:
-        plot.loss_against_size(points, PICTURE.with_suffix(suffix))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -187,7 +171,6 @@ def main() -> None:
     measure(args.folder, names, results)
     results = json.loads(CAPSULE.read_text())
     DOCUMENT.write_text(document(DOCUMENT.read_text(), results))
-    draw(results)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.evaluation.plot import require_picture
 from mlx_nibble.io.atomic import write_text
+from mlx_nibble.pictures.path import require_picture
 
 # By the kind of the run.
 PARTS = {
@@ -60,7 +60,7 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
     Raises:
         ValueError: If there is nothing to draw.
     """
-    from mlx_nibble.bench import html, look, model_pictures, pictures
+    from mlx_nibble.pictures import generation, page, products, style
 
     if not made["results"] or not made["peaks"]:
         raise ValueError("[plot] a run of nibble bench with results is required.")
@@ -70,9 +70,9 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
             f"{', '.join(PARTS[made['kind']])} but got {part!r}."
         )
     if path.suffix == ".html":
-        write_text(path, html.report(made))
+        write_text(path, page.report(made))
         return
-    drawn = pictures if made["kind"] == "kernels" else model_pictures
+    drawn = products if made["kind"] == "kernels" else generation
     figure = getattr(drawn, part)(made)
     if figure is None:
         needs = {
@@ -81,4 +81,4 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
             "over_context": "a run of more than one context",
         }
         raise ValueError(f"[plot] {part} needs {needs[part]}.")
-    look.save(figure, path)
+    style.save(figure, path)

@@ -151,9 +151,9 @@ def _import_packed(args: argparse.Namespace, source: str, folder: str) -> None:
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
     from mlx_nibble.conversion.convert import Calibration, Options, convert
-    from mlx_nibble.evaluation import plot
+    from mlx_nibble.pictures.path import require_picture
 
-    picture = None if args.plot is None else plot.require_picture(args.plot)
+    picture = None if args.plot is None else require_picture(args.plot)
     options = Options(
         bits=args.q_bits,
         group_size=args.q_group_size,
@@ -175,7 +175,9 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
             with hub_errors("convert"):
                 report = convert(source, folder, options, progress)
     if picture is not None:
-        plot.sensitivity(report.losses, picture)
+        from mlx_nibble.pictures import losses, style
+
+        style.save(losses.by_layer(report.losses), picture)
     widths = Counter(form.bits for form in report.plan.values())
     if args.json:
         _print_json(report.path, report.parameters, report.nbytes, widths)

@@ -12,12 +12,12 @@ from typing import Any
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.evaluation import plot
 from mlx_nibble.evaluation.evaluate import Estimate, Evaluation, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.text import encode, read_text
 from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
+from mlx_nibble.pictures.path import require_picture
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--sequence-length must be at least 2: the first is not predicted")
     if args.plot is not None and args.reference is None:
         parser.error("--plot needs --reference: it draws the distance from it")
-    picture = None if args.plot is None else plot.require_picture(args.plot)
+    picture = None if args.plot is None else require_picture(args.plot)
     for name in args.model:
         require_model("eval", "MODEL", name)
     text = read_text(args.text)
@@ -77,9 +77,12 @@ def main(arguments: Sequence[str]) -> None:
         if result.comparison is not None and picture is not None:
             kl, path = result.comparison.kl, Path(name)
             bits = read_inventory(path).bits_per_weight
-            points.append(plot.Point(path.name, bits, kl.mean, kl.error))
+            points.append((path.name, bits, kl.mean, kl.error))
     if picture is not None:
-        plot.loss_against_size(points, picture)
+        from mlx_nibble.pictures import losses, style
+
+        points = [losses.Point(*point) for point in points]
+        style.save(losses.loss_against_size(points), picture)
 
 
 def _evaluate(

@@ -9,10 +9,11 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from mlx_nibble.bench import model_pictures, pictures, rates
+from mlx_nibble.bench import rates
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import rows
 from mlx_nibble.bench.statistics import Estimate
+from mlx_nibble.pictures import generation, products
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --pale: #57606a; --paper: #fff;
@@ -25,8 +26,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p.lead { color: var(--pale); margin-top: 0; }
-figure { margin: 0; padding: .5rem; background: #fff; border-radius: 6px;
-  overflow-x: auto; }
+figure { margin: 0; overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%;
@@ -52,9 +52,9 @@ def _kernels(capsule: Capsule) -> str:
     found = list(rows(capsule))
     ours = [row.faster.value for row in found if row.name == "mlx"]
     figures = {
-        "Speed over rows": pictures.speed(capsule),
-        "Under the machine's roof": pictures.roofline(capsule),
-        "Times faster than MLX": pictures.ratios(capsule),
+        "Speed over rows": products.speed(capsule),
+        "Under the machine's roof": products.roofline(capsule),
+        "Times faster than MLX": products.ratios(capsule),
     }
     heading = ["M × N × K", "format", "", "time", "ours faster", "GB/s", "GFLOP/s"]
     table = [
@@ -71,7 +71,7 @@ def _kernels(capsule: Capsule) -> str:
     ]
     return _page(
         capsule,
-        pictures.title(capsule),
+        products.title(capsule),
         "Quantized products",
         _lead(ours, capsule),
         figures,
@@ -84,8 +84,8 @@ def _model(capsule: Capsule) -> str:
     found = list(rates.rows(capsule))
     ours = [row.faster.value for row in found if row.name == "mlx"]
     figures = {
-        "Over sequences at once": model_pictures.over_batch(capsule),
-        "Over the prompt's length": model_pictures.over_context(capsule),
+        "Over sequences at once": generation.over_batch(capsule),
+        "Over the prompt's length": generation.over_context(capsule),
     }
     heading = ["case", "", "tokens/s", "ours faster", "first token", "peak memory"]
     table = [
@@ -103,7 +103,7 @@ def _model(capsule: Capsule) -> str:
     facts = {"model": settings.get("model"), "draft model": settings.get("draft_model")}
     return _page(
         capsule,
-        model_pictures.title(capsule),
+        generation.title(capsule),
         str(settings.get("model")),
         _lead(ours, capsule),
         figures,
