@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from dataclasses import asdict
 
 from bench import timing
@@ -41,6 +42,11 @@ ROWS = (1, 8, 32, 128)
 PROMPTS = (128, 512)
 
 
+def caption(text: str) -> str:
+    """Return a paragraph in the width of the documents."""
+    return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
+
+
 def spread(summary: Summary) -> str:
     """Return a median with its lowest and highest sample."""
     return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
@@ -50,11 +56,13 @@ def model_table(capsule: dict) -> str:
     """Return the demo's table: a prompt and an answer, MLX's and ours."""
     machine, settings = capsule["machine"], capsule["settings"]
     lines = [
-        f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
-        f"mlx {capsule['versions']['mlx']}); medians of {settings['rounds']} "
-        "interleaved runs, lowest to highest; MLX in float32, its fastest "
-        f"configuration. Made by `{' '.join(capsule['command'])} > "
-        "bench/capsules/demo.json`.",
+        caption(
+            f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} "
+            f"cores, mlx {capsule['versions']['mlx']}); medians of {settings['rounds']} "
+            "interleaved runs, lowest to highest; MLX in float32, its fastest "
+            f"configuration. Made by `{' '.join(capsule['command'])} > "
+            "bench/capsules/demo.json`."
+        ),
         "",
         "| tokens per second | MLX | mlx-nibble | faster |",
         "| --- | --- | --- | --- |",
@@ -83,12 +91,15 @@ def peers_table(capsule: dict, int8: dict) -> str:
     """Return tokens per second, loss and memory of each mode, beside llama.cpp."""
     settings, growth = capsule["settings"], int8["comparison"]["increase"]
     lines = [
-        f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this machine, "
-        f"with the same weights as Q4_1; {settings['threads']} threads each. Medians of "
-        f"{settings['rounds']} interleaved turns, and of their ratios to llama.cpp. Made "
-        f"by `{' '.join(capsule['command'])} --json bench/capsules/llama.json`; the "
-        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference "
-        "FOLDER --activations int8 --samples 16`.",
+        caption(
+            f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this "
+            f"machine, with the same weights as Q4_1; {settings['threads']} threads "
+            f"each. Medians of {settings['rounds']} interleaved turns, and of their "
+            f"ratios to llama.cpp. Made by `{' '.join(capsule['command'])} --json "
+            f"bench/capsules/llama.json`; the perplexity, of {int8['tokens']} tokens, "
+            "by `nibble eval FOLDER --reference FOLDER --activations int8 --samples "
+            "16`."
+        ),
         "",
         f"| tokens per second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} "
         "| decode | perplexity | peak memory | arrays in it |",
@@ -140,12 +151,14 @@ def matmul_table(capsule: dict) -> str:
     case, peaks = capsule["results"][0]["case"], capsule["peaks"]
     bandwidth = peaks["read_bytes_per_second"]
     lines = [
-        f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
-        f"{case['dtype']}, weights cold; the same machine, which in the same run read "
-        f"{bandwidth / 1e9:.0f} GB/s and multiplied at "
-        f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
-        "ratios, with 95 % intervals. Made by "
-        f"`{' '.join(capsule['command'])}`.",
+        caption(
+            f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
+            f"{case['dtype']}, weights cold; the same machine, which in the same run "
+            f"read {bandwidth / 1e9:.0f} GB/s and multiplied at "
+            f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
+            "ratios, with 95 % intervals. Made by "
+            f"`{' '.join(capsule['command'])}`."
+        ),
         "",
         "| N × K | rows | MLX | mlx-nibble | faster | share of reads | share of FMAs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -254,10 +267,12 @@ def generation_table(capsule: dict) -> str:
     """Return tokens per second over sequences at once, ours and MLX's."""
     (context,) = {row.case.context for row in rates.rows(capsule)}
     lines = [
-        f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
-        f"{capsule['machine']['threads']} threads; prompts of {context} tokens. "
-        "Tokens of all sequences per second; medians and, where there are enough passes, "
-        "95 % intervals:",
+        caption(
+            f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
+            f"{capsule['machine']['threads']} threads; prompts of {context} tokens. "
+            "Tokens of all sequences per second; medians and, where there are enough "
+            "passes, 95 % intervals:"
+        ),
         "",
         "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
