@@ -58,8 +58,8 @@ def model_table(capsule: dict) -> str:
     lines = [
         caption(
             f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} "
-            f"cores, mlx {capsule['versions']['mlx']}); medians of {settings['rounds']} "
-            "interleaved runs, lowest to highest; MLX in float32, its fastest "
+            f"cores, mlx {capsule['versions']['mlx']}); medians of "
+            f"{settings['rounds']} interleaved runs, lowest to highest; MLX in float32, its fastest "
             f"configuration. Made by `{' '.join(capsule['command'])} > "
             "bench/capsules/demo.json`."
         ),
