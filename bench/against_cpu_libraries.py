@@ -41,7 +41,7 @@ from mlx_nibble import ops
 from mlx_nibble.acceleration.repack import Copies
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
-from mlx_nibble.bench.products import Case, Pools, link
+from mlx_nibble.bench.products import Pools, ProductCase, link
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
 
@@ -134,17 +134,17 @@ class Peer:
         self._process.communicate()
 
 
-def calls_of(case: Case) -> int:
+def calls_of(case: ProductCase) -> int:
     products = case.rows * case.N * case.K
     return max(1, min(MAX_CALLS, CALL_PRODUCTS // products))
 
 
-def one_matrix(case: Case, hot: bool) -> bool:
+def one_matrix(case: ProductCase, hot: bool) -> bool:
     """Whether weights stay in the cache."""
     return hot or case.rows > COLD_ROWS
 
 
-def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
+def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
     pool = Pools(one_matrix(case, hot)).copies(case, "quantized")
     x = mx.random.normal((case.rows, case.K))
     mx.eval(x)
@@ -190,7 +190,7 @@ def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
     return turns if hot else turns | {READ: reading(case)}
 
 
-def reading(case: Case) -> Callable[[], float]:
+def reading(case: ProductCase) -> Callable[[], float]:
     """In the same rounds as the products: the machine's pace changes by the second."""
     read = peaks.reader()
 
@@ -201,7 +201,9 @@ def reading(case: Case) -> Callable[[], float]:
     return run
 
 
-def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dict:
+def measure(
+    case: ProductCase, args: argparse.Namespace, peers: dict[str, Peer]
+) -> dict:
     turns = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
         del turns["mlx"]
@@ -224,7 +226,7 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
     }
 
 
-def weight_bytes(case: Case) -> int:
+def weight_bytes(case: ProductCase) -> int:
     """Of codes, and scales and biases of 16 bits."""
     return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
 
@@ -302,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     made = started(args, argv or sys.argv[1:])
     made["peaks"] = made["peaks"] or asdict(most)
     cases = [
-        Case(rows, N, K, 4, args.group_size, "float32")
+        ProductCase(rows, N, K, 4, args.group_size, "float32")
         for N, K in shapes or MODELS[args.model]
         for rows in args.rows
     ]

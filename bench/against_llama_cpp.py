@@ -25,7 +25,7 @@ from bench import timing
 from bench.against_cpu_libraries import PEERS, Peer, peer_python
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
-from mlx_nibble.bench.rates import Case
+from mlx_nibble.bench.rates import ModelCase
 from mlx_nibble.cli.console import filled, out
 
 OURS = ("nibble int8 repacked", "nibble int8", "nibble repacked", "nibble", "mlx")
@@ -112,7 +112,7 @@ def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[
 
 
 def alone(measure: str, context: int) -> dict:
-    return asdict(Case.alone(measure, context))
+    return asdict(ModelCase.alone(measure, context))
 
 
 def candidate(seconds: list[float], tokens: int) -> dict:

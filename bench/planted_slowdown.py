@@ -19,12 +19,12 @@ import tempfile
 from pathlib import Path
 
 from mlx_nibble.bench import in_turns, products, turn
-from mlx_nibble.bench.products import Case
+from mlx_nibble.bench.products import ProductCase
 
 BUILDS = ("a", "b", "slow")
 CASES = (
-    Case(1, 4096, 4096, 4, 64, "float32"),
-    Case(8, 1536, 576, 4, 64, "float32"),
+    ProductCase(1, 4096, 4096, 4, 64, "float32"),
+    ProductCase(8, 1536, 576, 4, 64, "float32"),
 )
 
 

@@ -42,7 +42,7 @@ SAMPLES, LENGTH = 4, 512
 
 
 @dataclass(frozen=True)
-class Row:
+class Conversion:
     """A line of the table: how a folder of that name is made."""
 
     label: str
@@ -55,24 +55,24 @@ _PEER = (
     "--bits 4 --group-size 64 --sequence-length 512"
 )
 ROWS = {
-    "mlx": Row(
+    "mlx": Conversion(
         "`mlx_lm.convert -q`", "mlx_lm.convert --hf-path smol -q --mlx-path {name}"
     ),
-    "mlx-gptq": Row(
+    "mlx-gptq": Conversion(
         "`mlx_lm.gptq`",
         _PEER.format(kind="gptq") + " --num-samples 16 --fallback-bits 4",
     ),
-    "mlx-awq": Row(
+    "mlx-awq": Conversion(
         "`mlx_lm.awq`",
         _PEER.format(kind="awq") + " --num-samples 8 --embed-group-size 64",
     ),
-    "awq": Row("ours, `--method awq`", f"{_OURS} --method awq"),
-    "awq-gptq": Row("ours, `--method awq+gptq`", f"{_OURS} --method awq+gptq"),
-    "g64": Row("ours", _OURS),
-    "g64-64": Row("ours, 64 samples", _OURS.replace("32", "64")),
-    "g32": Row("ours, groups of 32", f"{_OURS} --q-group-size 32"),
-    "mix5": Row("ours, `--target-bpw 5`", f"{_OURS} --target-bpw 5"),
-    "b8": Row("ours, 8 bits", f"{_OURS} --q-bits 8"),
+    "awq": Conversion("ours, `--method awq`", f"{_OURS} --method awq"),
+    "awq-gptq": Conversion("ours, `--method awq+gptq`", f"{_OURS} --method awq+gptq"),
+    "g64": Conversion("ours", _OURS),
+    "g64-64": Conversion("ours, 64 samples", _OURS.replace("32", "64")),
+    "g32": Conversion("ours, groups of 32", f"{_OURS} --q-group-size 32"),
+    "mix5": Conversion("ours, `--target-bpw 5`", f"{_OURS} --target-bpw 5"),
+    "b8": Conversion("ours, 8 bits", f"{_OURS} --q-bits 8"),
 }
 
 

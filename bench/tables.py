@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from bench import timing
 from mlx_nibble.bench import kernels, rates
-from mlx_nibble.bench.side_by_side import Summary, tokens_per_second
-from mlx_nibble.bench.statistics import passes_needed
+from mlx_nibble.bench.side_by_side import tokens_per_second
+from mlx_nibble.bench.statistics import Estimate, passes_needed
 
 # Candidates of bench.against_cpu_libraries, with their labels.
 PRODUCTS = {
@@ -47,9 +47,9 @@ def caption(text: str) -> str:
     return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
 
 
-def spread(summary: Summary) -> str:
+def spread(summary: Estimate) -> str:
     """Return a median with its lowest and highest sample."""
-    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
+    return f"{summary.value:.1f} ({summary.low:.1f}–{summary.high:.1f})"
 
 
 def model_table(capsule: dict) -> str:
@@ -59,9 +59,9 @@ def model_table(capsule: dict) -> str:
         caption(
             f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} "
             f"cores, mlx {capsule['versions']['mlx']}); medians of "
-            f"{settings['rounds']} interleaved runs, lowest to highest; MLX in float32, its fastest "
-            f"configuration. Made by `{' '.join(capsule['command'])} > "
-            "bench/capsules/demo.json`."
+            f"{settings['rounds']} interleaved runs, lowest to highest; MLX in "
+            f"float32, its fastest configuration. Made by "
+            f"`{' '.join(capsule['command'])} > bench/capsules/demo.json`."
         ),
         "",
         "| tokens per second | MLX | mlx-nibble | faster |",
@@ -73,14 +73,14 @@ def model_table(capsule: dict) -> str:
         (f"decode, {settings['decode_tokens']}", decode),
     ):
         stock, ours = both(result)
-        ratio = ours.median / stock.median
+        ratio = ours.value / stock.value
         lines.append(
             f"| {label} | {spread(stock)} | {spread(ours)} | **{ratio:.1f}×** |"
         )
     return "\n".join(lines)
 
 
-def both(result: dict) -> tuple[Summary, Summary]:
+def both(result: dict) -> tuple[Estimate, Estimate]:
     """Return MLX's tokens per second and ours."""
     candidates = result["candidates"]
     stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
@@ -141,7 +141,7 @@ def rates_beside(capsule: dict, name: str) -> list[str]:
 
 def result_of(capsule: dict, measure: str, context: int) -> dict:
     """Return the result of one sequence in a model's capsule."""
-    case = asdict(rates.Case.alone(measure, context))
+    case = asdict(rates.ModelCase.alone(measure, context))
     (result,) = (r for r in capsule["results"] if r["case"] == case)
     return result
 
@@ -218,7 +218,7 @@ def milliseconds(value: float | None) -> str:
 def headline(capsule: dict) -> str:
     """Return the words of README's first paragraph that state the speed."""
     prompt, decode = (
-        ours.median / stock.median for stock, ours in map(both, capsule["results"])
+        ours.value / stock.value for stock, ours in map(both, capsule["results"])
     )
     return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
@@ -226,7 +226,7 @@ def headline(capsule: dict) -> str:
 def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
     """Return README's three figures, each with the page that has the rest."""
     prompt, decode = (
-        ours.median / stock.median for stock, ours in map(both, demo["results"])
+        ours.value / stock.value for stock, ours in map(both, demo["results"])
     )
     faster = [
         row.faster.value
@@ -277,7 +277,7 @@ def generation_table(capsule: dict) -> str:
         "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    found: dict[rates.Case, dict[str, rates.Row]] = {}
+    found: dict[rates.ModelCase, dict[str, rates.ModelRow]] = {}
     for row in rates.rows(capsule):
         found.setdefault(row.case, {})[row.name] = row
     for case, by_name in found.items():
@@ -296,7 +296,7 @@ def generation_table(capsule: dict) -> str:
     return "\n".join(lines)
 
 
-def tokens_a_second(row: rates.Row) -> str:
+def tokens_a_second(row: rates.ModelRow) -> str:
     """Return a row's rate, with its interval if it has enough passes."""
     rate = row.tokens_per_second
     text = f"{rate.value:.1f}"

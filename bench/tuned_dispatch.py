@@ -103,7 +103,7 @@ def main() -> None:
         for same in of_one_matrix(wanted):
             contests = timing.measure(
                 same,
-                lambda what, step, done=done: progress(what, done + step, total),
+                lambda what, step, _, done=done: progress(what, done + step, total),
                 lambda problem: {TUNED: number},
                 lambda samples: TUNED,
             )

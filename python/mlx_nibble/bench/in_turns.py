@@ -23,15 +23,13 @@ from typing import Any
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import describe
-from mlx_nibble.bench.products import Case
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.schedule import DROPPED, Undisturbed, balanced_orders
+from mlx_nibble.progress import Progress
 
 PASSES = 20
 SECONDS = 0.1
 """Of rounds of a product in one pass."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, and the steps done and of all."""
 
 Taken = list[list[float]]
 """Seconds of one product in one pass: a list for each build."""
@@ -48,7 +46,7 @@ def interpreter(path: str | os.PathLike[str]) -> Path | None:
 
 def run(
     pythons: Sequence[Path],
-    cases: Sequence[Case],
+    cases: Sequence[ProductCase],
     hot: bool,
     passes: int,
     command: Sequence[str],
@@ -104,7 +102,7 @@ def run(
 
 def _quiet_pass(
     pythons: Sequence[Path],
-    cases: Sequence[Case],
+    cases: Sequence[ProductCase],
     hot: bool,
     say: Sequence[Callable[[], None]],
 ) -> tuple[list[Taken], int]:
@@ -119,7 +117,7 @@ def _quiet_pass(
 
 def _pass(
     pythons: Sequence[Path],
-    cases: Sequence[Case],
+    cases: Sequence[ProductCase],
     hot: bool,
     say: Sequence[Callable[[], None]],
 ) -> list[Taken]:

@@ -12,21 +12,19 @@ import mlx.core as mx
 
 from mlx_nibble.bench import peaks, products
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.products import Case, Pools
-from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Estimate, median, ratio
+from mlx_nibble.progress import Progress
 
 PEERS = ("mlx", "dense")
 # A call of a candidate may take this many times the seconds that a product is given;
 # else the slowest decides how long all take.
 _LONGEST_CALL = 2.0
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, and the steps done and of all."""
-
 
 @dataclass(frozen=True)
-class Settings:
+class KernelOptions:
     """How to measure.
 
     Attributes:
@@ -45,7 +43,10 @@ class Settings:
 
 
 def run(
-    cases: Sequence[Case], settings: Settings, capsule: Capsule, progress: Progress
+    cases: Sequence[ProductCase],
+    settings: KernelOptions,
+    capsule: Capsule,
+    progress: Progress,
 ) -> None:
     """Measure all cases into a capsule.
 
@@ -63,34 +64,34 @@ def run(
     progress("bandwidth and multiplications", 0, steps)
     capsule["peaks"] = asdict(peaks.measure(cases[0].dtype))
     pools = Pools(settings.hot)
-    entrants: dict[Case, dict[str, Candidate]] = {}
-    results: dict[Case, dict[str, Any]] = {}
+    candidates: dict[ProductCase, dict[str, ChainCandidate]] = {}
+    results: dict[ProductCase, dict[str, Any]] = {}
     slow: dict[tuple, float] = {}
     start = time.perf_counter()
     for number in range(settings.passes):
         pools.renew()
         for index, case in enumerate(cases):
             progress(describe(case), number * len(cases) + index, steps)
-            if case not in entrants:
-                entrants[case] = {}
+            if case not in candidates:
+                candidates[case] = {}
                 result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
                 for name, candidate in _enter(case, settings, pools, slow):
                     if isinstance(candidate, str):
                         result["candidates"][name] = {"skipped": candidate}
                         continue
-                    entrants[case][name] = candidate
+                    candidates[case][name] = candidate
                     result["candidates"][name] = {
                         "chain": candidate.length,
                         "passes": candidate.passes,
                     }
                 capsule["results"].append(result)
                 results[case] = result
-            if not entrants[case]:
+            if not candidates[case]:
                 continue
-            for name in entrants[case]:
+            for name in candidates[case]:
                 pools.take(case, _kind(name))
             results[case]["disturbed"] += take_quiet_pass(
-                entrants[case], settings.seconds / settings.passes
+                candidates[case], settings.seconds / settings.passes
             )
             capsule["seconds"] = time.perf_counter() - start
     if settings.passes > 1:
@@ -101,14 +102,14 @@ def run(
     capsule["complete"] = True
 
 
-def describe(case: Case) -> str:
+def describe(case: ProductCase) -> str:
     """A case in a few words."""
     return f"{case.rows} × {case.N} × {case.K}, {case.bits} bits, {case.dtype}"
 
 
 def _enter(
-    case: Case, settings: Settings, pools: Pools, slow: dict[tuple, float]
-) -> Iterator[tuple[str, Candidate | str]]:
+    case: ProductCase, settings: KernelOptions, pools: Pools, slow: dict[tuple, float]
+) -> Iterator[tuple[str, ChainCandidate | str]]:
     """What takes part, by name, warmed up; or why it does not.
 
     Args:
@@ -121,7 +122,7 @@ def _enter(
             yield name, f"one takes more than {slow[key]:.1f} s"
             continue
         pool = partial(pools.take, case, _kind(name))
-        candidate = Candidate(products.chain(case, product, pool))
+        candidate = ChainCandidate(products.chain(case, product, pool))
         pool()
         seconds = warm_up(candidate, limit)
         if seconds > limit:
@@ -131,7 +132,9 @@ def _enter(
             yield name, candidate
 
 
-def _products(case: Case, settings: Settings) -> dict[str, Callable[..., mx.array]]:
+def _products(
+    case: ProductCase, settings: KernelOptions
+) -> dict[str, Callable[..., mx.array]]:
     found = {"nibble": products.nibble(case)}
     if settings.null:
         found["nibble again"] = products.nibble(case)
@@ -147,7 +150,7 @@ def _kind(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProductRow:
     """One candidate of one case, summarized.
 
     Attributes:
@@ -157,7 +160,7 @@ class Row:
         flops_per_second: Operations over the median.
     """
 
-    case: Case
+    case: ProductCase
     name: str
     seconds: Estimate
     faster: Estimate
@@ -165,7 +168,7 @@ class Row:
     flops_per_second: float
 
 
-def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
+def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[ProductRow]:
     """Summaries of a capsule of kernels, of what was measured.
 
     Args:
@@ -173,7 +176,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
         comparisons: The intervals of so many ratios hold together.
     """
     for result in capsule["results"]:
-        case = Case(**result["case"])
+        case = ProductCase(**result["case"])
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
             faster = ratio(
@@ -182,7 +185,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
             if faster is None:
                 continue
             seconds = median([s for taken in candidate["passes"] for s in taken])
-            yield Row(
+            yield ProductRow(
                 case,
                 name,
                 seconds,
@@ -192,7 +195,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
             )
 
 
-def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
+def _bytes(case: ProductCase, name: str, result: dict[str, Any]) -> int:
     weights = result.get("weight_bytes", case.weight_bytes)
     if name == "dense":
         weights = products.DTYPES[case.dtype].size * case.N * case.K

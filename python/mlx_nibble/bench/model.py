@@ -12,9 +12,10 @@ import mlx.core as mx
 from mlx_nibble.bench import generation, peaks
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.generation import Mode, Prompts
-from mlx_nibble.bench.rates import Case, describe
+from mlx_nibble.bench.rates import ModelCase, describe
 from mlx_nibble.bench.schedule import take_quiet_pass
 from mlx_nibble.bench.subject import OURS, Configuration, Subject
+from mlx_nibble.progress import Progress
 
 # Prompts that tell how long others will take: two, for a GPU reads 32 tokens in about
 # the time of 8, and MLX on a CPU in four times as long.
@@ -26,12 +27,9 @@ _STRIDE = 61
 # Of a turn beyond what it times: the change of configuration, one untimed token.
 _OVERHEAD = 1.1
 
-Progress = Callable[[str, float, float], None]
-"""Called with what is done, and the seconds done and of all."""
-
 
 @dataclass(frozen=True)
-class Settings:
+class ModelOptions:
     """How to measure.
 
     Attributes:
@@ -86,7 +84,7 @@ def run(
     configurations: Sequence[Configuration],
     groups: Sequence[tuple[Mode, int, int]],
     text: Sequence[int],
-    settings: Settings,
+    settings: ModelOptions,
     capsule: Capsule,
     progress: Progress,
 ) -> None:
@@ -113,7 +111,7 @@ class _Run:
         configurations: Sequence[Configuration],
         groups: Sequence[tuple[Mode, int, int]],
         text: Sequence[int],
-        settings: Settings,
+        settings: ModelOptions,
         capsule: Capsule,
         progress: Progress,
     ) -> None:
@@ -133,7 +131,7 @@ class _Run:
         for index, (mode, batch, context) in enumerate(self.groups):
             prompts = self.prompts(batch, context)
             for measure in ("prompt", "decode"):
-                case = Case(measure, mode.name, batch, context)
+                case = ModelCase(measure, mode.name, batch, context)
                 self.measure(case, index, mode, prompts)
         # The machine may have been busy at the beginning.
         again = asdict(peaks.measure(dtype))
@@ -159,7 +157,9 @@ class _Run:
         least = short / _SHORT
         return lambda tokens: max(least, longer + slope * (tokens - _LONGER))
 
-    def measure(self, case: Case, index: int, mode: Mode, prompts: Prompts) -> None:
+    def measure(
+        self, case: ModelCase, index: int, mode: Mode, prompts: Prompts
+    ) -> None:
         """Take all passes of a case."""
         result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
         self.say(describe(case), index)
@@ -182,7 +182,7 @@ class _Run:
             self.capsule["seconds"] = time.perf_counter() - self.start
 
     def reading(
-        self, case: Case, mode: Mode, prompts: Prompts, found: dict[str, Any]
+        self, case: ModelCase, mode: Mode, prompts: Prompts, found: dict[str, Any]
     ) -> dict[str, Turn]:
         """Who reads the prompts, and has read them once."""
         tokens = case.batch * case.context
@@ -206,7 +206,7 @@ class _Run:
         return turns
 
     def answering(
-        self, case: Case, mode: Mode, prompts: Prompts, found: dict[str, Any]
+        self, case: ModelCase, mode: Mode, prompts: Prompts, found: dict[str, Any]
     ) -> dict[str, Turn]:
         """Who answers, each with as many tokens as fit into a pass."""
         models, settings = self.subject.models, self.settings

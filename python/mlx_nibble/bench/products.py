@@ -26,7 +26,7 @@ Weights = tuple[mx.array, ...]
 
 
 @dataclass(frozen=True)
-class Case:
+class ProductCase:
     """One product: x [rows, K] by the transpose of a quantized w [N, K].
 
     Attributes:
@@ -98,7 +98,7 @@ class Pools:
         """Have what is taken next be new."""
         self._key, self._pools = None, {}
 
-    def take(self, case: Case, kind: str) -> Iterator[Weights]:
+    def take(self, case: ProductCase, kind: str) -> Iterator[Weights]:
         """Weights in turns, for ever.
 
         Args:
@@ -112,7 +112,7 @@ class Pools:
             self._pools[kind] = cycle(self.copies(case, kind))
         return self._pools[kind]
 
-    def copies(self, case: Case, kind: str) -> list[Weights]:
+    def copies(self, case: ProductCase, kind: str) -> list[Weights]:
         """New copies of the weights, as :meth:`take` gives them in turns."""
         key = (kind, *_weights_of(case))
         if key not in self._originals:
@@ -132,12 +132,12 @@ class Pools:
         return copies
 
 
-def _weights_of(case: Case) -> tuple:
+def _weights_of(case: ProductCase) -> tuple:
     form = (case.bits, case.group_size, case.dtype, case.scales_dtype)
     return (case.N, case.K, *form)
 
 
-def _quantized(case: Case, rng: np.random.Generator) -> Weights:
+def _quantized(case: ProductCase, rng: np.random.Generator) -> Weights:
     groups = (case.N, case.K // case.group_size)
     words = rng.integers(0, 2**32, (case.N, case.K * case.bits // 32), dtype=np.uint32)
     scales = mx.array(rng.standard_normal(groups, np.float32) / 2**case.bits)
@@ -147,7 +147,7 @@ def _quantized(case: Case, rng: np.random.Generator) -> Weights:
     return weights
 
 
-def _dense(case: Case, rng: np.random.Generator) -> Weights:
+def _dense(case: ProductCase, rng: np.random.Generator) -> Weights:
     w = mx.array(rng.standard_normal((case.N, case.K), np.float32))
     w = w.astype(DTYPES[case.dtype])
     mx.eval(w)
@@ -155,7 +155,9 @@ def _dense(case: Case, rng: np.random.Generator) -> Weights:
 
 
 def chain(
-    case: Case, product: Callable[..., mx.array], pool: Callable[[], Iterator[Weights]]
+    case: ProductCase,
+    product: Callable[..., mx.array],
+    pool: Callable[[], Iterator[Weights]],
 ) -> Chain:
     """Products one after the other, each with the next weights of a pool.
 
@@ -201,7 +203,7 @@ def link(x: mx.array, y: mx.array) -> mx.array:
     return mx.slice_update(x, y[..., :1], mx.array([0]), (-1,))
 
 
-def nibble(case: Case) -> Callable[..., mx.array]:
+def nibble(case: ProductCase) -> Callable[..., mx.array]:
     """Our product."""
 
     def product(
@@ -214,7 +216,7 @@ def nibble(case: Case) -> Callable[..., mx.array]:
     return product
 
 
-def mlx(case: Case) -> Callable[..., mx.array]:
+def mlx(case: ProductCase) -> Callable[..., mx.array]:
     """MLX's operation."""
 
     def product(

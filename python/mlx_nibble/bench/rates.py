@@ -10,7 +10,7 @@ from mlx_nibble.bench.statistics import Estimate, median, ratio
 
 
 @dataclass(frozen=True)
-class Case:
+class ModelCase:
     """What is measured of a model.
 
     Attributes:
@@ -26,12 +26,12 @@ class Case:
     context: int
 
     @classmethod
-    def alone(cls, measure: str, context: int) -> Case:
+    def alone(cls, measure: str, context: int) -> ModelCase:
         """One sequence, by mlx-lm's plain loop."""
         return cls(measure, "plain", 1, context)
 
 
-def describe(case: Case) -> str:
+def describe(case: ModelCase) -> str:
     """A case in a few words."""
     company = {"plain": "", "batched": f", batch {case.batch}"}
     return f"{case.measure}, context {case.context}" + company.get(
@@ -40,7 +40,7 @@ def describe(case: Case) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One candidate of one case, summarized.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
         accepted: Share of a draft model's proposals that were right.
     """
 
-    case: Case
+    case: ModelCase
     name: str
     seconds: Estimate
     faster: Estimate
@@ -73,7 +73,7 @@ class Row:
         return self.seconds.value * self.case.batch * self.case.context
 
 
-def rows(capsule: Capsule) -> Iterator[Row]:
+def rows(capsule: Capsule) -> Iterator[ModelRow]:
     """Summaries of a capsule of a model, of what was measured."""
     for result in capsule["results"]:
         ours = result["candidates"].get("nibble", {})
@@ -82,8 +82,8 @@ def rows(capsule: Capsule) -> Iterator[Row]:
             faster = ratio(passes, ours.get("passes", ()))
             if faster is None:
                 continue
-            yield Row(
-                Case(**result["case"]),
+            yield ModelRow(
+                ModelCase(**result["case"]),
                 name,
                 median([s for taken in passes for s in taken]),
                 faster,

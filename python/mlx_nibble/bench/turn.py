@@ -16,18 +16,18 @@ from functools import partial
 from typing import Any
 
 from mlx_nibble.bench import products
-from mlx_nibble.bench.products import Case, Pools
-from mlx_nibble.bench.schedule import Candidate, warm_up
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.bench.schedule import ChainCandidate, warm_up
 
 
-class Entrant:
+class Worker:
     """Our products, one at a time."""
 
     def __init__(self, cases: list[dict[str, Any]], hot: bool) -> None:
         """Nothing is made yet."""
-        self._cases = [Case(**case) for case in cases]
+        self._cases = [ProductCase(**case) for case in cases]
         self._pools = Pools(hot)
-        self._candidate: Candidate | None = None
+        self._candidate: ChainCandidate | None = None
 
     def enter(self, index: int) -> int:
         """Make a product's operands; returns how many a sample should have."""
@@ -35,7 +35,9 @@ class Entrant:
         case.check()
         pool = partial(self._pools.take, case, "quantized")
         pool()
-        self._candidate = Candidate(products.chain(case, products.nibble(case), pool))
+        self._candidate = ChainCandidate(
+            products.chain(case, products.nibble(case), pool)
+        )
         warm_up(self._candidate, float("inf"))
         return self._candidate.length
 
@@ -50,16 +52,16 @@ def main() -> None:
     """Answer until there are no more requests."""
     # The one who asks ends this process, by saying no more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    entrant = None
+    worker = None
     for line in sys.stdin:
         request = json.loads(line)
         if "cases" in request:
-            entrant = Entrant(**request)
+            worker = Worker(**request)
             answer: dict[str, Any] = {"ready": True}
-        elif "enter" in request and entrant:
-            answer = {"chain": entrant.enter(request["enter"])}
-        elif entrant:
-            answer = {"seconds": entrant.sample(request["sample"])}
+        elif "enter" in request and worker:
+            answer = {"chain": worker.enter(request["enter"])}
+        elif worker:
+            answer = {"seconds": worker.sample(request["sample"])}
         else:
             raise ValueError("[turn] cases are required first.")
         print(json.dumps(answer), flush=True)

@@ -1,4 +1,4 @@
-"""The option ``--activations``, the same in every command that runs a model."""
+"""The option ``--activations`` of every command that runs a model."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def setting(args: argparse.Namespace) -> str | None:
-    """What was chosen, as :func:`mlx_nibble.accelerate` takes it."""
+    """Return the choice as :func:`mlx_nibble.accelerate` takes it."""
     return None if args.activations == "exact" else args.activations

@@ -1,12 +1,15 @@
-"""Sizes, as options give them."""
+"""Sizes and formats in options."""
 
 from __future__ import annotations
 
 import argparse
 
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
 
 def product(text: str) -> tuple[int, ...]:
-    """Read ``M,N,K``, or ``N,K`` where each number of rows is meant."""
+    """Read ``M,N,K``, or ``N,K`` for every number of rows."""
     return _numbers(text, (2, 3), "M,N,K or N,K")
 
 

@@ -24,6 +24,7 @@ from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.layerwise.layers import Matrix, matrices, parameters
 from mlx_nibble.layerwise.stream import batches
+from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.budget import solve
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
@@ -33,8 +34,6 @@ _SENSITIVITY_TOKENS = 256
 # What is measured a width at a time. With more bits a divergence grows with the
 # square of the error, and can be carried over.
 _MEASURED_BITS = 4
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def convert(
     source: str,
     out: str | Path,
     options: Options,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     origin: str | None = None,
 ) -> Converted:
     """Quantize a model that mlx-lm loads.
@@ -181,7 +180,7 @@ def make_plan(
     options: Options,
     tokens: Sequence[mx.array],
     open_workspace: Callable[[], Workspace],
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Format], dict[str, float]]:
     """The format of each matrix: by recipe, or by measured sensitivity.
 

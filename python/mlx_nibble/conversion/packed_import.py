@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mlx_nibble.io.checkpoint import (
 )
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.io.packed import from_awq, from_compressed_tensors, from_gptq
+from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.search import search
 
 METHODS = ("awq", "gptq", "compressed-tensors")
@@ -69,7 +69,7 @@ def is_packed(folder: Path) -> bool:
 def import_packed(
     source: Path,
     out: Path,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = silent,
 ) -> PackedReport:
     """Convert a packed checkpoint to a folder that mlx-lm loads.
 
@@ -168,7 +168,7 @@ class _Import:
         name = "weight_scale" if self.method == "compressed-tensors" else "scales"
         return str(self.tensors[f"{self.paths[0]}.{name}"].dtype).rpartition(".")[2]
 
-    def read(self, progress: Callable[[str, int, int], None]) -> None:
+    def read(self, progress: Progress) -> None:
         """Convert all matrices, and settle the order of their inputs."""
         orders: dict[str, np.ndarray] = {}
         for i, path in enumerate(self.paths):

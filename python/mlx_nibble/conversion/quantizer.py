@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -17,12 +17,12 @@ from mlx_nibble.layerwise.hessians import Collector, Inputs, hessian
 from mlx_nibble.layerwise.intercept import intercepted
 from mlx_nibble.layerwise.layers import Matrix, matrices, parameters
 from mlx_nibble.layerwise.stream import LayerStream
+from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
 
 Plan = Mapping[str, Format]
 """Path of a module to how it is stored; what is absent stays as it is."""
 
-Progress = Callable[[str, int, int], None]
 """Called with what is being done, the layers done and all of them."""
 
 # The weight of an embedding row's own error beside that of the logits it gives, as
@@ -38,7 +38,7 @@ def quantize_model(
     method: Method,
     tokens: Sequence[mx.array],
     workspace: Workspace,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, mx.array]:
     """Quantize the planned matrices; finished layers are found in the workspace.
 

@@ -11,7 +11,7 @@ does not grow with the square any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,7 +26,8 @@ from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.layers import Matrix, matrices
 from mlx_nibble.layerwise.stream import LayerStream
-from mlx_nibble.quantize.budget import Choice
+from mlx_nibble.progress import Progress, silent
+from mlx_nibble.quantize.budget import FormatCost
 from mlx_nibble.quantize.search import search
 
 # Rows whose error stands for a matrix's: the mean over so many is within a few
@@ -40,8 +41,8 @@ def sensitivity(
     measured: Sequence[Format],
     formats: Sequence[Format],
     workspace: Workspace,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> dict[str, list[Choice]]:
+    progress: Progress = silent,
+) -> dict[str, list[FormatCost]]:
     """Estimate the KL divergence that each matrix causes in each format.
 
     Args:
@@ -70,7 +71,7 @@ class _Measurement:
         measured: Sequence[Format],
         formats: Sequence[Format],
         workspace: Workspace,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
     ):
         self.model, self.formats = model, formats
         self.measured = sorted(measured, key=lambda form: form.bits)
@@ -78,7 +79,7 @@ class _Measurement:
         self.stream = LayerStream(model, tokens)
         self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
 
-    def run(self) -> dict[str, list[Choice]]:
+    def run(self) -> dict[str, list[FormatCost]]:
         blocks: dict[str, list[Matrix]] = {}
         for matrix in self.matrices:
             blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
@@ -91,16 +92,16 @@ class _Measurement:
             for path, options in (choices or {}).items()
         }
 
-    def _kept(self, name: str) -> dict[str, list[Choice]] | None:
+    def _kept(self, name: str) -> dict[str, list[FormatCost]] | None:
         record = self.workspace.load_record(f"sensitivity-{name}")
         if record is None:
             return None
         return {
-            path: [Choice(Format(**form), *rest) for form, *rest in options]
+            path: [FormatCost(Format(**form), *rest) for form, *rest in options]
             for path, options in record.items()
         }
 
-    def _keep(self, name: str, choices: Mapping[str, list[Choice]]) -> None:
+    def _keep(self, name: str, choices: Mapping[str, list[FormatCost]]) -> None:
         record = {
             path: [(asdict(c.form), c.nbytes, c.loss) for c in options]
             for path, options in choices.items()
@@ -110,7 +111,7 @@ class _Measurement:
     def _measure(
         self,
         blocks: Mapping[str, list[Matrix]],
-        kept: dict[str, dict[str, list[Choice]] | None],
+        kept: dict[str, dict[str, list[FormatCost]] | None],
     ) -> None:
         """Fill in the blocks that are not known yet."""
         squares, states = self._reference()
@@ -188,7 +189,7 @@ class _Measurement:
         block: list[Matrix],
         divergences: Mapping[Format, float],
         squares: Mapping[str, np.ndarray],
-    ) -> dict[str, list[Choice]]:
+    ) -> dict[str, list[FormatCost]]:
         known: dict[tuple[str, Format], float] = {}
 
         def error(m: Matrix, form: Format) -> float:
@@ -202,7 +203,7 @@ class _Measurement:
             prices[form] = divergence / total if total > 0 else 0.0
         return {
             m.path: [
-                Choice(
+                FormatCost(
                     form,
                     form.nbytes(m.size // m.inputs, m.inputs),
                     prices[self._nearest(form)] * error(m, form),

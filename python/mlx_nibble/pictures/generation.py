@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.rates import Row, rows
+from mlx_nibble.bench.rates import ModelRow, rows
 from mlx_nibble.pictures.style import (
     PALE,
     card,
@@ -25,7 +25,7 @@ _MEASURES = {"prompt": "prompt tokens per second", "decode": "new tokens per sec
 _PANEL = (3.8, 2.9)
 _AXES = ("batch", "context")
 
-_Place = Callable[[Row], int]
+_Place = Callable[[ModelRow], int]
 
 
 def over_batch(capsule: Capsule) -> Figure | None:
@@ -42,7 +42,7 @@ def over_context(capsule: Capsule) -> Figure | None:
     """Draw a column for each batch and for speculation; None if only one context."""
     found = list(rows(capsule))
 
-    def kind(row: Row) -> tuple[bool, int]:
+    def kind(row: ModelRow) -> tuple[bool, int]:
         return row.case.mode == "speculative", row.case.batch
 
     panels = [
@@ -72,7 +72,7 @@ def title(capsule: Capsule) -> str:
 
 def _figure(
     capsule: Capsule,
-    panels: Sequence[tuple[str, list[Row]]],
+    panels: Sequence[tuple[str, list[ModelRow]]],
     place: _Place,
     label: str,
 ) -> Figure | None:
@@ -84,7 +84,7 @@ def _figure(
 
 def _draw(
     capsule: Capsule,
-    panels: Sequence[tuple[str, list[Row]]],
+    panels: Sequence[tuple[str, list[ModelRow]]],
     place: _Place,
     label: str,
 ) -> Figure:
@@ -112,7 +112,9 @@ def _draw(
     return figure
 
 
-def _panel(axis: Any, points: list[Row], names: Sequence[str], place: _Place) -> None:
+def _panel(
+    axis: Any, points: list[ModelRow], names: Sequence[str], place: _Place
+) -> None:
     """Draw the curves of one panel, and say which candidates have none."""
     missing = []
     for name in names:

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.kernels import Row, rows
+from mlx_nibble.bench.kernels import ProductRow, rows
 from mlx_nibble.pictures.style import (
     PALE,
     card,
@@ -46,7 +46,7 @@ class _Panel:
     """
 
     title: str
-    curves: dict[str, list[Row]]
+    curves: dict[str, list[ProductRow]]
 
 
 def overview(capsule: Capsule) -> Figure:
@@ -105,12 +105,12 @@ def title(capsule: Capsule) -> str:
     return f"Quantized products, {which}{kept} weights"
 
 
-def _shape(row: Row) -> str:
+def _shape(row: ProductRow) -> str:
     case = row.case
     return f"{case.N} × {case.K}, {case.bits} bits g{case.group_size}, {case.dtype}"
 
 
-def _panels(found: list[Row]) -> list[_Panel]:
+def _panels(found: list[ProductRow]) -> list[_Panel]:
     """Return a panel for each shape, or two: exact and int8 activations."""
     names = in_order(row.name for row in found)
     halves = {"": names}
@@ -119,7 +119,9 @@ def _panels(found: list[Row]) -> list[_Panel]:
             "exact activations": [n for n in names if n == _READ or not is_int8(n)],
             "int8 activations": [n for n in names if n == _READ or is_int8(n)],
         }
-    curves: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    curves: dict[str, dict[str, list[ProductRow]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for row in sorted(found, key=lambda row: row.case.rows):
         curves[_shape(row)][row.name].append(row)
     return [
@@ -180,7 +182,7 @@ def _speed(figure: Any, capsule: Capsule, panels: list[_Panel]) -> None:
 
 
 def _curve(
-    axis: Axes, points: list[Row], drawn: dict[str, Any], peak: float | None
+    axis: Axes, points: list[ProductRow], drawn: dict[str, Any], peak: float | None
 ) -> None:
     """Draw one candidate; `peak` also bounds it by operations per second."""
     count = np.array([row.case.rows for row in points])
@@ -197,7 +199,7 @@ def _curve(
     )
 
 
-def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
+def _roofline(axis: Axes, capsule: Capsule, found: list[ProductRow]) -> None:
     bandwidth = capsule["peaks"]["read_bytes_per_second"]
     peak = capsule["peaks"]["flops_per_second"]
     seen = []
@@ -224,7 +226,7 @@ def _roofline(axis: Axes, capsule: Capsule, found: list[Row]) -> None:
         axis.legend(loc="center right")
 
 
-def _ratios(axis: Axes, found: list[Row]) -> None:
+def _ratios(axis: Axes, found: list[ProductRow]) -> None:
     shapes = list(dict.fromkeys(_shape(row) for row in found))
     counts = sorted({row.case.rows for row in found if row.name == "mlx"})
     cells = np.full((len(shapes), len(counts)), np.nan)

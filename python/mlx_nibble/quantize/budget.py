@@ -10,7 +10,7 @@ from mlx_nibble.formats import Format
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormatCost:
     """One way to store a matrix.
 
     Attributes:
@@ -24,7 +24,7 @@ class Choice:
     loss: float
 
 
-def solve(choices: Mapping[str, list[Choice]], budget: int) -> dict[str, Format]:
+def solve(choices: Mapping[str, list[FormatCost]], budget: int) -> dict[str, Format]:
     """The formats of least total loss within a budget of bytes.
 
     Greedy on the lower convex hull of each matrix's choices: bytes are spent where
@@ -68,14 +68,14 @@ def solve(choices: Mapping[str, list[Choice]], budget: int) -> dict[str, Format]
     return {path: hulls[path][at].form for path, at in chosen.items()}
 
 
-def _slope(a: Choice, b: Choice) -> float:
+def _slope(a: FormatCost, b: FormatCost) -> float:
     """Loss a byte: negative, for b is larger and loses less."""
     return (b.loss - a.loss) / (b.nbytes - a.nbytes)
 
 
-def _hull(options: list[Choice]) -> list[Choice]:
+def _hull(options: list[FormatCost]) -> list[FormatCost]:
     """The choices that are best for some price of a byte, from small to large."""
-    hull: list[Choice] = []
+    hull: list[FormatCost] = []
     for option in sorted(options, key=lambda c: (c.nbytes, c.loss)):
         if hull and option.loss >= hull[-1].loss:
             continue

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_nibble import _native, ops
 from mlx_nibble.acceleration import symmetric
 from mlx_nibble.bench.machine import device
-from mlx_nibble.bench.products import DTYPES, Case
+from mlx_nibble.bench.products import DTYPES, ProductCase
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.io.checkpoint import read_checkpoint
 from mlx_nibble.machine import tuned_table
@@ -26,7 +26,7 @@ SCALE_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True)
-class Problem(Case):
+class Problem(ProductCase):
     """A product, with all that its choice depends on.
 
     Attributes:

@@ -12,9 +12,10 @@ import mlx.core as mx
 from mlx_nibble import _native, ops
 from mlx_nibble.bench import products
 from mlx_nibble.bench.products import Pools
-from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Passes
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX
+from mlx_nibble.progress import Progress
 from mlx_nibble.tune.decide import PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
 
@@ -29,9 +30,6 @@ _HOPELESS_CALL = 3.0
 _HOPELESS_FEWER_ROWS = 1.5
 # A first call of less may be mostly what is only done once.
 _FIRST_CALL = 0.2
-
-Progress = Callable[[str, int], None]
-"""Called with what is done, and how many steps of :func:`measure` are done."""
 
 Choose = Callable[[Mapping[str, Passes]], str]
 """Names a candidate, by the samples so far."""
@@ -50,8 +48,8 @@ class Contest:
         disturbed: Passes that were dropped.
     """
 
-    active: dict[str, Candidate] = field(default_factory=dict)
-    everyone: dict[str, Candidate] = field(default_factory=dict)
+    active: dict[str, ChainCandidate] = field(default_factory=dict)
+    everyone: dict[str, ChainCandidate] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
     disturbed: int = 0
@@ -112,7 +110,7 @@ def measure(
     pools = Pools(hot=False)
     contests = {problem: Contest() for problem in problems}
     slow_mlx = 0.0
-    measured = list(problems)
+    measured, total = list(problems), steps(problems)
     for number in range(PASSES[-1]):
         if number in PASSES:
             measured = [p for p in measured if not contests[p].settled(choose)]
@@ -122,7 +120,7 @@ def measure(
         pools.renew()
         for index, problem in enumerate(measured):
             step = min(number, PASSES[0]) * len(problems) + index
-            progress(describe(problem), min(step, steps(problems)))
+            progress(describe(problem), min(step, total), total)
             contest = contests[problem]
             if number == 0:
                 slow_mlx = max(
@@ -149,14 +147,14 @@ def _enter(
 ) -> float:
     """Warm up all candidates; returns the seconds of MLX's, if it was tried."""
     own, mlx_seconds = 0.0, 0.0
-    entrants = dict(_entrants(problem))
-    contest.kept = frozenset({next(iter(entrants)), *others(problem)})
-    entrants |= others(problem)
-    for name, number in entrants.items():
+    candidates = dict(_candidates(problem))
+    contest.kept = frozenset({next(iter(candidates)), *others(problem)})
+    candidates |= others(problem)
+    for name, number in candidates.items():
         pool = partial(pools.take, problem, "quantized")
         pool()
         chain = products.chain(problem, _product(problem, number), pool)
-        candidate = Candidate(chain)
+        candidate = ChainCandidate(chain)
         if name != LEAVE_TO_MLX:
             seconds = warm_up(candidate, float("inf"))
             own = own or seconds
@@ -172,7 +170,7 @@ def _enter(
     return mlx_seconds
 
 
-def _try(candidate: Candidate, limit: float) -> float:
+def _try(candidate: ChainCandidate, limit: float) -> float:
     """Seconds of one product, the second if the first may owe to being the first."""
     seconds = warm_up(candidate, limit)
     if limit < seconds < _FIRST_CALL:
@@ -180,7 +178,7 @@ def _try(candidate: Candidate, limit: float) -> float:
     return seconds
 
 
-def _entrants(problem: Problem) -> Iterator[tuple[str, int]]:
+def _candidates(problem: Problem) -> Iterator[tuple[str, int]]:
     """All candidates, by name, as tables that say nothing but to take them."""
     assert _native.ext is not None
     for name in problem.candidates():

