@@ -253,7 +253,7 @@ def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
             "[CPU](docs/results/cpu.md)",
         ),
         (
-            "perplexity that 4 bits add, groups of 64",
+            "perplexity that 4 bits add to SmolLM2, groups of 64",
             f"**{increase[0]:+.1%}**",
             f"`mlx_lm.convert`: {increase[1]:+.1%}",
             "[quantization](docs/results/quantization.md)",
