@@ -19,6 +19,7 @@ COMMAND = re.compile(
 )
 # A test asserts these.
 ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
+SCHEMA = readme.ROOT / "docs" / "capsule.schema.json"
 CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
 # Computed, not measured: the text says how.
 COMPUTED = {("formats.md", "## Bytes")}
@@ -75,7 +76,7 @@ def test_every_capsule_that_is_named_is_there(path):
 
 
 def test_the_capsules_of_the_common_form_are_as_the_schema_says():
-    schema = json.loads((readme.ROOT / "docs" / "capsule.schema.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
     made = {p.stem: json.loads(p.read_text()) for p in readme.CAPSULES.glob("*.json")}
     common = {name for name, found in made.items() if "schema" in found}
     assert common >= {"cpu", "demo", "generation", "llama", "matmul", "tune"}
