@@ -3,9 +3,9 @@
     python -m bench.quantization FOLDER [ROW...]
 
 FOLDER holds the float16 model `smol` and the texts `moby.txt` and `sotu.txt`;
-docs/quantization.md tells how they are made. A row without a folder is converted
-first; an evaluated row is not evaluated again. Results go to
-bench/capsules/quantization.json, and from there into docs/quantization.md;
+docs/results/quantization.md tells how they are made. A row without a folder is
+converted first; an evaluated row is not evaluated again. Results go to
+bench/capsules/quantization.json, and from there into docs/results/quantization.md;
 bench.redraw draws them.
 """
 
@@ -34,7 +34,7 @@ from mlx_nibble.lm import load_for_evaluation
 
 ROOT = Path(__file__).parents[1]
 CAPSULE = ROOT / "bench" / "capsules" / "quantization.json"
-DOCUMENT = ROOT / "docs" / "quantization.md"
+DOCUMENT = ROOT / "docs" / "results" / "quantization.md"
 BEGIN = "<!-- measured: python -m bench.quantization -->"
 END = "<!-- /measured -->"
 TEXTS = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
@@ -128,7 +128,7 @@ def write(results: dict[str, Any]) -> None:
 
 def table(results: dict[str, Any]) -> str:
     lines = [
-        "| | bits per weight | State of the Union | KL | Python docs | KL |",
+        "| | bits a weight | State of the Union | KL | Python docs | KL |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     reference = next(iter(results.values()))
