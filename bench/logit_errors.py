@@ -1,6 +1,6 @@
 """Measures the errors of the logits of whole models, ours and stock MLX's.
 
-    python -m bench.logit_errors    # prints the table of docs/numerics.md
+    python -m bench.logit_errors    # prints the table of docs/results/numerics.md
 
 The reference is the float64 evaluation of the same dequantized weights, for tiny random
 models of each family. No time is measured. Prints geometric means over models and

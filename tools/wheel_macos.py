@@ -1,7 +1,7 @@
 """Builds and checks the macOS arm64 wheel on Linux: `make wheel-macos`.
 
-Needs the `dev` extra and LLVM's Mach-O linker (Debian: lld-19). docs/portability.md
-states the limits of the checks.
+Needs the `dev` extra and LLVM's Mach-O linker (Debian: lld-19). The limits of the
+checks are in docs/internals/portability.md.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from mlx_nibble.bench.statistics import Change, change, change_in_turns
 OURS = "nibble"
 """Name of our candidates; other modes of ours add words to it."""
 # Runs of one binary differ by up to 12 %, although the passes of each run agree: the
-# place of its pages in memory changes with the process (docs/bench.md has the numbers).
+# place of pages in memory changes with the process (docs/results/method.md).
 LEAST_CHANGE = 0.15
 # Builds that take turns, each pass in a new process, differ less: in 20 pairs of one
 # build no product differed by more (tests/unit/bench/test_bench_in_turns.py).

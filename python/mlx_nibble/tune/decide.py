@@ -9,7 +9,7 @@ from mlx_nibble.machine.tuned_table import Choice
 
 LEAST_GAIN = 0.02
 """A candidate must beat the planner's own choice by this much, as a factor beyond 1.
-One run shows no smaller difference (docs/bench.md)."""
+One run shows no smaller difference (docs/results/method.md)."""
 
 PASSES = (12, 24, 48, 96)
 """Candidates that can no longer win are dropped after each of these numbers of passes.

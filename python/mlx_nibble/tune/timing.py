@@ -121,7 +121,7 @@ def measure(
             measured = [p for p in measured if not contests[p].settled(choose)]
             if not measured:
                 break
-        # Each pass gets new memory (docs/bench.md).
+        # Each pass gets new memory (docs/results/method.md).
         pools.renew()
         for index, problem in enumerate(measured):
             step = min(number, PASSES[0]) * len(problems) + index
