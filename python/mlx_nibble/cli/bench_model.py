@@ -159,8 +159,8 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
                 )
             if other.vocab_size != tokenizer.vocab_size:
                 raise ValueError(
-                    "[bench] the draft model must have the model's vocabulary, of "
-                    f"{tokenizer.vocab_size} tokens, but has {other.vocab_size}."
+                    "[bench] the draft model must have the model's vocabulary of "
+                    f"{tokenizer.vocab_size} tokens but got {other.vocab_size}."
                 )
             models.append(draft)
         text = encode(tokenizer, read_text(BUILT_IN)[: _characters(args)])

@@ -71,8 +71,8 @@ def _write_report(path: str, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise OSError(
-            f"[doctor] a file that can be written was required but {path!r} cannot: "
-            f"{error.strerror}."
+            f"[doctor] a file that can be written was required but got "
+            f"{path!r}: {error.strerror}."
         ) from error
     err.print(f"wrote {path}; please attach it to an issue", soft_wrap=True)
 
