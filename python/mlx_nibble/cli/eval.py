@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
@@ -89,7 +90,8 @@ def _evaluate(
     args: argparse.Namespace, name: str, text: str, reference: Any
 ) -> Evaluation:
     with hub_errors("eval"):
-        model, tokenizer = load_for_evaluation(name, activations.setting(args))
+        settings = Settings(activations.setting(args))
+        model, tokenizer = load_for_evaluation(name, settings)
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

@@ -19,7 +19,7 @@ from mlx_nibble.conversion.quantizer import Plan, quantize_model
 from mlx_nibble.conversion.sensitivity import sensitivity
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.evaluation.text import encode, read_text
-from mlx_nibble.formats import GROUP_SIZES, Format
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS, Format
 from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.layerwise.layers import Matrix, matrices, parameters
@@ -84,6 +84,11 @@ class Options:
     calibration: Calibration = field(default_factory=Calibration)
     symmetric: bool = False
     dtype: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """One of :data:`mlx_nibble.formats.MODES`."""
+        return "symmetric" if self.symmetric else "affine"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -196,14 +201,14 @@ def make_plan(
     if not found:
         raise ValueError("[convert] the model has no matrix that can be quantized.")
     dtype = options.dtype or _dtype_name(found[0].module["weight"].dtype)
-    base = Format(options.bits, options.group_size, dtype, options.symmetric)
+    base = Format(options.bits, options.group_size, dtype, options.mode)
     if options.target_bpw is None:
         shapes = {m.path: m.shape for m in found}
         return RECIPES[options.recipe](shapes, base), {}
     # Two bits below the mean cost more than they buy elsewhere: on SmolLM2 a plan of
     # 5 bits that was let use 2 and 3 lost more than 4 bits throughout.
     fewest = min(max(2, int(options.target_bpw) - 1), 8)
-    widths = [bits for bits in (2, 3, 4, 5, 6, 8) if bits >= fewest]
+    widths = [bits for bits in SUPPORTED_BITS if bits >= fewest]
     forms = [replace(base, bits=b, group_size=g) for b in widths for g in GROUP_SIZES]
     smallest = replace(base, bits=widths[0], group_size=GROUP_SIZES[-1])
     budget = _budget(model, found, options.target_bpw, smallest)
@@ -249,19 +254,11 @@ def _budget(
 
 def quantization_entry(plan: Plan, options: Options) -> dict[str, Any]:
     """The `quantization` of config.json, with an entry for each that differs."""
-    entry: dict[str, Any] = {
-        "group_size": options.group_size,
-        "bits": options.bits,
-        "mode": "affine",
-    }
+    entry = Format(options.bits, options.group_size, mode=options.mode).config
     usual = (options.bits, options.group_size)
     for path, form in plan.items():
         if (form.bits, form.group_size) != usual:
-            entry[path] = {
-                "group_size": form.group_size,
-                "bits": form.bits,
-                "mode": "affine",
-            }
+            entry[path] = form.config
     return entry
 
 

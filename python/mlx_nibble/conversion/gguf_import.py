@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nibble.formats import SCALE_DTYPES
 from mlx_nibble.io.checkpoint import save_json, save_weights
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.io.gguf import GGUF, read_gguf
@@ -22,8 +23,6 @@ from mlx_nibble.io.gguf_llama import (
 )
 from mlx_nibble.io.gguf_tokenizer import build_tokenizer, tokenizer_config
 from mlx_nibble.progress import Progress, silent
-
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def import_gguf(
     Args:
         source: The GGUF file.
         out: The folder to make; it must not exist.
-        dtype: One of ``DTYPES``: round scales, offsets and plain tensors to it.
+        dtype: One of ``SCALE_DTYPES``: round scales, offsets and plain tensors to it.
         progress: Called with the bytes read so far and the bytes of the file.
 
     Returns:
@@ -75,8 +74,10 @@ def import_gguf(
         ValueError: If the file is malformed or not supported, or ``out`` exists.
         OSError: If a file cannot be read or written.
     """
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"[convert] dtype must be one of {DTYPES} but got {dtype!r}.")
+    if dtype not in (None, *SCALE_DTYPES):
+        raise ValueError(
+            f"[convert] dtype must be one of {SCALE_DTYPES} but got {dtype!r}."
+        )
     file = read_gguf(source)
     config = llama_config(file)
     names = llama_tensors(file, config)

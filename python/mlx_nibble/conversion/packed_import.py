@@ -282,7 +282,7 @@ class _Import:
         usual = max(set(kinds), key=kinds.count)
 
         def entry(kind: tuple[int, int]) -> dict[str, Any]:
-            return {"group_size": kind[0], "bits": kind[1], "mode": "affine"}
+            return Format(kind[1], kind[0]).config
 
         own = zip(self.done, kinds, strict=True)
         return entry(usual) | {p: entry(k) for p, k in own if k != usual}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_nibble.formats import Format
 from mlx_nibble.io.gguf import GGUF, fail
 from mlx_nibble.io.gguf_blocks import GROUP_SIZE, Affine
 
@@ -171,7 +172,7 @@ def quantization_config(bits: dict[str, int]) -> dict[str, Any]:
         bits: Module path to bits, of the quantized modules.
     """
     common = Counter(bits.values()).most_common(1)[0][0]
-    form = {"group_size": GROUP_SIZE, "bits": common, "mode": "affine"}
+    form = Format(common, GROUP_SIZE).config
     overrides = {
         path: {**form, "bits": width} for path, width in bits.items() if width != common
     }
