@@ -22,8 +22,8 @@ from mlx_lm import load
 from mlx_nibble import lm
 from mlx_nibble.bench import side_by_side
 from mlx_nibble.evaluation.reference import llama_logits
-from mlx_nibble.io.gguf import read_gguf
-from mlx_nibble.io.gguf_blocks import Affine, read_tensor
+from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
 from tests.e2e.llama_oracle import Llama
 from tests.support.tolerance import relative_rms
 

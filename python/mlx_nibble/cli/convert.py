@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.conversion.gguf_import import DTYPES, import_gguf
+from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
-from mlx_nibble.formats import BITS, GROUP_SIZES
+from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mlx-path", metavar="OUT", help="mlx-lm's name for OUT")
     add(
         "--dtype",
-        choices=DTYPES,
+        choices=SCALE_DTYPES,
         help="round scales, offsets and all that is not quantized to this type "
         "(default: the smallest that holds them exactly, or the model's)",
     )
@@ -150,7 +150,8 @@ def _import_packed(args: argparse.Namespace, source: str, folder: str) -> None:
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
-    from mlx_nibble.conversion.convert import Calibration, Options, convert
+    from mlx_nibble.conversion.convert import convert
+    from mlx_nibble.conversion.options import Calibration, Options
     from mlx_nibble.evaluation import plot
 
     picture = None if args.plot is None else plot.require_picture(args.plot)

@@ -13,10 +13,9 @@ from mlx_nibble.cli import activations
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.evaluation import plot
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import Estimate, Evaluation, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import encode, read_text
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
 
 

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_nibble.conversion.awq import fold_scales
+from mlx_nibble.conversion.awq_layer import fold_scales
 from mlx_nibble.conversion.fold import folds
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.workspace import Workspace

@@ -12,11 +12,12 @@ import pytest
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.sensitivity import sensitivity
 from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.evaluation.calibration_text import batches
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import fast_dense
-from mlx_nibble.layerwise.layers import matrices
-from mlx_nibble.layerwise.stream import LayerStream, batches
+from mlx_nibble.layerwise.matrices import matrices
+from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.quantize.method import Method
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.io.gguf import read_gguf
-from mlx_nibble.io.gguf_blocks import Affine, read_tensor
+from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
 from tests.support.gguf_writer import (
     TYPE_NUMBER,
     Tensor,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from mlx_nibble.formats import Format
-from mlx_nibble.layerwise.layers import matrices
+from mlx_nibble.layerwise.matrices import matrices
 from mlx_nibble.quantize.budget import Choice, solve
 from mlx_nibble.quantize.recipes import RECIPES
 from tests.support import tiny_models
