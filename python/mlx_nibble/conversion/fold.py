@@ -57,7 +57,7 @@ class Fold:
         return (total / np.maximum(count, 1))[self.index]
 
     def apply(self, s: np.ndarray) -> None:
-        """Multiply the consumers' columns by s, `[K]`, and divide the producer's rows."""
+        """Multiply the consumers' columns by s, `[K]`; divide the producer's rows."""
         for module in self.consumers.values():
             module["weight"] = module["weight"] * mx.array(s)
         weight = self.producer["weight"]

@@ -135,9 +135,7 @@ class _Import:
         mark = f".{self.layout.codes}"
         self.paths = [k.removesuffix(mark) for k in tensors if k.endswith(mark)]
         if not self.paths:
-            raise ValueError(
-                f"[import] {method} weights are required but none is there."
-            )
+            raise ValueError(f"[import] {method} weights are required but got none.")
         scales = tensors[f"{self.paths[0]}.{self.layout.scales}"]
         self.dtype = dtype_name(scales.dtype)
         parts = {f"{p}.{part}" for p in self.paths for part in self.layout.parts}

@@ -57,7 +57,7 @@ class Workspace:
         self.save_record("plan", plan)
 
     def save_part(self, name: str, arrays: Mapping[str, mx.array]) -> None:
-        """Write the arrays of a finished layer, or of the modules outside the layers."""
+        """Write the arrays of a finished layer, or of the modules outside."""
         self._save(f"{name}.safetensors", arrays)
 
     def has_part(self, name: str) -> bool:

@@ -86,9 +86,7 @@ def evaluate(
             collected.append(_per_token(log_p, log_r, np.array(tokens)[:, 1:]))
             progress(i + 1)
     if not collected:
-        raise ValueError(
-            "[eval] at least one batch of tokens is required but got none."
-        )
+        raise ValueError("[eval] a batch of tokens is required but got none.")
     samples = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
     loss = samples["loss"]
     if reference is None:

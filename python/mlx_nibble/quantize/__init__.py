@@ -1,4 +1,4 @@
 """Quantizers: pure functions of arrays, without models and files.
 
-A weight is `[N, K]`, inputs along K. A Hessian `[K, K]` describes the inputs of a layer.
+A weight is `[N, K]`, inputs along K. A Hessian `[K, K]` describes a layer's inputs.
 """

@@ -1,11 +1,11 @@
 r"""Refinement of a quantized matrix, by coordinate descent.
 
 GPTQ fixes a code before the later ones are known. Here every code is set to its best
-value given all the others; then the scale and the bias of its group are; and so on in
-turns. With the gradient :math:`R = (W - \hat W) H`, the best real value of one weight is
-:math:`\hat w_j + R_j / H_{jj}`. The nearest level to it is the best code (Behdin et al.
-2023, "QuantEase"). Scale and bias of a group solve a 2 x 2 system. No step increases the
-error of the layer's output.
+value given all the others. Then the scale and the bias of its group are set, and so on
+in turns. With the gradient :math:`R = (W - \hat W) H`, the best real value of a weight
+is :math:`\hat w_j + R_j / H_{jj}`. The nearest level to it is the best code (Behdin et
+al. 2023, "QuantEase"). Scale and bias of a group solve a 2 x 2 system. No step
+increases the error of the layer's output.
 """
 
 from __future__ import annotations

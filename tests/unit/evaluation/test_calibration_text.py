@@ -45,7 +45,8 @@ def test_a_dataset_of_the_hub(tmp_path):
     (folder / "a.txt").write_text("a text")
     (dataset / "refs").mkdir()
     (dataset / "refs" / "main").write_text(revision)
-    code = "from mlx_nibble.evaluation.calibration_text import read_text as r; print(r({!r}))"
+    module = "mlx_nibble.evaluation.calibration_text"
+    code = f"from {module} import read_text as r; print(r({{!r}}))"
     result = subprocess.run(
         [sys.executable, "-c", code.format("hub:owner/texts/data/a.txt")],
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
