@@ -1,4 +1,4 @@
-"""Where texts to calibrate and evaluate on come from."""
+"""The sources of texts for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_parquet(tmp_path):
 
 
 def test_a_dataset_of_the_hub(tmp_path):
-    """From the Hub's own cache, offline: the download is not ours to test."""
+    """Read from the Hub's own cache, offline: the download is not our code."""
     dataset = tmp_path / "hub" / "datasets--owner--texts"
     revision = "0" * 40
     folder = dataset / "snapshots" / revision / "data"
