@@ -20,7 +20,7 @@ class Estimate:
 
     @staticmethod
     def of(samples: np.ndarray) -> Estimate:
-        """Estimate from independent samples; neighbouring tokens are nearly so."""
+        """Estimate from independent samples, which neighbouring tokens nearly are."""
         if len(samples) < 2:
             return Estimate(float(samples.mean()), float("nan"))
         spread = float(samples.std(ddof=1))
@@ -113,7 +113,7 @@ def _exponential(samples: np.ndarray) -> Estimate:
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:
-    """Return log-probabilities `[B, L - 1, V]` of all but the last position."""
+    """Return log-probabilities of all but the last position, float32 `[B, L-1, V]`."""
     x = to_numpy(logits[:, :-1])
     x = x - x.max(-1, keepdims=True)
     x -= np.log(np.exp(x).sum(-1, keepdims=True))

@@ -25,7 +25,7 @@ class MatrixBytes:
     """One matrix or plain tensor.
 
     Attributes:
-        path: Its path in the model.
+        path: Path in the model.
         shape: Shape of the dequantized weights.
         weights: Bytes of the codes, or of the plain values.
         scales: Bytes of the scales.
@@ -73,10 +73,10 @@ class Inventory:
 
     @property
     def repacked(self) -> int:
-        """Upper bound of the bytes that ``repack=True`` adds on a CPU.
+        """Bytes that ``repack=True`` adds on a CPU, at most: copies of some matrices.
 
-        Matrices of 2, 4 and 8 bits are copied. An embedding that only looks up rows is
-        not copied. Padding of rows to multiples of 16 is not counted.
+        Matrices of 2, 4 and 8 bits are copied, except an embedding that only looks up
+        rows. The padding of rows to multiples of 16 is not counted.
         """
         return sum(
             row.nbytes for row in self.rows if row.label.startswith(_REPACKED_FORMATS)

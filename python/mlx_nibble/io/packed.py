@@ -15,7 +15,7 @@ from mlx_nibble.formats import Quantized, round_to, unpack
 # AutoAWQ interleaves the 8 columns of a word: its CUDA kernel reads even and odd
 # columns from halves. Nibble i is column _AWQ_ORDER[i].
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-# Widths whose codes never straddle two words, which is how GPTQ packs them here.
+# GPTQ's widths whose codes never straddle two words.
 _GPTQ_BITS = (2, 4, 8)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from mlx_nibble.layerwise.cpu_math import to_numpy
 from mlx_nibble.layerwise.intercept import Hook
 
-# An expert with fewer tokens than inputs has a Hessian of low rank. This share of the
-# mean over all experts, in tokens of an average expert, is added to each.
+# An expert with fewer tokens than inputs has a Hessian of low rank. Each Hessian gets
+# this share of the mean over all experts: a share of an average expert's tokens.
 _EXPERT_PRIOR = 0.1
 
 

@@ -58,11 +58,12 @@ def minmax(weight: np.ndarray, form: Format) -> Quantized:
 
 
 def symmetric(weight: np.ndarray, form: Format) -> Quantized:
-    """Round with a scale only: `q = round(w / s)`, from `-2**(bits-1)`.
+    """Round with a scale only: `q = round(w / s)`.
 
-    The scale is `max|w| / (2**(bits-1) - 1)`, so that nothing is clipped. The error of
-    an element is at most `scale / 2`, plus the rounding of the scale. The stored bias
-    is `-2**(bits-1) * scale`, which is exact in every type.
+    q is in `[-2**(bits-1), 2**(bits-1) - 1]`, and the scale is
+    `max|w| / (2**(bits-1) - 1)`, so that nothing is clipped. The error of an element is
+    at most `scale / 2`, plus the rounding of the scale. The stored bias is
+    `-2**(bits-1) * scale`, which is exact in every type.
     """
     w = _groups(weight, form)
     half = 2 ** (form.bits - 1)

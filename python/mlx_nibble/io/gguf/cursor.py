@@ -38,7 +38,7 @@ class Cursor:
             )
         data = self._file.read(count)
         if len(data) != count:
-            fail(f"the file became shorter while {what} was read.")
+            fail(f"the file must stay whole but became shorter while {what} was read.")
         self.position += count
         return data
 
