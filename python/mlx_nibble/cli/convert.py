@@ -137,7 +137,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
-    from mlx_nibble.conversion.convert import Calibration, Options, convert
+    from mlx_nibble.conversion.convert import convert
+    from mlx_nibble.conversion.options import Calibration, Options
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)

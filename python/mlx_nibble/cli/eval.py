@@ -18,10 +18,9 @@ from mlx_nibble.cli import activations
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import encode, read_text
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.pictures.path import require_picture
 
