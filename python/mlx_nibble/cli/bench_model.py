@@ -147,7 +147,7 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
     with err.status("Loading the model"), hub_errors("bench"):
         from mlx_nibble import lm
         from mlx_nibble.bench import generation, model, subject
-        from mlx_nibble.evaluation.text import BUILT_IN, encode, read_text
+        from mlx_nibble.evaluation.calibration_text import BUILT_IN, encode, read_text
 
         trust = args.trust_remote_code
         loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)

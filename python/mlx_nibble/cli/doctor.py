@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_nibble import __version__, _native
+from mlx_nibble import _native
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, run_progress
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.machine.diagnosis import Diagnosis, diagnose
-from mlx_nibble.machine.selfcheck import Machine
+from mlx_nibble.machine.verdicts import Machine
 
 REPORT = "nibble-report.json"
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     with run_progress() as progress:
         diagnosis = diagnose(
             _native.ext,
-            Machine.here(__version__),
+            Machine.here(),
             mx.metal.is_available(),
             args.all,
             progress,

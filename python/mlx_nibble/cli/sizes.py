@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (32, 64, 128)
-
 
 def product(text: str) -> tuple[int, ...]:
     """Read ``M,N,K``, or ``N,K`` for every number of rows."""
