@@ -1,4 +1,4 @@
-"""Sizes and formats in options."""
+"""Sizes in options."""
 
 from __future__ import annotations
 

@@ -59,6 +59,11 @@ class Options:
     symmetric: bool = False
     dtype: str | None = None
 
+    @property
+    def mode(self) -> str:
+        """One of :data:`mlx_nibble.formats.MODES`."""
+        return "symmetric" if self.symmetric else "affine"
+
     def __post_init__(self) -> None:
         """Check the values."""
         if self.recipe not in RECIPES:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_nibble.conversion.options import Options
 from mlx_nibble.conversion.sensitivity import sensitivity
 from mlx_nibble.conversion.workspace import Workspace
-from mlx_nibble.formats import BITS, GROUP_SIZES, Format
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS, Format
 from mlx_nibble.io.checkpoint import dtype_name
 from mlx_nibble.layerwise.matrices import Matrix, matrices, parameters
 from mlx_nibble.progress import Progress, silent
@@ -48,14 +48,14 @@ def make_plan(
             "[convert] the model must have a matrix that can be quantized but has none."
         )
     dtype = options.dtype or dtype_name(found[0].module["weight"].dtype)
-    base = Format(options.bits, options.group_size, dtype, options.symmetric)
+    base = Format(options.bits, options.group_size, dtype, options.mode)
     if options.target_bpw is None:
         shapes = {m.path: m.shape for m in found}
         return RECIPES[options.recipe](shapes, base), {}
     # Widths two bits below the mean cost more than they save elsewhere. On SmolLM2 a
     # plan of 5 bits with widths of 2 and 3 lost more than 4 bits throughout.
-    fewest = min(max(2, int(options.target_bpw) - 1), max(BITS))
-    widths = [bits for bits in BITS if bits >= fewest]
+    fewest = min(max(2, int(options.target_bpw) - 1), max(SUPPORTED_BITS))
+    widths = [bits for bits in SUPPORTED_BITS if bits >= fewest]
     forms = [replace(base, bits=b, group_size=g) for b in widths for g in GROUP_SIZES]
     smallest = replace(base, bits=widths[0], group_size=GROUP_SIZES[-1])
     budget = _budget(model, found, options.target_bpw, smallest)

@@ -56,9 +56,9 @@ def with_quantization(
         plan: Path of each quantized matrix to its format; one that is not `usual`
             gets an entry.
     """
-    entry = _settings(usual)
-    own = {path: _settings(form) for path, form in plan.items()}
-    entry |= {path: mine for path, mine in own.items() if mine != _settings(usual)}
+    own = {path: form.config for path, form in plan.items()}
+    entry = usual.config
+    entry |= {path: mine for path, mine in own.items() if mine != usual.config}
     # mlx-lm writes it twice: Hugging Face's tools read the second.
     return {**config, "quantization": entry, "quantization_config": entry}
 
@@ -74,7 +74,3 @@ def stored_settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     own = usual.get(path)
     stated = own if isinstance(own, dict) else usual
     return {key: stated.get(key, value) for key, value in _DEFAULTS.items()}
-
-
-def _settings(form: Format) -> dict[str, Any]:
-    return {**_DEFAULTS, "group_size": form.group_size, "bits": form.bits}
