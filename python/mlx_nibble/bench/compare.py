@@ -107,7 +107,7 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
         a, b = (c["settings"].get(name) for c in (before, after))
         if a != b:
             raise ValueError(
-                f"[compare] one value of {name!r} is required but got {a} and {b}."
+                f"[compare] the setting {name!r} must be the same but got {a} and {b}."
             )
     old, new = (dict(_measured(c)) for c in (before, after))
     both = [key for key in old if key in new]

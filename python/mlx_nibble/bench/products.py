@@ -75,8 +75,8 @@ class ProductCase:
         """
         if min(self.rows, self.N, self.K) < 1:
             raise ValueError(
-                f"[bench] positive M, N and K are required but got {self.rows}, "
-                f"{self.N} and {self.K}."
+                f"[bench] M, N and K must be positive but got {self.rows}, {self.N} "
+                f"and {self.K}."
             )
         if self.K % self.group_size:
             raise ValueError(

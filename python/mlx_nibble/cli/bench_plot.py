@@ -69,7 +69,7 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
         )
     if part not in PARTS[made["kind"]]:
         raise ValueError(
-            f"[plot] a part of a run of {made['kind']!r} must be one of "
+            f"[plot] the parts of a run of the kind {made['kind']!r} are "
             f"{', '.join(PARTS[made['kind']])} but got {part!r}."
         )
     if path.suffix == ".html":
