@@ -1,59 +1,46 @@
-"""Our CPU products, exact and with 8-bit activations, against MLX's and others'.
+"""Times our CPU products, exact and int8, against MLX's and other libraries'.
 
     python -m bench.against_cpu_libraries --model llama-3-8b --json cpu.json
     python -m bench.against_cpu_libraries --shape 4096,4096 --peers onnxruntime torch
     python -m bench.against_cpu_libraries --json cpu.json --at-most 150
 
-A file is written after each product and gone on with by the same command: what it
-holds is not measured again. ``--at-most`` ends a piece of a long run.
+The file is written after each product. The same command continues it and measures
+nothing twice; ``--at-most`` ends a part of a long run.
 
-4-bit weights; float32 activations, for the peer torch bfloat16. Scales are float16,
-as checkpoints have them, but where a peer wants others: MLX has float32, with which
-it is fastest, and llama.cpp's blocks are of 32. Peers are installed when they are
-first named, each into its own environment under build/peers. All take turns within
-one run, and a peer whose turn it is not is stopped: threads that wait by spinning
-would slow the next one down. A turn is some products, the first of them untimed.
-Ratios are to the fastest of the others: of exact products to MLX and what rounds no
-activations to 8 bits, of int8 to MLX and what does. Shares of the bandwidth are to a
-plain read that takes its turn among them, where weights are cold.
+Weights have 4 bits. Activations are float32, for the peer torch bfloat16. Scales are
+float16, as in checkpoints, with two exceptions: MLX has float32, with which it is
+fastest, and llama.cpp has blocks of 32. Peers are installed when they are first named,
+each into its own environment under build/peers.
+
+All candidates take turns within one run. Between its turns a peer is stopped: threads
+that wait by spinning would slow down the next one. A turn is several products, the
+first of them untimed. Exact products are compared with the fastest of MLX and the exact
+peers; int8 products with the fastest of MLX and the int8 peers. With cold weights,
+shares of the bandwidth refer to a plain read that takes turns with the products.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 
 import mlx.core as mx
 
 from bench import timing
-from mlx_nibble import ops
-from mlx_nibble.acceleration.repack import Copies
+from bench.own_products import READ, calls_of, candidates, one_matrix, weight_bytes
+from bench.peers import PEERS, Peer, peer_python, script
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
-from mlx_nibble.bench.products import Case, Pools, link
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
 
-# By the name of a peer, what pip installs. llama.cpp is built from its source, for
-# this processor.
-PEERS = {
-    "onnxruntime": ["onnxruntime==1.32.0", "onnx"],
-    "openvino": ["openvino==2026.4.1"],
-    "torch": ["torch==2.13.0+cpu"],
-    "llama.cpp": ["llama-cpp-python==0.3.36"],
-}
-# What of a peer takes part: its maker in cpu_peer.py, and whether it rounds
+# Candidates of each peer: its maker in peer_product.py, and whether it rounds
 # activations to 8 bits.
 MODES = {
     "onnxruntime": [("onnxruntime", False), ("onnxruntime", True)],
@@ -61,147 +48,38 @@ MODES = {
     "torch": [("torch", False)],
     "llama.cpp": [("llama.cpp Q4_0", True), ("llama.cpp Q4_1", True)],
 }
-# Ours, and whether they round activations to 8 bits.
+# Our candidates, and whether they round activations to 8 bits.
 MINE = {
     "nibble": False,
     "nibble repacked": False,
     "nibble int8": True,
     "nibble int8 repacked": True,
 }
-# Reads as many bytes as the weights have, from memory, on all cores.
-READ = "read"
-# Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
-# smallest of our shapes are more than a cache.
+# Most copies of a weight matrix: a peer's take time to make, and this number of copies
+# of our smallest shape exceeds a cache.
 MAX_COPIES = 256
-# With more rows than this little depends on where weights come from, and copies take a
-# peer long to make: all then have one matrix.
-COLD_ROWS = 32
-# Products of a turn, at most, and multiplications that one needs no company for.
-MAX_CALLS, CALL_PRODUCTS = 16, 2**31
-ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
-def peer_python(name: str) -> Path:
-    """The Python of the peer's environment, which is made if need be."""
-    home = ENVIRONMENTS / name
-    python = home / "bin" / "python"
-    done = home / "installed"
-    if not done.exists():
-        print(f"installing {name} into {home}", file=sys.stderr)
-        venv.create(home, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", "numpy", *PEERS[name]]
-        native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
-        subprocess.run(command, check=True, env=native)
-        done.touch()
-    return python
-
-
-class Peer:
-    """A peer's process, stopped between its turns. It measures itself."""
+class Product(Peer):
+    """A library's product, which times itself."""
 
     def __init__(self, name: str, maker: str, int8: bool, threads: int):
         self.int8 = int8
-        worker = Path(__file__).parent / "peer_product.py"
-        self._process = subprocess.Popen(
-            [peer_python(name), worker, maker, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, request: object) -> object:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        self._process.send_signal(signal.SIGCONT)
-        stdin.write(json.dumps(request) + "\n")
-        stdin.flush()
-        line = stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended")
-        self._process.send_signal(signal.SIGSTOP)
-        return json.loads(line)
+        super().__init__([peer_python(name), script("peer_product"), maker], threads)
 
     def turn(self, calls: int) -> Callable[[], float]:
+        """Return a turn of some products, after an untimed one."""
+
         def run() -> float:
             self.ask(1)
             return float(str(self.ask(calls)))
 
         return run
 
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-        self._process.communicate()
 
-
-def calls_of(case: Case) -> int:
-    products = case.rows * case.N * case.K
-    return max(1, min(MAX_CALLS, CALL_PRODUCTS // products))
-
-
-def one_matrix(case: Case, hot: bool) -> bool:
-    """Whether weights stay in the cache."""
-    return hot or case.rows > COLD_ROWS
-
-
-def candidates(case: Case, hot: bool) -> dict[str, Callable[[], float]]:
-    pool = Pools(one_matrix(case, hot)).copies(case, "quantized")
-    x = mx.random.normal((case.rows, case.K))
-    mx.eval(x)
-
-    def scaled(dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
-        own = [(w, s.astype(dtype), b.astype(dtype)) for w, s, b in pool]
-        mx.eval(own)
-        return own
-
-    form = (True, case.group_size, case.bits)
-
-    def turn(op, own: list[tuple[mx.array, ...]], **options) -> Callable[[], float]:
-        step = cycle(own)
-
-        def products(count: int) -> float:
-            before = time.perf_counter()
-            last = x
-            for _ in range(count):
-                # The next one may have this one's memory. Were all results kept, the
-                # system would clear new pages for most of them.
-                last = link(last, op(last, *next(step), *form, **options))
-            mx.eval(last)
-            return (time.perf_counter() - before) / count
-
-        def run() -> float:
-            products(1)
-            return products(calls_of(case))
-
-        return run
-
-    own, packed = scaled(mx.float16), scaled(mx.float16)
-    Copies((*weights, case.bits, case.group_size) for weights in packed)
-    for weights in packed:  # to have them made
-        mx.eval(ops.quantized_matmul(x[:1], *weights, *form))
-    int8 = {"activations": "int8"}
-    turns = {
-        "mlx": turn(mx.quantized_matmul, scaled(mx.float32)),
-        "nibble": turn(ops.quantized_matmul, own),
-        "nibble repacked": turn(ops.quantized_matmul, packed),
-        "nibble int8": turn(ops.quantized_matmul, own, **int8),
-        "nibble int8 repacked": turn(ops.quantized_matmul, packed, **int8),
-    }
-    return turns if hot else turns | {READ: reading(case)}
-
-
-def reading(case: Case) -> Callable[[], float]:
-    """In the same rounds as the products: the machine's pace changes by the second."""
-    read = peaks.reader()
-
-    def run() -> float:
-        before = time.perf_counter()
-        return weight_bytes(case) / read() * (time.perf_counter() - before)
-
-    return run
-
-
-def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dict:
+def measure(
+    case: ProductCase, args: argparse.Namespace, peers: dict[str, Product]
+) -> dict:
     turns = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
         del turns["mlx"]
@@ -224,13 +102,8 @@ def measure(case: Case, args: argparse.Namespace, peers: dict[str, Peer]) -> dic
     }
 
 
-def weight_bytes(case: Case) -> int:
-    """Of codes, and scales and biases of 16 bits."""
-    return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
-
-
 def row(
-    result: dict, peers: dict[str, Peer], bandwidth: float, peak: float
+    result: dict, peers: dict[str, Product], bandwidth: float, peak: float
 ) -> list[str]:
     case, taken = result["case"], timing.samples(result)
     operations = 2 * case["rows"] * case["N"] * case["K"]
@@ -260,7 +133,7 @@ def row(
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.against_cpu_libraries",
-        description="Our CPU products against MLX's and others'.",
+        description=__doc__.partition("\n")[0],
     )
     parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
     parser.add_argument("--shape", nargs="+", default=[], metavar="N,K")
@@ -268,23 +141,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 128, 512]
     )
     parser.add_argument(
-        "--mlx-rows", type=int, default=8, help="most rows that MLX, slow, is given"
+        "--mlx-rows", type=int, default=8, help="most rows for MLX, which is slow"
     )
     parser.add_argument("--group-size", type=int, default=64, choices=[32, 64, 128])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[])
     parser.add_argument("--hot", action="store_true", help="one matrix, in cache")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="to spend on each product"
+        "--seconds", type=float, default=3.0, help="time for each product"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write every sample, and go on where it ended"
+        "--json", metavar="FILE", help="write every sample; continue the file"
     )
     parser.add_argument(
         "--at-most",
         type=float,
         default=float("inf"),
         metavar="SECONDS",
-        help="begin no product after so long",
+        help="begin no product after this time",
     )
     return parser.parse_args(argv)
 
@@ -294,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     mx.set_default_device(mx.cpu)
     shapes = [tuple(int(d) for d in s.split(",")) for s in args.shape]
     peers = {
-        f"{maker} {'int8' if int8 else 'exact'}": Peer(name, maker, int8, threads())
+        f"{maker} {'int8' if int8 else 'exact'}": Product(name, maker, int8, threads())
         for name in args.peers
         for maker, int8 in MODES[name]
     }
@@ -302,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     made = started(args, argv or sys.argv[1:])
     made["peaks"] = made["peaks"] or asdict(most)
     cases = [
-        Case(rows, N, K, 4, args.group_size, "float32")
+        ProductCase(rows, N, K, 4, args.group_size, "float32")
         for N, K in shapes or MODELS[args.model]
         for rows in args.rows
     ]
@@ -321,11 +194,11 @@ def main(argv: list[str] | None = None) -> None:
         peer.close()
     report(made, peers, args)
     if left:
-        print(f"{len(left)} of {len(cases)} are left: the same command goes on")
+        print(f"{len(left)} of {len(cases)} are left: the same command continues")
 
 
 def started(args: argparse.Namespace, typed: list[str]) -> dict:
-    """The file's capsule, if it is of such a run and not complete; else a new one."""
+    """Return the file's capsule if it is of this run and incomplete, else a new one."""
     settings = {
         "hot": args.hot,
         "seconds": args.seconds,
@@ -343,7 +216,7 @@ def started(args: argparse.Namespace, typed: list[str]) -> dict:
     return made
 
 
-def report(made: dict, peers: dict[str, Peer], args: argparse.Namespace) -> None:
+def report(made: dict, peers: dict[str, Product], args: argparse.Namespace) -> None:
     bandwidth = made["peaks"]["read_bytes_per_second"]
     peak = made["peaks"]["flops_per_second"]
     heading = ["rows", "N", "K"]

@@ -1,12 +1,12 @@
-"""What quantizing costs: ours beside mlx-lm's own commands, on SmolLM2.
+"""Measures the loss of quantizing SmolLM2: ours beside mlx-lm's own commands.
 
     python -m bench.quantization FOLDER [ROW...]
 
 FOLDER holds the float16 model `smol` and the texts `moby.txt` and `sotu.txt`;
-docs/quantization.md tells how they are made. A row whose folder is missing is
-converted first, a row that was evaluated is not evaluated again. Results go to
-bench/capsules/quantization.json, and from there into docs/quantization.md and
-docs/images/quantization.{svg,png}.
+docs/results/quantization.md tells how they are made. A row without a folder is
+converted first; an evaluated row is not evaluated again. Results go to
+bench/capsules/quantization.json, and from there into docs/results/quantization.md;
+bench.redraw draws them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble.evaluation import plot
+from mlx_nibble.evaluation.calibration_text import batches, read_text
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import read_text
 from mlx_nibble.layerwise.cpu_math import fast_dense
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
 
 ROOT = Path(__file__).parents[1]
 CAPSULE = ROOT / "bench" / "capsules" / "quantization.json"
-DOCUMENT = ROOT / "docs" / "quantization.md"
-PICTURE = ROOT / "docs" / "images" / "quantization"
+DOCUMENT = ROOT / "docs" / "results" / "quantization.md"
 BEGIN = "<!-- measured: python -m bench.quantization -->"
 END = "<!-- /measured -->"
 TEXTS = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
@@ -44,8 +41,8 @@ SAMPLES, LENGTH = 4, 512
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table: how a folder of that name is made."""
+class Conversion:
+    """A row of the table, and the command that makes its folder."""
 
     label: str
     command: str
@@ -57,29 +54,29 @@ _PEER = (
     "--bits 4 --group-size 64 --sequence-length 512"
 )
 ROWS = {
-    "mlx": Row(
+    "mlx": Conversion(
         "`mlx_lm.convert -q`", "mlx_lm.convert --hf-path smol -q --mlx-path {name}"
     ),
-    "mlx-gptq": Row(
+    "mlx-gptq": Conversion(
         "`mlx_lm.gptq`",
         _PEER.format(kind="gptq") + " --num-samples 16 --fallback-bits 4",
     ),
-    "mlx-awq": Row(
+    "mlx-awq": Conversion(
         "`mlx_lm.awq`",
         _PEER.format(kind="awq") + " --num-samples 8 --embed-group-size 64",
     ),
-    "awq": Row("ours, `--method awq`", f"{_OURS} --method awq"),
-    "awq-gptq": Row("ours, `--method awq+gptq`", f"{_OURS} --method awq+gptq"),
-    "g64": Row("ours", _OURS),
-    "g64-64": Row("ours, 64 samples", _OURS.replace("32", "64")),
-    "g32": Row("ours, groups of 32", f"{_OURS} --q-group-size 32"),
-    "mix5": Row("ours, `--target-bpw 5`", f"{_OURS} --target-bpw 5"),
-    "b8": Row("ours, 8 bits", f"{_OURS} --q-bits 8"),
+    "awq": Conversion("ours, `--method awq`", f"{_OURS} --method awq"),
+    "awq-gptq": Conversion("ours, `--method awq+gptq`", f"{_OURS} --method awq+gptq"),
+    "g64": Conversion("ours", _OURS),
+    "g64-64": Conversion("ours, 64 samples", _OURS.replace("32", "64")),
+    "g32": Conversion("ours, groups of 32", f"{_OURS} --q-group-size 32"),
+    "mix5": Conversion("ours, `--target-bpw 5`", f"{_OURS} --target-bpw 5"),
+    "b8": Conversion("ours, 8 bits", f"{_OURS} --q-bits 8"),
 }
 
 
 def make(folder: Path, name: str) -> dict[str, Any]:
-    """Run a row's command; what it took."""
+    """Run a row's command; return its time and memory."""
     command = ROWS[name].command.format(name=name)
     program, *rest = shlex.split(command)
     binary = str(Path(sys.executable).with_name(program))
@@ -98,7 +95,7 @@ def make(folder: Path, name: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, names: list[str], results: dict[str, Any]) -> None:
-    """Evaluate rows on both texts; the reference's logits are computed once."""
+    """Evaluate rows on both texts; compute the reference's logits once."""
     for label, source in TEXTS.items():
         missing = [n for n in names if label not in results[n]]
         if not missing:
@@ -150,26 +147,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def document(text: str, results: dict[str, Any]) -> str:
-    """The document with its table made anew."""
+    """Return the document with a new table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     commands = [f"    {ROWS[n].command.format(name=n)}" for n in ROWS if n in results]
     made = "\n".join(commands)
     return f"{before}{BEGIN}\n{table(results)}\n\n{made}\n{END}{after}"
-
-
-def draw(results: dict[str, Any]) -> None:
-    points = [
-        plot.Point(
-            ROWS[name].label.replace("`", ""),
-            result["bits_per_weight"],
-            result["State of the Union"]["comparison"]["kl"]["mean"],
-            result["State of the Union"]["comparison"]["kl"]["error"],
-        )
-        for name, result in results.items()
-    ]
-    for suffix in plot.SUFFIXES:
-        plot.loss_against_size(points, PICTURE.with_suffix(suffix))
 
 
 def main() -> None:
@@ -187,7 +170,6 @@ def main() -> None:
     measure(args.folder, names, results)
     results = json.loads(CAPSULE.read_text())
     DOCUMENT.write_text(document(DOCUMENT.read_text(), results))
-    draw(results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The measured tables of README and docs, made from the capsules that are committed.
+"""The measured tables of README and docs, made from the committed capsules.
 
 python -m bench.readme        # rewrites them; a test checks that they agree
 """
@@ -6,69 +6,57 @@ python -m bench.readme        # rewrites them; a test checks that they agree
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import tables
 
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
-BEGIN = "<!-- measured: python -m bench.readme -->"
+RESULTS = ROOT / "docs" / "results"
+BEGIN = "<!-- measured: python -m bench.readme ({name}) -->"
 END = "<!-- /measured -->"
-CPU = ROOT / "docs" / "cpu.md"
-BENCH = ROOT / "docs" / "bench.md"
 
 
 def load(name: str) -> dict:
+    """Return a committed capsule."""
     return json.loads((CAPSULES / f"{name}.json").read_text())
 
 
-def measured() -> str:
-    made = [
-        tables.model_table(load("demo")),
-        tables.peer_table(load("llama"), load("int8")),
-        tables.matmul_table(load("matmul")),
-    ]
-    return "\n\n".join(made)
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {
+        "highlights": lambda: tables.highlights_table(
+            load("demo"), load("matmul"), load("quantization")
+        ),
+    },
+    RESULTS / "models.md": {
+        "demo": lambda: tables.model_table(load("demo")),
+        "peers": lambda: tables.peers_table(load("llama"), load("int8")),
+        "generation": lambda: tables.generation_table(load("generation")),
+    },
+    RESULTS / "cpu.md": {
+        "matmul": lambda: tables.matmul_table(load("matmul")),
+        "products": lambda: tables.products_table(load("cpu"), load("cpu_hot")),
+    },
+}
+"""The tables of each page, by the names of their places in it."""
 
 
-def rewrite(text: str) -> str:
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{measured()}\n{END}{after}"
-
-
-def rewrite_bench(text: str) -> str:
-    """docs/bench.md, with its table made anew."""
-    return blocks(text, {"generation": tables.generation_table(load("generation"))})
-
-
-def rewrite_cpu(text: str) -> str:
-    """docs/cpu.md, with its tables made anew."""
-    made = {
-        "products": tables.products_table(load("cpu"), load("cpu_hot")),
-        "models": tables.model_peers_table(load("llama")),
-    }
-    return blocks(text, made)
-
-
-def blocks(text: str, made: dict[str, str]) -> str:
-    """A text with its named tables in their places."""
-    for name, table in made.items():
-        begin = BEGIN.replace(" -->", f" ({name}) -->")
+def rewrite(path: Path) -> str:
+    """Return a page's text with its tables made anew."""
+    text = path.read_text()
+    for name, table in PAGES[path].items():
+        begin = BEGIN.format(name=name)
         before, rest = text.split(begin)
         after = rest.partition(END)[2]
-        text = f"{before}{begin}\n{table}\n{END}{after}"
+        text = f"{before}{begin}\n{table()}\n{END}{after}"
     return text
 
 
 def main() -> None:
-    documents = {
-        ROOT / "README.md": rewrite,
-        CPU: rewrite_cpu,
-        BENCH: rewrite_bench,
-    }
-    for path, made in documents.items():
-        path.write_text(made(path.read_text()))
+    """Rewrite all pages."""
+    for path in PAGES:
+        path.write_text(rewrite(path))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""The tables of README and docs, each a function of a capsule."""
+"""The tables of README and docs, each a function of capsules."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 from dataclasses import asdict
 
 from bench import timing
 from mlx_nibble.bench import kernels, rates
-from mlx_nibble.bench.side_by_side import Summary, tokens_per_second
-from mlx_nibble.bench.statistics import passes_needed
+from mlx_nibble.bench.side_by_side import tokens_per_second
+from mlx_nibble.bench.statistics import Estimate, passes_needed
 
-# Candidates of bench_cpu, as docs/cpu.md calls them.
+# Candidates of bench.against_cpu_libraries, with their labels.
 PRODUCTS = {
     "nibble": "exact",
     "nibble repacked": "exact, repacked",
@@ -26,13 +27,14 @@ PRODUCTS = {
     "llama.cpp Q4_1 int8": "llama.cpp Q4_1",
     "read": "a plain read of the weights",
 }
+# Candidates of bench.against_llama_cpp, with the table's label and loss of each.
 MODELS = {
-    "nibble int8 repacked": "int8, repacked",
-    "nibble int8": "int8",
-    "nibble repacked": "exact, repacked",
-    "nibble": "exact",
-    "llama.cpp": "llama.cpp, Q4_1",
-    "mlx": "stock MLX",
+    "nibble int8 repacked": ("`--activations int8 --repack`", "{rounded}"),
+    "nibble int8": ("`--activations int8`", "{rounded}"),
+    "nibble repacked": ("`--repack`", "the same"),
+    "nibble": ("mlx-nibble", "the same"),
+    "llama.cpp": ("llama.cpp", ""),
+    "mlx": ("MLX", ""),
 }
 PEAKS = ("read_bytes_per_second", "flops_per_second")
 # The picture has them all.
@@ -40,20 +42,29 @@ ROWS = (1, 8, 32, 128)
 PROMPTS = (128, 512)
 
 
-def spread(summary: Summary) -> str:
-    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
+def caption(text: str) -> str:
+    """Return a paragraph in the width of the documents."""
+    return textwrap.fill(text, 88, break_long_words=False, break_on_hyphens=False)
+
+
+def spread(summary: Estimate) -> str:
+    """Return a median with its lowest and highest sample."""
+    return f"{summary.value:.1f} ({summary.low:.1f}–{summary.high:.1f})"
 
 
 def model_table(capsule: dict) -> str:
+    """Return the demo's table: a prompt and an answer, MLX's and ours."""
     machine, settings = capsule["machine"], capsule["settings"]
     lines = [
-        f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} cores, "
-        f"mlx {capsule['versions']['mlx']}); medians of {settings['rounds']} "
-        "interleaved runs, lowest to highest; MLX in float32, its fastest "
-        f"configuration. Made by `{' '.join(capsule['command'])} > "
-        "bench/capsules/demo.json`.",
+        caption(
+            f"{settings['model']} on the CPU ({machine['cpu']}, {machine['cores']} "
+            f"cores, mlx {capsule['versions']['mlx']}); medians of "
+            f"{settings['rounds']} interleaved runs, lowest to highest; MLX in "
+            f"float32, its fastest configuration. Made by "
+            f"`{' '.join(capsule['command'])} > bench/capsules/demo.json`."
+        ),
         "",
-        "| tokens a second | MLX | mlx-nibble | faster |",
+        "| tokens per second | MLX | mlx-nibble | faster |",
         "| --- | --- | --- | --- |",
     ]
     prompt, decode = capsule["results"]
@@ -62,51 +73,57 @@ def model_table(capsule: dict) -> str:
         (f"decode, {settings['decode_tokens']}", decode),
     ):
         stock, ours = both(result)
-        ratio = ours.median / stock.median
+        ratio = ours.value / stock.value
         lines.append(
             f"| {label} | {spread(stock)} | {spread(ours)} | **{ratio:.1f}×** |"
         )
     return "\n".join(lines)
 
 
-def both(result: dict) -> tuple[Summary, Summary]:
-    """MLX's tokens a second and ours."""
+def both(result: dict) -> tuple[Estimate, Estimate]:
+    """Return MLX's tokens per second and ours."""
     candidates = result["candidates"]
     stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
     return stock, ours
 
 
-def peer_table(capsule: dict, int8: dict) -> str:
-    """Our modes beside llama.cpp and MLX, and what rounding activations costs."""
+def peers_table(capsule: dict, int8: dict) -> str:
+    """Return tokens per second, loss and memory of each mode, beside llama.cpp."""
     settings, growth = capsule["settings"], int8["comparison"]["increase"]
     lines = [
-        f"Beside llama.cpp ({settings['peers']['llama.cpp'][0]}, built for this "
-        f"machine; the same weights as Q4_1), {settings['threads']} threads each: "
-        f"medians of {settings['rounds']} interleaved turns, and of their ratios. Made "
-        f"by `{' '.join(capsule['command'])} --json bench/capsules/llama.json`; the "
-        f"perplexity, of {int8['tokens']} tokens, by `nibble eval FOLDER --reference "
-        "FOLDER --activations int8 --samples 16`.",
+        caption(
+            f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this "
+            f"machine, with the same weights as Q4_1; {settings['threads']} threads "
+            f"each. Medians of {settings['rounds']} interleaved turns, and of their "
+            f"ratios to llama.cpp. Made by `{' '.join(capsule['command'])} --json "
+            f"bench/capsules/llama.json`; the perplexity, of {int8['tokens']} tokens, "
+            "by `nibble eval FOLDER --reference FOLDER --activations int8 --samples "
+            "16`."
+        ),
         "",
-        "| tokens a second | prompt of 128 | prompt of 512 | decode | perplexity |",
-        "| --- | --- | --- | --- | --- |",
+        f"| tokens per second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} "
+        "| decode | perplexity | peak memory | arrays in it |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     rounded = f"{growth['mean']:+.2%} ± {growth['error']:.2%}"
-    for label, name, loss in (
-        ("`--activations int8 --repack`", "nibble int8 repacked", rounded),
-        ("`--activations int8`", "nibble int8", rounded),
-        ("`--repack`", "nibble repacked", "the same"),
-        ("mlx-nibble", "nibble", "the same"),
-        ("llama.cpp", "llama.cpp", ""),
-        ("MLX", "mlx", ""),
-    ):
-        cells = " | ".join(rates_beside(capsule, name))
-        lines.append(f"| {label} | {cells} | {loss} |")
+    for name, (label, loss) in MODELS.items():
+        cells = [*rates_beside(capsule, name), loss.format(rounded=rounded)]
+        for key in ("process_bytes", "peak_bytes"):
+            found = [
+                result["candidates"][name][key]
+                for result in capsule["results"]
+                if key in result["candidates"].get(name, {})
+            ]
+            cells.append(f"{found[0] / 1e6:.0f} MB" if found else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def rates_beside(capsule: dict, name: str) -> list[str]:
-    """Tokens a second of each prompt and of answers; of as many turns as llama.cpp
-    had, also how many times its."""
+    """Return tokens per second of each prompt and of answers.
+
+    With as many turns as llama.cpp had, each has its ratio to llama.cpp beside it.
+    """
     cells = []
     for case in (*(("prompt", p) for p in PROMPTS), ("decode", PROMPTS[0])):
         samples = timing.samples(result_of(capsule, *case))
@@ -123,24 +140,27 @@ def rates_beside(capsule: dict, name: str) -> list[str]:
 
 
 def result_of(capsule: dict, measure: str, context: int) -> dict:
-    """Of a model's capsule, one sequence."""
-    case = asdict(rates.Case.alone(measure, context))
+    """Return the result of one sequence in a model's capsule."""
+    case = asdict(rates.ModelCase.alone(measure, context))
     (result,) = (r for r in capsule["results"] if r["case"] == case)
     return result
 
 
 def matmul_table(capsule: dict) -> str:
+    """Return times of products, MLX's and ours, with shares of the machine's peaks."""
     case, peaks = capsule["results"][0]["case"], capsule["peaks"]
     bandwidth = peaks["read_bytes_per_second"]
     lines = [
-        f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
-        f"{case['dtype']}, weights cold; the same machine, which in the same run read "
-        f"{bandwidth / 1e9:.0f} GB/s and multiplied at "
-        f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
-        "ratios, with 95 % intervals. Made by "
-        f"`{' '.join(capsule['command'])}`.",
+        caption(
+            f"`quantized_matmul`, {case['bits']} bits, group {case['group_size']}, "
+            f"{case['dtype']}, weights cold; the same machine, which in the same run "
+            f"read {bandwidth / 1e9:.0f} GB/s and multiplied at "
+            f"{peaks['flops_per_second'] / 1e9:.0f} GFLOP/s. Medians of neighbouring "
+            "ratios, with 95 % intervals. Made by "
+            f"`{' '.join(capsule['command'])}`."
+        ),
         "",
-        "| N × K | rows | MLX | mlx-nibble | faster | of the reads | of the FMAs |",
+        "| N × K | rows | MLX | mlx-nibble | faster | share of reads | share of FMAs |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     ours = {}
@@ -162,7 +182,7 @@ def matmul_table(capsule: dict) -> str:
 
 
 def products_table(cold: dict, hot: dict) -> str:
-    """Milliseconds of a product, by candidate and rows."""
+    """Return milliseconds of a product, by candidate and rows."""
     medians = {
         (f"{result['case']['rows']}{suffix}"): {
             name: 1e3 * statistics.median(seconds)
@@ -189,51 +209,75 @@ def products_table(cold: dict, hot: dict) -> str:
 
 
 def milliseconds(value: float | None) -> str:
+    """Return milliseconds in two digits or more; nothing if there are none."""
     if value is None:
         return ""
     return f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
-def model_peers_table(capsule: dict) -> str:
-    """Tokens a second and memory, of each mode, beside llama.cpp."""
-    lines = [
-        f"| tokens a second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} | decode "
-        "| peak memory | of it arrays |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, label in MODELS.items():
-        cells = [cell.replace("**", "") for cell in rates_beside(capsule, name)]
-        for key in ("process_bytes", "peak_bytes"):
-            found = [
-                result["candidates"][name][key]
-                for result in capsule["results"]
-                if key in result["candidates"].get(name, {})
-            ]
-            cells.append(f"{found[0] / 1e6:.0f} MB" if found else "")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def headline(capsule: dict) -> str:
-    """What the first paragraph says, in its words."""
+    """Return the words of README's first paragraph that state the speed."""
     prompt, decode = (
-        ours.median / stock.median for stock, ours in map(both, capsule["results"])
+        ours.value / stock.value for stock, ours in map(both, capsule["results"])
     )
     return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
 
+def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
+    """Return README's three figures, each with the page that has the rest."""
+    prompt, decode = (
+        ours.value / stock.value for stock, ours in map(both, demo["results"])
+    )
+    faster = [
+        row.faster.value
+        for row in kernels.rows(matmul)
+        if row.name == "mlx" and (row.case.N, row.case.rows) in ((4096, 1), (4096, 128))
+    ]
+    increase = [
+        quantization[name]["State of the Union"]["comparison"]["increase"]["mean"]
+        for name in ("g64", "mlx")
+    ]
+    lines = ["| what | ours | beside | more |", "| --- | --- | --- | --- |"]
+    for cells in (
+        (
+            f"{demo['settings']['model']}: prompt of "
+            f"{demo['results'][0]['case']['context']}, and decode",
+            f"**{prompt:.1f}×** and **{decode:.1f}×** as fast",
+            "MLX alone",
+            "[models](docs/results/models.md)",
+        ),
+        (
+            "a 4-bit product, 4096 × 4096: 1 and 128 rows",
+            f"**{faster[0]:.1f}×** and **{faster[1]:.1f}×** as fast",
+            "MLX's operation",
+            "[CPU](docs/results/cpu.md)",
+        ),
+        (
+            "perplexity that 4 bits add to SmolLM2, groups of 64",
+            f"**{increase[0]:+.1%}**",
+            f"`mlx_lm.convert`: {increase[1]:+.1%}",
+            "[quantization](docs/results/quantization.md)",
+        ),
+    ):
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def generation_table(capsule: dict) -> str:
-    """Tokens a second over sequences at once, ours and MLX's."""
+    """Return tokens per second over sequences at once, ours and MLX's."""
     (context,) = {row.case.context for row in rates.rows(capsule)}
     lines = [
-        f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
-        f"{capsule['machine']['threads']} threads; prompts of {context} tokens, tokens "
-        "of all sequences a second, medians and, of enough passes, 95 % intervals:",
+        caption(
+            f"`{' '.join(capsule['command'])}`, {capsule['machine']['cpu']}, "
+            f"{capsule['machine']['threads']} threads; prompts of {context} tokens. "
+            "Tokens of all sequences per second; medians and, where there are enough "
+            "passes, 95 % intervals:"
+        ),
         "",
         "| | sequences | MLX | mlx-nibble | faster | first token | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    found: dict[rates.Case, dict[str, rates.Row]] = {}
+    found: dict[rates.ModelCase, dict[str, rates.ModelRow]] = {}
     for row in rates.rows(capsule):
         found.setdefault(row.case, {})[row.name] = row
     for case, by_name in found.items():
@@ -252,7 +296,8 @@ def generation_table(capsule: dict) -> str:
     return "\n".join(lines)
 
 
-def tokens_a_second(row: rates.Row) -> str:
+def tokens_a_second(row: rates.ModelRow) -> str:
+    """Return a row's rate, with its interval if it has enough passes."""
     rate = row.tokens_per_second
     text = f"{rate.value:.1f}"
     if row.passes < passes_needed():

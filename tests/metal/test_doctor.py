@@ -60,14 +60,16 @@ def test_common_checkpoints_need_fewer_kernels_than_there_are(ext, recorder):
     ext.kernels = recorder.kernels
     ext.trial = lambda kernel: None  # nothing is tried
     asked = []
-    diagnose(ext, MACHINE, gpu=True, progress=lambda done, total: asked.append(total))
+    diagnose(
+        ext, MACHINE, gpu=True, progress=lambda what, done, total: asked.append(total)
+    )
     some = asked[-1]
     diagnose(
         ext,
         MACHINE,
         gpu=True,
         everything=True,
-        progress=lambda done, total: asked.append(total),
+        progress=lambda what, done, total: asked.append(total),
     )
     assert 0 < some < asked[-1] == len(recorder.kernels())
 

@@ -1,4 +1,4 @@
-"""Measure products: ours, MLX's and the dense one, in turns, on cold weights."""
+"""Measures products in turns, with cold weights: ours, MLX's and the dense one."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ import mlx.core as mx
 
 from mlx_nibble.bench import peaks, products
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.products import Case, Pools
-from mlx_nibble.bench.schedule import Candidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Estimate, median, ratio
 from mlx_nibble.ops import DTYPES
+from mlx_nibble.progress import Progress
 
 PEERS = ("mlx", "dense")
-# A call of a candidate may take this many times the seconds that a product is given;
-# else the slowest decides how long all take.
+# A candidate whose call takes more than this many times the seconds of a product is
+# left out: the slowest candidate decides how long all take.
 _LONGEST_CALL = 2.0
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, and the steps done and of all."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to measure.
+class KernelOptions:
+    """Options of a run.
 
     Attributes:
         hot: Leave the weights in the cache.
-        seconds: To spend on each product, all candidates and passes together.
-        passes: Times to come round to each product.
-        peers: What to measure beside ours, of :data:`PEERS`.
+        seconds: Time for each product, all candidates and passes together.
+        passes: Number of passes over all products.
+        peers: Candidates beside ours, from :data:`PEERS`.
         null: Measure ours against itself: the noise.
     """
 
@@ -46,17 +44,20 @@ class Settings:
 
 
 def run(
-    cases: Sequence[Case], settings: Settings, capsule: Capsule, progress: Progress
+    cases: Sequence[ProductCase],
+    settings: KernelOptions,
+    capsule: Capsule,
+    progress: Progress,
 ) -> None:
     """Measure all cases into a capsule.
 
-    All that was measured is in the capsule even if the run is interrupted.
+    After an interruption the capsule holds the finished samples.
 
     Args:
-        cases: Products; those of one shape best stand together.
-        settings: How to measure.
-        capsule: Gets peaks and results.
-        progress: Is called before each step.
+        cases: Products; group those of one shape for speed.
+        settings: Options of the run.
+        capsule: Receives peaks and results.
+        progress: Called before each step.
     """
     for case in cases:
         case.check()
@@ -64,34 +65,34 @@ def run(
     progress("bandwidth and multiplications", 0, steps)
     capsule["peaks"] = asdict(peaks.measure(cases[0].dtype))
     pools = Pools(settings.hot)
-    entrants: dict[Case, dict[str, Candidate]] = {}
-    results: dict[Case, dict[str, Any]] = {}
+    candidates: dict[ProductCase, dict[str, ChainCandidate]] = {}
+    results: dict[ProductCase, dict[str, Any]] = {}
     slow: dict[tuple, float] = {}
     start = time.perf_counter()
     for number in range(settings.passes):
         pools.renew()
         for index, case in enumerate(cases):
             progress(describe(case), number * len(cases) + index, steps)
-            if case not in entrants:
-                entrants[case] = {}
+            if case not in candidates:
+                candidates[case] = {}
                 result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
                 for name, candidate in _enter(case, settings, pools, slow):
                     if isinstance(candidate, str):
                         result["candidates"][name] = {"skipped": candidate}
                         continue
-                    entrants[case][name] = candidate
+                    candidates[case][name] = candidate
                     result["candidates"][name] = {
                         "chain": candidate.length,
                         "passes": candidate.passes,
                     }
                 capsule["results"].append(result)
                 results[case] = result
-            if not entrants[case]:
+            if not candidates[case]:
                 continue
-            for name in entrants[case]:
+            for name in candidates[case]:
                 pools.take(case, _kind(name))
             results[case]["disturbed"] += take_quiet_pass(
-                entrants[case], settings.seconds / settings.passes
+                candidates[case], settings.seconds / settings.passes
             )
             capsule["seconds"] = time.perf_counter() - start
     if settings.passes > 1:
@@ -102,18 +103,21 @@ def run(
     capsule["complete"] = True
 
 
-def describe(case: Case) -> str:
-    """A case in a few words."""
+def describe(case: ProductCase) -> str:
+    """Return a short description of a case."""
     return f"{case.rows} × {case.N} × {case.K}, {case.bits} bits, {case.dtype}"
 
 
 def _enter(
-    case: Case, settings: Settings, pools: Pools, slow: dict[tuple, float]
-) -> Iterator[tuple[str, Candidate | str]]:
-    """What takes part, by name, warmed up; or why it does not.
+    case: ProductCase, settings: KernelOptions, pools: Pools, slow: dict[tuple, float]
+) -> Iterator[tuple[str, ChainCandidate | str]]:
+    """Yield each candidate's name with the candidate, warmed up, or why it is left out.
 
     Args:
-        slow: Seconds that a candidate took with fewer rows, where it took too long.
+        case: The product.
+        settings: Options of the run.
+        pools: Weights.
+        slow: Seconds of candidates that were too slow with fewer rows.
     """
     limit = _LONGEST_CALL * settings.seconds
     for name, product in _products(case, settings).items():
@@ -122,7 +126,7 @@ def _enter(
             yield name, f"one takes more than {slow[key]:.1f} s"
             continue
         pool = partial(pools.take, case, _kind(name))
-        candidate = Candidate(products.chain(case, product, pool))
+        candidate = ChainCandidate(products.chain(case, product, pool))
         pool()
         seconds = warm_up(candidate, limit)
         if seconds > limit:
@@ -132,7 +136,9 @@ def _enter(
             yield name, candidate
 
 
-def _products(case: Case, settings: Settings) -> dict[str, Callable[..., mx.array]]:
+def _products(
+    case: ProductCase, settings: KernelOptions
+) -> dict[str, Callable[..., mx.array]]:
     found = {"nibble": products.nibble(case)}
     if settings.null:
         found["nibble again"] = products.nibble(case)
@@ -148,17 +154,19 @@ def _kind(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One candidate of one case, summarized.
+class ProductRow:
+    """Summary of one candidate of one case.
 
     Attributes:
-        seconds: Of one product.
-        faster: Times that ours was faster than it, of neighbours in time.
-        bytes_per_second: Weights, x and y over the median.
-        flops_per_second: Operations over the median.
+        case: The case.
+        name: Name of the candidate.
+        seconds: Seconds of one product.
+        faster: Speedup of ours over the candidate, from neighbours in time.
+        bytes_per_second: Bytes of weights, x and y, divided by the median.
+        flops_per_second: Operations, divided by the median.
     """
 
-    case: Case
+    case: ProductCase
     name: str
     seconds: Estimate
     faster: Estimate
@@ -166,15 +174,15 @@ class Row:
     flops_per_second: float
 
 
-def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
-    """Summaries of a capsule of kernels, of what was measured.
+def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[ProductRow]:
+    """Yield a summary of each measured candidate.
 
     Args:
-        capsule: Of the kind "kernels".
-        comparisons: The intervals of so many ratios hold together.
+        capsule: Capsule of the kind "kernels".
+        comparisons: Number of ratios whose intervals hold together.
     """
     for result in capsule["results"]:
-        case = Case(**result["case"])
+        case = ProductCase(**result["case"])
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
             faster = ratio(
@@ -183,7 +191,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
             if faster is None:
                 continue
             seconds = median([s for taken in candidate["passes"] for s in taken])
-            yield Row(
+            yield ProductRow(
                 case,
                 name,
                 seconds,
@@ -193,7 +201,7 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[Row]:
             )
 
 
-def _bytes(case: Case, name: str, result: dict[str, Any]) -> int:
+def _bytes(case: ProductCase, name: str, result: dict[str, Any]) -> int:
     weights = result.get("weight_bytes", case.weight_bytes)
     if name == "dense":
         weights = DTYPES[case.dtype].size * case.N * case.K

@@ -1,4 +1,4 @@
-"""What a run of a model says: tokens a second, by case and candidate."""
+"""Summaries of a run of a model: tokens per second, by case and candidate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mlx_nibble.bench.statistics import Estimate, median, ratio
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is measured of a model.
+class ModelCase:
+    """One measurement of a model.
 
     Attributes:
         measure: "prompt" or "decode".
-        mode: The name of a :class:`Mode`.
-        batch: Sequences.
+        mode: Name of a :class:`Mode`.
+        batch: Number of sequences.
         context: Tokens of each prompt.
     """
 
@@ -26,13 +26,13 @@ class Case:
     context: int
 
     @classmethod
-    def alone(cls, measure: str, context: int) -> Case:
-        """One sequence, by mlx-lm's plain loop."""
+    def alone(cls, measure: str, context: int) -> ModelCase:
+        """Return the case of one sequence in mlx-lm's plain loop."""
         return cls(measure, "plain", 1, context)
 
 
-def describe(case: Case) -> str:
-    """A case in a few words."""
+def describe(case: ModelCase) -> str:
+    """Return a short description of a case."""
     company = {"plain": "", "batched": f", batch {case.batch}"}
     return f"{case.measure}, context {case.context}" + company.get(
         case.mode, f", {case.mode}"
@@ -40,18 +40,20 @@ def describe(case: Case) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One candidate of one case, summarized.
+class ModelRow:
+    """Summary of one candidate of one case.
 
     Attributes:
-        seconds: Of one token, each of each sequence counted.
-        faster: Times that ours was faster than it, of neighbours in time.
-        passes: In which it took part.
-        peak_bytes: Most memory in use, the model's included.
-        accepted: Share of a draft model's proposals that were right.
+        case: The case.
+        name: Name of the candidate.
+        seconds: Seconds of one token, with the tokens of all sequences counted.
+        faster: Speedup of ours over the candidate, from neighbours in time.
+        passes: Number of passes with the candidate.
+        peak_bytes: Peak memory, including the model.
+        accepted: Share of a draft model's tokens that were accepted.
     """
 
-    case: Case
+    case: ModelCase
     name: str
     seconds: Estimate
     faster: Estimate
@@ -61,20 +63,20 @@ class Row:
 
     @property
     def tokens_per_second(self) -> Estimate:
-        """Of all sequences together."""
+        """Tokens per second of all sequences together."""
         low, high = 1 / self.seconds.high, 1 / self.seconds.low
         return Estimate(1 / self.seconds.value, low, high)
 
     @property
     def first_token_seconds(self) -> float | None:
-        """Until all sequences have their first token; None of answers."""
+        """Seconds until all sequences have their first token; None for decoding."""
         if self.case.measure != "prompt":
             return None
         return self.seconds.value * self.case.batch * self.case.context
 
 
-def rows(capsule: Capsule) -> Iterator[Row]:
-    """Summaries of a capsule of a model, of what was measured."""
+def rows(capsule: Capsule) -> Iterator[ModelRow]:
+    """Yield a summary of each measured candidate."""
     for result in capsule["results"]:
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():
@@ -82,8 +84,8 @@ def rows(capsule: Capsule) -> Iterator[Row]:
             faster = ratio(passes, ours.get("passes", ()))
             if faster is None:
                 continue
-            yield Row(
-                Case(**result["case"]),
+            yield ModelRow(
+                ModelCase(**result["case"]),
                 name,
                 median([s for taken in passes for s in taken]),
                 faster,

@@ -1,4 +1,4 @@
-"""In what order things are timed: in turns, so that a slow moment is everyone's."""
+"""The order of timing: candidates take turns, so that a slow moment affects all."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from typing import Protocol
 from mlx_nibble.bench.machine import busy_elsewhere
 
 Chain = Callable[[int], None]
-"""Does its work so many times, each after the one before, and waits for the last."""
+"""Repeats work `n` times, one after the other, and waits for the last."""
 
-# A sample shorter than this is mostly the waiting at its end (some 20 us).
+# A shorter sample is mostly the wait at its end (some 20 us).
 _SAMPLE_SECONDS = 5e-3
 _LONGEST_CHAIN = 64
 DROPPED = 2
-"""Passes of a case that are dropped before one is taken as it is."""
+"""Disturbed passes of a case that are dropped before one is kept as it is."""
 
-# Of one core's time, taken by others: less hardly shows.
+# Share of one core's time taken by other programs; less hardly shows.
 _OTHERS_SHARE = 0.1
-# Two ticks of the clock that the system counts busy time with.
+# Two ticks of the clock by which the system counts busy time.
 _CLOCK_ERROR = 0.02
 
 
-class Entrant(Protocol):
-    """What takes turns.
+class Candidate(Protocol):
+    """Work that takes turns with other work.
 
     Attributes:
-        passes: Seconds, in samples, in passes.
+        passes: Seconds of each sample, in a list for each pass.
     """
 
     passes: list[list[float]]
 
     def sample(self) -> float:
-        """Seconds of one time, now."""
+        """Do the work now and return its seconds."""
         ...
 
 
 @dataclass
-class Candidate:
-    """One of the things that take turns: a chain of what is too short to time alone.
+class ChainCandidate:
+    """A candidate that is too short to time alone: a sample repeats it.
 
     Attributes:
-        chain: Runs it.
-        length: Times in a sample; set by :func:`warm_up`.
-        passes: Seconds of one time, in samples, in passes.
+        chain: Runs the work.
+        length: Repetitions in a sample; :func:`warm_up` sets it.
+        passes: Seconds of one repetition for each sample, in a list for each pass.
     """
 
     chain: Chain
@@ -54,10 +54,10 @@ class Candidate:
     passes: list[list[float]] = field(default_factory=list)
 
     def sample(self) -> float:
-        """Seconds of one time, now.
+        """Return the seconds of one repetition, measured now.
 
-        What ran before has put threads to sleep and filled the caches; so that it does
-        not matter what that was, a short one runs once before it is timed.
+        The candidate before has put threads to sleep and filled the caches. To hide
+        which candidate that was, a short chain runs once untimed.
         """
         if self.length > 1:
             self.chain(1)
@@ -66,15 +66,15 @@ class Candidate:
         return (time.perf_counter() - before) / self.length
 
 
-def warm_up(candidate: Candidate, limit: float) -> float:
-    """Run it for the first time, and choose its length.
+def warm_up(candidate: ChainCandidate, limit: float) -> float:
+    """Run a candidate for the first time, and choose its length.
 
     Args:
-        candidate: What will be timed.
-        limit: Seconds above which it will not be.
+        candidate: Candidate to prepare.
+        limit: Seconds above which the candidate will not be timed.
 
     Returns:
-        Seconds of one time; the first alone, if it is above the limit.
+        Seconds of one repetition. Above the limit, those of the first run.
     """
     candidate.length = 1
     seconds = candidate.sample()
@@ -87,8 +87,8 @@ def warm_up(candidate: Candidate, limit: float) -> float:
     return seconds
 
 
-def take_pass(candidates: Mapping[str, Entrant], seconds: float) -> None:
-    """Add one pass to each: rounds of one sample each for a time, and at least one."""
+def take_pass(candidates: Mapping[str, Candidate], seconds: float) -> None:
+    """Add one pass to each candidate: rounds of one sample each, at least one round."""
     each = list(candidates.values())
     rounds = sum(len(taken) for taken in each[0].passes) if each else 0
     for candidate in each:
@@ -104,25 +104,25 @@ def take_pass(candidates: Mapping[str, Entrant], seconds: float) -> None:
 
 
 class Undisturbed:
-    """Whether other programs have been at work since it was made."""
+    """Detects other programs' work since the object was made."""
 
     def __init__(self) -> None:
-        """From now on."""
+        """Start to watch."""
         self._busy, self._start = busy_elsewhere(), time.perf_counter()
 
     def so_far(self) -> bool:
-        """True, too, where the system does not tell."""
+        """Return whether others were idle; True if the system does not tell."""
         busy, elapsed = busy_elsewhere(), time.perf_counter() - self._start
         if self._busy is None or busy is None:
             return True
         return busy - self._busy <= max(_CLOCK_ERROR, _OTHERS_SHARE * elapsed)
 
 
-def take_quiet_pass(candidates: Mapping[str, Entrant], seconds: float) -> int:
-    """Add one pass to each, and take it again if other programs were at work.
+def take_quiet_pass(candidates: Mapping[str, Candidate], seconds: float) -> int:
+    """Add one pass to each candidate; repeat it if other programs were at work.
 
     Returns:
-        How many passes were dropped, at most :data:`DROPPED`.
+        Number of dropped passes, at most :data:`DROPPED`.
     """
     for dropped in range(DROPPED):
         watch = Undisturbed()
@@ -136,11 +136,11 @@ def take_quiet_pass(candidates: Mapping[str, Entrant], seconds: float) -> int:
 
 
 def balanced_orders(count: int) -> list[list[int]]:
-    """Orders in which each follows each other one equally often: ABBA, and for more.
+    """Return orders in which each follows each other equally often: ABBA, and so on.
 
-    What ran before leaves its mark on caches, threads and clock, so nobody may always
-    come after the same one. Williams (1949): 0, 1, n - 1, 2, n - 2 ... and its shifts;
-    of an odd number also backwards.
+    The work before leaves its mark on caches, threads and clock, so no candidate may
+    always follow the same one. Williams (1949): 0, 1, n - 1, 2, n - 2 ... and its
+    shifts; for an odd number also backwards.
     """
     first = [i // 2 + 1 if i % 2 else -(i // 2) for i in range(count)]
     orders = [[(i + shift) % count for i in first] for shift in range(count)]

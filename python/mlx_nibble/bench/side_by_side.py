@@ -1,28 +1,29 @@
-"""Measure models against each other, in one run.
+"""Compares models by one greedy generation: speed, memory, tokens and logits.
 
-Runs are interleaved, so that a machine that is busy for a while is so for all,
-and reported as medians with their spread.
+The models take turns, so that a busy moment of the machine affects all of them.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
 from mlx_nibble.acceleration.rebind import original
-from mlx_nibble.bench.rates import Case
+from mlx_nibble.bench.rates import ModelCase
+from mlx_nibble.bench.schedule import take_pass
+from mlx_nibble.bench.statistics import Estimate, spread
+from mlx_nibble.bench.subject import weight_bytes
 from mlx_nibble.evaluation.reference import llama_logits
+from mlx_nibble.progress import Progress, silent
 
 _WARM_UP_TOKENS = 8
 
@@ -44,10 +45,10 @@ class Generation:
     """One timed greedy generation.
 
     Attributes:
-        prompt_rate: Prompt tokens a second, until the first token is known.
-        decode_rate: Tokens a second after the first.
-        working_bytes: Most memory in use, beyond what was before (the weights).
-        tokens: The tokens generated.
+        prompt_rate: Prompt tokens per second, up to the first new token.
+        decode_rate: Tokens per second after the first.
+        working_bytes: Peak memory beyond the memory in use before (the weights).
+        tokens: Generated tokens.
     """
 
     prompt_rate: float
@@ -56,35 +57,20 @@ class Generation:
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Several values of one quantity: the middle one, and how far they spread."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Summary:
-        """Summarize at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
 def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation:
-    """Time mlx-lm's own generation loop; of an accelerated model, as we export it.
+    """Time mlx-lm's generation loop, or our export of it for an accelerated model.
 
     Args:
         model: An mlx-lm model.
         prompt: At least one token id.
-        tokens: How many to generate, at least 2; an end of text does not stop it.
+        tokens: Number of tokens to generate, at least 2; end of text does not stop it.
     """
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.perf_counter()
-    generate_step = (
-        lm.generate_step if _is_accelerated(model) else lm.loops.generate_step
-    )
+    accelerated = any(original(type(m)) is not type(m) for m in model.modules())
+    generate_step = lm.generate_step if accelerated else lm.loops.generate_step
     steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
     generated = [int(next(steps)[0])]
     first = time.perf_counter()
@@ -98,49 +84,65 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     )
 
 
-def _is_accelerated(model: nn.Module) -> bool:
-    return any(original(type(m)) is not type(m) for m in model.modules())
+@dataclass
+class _Turns:
+    """The generations of one model, as a candidate of :mod:`schedule`."""
+
+    run: Callable[[], Generation]
+    before: Callable[[], None]
+    seconds: float
+    runs: list[Generation] = field(default_factory=list)
+    passes: list[list[float]] = field(default_factory=list)
+
+    def sample(self) -> float:
+        self.before()
+        start = time.perf_counter()
+        self.runs.append(self.run())
+        self.seconds = time.perf_counter() - start
+        return self.seconds
 
 
-def interleave(
+def generate_in_turns(
     models: Mapping[str, nn.Module],
     prompt: Sequence[int],
     tokens: int,
     rounds: int,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, list[Generation]]:
-    """Time several models in turns: A B A B …
+    """Time several models in turns.
 
     Args:
-        models: Name to model.
+        models: Models by name.
         prompt: Token ids.
-        tokens: How many to generate in each run.
-        rounds: Runs of each model, after a short one to warm up.
-        progress: Called before each run with the model's name and an estimate of
-            the seconds until all is done.
+        tokens: Number of tokens to generate in each run.
+        rounds: Runs of each model, after a short run to warm up.
+        progress: Called before each run, with the seconds spent and all seconds.
 
     Returns:
-        Name to ``rounds`` results.
+        The `rounds` results of each model, by name.
     """
-    progress = progress or (lambda name, seconds: None)
-    cost = {}
+    turns: dict[str, _Turns] = {}
+    begin = time.perf_counter()
+
+    def report(name: str) -> None:
+        done = time.perf_counter() - begin
+        left = sum((rounds - len(turn.runs)) * turn.seconds for turn in turns.values())
+        progress(name, done, done + left)
+
     for name, model in models.items():
-        progress(name, math.inf)
+        progress(name, 0, math.inf)
         start = time.perf_counter()
         generate(model, prompt[:_WARM_UP_TOKENS], 2)
-        # Slow enough to matter means bound by tokens, prompt or not.
+        # In a model that is slow enough to matter, all tokens take the same time.
         per_token = (time.perf_counter() - start) / (_WARM_UP_TOKENS + 2)
-        cost[name] = per_token * (len(prompt) + tokens)
-    results: dict[str, list[Generation]] = {name: [] for name in models}
-    for done in range(rounds):
-        for name, model in models.items():
-            left = (rounds - done) * sum(cost.values())
-            left -= sum(cost[n] for n in models if len(results[n]) > done)
-            progress(name, left)
-            start = time.perf_counter()
-            results[name].append(generate(model, prompt, tokens))
-            cost[name] = time.perf_counter() - start
-    return results
+        turns[name] = _Turns(
+            lambda model=model: generate(model, prompt, tokens),
+            lambda name=name: report(name),
+            per_token * (len(prompt) + tokens),
+        )
+    for _ in range(rounds):
+        take_pass(turns, 0)
+    return {name: turn.runs for name, turn in turns.items()}
 
 
 def compare(
@@ -150,32 +152,32 @@ def compare(
     decode_tokens: int,
     rounds: int,
     logits_tokens: int,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[float] | None]:
     """Compare models in speed, memory and error.
 
     Args:
-        folder: What the models were loaded from.
-        models: Name to model.
-        text: Token ids: the prompt.
-        decode_tokens: How many to generate after it.
+        folder: Folder that the models were loaded from.
+        models: Models by name.
+        text: Token ids of the prompt.
+        decode_tokens: Number of tokens to generate after it.
         rounds: Timed runs of each model.
-        logits_tokens: How many of ``text`` to compare logits on.
-        progress: Called with what is done next, and the seconds left.
+        logits_tokens: Number of tokens of `text` to compare logits on.
+        progress: Called with the next step, the seconds spent and all seconds.
 
     Returns:
-        A capsule's results, reading the prompt and answering, with each model's bytes,
-        answer and, for a llama, the largest difference of logits from
-        :func:`llama_logits`; and of these the least and the largest.
+        The results of a capsule, for prompt and decode, and the least and the largest
+        logit. Each model has its bytes and its tokens. For a llama it also has the
+        largest difference of its logits from :func:`llama_logits`.
     """
-    runs = interleave(
+    runs = generate_in_turns(
         models,
         text,
         decode_tokens,
         rounds,
-        lambda name, seconds: progress(f"Comparing speed: {name}", seconds),
+        lambda name, *seconds: progress(f"Comparing speed: {name}", *seconds),
     )
-    progress("Comparing logits with the dequantized model in float64", math.inf)
+    progress("Comparing logits with the dequantized model in float64", 0, math.inf)
     short = text[:logits_tokens]
     exact = llama_logits(Path(folder), short)
     prompts: dict[str, dict[str, Any]] = {}
@@ -197,7 +199,7 @@ def compare(
             prompts[name]["largest_logit_difference"] = float(off)
     results = [
         {
-            "case": asdict(Case.alone(measure, len(text))),
+            "case": asdict(ModelCase.alone(measure, len(text))),
             "candidates": candidates,
         }
         for measure, candidates in (("prompt", prompts), ("decode", answers))
@@ -206,17 +208,15 @@ def compare(
     return results, extremes
 
 
-def tokens_per_second(candidate: Mapping[str, Any]) -> Summary:
-    """Of a capsule's candidate, whose samples are seconds of a token."""
-    return Summary.of([1 / s for taken in candidate["passes"] for s in taken])
+def tokens_per_second(candidate: Mapping[str, Any]) -> Estimate:
+    """Return the median and the range of a candidate's rates.
+
+    Args:
+        candidate: Candidate of a capsule; its samples are seconds of one token.
+    """
+    return spread([1 / s for taken in candidate["passes"] for s in taken])
 
 
 def logits(model: nn.Module, tokens: Sequence[int]) -> np.ndarray:
-    """The model's logits for a text, float32 ``[len(tokens), vocabulary]``."""
+    """Return the logits of a text, float32 ``[len(tokens), vocabulary]``."""
     return np.array(model(mx.array(list(tokens))[None])[0].astype(mx.float32))
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters."""
-    parameters = dict(tree_flatten(model.parameters()))
-    return sum(array.nbytes for array in parameters.values())

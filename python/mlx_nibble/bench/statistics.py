@@ -17,29 +17,34 @@ _RESAMPLES = 10_000
 _BLOCK_EXPONENT = 1 / 3
 _QUARTILE = 0.25
 LEAST_PASSES = 5
-"""With fewer, a run is not compared."""
+"""A run with fewer passes is not compared."""
 
 Passes = Sequence[Sequence[float]]
-"""Seconds, a list for each pass."""
+"""Seconds, in a list for each pass."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and the interval that holds the true one at :data:`CONFIDENCE`."""
+    """A value, and its interval at :data:`CONFIDENCE`."""
 
     value: float
     low: float
     high: float
 
     def __contains__(self, other: float) -> bool:
-        """Whether a value may be the true one."""
+        """Return whether a value may be the true one."""
         return self.low <= other <= self.high
 
 
-def median(samples: Sequence[float]) -> Estimate:
-    """The median of at least one sample, with its bootstrap interval.
+def spread(samples: Sequence[float]) -> Estimate:
+    """Return the median of a few samples, with their range in place of an interval."""
+    return Estimate(statistics.median(samples), min(samples), max(samples))
 
-    Neighbours in time are alike, so blocks of n^(1/3) of them are drawn, in a circle
+
+def median(samples: Sequence[float]) -> Estimate:
+    """Return the median of at least one sample, with its bootstrap interval.
+
+    Neighbours in time are alike, so blocks of n^(1/3) samples are drawn, in a circle
     (Politis and Romano 1992). The draws are the same every time.
     """
     values = np.asarray(samples, float)
@@ -55,18 +60,18 @@ def median(samples: Sequence[float]) -> Estimate:
 
 
 def ratio(a: Passes, b: Passes, comparisons: int = 1) -> Estimate | None:
-    """How many times the seconds of `b` those of `a` are, which took turns with it.
+    """Return the ratio of the seconds of `a` to those of `b`, which took turns.
 
-    Samples of one pass share their memory, and what else the machine did: a pass is
-    one observation, the median of the ratios of neighbours in time. The value is the
-    median of these; its interval goes from one of them to another, by the binomial
-    distribution (Thompson 1936): it holds however they are distributed, if passes are
-    independent of each other.
+    Samples of one pass share their memory and the state of the machine. A pass is
+    therefore one observation: the median of the ratios of neighbours in time. The value
+    is the median of the observations. The interval goes from one observation to
+    another, by the binomial distribution (Thompson 1936). It holds for every
+    distribution, if passes are independent.
 
     Args:
         a: At least one pass.
-        b: Of the same rounds; an interrupted run may have fewer.
-        comparisons: The intervals of so many ratios hold together (Bonferroni).
+        b: Passes of the same rounds; an interrupted run may have fewer.
+        comparisons: Number of ratios whose intervals hold together (Bonferroni).
 
     Returns:
         None if no round is complete. With fewer than :func:`passes_needed` passes the
@@ -83,12 +88,15 @@ def ratio(a: Passes, b: Passes, comparisons: int = 1) -> Estimate | None:
 
 
 def passes_needed(comparisons: int = 1) -> int:
-    """The least number of passes whose range is an interval at :data:`CONFIDENCE`."""
+    """Return the least number of passes whose range is an interval at the confidence.
+
+    The confidence is :data:`CONFIDENCE`.
+    """
     return 1 + math.ceil(math.log2(comparisons / (1 - CONFIDENCE)))
 
 
 def _rank(n: int, comparisons: int) -> int:
-    """How many observations may be left out below, and above, the interval."""
+    """Return the number of observations to leave out on each side of the interval."""
     tail = (1 - CONFIDENCE) / comparisons / 2
     rank, below = 0, 0.5**n
     while rank < (n - 1) // 2:
@@ -101,11 +109,11 @@ def _rank(n: int, comparisons: int) -> int:
 
 @dataclass(frozen=True)
 class Change:
-    """From one run to another, as a factor of the seconds: 1.1 is slower.
+    """The change from one run to another, as a factor of the seconds.
 
     Attributes:
-        factor: With its interval, which holds for all comparisons together.
-        beyond_noise: The interval leaves out 1.
+        factor: The factor, 1.1 is slower. Its interval holds for all comparisons.
+        beyond_noise: Whether the interval excludes 1.
     """
 
     factor: Estimate
@@ -118,12 +126,12 @@ def change_in_turns(
     """Compare two builds that took turns: see :mod:`mlx_nibble.bench.in_turns`.
 
     Args:
-        before: Seconds, a list for each pass.
-        after: Likewise, of the other build, in the same rounds.
-        comparisons: How many are made.
+        before: Seconds, in a list for each pass.
+        after: Seconds of the other build, in the same rounds.
+        comparisons: Number of comparisons.
 
     Returns:
-        None where there are too few passes to tell.
+        None if there are too few passes.
     """
     pairs = sum(bool(a and b) for a, b in zip(before, after, strict=False))
     factor = ratio(after, before, comparisons)
@@ -133,20 +141,20 @@ def change_in_turns(
 
 
 def change(before: Passes, after: Passes, comparisons: int = 1) -> Change | None:
-    """Compare two runs of the same thing.
+    """Compare two runs of the same work.
 
-    A pass counts as one observation, its median, for what disturbs a machine lasts
-    longer than a sample. Since it only ever makes things slower, runs are compared by
-    the lower quartile of their passes. The interval is that of a bootstrap of passes,
-    with Bonferroni's correction: all intervals hold together.
+    A pass counts as one observation, its median, since a disturbance lasts longer than
+    a sample. Disturbances only make work slower, so runs are compared by the lower
+    quartile of their passes. The interval is a bootstrap over passes, with Bonferroni's
+    correction: all intervals hold together.
 
     Args:
-        before: Seconds, a list for each pass.
-        after: Likewise, of the other run.
-        comparisons: How many are made.
+        before: Seconds, in a list for each pass.
+        after: Seconds of the other run.
+        comparisons: Number of comparisons.
 
     Returns:
-        None where there are too few passes to tell.
+        None if there are too few passes.
     """
     runs = [np.log([statistics.median(p) for p in run if p]) for run in (before, after)]
     if min(map(len, runs)) < LEAST_PASSES:

@@ -1,4 +1,4 @@
-"""A model that is measured in several configurations, of one set of weights."""
+"""A model that is measured in several configurations, with one set of weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_nibble import lm
 from mlx_nibble.acceleration.settings import Settings
-from mlx_nibble.bench.side_by_side import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,10 @@ class Configuration:
     """How a model computes.
 
     Attributes:
-        name: Of the candidate.
-        accelerated: By our kernels; else as mlx-lm alone is fastest.
-        activations: As :func:`mlx_nibble.accelerate` takes it.
-        batch_invariant: Likewise.
+        name: Name of the candidate.
+        accelerated: Use our kernels; otherwise the fastest setup of mlx-lm alone.
+        activations: As in :func:`mlx_nibble.accelerate`.
+        batch_invariant: As in :func:`mlx_nibble.accelerate`.
     """
 
     name: str
@@ -39,14 +38,15 @@ STOCK = Configuration("mlx", accelerated=False)
 
 
 class Subject:
-    """Models that change from one configuration to another, and back at its end.
+    """Models that change from one configuration to another, and back at the end.
 
-    Codes are shared by all; what a configuration casts, such as scales to float32 for
-    MLX on a CPU, is kept beside. mlx-lm's loops change with the models.
+    All configurations share the codes. Arrays that one configuration casts are kept
+    beside them, such as float32 scales for MLX on a CPU. mlx-lm's loops change with
+    the models.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        """Models as mlx-lm has loaded them: the one, and perhaps its draft model."""
+        """Take models as mlx-lm loads them: the model, and perhaps a draft model."""
         self.models = models
         self._loaded = [model.parameters() for model in models]
         self._cast: dict[bool, list] = {}
@@ -54,17 +54,17 @@ class Subject:
         self._undo = ExitStack()
 
     def __enter__(self) -> Subject:
-        """As it is."""
+        """Return self."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give models and loops back as they were."""
+        """Restore models and loops."""
         self._undo.close()
         for model, arrays in zip(self.models, self._loaded, strict=True):
             model.update(arrays)
 
     def become(self, configuration: Configuration) -> None:
-        """Have the models compute so, from the next call on."""
+        """Switch the models to a configuration."""
         if configuration == self._now:
             return
         self._undo.close()
@@ -89,5 +89,11 @@ class Subject:
         self._now = configuration
 
     def nbytes(self, models: int) -> int:
-        """Bytes of the parameters of the first models, in the configuration of now."""
+        """Return the bytes of the first `models`' parameters in this configuration."""
         return sum(map(weight_bytes, self.models[:models]))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters."""
+    parameters = dict(tree_flatten(model.parameters()))
+    return sum(array.nbytes for array in parameters.values())

@@ -1,10 +1,10 @@
-"""One of the processes that :mod:`mlx_nibble.bench.in_turns` has take turns.
+"""A process of one build, which :mod:`mlx_nibble.bench.in_turns` asks for samples.
 
-Reads requests from standard input, one JSON object a line, and answers each with one:
+Reads requests from standard input, one JSON object per line, and answers each:
 
     {"cases": [...], "hot": false}  -> {"ready": true}
     {"enter": 0}                    -> {"chain": 24}     makes and warms up a product
-    {"sample": 24}                  -> {"seconds": 2e-5} of one, in a chain of so many
+    {"sample": 24}                  -> {"seconds": 2e-5} of one, in a chain of 24
 """
 
 from __future__ import annotations
@@ -16,52 +16,54 @@ from functools import partial
 from typing import Any
 
 from mlx_nibble.bench import products
-from mlx_nibble.bench.products import Case, Pools
-from mlx_nibble.bench.schedule import Candidate, warm_up
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.bench.schedule import ChainCandidate, warm_up
 
 
-class Entrant:
-    """Our products, one at a time."""
+class Worker:
+    """Measures our products, one at a time."""
 
     def __init__(self, cases: list[dict[str, Any]], hot: bool) -> None:
-        """Nothing is made yet."""
-        self._cases = [Case(**case) for case in cases]
+        """Start without operands."""
+        self._cases = [ProductCase(**case) for case in cases]
         self._pools = Pools(hot)
-        self._candidate: Candidate | None = None
+        self._candidate: ChainCandidate | None = None
 
     def enter(self, index: int) -> int:
-        """Make a product's operands; returns how many a sample should have."""
+        """Make a product's operands; return the length of its chain."""
         case = self._cases[index]
         case.check()
         pool = partial(self._pools.take, case, "quantized")
         pool()
-        self._candidate = Candidate(products.chain(case, products.nibble(case), pool))
+        self._candidate = ChainCandidate(
+            products.chain(case, products.nibble(case), pool)
+        )
         warm_up(self._candidate, float("inf"))
         return self._candidate.length
 
     def sample(self, length: int) -> float:
-        """Seconds of one product."""
+        """Return the seconds of one product."""
         assert self._candidate is not None
         self._candidate.length = length
         return self._candidate.sample()
 
 
 def main() -> None:
-    """Answer until there are no more requests."""
-    # The one who asks ends this process, by saying no more.
+    """Answer requests until the input ends."""
+    # The parent ends this process: it closes the input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    entrant = None
+    worker = None
     for line in sys.stdin:
         request = json.loads(line)
         if "cases" in request:
-            entrant = Entrant(**request)
+            worker = Worker(**request)
             answer: dict[str, Any] = {"ready": True}
-        elif "enter" in request and entrant:
-            answer = {"chain": entrant.enter(request["enter"])}
-        elif entrant:
-            answer = {"seconds": entrant.sample(request["sample"])}
+        elif "enter" in request and worker:
+            answer = {"chain": worker.enter(request["enter"])}
+        elif worker:
+            answer = {"seconds": worker.sample(request["sample"])}
         else:
-            raise ValueError("[turn] cases are required first.")
+            raise ValueError(f"[turn] cases are required first but got {request}.")
         print(json.dumps(answer), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The option ``--activations``, the same in every command that runs a model."""
+"""The option ``--activations`` of every command that runs a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 _HELP = (
     "int8: round activations to 8 bits on a CPU, faster and a little less exact "
-    "(docs/numerics.md says how much); default: exact"
+    "(docs/reference/numerics.md says how much); default: exact"
 )
 
 
@@ -18,5 +18,5 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def setting(args: argparse.Namespace) -> str | None:
-    """What was chosen, as :func:`mlx_nibble.accelerate` takes it."""
+    """Return the choice as :func:`mlx_nibble.accelerate` takes it."""
     return None if args.activations == "exact" else args.activations

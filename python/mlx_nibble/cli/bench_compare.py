@@ -1,4 +1,10 @@
-"""``nibble bench compare``: what changed between two runs or builds, beyond noise."""
+"""Compare two runs or two builds, beyond noise.
+
+Takes two runs of nibble bench, or two builds of mlx-nibble. Builds are measured in
+turns, each pass in a new process, which finds smaller changes. A change is reported
+if its interval, which holds at 95 % for all cases together, excludes 1. The exit status
+is 1 if one of our products became slower.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +26,26 @@ from mlx_nibble.bench.compare import (
     Outcome,
     compare,
 )
-from mlx_nibble.bench.rates import Case, describe
-from mlx_nibble.cli.bench_kernels import add_products, cases_of, milliseconds
-from mlx_nibble.cli.console import err, out, run_progress, table
+from mlx_nibble.bench.rates import ModelCase, describe
+from mlx_nibble.cli.bench_kernels import add_products, cases_of
+from mlx_nibble.cli.commands import parser as command_parser
+from mlx_nibble.cli.console import err, milliseconds, out, run_progress, table
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble bench compare",
-        description="Compare two runs of nibble bench, or two builds of mlx-nibble, "
-        "which are then measured in turns, each pass in a new process: that finds "
-        "smaller changes. A change is reported where its interval, which holds at "
-        "95 % for all cases together, leaves out 1. The exit status is 1 if anything "
-        "of ours became slower.",
-    )
+    parser = command_parser("bench compare")
     add = parser.add_argument
-    add("before", help="the run to compare with, or a Python that has the build")
+    add("before", help="the old run, or the Python of the old build")
     add("after", help="the new run, or the Python of the new build")
     add(
         "--least",
         type=float,
         metavar="PERCENT",
-        help="changes of less are no regression, since processes differ by as much; "
-        f"default: {100 * LEAST_CHANGE:g}, of builds in turns "
+        help="smaller changes are no regression, since processes differ by as much; "
+        f"default: {100 * LEAST_CHANGE:g}, for builds in turns "
         f"{100 * LEAST_CHANGE_IN_TURNS:g}",
     )
-    add("--all", action="store_true", help="list what did not change, too")
+    add("--all", action="store_true", help="also list the cases that did not change")
     add("--json", action="store_true", help="print the result for machines")
     builds = parser.add_argument_group("of builds")
     add_products(builds)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
 def _runs(
     parser: argparse.ArgumentParser, args: argparse.Namespace, command: Sequence[str]
 ) -> tuple[Capsule, Capsule]:
-    """The two runs, read or made."""
+    """Return the two runs, read or measured."""
     pythons = [in_turns.interpreter(path) for path in (args.before, args.after)]
     found = [python for python in pythons if python is not None]
     if len(found) < 2:
@@ -141,7 +141,7 @@ def _print(outcome: Outcome, everything: bool) -> None:
         middle = 100 * (statistics.median(factors) - 1)
         out.print(
             f"Peers, measured in the same runs, took {middle:+.1f} % (median of "
-            f"{len(factors)}): so much is the machine's own."
+            f"{len(factors)}): this is the change of the machine."
         )
 
 
@@ -158,12 +158,12 @@ def _cells(c: Comparison) -> list[str]:
 
 
 def label(case: dict[str, Any]) -> str:
-    """A case of any kind in one line."""
+    """Return a case of any kind in one line."""
     if "rows" in case:
         return (
             f"{case['rows']} × {case['N']} × {case['K']}, {case['bits']} bits "
             f"g{case['group_size']} {case['dtype']}"
         )
-    if case.keys() == {field.name for field in fields(Case)}:
-        return describe(Case(**case))
+    if case.keys() == {field.name for field in fields(ModelCase)}:
+        return describe(ModelCase(**case))
     return ", ".join(f"{key} {value}" for key, value in case.items())

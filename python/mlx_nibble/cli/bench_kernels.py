@@ -1,4 +1,9 @@
-"""``nibble bench kernels``: our products against MLX's and the dense one."""
+"""Time products: ours, MLX's and the dense product.
+
+Times y = x @ dequantize(w).T, x [M, K], w [N, K]. The candidates take turns, each with
+weights that are in no cache. All samples go into a JSON file. Ctrl-C keeps the finished
+samples.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +17,19 @@ from itertools import product
 
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.kernels import PEERS, Row, Settings
-from mlx_nibble.bench.products import Case
+from mlx_nibble.bench.kernels import PEERS, KernelOptions, ProductRow
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
-from mlx_nibble.bench.statistics import Estimate
 from mlx_nibble.cli import sizes
 from mlx_nibble.cli.bench_plot import draw, require_file
-from mlx_nibble.cli.console import err, out, run_progress, table
+from mlx_nibble.cli.commands import parser as command_parser
+from mlx_nibble.cli.console import err, milliseconds, out, run_progress, table, times
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.ops import DTYPES
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble bench kernels",
-        description="Time y = x @ dequantize(w).T, x [M, K], w [N, K]: our product, "
-        "MLX's and the dense one, in turns, each with weights that are in no cache. "
-        "All samples go into a JSON file. Ctrl-C keeps what is done.",
-    )
+    parser = command_parser("bench kernels")
     add_products(parser)
     add = parser.add_argument
     add(
@@ -37,18 +37,18 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         choices=PEERS,
         default=PEERS,
-        help="what to measure beside ours; default: both",
+        help="candidates beside ours; default: both",
     )
-    add("--null", action="store_true", help="only ours, against itself: the noise")
+    add("--null", action="store_true", help="measure ours against itself: the noise")
     add(
         "--seconds",
         type=float,
         default=1.0,
-        help="to spend on each product; what takes twice as long is left out. "
-        "default: 1",
+        help="time for each product; a candidate that takes twice as long is left "
+        "out; default: 1",
     )
-    add("--passes", type=int, default=20, help="times to come round; default: 20")
-    add("--output", metavar="FILE", help="write the samples there")
+    add("--passes", type=int, default=20, help="passes over all products; default: 20")
+    add("--output", metavar="FILE", help="write the samples to FILE")
     add(
         "--plot",
         metavar="FILE",
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_products(parser: argparse._ActionsContainer) -> None:
-    """Add the options that say which products; :func:`cases_of` reads them."""
+    """Add the options that select products; :func:`cases_of` reads them."""
     add = parser.add_argument
     add(
         "--model",
@@ -74,7 +74,7 @@ def add_products(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="M,N,K",
-        help="another shape (repeatable); M may be left out for that of --rows",
+        help="another shape (repeatable); without M, each M of --rows",
     )
     add(
         "--rows",
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
     if not args.json:
         path = capsule.require_writable(args.output or capsule.default_path("kernels"))
     peers = () if args.null else tuple(args.against)
-    settings = Settings(args.hot, args.seconds, args.passes, peers, args.null)
+    settings = KernelOptions(args.hot, args.seconds, args.passes, peers, args.null)
     made = capsule.new(
         "kernels", ["nibble", "bench", "kernels", *arguments], asdict(settings)
     )
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
         with run_progress() as progress:
             kernels.run(cases, settings, made, progress)
     finally:
-        # After Ctrl-C, too: what is done is kept.
+        # Finished work is kept, also after Ctrl-C.
         if args.json:
             json.dump(made, sys.stdout)
         elif path is not None and made["results"]:
@@ -123,8 +123,8 @@ def main(arguments: Sequence[str]) -> None:
             draw(made, picture)
 
 
-def cases_of(args: argparse.Namespace) -> list[Case]:
-    """The products that a command line names."""
+def cases_of(args: argparse.Namespace) -> list[ProductCase]:
+    """Return the products that a command line names."""
     models = args.model or ([] if args.shape else [DEFAULT_MODEL])
     named = [shape for name in models for shape in MODELS[name]]
     shapes = [(rows, *shape) for shape in named for rows in args.rows]
@@ -132,7 +132,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         rows = args.rows if len(shape) == 2 else [shape[0]]
         shapes += [(m, *shape[-2:]) for m in rows]
     formats = product(args.bits, args.group_size, args.dtype)
-    return list(dict.fromkeys(Case(*s, *f) for f in formats for s in shapes))
+    return list(dict.fromkeys(ProductCase(*s, *f) for f in formats for s in shapes))
 
 
 def show(made: Capsule) -> None:
@@ -177,7 +177,7 @@ def show(made: Capsule) -> None:
     for result in made["results"]:
         for name, candidate in result["candidates"].items():
             if "skipped" in candidate:
-                case = kernels.describe(Case(**result["case"]))
+                case = kernels.describe(ProductCase(**result["case"]))
                 out.print(f"{name} left out of {case}: {candidate['skipped']}")
 
 
@@ -195,19 +195,5 @@ def _show_noise(made: Capsule) -> None:
     )
 
 
-def milliseconds(seconds: float) -> str:
-    """With three digits."""
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:.0f} ms"
-
-
-def _faster(row: Row) -> list[str]:
+def _faster(row: ProductRow) -> list[str]:
     return ["", ""] if row.name == "nibble" else times(row.faster)
-
-
-def times(ratio: Estimate) -> list[str]:
-    """A ratio and its interval."""
-    digits = 3 if abs(ratio.value - 1) < 0.2 else 2
-    return [
-        f"{ratio.value:.{digits}f}×",
-        f"{ratio.low:.{digits}f}–{ratio.high:.{digits}f}",
-    ]

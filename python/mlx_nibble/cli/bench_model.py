@@ -1,4 +1,9 @@
-"""``nibble bench model``: a model's tokens a second, ours against mlx-lm alone."""
+"""Time a model: our tokens per second, and those of mlx-lm alone.
+
+Measures how fast a model reads prompts and answers, the time to its first token, and
+the peak memory. Ours and mlx-lm alone take turns in one process, with one set of
+weights. All samples go into a JSON file. Ctrl-C keeps the finished samples.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,13 @@ from typing import Any
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.cli.bench_plot import draw, require_file
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, immediate_interrupt, run_progress
 from mlx_nibble.cli.models import hub_errors, require_model
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble bench model",
-        description="Time a model: how fast it reads prompts and answers, until when "
-        "its first token is known, and the most memory; ours and mlx-lm alone, in "
-        "turns, in one process, of one set of weights. All samples go into a JSON "
-        "file. Ctrl-C keeps what is done.",
-    )
+    parser = command_parser("bench model")
     add = parser.add_argument
     add("model", metavar="PATH", help="model folder or Hub name")
     add(
@@ -61,18 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         choices=("mlx",),
         default=("mlx",),
-        help="what to measure beside ours; default: mlx; none, if nothing follows",
+        help="candidates beside ours; default: mlx; none, if nothing follows",
     )
     add(
         "--activations",
         choices=("exact", "int8"),
         default="exact",
-        help="int8: also measure what 8-bit activations gain",
+        help="int8: also measure with 8-bit activations",
     )
     add(
         "--batch-invariant",
         action="store_true",
-        help="also measure what it costs that no row's result depends on the others",
+        help="also measure with rows that do not depend on the number of rows",
     )
     add(
         "--max-tokens",
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=32,
         metavar="N",
-        help="tokens of an answer that are timed, at most; default: 32",
+        help="maximum of timed tokens of an answer; default: 32",
     )
     add(
         "--prefill-step-size",
@@ -93,12 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=10.0,
-        help="to spend on each case. MLX may take as long once more: it takes part in "
-        "fewer passes, or is left out, where it is slower. default: 10",
+        help="time for each case, and the same once more for MLX: where it is slower, "
+        "it takes part in fewer passes or is left out; default: 10",
     )
     add("--passes", type=int, default=6, help="turns of each; default: 6")
     add("--trust-remote-code", action="store_true", help="as mlx-lm's")
-    add("--output", metavar="FILE", help="write the samples there")
+    add("--output", metavar="FILE", help="write the samples to FILE")
     add(
         "--plot",
         metavar="FILE",
@@ -122,8 +122,8 @@ def main(arguments: Sequence[str]) -> None:
         path = capsule.require_writable(args.output or capsule.default_path("model"))
     made = capsule.new("model", ["nibble", "bench", "model", *arguments], {})
     keeper = _Keeper(made, path, picture)
-    # One reading of a long prompt may take MLX ten seconds, in which Python would not
-    # see Ctrl-C: what is done is then kept by another thread.
+    # MLX may read a long prompt for ten seconds, in which Python does not see Ctrl-C:
+    # another thread then keeps the finished samples.
     with immediate_interrupt(keeper.keep):
         try:
             _measure(args, made)
@@ -143,11 +143,11 @@ def _require_sane(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def _measure(args: argparse.Namespace, made: Capsule) -> None:
-    # mlx-lm takes a second to import: --help and mistakes need not wait for it.
+    # mlx-lm takes a second to import: --help and errors do not wait for it.
     with err.status("Loading the model"), hub_errors("bench"):
         from mlx_nibble import lm
         from mlx_nibble.bench import generation, model, subject
-        from mlx_nibble.evaluation.text import BUILT_IN, encode, read_text
+        from mlx_nibble.evaluation.calibration_text import BUILT_IN, encode, read_text
 
         trust = args.trust_remote_code
         loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)
@@ -159,8 +159,8 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
                 )
             if other.vocab_size != tokenizer.vocab_size:
                 raise ValueError(
-                    "[bench] the draft model must have the model's vocabulary, of "
-                    f"{tokenizer.vocab_size} tokens, but has {other.vocab_size}."
+                    "[bench] the draft model must have the model's vocabulary of "
+                    f"{tokenizer.vocab_size} tokens but got {other.vocab_size}."
                 )
             models.append(draft)
         text = encode(tokenizer, read_text(BUILT_IN)[: _characters(args)])
@@ -174,7 +174,7 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
     ]
     if args.draft_model is not None:
         modes.append((generation.speculative(args.num_draft_tokens), 1))
-    settings = model.Settings(
+    settings = model.ModelOptions(
         args.seconds, args.passes, args.max_tokens, args.prefill_step_size
     )
     made["settings"].update(_settings(args), **asdict(settings))
@@ -194,12 +194,12 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
 
 
 def _characters(args: argparse.Namespace) -> int:
-    """Of text, that give tokens enough: a token has rarely more than eight."""
+    """Return the number of characters to tokenize; a token rarely has more than 8."""
     return 8 * (max(args.context) + 64 * max(args.batch))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    # Names only: where they lie is nobody's business.
+    # Names without folders: paths are private.
     draft = args.draft_model and Path(args.draft_model).name
     return {
         "model": Path(args.model).name,
@@ -209,7 +209,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Keeper:
-    """Writes, prints and draws what was measured, once, in whichever thread."""
+    """Writes, prints and draws the samples once, from either thread."""
 
     def __init__(self, made: Capsule, path: Path | None, picture: Path | None) -> None:
         self._made, self._path, self._picture = made, path, picture

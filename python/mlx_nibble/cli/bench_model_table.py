@@ -1,13 +1,12 @@
-"""A run of a model as a table."""
+"""Prints a run of a model as a table."""
 
 from __future__ import annotations
 
 from mlx_nibble.bench import rates
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.bench.rates import Case, Row
+from mlx_nibble.bench.rates import ModelCase, ModelRow
 from mlx_nibble.bench.statistics import passes_needed
-from mlx_nibble.cli.bench_kernels import milliseconds, times
-from mlx_nibble.cli.console import out, table
+from mlx_nibble.cli.console import milliseconds, out, table, times
 
 
 def show(made: Capsule) -> None:
@@ -34,13 +33,13 @@ def show(made: Capsule) -> None:
     for row in found:
         if row.accepted is not None:
             out.print(
-                f"{rates.describe(row.case)}: {row.accepted:.0%} of what was drafted "
-                f"for {row.name} was right"
+                f"{rates.describe(row.case)}: {row.accepted:.0%} of the tokens drafted "
+                f"for {row.name} were accepted"
             )
     _show_limits(made)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ModelRow) -> list[str]:
     rate, first = row.tokens_per_second, row.first_token_seconds
     enough = row.passes >= passes_needed()
     ratio = ["", ""] if row.name == "nibble" else times(row.faster)
@@ -56,9 +55,9 @@ def _cells(row: Row) -> list[str]:
 
 
 def _show_limits(made: Capsule) -> None:
-    """Who took part in fewer passes, or in none, and why."""
+    """Print the candidates that took part in fewer passes or in none, and why."""
     for result in made["results"]:
-        case = rates.describe(Case(**result["case"]))
+        case = rates.describe(ModelCase(**result["case"]))
         for name, candidate in result["candidates"].items():
             if "skipped" in candidate:
                 reason = f"left out: {candidate['skipped']}"

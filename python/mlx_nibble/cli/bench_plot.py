@@ -1,4 +1,9 @@
-"""``nibble bench plot``: pictures of a run that is done."""
+"""Draw a run as pictures, or as one HTML page.
+
+A run of kernels gives speed over rows, a roofline and a map of ratios. A run of a model
+gives tokens per second over batch and context. A FILE that ends in .html is one page
+with all pictures and numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,11 @@ from pathlib import Path
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
-from mlx_nibble.evaluation.plot import require_picture
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.io.atomic import write_text
+from mlx_nibble.pictures.path import require_picture
 
-# By the kind of the run.
+# Parts of the picture, by the kind of the run.
 PARTS = {
     "kernels": ("overview", "speed", "roofline", "ratios"),
     "model": ("overview", "over_batch", "over_context"),
@@ -19,19 +25,14 @@ PARTS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble bench plot",
-        description="Draw a run of nibble bench: of kernels, speed over rows, roofline "
-        "and a map of ratios; of a model, tokens a second over batch and context; as "
-        ".html, one page with all of it and the numbers.",
-    )
-    parser.add_argument("run", metavar="RUN.json", help="what the run left")
+    parser = command_parser("bench plot")
+    parser.add_argument("run", metavar="RUN.json", help="file of the run")
     parser.add_argument("picture", metavar="FILE", help="a .png, .svg or .html file")
     parser.add_argument(
         "--part",
         choices=list(dict.fromkeys(part for parts in PARTS.values() for part in parts)),
         default="overview",
-        help="one picture, not all; the last two are a model's",
+        help="draw one picture only; the last two need a run of a model",
     )
     return parser
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def require_file(path: str) -> Path:
-    """Check that a picture can be drawn and written, before any work is done.
+    """Check before any work that a picture can be drawn and written.
 
     Raises:
         ValueError: If it cannot.
@@ -60,25 +61,27 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
     Raises:
         ValueError: If there is nothing to draw.
     """
-    from mlx_nibble.bench import html, look, model_pictures, pictures
+    from mlx_nibble.pictures import generation, page, products, style
 
     if not made["results"] or not made["peaks"]:
-        raise ValueError("[plot] a run of nibble bench with results is required.")
+        raise ValueError(
+            "[plot] a run of nibble bench with results is required but got none."
+        )
     if part not in PARTS[made["kind"]]:
         raise ValueError(
             f"[plot] the parts of a run of the kind {made['kind']!r} are "
             f"{', '.join(PARTS[made['kind']])} but got {part!r}."
         )
     if path.suffix == ".html":
-        write_text(path, html.report(made))
+        write_text(path, page.report(made))
         return
-    drawn = pictures if made["kind"] == "kernels" else model_pictures
+    drawn = products if made["kind"] == "kernels" else generation
     figure = getattr(drawn, part)(made)
     if figure is None:
         needs = {
-            "ratios": "a run that measured MLX, too",
+            "ratios": "a run that also measured MLX",
             "over_batch": "a run of more than one batch",
             "over_context": "a run of more than one context",
         }
-        raise ValueError(f"[plot] {part} needs {needs[part]}.")
-    look.save(figure, path)
+        raise ValueError(f"[plot] {needs[part]} is required but got another.")
+    style.save(figure, path)

@@ -1,4 +1,4 @@
-"""``nibble chat``: mlx-lm's own command, with the model accelerated."""
+"""Talk to a model (mlx_lm.chat, accelerated)."""
 
 from __future__ import annotations
 

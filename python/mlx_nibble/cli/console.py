@@ -1,4 +1,4 @@
-"""What the sub-commands print with: progress on a terminal, plain text in a pipe."""
+"""Output of the commands: progress on a terminal, plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,31 +19,37 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
+    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.table import Table
+
+from mlx_nibble.progress import Progress
+
+if TYPE_CHECKING:
+    from mlx_nibble.bench.statistics import Estimate
 
 # Progress and remarks go to stderr: stdout holds answers and tables only.
 err = Console(stderr=True, highlight=False)
-# A pipe has no width; a table that wraps there is hard to read, and to parse.
+# A pipe has no width; a table that wraps there is hard to read and to parse.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
-# Beside a cell, beside all, and of text that is folded at least.
+# Characters between cells, at the edges, and the least width of folded text.
 _PADDING, _EDGES, _FOLDED = 3, 2, 8
 
 
 def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Table:
-    """A table as all commands show it: ruled on a terminal, plain in a pipe.
+    """Return an empty table: ruled on a terminal, plain in a pipe.
 
     Args:
         header: Headings; numbers below them are aligned at the right.
-        text_columns: The first ones, which hold text.
-        title: What it shows.
+        text_columns: Number of leading columns that hold text.
+        title: Title above the table.
     """
     made = Table(
         box=SIMPLE_HEAD if out.is_terminal else None,
@@ -64,7 +71,7 @@ def filled(
     text_columns: int = 1,
     title: str = "",
 ) -> Table:
-    """A :func:`table` with its rows; where room is short, text is folded first."""
+    """Return a :func:`table` with its rows; if room is short, text is folded first."""
     made = table(header, text_columns, title)
     rows = list(rows)
     for row in rows:
@@ -83,50 +90,89 @@ def filled(
     return made
 
 
-@contextmanager
-def byte_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for a number of bytes; it appears with the first call.
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds, with three digits."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:.0f} ms"
 
-    Yields:
-        To be called with the bytes done so far, and all of them.
-    """
-    if not err.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (
+
+def times(ratio: Estimate) -> list[str]:
+    """Return the cells of a ratio and of its interval."""
+    digits = 3 if abs(ratio.value - 1) < 0.2 else 2
+    return [
+        f"{ratio.value:.{digits}f}×",
+        f"{ratio.low:.{digits}f}–{ratio.high:.{digits}f}",
+    ]
+
+
+@contextmanager
+def _stages(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Show a bar for each description, from its first report on."""
+    with Bars(*columns, console=err, disable=not err.is_terminal) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def update(what: str, done: float, total: float) -> None:
+            if what not in stages:
+                # The first report of a resumed run starts where it was.
+                stages[what] = bars.add_task(what, total=total)
+            bars.update(stages[what], completed=done, total=total)
+
+        yield update
+
+
+def byte_progress() -> AbstractContextManager[Progress]:
+    """Return a context with a progress bar for each stage, in bytes."""
+    return _stages(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as bar:
-        task: TaskID | None = None
 
-        def update(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task(label, total=total)
-            bar.update(task, completed=done, total=total)
+
+def step_progress() -> AbstractContextManager[Progress]:
+    """Return a context with a progress bar for each stage, in steps."""
+    return _stages(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+@contextmanager
+def run_progress() -> Iterator[Progress]:
+    """Show one progress bar, with the current step and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(
+        *columns, console=err, disable=not err.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(what: str, done: float, total: float) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
         yield update
 
 
 @contextmanager
-def countdown() -> Iterator[Callable[[str, float], None]]:
-    """A line that says what is being done, and how long it will still take.
-
-    Yields:
-        To be called with a description and the seconds left (infinite: unknown).
-    """
+def countdown() -> Iterator[Progress]:
+    """Show a line with the current step and the seconds left; reports are seconds."""
     with err.status("") as status:
         lock = threading.Lock()
         label, deadline = "", math.inf
-        done = threading.Event()
+        ended = threading.Event()
 
-        def set_line(new_label: str, seconds: float) -> None:
+        def set_line(what: str, done: float, total: float) -> None:
             nonlocal label, deadline
             with lock:
-                label, deadline = new_label, time.monotonic() + seconds
+                label, deadline = what, time.monotonic() + total - done
             if not err.is_terminal:
                 return
             draw()
@@ -140,7 +186,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
             status.update(text)
 
         def keep_drawing() -> None:
-            while not done.wait(0.5):
+            while not ended.wait(0.5):
                 draw()
 
         if err.is_terminal:
@@ -148,7 +194,7 @@ def countdown() -> Iterator[Callable[[str, float], None]]:
         try:
             yield set_line
         finally:
-            done.set()
+            ended.set()
 
 
 @contextmanager
@@ -183,59 +229,8 @@ def immediate_interrupt(
     try:
         yield
     except KeyboardInterrupt:
-        waiting.join()  # It has the signal, too, and ends the process.
+        waiting.join()  # That thread has the signal, too, and ends the process.
         raise
     finally:
         signal.set_wakeup_fd(previous)
         send.close()
-
-
-@contextmanager
-def step_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage of a long run, with the time left.
-
-    Yields:
-        To be called with what is being done, the steps done and all of them.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        stages: dict[str, TaskID] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in stages:
-                # The first report of a resumed run starts where it was.
-                stages[what] = bar.add_task(what, total=total)
-            bar.update(stages[what], completed=done, total=total)
-
-        yield update
-
-
-@contextmanager
-def run_progress() -> Iterator[Callable[[str, float, float], None]]:
-    """One progress bar, with what is being done and the time left.
-
-    Yields:
-        To be called with what is being done, the steps (or seconds) done and all.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=err, disable=not err.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(what: str, done: float, total: float) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield update

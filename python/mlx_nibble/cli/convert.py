@@ -1,4 +1,10 @@
-"""``nibble convert``: import a GGUF file, or quantize a model."""
+"""Import a GGUF file without loss, or quantize a model.
+
+A GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, BF16, F32 tensors) becomes a
+folder that mlx-lm loads. Quantized tensors keep their codes and scales, nothing is
+lost. An AutoAWQ, GPTQ or compressed-tensors folder is imported likewise. With -q,
+quantize any model that mlx-lm loads; a killed run continues when it is started again.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,11 @@ import argparse
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.conversion.gguf_import import import_gguf
@@ -26,15 +34,19 @@ METHODS = {
 }
 
 
+class _Report(Protocol):
+    """The part that the reports of all conversions share."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble convert",
-        description="Import a GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, "
-        "BF16, F32 tensors) as a folder that mlx-lm loads: quantized tensors keep "
-        "their codes and scales, nothing is lost. Likewise an AutoAWQ, GPTQ or "
-        "compressed-tensors folder. With -q, quantize any model that "
-        "mlx-lm loads; a run that was killed goes on when it is started again.",
-    )
+    parser = command_parser("convert")
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="GGUF, model folder or Hub name")
     add("out", nargs="?", metavar="OUT", help="folder to make (default: mlx_model)")
@@ -43,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=SCALE_DTYPES,
-        help="round scales, offsets and all that is not quantized to this type "
-        "(default: the smallest that holds them exactly, or the model's)",
+        help="round scales, offsets and all tensors that are not quantized to this "
+        "type (default: the smallest that holds them exactly, or the model's)",
     )
     add("--json", action="store_true", help="print the result for machines")
     how = parser.add_argument_group("quantizing")
@@ -72,15 +84,15 @@ def _parser() -> argparse.ArgumentParser:
         "--target-bpw",
         type=float,
         metavar="B",
-        help="bits a weight at most, everything counted, spent where a measurement on "
-        "the calibration text says they matter; --q-bits is then not used",
+        help="bits per weight at most, everything counted, spent where a measurement "
+        "on the calibration text says they matter; --q-bits is then not used",
     )
     add(
         "--plot",
         metavar="FILE",
-        help="with --target-bpw: draw what each matrix loses in 4 bits (.png, .svg)",
+        help="with --target-bpw: draw each matrix's loss in 4 bits (.png, .svg)",
     )
-    add("--symmetric", action="store_true", help="scale-only weights")
+    add("--symmetric", action="store_true", help="weights without biases")
     add(
         "--calibration",
         default="builtin",
@@ -94,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, convert, print what was written."""
+    """Parse, convert, print the result."""
     parser = _parser()
     args = parser.parse_args(arguments)
     if (args.source is None) == (args.hf_path is None):
@@ -108,9 +120,14 @@ def main(arguments: Sequence[str]) -> None:
     if args.quantize:
         _quantize(args, source, folder)
     elif source.endswith(".gguf") or Path(source).is_file():
-        _import(args, source, folder)
+        with byte_progress() as progress:
+            report = import_gguf(source, folder, args.dtype, progress)
+        _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
     elif is_packed(Path(source)):
-        _import_packed(args, source, folder)
+        with step_progress() as progress:
+            report = import_packed(Path(source), Path(folder), progress)
+        order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
+        _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
     else:
         require_model("convert", "SOURCE", source)
         parser.error(
@@ -119,41 +136,12 @@ def main(arguments: Sequence[str]) -> None:
         )
 
 
-def _import(args: argparse.Namespace, source: str, folder: str) -> None:
-    with byte_progress("Converting") as progress:
-        report = import_gguf(source, folder, args.dtype, progress)
-    if args.json:
-        _print_json(report.path, report.parameters, report.nbytes, report.bits)
-        return
-    widths = ", ".join(f"{n} of {bits} bits" for bits, n in report.bits.items())
-    out.print(
-        f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
-        f"{report.nbytes / 1e6:.1f} MB, {report.bits_per_weight:.2f} bits a weight; "
-        f"quantized matrices: {widths or 'none'}; the rest in {report.dtype}",
-        soft_wrap=True,
-    )
-
-
-def _import_packed(args: argparse.Namespace, source: str, folder: str) -> None:
-    with step_progress() as progress:
-        report = import_packed(Path(source), Path(folder), progress)
-    if args.json:
-        _print_json(report.path, report.parameters, report.nbytes, report.bits)
-        return
-    widths = ", ".join(f"{n} of {bits} bits" for bits, n in report.bits.items())
-    out.print(
-        f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
-        f"{report.nbytes / 1e6:.1f} MB; quantized matrices: {widths}; of act-order: "
-        f"{report.permuted} permuted, {report.rounded_again} rounded again to 8 bits",
-        soft_wrap=True,
-    )
-
-
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
-    from mlx_nibble.conversion.convert import Calibration, Options, convert
-    from mlx_nibble.evaluation import plot
+    from mlx_nibble.conversion.convert import convert
+    from mlx_nibble.conversion.options import Calibration, Options
+    from mlx_nibble.pictures.path import require_picture
 
-    picture = None if args.plot is None else plot.require_picture(args.plot)
+    picture = None if args.plot is None else require_picture(args.plot)
     options = Options(
         bits=args.q_bits,
         group_size=args.q_group_size,
@@ -175,29 +163,39 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
             with hub_errors("convert"):
                 report = convert(source, folder, options, progress)
     if picture is not None:
-        plot.sensitivity(report.losses, picture)
+        from mlx_nibble.pictures import losses, style
+
+        style.save(losses.by_layer(report.losses), picture)
     widths = Counter(form.bits for form in report.plan.values())
+    _print_report(args, report, widths)
+
+
+def _print_report(
+    args: argparse.Namespace, report: _Report, widths: Mapping[int, int], more: str = ""
+) -> None:
+    """Print the result of a conversion.
+
+    Args:
+        args: The command line.
+        report: The result.
+        widths: Number of quantized matrices of each width.
+        more: Text that only one kind of conversion has.
+    """
+    bits_per_weight = 8 * report.nbytes / report.parameters
     if args.json:
-        _print_json(report.path, report.parameters, report.nbytes, widths)
+        result = {
+            "path": str(report.path),
+            "parameters": report.parameters,
+            "nbytes": report.nbytes,
+            "bits_per_weight": bits_per_weight,
+            "matrices_by_bits": widths,
+        }
+        print(json.dumps(result))
         return
     stated = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(widths.items()))
     out.print(
         f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
-        f"{report.nbytes / 1e6:.1f} MB, {report.bits_per_weight:.3f} bits a weight; "
-        f"quantized matrices: {stated}",
+        f"{report.nbytes / 1e6:.1f} MB, {bits_per_weight:.3f} bits per weight; "
+        f"quantized matrices: {stated or 'none'}{more}",
         soft_wrap=True,
-    )
-
-
-def _print_json(path: Path, parameters: int, nbytes: int, bits: dict[int, int]) -> None:
-    print(
-        json.dumps(
-            {
-                "path": str(path),
-                "parameters": parameters,
-                "nbytes": nbytes,
-                "bits_per_weight": 8 * nbytes / parameters,
-                "matrices_by_bits": bits,
-            }
-        )
     )

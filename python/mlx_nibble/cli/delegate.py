@@ -1,4 +1,4 @@
-"""Sub-commands that are mlx-lm's own, on accelerated models."""
+"""Runs mlx-lm's own commands on accelerated models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.lm import run_command
 
 _BATCH_INVARIANT = (
-    "have no row's result depend on how many rows there are: on a CPU, greedy "
-    "decoding with --draft-model then gives exactly the tokens that it gives without "
-    "(docs/numerics.md says what it costs)"
+    "compute each row independently of the number of rows: on a CPU, greedy decoding "
+    "with --draft-model then gives exactly the tokens that it gives without "
+    "(docs/reference/numerics.md states the cost)"
 )
 _REPACK = (
     "on a CPU, keep a second copy of the weights in the order that the processor reads "
-    "fastest: decoding is faster, the same tokens come out, and the weights take twice "
-    "the memory (docs/cpu.md)"
+    "fastest: decoding is faster, the tokens stay the same, and the weights take twice "
+    "the memory (docs/internals/cpu.md)"
 )
 
 
@@ -27,14 +27,14 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     """Run an mlx-lm command.
 
     Args:
-        name: Its module in mlx-lm.
-        command: Ours: ``nibble COMMAND``.
-        arguments: Its command line, to which we add ``--activations``,
-            ``--batch-invariant`` and ``--repack``.
+        name: Module of the command in mlx-lm.
+        command: Our name for it, as in ``nibble COMMAND``.
+        arguments: Command line. We add ``--activations``, ``--batch-invariant`` and
+            ``--repack`` to mlx-lm's options.
 
     Raises:
         ValueError: If ``--model`` is a path that does not exist.
-        OSError: If it is a name that the Hub does not give us the model of.
+        OSError: If the Hub does not give us the model of that name.
     """
     parser = argparse.ArgumentParser(
         prog=f"nibble {command}", add_help=False, allow_abbrev=False

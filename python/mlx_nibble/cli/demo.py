@@ -1,4 +1,9 @@
-"""``nibble demo``: a small model answers, then stock MLX and nibble are compared."""
+"""Fetch a small model, answer a question, and compare with stock MLX.
+
+Fetch SmolLM2-135M-Instruct (93 MB, once), import it as a 4-bit MLX model, let it answer
+a question, and compare stock MLX with nibble. It takes one to two minutes, most of them
+stock MLX's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mlx_nibble.cli import activations
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import (
     byte_progress,
     countdown,
@@ -22,28 +28,23 @@ from mlx_nibble.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from mlx_nibble.bench.side_by_side import Summary
+    from mlx_nibble.bench.statistics import Estimate
 
 _QUESTION = "Explain in two sentences why the sky is blue."
 _PROMPT_TOKENS = 128
 _DECODE_TOKENS = 24
-# Stock MLX needs four seconds for them.
+# Stock MLX takes four seconds for these tokens.
 _LOGITS_TOKENS = 32
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble demo",
-        description="Fetch SmolLM2-135M-Instruct (93 MB, once), import it as a 4-bit "
-        "MLX model, have it answer a question, and compare stock MLX with nibble: "
-        "one to two minutes, most of them stock MLX's.",
-    )
+    parser = command_parser("demo")
     parser.add_argument(
         "--model",
         metavar="PATH",
         help="another model: an MLX folder, or a GGUF file of llama architecture",
     )
-    parser.add_argument("--prompt", "-p", default=_QUESTION, help="what to ask")
+    parser.add_argument("--prompt", "-p", default=_QUESTION, help="the question")
     parser.add_argument(
         "--max-tokens", "-m", type=int, default=256, help="length of the answer"
     )
@@ -75,14 +76,14 @@ def _model_folder(path: str | None) -> Iterator[Path]:
     from mlx_nibble.conversion.gguf_import import import_gguf
 
     if path is None:
-        with byte_progress("Downloading") as on_fetch:
-            folder = smollm2(on_fetch)
+        with byte_progress() as progress:
+            folder = smollm2(progress)
         yield folder
     elif Path(path).is_file():
         with tempfile.TemporaryDirectory(prefix="nibble-demo-") as folder:
             name = Path(folder) / Path(path).stem
-            with byte_progress("Importing") as on_import:
-                import_gguf(path, name, progress=on_import)
+            with byte_progress() as progress:
+                import_gguf(path, name, progress=progress)
             yield name
     elif Path(path).is_dir():
         yield Path(path)
@@ -93,8 +94,8 @@ def _model_folder(path: str | None) -> Iterator[Path]:
 def _run(
     folder: Path, args: argparse.Namespace, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """Answer, and compare; a capsule."""
-    # mlx-lm takes a second to import: --help and mistakes need not wait for it.
+    """Answer and compare; return a capsule."""
+    # mlx-lm takes a second to import: --help and errors do not wait for it.
     from mlx_nibble import lm
     from mlx_nibble.bench import capsule, side_by_side
 
@@ -106,7 +107,7 @@ def _run(
     question = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)
     answer = _show(args.prompt, (step.text for step in steps), quiet=args.json)
-    with countdown() as say:
+    with countdown() as progress:
         results, extremes = side_by_side.compare(
             str(folder),
             {"mlx": stock, "nibble": ours},
@@ -114,7 +115,7 @@ def _run(
             _DECODE_TOKENS,
             args.rounds,
             _LOGITS_TOKENS,
-            say,
+            progress,
         )
     settings = {
         "model": folder.name,
@@ -128,15 +129,15 @@ def _run(
     return made | {"complete": True, "results": results}
 
 
-def _show(question: str, pieces: Iterable[str], quiet: bool) -> str:
-    """Print an answer as it comes; returns all of it."""
+def _show(question: str, parts: Iterable[str], quiet: bool) -> str:
+    """Print an answer as it comes; return all of it."""
     if quiet:
-        return "".join(pieces)
+        return "".join(parts)
     out.print(f"\n[bold]{question}[/bold]\n")
     answer = ""
-    for piece in pieces:
-        print(piece, end="", flush=True)
-        answer += piece
+    for part in parts:
+        print(part, end="", flush=True)
+        answer += part
     print("\n")
     return answer
 
@@ -156,7 +157,7 @@ def _print_table(made: dict[str, Any]) -> None:
         (f"decode, {settings['decode_tokens']} tokens: tokens/s", decode),
     ):
         stock, ours = (tokens_per_second(candidates[n]) for n in ("mlx", "nibble"))
-        ratio = ours.median / stock.median
+        ratio = ours.value / stock.value
         table.add_row(label, _rate(stock), _rate(ours), f"{ratio:.1f}×")
     sides = [prompt["mlx"], prompt["nibble"]]
     for label, key in (
@@ -188,5 +189,5 @@ def _print_table(made: dict[str, Any]) -> None:
     )
 
 
-def _rate(summary: Summary) -> str:
-    return f"{summary.median:.1f} ({summary.low:.1f}–{summary.high:.1f})"
+def _rate(summary: Estimate) -> str:
+    return f"{summary.value:.1f} ({summary.low:.1f}–{summary.high:.1f})"

@@ -1,4 +1,8 @@
-"""``nibble doctor``: try every kernel on this machine."""
+"""Try every kernel on this machine.
+
+Each result is compared with the dequantized product in float64. A kernel that fails is
+not used: MLX's own operation takes its place.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_nibble import _native
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, run_progress
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.machine.diagnosis import Diagnosis, diagnose
@@ -19,16 +24,11 @@ REPORT = "nibble-report.json"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble doctor",
-        description="Try every kernel on this machine against the dequantized product "
-        "in float64. A kernel that is off is not used: MLX's own operation takes its "
-        "place.",
-    )
+    parser = command_parser("doctor")
     parser.add_argument(
         "--all",
         action="store_true",
-        help="also the kernels that no common checkpoint needs (takes minutes)",
+        help="also try the kernels that no common checkpoint needs (takes minutes)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=REPORT,
         metavar="FILE",
-        help=f"also write all that was found to FILE (default: {REPORT}): versions, "
-        "the names of GPU and CPU, and the verdicts; nothing else",
+        help=f"also write the result to FILE (default: {REPORT}): versions, names of "
+        "GPU and CPU, and verdicts; nothing else",
     )
     return parser
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             Machine.here(),
             mx.metal.is_available(),
             args.all,
-            lambda done, total: progress("Trying kernels", done, total),
+            progress,
         )
     text = json.dumps(diagnosis.as_json(), indent=2)
     if args.json:
@@ -71,8 +71,8 @@ def _write_report(path: str, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise OSError(
-            f"[doctor] a file that can be written was required but {path!r} cannot: "
-            f"{error.strerror}."
+            f"[doctor] a file that can be written was required but got "
+            f"{path!r}: {error.strerror}."
         ) from error
     err.print(f"wrote {path}; please attach it to an issue", soft_wrap=True)
 

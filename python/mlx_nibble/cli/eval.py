@@ -1,4 +1,8 @@
-"""``nibble eval``: how well a model predicts a text, and what quantizing it cost."""
+"""Measure a model's perplexity on a text, and its distance from a reference.
+
+With a reference, also print the mean KL divergence from it, and how often both models
+find the same token likeliest. Each value has its standard error over tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,21 @@ from typing import Any
 
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.evaluation import plot
-from mlx_nibble.evaluation.evaluate import Estimate, Evaluation, evaluate
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
+from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import encode, read_text
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
+from mlx_nibble.pictures.path import require_picture
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble eval",
-        description="Perplexity of a model on a text; beside a reference also the "
-        "mean KL divergence from it, and how often both hold the same token "
-        "likeliest. Each with its standard error over tokens.",
-    )
+    parser = command_parser("eval")
     add = parser.add_argument
     add("model", nargs="+", metavar="MODEL", help="model folder or Hub name")
-    add("--reference", metavar="MODEL", help="what to compare with")
+    add("--reference", metavar="MODEL", help="model to compare with")
     add(
         "--text",
         default="builtin",
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--sequence-length must be at least 2: the first is not predicted")
     if args.plot is not None and args.reference is None:
         parser.error("--plot needs --reference: it draws the distance from it")
-    picture = None if args.plot is None else plot.require_picture(args.plot)
+    picture = None if args.plot is None else require_picture(args.plot)
     for name in args.model:
         require_model("eval", "MODEL", name)
     text = read_text(args.text)
@@ -78,9 +77,12 @@ def main(arguments: Sequence[str]) -> None:
         if result.comparison is not None and picture is not None:
             kl, path = result.comparison.kl, Path(name)
             bits = read_inventory(path).bits_per_weight
-            points.append(plot.Point(path.name, bits, kl.mean, kl.error))
+            points.append((path.name, bits, kl.mean, kl.error))
     if picture is not None:
-        plot.loss_against_size(points, picture)
+        from mlx_nibble.pictures import losses, style
+
+        points = [losses.Point(*point) for point in points]
+        style.save(losses.loss_against_size(points), picture)
 
 
 def _evaluate(
@@ -92,12 +94,12 @@ def _evaluate(
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(
-            model, tokens, reference, lambda n: progress(name, n, len(tokens))
+            model, tokens, reference, lambda _, *steps: progress(name, *steps)
         )
 
 
 def _print(name: str, result: Evaluation) -> None:
-    def row(label: str, value: Estimate, form: str = ".3f") -> None:
+    def row(label: str, value: TokenMean, form: str = ".3f") -> None:
         out.print(f"{label:<28}{value.mean:{form}} ± {value.error:{form}}")
 
     out.print(f"{name}: {result.tokens} tokens", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``nibble generate``: mlx-lm's own command, with every model accelerated."""
+"""Complete a prompt (mlx_lm.generate, accelerated)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``nibble inspect``: the bytes a model takes, as it is and in other formats."""
+"""Count the bytes of a model, as it is and in other formats.
+
+Prints the bytes of weights, scales, biases, KV cache and activations, and the Macs that
+can hold them. Only file headers are read.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import filled, out
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
@@ -22,11 +27,7 @@ _GB = 1e9
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble inspect",
-        description="Bytes of weights, scales, biases, KV cache and activations, and "
-        "the Macs that hold them. Only file headers are read.",
-    )
+    parser = command_parser("inspect")
     add = parser.add_argument
     add("model", metavar="MODEL", help="model folder; or a number of weights: 7B")
     add("--context", type=int, default=4096, help="tokens of KV cache; default: 4096")
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--what-if",
         metavar="FORMAT",
-        help="BITS, BITS:GROUP or a recipe's name: count as if converted so",
+        help="BITS, BITS:GROUP or the name of a recipe: count as if converted to it",
     )
     add("--json", action="store_true", help="print the result for machines")
     return parser
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _plan(inventory: Inventory, stated: str) -> dict[str, Format]:
-    # What mlx-lm quantizes: weights of two dimensions and more.
+    # mlx-lm quantizes weights of two dimensions and more.
     shapes = {
         row.path.removesuffix(".weight"): row.shape
         for row in inventory.rows
@@ -119,7 +120,7 @@ def _print_layers(inventory: Inventory) -> None:
         counts = [f"{n} x {label}" for label, n in sorted(Counter(matrices).items())]
         bits = f"{8 * nbytes / max(weights, 1):.3f}"
         cells.append([name, ", ".join(counts), f"{weights:,}", f"{nbytes:,}", bits])
-    header = ["layer", "formats", "weights", "bytes", "bits a weight"]
+    header = ["layer", "formats", "weights", "bytes", "bits per weight"]
     out.print(filled(header, cells, text_columns=2))
 
 
@@ -129,7 +130,7 @@ def _print_tensors(inventory: Inventory) -> None:
         shape = " x ".join(map(str, row.shape))
         bits = f"{8 * row.nbytes / max(row.parameters, 1):.3f}"
         cells.append([row.path, row.label, shape, f"{row.nbytes:,}", bits])
-    header = ["tensor", "format", "shape", "bytes", "bits a weight"]
+    header = ["tensor", "format", "shape", "bytes", "bits per weight"]
     out.print(filled(header, cells, text_columns=2))
 
 
@@ -153,13 +154,13 @@ def _print(inventory: Inventory, context: int) -> None:
     out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
     if s["tuned"]:
         out.print(
-            f"{s['tuned']} matrices are multiplied as nibble tune found fastest on "
+            f"{s['tuned']} matrices use the kernels that nibble tune found fastest on "
             "this machine: nibble tune --show"
         )
 
 
 def _tuned(inventory: Inventory) -> int:
-    """How many matrices have choices that nibble tune made on this machine."""
+    """Return the number of matrices that nibble tune has tuned on this machine."""
     chosen = {
         ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
         for key, choice in tuned_table.load().items()

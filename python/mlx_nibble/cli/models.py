@@ -1,4 +1,4 @@
-"""Models as they are named on a command line: checked before they are looked for."""
+"""Checks of models named on a command line, before they are loaded."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_nibble.io.checkpoint import read_config
+from mlx_nibble.io.config import read_config
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def require_model(command: str, what: str, path: str) -> None:
-    """Say so of what cannot be a model folder, nor a name on the Hub.
+    """Check that a path can be a model folder or a name on the Hub.
 
     Args:
-        command: Whose error it will be.
-        what: What was named: an option.
-        path: What was given.
+        command: Command that the error names.
+        what: Option that the path belongs to.
+        path: Path or name.
 
     Raises:
-        ValueError: If it is neither, or its config.json no JSON object.
+        ValueError: If it is neither, or its config.json is not a JSON object.
     """
     folder = Path(path).expanduser()
     if folder.is_file():
@@ -43,11 +43,11 @@ def require_model(command: str, what: str, path: str) -> None:
 
 @contextmanager
 def hub_errors(command: str, what: str = "the model") -> Iterator[None]:
-    """Have what the Hub says against a model be one line.
+    """Turn the Hub's errors about a model into one line.
 
     Args:
-        command: Whose error it will be.
-        what: What is loaded.
+        command: Command that the error names.
+        what: Description of the model.
 
     Raises:
         OSError: If the Hub does not give us the model.

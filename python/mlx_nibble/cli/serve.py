@@ -1,4 +1,4 @@
-"""``nibble serve``: mlx-lm's own server, with every model accelerated."""
+"""Answer OpenAI-style requests over HTTP (mlx_lm.server, accelerated)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def main(arguments: Sequence[str]) -> None:
     try:
         run_accelerated("server", "serve", arguments)
     except (BrokenPipeError, KeyboardInterrupt):
-        # The reader of --help has enough; or Ctrl-C came before mlx-lm expects it,
-        # or a second time.
+        # The reader of --help has enough. Or Ctrl-C came before mlx-lm expects it, or a
+        # second time.
         pass
     except (ValueError, OSError, RuntimeError) as error:
-        # Of an address that is taken, say, mlx-lm learns when its thread that
-        # generates runs already: Python would wait for that for ever.
+        # An address in use, for example, is reported while mlx-lm's thread that
+        # generates runs already. Python would wait for that thread forever.
         status = complain("serve", str(error))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends now
     logging.shutdown()
-    # When Python exits, the thread of MLX's stream that belonged to the server's
+    # At Python's exit, the thread of the MLX stream that belonged to the server's
     # thread may abort the process: one shutdown of stock mlx_lm.server in three.
     os._exit(status)

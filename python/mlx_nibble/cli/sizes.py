@@ -1,4 +1,4 @@
-"""Sizes, as options give them."""
+"""Sizes in options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def product(text: str) -> tuple[int, ...]:
-    """Read ``M,N,K``, or ``N,K`` where each number of rows is meant."""
+    """Read ``M,N,K``, or ``N,K`` for every number of rows."""
     return _numbers(text, (2, 3), "M,N,K or N,K")
 
 

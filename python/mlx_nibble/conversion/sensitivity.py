@@ -1,17 +1,19 @@
-"""What each matrix costs in each format, measured on calibration text.
+"""The loss of each matrix in each format, measured on calibration text.
 
 The blocks of the model (the attention of a layer, its MLP, the embedding) are
-quantized one at a time, and the KL divergence of the whole model's predictions is
-measured, once for each width of few bits. It grows with the square of a small
-perturbation, so a block's divergence is shared out to its matrices, and carried over
-to other group sizes and to more bits, by their squared errors weighed with the mean
-square of each input. It is never carried over to fewer bits: an error that large
-does not grow with the square any more.
+quantized one at a time, once for each small width. The KL divergence of the whole
+model's predictions is measured.
+
+A divergence grows with the square of a small perturbation. Hence a block's divergence
+is divided among its matrices in proportion to their squared errors, each weighted with
+the mean square of its input. The same rule extrapolates to other group sizes and to
+more bits. It never extrapolates to fewer bits: the growth of so large an error is no
+longer quadratic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,13 +26,14 @@ from mlx_nibble.evaluation.evaluate import kl_divergence, log_softmax
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
-from mlx_nibble.layerwise.layers import Matrix, matrices
+from mlx_nibble.layerwise.matrices import Matrix, matrices
 from mlx_nibble.layerwise.stream import LayerStream
-from mlx_nibble.quantize.budget import Choice
+from mlx_nibble.progress import Progress, silent
+from mlx_nibble.quantize.budget import FormatCost
 from mlx_nibble.quantize.search import search
 
-# Rows whose error stands for a matrix's: the mean over so many is within a few
-# percent of the mean over all.
+# Rows from which a matrix's error is estimated: their mean is within a few percent of
+# the mean over all rows.
 _ROWS = 128
 
 
@@ -40,23 +43,23 @@ def sensitivity(
     measured: Sequence[Format],
     formats: Sequence[Format],
     workspace: Workspace,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> dict[str, list[Choice]]:
+    progress: Progress = silent,
+) -> dict[str, list[FormatCost]]:
     """Estimate the KL divergence that each matrix causes in each format.
 
     Args:
-        model: Not quantized, all of it in memory.
-        tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
-        measured: The formats that blocks are measured in, of different bits; in a
-            smaller group where rows are no multiple of it.
-        formats: Those to choose from, of no fewer bits than the first measured one;
-            one that does not fit a matrix is left out.
-        workspace: Where each block's choices are kept once they are known; what lies
-            there is not measured again.
-        progress: Told of each block.
+        model: A model in full precision, all of it in memory.
+        tokens: Calibration batches `[B, L]`; a few hundred tokens are enough.
+        measured: Formats to measure blocks in, of different bits. Where rows are no
+            multiple of the group size, a smaller one is measured.
+        formats: Candidates, of at least as many bits as the first measured format. A
+            matrix has no choice of a format that does not fit it.
+        workspace: The folder that keeps each block's choices; blocks found there are
+            not measured again.
+        progress: Function called for each block.
 
     Returns:
-        For each matrix its choices; the loss is in nats a token.
+        The choices of each matrix; losses are in nats a token.
     """
     with fast_dense():
         return _Measurement(model, tokens, measured, formats, workspace, progress).run()
@@ -70,7 +73,7 @@ class _Measurement:
         measured: Sequence[Format],
         formats: Sequence[Format],
         workspace: Workspace,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
     ):
         self.model, self.formats = model, formats
         self.measured = sorted(measured, key=lambda form: form.bits)
@@ -78,7 +81,7 @@ class _Measurement:
         self.stream = LayerStream(model, tokens)
         self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
 
-    def run(self) -> dict[str, list[Choice]]:
+    def run(self) -> dict[str, list[FormatCost]]:
         blocks: dict[str, list[Matrix]] = {}
         for matrix in self.matrices:
             blocks.setdefault(matrix.path.rpartition(".")[0], []).append(matrix)
@@ -91,16 +94,16 @@ class _Measurement:
             for path, options in (choices or {}).items()
         }
 
-    def _kept(self, name: str) -> dict[str, list[Choice]] | None:
+    def _kept(self, name: str) -> dict[str, list[FormatCost]] | None:
         record = self.workspace.load_record(f"sensitivity-{name}")
         if record is None:
             return None
         return {
-            path: [Choice(Format(**form), *rest) for form, *rest in options]
+            path: [FormatCost(Format(**form), *rest) for form, *rest in options]
             for path, options in record.items()
         }
 
-    def _keep(self, name: str, choices: Mapping[str, list[Choice]]) -> None:
+    def _keep(self, name: str, choices: Mapping[str, list[FormatCost]]) -> None:
         record = {
             path: [(asdict(c.form), c.nbytes, c.loss) for c in options]
             for path, options in choices.items()
@@ -110,9 +113,9 @@ class _Measurement:
     def _measure(
         self,
         blocks: Mapping[str, list[Matrix]],
-        kept: dict[str, dict[str, list[Choice]] | None],
+        kept: dict[str, dict[str, list[FormatCost]] | None],
     ) -> None:
-        """Fill in the blocks that are not known yet."""
+        """Measure the blocks that the workspace does not have."""
         squares, states = self._reference()
         total = len(blocks) * len(self.measured)
         for i, (name, block) in enumerate(blocks.items()):
@@ -129,7 +132,7 @@ class _Measurement:
         self.progress("Measuring sensitivity", total, total)
 
     def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
-        """Mean squares of inputs, and the states before every layer."""
+        """Return mean squares of inputs, and the states before every layer."""
         squares: dict[str, np.ndarray] = {}
 
         def hook(path: str) -> Hook:
@@ -155,7 +158,7 @@ class _Measurement:
     def _divergence(
         self, block: list[Matrix], form: Format, states: list[list[mx.array]]
     ) -> float:
-        """The mean KL divergence with one block quantized."""
+        """Return the mean KL divergence with one block quantized."""
         originals = [m.module["weight"] for m in block]
         for matrix in block:
             weight = to_numpy(matrix.module["weight"])
@@ -163,7 +166,7 @@ class _Measurement:
             matrix.module["weight"] = mx.array(approx)
         try:
             first = self._layer_index(block[0].path)
-            if first is None:  # outside the layers: the embedding, the head
+            if first is None:  # the embedding or the head
                 first, now = 0, self.stream.embed()
             else:
                 now = states[first]
@@ -188,7 +191,7 @@ class _Measurement:
         block: list[Matrix],
         divergences: Mapping[Format, float],
         squares: Mapping[str, np.ndarray],
-    ) -> dict[str, list[Choice]]:
+    ) -> dict[str, list[FormatCost]]:
         known: dict[tuple[str, Format], float] = {}
 
         def error(m: Matrix, form: Format) -> float:
@@ -202,7 +205,7 @@ class _Measurement:
             prices[form] = divergence / total if total > 0 else 0.0
         return {
             m.path: [
-                Choice(
+                FormatCost(
                     form,
                     form.nbytes(m.size // m.inputs, m.inputs),
                     prices[self._nearest(form)] * error(m, form),
@@ -214,19 +217,19 @@ class _Measurement:
         }
 
     def _nearest(self, form: Format) -> Format:
-        """The measured format of the most bits that `form` has, too."""
+        """Return the measured format of most bits, at most those of `form`."""
         fewer = [m for m in self.measured if m.bits <= form.bits]
         return (fewer or self.measured[:1])[-1]
 
 
 def _fitted(form: Format, matrix: Matrix) -> Format:
     fitted = form.fitted(matrix.inputs)
-    assert fitted is not None  # others are not among the matrices
+    assert fitted is not None  # self.matrices has no others
     return fitted
 
 
 def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:
-    """The squared error of all rows, estimated from some."""
+    """Return the squared error of all rows, estimated from a sample."""
     rows = matrix.module["weight"].reshape(-1, matrix.inputs)
     step = max(1, rows.shape[0] // _ROWS)
     some = to_numpy(rows[::step])

@@ -1,30 +1,31 @@
-"""How much worse a quantized model predicts text than its reference."""
+"""Perplexity of a model, and its divergence from a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
+from mlx_nibble.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TokenMean:
     """A mean over tokens, and its standard error."""
 
     mean: float
     error: float
 
     @staticmethod
-    def of(samples: np.ndarray) -> Estimate:
-        """Of independent samples. Neighbouring tokens are not quite independent."""
+    def of(samples: np.ndarray) -> TokenMean:
+        """Estimate from independent samples, which neighbouring tokens nearly are."""
         if len(samples) < 2:
-            return Estimate(float(samples.mean()), float("nan"))
+            return TokenMean(float(samples.mean()), float("nan"))
         spread = float(samples.std(ddof=1))
-        return Estimate(float(samples.mean()), spread / len(samples) ** 0.5)
+        return TokenMean(float(samples.mean()), spread / len(samples) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Comparison:
             :math:`e^{\overline{\Delta}} - 1` with the difference of log-likelihoods
             paired token by token.
         kl: :math:`\mathrm{KL}(p_\mathrm{ref} \| p)` a token, in nats.
-        agreement: Share of tokens for which both hold the same one likeliest.
+        agreement: Share of tokens for which both predict the same likeliest token.
     """
 
-    increase: Estimate
-    kl: Estimate
-    agreement: Estimate
+    increase: TokenMean
+    kl: TokenMean
+    agreement: TokenMean
 
 
 @dataclass(frozen=True)
@@ -49,31 +50,31 @@ class Evaluation:
     """How well a model predicts a text.
 
     Attributes:
-        tokens: Tokens predicted.
+        tokens: Number of predicted tokens.
         perplexity: `exp` of the mean negative log-likelihood.
-        reference_perplexity: The reference's, if there is one.
-        comparison: With the reference, if there is one.
+        reference_perplexity: Perplexity of the reference, if there is one.
+        comparison: Comparison with the reference, if there is one.
     """
 
     tokens: int
-    perplexity: Estimate
-    reference_perplexity: Estimate | None = None
+    perplexity: TokenMean
+    reference_perplexity: TokenMean | None = None
     comparison: Comparison | None = None
 
 
 def evaluate(
     model: Callable[[mx.array], mx.array],
-    batches: Iterable[mx.array],
+    batches: Sequence[mx.array],
     reference: Callable[[mx.array], mx.array] | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Predict each token of each sequence from those before it.
 
     Args:
-        model: Gives logits `[B, L, V]` for tokens `[B, L]`.
+        model: Function from tokens `[B, L]` to logits `[B, L, V]`.
         batches: Tokens `[B, L]`, L above 1.
-        reference: Likewise; what to compare with.
-        progress: Called with the number of batches done.
+        reference: Function like `model`, to compare with.
+        progress: Function of the step, batches done and all batches.
 
     Raises:
         ValueError: If there are no batches.
@@ -84,9 +85,9 @@ def evaluate(
             log_p = log_softmax(model(tokens))
             log_r = None if reference is None else log_softmax(reference(tokens))
             collected.append(_per_token(log_p, log_r, np.array(tokens)[:, 1:]))
-            progress(i + 1)
+            progress("Evaluating", i + 1, len(batches))
     if not collected:
-        raise ValueError("[eval] at least one batch of tokens is required.")
+        raise ValueError("[eval] a batch of tokens is required but got none.")
     samples = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
     loss = samples["loss"]
     if reference is None:
@@ -98,22 +99,22 @@ def evaluate(
         _exponential(loss),
         _exponential(samples["reference"]),
         Comparison(
-            Estimate(growth.mean - 1, growth.error),
-            Estimate.of(samples["kl"]),
-            Estimate.of(samples["agree"]),
+            TokenMean(growth.mean - 1, growth.error),
+            TokenMean.of(samples["kl"]),
+            TokenMean.of(samples["agree"]),
         ),
     )
 
 
-def _exponential(samples: np.ndarray) -> Estimate:
-    """exp of the mean; its error to first order."""
-    log = Estimate.of(samples)
+def _exponential(samples: np.ndarray) -> TokenMean:
+    """Return exp of the mean; its error is exact to first order."""
+    log = TokenMean.of(samples)
     mean = float(np.exp(log.mean))
-    return Estimate(mean, mean * log.error)
+    return TokenMean(mean, mean * log.error)
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:
-    """Log-probabilities of all positions but the last, float32 `[B, L - 1, V]`."""
+    """Return log-probabilities of all but the last position, float32 `[B, L-1, V]`."""
     x = to_numpy(logits[:, :-1])
     x = x - x.max(-1, keepdims=True)
     x -= np.log(np.exp(x).sum(-1, keepdims=True))
@@ -121,9 +122,9 @@ def log_softmax(logits: mx.array) -> np.ndarray:
 
 
 def kl_divergence(log_r: np.ndarray, log_p: np.ndarray) -> np.ndarray:
-    """KL(r || p) of each token, in nats: `[B * (L - 1)]` from log-probabilities."""
+    """Return KL(r || p) of each token, in nats, `[B * (L - 1)]`."""
     kl = np.einsum("blv,blv->bl", np.exp(log_r), log_r - log_p)
-    # Below zero only by rounding.
+    # Rounding alone can make it negative.
     return np.maximum(kl, 0).ravel().astype(float)
 
 

@@ -15,6 +15,7 @@ from mlx_nibble.formats import BITS, GROUP_SIZES
 from mlx_nibble.machine import trial
 from mlx_nibble.machine.trial import Trial, Verdict
 from mlx_nibble.machine.verdicts import Machine, Verdicts
+from mlx_nibble.progress import Progress, silent
 
 # By the label in a kernel's name: "f32", "f16" and "bf16".
 _DTYPES = {name.replace("loat", ""): dtype for name, dtype in ops.DTYPES.items()}
@@ -71,7 +72,7 @@ def diagnose(
     machine: Machine,
     gpu: bool,
     everything: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Try the kernels again and remember the verdicts.
 
@@ -85,8 +86,7 @@ def diagnose(
     kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []
     for done, kernel in enumerate(kernels):
-        if progress:
-            progress(done, len(kernels))
+        progress("Trying kernels", done, len(kernels))
         verdict = trial.check(kernel, ext)
         if verdict is not None:
             verdicts.append(verdict)

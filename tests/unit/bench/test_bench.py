@@ -18,12 +18,17 @@ import numpy as np
 import pytest
 
 from mlx_nibble.bench import capsule, kernels, machine, peaks, products, statistics
-from mlx_nibble.bench.products import Case, Pools
-from mlx_nibble.bench.schedule import Candidate, balanced_orders, take_pass, warm_up
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.bench.schedule import (
+    ChainCandidate,
+    balanced_orders,
+    take_pass,
+    warm_up,
+)
 from tests.support.paths import ROOT
 
 SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
-CASE = Case(3, 40, 64, 4, 32, "float32")
+CASE = ProductCase(3, 40, 64, 4, 32, "float32")
 
 
 def nibble(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -49,7 +54,8 @@ def test_each_follows_each_other_one_equally_often(count):
 def test_two_take_turns_as_abba():
     taken = []
     candidates = {
-        name: Candidate(lambda times, name=name: taken.append(name)) for name in "ab"
+        name: ChainCandidate(lambda times, name=name: taken.append(name))
+        for name in "ab"
     }
     for _ in range(4):
         take_pass(candidates, seconds=0)
@@ -59,7 +65,7 @@ def test_two_take_turns_as_abba():
 
 def test_short_work_is_chained_and_slow_work_tried_once():
     calls = []
-    quick, slow = (Candidate(calls.append) for _ in range(2))
+    quick, slow = (ChainCandidate(calls.append) for _ in range(2))
     warm_up(quick, limit=math.inf)
     assert calls[:2] == [1, 1] and quick.length == calls[-1] > 1
     calls.clear()
@@ -90,7 +96,7 @@ def test_a_product_is_the_dequantized_one():
 
 
 def test_cold_weights_are_larger_than_the_cache():
-    case = Case(1, 4096, 4096, 8, 64, "float16")
+    case = ProductCase(1, 4096, 4096, 8, 64, "float16")
     pool = Pools(hot=False)
     weights = pool.take(case, "quantized")
     seen = []

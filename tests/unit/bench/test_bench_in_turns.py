@@ -12,7 +12,7 @@ import pytest
 
 from mlx_nibble.bench import in_turns
 from mlx_nibble.bench.compare import compare
-from mlx_nibble.bench.products import Case
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.cli import main
 from tests.support.paths import ROOT
 
@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 # have ratios to their neighbours: the median of each pass.
 TRIES = json.loads((Path(__file__).parent / "recorded" / "in_turns.json").read_text())
 SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
-SMALL = Case(2, 64, 64, 4, 32, "float32")
+SMALL = ProductCase(2, 64, 64, 4, 32, "float32")
 
 
 def run(recorded, build: str):

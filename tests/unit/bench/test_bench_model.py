@@ -16,10 +16,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_nibble import lm
-from mlx_nibble.bench import capsule, generation, html, rates
+from mlx_nibble.bench import capsule, generation, rates
 from mlx_nibble.bench.subject import INT8, INVARIANT, OURS, STOCK, Subject
 from mlx_nibble.cli import main
 from mlx_nibble.conversion.gguf_import import import_gguf
+from mlx_nibble.pictures import page
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
@@ -168,8 +169,8 @@ def test_a_part_of_another_kind_is_refused(run, tmp_path, capsys):
 def test_the_page_names_what_strangers_wrote_as_text(run):
     made = capsule.read(run)
     made["settings"]["model"] = "<script>alert(1)</script>"
-    assert "<script" not in html.report(made)
-    assert html.report(made).count("<svg") == 2
+    assert "<script" not in page.report(made)
+    assert page.report(made).count("<svg") == 2
 
 
 def test_what_a_peer_cannot_do_in_time_is_left_out_and_said(folder, capsys):

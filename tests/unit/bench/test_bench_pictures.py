@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mlx_nibble.bench import capsule, html
+from mlx_nibble.bench import capsule
 from mlx_nibble.cli import main
+from mlx_nibble.pictures.page import report
 from tests.support.paths import ROOT
 
 RUN = ROOT / "bench" / "capsules" / "matmul.json"
@@ -53,7 +54,7 @@ def test_a_picture_is_drawn_and_the_same_each_time(suffix, tmp_path):
 
 def test_the_page_needs_nothing_else():
     page = Page()
-    text = html.report(capsule.read(RUN))
+    text = report(capsule.read(RUN))
     page.feed(text)
     assert page.open == []
     assert page.tags.count("svg") == 3
@@ -63,7 +64,7 @@ def test_the_page_needs_nothing_else():
     made = capsule.read(RUN)
     made["command"] = ["<script>alert(1)</script>"]
     made["machine"]["cpu"] = "<b>"
-    assert "<script" not in html.report(made) and "<b>" not in html.report(made)
+    assert "<script" not in report(made) and "<b>" not in report(made)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`nibble convert -q`, `eval` and `inspect`, as a user runs them."""
+"""`nibble convert -q`, `eval` and `inspect`, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from mlx_nibble.evaluation import plot
 from tests.support.gguf_writer import tiny_llama
 
 MEASURED = "sensitivity-model.layers.0.self_attn.json"
@@ -116,7 +115,10 @@ def test_several_models_in_one_picture(home, converted):
 
 def test_sensitivity_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    plot.sensitivity({"layers.0.q_proj": 0.1, "lm_head": 2.0}, tmp_path / "a.svg")
+    from mlx_nibble.pictures import losses, style
+
+    drawn = losses.by_layer({"layers.0.q_proj": 0.1, "lm_head": 2.0})
+    style.save(drawn, tmp_path / "a.svg")
     assert "</svg>" in (tmp_path / "a.svg").read_text()
 
 
@@ -134,7 +136,7 @@ def test_a_budget_of_bits_is_kept(home):
     own = [v for v in config.values() if isinstance(v, dict)]
     assert own, "all matrices got one format"
     counted = answer("inspect", got["path"])
-    assert counted["bits_per_weight"] <= 5.5  # norms, embedding and scales in it
+    assert counted["bits_per_weight"] <= 5.5  # with norms, embedding and scales
     mlx_lm.load(got["path"])
 
 

@@ -11,7 +11,7 @@ from bench import quantization, readme
 from bench import tables as tables_of
 from mlx_nibble.bench import capsule
 
-DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").glob("*.md"))]
+DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").rglob("*.md"))]
 # A measured figure has a fraction or a unit.
 FIGURE = re.compile(r"\d\.\d|\d ?(×|%|ms|µs|s|MB|GB)(?!\w)")
 COMMAND = re.compile(
@@ -19,9 +19,10 @@ COMMAND = re.compile(
 )
 # A test asserts these.
 ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
+SCHEMA = readme.ROOT / "docs" / "capsule.schema.json"
 CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
 # Computed, not measured: the text says how.
-RECKONED = {("format.md", "## Bytes")}
+COMPUTED = {("formats.md", "## Bytes")}
 
 
 def sections(path: Path) -> list[str]:
@@ -38,9 +39,9 @@ def tables(section: str) -> list[list[list[str]]]:
     return found
 
 
-def test_the_tables_are_the_capsules():
-    text = (readme.ROOT / "README.md").read_text()
-    assert readme.rewrite(text) == text, "run python -m bench.readme"
+@pytest.mark.parametrize("path", readme.PAGES, ids=lambda path: path.name)
+def test_the_tables_are_the_capsules(path):
+    assert readme.rewrite(path) == path.read_text(), "run python -m bench.readme"
 
 
 def test_the_first_paragraph_is_the_capsule():
@@ -55,21 +56,11 @@ def test_the_table_of_quantization_is_the_capsule():
     assert quantization.document(text, results) == text, message
 
 
-@pytest.mark.parametrize(
-    ("path", "made"),
-    [(readme.CPU, readme.rewrite_cpu), (readme.BENCH, readme.rewrite_bench)],
-    ids=["cpu.md", "bench.md"],
-)
-def test_the_tables_of_the_docs_are_the_capsules(path, made):
-    text = path.read_text()
-    assert made(text) == text, "run python -m bench.readme"
-
-
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_table_of_figures_names_the_command_that_made_it(path):
     for section in sections(path):
         heading = section.partition("\n")[0]
-        if (path.name, heading) in RECKONED:
+        if (path.name, heading) in COMPUTED:
             continue
         for header, *rows in tables(section):
             figures = sum(bool(FIGURE.search(c)) for row in rows for c in row[1:])
@@ -85,7 +76,7 @@ def test_every_capsule_that_is_named_is_there(path):
 
 
 def test_the_capsules_of_the_common_form_are_as_the_schema_says():
-    schema = json.loads((readme.ROOT / "docs" / "capsule.schema.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
     made = {p.stem: json.loads(p.read_text()) for p in readme.CAPSULES.glob("*.json")}
     common = {name for name, found in made.items() if "schema" in found}
     assert common >= {"cpu", "demo", "generation", "llama", "matmul", "tune"}

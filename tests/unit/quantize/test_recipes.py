@@ -1,4 +1,4 @@
-"""Which matrix gets how many bits: recipes as mlx-lm has them, budgets kept."""
+"""The bits of each matrix: recipes equal mlx-lm's, and budgets are kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from mlx_nibble.formats import Format
-from mlx_nibble.layerwise.layers import matrices
-from mlx_nibble.quantize.budget import Choice, solve
+from mlx_nibble.layerwise.matrices import matrices
+from mlx_nibble.quantize.budget import FormatCost, solve
 from mlx_nibble.quantize.recipes import RECIPES
 from tests.support import tiny_models
 
@@ -76,7 +76,7 @@ def test_the_budget_is_kept_and_nearly_all_is_won(tables, budget):
     forms = [Format(bits) for bits in (2, 3, 4, 5)]
     choices = {
         str(i): [
-            Choice(form, nbytes, loss)
+            FormatCost(form, nbytes, loss)
             for form, (nbytes, loss) in zip(forms, table, strict=False)
         ]
         for i, table in enumerate(tables)
@@ -95,15 +95,15 @@ def test_the_budget_is_kept_and_nearly_all_is_won(tables, budget):
         next(c for c in choices[path] if c.form == form) for path, form in plan.items()
     ]
     assert sum(c.nbytes for c in picked) <= budget
-    # What greed forgoes is at most one step of one matrix.
+    # The greedy algorithm loses at most one step of one matrix.
     step = max(max(c.loss for c in table) for table in choices.values())
     assert sum(c.loss for c in picked) <= min(affordable) + step + 1e-9
 
 
 def test_bytes_go_where_they_save_most():
     choices = {
-        "little": [Choice(Format(2), 10, 1.0), Choice(Format(4), 20, 0.5)],
-        "much": [Choice(Format(2), 10, 9.0), Choice(Format(4), 20, 1.0)],
+        "little": [FormatCost(Format(2), 10, 1.0), FormatCost(Format(4), 20, 0.5)],
+        "much": [FormatCost(Format(2), 10, 9.0), FormatCost(Format(4), 20, 1.0)],
     }
     assert solve(choices, 30) == {"little": Format(2), "much": Format(4)}
     assert solve(choices, 40) == {"little": Format(4), "much": Format(4)}

@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_nibble.bench import capsule
-from mlx_nibble.bench.schedule import Candidate
+from mlx_nibble.bench.schedule import ChainCandidate
 from mlx_nibble.cli import main
 from mlx_nibble.cli.tune import of_one_matrix
 from mlx_nibble.machine import tuned_table
@@ -86,8 +86,8 @@ def test_after_all_passes_the_median_decides(record):
 
 
 def test_a_contest_ends_when_nobody_can_beat_who_is_chosen():
-    def entrant(seconds: list[float]) -> Candidate:
-        return Candidate(lambda times: None, passes=[[s] for s in seconds])
+    def entrant(seconds: list[float]) -> ChainCandidate:
+        return ChainCandidate(lambda times: None, passes=[[s] for s in seconds])
 
     taken = PASSES[0]
     by_name = {

@@ -1,0 +1,1 @@
+"""Draws measurements, in one style; needs matplotlib."""

@@ -1,0 +1,23 @@
+"""The one form in which long work reports its progress."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A function that is told how far the work is."""
+
+    def __call__(self, what: str, done: float, total: float, /) -> None:
+        """Report progress.
+
+        Args:
+            what: Description of the current step.
+            done: Finished amount: steps, bytes or seconds.
+            total: Amount of all the work, in the same unit; `inf` if unknown.
+        """
+        ...
+
+
+def silent(what: str, done: float, total: float, /) -> None:
+    """Report nothing."""
