@@ -1,21 +1,22 @@
-"""Our CPU products, exact and with 8-bit activations, against MLX's and others'.
+"""Times our CPU products, exact and int8, against MLX's and other libraries'.
 
     python -m bench.against_cpu_libraries --model llama-3-8b --json cpu.json
     python -m bench.against_cpu_libraries --shape 4096,4096 --peers onnxruntime torch
     python -m bench.against_cpu_libraries --json cpu.json --at-most 150
 
-A file is written after each product and gone on with by the same command: what it
-holds is not measured again. ``--at-most`` ends a piece of a long run.
+The file is written after each product. The same command continues it and measures
+nothing twice; ``--at-most`` ends a part of a long run.
 
-4-bit weights; float32 activations, for the peer torch bfloat16. Scales are float16,
-as checkpoints have them, but where a peer wants others: MLX has float32, with which
-it is fastest, and llama.cpp's blocks are of 32. Peers are installed when they are
-first named, each into its own environment under build/peers. All take turns within
-one run, and a peer whose turn it is not is stopped: threads that wait by spinning
-would slow the next one down. A turn is some products, the first of them untimed.
-Ratios are to the fastest of the others: of exact products to MLX and what rounds no
-activations to 8 bits, of int8 to MLX and what does. Shares of the bandwidth are to a
-plain read that takes its turn among them, where weights are cold.
+Weights have 4 bits. Activations are float32, for the peer torch bfloat16. Scales are
+float16, as in checkpoints, with two exceptions: MLX has float32, with which it is
+fastest, and llama.cpp has blocks of 32. Peers are installed when they are first named,
+each into its own environment under build/peers.
+
+All candidates take turns within one run. Between its turns a peer is stopped: threads
+that wait by spinning would slow down the next one. A turn is several products, the
+first of them untimed. Exact products are compared with the fastest of MLX and the exact
+peers; int8 products with the fastest of MLX and the int8 peers. With cold weights,
+shares of the bandwidth refer to a plain read that takes turns with the products.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ from mlx_nibble.bench.products import Pools, ProductCase, link
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
 
-# By the name of a peer, what pip installs. llama.cpp is built from its source, for
-# this processor.
+# Packages that pip installs for each peer. llama.cpp is built from source, for this
+# processor.
 PEERS = {
     "onnxruntime": ["onnxruntime==1.32.0", "onnx"],
     "openvino": ["openvino==2026.4.1"],
     "torch": ["torch==2.13.0+cpu"],
     "llama.cpp": ["llama-cpp-python==0.3.36"],
 }
-# What of a peer takes part: its maker in cpu_peer.py, and whether it rounds
+# Candidates of each peer: its maker in peer_product.py, and whether it rounds
 # activations to 8 bits.
 MODES = {
     "onnxruntime": [("onnxruntime", False), ("onnxruntime", True)],
@@ -61,28 +62,28 @@ MODES = {
     "torch": [("torch", False)],
     "llama.cpp": [("llama.cpp Q4_0", True), ("llama.cpp Q4_1", True)],
 }
-# Ours, and whether they round activations to 8 bits.
+# Our candidates, and whether they round activations to 8 bits.
 MINE = {
     "nibble": False,
     "nibble repacked": False,
     "nibble int8": True,
     "nibble int8 repacked": True,
 }
-# Reads as many bytes as the weights have, from memory, on all cores.
+# Candidate that reads the bytes of the weights from memory, on all cores.
 READ = "read"
-# Copies of a weight matrix, at most: to make a peer's takes time, and so many of the
-# smallest of our shapes are more than a cache.
+# Most copies of a weight matrix: a peer's take time to make, and this number of copies
+# of our smallest shape exceeds a cache.
 MAX_COPIES = 256
-# With more rows than this little depends on where weights come from, and copies take a
-# peer long to make: all then have one matrix.
+# With more rows than this, the place of the weights hardly matters, and a peer's copies
+# take long to make: all candidates then use one matrix.
 COLD_ROWS = 32
-# Products of a turn, at most, and multiplications that one needs no company for.
+# Most products of a turn, and multiplications that fill a turn on their own.
 MAX_CALLS, CALL_PRODUCTS = 16, 2**31
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
 def peer_python(name: str) -> Path:
-    """The Python of the peer's environment, which is made if need be."""
+    """Return the Python of the peer's environment; make the environment if needed."""
     home = ENVIRONMENTS / name
     python = home / "bin" / "python"
     done = home / "installed"
@@ -97,7 +98,7 @@ def peer_python(name: str) -> Path:
 
 
 class Peer:
-    """A peer's process, stopped between its turns. It measures itself."""
+    """The process of a peer, which measures itself and is stopped between its turns."""
 
     def __init__(self, name: str, maker: str, int8: bool, threads: int):
         self.int8 = int8
@@ -140,7 +141,7 @@ def calls_of(case: ProductCase) -> int:
 
 
 def one_matrix(case: ProductCase, hot: bool) -> bool:
-    """Whether weights stay in the cache."""
+    """Return whether all products use one matrix, which stays in the cache."""
     return hot or case.rows > COLD_ROWS
 
 
@@ -163,8 +164,8 @@ def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
             before = time.perf_counter()
             last = x
             for _ in range(count):
-                # The next one may have this one's memory. Were all results kept, the
-                # system would clear new pages for most of them.
+                # The next product may reuse this one's memory. If all results were
+                # kept, the system would clear new pages for most of them.
                 last = link(last, op(last, *next(step), *form, **options))
             mx.eval(last)
             return (time.perf_counter() - before) / count
@@ -177,7 +178,7 @@ def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
 
     own, packed = scaled(mx.float16), scaled(mx.float16)
     Copies((*weights, case.bits, case.group_size) for weights in packed)
-    for weights in packed:  # to have them made
+    for weights in packed:  # the first product makes the copy
         mx.eval(ops.quantized_matmul(x[:1], *weights, *form))
     int8 = {"activations": "int8"}
     turns = {
@@ -191,7 +192,7 @@ def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
 
 
 def reading(case: ProductCase) -> Callable[[], float]:
-    """In the same rounds as the products: the machine's pace changes by the second."""
+    """Return the read that takes turns: the bandwidth changes within seconds."""
     read = peaks.reader()
 
     def run() -> float:
@@ -227,7 +228,7 @@ def measure(
 
 
 def weight_bytes(case: ProductCase) -> int:
-    """Of codes, and scales and biases of 16 bits."""
+    """Return the bytes of codes, and of scales and biases in 16 bits."""
     return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
 
 
@@ -262,7 +263,7 @@ def row(
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.against_cpu_libraries",
-        description="Our CPU products against MLX's and others'.",
+        description=__doc__.partition("\n")[0],
     )
     parser.add_argument("--model", choices=MODELS, default="smollm2-135m")
     parser.add_argument("--shape", nargs="+", default=[], metavar="N,K")
@@ -270,23 +271,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 128, 512]
     )
     parser.add_argument(
-        "--mlx-rows", type=int, default=8, help="most rows that MLX, slow, is given"
+        "--mlx-rows", type=int, default=8, help="most rows for MLX, which is slow"
     )
     parser.add_argument("--group-size", type=int, default=64, choices=[32, 64, 128])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[])
     parser.add_argument("--hot", action="store_true", help="one matrix, in cache")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="to spend on each product"
+        "--seconds", type=float, default=3.0, help="time for each product"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write every sample, and go on where it ended"
+        "--json", metavar="FILE", help="write every sample; continue the file"
     )
     parser.add_argument(
         "--at-most",
         type=float,
         default=float("inf"),
         metavar="SECONDS",
-        help="begin no product after so long",
+        help="begin no product after this time",
     )
     return parser.parse_args(argv)
 
@@ -323,11 +324,11 @@ def main(argv: list[str] | None = None) -> None:
         peer.close()
     report(made, peers, args)
     if left:
-        print(f"{len(left)} of {len(cases)} are left: the same command goes on")
+        print(f"{len(left)} of {len(cases)} are left: the same command continues")
 
 
 def started(args: argparse.Namespace, typed: list[str]) -> dict:
-    """The file's capsule, if it is of such a run and not complete; else a new one."""
+    """Return the file's capsule if it is of this run and incomplete, else a new one."""
     settings = {
         "hot": args.hot,
         "seconds": args.seconds,

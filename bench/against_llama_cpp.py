@@ -1,13 +1,13 @@
-"""A whole model on the CPU: ours, exact and with 8-bit activations, MLX's, llama.cpp.
+"""Times a whole model on the CPU: ours, exact and int8, MLX's and llama.cpp's.
 
     python -m bench.against_llama_cpp FOLDER --gguf FILE --json llama.json
 
-The GGUF file holds the same weights as the folder, which was made from it. Each is a
-process of its own with the same number of threads; all take turns within one run,
-and those whose turn it is not are stopped. llama.cpp is not asked to choose tokens,
-ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt.
-Memory is what a process has at its peak beyond its interpreter and modules, loading
-and the longest prompt included, and what MLX's arrays take of that.
+The GGUF file holds the same weights as the folder, which was made from it. Each
+candidate is a process with the same number of threads. All take turns within one run,
+and are stopped between their turns. llama.cpp does not choose tokens; ours and MLX's
+do. Stock MLX, some 50 times slower, has one turn of a short prompt. Memory is the peak
+of a process beyond its interpreter and modules, including loading and the longest
+prompt. The peak of MLX's arrays is given, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOCK_PROMPT = 128
 
 
 class Runner(Peer):
-    """A model's process, stopped between its turns."""
+    """The process of a model, stopped between its turns."""
 
     def __init__(self, name: str, threads: int, path: str):
         command = [sys.executable, "-m", "bench.peer_model"]
@@ -55,14 +55,14 @@ class Runner(Peer):
 
 
 def busy_seconds() -> float:
-    """CPU time of all programs on this machine, so far."""
+    """Return the CPU time of all programs on this machine so far."""
     user, nice, system = Path("/proc/stat").read_text().split()[1:4]
     ticks = int(user) + int(nice) + int(system)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, dict]:
-    """By name and prompt: seconds of each run; and the most memory."""
+    """Return the seconds of each run by name and prompt, and the peak memory."""
     paths = dict.fromkeys(OURS, args.model)
     if args.gguf:
         paths["llama.cpp"] = args.gguf
@@ -91,7 +91,7 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[dict]:
-    """As a capsule has them: seconds of one token, a pass for each turn."""
+    """Return a capsule's results: seconds of one token, with a pass for each turn."""
     cases: list[dict] = []
     for prompt in args.prompts:
         taken = {
@@ -120,7 +120,7 @@ def candidate(seconds: list[float], tokens: int) -> dict:
 
 
 def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
-    """Tokens a second, and how many times llama.cpp's."""
+    """Return a table of tokens per second, with the ratio to llama.cpp."""
     peer = results.get("llama.cpp")
     table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB", "arrays"]]
     for name, result in results.items():
@@ -152,10 +152,10 @@ def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.against_llama_cpp",
-        description="A whole model: ours against MLX's and llama.cpp.",
+        description=__doc__.partition("\n")[0],
     )
     parser.add_argument("model", metavar="FOLDER", help="a model folder of mlx-lm")
-    parser.add_argument("--gguf", metavar="FILE", help="the same for llama.cpp")
+    parser.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     parser.add_argument(
         "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
     )
@@ -165,7 +165,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write every sample")
     args = parser.parse_args(argv)
     if STOCK_PROMPT not in args.prompts:
-        parser.error(f"--prompts must have {STOCK_PROMPT}, after which is decoded")
+        parser.error(f"--prompts must include {STOCK_PROMPT}: decoding follows it")
     return args
 
 
@@ -186,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     results = measure_all(args)
     wall = time.perf_counter() - start
     print(
-        f"tokens a second, {args.threads} threads; checkpoint {checkpoint / 1e6:.0f} MB"
+        f"tokens per second, {args.threads} threads; "
+        f"checkpoint {checkpoint / 1e6:.0f} MB"
     )
     header, *table = rows(results, args.prompts)
     out.print(filled(header, table))

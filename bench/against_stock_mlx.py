@@ -1,18 +1,17 @@
-"""Is anything slower than with stock MLX? Every kind of call, and every family.
+"""Times every kind of call, and every model family, against stock MLX.
 
     python -m bench.against_stock_mlx calls     # each kind of product that mlx-lm makes
     python -m bench.against_stock_mlx families  # whole models, in three types
 
-In turns, in one process; the ratio is MLX's time over ours, its median over
-neighbouring turns, with a 95 % interval. Prints one JSON object, and on stderr what
-came out below 1. `--output FILE` writes the object to a file.
+Both take turns in one process. The ratio is MLX's time over ours: the median over
+neighbouring turns, with a 95 % interval. Prints one JSON object, and the ratios below 1
+on stderr. `--output FILE` writes the object to a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ def quantized(shape: tuple[int, ...], bits: int, group_size: int, dtype: mx.Dtyp
 
 
 def kinds(bits: int, group_size: int, dtype: mx.Dtype) -> Iterator[tuple[str, Pair]]:
-    """MLX's call and ours, by what mlx-lm makes them for."""
+    """Yield MLX's call and ours, by the purpose that mlx-lm has for it."""
     form = {"group_size": group_size, "bits": bits}
 
     def product(name: str, x: tuple[int, ...], w: tuple[int, ...], **others: Any):
@@ -96,21 +95,10 @@ def kinds(bits: int, group_size: int, dtype: mx.Dtype) -> Iterator[tuple[str, Pa
     )
 
 
-def compared(pair: Pair, seconds: float) -> dict[str, float]:
-    samples = timing.interleave(dict(zip(("mlx", "ours"), pair, strict=True)), seconds)
-    ratio = timing.faster(samples["mlx"], samples["ours"])
-    return {
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "ms": 1e3 * statistics.median(samples["ours"]),
-    }
-
-
 def of_calls(seconds: float) -> dict[str, Any]:
     return {
-        f"{kind}, {bits} bits, group {group_size}, {str(dtype)[9:]}": compared(
-            pair, seconds
+        f"{kind}, {bits} bits, group {group_size}, {str(dtype)[9:]}": timing.compared(
+            *pair, seconds
         )
         for dtype in DTYPES
         for bits, group_size in FORMATS
@@ -132,7 +120,7 @@ def of_families(seconds: float) -> dict[str, Any]:
             ):
                 pair = work(stock, size), work(ours, size)
                 key = f"{family}, {name}, {str(dtype)[9:]}"
-                found[key] = compared(pair, seconds)
+                found[key] = timing.compared(*pair, seconds)
     return found
 
 
@@ -142,7 +130,7 @@ MEASUREMENTS = {"calls": (of_calls, 0.1), "families": (of_families, 0.6)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=MEASUREMENTS)
-    parser.add_argument("--output", type=Path, help="a file to write the result to")
+    parser.add_argument("--output", type=Path, help="file for the result")
     args = parser.parse_args()
     measure, seconds = MEASUREMENTS[args.what]
     found = measure(seconds)

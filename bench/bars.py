@@ -1,4 +1,4 @@
-"""Horizontal bars with their values, for the pictures of README and docs."""
+"""Draws horizontal bars with their values, for the pictures of README and docs."""
 
 from __future__ import annotations
 

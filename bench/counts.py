@@ -1,13 +1,13 @@
-"""What our Metal kernels ask of memory, beside MLX's own, counted on Linux.
+"""Counts the memory traffic of our Metal kernels and of MLX's, on Linux.
 
     python -m bench.counts [--json FILE]
     python -m bench.counts --widths [--json FILE]
 
-Both run in the SIMT bench (tests/simt), the same problem each: how often the weights
-are read, the cache lines that their loads touch, threadgroup traffic and barriers.
-With --widths, every width of a code, and every number of rows that weights are read
-once for. Both end with x @ w_hat, w not transposed.
-Counts, not times: nothing here says how fast a GPU is.
+Both run the same problems in the SIMT bench (tests/simt). It counts reads of the
+weights, cache lines that their loads touch, threadgroup traffic and barriers. With
+--widths, it runs every width of a code, and every number of rows for which the weights
+are read once. Both end with x @ w_hat, w not transposed. These are counts, not times:
+they do not say how fast a GPU is.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tests.support import oracle
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
-# Of a prompt; ratios of tiles do not depend on K.
+# A prompt; ratios of tiles do not depend on K.
 PROMPT = replace(BASE, M=512, K=512)
-# Rows of a length that models have.
+# Rows of w as long as in models.
 NARROW = replace(BASE, N=64, K=4096)
 # Several simdgroups of MLX's store the same result.
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
-# Rows, and the kernels of MLX's that its dispatch may choose for them: one for each
-# row on M1 and M2, qmv_wide later; tiles beyond.
+# Rows, and the kernels that MLX's dispatch may choose for them: qmv_fast for each row
+# on M1 and M2, qmv_wide on later GPUs, tiles for more rows.
 CASES = [
     (1, ("affine_qmv_fast",)),
     (2, ("affine_qmv_fast", "affine_qmv_wide")),
@@ -45,33 +45,34 @@ CASES = [
     (PROMPT.M, ("affine_qmm_t",)),
 ]
 WIDTHS = (2, 3, 4, 5, 6, 8)
-# Of x @ w_hat, y of two tiles of our widest kernels and x of many of their blocks, and
-# the kernels that either side's dispatch chooses from.
-STRAIGHT = replace(BASE, N=256, K=1024, transpose=False)
-STRAIGHT_CASES = [
+# x @ w_hat, with a y of two tiles of our widest kernels and an x of many of their
+# blocks, and the kernels that either dispatch chooses from.
+NOT_TRANSPOSED = replace(BASE, N=256, K=1024, transpose=False)
+NOT_TRANSPOSED_CASES = [
     (1, "qvm", "affine_qvm"),
     (4, "qmm_n", "affine_qmm_n"),
     (32, "qmm_n", "affine_qmm_n"),
 ]
-# Where weights are read once: both ends of the rows that each kernel is chosen for.
+# Rows for which weights are read once: both ends of the range of each kernel.
 READ_ONCE = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 32)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one plan. Lines are of 64 bytes; ratios are to what is needed once.
+    """Counts of one plan, relative to a single read. Lines have 64 bytes.
 
     Attributes:
+        M: Rows of x.
+        kernel: Name of the kernel.
         weights: Bytes of w read, over the bytes of w.
         weight_lines: Cache lines that loads of w touch, over the lines of w.
-        scales: Bytes of scales and biases that simdgroups ask for, what lanes share
-            counted once, over their bytes.
-        scale_lines: As weight_lines, of scales and biases.
+        scales: Bytes of scales and biases that simdgroups request, over their bytes.
+            Bytes that lanes share count once.
+        scale_lines: As weight_lines, for scales and biases.
         x_lines: Cache lines that loads of x touch, over the lines of x.
-        threadgroup_bytes: Read and written, for each 1000 multiplications.
-        barriers: Of a threadgroup, for each million multiplications.
-        sums: Bytes of the sums that go from launch to launch, written and read, over
-            the bytes of w.
+        threadgroup_bytes: Bytes read and written, per 1000 multiplications.
+        barriers: Barriers of a threadgroup, per million multiplications.
+        sums: Bytes of the sums written and read between launches, over the bytes of w.
     """
 
     M: int
@@ -88,7 +89,7 @@ class Counts:
 
 def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts:
     memory = [region for outcome in outcomes for region in outcome.memory]
-    # Only the sums are of several launches.
+    # Only the sums belong to several launches.
     regions = {region["name"]: region for region in memory}
     multiplications = p.M * p.N * p.K
 
@@ -119,7 +120,7 @@ def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts
 def measure(
     p: simt.Problem, ours: list[list[simt.Launch]], theirs: tuple[str, ...]
 ) -> list[Counts]:
-    """Counts of our plans and of MLX's kernels, for the same operands."""
+    """Return the counts of our plans and of MLX's kernels, for the same operands."""
     rng = np.random.default_rng(0)
     inner = p.K if p.transpose else p.N
     w = oracle.random_weights(rng, (1, p.N, p.K), p.bits, p.group_size)
@@ -129,7 +130,7 @@ def measure(
         "biases": numbers.encode(w.biases, p.scale_dtype),
         "x": numbers.encode(rng.standard_normal((1, p.M, inner)), p.dtype),
     }
-    # MLX's N is what y has columns of, whichever way w lies.
+    # MLX's N is the number of columns of y, whether or not w is transposed.
     as_mlx = p if p.transpose else replace(p, N=p.K, K=p.N)
     result = []
     columns = p.N if p.transpose else p.K
@@ -148,26 +149,26 @@ def measure(
 
 
 def every_kernel() -> list[Counts]:
-    """Every plan for some numbers of rows, beside MLX's."""
+    """Count every plan for some numbers of rows, beside MLX's kernels."""
     rows = []
     for M, theirs in CASES:
         p = PROMPT if M == PROMPT.M else replace(BASE, M=M)
-        # Where rows must not depend on each other, one row takes a kernel for many.
+        # If rows must not depend on each other, one row takes a kernel for many.
         invariant = plans.plan_matmul(replace(p, batch_invariant=True)) or []
         plan = {one[0].kernel: one for one in [*simt.candidates(p), invariant]}
         ours = list(plan.values())
         if p is PROMPT:
             ours = [one for one in ours if one[0].kernel.startswith("qmm_f16")]
         rows += measure(p, ours, theirs)
-    return rows + not_transposed((BASE.bits,), STRAIGHT)
+    return rows + not_transposed((BASE.bits,), NOT_TRANSPOSED)
 
 
-def not_transposed(widths: tuple[int, ...], straight: simt.Problem) -> list[Counts]:
-    """x @ w_hat of this size, at each of these widths of a code."""
+def not_transposed(widths: tuple[int, ...], form: simt.Problem) -> list[Counts]:
+    """Count x @ w_hat of this size, at each of these widths of a code."""
     rows = []
     for bits in widths:
-        for M, family, theirs in STRAIGHT_CASES:
-            p = replace(straight, M=M, bits=bits)
+        for M, family, theirs in NOT_TRANSPOSED_CASES:
+            p = replace(form, M=M, bits=bits)
             every = simt.candidates(p)
             ours = [one for one in every if one[0].kernel.startswith(family + "_")]
             for row in measure(p, ours, (theirs,)):
@@ -178,8 +179,8 @@ def not_transposed(widths: tuple[int, ...], straight: simt.Problem) -> list[Coun
 
 
 def every_width(K: int | None) -> list[Counts]:
-    """Of each kernel at each width, the worst of its numbers of rows."""
-    narrow, straight = (replace(p, K=K or p.K) for p in (NARROW, STRAIGHT))
+    """Return the worst counts of each kernel at each width, over its rows."""
+    narrow, other = (replace(p, K=K or p.K) for p in (NARROW, NOT_TRANSPOSED))
     worst: dict[str, Counts] = {}
     for bits in WIDTHS:
         for M in READ_ONCE:
@@ -196,7 +197,7 @@ def every_width(K: int | None) -> list[Counts]:
                     theirs = row.kernel.startswith("mlx")
                     name = f"{row.kernel} b{bits}" if theirs else row.kernel
                     worst[name] = replace(row, kernel=name)
-    return list(worst.values()) + not_transposed(WIDTHS, straight)
+    return list(worst.values()) + not_transposed(WIDTHS, other)
 
 
 def table(rows: list[Counts]) -> str:
@@ -222,8 +223,10 @@ def table(rows: list[Counts]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the counts there, too")
-    parser.add_argument("--widths", action="store_true", help="of a code: all of them")
+    parser.add_argument("--json", type=Path, help="also write the counts to a file")
+    parser.add_argument(
+        "--widths", action="store_true", help="count every width of a code"
+    )
     parser.add_argument("-K", type=int, help="columns of w, with --widths")
     arguments = parser.parse_args()
     rows = every_width(arguments.K) if arguments.widths else every_kernel()

@@ -1,10 +1,10 @@
-"""How far the logits of whole models are off, ours and stock MLX's.
+"""Measures the errors of the logits of whole models, ours and stock MLX's.
 
-    python -m bench.logit_errors    # prints the table of docs/numerics.md
+    python -m bench.logit_errors    # prints the table of docs/results/numerics.md
 
-Against the float64 evaluation of the same dequantized weights, for tiny random models
-of each family; no clock has a part in it. Geometric means over models and prompts,
-with standard errors. On the default device.
+The reference is the float64 evaluation of the same dequantized weights, for tiny random
+models of each family. No time is measured. Prints geometric means over models and
+prompts, with standard errors, on the default device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tests.support import families
 
 DTYPES = (mx.float32, mx.bfloat16)
-SEEDS = range(12)  # of models and prompts
+SEEDS = range(12)  # for models and prompts
 
 
 def number(value: float) -> str:
@@ -25,7 +25,7 @@ def number(value: float) -> str:
 
 
 def cells(errors: list[tuple[float, float]]) -> list[str]:
-    """MLX's error and the ratio of ours to it, of pairs of MLX's and ours."""
+    """Return MLX's mean error and our ratio to it, from pairs of errors."""
     stock, ours = np.log(errors).T
     ratios = ours - stock
     mean = np.exp(np.mean(ratios))
@@ -37,7 +37,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     heading = ["family"]
     for dtype in DTYPES:
-        heading += [f"{str(dtype)[9:]}: MLX's error", "ours, of it"]
+        heading += [f"{str(dtype)[9:]}: MLX's error", "ours / MLX's"]
     print("|", " | ".join(heading), "|")
     print("|", " | ".join(["---"] * len(heading)), "|")
     for family in families.FAMILIES:

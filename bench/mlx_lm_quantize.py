@@ -1,15 +1,15 @@
-"""Run mlx-lm's own quantizer commands on a text of ours, in float32.
+"""Runs mlx-lm's own quantizer commands on our calibration text, in float32.
 
     python -m bench.mlx_lm_quantize TEXT gptq --model smol --mlx-path out ...
     python -m bench.mlx_lm_quantize TEXT awq --model smol --mlx-path out ...
 
-What follows the command's name is its own command line. Three things differ from
-`mlx_lm.gptq` and `mlx_lm.awq` on a Mac, none of which changes what they compute:
+The arguments after the command's name are its own command line. Three points differ
+from `mlx_lm.gptq` and `mlx_lm.awq` on a Mac. None of them changes the result:
 
-- TEXT stands where they would download their calibration text to, so that all rows of
-  a table are calibrated on the same one.
-- The model computes in float32, and is written in the type it had: MLX's CPU
-  operations in float16 are 40 times slower.
+- TEXT replaces the calibration text that they would download, so that all rows of a
+  table use the same one.
+- The model computes in float32, and is written in its own type: MLX's CPU operations in
+  float16 are 40 times slower.
 - `mx.quantized_matmul` is ours, exact in float32: AWQ compares the quantized blocks
   with it, and MLX's runs on one thread.
 

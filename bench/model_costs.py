@@ -1,9 +1,9 @@
-"""What mlx-nibble costs and gains around a model, each figure by one command.
+"""Measures costs and gains around a model: time, memory, import, families.
 
-    python -m bench.model_costs accelerate  # of a 7B-shaped model: time and memory
-    python -m bench.model_costs import      # beyond mlx's own
-    python -m bench.model_costs families    # five kinds of models against stock MLX
-    python -m bench.model_costs invariant   # the cost of batch_invariant=True
+    python -m bench.model_costs accelerate  # Time and memory for a 7B-shaped model.
+    python -m bench.model_costs import      # Import time beyond mlx's own.
+    python -m bench.model_costs families    # Five kinds of models against stock MLX.
+    python -m bench.model_costs invariant   # The cost of batch_invariant=True.
 
 Each prints JSON.
 """
@@ -32,7 +32,7 @@ from tests.support import families
 
 
 def model_of(layers: int, **sizes: Any) -> nn.Module:
-    """A quantized llama of random weights, not computed yet."""
+    """Return a quantized llama of random weights, not yet computed."""
     common = {"model_type": "llama", "rms_norm_eps": 1e-5, "num_hidden_layers": layers}
     model = llama.Model(llama.ModelArgs.from_dict(common | sizes))
     nn.quantize(model, 64, 4)
@@ -45,7 +45,7 @@ def resident_bytes() -> int:
 
 
 def accelerating() -> dict[str, float]:
-    """A loaded model of Llama 2 7B's shapes."""
+    """Accelerate a loaded model with the shapes of Llama 2 7B."""
     model = model_of(
         32,
         hidden_size=4096,
@@ -54,8 +54,8 @@ def accelerating() -> dict[str, float]:
         vocab_size=32000,
         tie_word_embeddings=False,
     )
-    # In place of random ones, which take a minute to quantize. That biases are not
-    # scales times -8 shows in the last place only.
+    # Constants replace random weights, which take a minute to quantize. The biases
+    # differ from scales times -8 in the last place only.
     stand_ins = {"scales": 0.5, "biases": -4.0}
     arrays = [
         (name, mx.full(a.shape, stand_ins.get(name.rsplit(".", 1)[-1], 0), a.dtype))
@@ -81,7 +81,7 @@ def accelerating() -> dict[str, float]:
 
 
 def importing() -> dict[str, float]:
-    """Processes in turns; the package imports mlx.core and mlx.nn."""
+    """Time imports, in processes that take turns; ours imports mlx.core and mlx.nn."""
 
     def run(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
@@ -118,20 +118,8 @@ def read_prompt(model: nn.Module, length: int) -> Callable[[], object]:
     return lambda: mx.eval(model(ids))
 
 
-def compared(slow: Callable, fast: Callable, seconds: float) -> dict[str, float]:
-    """The median of neighbouring ratios slow / fast, and its 95 % interval."""
-    samples = timing.interleave({"slow": slow, "fast": fast}, seconds)
-    ratio = timing.faster(samples["slow"], samples["fast"])
-    return {
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "ms": 1e3 * statistics.median(samples["fast"]),
-    }
-
-
 def by_family() -> dict[str, Any]:
-    """The tests' models, of 64 elements: nothing but what surrounds arithmetic."""
+    """Time the tests' models of 64 elements: they are all overhead, no arithmetic."""
     found = {}
     for family in families.FAMILIES:
         stock, ours = families.stock(family), families.ours(family)
@@ -140,14 +128,14 @@ def by_family() -> dict[str, Any]:
             ("prompt of 8", read_prompt, 8),
             ("prompt of 128", read_prompt, 128),
         ):
-            found[f"{family}, {name}"] = compared(
+            found[f"{family}, {name}"] = timing.compared(
                 work(stock, size), work(ours, size), 1.5
             )
     return found
 
 
 def of_invariance() -> dict[str, Any]:
-    """SmolLM2's shapes, 6 of its 30 layers; the ratio is with over without."""
+    """Time 6 of the 30 layers of SmolLM2's shapes, with over without invariance."""
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 4096}
     sizes |= {"num_attention_heads": 9, "num_key_value_heads": 3}
     with_, without = (model_of(6, **sizes) for _ in range(2))
@@ -156,11 +144,11 @@ def of_invariance() -> dict[str, Any]:
     mlx_nibble.accelerate(without)
     found = {}
     for context in (128, 2048):
-        found[f"decode after {context}"] = compared(
+        found[f"decode after {context}"] = timing.compared(
             decode(with_, context), decode(without, context), 5
         )
     for length in (4, 128, 1024):
-        found[f"prompt of {length}"] = compared(
+        found[f"prompt of {length}"] = timing.compared(
             read_prompt(with_, length), read_prompt(without, length), 5
         )
     return found

@@ -1,12 +1,12 @@
-"""One way to run a language model, as a process of its own environment.
+"""Runs a language model in a process of its own environment, for against_llama_cpp.
 
-    python model_peer.py mlx|nibble|"nibble int8 repacked"|... THREADS FOLDER
-    python model_peer.py llama.cpp THREADS FILE.gguf
+    python peer_model.py mlx|nibble|"nibble int8 repacked"|... THREADS FOLDER
+    python peer_model.py llama.cpp THREADS FILE.gguf
 
-Answers lines of JSON: {"prompt": tokens, "decode": tokens} is run once and answered
-with the seconds of each, and with the most memory that the process has had so far,
-beyond what it had with its modules loaded (no tokenizer is), and in MLX's arrays.
-Imports only what it is asked to run.
+Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. The answer holds
+the seconds of both, the peak memory of the process so far, and that of MLX's arrays.
+Memory counts from the state with all modules loaded; no tokenizer is loaded. Imports
+only the library that it runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Run = Callable[[int, int], tuple[float, float]]
 
 
 def prompt_tokens(count: int) -> list[int]:
-    """Any tokens do: speed does not depend on them."""
+    """Return arbitrary tokens: speed does not depend on them."""
     return [(7 * i) % 40_000 for i in range(count)]
 
 
@@ -45,7 +45,7 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     def load() -> Run:
         model, _ = load_model(Path(model_path))
         if name == "mlx":
-            model.set_dtype(mx.float32)  # in which MLX alone is fastest here
+            model.set_dtype(mx.float32)  # the fastest type of MLX alone here
         else:
             words = name.split()
             lm.prepare(

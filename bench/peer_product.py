@@ -1,10 +1,10 @@
-"""A peer's 4-bit product as a process of the peer's own environment.
+"""Runs a peer's 4-bit product in a process of its own, for against_cpu_libraries.
 
-    python cpu_peer.py NAME THREADS
+    python peer_product.py NAME THREADS
 
-Answers lines of JSON: a case is prepared and answered with its name, a number runs it
-so many times, each on the next weights, and is answered with the seconds that one
-took. Imports nothing of ours, and a peer only when it is named.
+Answers lines of JSON. A case is prepared and answered with its name. A number runs the
+case that many times, each on the next weights, and is answered with the seconds of one.
+Imports nothing of ours, and a peer only when it is named.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 
 
 def random_parts(case: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes [N, K / group, group], zero points and scales [N, K / group].
+    """Return codes [N, K / group, group], zero points and scales [N, K / group].
 
-    Every copy of a matrix holds the same: what they are makes no difference.
+    Every copy of a matrix holds the same values: they do not affect the time.
     """
     return _random_parts(case["N"], case["K"], case["group_size"])
 
@@ -38,7 +38,7 @@ def _random_parts(N: int, K: int, group_size: int) -> tuple:
 
 
 def nibbles(codes: np.ndarray) -> np.ndarray:
-    """Two codes a byte along the last axis, the first in the low half."""
+    """Pack two codes into a byte along the last axis, the first in the low half."""
     if codes.shape[-1] % 2:
         codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
     return codes[..., ::2] | codes[..., 1::2] << 4
@@ -52,7 +52,7 @@ def _onnxruntime_threads(threads: int) -> None:
 
 
 def onnxruntime(case: dict, threads: int) -> Callable[[], None]:
-    """MatMulNBits; accuracy_level 4 rounds activations to 8 bits."""
+    """Return MatMulNBits; accuracy_level 4 rounds activations to 8 bits."""
     import onnx
     import onnxruntime as ort
 
@@ -88,7 +88,7 @@ def onnxruntime(case: dict, threads: int) -> Callable[[], None]:
         graph, opset_imports=[onnx.helper.make_opsetid(*d) for d in domains]
     )
     model.ir_version = 9
-    # Sessions with threads of their own would wait for work by spinning, all of them.
+    # The threads of all sessions would otherwise wait for work by spinning.
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     session = ort.InferenceSession(
@@ -99,14 +99,17 @@ def onnxruntime(case: dict, threads: int) -> Callable[[], None]:
 
 
 def openvino(case: dict, threads: int) -> Callable[[], None]:
-    """int4 weights as nncf writes them; 8-bit activations by group, its default."""
+    """Return a product of int4 weights as nncf writes them.
+
+    Its 8-bit activations are rounded by group, which is its default.
+    """
     import openvino as ov
     from openvino import opset13 as op
 
     codes, zeros, scales = random_parts(case)
     N, K = case["N"], case["K"]
     groups = (N, K // case["group_size"], 1)
-    # Tensors look into numpy's memory and do not hold on to it.
+    # Tensors share numpy's memory but do not keep it alive.
     x_values = np.random.default_rng(1).standard_normal((case["rows"], K), np.float32)
     kept = [x_values]
 
@@ -143,7 +146,7 @@ def openvino(case: dict, threads: int) -> Callable[[], None]:
 
 
 def torch(case: dict, threads: int) -> Callable[[], None]:
-    """_weight_int4pack_mm_for_cpu in bfloat16, its fast path."""
+    """Return _weight_int4pack_mm_for_cpu in bfloat16, its fast path."""
     import torch
 
     torch.set_num_threads(threads)
@@ -183,7 +186,7 @@ class Ggml:
         raise AttributeError(f"llama.cpp has no ggml_{name}")
 
     def context(self) -> int:
-        """Room for descriptions of tensors and a graph, not for their data."""
+        """Return a context for descriptions of tensors and a graph, not for data."""
 
         class Parameters(ctypes.Structure):
             _fields_ = [
@@ -199,7 +202,7 @@ class Ggml:
         return self("new_tensor_2d", context, ctypes.c_int(kind), *sizes)
 
     def repacking(self) -> int | None:
-        """The kind of buffer whose contents are laid out anew for this processor."""
+        """Return the type of buffer that llama.cpp repacks for this processor."""
         device = self("backend_get_device", self.backend)
         registry = self("backend_dev_backend_reg", device)
         name = ctypes.c_char_p(b"ggml_backend_dev_get_extra_bufts")
@@ -218,12 +221,12 @@ class Ggml:
 
 
 def llama(case: dict, threads: int, kind: int) -> Callable[[], None]:
-    """ggml_mul_mat, which rounds activations to 8 bits; blocks of 32 codes."""
+    """Return ggml_mul_mat, which rounds activations to 8 bits; blocks of 32 codes."""
     ggml = _ggml(threads)
     N, K = case["N"], case["K"]
     weights = ggml.context()
     w = ggml.tensor(weights, kind, K, N)
-    # Q4_0 is laid out anew where llama.cpp would do so when it loads a model.
+    # Q4_0 is repacked where llama.cpp does so when it loads a model.
     repacking = ggml.repacking() if kind == Ggml.Q4_0 else None
     where = repacking or ggml("backend_get_default_buffer_type", ggml.backend)
     buffer = ggml("backend_alloc_ctx_tensors_from_buft", weights, where)
@@ -253,7 +256,7 @@ def _ggml(threads: int) -> Ggml:
 
 @functools.cache
 def _ggml_codes(threads: int, kind: int, N: int, K: int) -> bytes:
-    """A matrix as llama.cpp quantizes it."""
+    """Return a matrix as llama.cpp quantizes it."""
     ggml = _ggml(threads)
     values = np.random.default_rng(0).standard_normal((N, K), np.float32)
     width = ctypes.c_int64(K)
@@ -289,7 +292,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if isinstance(request, dict):
-            calls = []  # the last case's memory first
+            calls = []  # first frees the last case's memory
             make = MAKERS[name]
             calls = [make(request, threads) for _ in range(request["copies"])]
             turn = 0

@@ -1,12 +1,12 @@
-"""Record builds in turns, one of them made a tenth slower, to test comparing by.
+"""Records builds in turns, one of them a tenth slower, as data for tests.
 
 python -m bench.planted_slowdown OUT.json --tries 2
 
-A try is a number of passes of three builds in turns, each pass in new processes: "a",
-the same once more as "b", and "slow", which does a tenth more products in each
-sample (or, where a sample has fewer than ten, one more of a tenth of the rows of w).
-tests/unit/bench/test_bench_in_turns.py compares a with b, and a with slow. OUT is
-added to.
+A try is several passes of three builds in turns, each pass in new processes. "a" and
+"b" are the same build. "slow" does a tenth more products in each sample; if a sample
+has fewer than ten, one more product of a tenth of the rows of w.
+tests/unit/bench/test_bench_in_turns.py compares a with b, and a with slow. New tries
+are added to OUT.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES = (
 
 
 def plant() -> None:
-    """Have every sample do a tenth more work than it says."""
+    """Make every sample do a tenth more work than it reports."""
     stock = products.chain
 
     def chain(case, product, pool):
@@ -54,7 +54,7 @@ def _tenth(*weights):
 
 
 def python_of(build: str, folder: Path) -> Path:
-    """What :mod:`in_turns` takes for the Python of a build."""
+    """Return a program that :mod:`in_turns` takes for the Python of a build."""
     path = folder / build
     # Without "-m mlx_nibble.bench.turn".
     command = f'exec "{sys.executable}" "{Path(__file__).absolute()}" {build}'
@@ -64,7 +64,7 @@ def python_of(build: str, folder: Path) -> Path:
 
 
 def record(passes: int, folder: Path) -> list[dict[str, list[list[float]]]]:
-    """Of each product the samples in passes, by build, in microseconds."""
+    """Return each product's samples by build, in passes, in microseconds."""
     pythons = [python_of(build, folder) for build in BUILDS]
     made = in_turns.run(pythons, CASES, False, passes, [], lambda *step: None)
     results = zip(*(capsule["results"] for capsule in made), strict=True)

@@ -1,11 +1,10 @@
-"""Where a model's time goes on the CPU, before and after accelerate().
+"""Profiles a model on the CPU by operation, before and after accelerate().
 
     NIBBLE_NUM_THREADS=1 python -m bench.profile_cpu MODEL_FOLDER
 
-Times are CPU time of all threads, which other programs on the machine hardly
-disturb; with more than one thread they include the time that waiting threads spin.
-The model is of the llama kind: the table of operations takes its shapes from the
-configuration.
+Times are CPU time of all threads, which other programs hardly disturb. With more than
+one thread they include the spinning of waiting threads. The model must be a llama: the
+table of operations takes its shapes from the configuration.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ ROUNDS = 5
 
 
 def cpu_ms(call: Callable[[], object]) -> float:
-    """Median CPU time of a call after the first, in ms; of a slow one, the first."""
+    """Return the median CPU time of a call in ms, without the first unless slow."""
     taken = []
     while len(taken) <= ROUNDS:
         before = time.process_time()
@@ -49,7 +48,7 @@ def graph_nodes(*arrays: mx.array) -> int:
 
 
 def whole_model(model: nn.Module, context: int, tokens: int) -> list[str]:
-    """Nodes a token, CPU ms a prompt token and a new token."""
+    """Return nodes per token, CPU ms per prompt token and per new token."""
     prompt = mx.array([[7 * i % 40_000 for i in range(context)]])
     step = mx.array([[5]])
 
@@ -58,7 +57,7 @@ def whole_model(model: nn.Module, context: int, tokens: int) -> list[str]:
 
     def read():
         cache = make_prompt_cache(model)
-        # As mlx-lm's generate_step: of the prompt, only the cache is needed.
+        # As mlx-lm's generate_step: only the cache of the prompt is needed.
         model(prompt, cache=cache)
         mx.eval(arrays(cache))
         return cache
@@ -79,7 +78,7 @@ def whole_model(model: nn.Module, context: int, tokens: int) -> list[str]:
 
 
 def layer_operations(model: nn.Module, rows: int, context: int) -> dict:
-    """What one layer does, by name: how often, and as a function of a namespace."""
+    """Return the operations of one layer by name, as functions of a namespace."""
     attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
     heads, kv_heads = attention.n_heads, attention.n_kv_heads
     D = model.args.head_dim or model.args.hidden_size // heads
@@ -114,7 +113,7 @@ def layer_operations(model: nn.Module, rows: int, context: int) -> dict:
 
 
 def operations(model: nn.Module, rows: int, context: int, f) -> dict[str, float]:
-    """CPU ms of all layers' operations, each kind alone, scheduling included."""
+    """Return the CPU ms of each kind of operation in all layers, with scheduling."""
     layers = len(model.layers)
     return {
         name: cpu_ms(lambda op=op: mx.eval([op(f) for _ in range(layers)]))
@@ -132,7 +131,7 @@ def main() -> None:
     model.set_dtype(mx.float32)
     mx.eval(model.parameters())
 
-    heading = ["", "graph nodes a token", "ms a prompt token", "ms a new token"]
+    heading = ["", "graph nodes per token", "ms per prompt token", "ms per new token"]
     rows = [heading, ["MLX", *whole_model(model, args.context, args.tokens)]]
     before = {r: operations(model, r, args.context, mx.fast) for r in (1, args.context)}
     report = mlx_nibble.accelerate(model)

@@ -1,10 +1,10 @@
-"""What quantizing costs: ours beside mlx-lm's own commands, on SmolLM2.
+"""Measures the loss of quantizing SmolLM2: ours beside mlx-lm's own commands.
 
     python -m bench.quantization FOLDER [ROW...]
 
 FOLDER holds the float16 model `smol` and the texts `moby.txt` and `sotu.txt`;
-docs/results/quantization.md tells how they are made. A row whose folder is missing is
-converted first, a row that was evaluated is not evaluated again. Results go to
+docs/results/quantization.md tells how they are made. A row without a folder is
+converted first; an evaluated row is not evaluated again. Results go to
 bench/capsules/quantization.json, and from there into docs/results/quantization.md;
 bench.redraw draws them.
 """
@@ -43,7 +43,7 @@ SAMPLES, LENGTH = 4, 512
 
 @dataclass(frozen=True)
 class Conversion:
-    """A line of the table: how a folder of that name is made."""
+    """A row of the table, and the command that makes its folder."""
 
     label: str
     command: str
@@ -77,7 +77,7 @@ ROWS = {
 
 
 def make(folder: Path, name: str) -> dict[str, Any]:
-    """Run a row's command; what it took."""
+    """Run a row's command; return its time and memory."""
     command = ROWS[name].command.format(name=name)
     program, *rest = shlex.split(command)
     binary = str(Path(sys.executable).with_name(program))
@@ -96,7 +96,7 @@ def make(folder: Path, name: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, names: list[str], results: dict[str, Any]) -> None:
-    """Evaluate rows on both texts; the reference's logits are computed once."""
+    """Evaluate rows on both texts; compute the reference's logits once."""
     for label, source in TEXTS.items():
         missing = [n for n in names if label not in results[n]]
         if not missing:
@@ -148,7 +148,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def document(text: str, results: dict[str, Any]) -> str:
-    """The document with its table made anew."""
+    """Return the document with a new table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     commands = [f"    {ROWS[n].command.format(name=n)}" for n in ROWS if n in results]

@@ -1,4 +1,4 @@
-"""Draw the pictures of README and docs from the committed capsules.
+"""Draws the pictures of README and docs from the committed capsules.
 
 python -m bench.redraw [NAME...]        # all of them, or some, as docs/images/NAME.svg
 """
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from bench import timing
 from bench.bars import Bar, horizontal
 from bench.readme import ROOT, load
+from bench.tables import result_of
 from mlx_nibble.pictures import generation, losses, products
 from mlx_nibble.pictures.style import MLX, OURS, OURS_LIGHT, card, device, look, save
 
@@ -36,7 +37,7 @@ def tokens() -> Figure:
         figure = card(8.4, 2.5, title, f"one sequence; {device(capsule)}")
         axes: Any = figure.subplots(1, 2, sharey=True)
         for axis, measure in zip(axes, ("prompt", "decode"), strict=True):
-            found = timing.samples(result(capsule, measure, 128))
+            found = timing.samples(result_of(capsule, measure, 128))
             rates = {n: 1 / statistics.median(found[n]) for n in candidates}
             horizontal(
                 axis,
@@ -47,13 +48,6 @@ def tokens() -> Figure:
             )
             axis.set_title({"prompt": "prompt of 128", "decode": "decode"}[measure])
     return figure
-
-
-def result(capsule: dict, measure: str, context: int) -> dict:
-    """Return the result of one sequence in a model's capsule."""
-    case = {"measure": measure, "mode": "plain", "batch": 1, "context": context}
-    (found,) = (r for r in capsule["results"] if r["case"] == case)
-    return found
 
 
 def number(value: float) -> str:

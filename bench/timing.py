@@ -1,4 +1,4 @@
-"""Turns of calls that are timed whole, by the schedule of ``nibble bench``."""
+"""Times whole calls in turns, by the schedule of ``nibble bench``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mlx_nibble.bench.schedule import take_pass
 from mlx_nibble.bench.statistics import Estimate, median
 
 Samples = dict[str, list[float]]
-"""Seconds of each call, by its name, in the order of the rounds."""
+"""Seconds of each call by its name, in the order of the rounds."""
 
 
 @dataclass
 class Call:
-    """Returns when its work is done; or, if it measures itself, the seconds."""
+    """A call that takes turns. It may measure itself, and return the seconds."""
 
     run: Callable[[], object]
     passes: list[list[float]] = field(default_factory=list)
@@ -33,13 +33,13 @@ def interleave(
     least: int = 5,
     most: int = 200,
 ) -> Samples:
-    """Time each in its turn, once it has run untimed.
+    """Time calls in turns, after an untimed run of each.
 
     Args:
-        calls: By name.
-        seconds: To spend on all of them; the slowest decides how many rounds fit.
-        least: Rounds to make however long they take.
-        most: Rounds to stop at.
+        calls: Calls by name.
+        seconds: Time for all of them; the slowest decides how many rounds fit.
+        least: Least number of rounds, however long they take.
+        most: Largest number of rounds.
     """
     taking = {name: Call(run) for name, run in calls.items()}
     for call in taking.values():
@@ -53,7 +53,7 @@ def interleave(
 
 
 def samples(result: dict) -> Samples:
-    """Of a result in a capsule."""
+    """Return the samples of a capsule's result."""
     return {
         name: [s for taken in candidate["passes"] for s in taken]
         for name, candidate in result["candidates"].items()
@@ -61,5 +61,19 @@ def samples(result: dict) -> Samples:
 
 
 def faster(slow: Sequence[float], fast: Sequence[float]) -> Estimate:
-    """How many times faster `fast` was than `slow`, of the same rounds."""
+    """Return the speedup of `fast` over `slow`, from the same rounds."""
     return median([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def compared(
+    slow: Callable[[], object], fast: Callable[[], object], seconds: float
+) -> dict[str, float]:
+    """Time two calls in turns; return the speedup and the ms of the fast one."""
+    taken = interleave({"slow": slow, "fast": fast}, seconds)
+    ratio = faster(taken["slow"], taken["fast"])
+    return {
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "ms": 1e3 * median(taken["fast"]).value,
+    }

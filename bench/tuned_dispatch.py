@@ -1,11 +1,11 @@
-"""What tuned dispatch is worth: against every candidate and MLX's operation.
+"""Times tuned dispatch against every candidate and MLX's operation.
 
 nibble tune
 python -m bench.tuned_dispatch --output bench/capsules/tune.json
 
-Measures all that `nibble tune` measures once more, and the operation as it runs by the
-table that is in the cache folder, "tuned", among the candidates. With `--merge` the
-products of several runs, one matrix or model at a time, come into one file.
+Measures the products of `nibble tune` once more. The candidate "tuned" is the operation
+with the table in the cache folder. With `--merge`, several runs, one matrix or model at
+a time, are collected in one file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ TUNED = "tuned"
 
 
 def closest(samples: Mapping[str, Passes]) -> tuple[str, Estimate] | None:
-    """The candidate that comes nearest to tuned dispatch, or beats it, and how many
-    times its seconds are those of tuned dispatch. Of those that were slower than the
-    fastest by a tenth in each of the first passes, there is too little to tell."""
+    """Return the nearest or better candidate, with its seconds over those of tuned.
+
+    Candidates that were a tenth slower in each of the first passes have too few samples
+    and are left out.
+    """
     found = {
         name: ratio(passes, samples[TUNED], len(samples) - 1)
         for name, passes in samples.items()
@@ -44,7 +46,7 @@ def closest(samples: Mapping[str, Passes]) -> tuple[str, Estimate] | None:
 
 
 def show(made: Capsule) -> None:
-    """Print a run, and the least of its ratios."""
+    """Print a run and its least ratios."""
     shown = table(
         ["M × N × K", "nearest", "it takes", "95 % of all", "MLX takes"], text_columns=2
     )
@@ -85,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="+", type=int, default=problems.ROWS)
-    parser.add_argument("--output", type=Path, help="write all samples there")
-    parser.add_argument("--merge", action="store_true", help="add to what is there")
+    parser.add_argument("--output", type=Path, help="write all samples to a file")
+    parser.add_argument("--merge", action="store_true", help="add to the file")
     args = parser.parse_args()
     number, known = tuned_table.in_use()
     shapes = [shape for model in args.model for shape in MODELS[model]]

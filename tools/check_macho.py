@@ -1,8 +1,7 @@
-"""Checks that a macOS arm64 wheel will load, as far as that shows on Linux.
+"""Checks on Linux, as far as possible, that a macOS arm64 wheel will load.
 
-Every import must be bound to a name that the library named beside it exports.
-For libmlx those are the names of the real one; for Apple's libraries, those of
-the lists in cmake/macos/sdk.
+Every import must be bound to a name that its library exports. The names of libmlx come
+from the real library, those of Apple's libraries from the lists in cmake/macos/sdk.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ MINIMUM_OS = (14, 0)
 RPATH = "@loader_path/../mlx/lib"
 LIBMLX = "@rpath/libmlx.dylib"
 ENTRY = "_PyInit__ext"
-# A wheel of a few hundred kB that grows past this has something in it that
-# does not belong there, such as a library of somebody else's.
+# The wheel has a few hundred kB. A much larger one contains a foreign part, such as
+# another library.
 MAX_BYTES = 8_000_000
 LIMITED_API = "3.10"
 
-# Listed by LLVM's linker for the classic format, called by nobody.
+# LLVM's linker lists these names for the classic format; nothing calls them.
 UNBOUND = {"dyld_stub_binder"}
 
 
@@ -52,7 +51,7 @@ class References:
 
     @cached_property
     def exports(self) -> dict[str, set[str]]:
-        """Install name -> the names that the library exports."""
+        """The exported names of each library, by its install name."""
         known = {LIBMLX: {symbol.name for symbol in self.libmlx.exported_symbols}}
         for tbd in (SDK / "usr" / "lib").glob("*.tbd"):
             text = tbd.read_text()
@@ -81,15 +80,19 @@ class Extension:
 
 
 def parse(source: pathlib.Path | bytes) -> lief.MachO.Binary:
-    """The only architecture in a Mach-O file."""
+    """Return the only architecture in a Mach-O file."""
     parsed = lief.MachO.parse(source)
     if parsed is None or parsed.size != 1:
-        raise ValueError("[check_macho] a Mach-O file of one architecture is needed.")
+        count = 0 if parsed is None else parsed.size
+        raise ValueError(
+            "[check_macho] a Mach-O file of one architecture is required but got "
+            f"{count} architectures."
+        )
     return parsed.at(0)
 
 
 def check_target(extension: Extension, references: References) -> Iterator[str]:
-    """An arm64 bundle for macOS 14, no older than what libmlx needs."""
+    """Check for an arm64 bundle for macOS 14, no older than libmlx needs."""
     header = extension.binary.header
     if header.cpu_type != lief.MachO.Header.CPU_TYPE.ARM64:
         yield f"arm64 is needed but the file is for {header.cpu_type}"
@@ -104,13 +107,13 @@ def check_target(extension: Extension, references: References) -> Iterator[str]:
 
 
 def check_signature(extension: Extension, references: References) -> Iterator[str]:
-    """Arm64 macOS loads nothing that is not at least signed ad hoc."""
+    """Check for a signature: arm64 macOS loads signed files only, at least ad hoc."""
     if not extension.binary.has_code_signature:
         yield "there is no code signature"
 
 
 def check_libraries(extension: Extension, references: References) -> Iterator[str]:
-    """Only mlx's library and Apple's, found where they will be."""
+    """Check that only mlx's library and Apple's are linked, and the rpath to mlx's."""
     names = {library.name for library in extension.binary.libraries}
     if strange := names - set(references.exports):
         yield f"unexpected libraries {sorted(strange)}"
@@ -124,7 +127,7 @@ def check_libraries(extension: Extension, references: References) -> Iterator[st
 
 
 def check_imports(extension: Extension, references: References) -> Iterator[str]:
-    """Every import is bound, to a name that the library it names exports."""
+    """Check that every import is bound to a name that its library exports."""
     own = {symbol.name for symbol in extension.binary.exported_symbols}
     bound = set(UNBOUND)
     for binding in extension.binary.bindings:
@@ -141,14 +144,14 @@ def check_imports(extension: Extension, references: References) -> Iterator[str]
 
 
 def check_entry(extension: Extension, references: References) -> Iterator[str]:
-    """The module's entry point, and nothing else, is visible."""
+    """Check that the module's entry point, and nothing else, is visible."""
     exported = [symbol.name for symbol in extension.binary.exported_symbols]
     if exported != [ENTRY]:
         yield f"{ENTRY} alone must be exported but {exported} are"
 
 
 def check_limited_api(extension: Extension, references: References) -> Iterator[str]:
-    """Nothing of CPython is used that 3.10's stable ABI lacks."""
+    """Check that only 3.10's stable ABI of CPython is used."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "_ext.abi3.so"
         path.write_bytes(extension.data)
@@ -163,10 +166,10 @@ def check_limited_api(extension: Extension, references: References) -> Iterator[
 
 
 def check_nanobind(extension: Extension, references: References) -> Iterator[str]:
-    """Our arrays are mlx's arrays only if all three agree on nanobind's ABI.
+    """Check that mlx, the backend and we agree on nanobind's ABI.
 
-    We name the platform's ABI; the backend adds its own and its version of the
-    internals, and shares types with mlx if mlx spells the same.
+    Only then do we share arrays with mlx. We name the platform's ABI. The backend adds
+    its own and its version of the internals; mlx must name the same.
     """
     core = strings(read_only(references.mlx, "core.*.so"), rb"nanobind_\w+_v\d+")
     backend = strings(read_only(references.nanobind_backend, "*.so"), rb"nanobind_\w+")
@@ -178,7 +181,7 @@ def check_nanobind(extension: Extension, references: References) -> Iterator[str
 
 
 def check_kernels(extension: Extension, references: References) -> Iterator[str]:
-    """The kernels' text is aboard, byte for byte."""
+    """Check that the file contains the kernels' text, byte for byte."""
     headers = sorted((ROOT / "kernels").glob("*.h"))
     if not headers:
         yield "there are no kernels"
@@ -188,7 +191,7 @@ def check_kernels(extension: Extension, references: References) -> Iterator[str]
 
 
 def check_paths(extension: Extension, references: References) -> Iterator[str]:
-    """Nothing of the machine that built it."""
+    """Check that the file contains no path of the machine that built it."""
     for folder in (str(ROOT), "/Applications/"):
         if folder.encode() in extension.data:
             yield f"the path {folder} of the build is in the file"
@@ -208,18 +211,18 @@ EXTENSION_CHECKS: tuple[Callable[[Extension, References], Iterator[str]], ...] =
 
 
 def strings(data: bytes, pattern: bytes) -> set[str]:
-    """The ends of zero-terminated strings in `data` that match `pattern`."""
+    """Return the ends of zero-terminated strings in `data` that match `pattern`."""
     return {text.decode() for text in re.findall(pattern + rb"(?=\0)", data)}
 
 
 def read_only(folder: pathlib.Path, pattern: str) -> bytes:
-    """The one file below `folder` that matches."""
+    """Return the content of the one file below `folder` that matches."""
     (path,) = folder.rglob(pattern)
     return path.read_bytes()
 
 
 def check_extension(data: bytes, references: References) -> list[str]:
-    """What is wrong with an extension module; empty if nothing is."""
+    """Return the complaints about an extension module."""
     extension = Extension(data)
     return [
         complaint
@@ -229,7 +232,7 @@ def check_extension(data: bytes, references: References) -> list[str]:
 
 
 def check_wheel(wheel: pathlib.Path, references: References) -> list[str]:
-    """What is wrong with a wheel; empty if nothing is."""
+    """Return the complaints about a wheel."""
     complaints = []
     if not wheel.name.endswith(f"-{TAG}.whl"):
         complaints.append(f"the wheel must be tagged {TAG} but is {wheel.name}")

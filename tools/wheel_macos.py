@@ -1,7 +1,7 @@
 """Builds and checks the macOS arm64 wheel on Linux: `make wheel-macos`.
 
-Needs the `dev` extra and LLVM's Mach-O linker (Debian: lld-19). What the
-checks can and cannot say is in docs/portability.md.
+Needs the `dev` extra and LLVM's Mach-O linker (Debian: lld-19). The limits of the
+checks are in docs/internals/portability.md.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "macos"
 PLATFORM = "macosx_14_0_arm64"
 LINKER = "ld64.lld-19"
-# The oldest that the wheel accepts; nanobind keeps later ones compatible.
+# The oldest version that the wheel accepts; nanobind keeps later ones compatible.
 NANOBIND_BACKEND = "1.0.0"
 
-# Nothing in it is compiled against, and it is three quarters of the wheel.
+# Three quarters of the wheel, and not needed for compiling.
 UNUSED_SUFFIX = ".metallib"
 
 
 def project() -> dict:
-    """The [project] table of pyproject.toml."""
+    """Return the [project] table of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def mlx_version() -> str:
-    """The one version of mlx that the macOS wheel requires."""
+    """Return the one version of mlx that the macOS wheel requires."""
     for text in project()["dependencies"]:
         requirement = Requirement(text)
         marker = requirement.marker
@@ -47,7 +47,7 @@ def mlx_version() -> str:
         ):
             (pin,) = requirement.specifier
             return pin.version
-    raise ValueError("[wheel_macos] pyproject.toml must require mlx on darwin.")
+    raise ValueError("[wheel_macos] a pinned mlx on darwin is required but got none.")
 
 
 def fetch(requirement: str) -> pathlib.Path:
@@ -68,14 +68,14 @@ def fetch(requirement: str) -> pathlib.Path:
         with zipfile.ZipFile(wheel) as archive:
             wanted = [n for n in archive.namelist() if not n.endswith(UNUSED_SUFFIX)]
             archive.extractall(partial, wanted)
-        # Another process may have been quicker.
+        # Another process may have been faster.
         if not folder.is_dir():
             shutil.copytree(partial, folder)
     return folder
 
 
 def references() -> References:
-    """The published wheels that ours is linked and checked against."""
+    """Return the published wheels that ours is linked and checked against."""
     version = mlx_version()
     return References(
         mlx_metal=fetch(f"mlx-metal=={version}"),
@@ -96,7 +96,7 @@ def build(mlx_root: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     settings = {
         "cmake.args": f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
         "cmake.define.MLX_ROOT": str(mlx_root),
-        # Those of Linux serve: the limited API is the same everywhere.
+        # Linux headers are enough: the limited API is the same everywhere.
         "cmake.define.Python_INCLUDE_DIR": sysconfig.get_path("include"),
         "build-dir": str(BUILD / "cmake"),
     }

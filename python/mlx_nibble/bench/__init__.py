@@ -1,1 +1,1 @@
-"""How fast things are on this machine, and whether that has changed."""
+"""Measures speed on this machine, and changes of it."""

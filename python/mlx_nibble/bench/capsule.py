@@ -1,4 +1,4 @@
-"""A run as a JSON file, with all samples: what docs/capsule.schema.json describes."""
+"""Runs as JSON files with all samples; docs/capsule.schema.json is the format."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mlx_nibble.io.atomic import write_text
 
 SCHEMA = "mlx-nibble/bench/1"
 KINDS = ("kernels", "model", "tune")
-# More than any run writes; a file of strangers may be anything.
+# More than any run writes: a file may come from a stranger.
 _LARGEST_FILE = 256 << 20
 
 Capsule = dict[str, Any]
 
 
 def new(kind: str, command: Sequence[str], settings: Mapping[str, Any]) -> Capsule:
-    """A capsule without results.
+    """Return a capsule without results.
 
     Args:
         kind: One of :data:`KINDS`.
-        command: What was typed; of absolute paths, which may name a person, their last
-            part is kept.
-        settings: What the results depend on, and the machine does not know.
+        command: The command line. Absolute paths, which may name a person, lose all but
+            their last part.
+        settings: Settings of the run that the results depend on.
     """
     return {
         "schema": SCHEMA,
@@ -53,12 +53,12 @@ def _named(part: str) -> str:
 
 
 def default_path(kind: str) -> Path:
-    """In the current folder, named by the time."""
+    """Return a path in the current folder that names the kind and the time."""
     return Path(f"nibble-{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json")
 
 
 def require_writable(path: str | os.PathLike[str]) -> Path:
-    """Check before a long run that its result can be written.
+    """Check before a long run that its result can be written; return the path.
 
     Raises:
         ValueError: If it cannot.
@@ -72,7 +72,7 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def write(capsule: Capsule, path: str | os.PathLike[str]) -> None:
-    """Write it whole or not at all. Samples keep six digits.
+    """Write a capsule completely or not at all. Samples keep six digits.
 
     Raises:
         OSError: If it cannot be written.
@@ -81,56 +81,78 @@ def write(capsule: Capsule, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Capsule:
-    """Read a capsule and check all that is computed with.
+    """Read a capsule and check every value that is used.
 
     Raises:
         OSError: If there is no such file.
         ValueError: If it is not a capsule.
     """
     path = Path(path)
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"[bench] {str(path)!r} is too large for a capsule.")
+    size = path.stat().st_size
+    if size > _LARGEST_FILE:
+        raise ValueError(
+            f"[bench] a capsule of at most {_LARGEST_FILE} bytes was required but got "
+            f"{size} bytes in {str(path)!r}."
+        )
     try:
         capsule = json.loads(path.read_text(encoding="utf-8"))
         check(capsule)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        reason = str(error).removeprefix("[bench] ")
         raise ValueError(
-            f"[bench] a capsule was required but {str(path)!r} is none: "
-            f"{type(error).__name__}: {error}"
+            f"[bench] a capsule was required but got {str(path)!r}: {reason}"
         ) from error
     return capsule
 
 
-def check(capsule: Capsule) -> None:
-    """Raise ValueError, KeyError or TypeError unless it can be computed with."""
-    if capsule["schema"] != SCHEMA:
-        raise ValueError(f"schema {SCHEMA!r} was required but got another")
-    if capsule["kind"] not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}")
-    for key, kind in (("machine", dict), ("versions", dict), ("settings", dict)):
-        _require(capsule[key], kind)
-    for part in _require(capsule["command"], list):
-        _require(part, str)
-    for result in _require(capsule["results"], list):
-        _require(result["case"], dict)
-        for candidate in _require(result["candidates"], dict).values():
+def check(capsule: Any) -> None:
+    """Check every value that is used.
+
+    Raises:
+        ValueError: If a value is missing or wrong.
+    """
+    schema, kind = _part(capsule, "schema", str), _part(capsule, "kind", str)
+    if schema != SCHEMA:
+        raise ValueError(f"[bench] schema {SCHEMA!r} was required but got {schema!r}.")
+    if kind not in KINDS:
+        kinds = ", ".join(KINDS)
+        raise ValueError(f"[bench] a kind of {kinds} was required but got {kind!r}.")
+    for key in ("machine", "versions", "settings"):
+        _part(capsule, key, dict)
+    for part in _part(capsule, "command", list):
+        _require(part, str, "a part of the command")
+    for result in _part(capsule, "results", list):
+        _part(result, "case", dict)
+        for candidate in _part(result, "candidates", dict).values():
             _check_candidate(candidate)
 
 
-def _check_candidate(candidate: dict[str, Any]) -> None:
-    if "skipped" in candidate:
-        _require(candidate["skipped"], str)
+def _check_candidate(candidate: Any) -> None:
+    if "skipped" in _require(candidate, dict, "a candidate"):
+        _part(candidate, "skipped", str)
         return
-    passes = _require(candidate["passes"], list)
-    for values in passes:
-        for value in _require(values, list):
+    for values in _part(candidate, "passes", list):
+        for value in _require(values, list, "a pass"):
             if not (isinstance(value, float | int) and 0 < value < math.inf):
-                raise ValueError(f"samples must be positive but one is {value!r}")
+                raise ValueError(
+                    f"[bench] a positive sample was required but got {value!r}."
+                )
 
 
-def _require(value: Any, kind: type) -> Any:
+def _part(holder: Any, key: str, kind: type) -> Any:
+    """Return a value of a dict, of this type."""
+    if key not in _require(holder, dict, f"the holder of {key!r}"):
+        raise ValueError(f"[bench] {key!r} was required but got {list(holder)}.")
+    return _require(holder[key], kind, repr(key))
+
+
+def _require(value: Any, kind: type, what: str) -> Any:
+    """Return a value of this type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{kind.__name__} was required but got {type(value).__name__}")
+        raise ValueError(
+            f"[bench] {what} of type {kind.__name__} was required but got "
+            f"{type(value).__name__}."
+        )
     return value
 
 

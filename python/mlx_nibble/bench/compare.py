@@ -1,4 +1,4 @@
-"""What changed from one run to another, beyond noise."""
+"""Finds the changes between two runs, beyond noise."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.statistics import Change, change, change_in_turns
 
 OURS = "nibble"
-"""Ours; in another mode its name has more words."""
-# Runs of the same binary differ by up to 12 % where their own passes do not: where
-# pages lie in memory changes from process to process (docs/bench.md has the figures).
+"""Name of our candidates; other modes of ours add words to it."""
+# Runs of one binary differ by up to 12 %, although the passes of each run agree: the
+# place of pages in memory changes with the process (docs/results/method.md).
 LEAST_CHANGE = 0.15
-# Where builds took turns, pass by pass in new processes, they do not: of 20 such pairs
-# of one build no product differed by more (tests/unit/bench/test_bench_in_turns.py).
+# Builds that take turns, each pass in a new process, differ less: in 20 pairs of one
+# build no product differed by more (tests/unit/bench/test_bench_in_turns.py).
 LEAST_CHANGE_IN_TURNS = 0.05
-# What must be alike for seconds to mean the same.
+# Settings and parts of the machine that must agree for seconds to be comparable.
 _SAME_SETTINGS = ("hot", "model", "draft_model", "num_draft_tokens")
 _SAME_MACHINE = ("cpu", "threads", "device", "gpu", "cpu_isa")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing that both runs measured.
+    """One candidate of one case that both runs measured.
 
     Attributes:
-        case: What it is.
-        candidate: Who did it.
-        before: Median of the seconds.
-        after: Likewise.
-        change: None where there are too few passes.
-        least: A change of less, as a factor beyond 1, is not reported.
+        case: The case.
+        candidate: Name of the candidate.
+        before: Median of the seconds of the first run.
+        after: Median of the seconds of the second run.
+        change: The change; None if there are too few passes.
+        least: Smallest change to report, as a factor beyond 1.
     """
 
     case: dict[str, Any]
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "slower", "faster", "same", or "unknown"."""
+        """Return "slower", "faster", "same", or "unknown"."""
         if self.change is None:
             return "unknown"
         if not self.change.beyond_noise:
@@ -62,10 +62,10 @@ class Outcome:
     """All comparisons of two runs.
 
     Attributes:
-        ours: What is judged.
-        others: Peers, which tell whether the machine was the same.
-        warnings: Why the runs may not be comparable.
-        unmatched: Cases of ours that only one of the runs has.
+        ours: Our candidates, which are judged.
+        others: Peers, which show whether the machine was the same.
+        warnings: Reasons why the runs may not be comparable.
+        unmatched: Number of our cases that only one of the runs has.
     """
 
     ours: tuple[Comparison, ...]
@@ -75,12 +75,12 @@ class Outcome:
 
     @property
     def regressed(self) -> bool:
-        """Whether anything of ours has become slower."""
+        """Whether one of our candidates has become slower."""
         return any(c.verdict == "slower" for c in self.ours)
 
 
 def in_turns(before: Capsule, after: Capsule) -> bool:
-    """Whether two runs are of one measurement, in which builds took turns."""
+    """Return whether two runs are one measurement of builds that took turns."""
     tokens = [c["settings"].get("in_turns") for c in (before, after)]
     return tokens[0] is not None and tokens[0] == tokens[1]
 
@@ -89,14 +89,14 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
     """Compare two capsules of the same kind.
 
     Args:
-        before: The one that is compared with.
-        after: The new one.
-        least: Changes of less are not reported, as a factor beyond 1. Default:
-            :data:`LEAST_CHANGE`, or, of builds that took turns,
-            :data:`LEAST_CHANGE_IN_TURNS`.
+        before: The old run.
+        after: The new run.
+        least: Smallest change to report, as a factor beyond 1. Default:
+            :data:`LEAST_CHANGE`, or :data:`LEAST_CHANGE_IN_TURNS` for builds that
+            took turns.
 
     Raises:
-        ValueError: If they do not measure the same.
+        ValueError: If the runs do not measure the same.
     """
     if before["kind"] != after["kind"]:
         raise ValueError(
@@ -107,17 +107,17 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
         a, b = (c["settings"].get(name) for c in (before, after))
         if a != b:
             raise ValueError(
-                f"[compare] the setting {name!r} must be the same but is {a} and {b}."
+                f"[compare] one value of {name!r} is required but got {a} and {b}."
             )
     old, new = (dict(_measured(c)) for c in (before, after))
     both = [key for key in old if key in new]
     if not any(_is_ours(name) for _, name in both):
-        raise ValueError("[compare] the runs have no case in common.")
+        raise ValueError("[compare] a common case is required but got none.")
     paired = in_turns(before, after)
     judge = change_in_turns if paired else change
     if least is None:
         least = LEAST_CHANGE_IN_TURNS if paired else LEAST_CHANGE
-    # Each family of intervals holds together: ours are judged, others only shown.
+    # The intervals of ours hold together, and those of the others: only ours judge.
     counts = {
         own: sum(_is_ours(name) == own for _, name in both) for own in (True, False)
     }

@@ -1,7 +1,7 @@
-"""Read prompts and answer them, timed: mlx-lm's own loops, plain and in company.
+"""Times mlx-lm's own loops: prompts and answers, of one sequence or several.
 
-Answering begins where a prompt ends, from caches that any configuration may have
-filled: so that a slow one is timed at long contexts without reading them.
+An answer begins at the end of a prompt, from caches that any configuration may have
+filled. So a slow configuration is timed at long contexts without reading them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Models = Sequence[nn.Module]
 
 @dataclass(frozen=True)
 class State:
-    """Where an answer begins.
+    """The state at the beginning of an answer.
 
     Attributes:
         caches: A prompt cache for each sequence.
-        tokens: The next token of each.
+        tokens: Next token of each sequence.
     """
 
     caches: list[list[Any]]
@@ -37,12 +37,12 @@ class State:
 
 @dataclass(frozen=True)
 class Answer:
-    """How an answer went.
+    """The result of a timed answer.
 
     Attributes:
-        seconds: Of all that was timed.
-        tokens: Of each sequence, in that time.
-        accepted: Share of a draft model's proposals that were right.
+        seconds: Seconds of all timed tokens.
+        tokens: Timed tokens of each sequence.
+        accepted: Share of a draft model's tokens that were accepted.
     """
 
     seconds: float
@@ -55,13 +55,13 @@ class Mode:
     """One way to generate.
 
     Attributes:
-        name: As capsules call it.
-        models: How many are at work.
-        read: Called with models, prompts and tokens to process at a time; returns the
-            seconds until the first token of each answer is known.
-        begin: Likewise; returns where the answers begin.
-        answer: Called with models, where to begin, and the tokens to generate after
-            the first, which are timed, for each sequence.
+        name: Name in capsules.
+        models: Number of models at work.
+        read: Function of models, prompts and prefill step size. Returns the seconds
+            until the first token of each answer.
+        begin: Function of the same arguments. Returns the state before the answers.
+        answer: Function of models, state and number of tokens. Times these tokens, for
+            each sequence, after an untimed first token.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Mode:
 
 
 def plain() -> Mode:
-    """One sequence, by mlx-lm's ``generate_step``."""
+    """Return the mode of one sequence, by mlx-lm's ``generate_step``."""
 
     def read(models: Models, prompts: Prompts, step_size: int) -> float:
         start = time.perf_counter()
@@ -104,9 +104,9 @@ def plain() -> Mode:
 
 
 def batched() -> Mode:
-    """Several sequences at once, by mlx-lm's ``BatchGenerator``.
+    """Return the mode of several sequences, by mlx-lm's ``BatchGenerator``.
 
-    All prompts are read together, so that reading and answering can be told apart.
+    All prompts are read together, so that reading and answering are separate.
     """
 
     def read(models: Models, prompts: Prompts, step_size: int) -> float:
@@ -118,7 +118,7 @@ def batched() -> Mode:
 
     def answer(models: Models, state: State, tokens: int) -> Answer:
         count = len(state.tokens)
-        # One more than is asked for: the last of a sequence has its cache cut out.
+        # One more token than asked: the last of a sequence has its cache cut out.
         with _batch(models[0], count, tokens + 2) as generator:
             caches = copy.deepcopy(state.caches)
             generator.insert([[token] for token in state.tokens], caches=caches)
@@ -132,7 +132,10 @@ def batched() -> Mode:
 
 
 def speculative(num_draft_tokens: int) -> Mode:
-    """One sequence, by mlx-lm's ``speculative_generate_step``; two models."""
+    """Return the mode of one sequence and two models.
+
+    It uses mlx-lm's ``speculative_generate_step``.
+    """
 
     def steps_of(models: Models, tokens: Sequence[int], **options: Any) -> Any:
         return lm.loops.speculative_generate_step(
@@ -154,7 +157,7 @@ def speculative(num_draft_tokens: int) -> Mode:
         steps = steps_of(
             models,
             state.tokens,
-            # It ends in the middle of a round; this one at the end of one.
+            # Without the surplus it would end inside a round; ours ends after one.
             max_tokens=tokens + 3 * (num_draft_tokens + 1),
             prompt_cache=copy.deepcopy(state.caches[0]),
         )
@@ -177,7 +180,7 @@ def speculative(num_draft_tokens: int) -> Mode:
 
 
 def _fill(models: Models, prompts: Prompts, step_size: int) -> State:
-    """All of each prompt but its last token, in new caches of all models."""
+    """Read each prompt except its last token into new caches of all models."""
     caches = []
     for prompt in prompts:
         caches.append([])
@@ -212,7 +215,7 @@ def _batch(
 
 @contextmanager
 def _finished(steps: Any) -> Iterator[None]:
-    """Leave nothing of a generator computing: it is a token ahead of its reader."""
+    """Wait until a generator computes nothing: it is a token ahead of its reader."""
     try:
         yield
     finally:

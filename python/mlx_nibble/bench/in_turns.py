@@ -1,10 +1,10 @@
-"""Measure builds in turns: sample by sample, and in new processes for each pass.
+"""Measures builds in turns: sample by sample, with new processes in each pass.
 
-Runs of one build differ by more than many a change: where a process's pages lie is
-decided when it starts, and a machine that others use has its moods, which last for a
-second or an hour. So the builds' processes live side by side and take turns, sample by
-sample in ABBA order: the moods are everyone's. And each pass has new processes: where
-pages lie is drawn anew each time.
+Two runs of one build can differ by more than a change does. The place of a process's
+pages in memory is fixed when it starts, and a shared machine is slower for a second or
+an hour. So the builds' processes live side by side and take turns, sample by sample in
+ABBA order: slow times affect all of them. Each pass starts new processes, so that their
+pages get new places.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mlx_nibble.progress import Progress
 
 PASSES = 20
 SECONDS = 0.1
-"""Of rounds of a product in one pass."""
+"""Time for the rounds of a product in one pass."""
 
 Taken = list[list[float]]
-"""Seconds of one product in one pass: a list for each build."""
+"""Seconds of one product in one pass, in a list for each build."""
 
 
 def interpreter(path: str | os.PathLike[str]) -> Path | None:
-    """The Python that a path names: itself, or of a virtual environment; or None."""
+    """Return the Python that a path names, itself or its environment; or None."""
     path = Path(path)
     if path.is_dir():
         path = path / "bin" / "python"
@@ -55,18 +55,18 @@ def run(
     """Measure with several Pythons that all have mlx-nibble.
 
     Args:
-        pythons: One for each build.
-        cases: Products; those of one shape best stand together.
+        pythons: Interpreter of each build.
+        cases: Products; group those of one shape for speed.
         hot: Leave the weights in the cache.
-        passes: Processes of each build.
-        command: What was typed.
-        progress: Is called before each step.
+        passes: Number of processes of each build.
+        command: The command line.
+        progress: Called before each step.
 
     Returns:
-        A run of each, of equally many passes; fewer than asked for after Ctrl-C.
+        A run of each build, with equally many passes; fewer after Ctrl-C.
 
     Raises:
-        RuntimeError: If one of them cannot measure.
+        RuntimeError: If one of the builds cannot measure.
     """
     for case in cases:
         case.check()
@@ -80,7 +80,7 @@ def run(
                 lambda case=case, step=step: progress(describe(case), step, steps)
                 for step, case in enumerate(cases, number * len(cases))
             ]
-            # All builds or none: passes are compared with their neighbours.
+            # Either all builds add a pass or none: neighbours are compared.
             taken, dropped = _quiet_pass(pythons, cases, hot, say)
             disturbed += dropped
             for of_case, more in zip(results, taken, strict=True):
@@ -106,7 +106,7 @@ def _quiet_pass(
     hot: bool,
     say: Sequence[Callable[[], None]],
 ) -> tuple[list[Taken], int]:
-    """A pass, taken again if other programs were at work; and how often it was."""
+    """Return a pass without other programs at work, and the number of dropped ones."""
     for dropped in range(DROPPED):
         watch = Undisturbed()
         taken = _pass(pythons, cases, hot, say)
@@ -121,10 +121,10 @@ def _pass(
     hot: bool,
     say: Sequence[Callable[[], None]],
 ) -> list[Taken]:
-    """All products once, in new processes."""
+    """Measure all products once, in new processes."""
     taken = []
     with ExitStack() as stack:
-        # They start at the same time, on as many cores.
+        # All processes start at the same time, each on a core of its own.
         builds = [stack.enter_context(_build(python)) for python in pythons]
         for build in builds:
             build.say({"cases": [asdict(case) for case in cases], "hot": hot})
@@ -137,7 +137,7 @@ def _pass(
 
 
 def _rounds(builds: Sequence[_Build], index: int) -> Taken:
-    """Rounds of one sample of each build, for a time, each order equally often."""
+    """Take rounds of one sample of each build for a time, each order equally often."""
     length = max(build.ask({"enter": index})["chain"] for build in builds)
     orders = balanced_orders(len(builds))
     taken: Taken = [[] for _ in builds]
@@ -150,7 +150,7 @@ def _rounds(builds: Sequence[_Build], index: int) -> Taken:
 
 
 class _Build:
-    """A process that measures with a build."""
+    """A process that measures one build."""
 
     def __init__(self, python: Path, process: subprocess.Popen[str]) -> None:
         self._python = python
@@ -177,7 +177,7 @@ class _Build:
 
     def _give_up(self) -> None:
         assert self._process.stderr is not None
-        said = self._process.stderr.read().strip().splitlines() or ["it said nothing"]
+        said = self._process.stderr.read().strip().splitlines() or ["no message"]
         raise RuntimeError(f"[compare] {self._python} could not measure: {said[-1]}")
 
 
@@ -189,11 +189,11 @@ def _build(python: Path) -> Iterator[_Build]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A folder that holds no other mlx_nibble to import.
+        # A folder without another mlx_nibble to import.
         cwd=Path(sys.prefix),
     )
     try:
         yield _Build(python, process)
     finally:
-        # It ends when nothing more is said.
+        # The process ends when its input ends.
         process.communicate()

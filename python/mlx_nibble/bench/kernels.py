@@ -1,4 +1,4 @@
-"""Measure products: ours, MLX's and the dense one, in turns, on cold weights."""
+"""Measures products in turns, with cold weights: ours, MLX's and the dense one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mlx_nibble.bench.statistics import Estimate, median, ratio
 from mlx_nibble.progress import Progress
 
 PEERS = ("mlx", "dense")
-# A call of a candidate may take this many times the seconds that a product is given;
-# else the slowest decides how long all take.
+# A candidate whose call takes more than this many times the seconds of a product is
+# left out: the slowest candidate decides how long all take.
 _LONGEST_CALL = 2.0
 
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """How to measure.
+    """Options of a run.
 
     Attributes:
         hot: Leave the weights in the cache.
-        seconds: To spend on each product, all candidates and passes together.
-        passes: Times to come round to each product.
-        peers: What to measure beside ours, of :data:`PEERS`.
+        seconds: Time for each product, all candidates and passes together.
+        passes: Number of passes over all products.
+        peers: Candidates beside ours, from :data:`PEERS`.
         null: Measure ours against itself: the noise.
     """
 
@@ -50,13 +50,13 @@ def run(
 ) -> None:
     """Measure all cases into a capsule.
 
-    All that was measured is in the capsule even if the run is interrupted.
+    After an interruption the capsule holds the finished samples.
 
     Args:
-        cases: Products; those of one shape best stand together.
-        settings: How to measure.
-        capsule: Gets peaks and results.
-        progress: Is called before each step.
+        cases: Products; group those of one shape for speed.
+        settings: Options of the run.
+        capsule: Receives peaks and results.
+        progress: Called before each step.
     """
     for case in cases:
         case.check()
@@ -103,17 +103,20 @@ def run(
 
 
 def describe(case: ProductCase) -> str:
-    """A case in a few words."""
+    """Return a short description of a case."""
     return f"{case.rows} × {case.N} × {case.K}, {case.bits} bits, {case.dtype}"
 
 
 def _enter(
     case: ProductCase, settings: KernelOptions, pools: Pools, slow: dict[tuple, float]
 ) -> Iterator[tuple[str, ChainCandidate | str]]:
-    """What takes part, by name, warmed up; or why it does not.
+    """Yield each candidate's name with the candidate, warmed up, or why it is left out.
 
     Args:
-        slow: Seconds that a candidate took with fewer rows, where it took too long.
+        case: The product.
+        settings: Options of the run.
+        pools: Weights.
+        slow: Seconds of candidates that were too slow with fewer rows.
     """
     limit = _LONGEST_CALL * settings.seconds
     for name, product in _products(case, settings).items():
@@ -151,13 +154,15 @@ def _kind(name: str) -> str:
 
 @dataclass(frozen=True)
 class ProductRow:
-    """One candidate of one case, summarized.
+    """Summary of one candidate of one case.
 
     Attributes:
-        seconds: Of one product.
-        faster: Times that ours was faster than it, of neighbours in time.
-        bytes_per_second: Weights, x and y over the median.
-        flops_per_second: Operations over the median.
+        case: The case.
+        name: Name of the candidate.
+        seconds: Seconds of one product.
+        faster: Speedup of ours over the candidate, from neighbours in time.
+        bytes_per_second: Bytes of weights, x and y, divided by the median.
+        flops_per_second: Operations, divided by the median.
     """
 
     case: ProductCase
@@ -169,11 +174,11 @@ class ProductRow:
 
 
 def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[ProductRow]:
-    """Summaries of a capsule of kernels, of what was measured.
+    """Yield a summary of each measured candidate.
 
     Args:
-        capsule: Of the kind "kernels".
-        comparisons: The intervals of so many ratios hold together.
+        capsule: Capsule of the kind "kernels".
+        comparisons: Number of ratios whose intervals hold together.
     """
     for result in capsule["results"]:
         case = ProductCase(**result["case"])

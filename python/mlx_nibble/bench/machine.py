@@ -1,4 +1,4 @@
-"""What a figure was measured on: nothing that names a person, host or network."""
+"""Describes the machine of a run, without names of persons, hosts or networks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from mlx_nibble import _native
 
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")
-# Where the system tells no size: larger than that of most desktops.
+# If the system reports no size: larger than the cache of most desktops.
 _UNKNOWN_CACHE = 64 << 20
 
 
 def describe() -> dict[str, Any]:
-    """The machine, as it is now.
+    """Return the machine's current state, as JSON values.
 
-    Returns:
-        What JSON can hold; None where the system does not tell.
+    A value that the system does not tell is None.
     """
     return {
         "cpu": cpu_name(),
@@ -44,7 +43,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of all that has a part in a figure."""
+    """Return the versions of Python and the packages that affect a measurement."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("mlx", "mlx-nibble", "mlx-lm", "numpy"):
         try:
@@ -55,19 +54,19 @@ def versions() -> dict[str, str | None]:
 
 
 def device() -> str:
-    """The device that is measured: "cpu" or "gpu"."""
+    """Return the device that is measured: "cpu" or "gpu"."""
     return str(mx.default_device().type).removeprefix("DeviceType.")
 
 
 def system() -> str:
-    """Name, version and architecture of the operating system."""
+    """Return name, version and architecture of the operating system."""
     mac = platform.mac_ver()[0]
     name = f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
     return f"{name} {platform.machine()}"
 
 
 def cpu_name() -> str:
-    """As its maker calls it."""
+    """Return the maker's name of the processor."""
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -77,14 +76,14 @@ def cpu_name() -> str:
 
 
 def threads() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def last_level_cache_bytes() -> int:
-    """The largest cache that the system reports, and not less than 64 MiB."""
+    """Return the size of the largest cache that is reported, at least 64 MiB."""
     sizes = [_UNKNOWN_CACHE]
     if sys.platform == "darwin":
         # Apple's system-level cache is not reported; the largest is 96 MB.
@@ -96,10 +95,10 @@ def last_level_cache_bytes() -> int:
 
 
 def busy_elsewhere() -> float | None:
-    """Seconds that the cores have worked for anything but this process.
+    """Return the seconds that the cores have worked for other processes.
 
-    Its children, once they have ended, are not among them; what the hypervisor took is.
-    None where the system does not tell.
+    Children of this process are left out once they have ended. Time that the hypervisor
+    took is included. None if the system does not tell.
     """
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
@@ -113,7 +112,7 @@ def busy_elsewhere() -> float | None:
 
 
 def power_mode() -> str | None:
-    """What the system says about saving power: "governor performance, on mains"."""
+    """Return the power mode, such as "governor performance, on mains"."""
     if sys.platform == "darwin":
         said = _output("pmset", "-g") + _output("pmset", "-g", "batt")
         low = re.search(r"\blowpowermode\s+1", said)

@@ -1,4 +1,4 @@
-"""Measure a model: prompts read and answers given, ours and mlx-lm's, in turns."""
+"""Measures a model in turns, ours and mlx-lm's: prompts and answers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mlx_nibble.bench.schedule import take_quiet_pass
 from mlx_nibble.bench.subject import OURS, Configuration, Subject
 from mlx_nibble.progress import Progress
 
-# Prompts that tell how long others will take: two, for a GPU reads 32 tokens in about
-# the time of 8, and MLX on a CPU in four times as long.
+# Two prompts predict the time of others: a GPU reads 32 tokens in about the time of 8,
+# MLX on a CPU in four times as long.
 _SHORT, _LONGER = 8, 32
-# A first reading of so long is not repeated to be exact.
+# A first reading that takes longer is not repeated.
 _SLOW_SECONDS = 4.0
-# Tokens between the beginnings of a batch's prompts.
+# Tokens between the starts of a batch's prompts.
 _STRIDE = 61
-# Of a turn beyond what it times: the change of configuration, one untimed token.
+# Cost of a turn in timed costs: it also changes the configuration and runs a token.
 _OVERHEAD = 1.1
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How to measure.
+    """Options of a run.
 
     Attributes:
-        seconds: To spend on each case; a peer may take as long once more.
-        passes: To spread them over.
-        max_tokens: Of an answer, timed, at most.
+        seconds: Time for each case; a peer may take the same once more.
+        passes: Number of passes that share the time.
+        max_tokens: Maximum of timed tokens of an answer.
         prefill_step_size: Tokens of a prompt to process at a time.
     """
 
@@ -50,11 +50,14 @@ class Turn:
     """One configuration in one case.
 
     Attributes:
-        models: How many of the subject's are at work.
-        found: Gets what is kept beside the samples.
-        work: Returns the seconds of one token.
-        cost: Seconds of a sample, and of what it needs, as expected.
-        shares: In how many passes it takes part.
+        subject: The model.
+        configuration: The configuration.
+        models: Number of the subject's models at work.
+        found: Receives the results beside the samples.
+        work: Function that returns the seconds of one token.
+        cost: Expected seconds of a sample, with its overhead.
+        shares: Number of passes in which it takes part.
+        passes: Seconds of one token for each sample, in a list for each pass.
     """
 
     subject: Subject
@@ -67,13 +70,13 @@ class Turn:
     passes: list[list[float]] = field(default_factory=list)
 
     def sample(self) -> float:
-        """Seconds of one token."""
+        """Return the seconds of one token."""
         self.subject.become(self.configuration)
         mx.clear_cache()
         mx.reset_peak_memory()
         before = mx.get_active_memory()
         seconds = self.work()
-        # Those of other configurations, too, are in memory: they are not counted.
+        # Arrays of other configurations are in memory, too: they are not counted.
         peak = self.subject.nbytes(self.models) + mx.get_peak_memory() - before
         self.found["peak_bytes"] = max(peak, self.found.get("peak_bytes", 0))
         return seconds
@@ -90,16 +93,16 @@ def run(
 ) -> None:
     """Measure all groups into a capsule.
 
-    All that was measured is in the capsule even if the run is interrupted.
+    After an interruption the capsule holds the finished samples.
 
     Args:
         subject: The model.
-        configurations: What takes turns; :data:`OURS` first.
-        groups: Modes, with sequences and tokens of each prompt.
+        configurations: Configurations that take turns; :data:`OURS` first.
+        groups: Modes, each with its sequences and the tokens of each prompt.
         text: Tokens that prompts are taken from.
-        settings: How to measure.
-        capsule: Gets peaks and results.
-        progress: Is called before each step.
+        settings: Options of the run.
+        capsule: Receives peaks and results.
+        progress: Called before each step, with the seconds spent and all seconds.
     """
     _Run(subject, configurations, groups, text, settings, capsule, progress).go()
 
@@ -145,7 +148,10 @@ class _Run:
         return [text[_STRIDE * i :][:context] for i in range(batch)]
 
     def pace(self, configuration: Configuration) -> Callable[[int], float]:
-        """Seconds that so many tokens of prompts take, as two short ones tell."""
+        """Return the seconds of a prompt as a function of its tokens.
+
+        Two short prompts predict them.
+        """
         self.subject.become(configuration)
         read, models = generation.plain().read, self.subject.models
         first = read(models, self.prompts(1, _SHORT), _SHORT)
@@ -160,7 +166,7 @@ class _Run:
     def measure(
         self, case: ModelCase, index: int, mode: Mode, prompts: Prompts
     ) -> None:
-        """Take all passes of a case."""
+        """Measure all passes of a case."""
         result = {"case": asdict(case), "candidates": {}, "disturbed": 0}
         self.say(describe(case), index)
         enter = self.reading if case.measure == "prompt" else self.answering
@@ -171,7 +177,7 @@ class _Run:
             taking = {
                 name: turn
                 for name, turn in turns.items()
-                # Spread evenly, the first pass among them.
+                # The shares spread evenly, from the first pass on.
                 if number * turn.shares % settings.passes < turn.shares
             }
             self.say(describe(case), index, number / settings.passes)
@@ -184,7 +190,7 @@ class _Run:
     def reading(
         self, case: ModelCase, mode: Mode, prompts: Prompts, found: dict[str, Any]
     ) -> dict[str, Turn]:
-        """Who reads the prompts, and has read them once."""
+        """Return the turns that read the prompts, after one reading each."""
         tokens = case.batch * case.context
         turns = {}
 
@@ -198,8 +204,8 @@ class _Run:
             if self.admit(turn, self.paces[configuration](tokens), "a prompt"):
                 turns[configuration.name] = turn
                 if turn.cost <= self.budget(configuration):
-                    # The first of a size allocates; and a long prompt is read faster
-                    # than two short ones tell.
+                    # The first prompt of a size allocates. And a long prompt is read
+                    # faster than two short ones predict.
                     before = time.perf_counter()
                     turn.sample()
                     self.admit(turn, time.perf_counter() - before, "a prompt")
@@ -208,14 +214,14 @@ class _Run:
     def answering(
         self, case: ModelCase, mode: Mode, prompts: Prompts, found: dict[str, Any]
     ) -> dict[str, Turn]:
-        """Who answers, each with as many tokens as fit into a pass."""
+        """Return the turns that answer, each with the tokens that fit into a pass."""
         models, settings = self.subject.models, self.settings
         self.subject.become(OURS)
         state = mode.begin(models, prompts, settings.prefill_step_size)
         turns = {}
         for configuration in self.configurations:
             turn = self.turn(configuration, mode, found)
-            # A step takes at least what reading as many tokens takes.
+            # A step takes at least the time of reading as many tokens.
             least = 2 * self.paces[configuration](case.batch)
             if not self.admit(turn, least, "two tokens"):
                 continue
@@ -246,7 +252,7 @@ class _Run:
         return Turn(self.subject, configuration, mode.models, entry)
 
     def admit(self, turn: Turn, cost: float, what: str) -> bool:
-        """Into as many passes as its cost allows; a peer perhaps into none."""
+        """Set the passes that a turn's cost allows; return False if a peer has none."""
         passes = self.settings.passes
         turn.cost = cost
         turn.shares = min(passes, int(self.budget(turn.configuration) / cost))
@@ -264,13 +270,13 @@ class _Run:
         return True
 
     def budget(self, configuration: Configuration) -> float:
-        """Seconds of a case: ours share them, and a peer has as many of its own."""
+        """Return the seconds of a case; ours share them, a peer has its own."""
         ours = [c for c in self.configurations if c.accelerated]
         sharing = len(ours) if configuration.accelerated else 1
         return self.settings.seconds / sharing
 
     def say(self, what: str, index: int, part: float = 0) -> None:
-        """Report what is done, with the seconds that all will have taken."""
+        """Report the current step, the seconds spent and the expected total."""
         left = sum(self.expected(*group[1:]) for group in self.groups[index:])
         if self.groups and what.startswith("decode"):
             part = (1 + part) / 2
@@ -279,7 +285,7 @@ class _Run:
         self.progress(what, done, done + left)
 
     def expected(self, batch: int, context: int) -> float:
-        """Seconds of a group: its prompts as their pace tells, its answers likewise."""
+        """Return the expected seconds of a group, from the pace of prompts."""
         limit = self.settings.seconds
         total = 0.0
         for tokens in (batch * context, 2 * batch):

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured in the same run as what it does."""
+"""Measures the peak rates of the machine, in the same run as the candidates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mlx_nibble.bench.products import DTYPES
 _REPEATS = 7
 # A dense product large enough to keep a GPU busy for milliseconds.
 _SIZE = 4096
-# Of registers: some 10 ms, in which a thread's start does not show.
+# Operations on registers: some 10 ms, so that the start of a thread does not show.
 _ROUNDS = 5_000_000
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of the default device.
+    """Peak rates of the default device.
 
     Attributes:
-        read_bytes_per_second: From memory, all cores together.
-        flops_per_second: A multiplication and an addition counted as two: on a CPU,
-            of float32 in registers, on all cores; on a GPU, of a dense product.
+        read_bytes_per_second: Reads from memory, all cores together.
+        flops_per_second: Operations; a multiplication and an addition are two. On a
+            CPU: float32 in registers, all cores. On a GPU: a dense product.
     """
 
     read_bytes_per_second: float
@@ -36,22 +36,22 @@ class Peaks:
 
 
 def measure(dtype: str) -> Peaks:
-    """Read, and multiply, as fast as the device can: the best of some tries."""
+    """Return the best of several tries to read and to multiply."""
     if machine.device() == "cpu":
         return Peaks(read_bandwidth(), _cpu_multiply())
     return Peaks(_gpu_read(), _gpu_multiply(dtype))
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all cores of the CPU together read from memory."""
+    """Return the bytes per second that all cores of the CPU read from memory."""
     read = reader()
     return read() / _best(read)
 
 
 def reader() -> Callable[[], int]:
-    """What reads from memory, on all cores of the CPU, and says how many bytes.
+    """Return a function that reads memory on all cores and returns its bytes.
 
-    Each thread takes the dot product of its own part: little but reading.
+    Each thread takes the dot product of its own part, which is mostly reading.
     """
     count = 4 * machine.last_level_cache_bytes() // 4
     buffer = np.ones(count, np.float32)
@@ -66,7 +66,7 @@ def reader() -> Callable[[], int]:
 
 
 def _cpu_multiply() -> float:
-    """Multiplications and additions of registers, with the instructions that we use."""
+    """Return the operations per second on registers, with our own instructions."""
     ext = _native.ext
     if ext is None:
         a = np.ones((_SIZE, _SIZE), np.float32)

@@ -1,4 +1,4 @@
-"""The product that is measured, and its operands, cold."""
+"""The product that is measured, and its cold operands."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlx_nibble.bench.machine import last_level_cache_bytes
 from mlx_nibble.bench.schedule import Chain
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# Of weights in the pool: what came round is no longer in the cache.
+# Size of the weights in the pool, in caches: weights that return are no longer cached.
 _POOL_CACHES = 4
-# Of x in its buffer: of whole cache lines of the smallest type, over two pages.
+# Places of x in its buffer: whole cache lines of the smallest type, over two pages.
 _PLACES, _ALIGNED = 4096, 64
-# Copies, whatever their size: a matrix of less than 64 KiB stays in the cache.
+# Most copies of a matrix: one of less than 64 KiB therefore stays in the cache.
 _MOST_COPIES = 4096
 
 Weights = tuple[mx.array, ...]
@@ -30,7 +30,12 @@ class ProductCase:
     """One product: x [rows, K] by the transpose of a quantized w [N, K].
 
     Attributes:
-        dtype: Of x, scales and biases.
+        rows: Rows of x.
+        N: Rows of w.
+        K: Columns of w.
+        bits: Width of a code.
+        group_size: Codes that share a scale.
+        dtype: Type of x, scales and biases.
     """
 
     rows: int
@@ -42,7 +47,7 @@ class ProductCase:
 
     @property
     def scales_dtype(self) -> str:
-        """Of scales and biases."""
+        """Type of scales and biases."""
         return self.dtype
 
     @property
@@ -53,56 +58,56 @@ class ProductCase:
 
     @property
     def operations(self) -> int:
-        """A multiplication and an addition for each weight and row."""
+        """Number of operations: two for each weight and row."""
         return 2 * self.rows * self.N * self.K
 
     @property
     def bytes_moved(self) -> int:
-        """The least that memory has to move: weights, x and y once."""
+        """Bytes of weights, x and y: the least that memory has to move."""
         ends = self.rows * (self.N + self.K) * DTYPES[self.dtype].size
         return self.weight_bytes + ends
 
     def check(self) -> None:
-        """Refuse what MLX has no format for.
+        """Check that MLX has a format for the product.
 
         Raises:
-            ValueError: If K is not made of whole groups, or of whole words.
+            ValueError: If a size is not positive, or K is not made of whole groups.
         """
         if min(self.rows, self.N, self.K) < 1:
             raise ValueError(
-                f"[bench] M, N and K must be positive but are {self.rows}, {self.N} "
-                f"and {self.K}."
+                f"[bench] positive M, N and K are required but got {self.rows}, "
+                f"{self.N} and {self.K}."
             )
         if self.K % self.group_size:
             raise ValueError(
                 f"[bench] K must be a multiple of the group size, {self.group_size}, "
-                f"but is {self.K}."
+                f"but got {self.K}."
             )
 
 
 class Pools:
-    """Weights of one shape at a time, in as many copies as it takes.
+    """Weights of one shape at a time, in enough copies to exceed the cache.
 
-    Where pages lie in memory makes up to 30 % of a difference, so each pass gets new
-    ones, and a run as many draws as it has passes.
+    The place of pages in memory changes times by up to 30 %. So each pass gets new
+    pages, and a run has as many draws as passes.
     """
 
     def __init__(self, hot: bool) -> None:
-        """Nothing is made yet; `hot`: one copy, which stays in the cache."""
+        """Start without weights. If `hot`, one copy stays in the cache."""
         self._hot = hot
         self._originals: dict[tuple, Weights] = {}
         self._key: tuple | None = None
         self._pools: dict[str, Iterator[Weights]] = {}
 
     def renew(self) -> None:
-        """Have what is taken next be new."""
+        """Make the next weights anew."""
         self._key, self._pools = None, {}
 
     def take(self, case: ProductCase, kind: str) -> Iterator[Weights]:
-        """Weights in turns, for ever.
+        """Return an endless iterator over the copies of the weights.
 
         Args:
-            case: Its rows do not matter.
+            case: Product; its rows do not matter.
             kind: "quantized" or "dense".
         """
         key = _weights_of(case)
@@ -113,7 +118,7 @@ class Pools:
         return self._pools[kind]
 
     def copies(self, case: ProductCase, kind: str) -> list[Weights]:
-        """New copies of the weights, as :meth:`take` gives them in turns."""
+        """Return new copies of the weights, which :meth:`take` gives in turns."""
         key = (kind, *_weights_of(case))
         if key not in self._originals:
             make = _quantized if kind == "quantized" else _dense
@@ -124,7 +129,7 @@ class Pools:
         size = sum(a.nbytes for a in weights)
         count = -(-_POOL_CACHES * last_level_cache_bytes() // size)
         count = min(max(count, 2), _MOST_COPIES)
-        # Adding makes each an array of its own.
+        # The addition makes each copy a new array.
         copies = [
             tuple(a + mx.array(0, a.dtype) for a in weights) for _ in range(count)
         ]
@@ -159,12 +164,12 @@ def chain(
     product: Callable[..., mx.array],
     pool: Callable[[], Iterator[Weights]],
 ) -> Chain:
-    """Products one after the other, each with the next weights of a pool.
+    """Return a chain of products, each with the next weights of a pool.
 
     Args:
         case: The product.
-        product: Called with x and weights; returns y.
-        pool: Gives the weights, in turns.
+        product: Function of x and weights that returns y.
+        pool: Function that returns the weights, in turns.
     """
     count = case.rows * case.K
     room = mx.array(np.random.default_rng(1).standard_normal(count + _PLACES))
@@ -177,7 +182,7 @@ def chain(
         nonlocal x, last
         weights = pool()
         if weights is not last:
-            # Where x lies makes a difference as well, the same one for a whole run.
+            # The place of x in memory matters, too: draw it anew with the weights.
             first = int(places.integers(_PLACES // _ALIGNED)) * _ALIGNED
             x = room[first : first + count].reshape(case.rows, case.K)
             mx.eval(x)
@@ -192,11 +197,11 @@ def chain(
 
 
 def link(x: mx.array, y: mx.array) -> mx.array:
-    """The x of the next product, which cannot begin before `y` is there.
+    """Return the x of the next product, which cannot begin before `y` exists.
 
-    On a GPU launches overlap unless one reads what the other wrote, so a column of y
-    is written into x. A CPU stream takes one operation after the other: there, the
-    order is enough, and costs nothing.
+    On a GPU, launches overlap unless one reads the output of the other, so a column of
+    y is written into x. A CPU stream runs one operation after the other: there a
+    dependency is enough, and it costs nothing.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
         return mx.depends(x, y)
@@ -204,7 +209,7 @@ def link(x: mx.array, y: mx.array) -> mx.array:
 
 
 def nibble(case: ProductCase) -> Callable[..., mx.array]:
-    """Our product."""
+    """Return our product."""
 
     def product(
         x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
@@ -217,7 +222,7 @@ def nibble(case: ProductCase) -> Callable[..., mx.array]:
 
 
 def mlx(case: ProductCase) -> Callable[..., mx.array]:
-    """MLX's operation."""
+    """Return MLX's operation."""
 
     def product(
         x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
@@ -230,5 +235,5 @@ def mlx(case: ProductCase) -> Callable[..., mx.array]:
 
 
 def dense(x: mx.array, w: mx.array) -> mx.array:
-    """The product with a matrix that is not quantized."""
+    """Return the product with a matrix that is not quantized."""
     return x @ w.T

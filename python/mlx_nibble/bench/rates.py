@@ -1,4 +1,4 @@
-"""What a run of a model says: tokens a second, by case and candidate."""
+"""Summaries of a run of a model: tokens per second, by case and candidate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mlx_nibble.bench.statistics import Estimate, median, ratio
 
 @dataclass(frozen=True)
 class ModelCase:
-    """What is measured of a model.
+    """One measurement of a model.
 
     Attributes:
         measure: "prompt" or "decode".
-        mode: The name of a :class:`Mode`.
-        batch: Sequences.
+        mode: Name of a :class:`Mode`.
+        batch: Number of sequences.
         context: Tokens of each prompt.
     """
 
@@ -27,12 +27,12 @@ class ModelCase:
 
     @classmethod
     def alone(cls, measure: str, context: int) -> ModelCase:
-        """One sequence, by mlx-lm's plain loop."""
+        """Return the case of one sequence in mlx-lm's plain loop."""
         return cls(measure, "plain", 1, context)
 
 
 def describe(case: ModelCase) -> str:
-    """A case in a few words."""
+    """Return a short description of a case."""
     company = {"plain": "", "batched": f", batch {case.batch}"}
     return f"{case.measure}, context {case.context}" + company.get(
         case.mode, f", {case.mode}"
@@ -41,14 +41,16 @@ def describe(case: ModelCase) -> str:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One candidate of one case, summarized.
+    """Summary of one candidate of one case.
 
     Attributes:
-        seconds: Of one token, each of each sequence counted.
-        faster: Times that ours was faster than it, of neighbours in time.
-        passes: In which it took part.
-        peak_bytes: Most memory in use, the model's included.
-        accepted: Share of a draft model's proposals that were right.
+        case: The case.
+        name: Name of the candidate.
+        seconds: Seconds of one token, with the tokens of all sequences counted.
+        faster: Speedup of ours over the candidate, from neighbours in time.
+        passes: Number of passes with the candidate.
+        peak_bytes: Peak memory, including the model.
+        accepted: Share of a draft model's tokens that were accepted.
     """
 
     case: ModelCase
@@ -61,20 +63,20 @@ class ModelRow:
 
     @property
     def tokens_per_second(self) -> Estimate:
-        """Of all sequences together."""
+        """Tokens per second of all sequences together."""
         low, high = 1 / self.seconds.high, 1 / self.seconds.low
         return Estimate(1 / self.seconds.value, low, high)
 
     @property
     def first_token_seconds(self) -> float | None:
-        """Until all sequences have their first token; None of answers."""
+        """Seconds until all sequences have their first token; None for decoding."""
         if self.case.measure != "prompt":
             return None
         return self.seconds.value * self.case.batch * self.case.context
 
 
 def rows(capsule: Capsule) -> Iterator[ModelRow]:
-    """Summaries of a capsule of a model, of what was measured."""
+    """Yield a summary of each measured candidate."""
     for result in capsule["results"]:
         ours = result["candidates"].get("nibble", {})
         for name, candidate in result["candidates"].items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # (N, K) of w, from the models' config.json on Hugging Face: q and o, k and v, gate
-# and up, down. Of Mixtral, the projections of one expert.
+# and up, down. For Mixtral, the projections of one expert.
 MODELS: dict[str, tuple[tuple[int, int], ...]] = {
     "smollm2-135m": ((576, 576), (192, 576), (1536, 576), (576, 1536)),
     "smollm2-1.7b": ((2048, 2048), (8192, 2048), (2048, 8192)),

@@ -1,10 +1,10 @@
-"""One of the processes that :mod:`mlx_nibble.bench.in_turns` has take turns.
+"""A process of one build, which :mod:`mlx_nibble.bench.in_turns` asks for samples.
 
-Reads requests from standard input, one JSON object a line, and answers each with one:
+Reads requests from standard input, one JSON object per line, and answers each:
 
     {"cases": [...], "hot": false}  -> {"ready": true}
     {"enter": 0}                    -> {"chain": 24}     makes and warms up a product
-    {"sample": 24}                  -> {"seconds": 2e-5} of one, in a chain of so many
+    {"sample": 24}                  -> {"seconds": 2e-5} of one, in a chain of 24
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from mlx_nibble.bench.schedule import ChainCandidate, warm_up
 
 
 class Worker:
-    """Our products, one at a time."""
+    """Measures our products, one at a time."""
 
     def __init__(self, cases: list[dict[str, Any]], hot: bool) -> None:
-        """Nothing is made yet."""
+        """Start without operands."""
         self._cases = [ProductCase(**case) for case in cases]
         self._pools = Pools(hot)
         self._candidate: ChainCandidate | None = None
 
     def enter(self, index: int) -> int:
-        """Make a product's operands; returns how many a sample should have."""
+        """Make a product's operands; return the length of its chain."""
         case = self._cases[index]
         case.check()
         pool = partial(self._pools.take, case, "quantized")
@@ -42,15 +42,15 @@ class Worker:
         return self._candidate.length
 
     def sample(self, length: int) -> float:
-        """Seconds of one product."""
+        """Return the seconds of one product."""
         assert self._candidate is not None
         self._candidate.length = length
         return self._candidate.sample()
 
 
 def main() -> None:
-    """Answer until there are no more requests."""
-    # The one who asks ends this process, by saying no more.
+    """Answer requests until the input ends."""
+    # The parent ends this process: it closes the input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = None
     for line in sys.stdin:

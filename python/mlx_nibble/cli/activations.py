@@ -6,7 +6,7 @@ import argparse
 
 _HELP = (
     "int8: round activations to 8 bits on a CPU, faster and a little less exact "
-    "(docs/numerics.md says how much); default: exact"
+    "(docs/reference/numerics.md says how much); default: exact"
 )
 
 

@@ -21,7 +21,7 @@ class Commands:
 
     Attributes:
         program: Words before the name of a command.
-        noun: What the list holds: "command" or "part".
+        noun: Word for an entry: "command" or "part".
         prefix: Start of the modules' names.
         names: Names of the commands, in the order of the help text.
         about: One line about all of them.

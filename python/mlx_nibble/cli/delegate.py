@@ -13,12 +13,12 @@ from mlx_nibble.lm import run_command
 _BATCH_INVARIANT = (
     "compute each row independently of the number of rows: on a CPU, greedy decoding "
     "with --draft-model then gives exactly the tokens that it gives without "
-    "(docs/numerics.md states the cost)"
+    "(docs/reference/numerics.md states the cost)"
 )
 _REPACK = (
     "on a CPU, keep a second copy of the weights in the order that the processor reads "
     "fastest: decoding is faster, the tokens stay the same, and the weights take twice "
-    "the memory (docs/cpu.md)"
+    "the memory (docs/internals/cpu.md)"
 )
 
 

@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=REPORT,
         metavar="FILE",
-        help=f"also write the result to FILE (default: {REPORT}): versions, names of GPU "
-        "and CPU, and verdicts; nothing else",
+        help=f"also write the result to FILE (default: {REPORT}): versions, names of "
+        "GPU and CPU, and verdicts; nothing else",
     )
     return parser
 

@@ -29,7 +29,8 @@ from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
 
 _SAMPLE_SECONDS = 5e-3
-# Mean passes of a product: 110 products took 240 s (docs/tune.md); 12 passes, 96 s.
+# Mean passes of a product: 110 products took 240 s (docs/results/tuning.md), 12 passes
+# of them 96 s.
 _MEAN_PASSES = 30
 
 

@@ -1,1 +1,1 @@
-"""What ``nibble tune`` does: which products, their samples, the choice."""
+"""The work of ``nibble tune``: products, their samples, and the choice."""

@@ -1,4 +1,4 @@
-"""From samples to a choice: a pure function, the same each time."""
+"""Chooses a candidate from samples: a pure function."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from mlx_nibble.bench.statistics import Estimate, Passes, ratio
 from mlx_nibble.machine.tuned_table import Choice
 
 LEAST_GAIN = 0.02
-"""A candidate that gains less than this, beyond 1, is not worth leaving the planner's
-own choice for: one run tells no smaller difference (docs/bench.md)."""
-
+"""A candidate must beat the planner's own choice by this much, as a factor beyond 1.
+One run shows no smaller difference (docs/results/method.md)."""
 
 PASSES = (12, 24, 48, 96)
-"""Numbers of passes after which it is looked who can still win; all others take no
-more turns. After the last the medians decide."""
+"""Candidates that can no longer win are dropped after each of these numbers of passes.
+After the last, the best median wins."""
 
 
 def decide(samples: Mapping[str, Passes]) -> Choice:
     """Choose among candidates that took turns.
 
-    A candidate is taken if it beat the planner's own choice by :data:`LEAST_GAIN` and
-    beyond noise: the intervals of all ratios, which hold together, however often they
-    are looked at, leave out 1. After all :data:`PASSES` it need not be beyond noise:
-    then no more can be known, and the median is the best guess. Of several the fastest
-    is taken. Ties, and until then noise, go to the planner.
+    A candidate must beat the planner's own choice by :data:`LEAST_GAIN` and beyond
+    noise: its interval excludes 1. The intervals hold together for all candidates and
+    all checks. After the last of :data:`PASSES` the noise no longer counts, since the
+    median is the best guess. The fastest such candidate wins, else the planner.
 
     Args:
-        samples: Seconds by candidate, a list for each pass, the planner's own choice
-            first. One that was given up early has fewer passes, and is not taken.
+        samples: Seconds by candidate, in a list for each pass, the planner's own
+            choice first. A candidate that was dropped has fewer passes, and loses.
     """
     own = next(iter(samples))
     last = len(samples[own]) >= PASSES[-1]
@@ -41,8 +39,10 @@ def decide(samples: Mapping[str, Passes]) -> Choice:
 
 
 def contenders(samples: Mapping[str, Passes], chosen: str) -> set[str]:
-    """Who may, for all that is known, be faster than who is chosen by more than
-    :data:`LEAST_GAIN`."""
+    """Return the candidates that may still beat the chosen one.
+
+    They may be faster by more than :data:`LEAST_GAIN`.
+    """
     return {
         name
         for name, faster in _against(samples, chosen)
@@ -51,8 +51,7 @@ def contenders(samples: Mapping[str, Passes], chosen: str) -> set[str]:
 
 
 def _against(samples: Mapping[str, Passes], one: str) -> Iterator[tuple[str, Estimate]]:
-    """How many times as fast as one candidate the others are that took part in as
-    many passes."""
+    """Yield the speedup over one candidate of each other with as many passes."""
     passes = len(samples[one])
     others = [n for n in samples if n != one and len(samples[n]) == passes]
     for name in others:

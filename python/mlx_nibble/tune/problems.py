@@ -1,4 +1,4 @@
-"""Which products are tuned: those of a model folder, or of well-known models."""
+"""The products to tune: those of a model folder, or of well-known models."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Key
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Each class of rows that shares a choice, by its largest."""
+"""The largest number of rows of each class that shares a choice."""
 
-# Of scales and biases, in nearly all that mlx-community has.
+# Type of scales and biases in nearly all models of mlx-community.
 SCALE_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True)
 class Problem(ProductCase):
-    """A product, with all that its choice depends on.
+    """A product, with everything that its choice depends on.
 
     Attributes:
-        scale_dtype: Of scales and biases; ``dtype`` is of x alone.
-        symmetric: The biases are known not to be needed.
-        activations: None or "int8", as the operation is asked for.
+        scale_dtype: Type of scales and biases; ``dtype`` is the type of x alone.
+        symmetric: Whether the biases are known to be redundant.
+        activations: None or "int8", as the operation takes it.
     """
 
     scale_dtype: str
@@ -41,23 +41,23 @@ class Problem(ProductCase):
 
     @property
     def scales_dtype(self) -> str:
-        """Of scales and biases."""
+        """Type of scales and biases."""
         return self.scale_dtype
 
     @property
     def key(self) -> Key:
-        """What it stands for in a table."""
+        """Key of the product in a table."""
         return Key(**{**asdict(self), "rows": tuned_table.row_class(self.rows)})
 
     def candidates(self) -> list[str]:
-        """All that may compute it, the planner's own choice first and MLX's last."""
+        """Return all candidates, the planner's own choice first and MLX's last."""
         assert _native.ext is not None
         ours = _native.ext.candidates(self.key.shape, self.key.int8)
         return [*ours, LEAVE_TO_MLX]
 
 
 def default_dtype(scale_dtype: str) -> str:
-    """Of activations: on a CPU nibble's commands compute in float32."""
+    """Return the type of activations; on a CPU nibble's commands use float32."""
     return "float32" if device() == "cpu" else scale_dtype
 
 
@@ -69,7 +69,7 @@ def of_shapes(
     group_size: int,
     activations: str | None,
 ) -> list[Problem]:
-    """Products of weights [N, K], each with all numbers of rows.
+    """Return products of weights [N, K], each with all numbers of rows.
 
     Raises:
         ValueError: If K is not made of whole groups.
@@ -86,26 +86,25 @@ def of_shapes(
 
 
 def default_shapes() -> list[tuple[int, int]]:
-    """Weights [N, K] of all models that ``nibble bench kernels`` names."""
+    """Return the weights [N, K] of all models of ``nibble bench kernels``."""
     return list(dict.fromkeys(shape for model in MODELS.values() for shape in model))
 
 
 def of_model(
     folder: Path, rows: Sequence[int], dtype: str | None, activations: str | None
 ) -> list[Problem]:
-    """Products of a model folder's quantized matrices.
+    """Return the products of a model folder's quantized matrices.
 
     Raises:
-        ValueError: If it is no model folder, or holds nothing of a format that our
-            kernels compute.
+        ValueError: If it is no model folder, or has no matrix that our kernels support.
     """
     config, tensors = read_checkpoint(folder, "tune")
     found = _matrices(tensors, config.get("quantization") or {}, dtype, activations)
     matrices = list(dict.fromkeys(found))
     if not matrices:
         raise ValueError(
-            f"[tune] quantized matrices that our kernels hold are required but "
-            f"{str(folder)!r} has none."
+            f"[tune] quantized matrices that our kernels support are required but got "
+            f"none in {str(folder)!r}."
         )
     return [replace(matrix, rows=m) for matrix in matrices for m in rows]
 
@@ -135,7 +134,7 @@ def _matrices(
         K, bits, group_size = form
         what = (weight.shape[0], K, bits, group_size, scale_dtype)
         if what not in seen:
-            # One stands for all of its shape; each layer is looked at when it runs.
+            # One matrix stands for all of its shape; each layer checks its own later.
             (seen[what],) = symmetric.recognise([(scales, biases, bits)])
         own = dtype or default_dtype(scale_dtype)
         yield Problem(
@@ -148,7 +147,7 @@ def _matrices(
 def _format(
     quantization: dict[str, Any], owner: str, weight: mx.array, scales: mx.array
 ) -> tuple[int, int, int] | None:
-    """K, bits and group size of a matrix; None if no kernel of ours holds them."""
+    """Return K, bits and group size of a matrix; None if no kernel supports them."""
     own = quantization.get(owner)
     settings = own if isinstance(own, dict) else quantization
     group_size = settings.get("group_size", 64)

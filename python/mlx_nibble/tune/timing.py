@@ -1,4 +1,4 @@
-"""Have all candidates for some products take turns, on cold weights."""
+"""Times all candidates for some products in turns, on cold weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from mlx_nibble.progress import Progress
 from mlx_nibble.tune.decide import PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
 
-# Of rounds of one product in a pass; at least one.
+# Time for the rounds of one product in a pass; at least one round.
 SECONDS = 0.03
-# What is slower than the fastest by more in all of the first passes is given up.
+# A candidate that is slower than the fastest by more than this in all of the first
+# passes is dropped.
 _HOPELESS = 1.1
 _FIRST_PASSES = 2
-# MLX's operation is given up after its first products if they take so many times the
-# planner's own choice; and if as many rows, or fewer, have taken more than it by...
+# MLX's operation is dropped after its first products if they take this many times the
+# planner's own choice. It is also dropped if the same or fewer rows have taken more
+# than the second factor.
 _HOPELESS_CALL = 3.0
 _HOPELESS_FEWER_ROWS = 1.5
-# A first call of less may be mostly what is only done once.
+# A shorter first call may be mostly work that is done only once.
 _FIRST_CALL = 0.2
 
 Choose = Callable[[Mapping[str, Passes]], str]
-"""Names a candidate, by the samples so far."""
+"""Function that chooses a candidate by the samples so far."""
 
 
 @dataclass
@@ -40,12 +42,12 @@ class Contest:
     """The candidates for one product.
 
     Attributes:
-        active: Who still takes turns.
-        everyone: Who ever did.
-        given_up: Why the others do not, by name.
-        kept: Who is not given up: the planner's own choice, and what was asked for
-            besides the candidates.
-        disturbed: Passes that were dropped.
+        active: Candidates that still take turns.
+        everyone: Candidates that have ever taken turns.
+        given_up: Reason why each of the others was dropped.
+        kept: Names that are never dropped: the planner's own choice, and additions to
+            the candidates.
+        disturbed: Number of dropped passes.
     """
 
     active: dict[str, ChainCandidate] = field(default_factory=dict)
@@ -56,11 +58,11 @@ class Contest:
 
     @property
     def samples(self) -> dict[str, list[list[float]]]:
-        """Seconds by candidate, in passes."""
+        """Seconds by candidate, in a list for each pass."""
         return {name: c.passes for name, c in self.everyone.items() if c.passes}
 
     def give_up_the_hopeless(self) -> None:
-        """Let those that can hardly win take no more turns."""
+        """Drop the candidates that can hardly win."""
         middles = {
             name: [statistics.median(taken) for taken in candidate.passes]
             for name, candidate in self.active.items()
@@ -72,22 +74,22 @@ class Contest:
                 self.given_up[name] = "slower in each of the first passes"
 
     def settled(self, choose: Choose) -> bool:
-        """Let those that cannot win take no more turns; whether that is all of them."""
+        """Drop the candidates that cannot win; return whether none is left."""
         chosen = choose(self.samples)
         left = contenders(self.samples, chosen)
         for name in self.active.keys() - self.kept - left - {chosen}:
             del self.active[name]
-            self.given_up[name] = "not faster than who was chosen"
+            self.given_up[name] = "not faster than the chosen candidate"
         return not left
 
 
 def steps(problems: Sequence[Problem]) -> int:
-    """How many steps :func:`measure` makes, if it can decide everything."""
+    """Return the number of steps of :func:`measure`, if it can decide everything."""
     return PASSES[0] * len(problems)
 
 
 def choose_fastest(samples: Mapping[str, Passes]) -> str:
-    """Who is taken by these samples, the planner's own choice by its name too."""
+    """Return the name of the chosen candidate, also for the planner's own choice."""
     return decide(samples).name or next(iter(samples))
 
 
@@ -100,12 +102,15 @@ def measure(
     """Measure the candidates for products of one matrix.
 
     Args:
-        problems: Of one N, K and format, fewer rows first.
-        progress: Is called before each step.
-        others: What else shall take turns: by name, what the operation takes as its
-            ``tuning``.
-        choose: Whom the others have to beat. A product is measured until nobody can,
-            or there are no more :data:`PASSES`.
+        problems: Products of one N, K and format, fewer rows first.
+        progress: Called before each step.
+        others: Function that returns additional candidates: the operation's ``tuning``
+            by name.
+        choose: Function that names the candidate to beat. A product is measured until
+            no candidate can beat it, or :data:`PASSES` end.
+
+    Returns:
+        The contest of each product.
     """
     pools = Pools(hot=False)
     contests = {problem: Contest() for problem in problems}
@@ -116,7 +121,7 @@ def measure(
             measured = [p for p in measured if not contests[p].settled(choose)]
             if not measured:
                 break
-        # In each pass with new memory (docs/bench.md).
+        # Each pass gets new memory (docs/results/method.md).
         pools.renew()
         for index, problem in enumerate(measured):
             step = min(number, PASSES[0]) * len(problems) + index
@@ -134,7 +139,7 @@ def measure(
 
 
 def describe(problem: Problem) -> str:
-    """A product in a few words."""
+    """Return a short description of a product."""
     return f"{problem.rows} × {problem.N} × {problem.K}, {problem.bits} bits"
 
 
@@ -145,7 +150,7 @@ def _enter(
     slow_mlx: float,
     others: Callable[[Problem], dict[str, int]],
 ) -> float:
-    """Warm up all candidates; returns the seconds of MLX's, if it was tried."""
+    """Warm up all candidates; return the seconds of MLX's, or 0 if it was not tried."""
     own, mlx_seconds = 0.0, 0.0
     candidates = dict(_candidates(problem))
     contest.kept = frozenset({next(iter(candidates)), *others(problem)})
@@ -171,7 +176,7 @@ def _enter(
 
 
 def _try(candidate: ChainCandidate, limit: float) -> float:
-    """Seconds of one product, the second if the first may owe to being the first."""
+    """Return the seconds of one product; of the second, if the first was too slow."""
     seconds = warm_up(candidate, limit)
     if limit < seconds < _FIRST_CALL:
         seconds = warm_up(candidate, limit)
@@ -179,7 +184,7 @@ def _try(candidate: ChainCandidate, limit: float) -> float:
 
 
 def _candidates(problem: Problem) -> Iterator[tuple[str, int]]:
-    """All candidates, by name, as tables that say nothing but to take them."""
+    """Yield each candidate's name, with a table that selects it."""
     assert _native.ext is not None
     for name in problem.candidates():
         choice = (problem.key.shape, problem.key.int8, name)
@@ -187,8 +192,8 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, int]]:
 
 
 def _product(problem: Problem, number: int) -> Callable[..., mx.array]:
-    """The operation as a layer calls it."""
-    # What the planner is told of the format, a layer knows of its arrays.
+    """Return the operation as a layer calls it."""
+    # A layer derives these from its arrays, and tells the planner.
     symmetric, activations = problem.symmetric, problem.activations
     form = (True, problem.group_size, problem.bits)
 
