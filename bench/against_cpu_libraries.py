@@ -22,38 +22,24 @@ shares of the bandwidth refer to a plain read that takes turns with the products
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 
 import mlx.core as mx
 
 from bench import timing
-from mlx_nibble import ops
-from mlx_nibble.acceleration.repack import Copies
+from bench.own_products import READ, calls_of, candidates, one_matrix, weight_bytes
+from bench.peers import PEERS, Peer, peer_python, script
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import last_level_cache_bytes, threads
-from mlx_nibble.bench.products import Pools, ProductCase, link
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.cli.console import filled, out
 
-# Packages that pip installs for each peer. llama.cpp is built from source, for this
-# processor.
-PEERS = {
-    "onnxruntime": ["onnxruntime==1.32.0", "onnx"],
-    "openvino": ["openvino==2026.4.1"],
-    "torch": ["torch==2.13.0+cpu"],
-    "llama.cpp": ["llama-cpp-python==0.3.36"],
-}
 # Candidates of each peer: its maker in peer_product.py, and whether it rounds
 # activations to 8 bits.
 MODES = {
@@ -69,141 +55,30 @@ MINE = {
     "nibble int8": True,
     "nibble int8 repacked": True,
 }
-# Candidate that reads the bytes of the weights from memory, on all cores.
-READ = "read"
 # Most copies of a weight matrix: a peer's take time to make, and this number of copies
 # of our smallest shape exceeds a cache.
 MAX_COPIES = 256
-# With more rows than this, the place of the weights hardly matters, and a peer's copies
-# take long to make: all candidates then use one matrix.
-COLD_ROWS = 32
-# Most products of a turn, and multiplications that fill a turn on their own.
-MAX_CALLS, CALL_PRODUCTS = 16, 2**31
-ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
-def peer_python(name: str) -> Path:
-    """Return the Python of the peer's environment; make the environment if needed."""
-    home = ENVIRONMENTS / name
-    python = home / "bin" / "python"
-    done = home / "installed"
-    if not done.exists():
-        print(f"installing {name} into {home}", file=sys.stderr)
-        venv.create(home, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", "numpy", *PEERS[name]]
-        native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
-        subprocess.run(command, check=True, env=native)
-        done.touch()
-    return python
-
-
-class Peer:
-    """The process of a peer, which measures itself and is stopped between its turns."""
+class Product(Peer):
+    """A library's product, which times itself."""
 
     def __init__(self, name: str, maker: str, int8: bool, threads: int):
         self.int8 = int8
-        worker = Path(__file__).parent / "peer_product.py"
-        self._process = subprocess.Popen(
-            [peer_python(name), worker, maker, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, request: object) -> object:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        self._process.send_signal(signal.SIGCONT)
-        stdin.write(json.dumps(request) + "\n")
-        stdin.flush()
-        line = stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._process.args} ended")
-        self._process.send_signal(signal.SIGSTOP)
-        return json.loads(line)
+        super().__init__([peer_python(name), script("peer_product"), maker], threads)
 
     def turn(self, calls: int) -> Callable[[], float]:
+        """Return a turn of some products, after an untimed one."""
+
         def run() -> float:
             self.ask(1)
             return float(str(self.ask(calls)))
 
         return run
 
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-        self._process.communicate()
-
-
-def calls_of(case: ProductCase) -> int:
-    products = case.rows * case.N * case.K
-    return max(1, min(MAX_CALLS, CALL_PRODUCTS // products))
-
-
-def one_matrix(case: ProductCase, hot: bool) -> bool:
-    """Return whether all products use one matrix, which stays in the cache."""
-    return hot or case.rows > COLD_ROWS
-
-
-def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
-    pool = Pools(one_matrix(case, hot)).copies(case, "quantized")
-    x = mx.random.normal((case.rows, case.K))
-    mx.eval(x)
-
-    def scaled(dtype: mx.Dtype) -> list[tuple[mx.array, ...]]:
-        own = [(w, s.astype(dtype), b.astype(dtype)) for w, s, b in pool]
-        mx.eval(own)
-        return own
-
-    form = (True, case.group_size, case.bits)
-
-    def turn(op, own: list[tuple[mx.array, ...]], **options) -> Callable[[], float]:
-        step = cycle(own)
-
-        def products(count: int) -> float:
-            before = time.perf_counter()
-            last = x
-            for _ in range(count):
-                # The next product may reuse this one's memory. If all results were
-                # kept, the system would clear new pages for most of them.
-                last = link(last, op(last, *next(step), *form, **options))
-            mx.eval(last)
-            return (time.perf_counter() - before) / count
-
-        def run() -> float:
-            products(1)
-            return products(calls_of(case))
-
-        return run
-
-    own, packed = scaled(mx.float16), scaled(mx.float16)
-    Copies((*weights, case.bits, case.group_size) for weights in packed)
-    for weights in packed:  # the first product makes the copy
-        mx.eval(ops.quantized_matmul(x[:1], *weights, *form))
-    int8 = {"activations": "int8"}
-    turns = {
-        "mlx": turn(mx.quantized_matmul, scaled(mx.float32)),
-        "nibble": turn(ops.quantized_matmul, own),
-        "nibble repacked": turn(ops.quantized_matmul, packed),
-        "nibble int8": turn(ops.quantized_matmul, own, **int8),
-        "nibble int8 repacked": turn(ops.quantized_matmul, packed, **int8),
-    }
-    return turns if hot else turns | {READ: reading(case)}
-
-
-def reading(case: ProductCase) -> Callable[[], float]:
-    """Return the read that takes turns: the bandwidth changes within seconds."""
-    read = peaks.reader()
-
-    def run() -> float:
-        before = time.perf_counter()
-        return weight_bytes(case) / read() * (time.perf_counter() - before)
-
-    return run
-
 
 def measure(
-    case: ProductCase, args: argparse.Namespace, peers: dict[str, Peer]
+    case: ProductCase, args: argparse.Namespace, peers: dict[str, Product]
 ) -> dict:
     turns = candidates(case, args.hot)
     if case.rows > args.mlx_rows:
@@ -227,13 +102,8 @@ def measure(
     }
 
 
-def weight_bytes(case: ProductCase) -> int:
-    """Return the bytes of codes, and of scales and biases in 16 bits."""
-    return case.N * (case.K * case.bits // 8 + 4 * case.K // case.group_size)
-
-
 def row(
-    result: dict, peers: dict[str, Peer], bandwidth: float, peak: float
+    result: dict, peers: dict[str, Product], bandwidth: float, peak: float
 ) -> list[str]:
     case, taken = result["case"], timing.samples(result)
     operations = 2 * case["rows"] * case["N"] * case["K"]
@@ -297,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     mx.set_default_device(mx.cpu)
     shapes = [tuple(int(d) for d in s.split(",")) for s in args.shape]
     peers = {
-        f"{maker} {'int8' if int8 else 'exact'}": Peer(name, maker, int8, threads())
+        f"{maker} {'int8' if int8 else 'exact'}": Product(name, maker, int8, threads())
         for name in args.peers
         for maker, int8 in MODES[name]
     }
@@ -346,7 +216,7 @@ def started(args: argparse.Namespace, typed: list[str]) -> dict:
     return made
 
 
-def report(made: dict, peers: dict[str, Peer], args: argparse.Namespace) -> None:
+def report(made: dict, peers: dict[str, Product], args: argparse.Namespace) -> None:
     bandwidth = made["peaks"]["read_bytes_per_second"]
     peak = made["peaks"]["flops_per_second"]
     heading = ["rows", "N", "K"]

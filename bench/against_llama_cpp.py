@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 from bench import timing
-from bench.against_cpu_libraries import PEERS, Peer, peer_python
+from bench.peers import PEERS, Peer, peer_python, script
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
 from mlx_nibble.bench.rates import ModelCase
@@ -36,18 +35,10 @@ class Runner(Peer):
     """The process of a model, stopped between its turns."""
 
     def __init__(self, name: str, threads: int, path: str):
-        command = [sys.executable, "-m", "bench.peer_model"]
+        command: list[str | Path] = [sys.executable, "-m", "bench.peer_model"]
         if name not in OURS:
-            script = Path(__file__).parent / "peer_model.py"
-            command = [peer_python(name), str(script)]
-        self.name = name
-        self._process = subprocess.Popen(
-            [*command, name, str(threads), path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+            command = [peer_python(name), script("peer_model")]
+        super().__init__(command, name, threads, path)
 
     def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
         first, rest, peak, arrays = self.ask({"prompt": prompt, "decode": decode})

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_nibble.formats import SUPPORTED_BITS
 from tests import simt
 from tests.simt import executor, mlx_kernels, numbers, plans, products
 from tests.support import oracle
@@ -44,7 +45,7 @@ CASES = [
     (64, ("affine_qmm_t",)),
     (PROMPT.M, ("affine_qmm_t",)),
 ]
-WIDTHS = (2, 3, 4, 5, 6, 8)
+WIDTHS = SUPPORTED_BITS
 # x @ w_hat, with a y of two tiles of our widest kernels and an x of many of their
 # blocks, and the kernels that either dispatch chooses from.
 NOT_TRANSPOSED = replace(BASE, N=256, K=1024, transpose=False)

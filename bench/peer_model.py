@@ -37,7 +37,7 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    from mlx_nibble import lm
+    from mlx_nibble import Settings, lm
     from mlx_nibble.bench import side_by_side
 
     mx.set_default_device(mx.cpu)
@@ -48,9 +48,8 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             model.set_dtype(mx.float32)  # the fastest type of MLX alone here
         else:
             words = name.split()
-            lm.prepare(
-                model, "int8" if "int8" in words else None, repack="repacked" in words
-            )
+            activations = "int8" if "int8" in words else None
+            lm.prepare(model, Settings(activations, repack="repacked" in words))
 
         def run(prompt: int, decode: int) -> tuple[float, float]:
             result = side_by_side.generate(model, prompt_tokens(prompt), decode + 1)

@@ -99,10 +99,7 @@ def onnxruntime(case: dict, threads: int) -> Callable[[], None]:
 
 
 def openvino(case: dict, threads: int) -> Callable[[], None]:
-    """Return a product of int4 weights as nncf writes them.
-
-    Its 8-bit activations are rounded by group, which is its default.
-    """
+    """Return a product of int4 weights as nncf writes them; it rounds x by group."""
     import openvino as ov
     from openvino import opset13 as op
 

@@ -25,11 +25,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nibble.evaluation.calibration_text import batches, read_text
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import read_text
 from mlx_nibble.layerwise.cpu_math import fast_dense
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
 
 ROOT = Path(__file__).parents[1]

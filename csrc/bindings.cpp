@@ -6,7 +6,9 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <iterator>
 #include <tuple>
+#include <vector>
 
 #include "csrc/bindings_bench.h"
 #include "csrc/bindings_self_check.h"
@@ -330,7 +332,7 @@ NB_MODULE(_ext, m) {
         "that are there by now.");
 
   m.def(
-      "holds",
+      "supports",
       [](const std::string& mode, int bits, int group_size) {
         return mode == "affine" && nibble::supported({bits, group_size});
       },
@@ -338,6 +340,19 @@ NB_MODULE(_ext, m) {
       "bits"_a,
       "group_size"_a,
       "Whether our kernels compute a format, on any device.");
+  m.def(
+      "supported_bits",
+      [] {
+        return std::vector(std::begin(nibble::kBits), std::end(nibble::kBits));
+      },
+      "Return the code widths that our kernels support.");
+  m.def(
+      "supported_group_sizes",
+      [] {
+        return std::vector(std::begin(nibble::kGroupSizes),
+                           std::end(nibble::kGroupSizes));
+      },
+      "Return the group sizes that our kernels support.");
 
   nibble::bind_self_check(m);
   nibble::bind_tuning(m);

@@ -7,20 +7,29 @@
     print(mlx_nibble.accelerate(model))
     generate(model, tokenizer, prompt="Hello")
 
-:func:`accelerate` is all that most programs need; :mod:`mlx_nibble.ops` has the
-operations, :mod:`mlx_nibble.nn` the layers, :mod:`mlx_nibble.fast` those between them.
+Most programs need only :func:`accelerate`. :mod:`mlx_nibble.ops` has the quantized
+operations, :mod:`mlx_nibble.fast` the operations between them, :mod:`mlx_nibble.nn` the
+layers, and :mod:`mlx_nibble.lm` functions for mlx-lm.
 """
 
 from __future__ import annotations
 
 from mlx_nibble import _native, fast, nn, ops
+from mlx_nibble._version import __version__
 from mlx_nibble.acceleration.accelerate import accelerate
 from mlx_nibble.acceleration.report import Report
-from mlx_nibble.machine import selfcheck
-
-__version__ = "0.1.0"
+from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.machine import verdicts
 
 if _native.ext is not None:
-    selfcheck.install(_native.ext, __version__)
+    verdicts.install(_native.ext)
 
-__all__ = ["Report", "__version__", "accelerate", "fast", "nn", "ops"]
+__all__ = [
+    "Report",
+    "Settings",
+    "__version__",
+    "accelerate",
+    "fast",
+    "nn",
+    "ops",
+]

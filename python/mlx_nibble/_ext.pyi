@@ -43,7 +43,9 @@ def gated_products(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx
     """
 
 def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
-    """See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric()."""
+    """
+    See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric().
+    """
 
 def forget_symmetric(token: int) -> None:
     """Of what remember_symmetric() returned."""
@@ -61,8 +63,14 @@ def repack_bytes(token: int) -> tuple[int, int]:
     Bytes of the copy that remember_repack() asked for, and of it those that are there by now.
     """
 
-def holds(mode: str, bits: int, group_size: int) -> bool:
+def supports(mode: str, bits: int, group_size: int) -> bool:
     """Whether our kernels compute a format, on any device."""
+
+def supported_bits() -> list[int]:
+    """Return the code widths that our kernels support."""
+
+def supported_group_sizes() -> list[int]:
+    """Return the group sizes that our kernels support."""
 
 def kernels() -> list[str]:
     """The names of all Metal kernels."""

@@ -1,29 +1,58 @@
-"""The affine formats as arrays: codes, scales and biases, and how they are packed.
+"""Formats of a quantized matrix: codes, scales and biases, and how they are packed.
 
-Everything here is numpy. A bfloat16 number travels as the float32 equal to it.
+Arrays are NumPy's. A bfloat16 number is stored as the float32 that equals it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from mlx_nibble.numerics import UNIT_ROUNDOFF
+
 BITS = (1, 2, 3, 4, 5, 6, 8)
+"""Widths of a code in MLX's affine mode."""
+SUPPORTED_BITS = BITS[1:]
+"""Widths that our kernels support: kBits of csrc/core/format.h."""
 GROUP_SIZES = (32, 64, 128)
-SCALE_DTYPES = ("float32", "float16", "bfloat16")
+"""Group sizes of MLX and of our kernels: kGroupSizes of csrc/core/format.h."""
+SCALE_DTYPES = tuple(UNIT_ROUNDOFF)
+"""Names of the types of scales and biases."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a code becomes a value: a row of kModes in csrc/core/format.h.
+
+    Attributes:
+        mlx_name: Name of the mode in mlx.core and in config.json.
+        arrays: Stored arrays of one value for each group.
+        symmetric: True if each bias is exactly `-2**(bits - 1) * scale`.
+    """
+
+    mlx_name: str
+    arrays: tuple[str, ...]
+    symmetric: bool
+
+
+MODES = {
+    "affine": Mode("affine", ("scales", "biases"), symmetric=False),
+    "symmetric": Mode("affine", ("scales", "biases"), symmetric=True),
+}
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a matrix is stored.
+    """The format of a stored matrix.
 
     Attributes:
         bits: Width of a code, one of `BITS`.
-        group_size: Consecutive inputs that share a scale and a bias, one of
+        group_size: Number of consecutive inputs that share a scale and a bias, one of
             `GROUP_SIZES`.
         scale_dtype: Type of scales and biases, one of `SCALE_DTYPES`.
-        symmetric: The bias is always `-2**(bits - 1) * scale`.
+        mode: One of `MODES`.
 
     Raises:
         ValueError: If MLX has no such format.
@@ -32,7 +61,7 @@ class Format:
     bits: int = 4
     group_size: int = 64
     scale_dtype: str = "float16"
-    symmetric: bool = False
+    mode: str = "affine"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -40,6 +69,7 @@ class Format:
             ("bits", self.bits, BITS),
             ("group_size", self.group_size, GROUP_SIZES),
             ("scale_dtype", self.scale_dtype, SCALE_DTYPES),
+            ("mode", self.mode, tuple(MODES)),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -52,25 +82,37 @@ class Format:
         return 2**self.bits - 1
 
     @property
+    def symmetric(self) -> bool:
+        """True if each bias follows from its scale."""
+        return MODES[self.mode].symmetric
+
+    @property
     def bits_per_weight(self) -> float:
-        """With scales and biases counted, as they lie on disk."""
-        pair = 2 * (32 if self.scale_dtype == "float32" else 16)
-        return self.bits + pair / self.group_size
+        """Stored bits for each weight: the code, and a share of scale and bias."""
+        value = 32 if self.scale_dtype == "float32" else 16
+        return self.bits + len(MODES[self.mode].arrays) * value / self.group_size
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The entry of a matrix in the `quantization` of config.json."""
+        mode = MODES[self.mode].mlx_name
+        return {"group_size": self.group_size, "bits": self.bits, "mode": mode}
 
     def fits(self, inputs: int) -> bool:
-        """Tell whether rows of `inputs` weights can be stored."""
+        """Return whether rows of `inputs` weights can be stored."""
         return inputs % self.group_size == 0
 
     def fitted(self, inputs: int) -> Format | None:
-        """This format with the largest group, at most its own, that rows allow.
+        """Return this format with the largest group size that rows allow.
 
-        None if rows of `inputs` weights are no multiple of any.
+        The group size is at most this format's. None if no group size divides
+        `inputs`.
         """
         sizes = [g for g in GROUP_SIZES if g <= self.group_size and inputs % g == 0]
         return replace(self, group_size=sizes[-1]) if sizes else None
 
     def nbytes(self, rows: int, inputs: int) -> int:
-        """Bytes of a matrix `[rows, inputs]`."""
+        """Return the bytes of a matrix `[rows, inputs]`."""
         return round(rows * inputs * self.bits_per_weight / 8)
 
 
@@ -78,13 +120,12 @@ class Format:
 class Quantized:
     r"""A matrix as codes: :math:`\hat w_{nk} = s_{ng} q_{nk} + b_{ng}`.
 
-    The group size is `K / G`: any divisor of K, so that one scale a row (G = 1)
-    is a case of it.
+    The group size is `K / G`, any divisor of K. G = 1 is one scale for each row.
 
     Attributes:
         codes: uint8 `[..., N, K]`.
-        scales: float32 `[..., N, G]`, each a value of the stored type.
-        biases: float32 `[..., N, G]`, likewise.
+        scales: float32 `[..., N, G]`, exact in the stored type.
+        biases: float32 `[..., N, G]`, exact in the stored type.
         bits: Width of a code.
     """
 
@@ -95,17 +136,17 @@ class Quantized:
 
     @property
     def group_size(self) -> int:
-        """Weights that share a scale."""
+        """Number of weights that share a scale."""
         return self.codes.shape[-1] // self.scales.shape[-1]
 
     def dequantize(self) -> np.ndarray:
-        """The matrix stood for, float32 `[..., N, K]`."""
+        """Return the matrix, float32 `[..., N, K]`."""
         codes = grouped(self.codes.astype(np.float32), self.group_size)
         values = codes * self.scales[..., None] + self.biases[..., None]
         return values.reshape(self.codes.shape)
 
     def words(self) -> np.ndarray:
-        """The codes as MLX stores them, uint32 `[..., N, K * bits / 32]`."""
+        """Return the codes as MLX stores them, uint32 `[..., N, K * bits / 32]`."""
         return pack(self.codes, self.bits)
 
 
@@ -115,7 +156,7 @@ def grouped(a: np.ndarray, group_size: int) -> np.ndarray:
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack codes as MLX does: each row is a little-endian stream of `bits` each.
+    """Pack codes as MLX does: a row is a little-endian stream of `bits`-wide fields.
 
     Args:
         codes: uint8 `[..., K]`, each below `2**bits`; `K * bits` is a multiple of 32.
@@ -132,7 +173,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         for i in range(1, 8 // bits):
             packed |= fields[..., i] << (i * bits)
     else:
-        # 8 codes of an odd width fill `bits` bytes exactly.
+        # 8 codes fill `bits` bytes exactly.
         fields = grouped(codes, 8)
         stream = np.zeros(fields.shape[:-1], np.uint64)
         for i in range(8):
@@ -143,7 +184,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """The codes of packed words: the inverse of `pack`.
+    """Unpack words to codes: the inverse of `pack`.
 
     Args:
         words: uint32 `[..., K * bits / 32]`.
@@ -169,10 +210,10 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
 
 
 def round_to(a: np.ndarray, dtype: str) -> np.ndarray:
-    """Round float32 to the nearest value of `dtype`, kept as float32.
+    """Round float32 to the nearest value of `dtype`, stored as float32.
 
-    Ties go to even. What is beyond the largest finite value becomes that value,
-    since an infinite scale stands for nothing.
+    Ties round to even. Values beyond the largest finite value become that value, for
+    an infinite scale has no use.
     """
     a = np.asarray(a, np.float32)
     if dtype == "float32":

@@ -1,12 +1,13 @@
 """Layers that compute with our kernels.
 
-Subclasses of MLX's with the same parameters, so that saving, loading, LoRA,
-sharding and every ``isinstance`` go on working. Settings belong to the class: a layer
-holds nothing that MLX's does not.
+They are subclasses of MLX's layers with the same parameters: saving, loading, LoRA,
+sharding and every ``isinstance`` work as before. Options belong to the class, so a
+layer has the same attributes as MLX's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +17,17 @@ from mlx_nibble import ops
 from mlx_nibble._pickling import pickled_as
 
 
+@dataclass(frozen=True)
+class Options:
+    """Arguments of :func:`mlx_nibble.ops.quantized_matmul` in all calls of a layer."""
+
+    activations: str | None = None
+    batch_invariant: bool = False
+    tuning: int = 0
+
+
 def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
-    """``x @ w_hat.T + bias`` with a quantized layer's weights and settings."""
+    """Return ``x @ w_hat.T + bias`` for a layer's weights and options."""
     return ops.quantized_matmul(
         x,
         layer["weight"],
@@ -28,18 +38,14 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
         layer.bits,
         layer.mode,
         bias=bias,
-        activations=layer._activations,
-        batch_invariant=layer._batch_invariant,
-        tuning=layer._tuning,
+        **vars(layer._options),
     )
 
 
 class QuantizedLinear(nn.QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` on our kernels."""
 
-    _activations: str | None = None
-    _batch_invariant: bool = False
-    _tuning: int = 0
+    _options = Options()
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
@@ -52,10 +58,8 @@ class QuantizedLinear(nn.QuantizedLinear):
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` on our kernels."""
 
-    _activations: str | None = None
-    _batch_invariant: bool = False
-    _tuning: int = 0
-    # What rows are looked up as, if not in the type of the scales.
+    _options = Options()
+    # Type of looked-up rows; None for the type of the scales.
     _row_dtype: mx.Dtype | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -76,23 +80,17 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         return _product(self, x)
 
 
-def with_settings(
-    kind: type[nn.Module],
-    activations: str | None,
-    batch_invariant: bool,
-    tuning: int = 0,
-) -> type[nn.Module]:
-    """A layer's class with other settings than the defaults, or the class itself."""
-    settings = {
-        "_activations": activations,
-        "_batch_invariant": batch_invariant,
-        "_tuning": tuning,
-    }
-    if all(getattr(kind, name) == value for name, value in settings.items()):
+def with_options(kind: type, options: Options) -> type[nn.Module]:
+    """Return the subclass of a layer's class with these options.
+
+    The result is ``kind`` itself if it has these options already.
+    """
+    if kind._options == options:
         return kind
     described = {
         "__doc__": kind.__doc__,
         "__module__": kind.__module__,
         "__reduce_ex__": pickled_as(kind.__bases__[0]),
+        "_options": options,
     }
-    return type(kind.__name__, (kind,), described | settings)
+    return type(kind.__name__, (kind,), described)

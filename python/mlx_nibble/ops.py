@@ -1,15 +1,18 @@
-"""The operations, with the signatures of :mod:`mlx.core`.
+"""The quantized operations, with the signatures of :mod:`mlx.core`.
 
-They differ from MLX's where MLX's are wrong:
+They differ from MLX's operations where those are wrong:
 
-* The result has the type of ``x``. MLX promotes ``x``, ``scales`` and ``biases``
-  to a common type, so that bfloat16 activations with float16 scales silently run
-  in float32; here each is read in its own type.
-* Sums are accumulated in float32 whatever the type of ``x``, and rounded once.
-* ``x`` of two dimensions and ``w`` of three broadcast as in :func:`mx.matmul`
-  (MLX uses ``w[0]`` alone).
-* An empty ``x`` gives an empty result (MLX's CPU build is killed by a signal).
+* The result has the type of ``x``. MLX promotes ``x``, ``scales`` and ``biases`` to a
+  common type: bfloat16 activations with float16 scales silently run in float32. Our
+  kernels read each array in its own type.
+* Sums accumulate in float32 for every type of ``x``, and are rounded once.
+* ``x`` of two dimensions and ``w`` of three broadcast as in :func:`mx.matmul`. MLX
+  uses only ``w[0]``.
+* An empty ``x`` gives an empty result. A signal kills MLX's CPU build.
 * :func:`mx.vmap` and the full :func:`mx.jvp` work.
+
+Every operation raises ValueError if shapes or types do not fit together. The message
+names the requirement and the actual value.
 """
 
 from __future__ import annotations
@@ -17,8 +20,15 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_nibble import _native
+from mlx_nibble.numerics import UNIT_ROUNDOFF
+
+DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, name) for name in UNIT_ROUNDOFF}
+"""Types that our kernels compute in, by name."""
 
 StreamOrDevice = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
+
+QuantizedArrays = tuple[mx.array, mx.array, mx.array | None]
+"""``(w, scales, biases)``, as :func:`mx.quantize` returns them."""
 
 
 def quantized_matmul(
@@ -46,8 +56,8 @@ def quantized_matmul(
     .. math:: y = x \hat W^\top + \mathrm{bias} + \mathrm{residual}, \qquad
         \hat W_{nk} = s_{n,\lfloor k/g \rfloor}\, q_{nk} + b_{n,\lfloor k/g \rfloor}
 
-    Our kernels compute the affine mode with 2 to 6 or 8 bits and groups of 32, 64
-    or 128; what they do not hold is passed on to MLX's operation.
+    Our kernels support the affine mode with 2 to 6 or 8 bits and groups of 32, 64
+    or 128. MLX's operation computes all other formats.
 
     Args:
         x: Activations ``[..., M, K]`` or ``[K]`` (``[..., M, N]`` if not
@@ -55,57 +65,44 @@ def quantized_matmul(
         w: Codes packed in uint32, ``[..., N, K * bits / 32]``. Batch dimensions
             broadcast with those of ``x``.
         scales: ``[..., N, K / group_size]``, floating point.
-        biases: The same shape as ``scales``; needed in the affine mode.
+        biases: Array of the shape of ``scales``; required in the affine mode.
         transpose: Multiply by the transposed matrix.
-        group_size: Elements that share a scale and a bias. Default: 64.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
         bits: Width of a code. Default: 4.
         mode: Any of MLX's quantization modes.
-        bias: ``[N]`` (``[K]`` if not ``transpose``), added to every row, taken in
-            the type of ``x``.
-        residual: Of the shape of the result and taken in the type of ``x``, added
-            to it. Both are added in float32, before the one rounding, where our
-            kernels compute the transposed product; else afterwards.
+        bias: ``[N]`` (``[K]`` if not ``transpose``), added to every row.
+        residual: Array of the result's shape, added to it. Both addends are converted
+            to the type of ``x``. Our transposed product adds them in float32, before
+            its one rounding; other products add them afterwards.
         activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
-            and group, and multiplies integers: faster on a CPU, and less exact (see
-            docs/numerics.md). Other devices compute exactly all the same, and so do
-            gradients and the product that is not transposed.
-        batch_invariant: Have the bits of a row of the result not depend on the
-            other rows. On a CPU they never do, unless by ``tuning``.
-        symmetric: The caller knows that every bias is exactly ``-2**(bits - 1)``
-            times its scale. Our kernels then do not read ``biases``, which saves
-            traffic; a false promise gives wrong results.
-        half_tiles: For many rows of bfloat16 on a GPU, which before M3 has no such
-            type: compute in float16 what its range holds, and in bfloat16 what it
-            does not (docs/numerics.md). No effect elsewhere.
-        tuning: The table of measured choices that the planner looks into, as
-            :func:`mlx_nibble.machine.tuned_table.in_use` gives it; 0 for none. It may
-            leave a product to MLX's operation, but not if ``batch_invariant``.
-        stream: Where to run.
+            and group, and multiplies integers. This is faster on a CPU and less exact
+            (docs/numerics.md). Other devices, gradients and the product that is not
+            transposed stay exact.
+        batch_invariant: The bits of a row of the result do not depend on the other
+            rows. On a CPU they never do, except by ``tuning``.
+        symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
+            times its scale. Our kernels then do not read ``biases``. A false promise
+            gives wrong results.
+        half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
+            compute in float16 where its range allows it, else in bfloat16
+            (docs/numerics.md). No effect elsewhere.
+        tuning: The planner's table of measured choices, a number from
+            :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
+            choose MLX's operation, but not if ``batch_invariant``.
+        stream: Stream or device to run on.
 
     Returns:
         ``[..., M, N]`` (``[..., M, K]`` if not ``transpose``) of the type of ``x``.
-
-    Raises:
-        ValueError: If shapes or types do not fit together; the message names what
-            was required and what came.
     """
     check_activations("quantized_matmul", activations)
+    arguments = (x, w, scales, biases, transpose, group_size, bits, mode)
     if _native.ext is None:
-        y = mx.quantized_matmul(
-            x, w, scales, biases, transpose, group_size, bits, mode, stream=stream
-        )
+        y = mx.quantized_matmul(*arguments, stream=stream)
         for addend in (bias, residual):
             y = y if addend is None else mx.add(y, addend, stream=stream)
         return y
     return _native.ext.quantized_matmul(
-        x,
-        w,
-        scales,
-        biases,
-        transpose,
-        group_size,
-        bits,
-        mode,
+        *arguments,
         bias=bias,
         residual=residual,
         int8_activations=activations == "int8",
@@ -136,40 +133,31 @@ def gather_qmm(
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
-    r"""Multiply by quantized matrices that each product chooses, a mixture's experts.
+    r"""Multiply by quantized matrices that indices choose, such as experts.
 
     :func:`mx.gather_qmm`. With indices *l* and *r* of one shape,
 
     .. math:: y_i = x_{l_i} \hat W_{r_i}^\top
 
-    On a CPU, the rows that choose the same matrix meet it together, sorted or not.
+    On a CPU, all rows of one matrix are multiplied together, sorted or not. Arguments
+    that are not listed are those of :func:`quantized_matmul`.
 
     Args:
         x: Activations ``[..., M, K]`` (``[..., M, N]`` if not ``transpose``);
             float32, float16 or bfloat16.
         w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
         scales: ``[..., N, K / group_size]``, floating point.
-        biases: The same shape as ``scales``; needed in the affine mode.
+        biases: Array of the shape of ``scales``; required in the affine mode.
         lhs_indices: Integers that count the matrices of ``x``, in row-major order
             of its batch dimensions. Default: each in turn.
-        rhs_indices: The same for ``w``. The two broadcast with each other.
-        transpose: Multiply by the transposed matrices.
-        group_size: Elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
-        global_scale: For MLX's nvfp4 mode only.
-        sorted_indices: ``rhs_indices`` never fall, which may be faster.
-        activations: As :func:`quantized_matmul` takes it.
-        symmetric: As :func:`quantized_matmul` takes it.
-        stream: Where to run.
+        rhs_indices: Integers that count the matrices of ``w``. The two arrays of
+            indices broadcast with each other.
+        global_scale: Argument of MLX's nvfp4 mode only.
+        sorted_indices: ``rhs_indices`` never decrease, which may be faster.
 
     Returns:
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
         type of ``x``.
-
-    Raises:
-        ValueError: If shapes or types do not fit together; the message names what
-            was required and what came.
     """
     check_activations("gather_qmm", activations)
     arguments = (x, w, scales, biases, lhs_indices, rhs_indices, transpose)
@@ -183,10 +171,6 @@ def gather_qmm(
         symmetric=symmetric,
         stream=stream,
     )
-
-
-QuantizedArrays = tuple[mx.array, mx.array, mx.array | None]
-"""``(w, scales, biases)``, as :func:`mx.quantize` returns them."""
 
 
 def swiglu(
@@ -207,28 +191,18 @@ def swiglu(
     .. math:: y = \mathrm{silu}(x \hat G^\top) \cdot (x \hat U^\top), \qquad
         \mathrm{silu}(v) = \frac{v}{1 + e^{-v}}
 
-    One node of the graph on a CPU, and one launch on a GPU for a single row:
-    nothing is rounded in between. Elsewhere two products and an activation.
+    A CPU computes one node of the graph, and a GPU one launch for a single row: no
+    intermediate result is rounded. Other cases are two products and an activation.
+    Arguments that are not listed are those of :func:`quantized_matmul`.
 
     Args:
         x: Activations ``[..., M, K]`` or ``[K]``; float32, float16 or bfloat16.
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
-        up: The same.
-        group_size: Elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
-        activations: As :func:`quantized_matmul` takes it.
-        batch_invariant: As :func:`quantized_matmul` takes it.
-        symmetric: As :func:`quantized_matmul` takes it, of both matrices.
-        stream: Where to run.
+        up: Arrays of the same shapes.
 
     Returns:
         ``[..., M, N]`` of the type of ``x``.
-
-    Raises:
-        ValueError: If shapes or types do not fit together; the message names what
-            was required and what came.
     """
     check_activations("swiglu", activations)
     if _native.ext is None:
@@ -267,34 +241,23 @@ def gather_swiglu(
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
-    r"""Compute the first half of gated MLPs that each product chooses.
+    r"""Compute the first half of gated MLPs that indices choose.
 
-    With indices *l* and *r* as :func:`gather_qmm` takes them,
+    With the indices *l* and *r* of :func:`gather_qmm`,
 
     .. math:: y_i = \mathrm{silu}(x_{l_i} \hat G_{r_i}^\top)
         \cdot (x_{l_i} \hat U_{r_i}^\top)
+
+    Arguments that are not listed are those of :func:`gather_qmm`.
 
     Args:
         x: Activations ``[..., M, K]``; float32, float16 or bfloat16.
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
-        up: The same.
-        lhs_indices: As :func:`gather_qmm` takes them.
-        rhs_indices: As :func:`gather_qmm` takes them.
-        group_size: Elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
-        sorted_indices: ``rhs_indices`` never fall, which may be faster.
-        activations: As :func:`quantized_matmul` takes it.
-        symmetric: As :func:`quantized_matmul` takes it, of both matrices.
-        stream: Where to run.
+        up: Arrays of the same shapes.
 
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
-
-    Raises:
-        ValueError: If shapes or types do not fit together; the message names what
-            was required and what came.
     """
     check_activations("gather_swiglu", activations)
     if _native.ext is None:
@@ -340,26 +303,20 @@ def dequantize(
     *,
     stream: StreamOrDevice = None,
 ) -> mx.array:
-    """Restore the matrix that codes, scales and biases stand for.
+    """Compute the matrix of codes, scales and biases: :func:`mx.dequantize`.
 
-    :func:`mx.dequantize`, computed in float32 and rounded once.
+    Values are computed in float32 and rounded once. Arguments that are not listed are
+    those of :func:`quantized_matmul`.
 
     Args:
         w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
         scales: ``[..., N, K / group_size]``, floating point.
-        biases: The same shape as ``scales``; needed in the affine mode.
-        group_size: Elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
-        global_scale: For MLX's nvfp4 mode only.
-        dtype: Type of the result. Default: that of ``scales``.
-        stream: Where to run.
+        biases: Array of the shape of ``scales``; required in the affine mode.
+        global_scale: Argument of MLX's nvfp4 mode only.
+        dtype: Type of the result. Default: the type of ``scales``.
 
     Returns:
         ``[..., N, K]``.
-
-    Raises:
-        ValueError: If shapes or types do not fit together.
     """
     op = mx.dequantize if _native.ext is None else _native.ext.dequantize
     return op(
@@ -368,13 +325,13 @@ def dequantize(
 
 
 def check_activations(op: str, activations: str | None) -> None:
-    """Raise ValueError unless these are activations that we know."""
+    """Raise ValueError unless ``activations`` is None or ``"int8"``."""
     if activations not in (None, "int8"):
         raise ValueError(
             f"[{op}] activations must be None or 'int8' but got {activations!r}."
         )
 
 
-def holds(mode: str, bits: int, group_size: int) -> bool:
-    """Tell whether our own kernels compute this format, or MLX's."""
-    return _native.ext is not None and _native.ext.holds(mode, bits, group_size)
+def supports(mode: str, bits: int, group_size: int) -> bool:
+    """Return whether our kernels support a format; MLX computes all others."""
+    return _native.ext is not None and _native.ext.supports(mode, bits, group_size)

@@ -3,8 +3,8 @@
     mlx.launch -n 2 --backend ring -- \\
         python -m tests.distributed.rank FAMILY [DIES FOLDER]
 
-Rank 0 prints what it generated as JSON. The rank DIES is killed on the way; FOLDER
-gets a file for each process, named by its id.
+Rank 0 prints its result as JSON. The rank DIES is killed during generation. FOLDER gets
+a file for each process, named by its id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import mlx_nibble
 from tests.support import tiny_models
 
 PROMPT = [(7 * i * i + 3) % 160 for i in range(21)]
-# Heads and widths that four processes can share, in whole groups of 32.
+# Numbers of heads and widths that divide among four processes in groups of 32.
 SIZES = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

@@ -1,4 +1,4 @@
-"""Accelerated models over several processes, by mlx.launch on loopback."""
+"""Accelerated models in several processes, started by mlx.launch on loopback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that are free."""
+    """Return the first of `count` consecutive free ports."""
     first = 40000 + os.getpid() % 10000
     while True:
         try:
@@ -32,7 +32,7 @@ def free_ports(count: int) -> int:
 
 
 def launch(ranks: int, *command: str, text: str = "") -> subprocess.CompletedProcess:
-    """Run a module on loopback; on a machine of few cores, a thread for each rank."""
+    """Run a module on loopback, with one thread for each rank for lack of cores."""
     ring = ["-n", str(ranks), "--backend", "ring", "--env", "NIBBLE_NUM_THREADS=1"]
     ring += ["--starting-port", str(free_ports(ranks))]
     arguments = [str(LAUNCH), *ring, "--", sys.executable, "-m", *command]
@@ -61,7 +61,7 @@ def test_a_killed_rank_ends_the_run_and_says_so(tmp_path):
     result = launch(2, "tests.distributed.rank", "llama", "1", str(tmp_path))
     assert result.stdout == ""
     assert "Node with rank 1 exited with code -9" in result.stderr
-    # Nobody is left: mlx.launch ends the others, which may wait in MLX for ever.
+    # No process is left: mlx.launch ends the others, which can wait in MLX forever.
     processes = [int(file.name) for file in tmp_path.iterdir()]
     assert len(processes) == 2
     for process in processes:
@@ -71,7 +71,7 @@ def test_a_killed_rank_ends_the_run_and_says_so(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model that two processes can share, with a tokenizer."""
+    """Return a model that divides between two processes, with a tokenizer."""
     sizes = rank.SIZES | {"vocab_size": model_folders.VOCABULARY}
     made = tiny_models.build("llama", **sizes)
     made, config = quantize_model(made, tiny_models.config("llama", **sizes), 32, 4)

@@ -1,4 +1,4 @@
-"""The real SmolLM2, fetched once into the user's cache as `nibble demo` does."""
+"""The real SmolLM2, fetched once into the user's cache, as by `nibble demo`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def smollm2_gguf() -> Path:
     try:
         return fetch(SMOLLM2)
     except OSError as error:
-        pytest.skip(f"the real model cannot be had here: {error}")
+        pytest.skip(f"the real model is not available here: {error}")
 
 
 @pytest.fixture(scope="session")

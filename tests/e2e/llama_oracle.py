@@ -1,7 +1,7 @@
-"""A llama in plain numpy, straight from a GGUF file: the end-to-end oracle.
+"""A llama in plain NumPy, read from a GGUF file: the end-to-end oracle.
 
-Shares nothing with what it judges: weights come from MLX's own GGUF reader, in
-llama.cpp's row order, for which rotary embedding turns neighbouring pairs.
+It shares no code with the tested package. MLX's own GGUF reader reads the weights, in
+llama.cpp's row order, for which rotary embedding rotates neighbouring pairs.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Llama:
         self.layers = int(number("block_count"))
         self.heads = int(number("attention.head_count"))
         self.kv_heads = int(number("attention.head_count_kv"))
-        # The file's fp32 number, as the decimal that it was made from.
+        # The decimal that the file's fp32 number was rounded from.
         self.eps = float(str(np.float32(number("attention.layer_norm_rms_epsilon"))))
         self.theta = number("rope.freq_base")
 
     def weight(self, name: str) -> np.ndarray:
-        """w_hat = s q + b, [N, K], or a norm's plain values."""
+        """Return s q + b, [N, K], or a norm's plain values."""
         stored = np.array(self.arrays[f"{name}.weight"])
         if f"{name}.scales" not in self.arrays:
             return stored.astype(self.dtype)
         scales = np.array(self.arrays[f"{name}.scales"]).astype(self.dtype)[..., None]
         biases = np.array(self.arrays[f"{name}.biases"]).astype(self.dtype)[..., None]
         codes = stored.view(np.uint8)
-        if stored.shape[-1] * 8 == scales.shape[1] * 32:  # 8 codes a word: 4 bits
+        if stored.shape[-1] * 8 == scales.shape[1] * 32:  # 8 codes of 4 bits in a word
             codes = np.stack([codes & 0xF, codes >> 4], axis=-1)
         codes = codes.reshape(*scales.shape[:2], 32)
         return (scales * codes + biases).reshape(stored.shape[0], -1)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """[L, vocabulary] for a text of L tokens."""
+        """Return the logits [L, vocabulary] of a text of L tokens."""
         embedding = self.weight("token_embd")
         x = embedding[tokens]
         rotation = self._rotation(len(tokens), x.shape[1] // self.heads)
@@ -65,7 +65,7 @@ class Llama:
         return x / np.sqrt(mean_square + self.dtype(self.eps)) * self.weight(name)
 
     def _rotation(self, length: int, size: int) -> np.ndarray:
-        """exp(i position theta^(-2j/size)), complex [L, 1, size/2]."""
+        """Return exp(i position theta^(-2j/size)), complex [L, 1, size/2]."""
         frequencies = self.theta ** (-np.arange(0, size, 2) / size)
         angles = np.arange(length)[:, None] * frequencies
         kind = np.complex128 if self.dtype is np.float64 else np.complex64

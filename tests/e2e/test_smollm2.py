@@ -1,9 +1,8 @@
-"""A real 4-bit model through our layers, against a float64 evaluation of it.
+"""A real 4-bit model in our layers, against an evaluation in float64.
 
-How far a float32 evaluation may lie from the exact one depends on the whole
-network. The yardstick is another float32 evaluation of it, numpy's, whose sums
-run in another order: our error must be of that size. `_SIZE` allows for orders
-of summation of different merit.
+The error of a float32 evaluation depends on the whole network. Hence our error is
+compared with that of another float32 evaluation, NumPy's, which sums in another order.
+`_SIZE` is the allowed ratio: some orders of summation are better than others.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from mlx_lm import load
 from mlx_nibble import lm
 from mlx_nibble.bench import side_by_side
 from mlx_nibble.evaluation.reference import llama_logits
-from mlx_nibble.io.gguf import read_gguf
-from mlx_nibble.io.gguf_blocks import Affine, read_tensor
+from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
 from tests.e2e.llama_oracle import Llama
 from tests.support.tolerance import relative_rms
 
@@ -39,14 +38,14 @@ def model(smollm2_folder: Path):
 
 @pytest.fixture(scope="session")
 def text(model) -> list[int]:
-    """Technical English that every CPython carries."""
+    """Return technical English that every CPython has."""
     words = "".join(topics[topic] for topic in ("assert", "lambda", "for", "while"))
     return model[1].encode(words)[:_TOKENS]
 
 
 @pytest.fixture(scope="session")
 def oracle(smollm2_gguf: Path, text, tmp_path_factory) -> np.ndarray:
-    """The text's logits in float64; computed once, for all of xdist's workers."""
+    """Return the text's logits in float64, computed once for all xdist workers."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -59,13 +58,13 @@ def oracle(smollm2_gguf: Path, text, tmp_path_factory) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def float32_error(smollm2_gguf: Path, oracle, text) -> float:
-    """Relative RMS error of numpy's logits."""
+    """Return the relative RMS error of NumPy's logits."""
     got = Llama(smollm2_gguf, np.float32).logits(text[:_FLOAT32_TOKENS])
     return relative_rms(got, oracle[:_FLOAT32_TOKENS])
 
 
 def negative_log_likelihood(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
-    """Of each token after the first, given those before it."""
+    """Return the value of each token after the first, given the tokens before it."""
     logits = logits.astype(np.float64)[:-1]
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(logits)), tokens[1:]]
@@ -73,7 +72,7 @@ def negative_log_likelihood(logits: np.ndarray, tokens: list[int]) -> np.ndarray
 
 
 def test_import_is_bit_exact(smollm2_gguf, smollm2_folder):
-    """Every stored bit, compared with what MLX's reader makes of the file."""
+    """Compare every stored bit with the arrays of MLX's reader."""
     file = read_gguf(smollm2_gguf)
     theirs = mx.load(str(smollm2_gguf))
     assert isinstance(theirs, dict)
@@ -101,7 +100,7 @@ def test_import_is_bit_exact(smollm2_gguf, smollm2_folder):
 
 
 def test_tokens_are_the_models(smollm2_folder):
-    """Pinned ids: digits one by one, words with their space, special tokens."""
+    """Known ids: digits one by one, words with their space, special tokens."""
     _, tokenizer = load(str(smollm2_folder))
     assert tokenizer.encode("What is the capital of France?") == [
         1780, 314, 260, 3575, 282, 4649, 47,
@@ -144,7 +143,7 @@ def test_perplexity(model, text, oracle):
     allowed = 2 * abs(got - exact).max(axis=-1)[:-1]
     expected = negative_log_likelihood(exact, text)
     assert (abs(negative_log_likelihood(got, text) - expected) <= allowed).all()
-    # The text is English, and the model knows it.
+    # The text is English, which the model has learned.
     assert 10 < np.exp(expected.mean()) < 30
 
 
@@ -163,16 +162,16 @@ def test_greedy_text_is_the_dequantized_models(model, smollm2_gguf):
 
 
 def test_the_demos_reference_is_the_oracle(smollm2_folder, text, oracle, float32_error):
-    """It evaluates the same in float64, but for weights rounded to float32 once."""
+    """Both compute in float64, but the reference's weights are rounded to float32."""
     got = llama_logits(smollm2_folder, text[:16])
     assert got is not None
     assert relative_rms(got, oracle[:16]) < float32_error / 4
 
 
 def test_parameters_are_the_checkpoints(model, smollm2_folder):
-    """Acceleration neither adds nor changes what is saved."""
+    """Acceleration neither adds nor changes saved parameters."""
     stock = dict(tree_flatten(load(str(smollm2_folder), lazy=True)[0].parameters()))
     ours = dict(tree_flatten(model[0].parameters()))
     assert ours.keys() == stock.keys()
     for name, array in ours.items():
-        assert mx.array_equal(array, stock[name]), name  # float32 holds float16
+        assert mx.array_equal(array, stock[name]), name  # float16 is exact in float32

@@ -1,6 +1,6 @@
 """Each check of the macOS wheel passes a good file and can fail.
 
-Builds a miniature extension with the cross toolchain; nothing here runs.
+The cross toolchain builds a miniature extension, which never runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def references() -> check_macho.References:
 
 def with_zig() -> dict[str, str]:
     zig = pathlib.Path(ziglang.__file__).parent / "zig"
-    here = pathlib.Path(sys.executable).parent  # cmake is the environment's own
+    here = pathlib.Path(sys.executable).parent  # the environment's own cmake
     path = f"{here}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "ZIG": str(zig), "PATH": path}
 
@@ -71,7 +71,7 @@ def link(objects: pathlib.Path, out: pathlib.Path, *flags: str):
 
 @pytest.fixture
 def build(tmp_path: pathlib.Path) -> Build:
-    """Builds the miniature with the given macros and, if any, linker flags."""
+    """Return a function that builds the miniature with macros and linker flags."""
 
     def run(*macros: str, flags: tuple[str, ...] = (), kernels: bool = True) -> bytes:
         source = tmp_path / "tiny.cpp"
@@ -142,7 +142,7 @@ def test_a_foreign_library_fails(build: Build, references):
 
 
 def test_a_name_that_a_library_lacks_fails(build: Build, references, tmp_path):
-    # A list that promises more than libSystem is known to have.
+    # This list has a name more than libSystem exports.
     lists = check_macho.SDK / "usr" / "lib"
     promise = (lists / "libSystem.tbd").read_text()
     name = "__ZN3mlx4core5metal16is_nax_availableEv"

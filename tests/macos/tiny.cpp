@@ -1,5 +1,5 @@
 // The smallest extension module that passes every check of check_macho.py.
-// The tests break one thing at a time, by macros and linker flags.
+// The tests break one property at a time, with macros and linker flags.
 namespace mlx::core::metal {
 __attribute__((visibility("default"))) bool is_available();
 __attribute__((visibility("default"))) bool is_nax_available();  // not exported

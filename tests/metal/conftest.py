@@ -50,7 +50,7 @@ KERNELS = [
 
 
 class Extension:
-    """The extension as selfcheck.py sees it, on the recorder's GPU."""
+    """The extension as machine/trial.py sees it, on the recorder's GPU."""
 
     def __init__(self, recorder) -> None:
         self._recorder = recorder

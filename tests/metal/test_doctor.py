@@ -9,16 +9,18 @@ import re
 
 import pytest
 
+import mlx_nibble
 from mlx_nibble import _native, ops
 from mlx_nibble.cli import main
-from mlx_nibble.machine import selfcheck
+from mlx_nibble.machine import trial
 from mlx_nibble.machine.diagnosis import diagnose
-from mlx_nibble.machine.selfcheck import Machine, Verdict, Verdicts
+from mlx_nibble.machine.trial import Verdict
+from mlx_nibble.machine.verdicts import Machine, Verdicts
 from tests.metal.conftest import KERNELS
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 FORMATS = sum(
-    ops.holds("affine", bits, group_size)
+    ops.supports("affine", bits, group_size)
     for bits in (2, 3, 4, 5, 6, 8)
     for group_size in (32, 64, 128)
 )
@@ -42,7 +44,7 @@ def test_what_it_finds_is_what_is_used(ext, recorder):
 
 def test_the_table_counts_verdicts(ext, monkeypatch):
     monkeypatch.setattr(
-        selfcheck,
+        trial,
         "check",
         lambda kernel, _: Verdict(kernel, "broken" if "qmv_f16" in kernel else None),
     )
@@ -93,7 +95,7 @@ def test_json(cache, capsys):
     assert found["cpu_isa"] == _native.ext.cpu_isa()
     # Every format, and three more uses of one.
     assert len(found["cpu"]) == 3 * (FORMATS + 3)
-    assert found["machine"]["mlx_nibble"] == selfcheck.Machine.here("0.1.0").mlx_nibble
+    assert found["machine"]["mlx_nibble"] == mlx_nibble.__version__
 
 
 def test_the_report_is_one_file_without_personal_data(cache, capsys):

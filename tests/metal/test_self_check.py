@@ -11,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_nibble.machine import selfcheck
-from mlx_nibble.machine.selfcheck import Machine, Verdict, Verdicts
+from mlx_nibble.machine import trial as trials
+from mlx_nibble.machine.trial import Trial, Verdict
+from mlx_nibble.machine.verdicts import Machine, Verdicts
 from tests.metal.conftest import KERNELS
 from tests.metal.replay import execute
 from tests.support.arrays import to_mlx
@@ -44,13 +45,13 @@ def idle(dispatch):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_good_kernel_passes(ext, kernel):
-    assert selfcheck.check(kernel, ext) == Verdict(kernel)
+    assert trials.check(kernel, ext) == Verdict(kernel)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_wrong_element_is_found(ext, recorder, kernel):
     recorder.set_executor(spoil)
-    verdict = selfcheck.check(kernel, ext)
+    verdict = trials.check(kernel, ext)
     assert verdict is not None
     assert not verdict.ok
     assert verdict.failure.startswith("wrong results: 1 of ")
@@ -58,28 +59,28 @@ def test_one_wrong_element_is_found(ext, recorder, kernel):
 
 def test_nothing_computed_is_found(ext, recorder):
     recorder.set_executor(idle)
-    verdict = selfcheck.check(QMV, ext)
+    verdict = trials.check(QMV, ext)
     assert verdict is not None
     assert "wrong results" in verdict.failure
 
 
 def test_a_refused_kernel_is_found(ext, recorder):
     recorder.configure(refused={QMV})
-    assert selfcheck.check(QMV, ext) == Verdict(
+    assert trials.check(QMV, ext) == Verdict(
         QMV, "[metal::Device] Unable to build metal library from source"
     )
 
 
 def test_a_kernel_for_too_few_threads_is_found(ext, recorder):
     recorder.configure(max_threads=32)
-    verdict = selfcheck.check(QMV, ext)
+    verdict = trials.check(QMV, ext)
     assert verdict is not None
     assert "at most 32" in verdict.failure
 
 
 def test_every_kernel_has_a_trial(ext, recorder):
     for kernel in recorder.kernels():
-        trial = selfcheck.Trial(**recorder.trial(kernel))
+        trial = Trial(**recorder.trial(kernel))
         assert trial.K % trial.group_size == 0
         assert (trial.kind == "dequantize") == kernel.startswith("dequantize")
         assert trial.symmetric == ("_sym" in kernel)
@@ -180,9 +181,10 @@ def test_two_processes_keep_each_other_s_verdicts(ext):
 def test_a_judge_leaves_the_interpreter_in_peace():
     code = (
         "import warnings; warnings.simplefilter('error')\n"
-        "from mlx_nibble import _recorder, selfcheck\n"
-        "selfcheck.mx.metal.is_available = lambda: True\n"
-        "selfcheck.install(_recorder, '0.1.0')\n"
+        "from mlx_nibble import _recorder\n"
+        "from mlx_nibble.machine import verdicts\n"
+        "verdicts.mx.metal.is_available = lambda: True\n"
+        "verdicts.install(_recorder)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -195,4 +197,4 @@ def test_a_failure_names_no_home_folder(ext, monkeypatch):
         raise RuntimeError(f"cannot read\n {Path.home()}/Library/x")
 
     monkeypatch.setattr(ext, "run_trial", fail)
-    assert selfcheck.check(QMV, ext) == Verdict(QMV, "cannot read ~/Library/x")
+    assert trials.check(QMV, ext) == Verdict(QMV, "cannot read ~/Library/x")

@@ -1,4 +1,4 @@
-"""Packing and rounding are MLX's, bit for bit."""
+"""Packing and rounding equal MLX's, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of one group: exact where they claim it, within their bounds always."""
+"""The rules of one group: exact where stated, and always within their bounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ forms = st.builds(
 
 @st.composite
 def weights(draw: st.DrawFn, form: Format) -> np.ndarray:
-    """[N, K] of the format's type, with groups that are hard in several ways."""
+    """Draw weights [N, K] of the format's type, with several kinds of hard groups."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rows, groups = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     w = rng.normal(size=(rows, groups, form.group_size)) * draw(
@@ -71,11 +71,11 @@ def test_minmax_errs_by_half_a_step(case):
     form, w = case
     q = rules.minmax(w, form)
     u = UNIT_ROUNDOFF[form.scale_dtype] + 4 * UNIT_ROUNDOFF["float32"]
-    # The stored grid ends beside the group's edges by the rounding of its parts.
+    # Rounded scale and bias move the ends of the stored grid off the group's edges.
     reach = spread(q.scales, q) * form.levels + abs(spread(q.biases, q))
     allowed = spread(q.scales, q) / 2 + 2 * u * reach
     if form.scale_dtype == "float16":
-        allowed = allowed + 2.0**-24 * form.levels  # scales below its normal range
+        allowed = allowed + 2.0**-24 * form.levels  # subnormal scales
     assert (abs(w - q.dequantize().astype(np.float64)) <= allowed).all()
 
 
@@ -83,7 +83,7 @@ def test_minmax_errs_by_half_a_step(case):
 def test_symmetric_errs_by_half_a_step_and_stores_no_bias_of_its_own(case):
     form, w = case
     if form.bits == 1:
-        return  # its two levels, -s and 0, cannot hold both signs
+        return  # its two levels, -s and 0, lack one sign
     q = rules.symmetric(w, form)
     np.testing.assert_array_equal(q.biases, -(2 ** (form.bits - 1)) * q.scales)
     u = UNIT_ROUNDOFF[form.scale_dtype] + 4 * UNIT_ROUNDOFF["float32"]
@@ -116,7 +116,7 @@ def test_search_is_never_worse_than_the_rules(case, weighed, seed):
     found = loss(w, search(w, form, importance), factor)
     for rule in (rules.affine, rules.minmax):
         other = rule(w, form)
-        # Losses are compared in float32, whose rounding of w - w_hat they carry.
+        # Losses are compared in float32, so they include the rounding of w - w_hat.
         terms = (abs(w) ** 2 * factor).reshape(*found.shape, -1).sum(-1)
         u = UNIT_ROUNDOFF["float32"]
         limit = np.sqrt(loss(w, other, factor)) * (1 + 64 * u) + 8 * u * np.sqrt(terms)

@@ -1,1 +1,1 @@
-"""Puts a model's quantized layers on our kernels, and takes them off again."""
+"""Put a model's quantized layers on our kernels, and take them off again."""

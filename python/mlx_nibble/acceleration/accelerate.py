@@ -8,13 +8,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, ops
+from mlx_nibble import _native
 from mlx_nibble.acceleration import shared_modules, symmetric
-from mlx_nibble.acceleration.rebind import Rebound, original
+from mlx_nibble.acceleration.decide import Rules, decide, is_quantized
+from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.acceleration.repack import Copies
 from mlx_nibble.acceleration.report import Kept, Report, Routed, Swap
-from mlx_nibble.acceleration.route import PRODUCTS, other_layers, quantized_layers
+from mlx_nibble.acceleration.route import other_layers, quantized_layers
+from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.machine import tuned_table
+from mlx_nibble.nn import Options
 
 
 def accelerate(
@@ -28,87 +31,75 @@ def accelerate(
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
-    A layer changes its class and nothing else: parameters, their names and the
-    arrays themselves stay where they are, so the model is saved, trained and
-    sharded as before, and no memory is spent. Its new class is a subclass of its
-    own, whose code is the same and calls our operations where it called MLX's. Scales
-    and biases are evaluated, to recognise formats whose biases need not be read.
+    Only the class of a layer changes. Parameters, their names and the arrays stay where
+    they are, so the model is saved, trained and sharded as before, and no memory is
+    used. The new class is a subclass of the old one: its code is the same, but calls
+    our operations instead of MLX's. Scales and biases are evaluated, to recognise
+    symmetric matrices, whose biases our kernels need not read.
 
-    Where the default device is the CPU, the layers between them compute with our
-    operations too: normalization, rotary positions, attention, SwiGLU. Arrays on
-    another device still go to MLX's. On a GPU, SwiGLU of one row is computed in one
-    launch with gate and up. Of an activation that mlx-lm shares among all
-    models of a process, this model is given a copy.
+    If the default device is the CPU, the layers between them call our operations too:
+    normalization, rotary positions, attention, SwiGLU. Arrays on another device still
+    use MLX's. On a GPU, SwiGLU of one row becomes one launch with gate and up. mlx-lm
+    shares some activations among all models of a process: this model gets its own copy.
+
+    The keyword arguments are the fields of :class:`mlx_nibble.Settings`, which
+    documents them.
 
     Args:
         model: Any MLX module; quantized layers are found at any depth.
-        predicate: Called with the path and the module of each quantized layer;
-            a false answer leaves that layer to MLX.
-        activations: ``"int8"`` for 8-bit activations where that is faster, at a
-            small loss; as in :func:`mlx_nibble.ops.quantized_matmul`.
-        batch_invariant: Have each row's result not depend on the number of rows,
-            so that greedy speculative decoding is exactly plain decoding.
-        repack: On a CPU, have each layer keep a second copy of its weights, in the
-            order that the processor reads fastest, from its first product on: few
-            rows are then up to twice as fast, results have the same bits, and the
-            weights take twice the memory (``report.repacked`` counts it).
-        tuned: Follow what ``nibble tune`` has measured on this machine, if it has
-            (docs/tune.md).
+        predicate: Function of the path and the module of each quantized layer; a false
+            result leaves that layer to MLX.
+        activations: ``"int8"`` for 8-bit activations; default: exact.
+        batch_invariant: True for results that do not depend on the number of rows.
+        repack: True for faster copies of the weights on a CPU.
+        tuned: False to ignore the choices of ``nibble tune``.
 
     Returns:
-        What was swapped, what was not and why. ``report.undo()`` takes it back.
+        The changed layers, and the unchanged ones with the reason. ``report.undo()``
+        restores the model.
 
     Raises:
-        TypeError: If ``model`` is no module.
+        TypeError: If ``model`` is not a module.
         ValueError: If ``activations`` is neither None nor ``"int8"``.
     """
+    settings = Settings(activations, batch_invariant, repack, tuned)
     if not isinstance(model, mlx_nn.Module):
         raise TypeError(
             f"[accelerate] an mlx.nn.Module is required but got {model!r:.60}."
         )
-    ops.check_activations("accelerate", activations)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    number, table = tuned_table.in_use() if tuned else (0, {})
-    quantized = quantized_layers(activations, batch_invariant, on_cpu, number)
-    others = other_layers(batch_invariant, on_cpu)
+    tuning, table = tuned_table.in_use() if settings.tuned else (0, {})
+    options = Options(settings.activations, settings.batch_invariant, tuning)
+    others = other_layers(settings.batch_invariant, on_cpu)
+    rules = Rules(
+        quantized_layers(options, on_cpu), others, "CPU" if on_cpu else "GPU", predicate
+    )
     report = Report()
     if _native.ext is not None:
         report.replaced = shared_modules.replace(
             model, lambda kind: bool(others.subclass(kind))
         )
     for path, module in model.named_modules():
-        now, kind = type(module), original(type(module))
-        if is_quantized(module):
-            rebound = quantized.subclass(kind)
-            if rebound is None or now is not rebound.kind:
-                reason = _reason_to_keep(path, module, rebound, predicate)
-                if reason is not None:
-                    report.kept.append(Kept(path, kind.__name__, reason))
-                    continue
-                form = f"{module.bits}-bit group {module.group_size}"
-                report.swapped.append(Swap(path, module, now, form))
-            else:
-                report.unchanged += 1
-        elif _native.ext is not None:
-            rebound = others.subclass(kind)
-            if rebound is not None and now is not rebound.kind:
-                device = "CPU" if on_cpu else "GPU"
-                report.routed.append(
-                    Routed(path, module, now, rebound.operations, device)
-                )
-        else:
-            continue
-        if rebound is not None:
-            module.__class__ = rebound.kind
+        match decide(path, module, rules):
+            case Kept() as kept:
+                report.kept.append(kept)
+            case Swap() as swap:
+                module.__class__ = swap.rebound
+                report.swapped.append(swap)
+            case Routed() as routed:
+                module.__class__ = routed.rebound
+                report.routed.append(routed)
+            case None:
+                report.unchanged += is_quantized(module)
     recognise_symmetric(swap.module for swap in report.swapped)
-    report.tuned = _tuned_layers(report, table, activations)
-    if repack and on_cpu:
+    report.tuned = _tuned_layers(report, table, settings.activations)
+    if settings.repack and on_cpu:
         report.repacked = repacked(model)
     return report
 
 
 def repacked(model: mlx_nn.Module) -> Copies:
-    """Have all of a model's layers on our kernels compute from copies.
+    """Let all of a model's layers on our kernels compute from copies.
 
     See :mod:`mlx_nibble.acceleration.repack`.
     """
@@ -125,36 +116,19 @@ def repacked(model: mlx_nn.Module) -> Copies:
 
 
 def recognise_symmetric(modules: Iterable[mlx_nn.Module]) -> None:
-    """Have our kernels not read the biases of those layers that are symmetric.
+    """Let our kernels skip the biases of symmetric layers.
 
-    See :mod:`mlx_nibble.acceleration.symmetric`. Evaluates the layers' scales and
-    biases.
+    Evaluates the layers' scales and biases; see
+    :mod:`mlx_nibble.acceleration.symmetric`.
     """
     matrices: list[Any] = [m for m in modules if is_quantized(m) and "biases" in m]
     symmetric.recognise((m["scales"], m["biases"], m.bits) for m in matrices)
 
 
-def is_quantized(module: mlx_nn.Module) -> bool:
-    """Tell whether a module holds a weight of codes and scales, whatever its class."""
-    return "scales" in module and "weight" in module and hasattr(module, "bits")
-
-
-def keeps_scales(module: mlx_nn.Module) -> bool:
-    """Tell whether a layer's results do not depend on the type of its scales.
-
-    Our products have the type of the activations; what looks rows up, that of the
-    scales.
-    """
-    if not is_quantized(module) or original(type(module)) is type(module):
-        return False
-    rebound = quantized_layers(None, False, False).subclass(original(type(module)))
-    return rebound is not None and "dequantize" not in rebound.operations
-
-
 def _tuned_layers(
     report: Report, table: tuned_table.Table, activations: str | None
 ) -> int:
-    """How many layers' products, of some number of rows, a table has a choice for."""
+    """Return the number of swapped layers that a choice in the table concerns."""
     chosen = {
         (key.N, key.K, key.bits, key.group_size)
         for key, choice in table.items()
@@ -172,23 +146,3 @@ def _tuned_layers(
         if m["weight"].ndim == 2
     ]
     return sum(shape in chosen for shape in shapes)
-
-
-def _reason_to_keep(
-    path: str,
-    module: Any,
-    rebound: Rebound | None,
-    predicate: Callable[[str, mlx_nn.Module], bool] | None,
-) -> str | None:
-    if _native.reason is not None:
-        return f"mlx-nibble is inactive, {_native.reason}"
-    mode = getattr(module, "mode", "affine")
-    if not ops.holds(mode, module.bits, module.group_size):
-        return (
-            f"no kernel for mode {mode}, {module.bits} bits, group {module.group_size}"
-        )
-    if rebound is None or not rebound.operations & PRODUCTS:
-        return "its code calls none of our operations"
-    if predicate is not None and not predicate(path, module):
-        return "the predicate said no"
-    return None

@@ -1,4 +1,4 @@
-"""What :func:`mlx_nibble.accelerate` did to a model, and how to take it back."""
+"""The report of :func:`mlx_nibble.accelerate`, which can restore the model."""
 
 from __future__ import annotations
 
@@ -13,48 +13,52 @@ from mlx_nibble.acceleration.shared_modules import Replaced
 
 
 @dataclass(frozen=True)
-class Swap:
-    """A layer that now computes with our kernels."""
+class _Change:
+    """A module whose class changes from ``original`` to ``rebound``."""
 
     path: str
     module: nn.Module = field(repr=False)
     original: type[nn.Module]
+    rebound: type[nn.Module] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Swap(_Change):
+    """A quantized layer that computes with our kernels."""
+
     format: str
 
 
 @dataclass(frozen=True)
+class Routed(_Change):
+    """A layer whose code calls our operations on this device."""
+
+    operations: frozenset[str]
+    device: str
+
+
+@dataclass(frozen=True)
 class Kept:
-    """A quantized layer that MLX still computes."""
+    """A quantized layer that MLX computes."""
 
     path: str
     kind: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Routed:
-    """A layer whose code now calls our operations for this device."""
-
-    path: str
-    module: nn.Module = field(repr=False)
-    original: type[nn.Module]
-    operations: frozenset[str]
-    device: str = "CPU"
-
-
 @dataclass
 class Report:
-    """Every quantized layer of a model: swapped, or kept and why.
+    """The decision for every quantized layer of a model.
 
     Attributes:
         swapped: Layers on our kernels.
         kept: Quantized layers left to MLX, each with the reason.
-        routed: The layers between them that call our operations.
-        replaced: Those of them that were shared with other models: routed is a copy.
-        repacked: The layers' weights in the order that the processor wants; None
-            unless asked for.
-        tuned: Swapped layers that a choice of ``nibble tune`` concerns.
-        unchanged: Quantized layers that were on our kernels, so set, already.
+        routed: Other layers that call our operations.
+        replaced: Shared modules whose copy is in ``routed``.
+        repacked: Copies of the weights in the order that the processor reads fastest;
+            None without ``repack``.
+        tuned: Number of swapped layers that a choice of ``nibble tune`` concerns.
+        unchanged: Number of quantized layers that had the same settings already.
     """
 
     swapped: list[Swap] = field(default_factory=list)
@@ -66,12 +70,12 @@ class Report:
     unchanged: int = 0
 
     def undo(self) -> None:
-        """Give each layer its own class back; the model is then as it was.
+        """Restore each layer's class, and with it the model.
 
-        Where it has been accelerated again since, that is taken back with it.
+        Later calls of ``accelerate`` on the same layers are undone as well.
         """
         for changed in (*self.routed, *self.swapped):
-            # Not if that was done already, by an older report.
+            # An older report may have restored the class already.
             if original(type(changed.module)) is not type(changed.module):
                 changed.module.__class__ = changed.original
         for child in self.replaced:
@@ -82,7 +86,7 @@ class Report:
         self.routed, self.swapped, self.replaced = [], [], []
 
     def __str__(self) -> str:
-        """Summarize in a few lines, formats and reasons counted."""
+        """Return a summary of a few lines that counts formats and reasons."""
         total = len(self.swapped) + len(self.kept) + self.unchanged
         lines = [f"mlx-nibble: {len(self.swapped)} of {total} quantized layers"]
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)

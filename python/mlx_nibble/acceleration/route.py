@@ -1,8 +1,8 @@
-"""Which names in a layer's code mean our operations.
+"""The names in a layer's code that stand for our operations.
 
-In a quantized layer, the products: as MLX's own layers call them, mlx-lm's, or those
-of a model that nobody has written yet. On the CPU, also what lies between the
-products, in every layer.
+In a quantized layer these are the products, in MLX's layers, mlx-lm's and those of any
+other model. On the CPU, they are also the operations between the products, in every
+layer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import mlx.nn as mlx_nn
 from mlx_nibble import _native, fast, nn, ops
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
-# What a quantized layer multiplies or looks up with.
+# Operations of a quantized layer: multiply, or look rows up.
 PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
 
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
-    """What lies between the products, on the CPU."""
+    """Return the operations between the products, on the CPU."""
     attention = fast.scaled_dot_product_attention
     if batch_invariant:
         attention = partial(attention, batch_invariant=True)
@@ -34,27 +34,22 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
 
 
 @cache
-def quantized_layers(
-    activations: str | None, batch_invariant: bool, on_cpu: bool, tuning: int = 0
-) -> Rebinding:
-    """Quantized layers on our kernels, with these settings of the products."""
-    settings = {"activations": activations, "batch_invariant": batch_invariant}
+def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
+    """Return the quantized layers on our kernels, with these options."""
     functions: dict[str, Callable] = {
-        "mlx.core.quantized_matmul": partial(
-            ops.quantized_matmul, **settings, tuning=tuning
-        ),
-        "mlx.core.gather_qmm": partial(ops.gather_qmm, activations=activations),
+        "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **vars(options)),
+        "mlx.core.gather_qmm": partial(ops.gather_qmm, activations=options.activations),
         "mlx.core.dequantize": ops.dequantize,
     }
     return Rebinding(
-        functions | _between(batch_invariant) if on_cpu else functions,
+        functions | _between(options.batch_invariant) if on_cpu else functions,
         {
             mlx_nn.QuantizedLinear: Rebound(
-                nn.with_settings(nn.QuantizedLinear, **settings, tuning=tuning),
+                nn.with_options(nn.QuantizedLinear, options),
                 {"__call__": frozenset({"quantized_matmul"})},
             ),
             mlx_nn.QuantizedEmbedding: Rebound(
-                nn.with_settings(nn.QuantizedEmbedding, **settings, tuning=tuning),
+                nn.with_options(nn.QuantizedEmbedding, options),
                 {
                     "__call__": frozenset({"dequantize"}),
                     "as_linear": frozenset({"quantized_matmul"}),
@@ -66,10 +61,10 @@ def quantized_layers(
 
 @cache
 def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
-    """The other layers on our operations.
+    """Return the other layers on our operations.
 
-    On the CPU, all that lies between the products, and those of a quantized KV
-    cache. On a GPU, SwiGLU where it becomes one launch with gate and up.
+    On the CPU, these are the operations between the products, and the products of a
+    quantized KV cache. On a GPU, it is SwiGLU that becomes one launch with gate and up.
     """
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
@@ -84,5 +79,5 @@ def _swiglu_on_gpu(gate: mx.array, x: mx.array) -> mx.array:
 
 @cache
 def _compiled_swiglu() -> Callable[[mx.array, mx.array], mx.array]:
-    """What mlx-lm's own is."""
+    """Return the function that mlx-lm uses."""
     return mx.compile(lambda gate, x: mlx_nn.silu(gate) * x, shapeless=True)

@@ -15,6 +15,7 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.products import Pools, ProductCase
 from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
 from mlx_nibble.bench.statistics import Estimate, median, ratio
+from mlx_nibble.ops import DTYPES
 from mlx_nibble.progress import Progress
 
 PEERS = ("mlx", "dense")
@@ -203,5 +204,5 @@ def rows(capsule: Capsule, comparisons: int = 1) -> Iterator[ProductRow]:
 def _bytes(case: ProductCase, name: str, result: dict[str, Any]) -> int:
     weights = result.get("weight_bytes", case.weight_bytes)
     if name == "dense":
-        weights = products.DTYPES[case.dtype].size * case.N * case.K
+        weights = DTYPES[case.dtype].size * case.N * case.K
     return case.bytes_moved - case.weight_bytes + weights

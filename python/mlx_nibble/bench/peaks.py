@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_nibble import _native
 from mlx_nibble.bench import machine
-from mlx_nibble.bench.products import DTYPES
+from mlx_nibble.ops import DTYPES
 
 _REPEATS = 7
 # A dense product large enough to keep a GPU busy for milliseconds.

@@ -12,8 +12,8 @@ import numpy as np
 from mlx_nibble import ops
 from mlx_nibble.bench.machine import last_level_cache_bytes
 from mlx_nibble.bench.schedule import Chain
+from mlx_nibble.ops import DTYPES
 
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # Size of the weights in the pool, in caches: weights that return are no longer cached.
 _POOL_CACHES = 4
 # Places of x in its buffer: whole cache lines of the smallest type, over two pages.

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_nibble import lm
+from mlx_nibble.acceleration.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Subject:
             model.update(arrays)
             if accelerated:
                 report = lm.prepare(
-                    model, configuration.activations, configuration.batch_invariant
+                    model,
+                    Settings(configuration.activations, configuration.batch_invariant),
                 )
                 self._undo.callback(report.undo)
             else:

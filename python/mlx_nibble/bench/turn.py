@@ -63,7 +63,7 @@ def main() -> None:
         elif worker:
             answer = {"seconds": worker.sample(request["sample"])}
         else:
-            raise ValueError("[turn] cases are required first.")
+            raise ValueError(f"[turn] cases are required first but got {request}.")
         print(json.dumps(answer), flush=True)
 
 

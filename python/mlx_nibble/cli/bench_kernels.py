@@ -18,12 +18,14 @@ from itertools import product
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import PEERS, KernelOptions, ProductRow
-from mlx_nibble.bench.products import DTYPES, ProductCase
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
 from mlx_nibble.cli import sizes
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, milliseconds, out, run_progress, table, times
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.ops import DTYPES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,8 +84,8 @@ def add_products(parser: argparse._ActionsContainer) -> None:
         metavar="M",
         help=f"rows of x; default: {' '.join(map(str, DEFAULT_ROWS))}",
     )
-    add("--bits", nargs="+", type=int, default=[4], choices=sizes.BITS)
-    add("--group-size", nargs="+", type=int, default=[64], choices=sizes.GROUP_SIZES)
+    add("--bits", nargs="+", type=int, default=[4], choices=SUPPORTED_BITS)
+    add("--group-size", nargs="+", type=int, default=[64], choices=GROUP_SIZES)
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     add("--hot", action="store_true", help="leave the weights in the cache")
 

@@ -147,7 +147,7 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
     with err.status("Loading the model"), hub_errors("bench"):
         from mlx_nibble import lm
         from mlx_nibble.bench import generation, model, subject
-        from mlx_nibble.evaluation.text import BUILT_IN, encode, read_text
+        from mlx_nibble.evaluation.calibration_text import BUILT_IN, encode, read_text
 
         trust = args.trust_remote_code
         loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)
@@ -159,8 +159,8 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
                 )
             if other.vocab_size != tokenizer.vocab_size:
                 raise ValueError(
-                    "[bench] the draft model must have the model's vocabulary, of "
-                    f"{tokenizer.vocab_size} tokens, but has {other.vocab_size}."
+                    "[bench] the draft model must have the model's vocabulary of "
+                    f"{tokenizer.vocab_size} tokens but got {other.vocab_size}."
                 )
             models.append(draft)
         text = encode(tokenizer, read_text(BUILT_IN)[: _characters(args)])

@@ -64,10 +64,12 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
     from mlx_nibble.pictures import generation, page, products, style
 
     if not made["results"] or not made["peaks"]:
-        raise ValueError("[plot] a run of nibble bench with results is required.")
+        raise ValueError(
+            "[plot] a run of nibble bench with results is required but got none."
+        )
     if part not in PARTS[made["kind"]]:
         raise ValueError(
-            f"[plot] the parts of a run of the kind {made['kind']!r} are "
+            f"[plot] a part of a run of {made['kind']!r} must be one of "
             f"{', '.join(PARTS[made['kind']])} but got {part!r}."
         )
     if path.suffix == ".html":
@@ -81,5 +83,5 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
             "over_batch": "a run of more than one batch",
             "over_context": "a run of more than one context",
         }
-        raise ValueError(f"[plot] {part} needs {needs[part]}.")
+        raise ValueError(f"[plot] {needs[part]} is required but got another.")
     style.save(figure, path)

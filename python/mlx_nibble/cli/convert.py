@@ -19,9 +19,9 @@ from typing import Protocol
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.conversion.gguf_import import DTYPES, import_gguf
+from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
-from mlx_nibble.formats import BITS, GROUP_SIZES
+from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mlx-path", metavar="OUT", help="mlx-lm's name for OUT")
     add(
         "--dtype",
-        choices=DTYPES,
+        choices=SCALE_DTYPES,
         help="round scales, offsets and all tensors that are not quantized to this "
         "type (default: the smallest that holds them exactly, or the model's)",
     )
@@ -137,7 +137,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
-    from mlx_nibble.conversion.convert import Calibration, Options, convert
+    from mlx_nibble.conversion.convert import convert
+    from mlx_nibble.conversion.options import Calibration, Options
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)

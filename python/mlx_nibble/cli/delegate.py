@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.lm import run_command
@@ -54,9 +55,7 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
                 name,
                 f"nibble {command}",
                 arguments,
-                activations.setting(ours),
-                ours.batch_invariant,
-                ours.repack,
+                Settings(activations.setting(ours), ours.batch_invariant, ours.repack),
             )
     except SystemExit as end:
         if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):

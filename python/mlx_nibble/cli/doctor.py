@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_nibble import __version__, _native
+from mlx_nibble import _native
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, run_progress
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.machine.diagnosis import Diagnosis, diagnose
-from mlx_nibble.machine.selfcheck import Machine
+from mlx_nibble.machine.verdicts import Machine
 
 REPORT = "nibble-report.json"
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     with run_progress() as progress:
         diagnosis = diagnose(
             _native.ext,
-            Machine.here(__version__),
+            Machine.here(),
             mx.metal.is_available(),
             args.all,
             progress,
@@ -71,8 +71,8 @@ def _write_report(path: str, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise OSError(
-            f"[doctor] a file that can be written was required but {path!r} cannot: "
-            f"{error.strerror}."
+            f"[doctor] a file that can be written was required but got "
+            f"{path!r}: {error.strerror}."
         ) from error
     err.print(f"wrote {path}; please attach it to an issue", soft_wrap=True)
 

@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
-from mlx_nibble.evaluation.text import encode, read_text
-from mlx_nibble.layerwise.stream import batches
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.pictures.path import require_picture
 
@@ -89,7 +89,8 @@ def _evaluate(
     args: argparse.Namespace, name: str, text: str, reference: Any
 ) -> Evaluation:
     with hub_errors("eval"):
-        model, tokenizer = load_for_evaluation(name, activations.setting(args))
+        settings = Settings(activations.setting(args))
+        model, tokenizer = load_for_evaluation(name, settings)
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

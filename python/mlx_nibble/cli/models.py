@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_nibble.io.checkpoint import read_config
+from mlx_nibble.io.config import read_config
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -1,11 +1,8 @@
-"""Sizes and formats in options."""
+"""Sizes in options."""
 
 from __future__ import annotations
 
 import argparse
-
-BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (32, 64, 128)
 
 
 def product(text: str) -> tuple[int, ...]:

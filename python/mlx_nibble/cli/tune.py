@@ -18,12 +18,13 @@ from pathlib import Path
 from mlx_nibble import _native
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import device
-from mlx_nibble.bench.products import DTYPES
 from mlx_nibble.cli import activations, sizes
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, out, run_progress, table
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
+from mlx_nibble.ops import DTYPES
 from mlx_nibble.tune import problems, timing
 from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
@@ -62,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         help="rows of x, each standing for its class (1, 2, 3 to 4, 5 to 8 ...); "
         f"default: {' '.join(map(str, problems.ROWS))}",
     )
-    add("--bits", type=int, default=4, choices=sizes.BITS)
-    add("--group-size", type=int, default=64, choices=sizes.GROUP_SIZES)
+    add("--bits", type=int, default=4, choices=SUPPORTED_BITS)
+    add("--group-size", type=int, default=64, choices=GROUP_SIZES)
     add(
         "--dtype",
         choices=DTYPES,

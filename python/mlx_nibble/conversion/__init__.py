@@ -1,1 +1,1 @@
-"""Model conversion: plans, calibration, imports of other formats."""
+"""Model conversion: plans, calibration, and imports of other formats."""

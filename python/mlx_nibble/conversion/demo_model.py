@@ -14,18 +14,18 @@ from mlx_nibble.progress import Progress, silent
 
 _NAME = "SmolLM2-135M-Instruct-4bit-g32"
 _SEAL = "sha256.json"
-# Raise it when the importer writes something else: what is cached is then redone.
+# Raise it when the importer writes other bytes: cached folders are then made anew.
 _IMPORT_VERSION = 1
 
 
 def smollm2(progress: Progress = silent) -> Path:
-    """The folder of SmolLM2-135M-Instruct as an MLX model.
+    """Return the folder of SmolLM2-135M-Instruct as an MLX model.
 
-    Made from :data:`SMOLLM2` the first time, and again if what the cache holds is
-    no longer what was written.
+    The folder is made from :data:`SMOLLM2` the first time, and again if its files have
+    changed since.
 
     Args:
-        progress: Called with the bytes downloaded, then imported, and their total.
+        progress: Function of the step, its bytes so far, and all its bytes.
 
     Raises:
         OSError: If the model cannot be downloaded or written.
@@ -38,7 +38,7 @@ def smollm2(progress: Progress = silent) -> Path:
         for stale in (folder, *cache.glob(f".{_NAME}.partial-*")):
             shutil.rmtree(stale, ignore_errors=True)
         import_gguf(gguf, folder, progress=progress)
-        # Last: a folder without its seal is not trusted.
+        # Written last: a folder without its seal is not trusted.
         save_json(folder / _SEAL, _contents(folder))
         return folder
 

@@ -1,12 +1,12 @@
-"""Where scales of a layer's inputs can be folded into what makes the inputs.
+"""The folds of a layer: the division of an input goes into the input's producer.
 
-An input is made by a norm, whose weight takes the division, or, one output for one
-input, by the rows of a linear module before: a value projection's through attention,
-an up projection's through the product with the gate. Which modules take a norm's
-output is seen, not assumed: they are given the very array that it returned. Every
-fold is tried with powers of two before it is offered, and dropped if the layer's
-output changes; a family in which something else happens in between is thereby left
-as it is.
+The producer is a norm, whose weight is divided, or a linear module with one output for
+each input, whose rows are divided: a value projection through attention, an up
+projection through the product with the gate. The consumers of a norm are observed: they
+receive the same array that the norm returned.
+
+Every fold is tried with powers of two first. It is dropped if the layer's output
+changes, so families with other operations in between stay as they are.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 from mlx_nibble.layerwise.cpu_math import to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 
-# The linear module that takes an input, and those that may make it, by name.
+# The linear module that consumes an input, and its possible producers, by name.
 _MAKERS = {
     "down_proj": ("up_proj", "gate_up_proj"),
     "o_proj": ("v_proj", "qkv_proj"),
     "dense": ("v_proj",),
 }
 _HEADS = ("n_heads", "num_heads", "num_attention_heads")
-# Powers of two scale exactly; what is left is the rounding of a weight stored less 1,
-# as Gemma's norms have it. A wrong fold changes outputs by their own size.
+# Powers of two scale exactly, except a weight that is stored less 1, as in Gemma's
+# norms: its rounding remains. A wrong fold changes outputs by their own size.
 _CHANGE = 1e-4
 
 
@@ -39,10 +39,10 @@ class Fold:
     """An input that can be scaled.
 
     Attributes:
-        consumers: The linear modules that take it, by path within the layer.
-        producer: What makes it.
-        index: Which output of the producer each input is, `[K]`.
-        offset: Whether the producer is a norm that multiplies by `1 + weight`.
+        consumers: The linear modules with this input, by path within the layer.
+        producer: The module that computes the input.
+        index: Output of the producer that each input is, `[K]`.
+        offset: True if the producer is a norm that multiplies by `1 + weight`.
     """
 
     consumers: Mapping[str, nn.Module]
@@ -51,13 +51,13 @@ class Fold:
     offset: bool = False
 
     def tie(self, magnitude: np.ndarray) -> np.ndarray:
-        """The mean over inputs that are one and the same output of the producer."""
+        """Return the mean over inputs that are the same output of the producer."""
         count = np.bincount(self.index)
         total = np.bincount(self.index, magnitude)
         return (total / np.maximum(count, 1))[self.index]
 
     def apply(self, s: np.ndarray) -> None:
-        """Multiply the consumers' columns by s, `[K]`, and divide what makes them."""
+        """Multiply the consumers' columns by s, `[K]`; divide the producer's rows."""
         for module in self.consumers.values():
             module["weight"] = module["weight"] * mx.array(s)
         weight = self.producer["weight"]
@@ -75,11 +75,11 @@ class Fold:
 
 
 def folds(layer: nn.Module, run: Callable[[], mx.array]) -> Iterator[Fold]:
-    """All exact folds of a decoder layer: those into norms, then into linear modules.
+    """Yield the exact folds of a decoder layer: into norms, then linear modules.
 
     Args:
-        layer: In float32.
-        run: Calls it on some input, always the same.
+        layer: A layer in float32.
+        run: Function that calls it, always on the same input.
     """
     expected = to_numpy(run())
     for fold in [*_of_norms(layer, run), *_of_linears(layer)]:
@@ -99,10 +99,10 @@ def _is_exact(fold: Fold, run: Callable[[], mx.array], expected: np.ndarray) -> 
 
 def _of_norms(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
     norms = {p: m for p, m in layer.named_modules() if _is_norm(m)}
-    takers = {p: m for p, m in layer.named_modules() if _taken_by(p, m)}
+    takers = {p: m for p, m in layer.named_modules() if _consumers(p, m)}
     made: dict[int, str] = {}
     taken: dict[str, list[str]] = {}
-    kept = []  # ids are those of living arrays only
+    kept = []  # an id is unique only while its array is alive
 
     def make(path: str) -> Hook:
         def hook(original: Callable, x: mx.array) -> mx.array:
@@ -127,7 +127,7 @@ def _of_norms(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
         mx.eval(run())
     found = []
     for path, paths in taken.items():
-        consumers = {k: v for p in paths for k, v in _taken_by(p, takers[p]).items()}
+        consumers = {k: v for p in paths for k, v in _consumers(p, takers[p]).items()}
         norm = norms[path]
         index = np.arange(norm["weight"].shape[0])
         found.append(Fold(consumers, norm, index, _has_offset(norm)))
@@ -139,7 +139,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _has_offset(norm: nn.Module) -> bool:
-    """Tell whether a norm multiplies by `1 + weight`, as Gemma's do."""
+    """Tell whether a norm multiplies by `1 + weight`, as in Gemma."""
     weight = norm["weight"]
     norm["weight"] = mx.zeros_like(weight)
     rows = mx.eye(len(weight))[:2]
@@ -148,11 +148,11 @@ def _has_offset(norm: nn.Module) -> bool:
     return bool((y[0] != y[1]).any())
 
 
-def _taken_by(path: str, module: nn.Module) -> dict[str, nn.Module]:
-    """The linear modules whose input is this module's first argument."""
+def _consumers(path: str, module: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear modules whose input is this module's first argument."""
     if _is_linear(module):
         return {path: module}
-    # mlx-lm's experts: their input is spread and sorted, then multiplied.
+    # mlx-lm's experts expand and sort their input, then multiply.
     parts = {n: module[n] for n in ("gate_proj", "up_proj") if n in module}
     if len(parts) == 2 and all(p["weight"].ndim == 3 for p in parts.values()):
         return {f"{path}.{name}": part for name, part in parts.items()}
@@ -186,13 +186,14 @@ def _of_linears(layer: nn.Module) -> list[Fold]:
 def _rows_of(
     name: str, inputs: int, rows: int, attention: nn.Module
 ) -> np.ndarray | None:
-    """The row that makes each of a module's inputs; None if it cannot be told."""
-    if name == "down_proj":  # of a fused gate and up, the second half
+    """Return the producer's row of each input; None if it is unknown."""
+    if name == "down_proj":  # the second half of a fused gate and up projection
         return np.arange(inputs) + rows - inputs if rows >= inputs else None
     heads = next((getattr(attention, n) for n in _HEADS if hasattr(attention, n)), 0)
     if not heads or inputs % heads:
         return None
-    # Of fused queries, keys and values the last part; queries have a row an input.
+    # Values are the last part of fused queries, keys and values. There are as many
+    # rows of queries as inputs.
     values = rows if rows <= inputs else (rows - inputs) // 2
     width = inputs // heads
     if values % width or not values or heads % (values // width):
@@ -203,7 +204,7 @@ def _rows_of(
 
 
 def block_of(paths: Sequence[str]) -> str:
-    """The path of the smallest module that holds all of some, within the layer."""
+    """Return the path, within the layer, of the smallest module around some paths."""
     common = paths[0].split(".")[:-1]
     for path in paths[1:]:
         parts = path.split(".")[:-1]

@@ -1,8 +1,9 @@
-"""GGUF to MLX checkpoint folder, without loss unless asked for."""
+"""GGUF file to MLX checkpoint folder; only a `dtype` that is asked for loses bits."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,32 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble.io.checkpoint import save_json, save_weights
+from mlx_nibble.conversion.gguf_architectures import architecture_of
+from mlx_nibble.conversion.gguf_config import generation_config, model_config
+from mlx_nibble.conversion.gguf_tensors import tensor_names, unpermute
+from mlx_nibble.conversion.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mlx_nibble.formats import SCALE_DTYPES, Format
+from mlx_nibble.io.checkpoint import quantized_tensors, save_json, save_weights
+from mlx_nibble.io.config import with_quantization
 from mlx_nibble.io.folder import new_folder
-from mlx_nibble.io.gguf import GGUF, read_gguf
-from mlx_nibble.io.gguf_blocks import Affine, read_tensor
-from mlx_nibble.io.gguf_llama import (
-    llama_config,
-    llama_tensors,
-    quantization_config,
-    unpermute,
-)
-from mlx_nibble.io.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
 from mlx_nibble.progress import Progress, silent
 
-DTYPES = ("float16", "bfloat16", "float32")
+Tensors = dict[str, Affine | np.ndarray]
+"""Path of each module to its weight."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What ``import_gguf`` wrote.
+    """Facts of the folder that ``import_gguf`` wrote.
 
     Attributes:
         path: The folder.
-        parameters: Weights, as the model counts them.
+        parameters: Number of the model's weights.
         nbytes: Bytes of all tensors.
-        bits: Bits of the quantized matrices to how many have them.
-        dtype: Of scales, offsets and all that is not quantized.
+        bits: Width of codes to the number of matrices with this width.
+        dtype: Type of scales, biases and all that is not quantized.
     """
 
     path: Path
@@ -46,7 +47,7 @@ class ImportReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """With scales and offsets counted."""
+        """Bits per weight, with scales and biases counted."""
         return 8 * self.nbytes / self.parameters
 
 
@@ -59,66 +60,58 @@ def import_gguf(
     """Convert a llama-architecture GGUF to a folder that mlx-lm loads.
 
     Q4_0, Q4_1 and Q8_0 matrices become 4- and 8-bit affine weights of group
-    size 32, with the same codes and scales. All else keeps its values too, in the
-    first of float16, bfloat16 and float32 that holds every one of them exactly.
+    size 32, with the same codes and scales. All other tensors keep their values too:
+    their type is the first of float16, bfloat16 and float32 that is exact for all.
 
     Args:
         source: The GGUF file.
         out: The folder to make; it must not exist.
-        dtype: One of ``DTYPES``: round scales, offsets and plain tensors to it.
-        progress: Called with the bytes read so far and the bytes of the file.
-
-    Returns:
-        What was written.
+        dtype: Type to round scales, biases and plain tensors to, one of
+            ``SCALE_DTYPES``.
+        progress: Function of the step, the bytes read so far, and all bytes.
 
     Raises:
         ValueError: If the file is malformed or not supported, or ``out`` exists.
         OSError: If a file cannot be read or written.
     """
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"[convert] dtype must be one of {DTYPES} but got {dtype!r}.")
+    if dtype not in (None, *SCALE_DTYPES):
+        raise ValueError(
+            f"[convert] dtype must be one of {SCALE_DTYPES} but got {dtype!r}."
+        )
     file = read_gguf(source)
-    config = llama_config(file)
-    names = llama_tensors(file, config)
+    architecture = architecture_of(file)
+    config = model_config(file, architecture)
+    names = tensor_names(file, architecture, config)
     tokenizer = build_tokenizer(file)
+    total, done = sum(info.nbytes for info in file.tensors.values()), 0
     with new_folder(out, "convert") as folder:
-        tensors = _read_all(file, config, names, progress)
+        tensors: Tensors = {}
+        for path, name in names.items():
+            tensor = read_tensor(file, name)
+            tensors[path] = unpermute(tensor, name, architecture, config)
+            done += file.tensors[name].nbytes
+            progress("Importing", done, total)
         dtype = dtype or _exact_dtype(tensors)
-        bits = {p: t.bits for p, t in tensors.items() if isinstance(t, Affine)}
+        plan = _plan(tensors, dtype)
         weights = _to_mlx(tensors, dtype)
         save_weights(folder, weights)
-        save_json(folder / "config.json", _model_config(config, bits, dtype))
-        save_json(folder / "generation_config.json", _generation_config(config))
-        save_json(folder / "tokenizer_config.json", tokenizer_config(file))
+        stored = _stored_config(config, plan, dtype)
+        save_json(folder / "config.json", stored)
+        save_json(folder / "generation_config.json", generation_config(config))
+        context = config["max_position_embeddings"]
+        save_json(folder / "tokenizer_config.json", tokenizer_config(file, context))
         (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    widths = list(bits.values())
     return ImportReport(
         path=Path(out),
         parameters=sum(int(np.prod(file.tensors[n].shape)) for n in names.values()),
         nbytes=sum(array.nbytes for array in weights.values()),
-        bits={width: widths.count(width) for width in sorted(set(widths))},
+        bits=dict(sorted(Counter(form.bits for form in plan.values()).items())),
         dtype=dtype,
     )
 
 
-def _read_all(
-    file: GGUF,
-    config: dict[str, Any],
-    names: dict[str, str],
-    progress: Progress,
-) -> dict[str, Affine | np.ndarray]:
-    tensors = {}
-    total = sum(info.nbytes for info in file.tensors.values())
-    done = 0
-    for path, name in names.items():
-        tensors[path] = unpermute(read_tensor(file, name), name, config)
-        done += file.tensors[name].nbytes
-        progress("Importing", done, total)
-    return tensors
-
-
-def _exact_dtype(tensors: dict[str, Affine | np.ndarray]) -> str:
-    """The first type that holds every scale, offset and plain value exactly."""
+def _exact_dtype(tensors: Tensors) -> str:
+    """Return the first type that is exact for every scale, bias and plain value."""
     exact = {"float16": True, "bfloat16": True}
     for tensor in tensors.values():
         is_affine = isinstance(tensor, Affine)
@@ -129,34 +122,33 @@ def _exact_dtype(tensors: dict[str, Affine | np.ndarray]) -> str:
             exact["float16"] &= np.array_equal(wide, halves, equal_nan=True)
             # bfloat16 is the upper half of a float32.
             exact["bfloat16"] &= not (wide.view(np.uint32) & 0xFFFF).any()
-    return next((dtype for dtype, holds in exact.items() if holds), "float32")
+    return next((dtype for dtype, is_exact in exact.items() if is_exact), "float32")
 
 
-def _to_mlx(tensors: dict[str, Affine | np.ndarray], dtype: str) -> dict[str, mx.array]:
-    kind = getattr(mx, dtype)
+def _plan(tensors: Tensors, dtype: str) -> dict[str, Format]:
+    """Return the format of each quantized matrix."""
+    return {
+        path: Format(tensor.bits, tensor.group_size, dtype)
+        for path, tensor in tensors.items()
+        if isinstance(tensor, Affine)
+    }
+
+
+def _to_mlx(tensors: Tensors, dtype: str) -> dict[str, mx.array]:
     weights = {}
-    for path, tensor in tensors.items():
-        if isinstance(tensor, Affine):
-            weights[f"{path}.weight"] = mx.array(tensor.weight)
-            weights[f"{path}.scales"] = mx.array(tensor.scales).astype(kind)
-            weights[f"{path}.biases"] = mx.array(tensor.biases).astype(kind)
+    for path, t in tensors.items():
+        if isinstance(t, Affine):
+            weights |= quantized_tensors(path, t.weight, t.scales, t.biases, dtype)
         else:
-            weights[f"{path}.weight"] = mx.array(tensor).astype(kind)
+            weights[f"{path}.weight"] = mx.array(t).astype(getattr(mx, dtype))
     return weights
 
 
-def _model_config(
-    config: dict[str, Any], bits: dict[str, int], dtype: str
+def _stored_config(
+    config: dict[str, Any], plan: dict[str, Format], dtype: str
 ) -> dict[str, Any]:
     config = {**config, "torch_dtype": dtype}
-    if bits:
-        # mlx-lm writes it twice: the second is what Hugging Face's tools read.
-        quantization = quantization_config(bits)
-        config["quantization"] = quantization
-        config["quantization_config"] = quantization
-    return config
-
-
-def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    ids = ("bos_token_id", "eos_token_id")
-    return {key: config[key] for key in ids if config[key] is not None}
+    if not plan:
+        return config
+    usual = Counter(plan.values()).most_common(1)[0][0]
+    return with_quantization(config, usual, plan)

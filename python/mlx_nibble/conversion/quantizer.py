@@ -1,4 +1,4 @@
-"""Quantize a model layer by layer, on calibration text."""
+"""Quantization of a whole model, layer by layer, on calibration text."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_nibble.conversion.awq import fold_scales
+from mlx_nibble.conversion.awq_layer import fold_scales
 from mlx_nibble.conversion.workspace import Workspace
-from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.formats import Quantized
+from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.hessians import Collector, Inputs, hessian
 from mlx_nibble.layerwise.intercept import intercepted
-from mlx_nibble.layerwise.layers import Matrix, matrices, parameters
+from mlx_nibble.layerwise.matrices import Matrix, matrices, parameters
 from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
+from mlx_nibble.quantize.recipes import Plan
 
-Plan = Mapping[str, Format]
-"""Path of a module to how it is stored; what is absent stays as it is."""
-
-"""Called with what is being done, the layers done and all of them."""
-
-# The weight of an embedding row's own error beside that of the logits it gives, as
-# a share of the mean diagonal of the head's Hessian.
+# The weight of an embedding row's own error relative to the error of its logits, as a
+# share of the mean diagonal of the head's Hessian.
 _EMBEDDING_SHARE = 0.1
-# Scales are a choice among twenty: so many tokens tell them apart.
+# AWQ chooses among twenty scales: this many tokens tell them apart.
 _AWQ_TOKENS = 1024
 
 
@@ -40,20 +37,20 @@ def quantize_model(
     workspace: Workspace,
     progress: Progress = silent,
 ) -> dict[str, mx.array]:
-    """Quantize the planned matrices; finished layers are found in the workspace.
+    """Quantize the planned matrices, except in layers that the workspace has.
 
     Args:
-        model: Not quantized. Its parameters may be lazy; each layer's are dropped
-            when it is finished, so that the model is of no use afterwards.
+        model: A model in full precision; its parameters may be lazy. The parameters of
+            each finished layer are freed, so the model has no use afterwards.
         plan: The format of each matrix.
-        method: The steps for each.
+        method: The steps for each matrix.
         tokens: Calibration batches `[B, L]`; may be empty for a method that is not
             calibrated.
-        workspace: Where finished layers are kept.
-        progress: Told of each layer.
+        workspace: The folder of finished layers.
+        progress: Function called for each layer.
 
     Returns:
-        The parameters of the quantized model, read when they are used.
+        The lazy parameters of the quantized model.
     """
     with fast_dense():
         run = _Run(model, plan, method, tokens, workspace, progress)
@@ -93,12 +90,12 @@ class _Run:
         return parameters
 
     def _head_inputs(self) -> Inputs | None:
-        """Of the inputs of the output projection, in the full-precision model."""
+        """Return the inputs of the output projection of the full-precision model."""
         head = self._head()
         if head is None or not self.stream.tokens or self.workspace.has_part("outside"):
             return None
         method = "as_linear" if isinstance(head, nn.Embedding) else "__call__"
-        # A quarter of the text tells enough of one matrix.
+        # A quarter of the text is enough for one matrix.
         some = self.stream.tokens[:: 4 if len(self.stream.tokens) >= 8 else 1]
         inputs: list[Inputs] = []
 
@@ -117,7 +114,7 @@ class _Run:
         )
 
     def _head(self) -> nn.Module | None:
-        """The module that makes the logits: the head, or a tied embedding."""
+        """Return the module that computes the logits: the head, or a tied embedding."""
         outside = [m for m in self.matrices if not self._layer_of(m.path)]
         heads = [m.module for m in outside if m.path.split(".")[-1] == "lm_head"]
         tied = [m.module for m in outside if isinstance(m.module, nn.Embedding)]
@@ -130,7 +127,7 @@ class _Run:
         return None
 
     def _outside(self, head_inputs: Inputs | None) -> None:
-        """Quantize what lies outside the layers, and have the model use it."""
+        """Quantize the matrices outside the layers, and put them into the model."""
         outside = [m for m in self.matrices if not self._layer_of(m.path)]
         if not self.workspace.has_part("outside"):
             head = self._head()
@@ -149,17 +146,17 @@ class _Run:
             matrix.module["weight"] = self._dequantized(matrix, loaded)
 
     def _states(self) -> list[mx.array]:
-        """What enters the first layer that is not finished."""
+        """Return the inputs of the first layer that is not finished."""
         if not self.stream.tokens:
             return []
-        embedded = self.stream.embed()  # records the arguments of the layers, too
+        embedded = self.stream.embed()  # also records the layers' arguments
         finished = self.workspace.finished
         return self.workspace.states() if finished else embedded
 
     def _layer(self, index: int, states: list[mx.array]) -> list[mx.array]:
         layer, prefix = self.stream.layers[index], self.layer_paths[index]
         mine = [m for m in self.matrices if self._layer_of(m.path) == prefix]
-        # What numpy's BLAS computes with, and what a Hessian should be made of.
+        # NumPy's BLAS computes in float32, and a Hessian needs float32.
         layer.set_dtype(mx.float32)
         if self.method.awq:
             self._scale_inputs(index, mine, states)
@@ -217,7 +214,7 @@ class _Run:
     def _parameters(
         self, prefix: str, module: nn.Module, done: Mapping[str, Quantized]
     ) -> dict[str, mx.array]:
-        """A module's parameters as they are to be stored."""
+        """Return a module's parameters in their stored form."""
         stored = {}
         dot = f"{prefix}." if prefix else ""
         for name, value in parameters(module).items():
@@ -225,10 +222,9 @@ class _Run:
             owner = path.rpartition(".")[0]
             if path.endswith(".weight") and owner in done:
                 q, form = done[owner], self.plan[owner]
-                dtype = getattr(mx, form.scale_dtype)
-                stored[path] = mx.array(q.words())
-                stored[f"{owner}.scales"] = mx.array(q.scales).astype(dtype)
-                stored[f"{owner}.biases"] = mx.array(q.biases).astype(dtype)
+                stored |= quantized_tensors(
+                    owner, q.words(), q.scales, q.biases, form.scale_dtype
+                )
             else:
                 stored[path] = value.astype(self.dtypes[path])
         return stored

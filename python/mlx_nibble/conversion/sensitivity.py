@@ -1,12 +1,14 @@
-"""What each matrix costs in each format, measured on calibration text.
+"""The loss of each matrix in each format, measured on calibration text.
 
 The blocks of the model (the attention of a layer, its MLP, the embedding) are
-quantized one at a time, and the KL divergence of the whole model's predictions is
-measured, once for each width of few bits. It grows with the square of a small
-perturbation, so a block's divergence is shared out to its matrices, and carried over
-to other group sizes and to more bits, by their squared errors weighed with the mean
-square of each input. It is never carried over to fewer bits: an error that large
-does not grow with the square any more.
+quantized one at a time, once for each small width. The KL divergence of the whole
+model's predictions is measured.
+
+A divergence grows with the square of a small perturbation. Hence a block's divergence
+is divided among its matrices in proportion to their squared errors, each weighted with
+the mean square of its input. The same rule extrapolates to other group sizes and to
+more bits. It never extrapolates to fewer bits: the growth of so large an error is no
+longer quadratic.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from mlx_nibble.evaluation.evaluate import kl_divergence, log_softmax
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
-from mlx_nibble.layerwise.layers import Matrix, matrices
+from mlx_nibble.layerwise.matrices import Matrix, matrices
 from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.budget import FormatCost
 from mlx_nibble.quantize.search import search
 
-# Rows whose error stands for a matrix's: the mean over so many is within a few
-# percent of the mean over all.
+# Rows from which a matrix's error is estimated: their mean is within a few percent of
+# the mean over all rows.
 _ROWS = 128
 
 
@@ -46,18 +48,18 @@ def sensitivity(
     """Estimate the KL divergence that each matrix causes in each format.
 
     Args:
-        model: Not quantized, all of it in memory.
-        tokens: Calibration batches `[B, L]`; a few hundred tokens tell enough.
-        measured: The formats that blocks are measured in, of different bits; in a
-            smaller group where rows are no multiple of it.
-        formats: Those to choose from, of no fewer bits than the first measured one;
-            one that does not fit a matrix is left out.
-        workspace: Where each block's choices are kept once they are known; what lies
-            there is not measured again.
-        progress: Told of each block.
+        model: A model in full precision, all of it in memory.
+        tokens: Calibration batches `[B, L]`; a few hundred tokens are enough.
+        measured: Formats to measure blocks in, of different bits. Where rows are no
+            multiple of the group size, a smaller one is measured.
+        formats: Candidates, of at least as many bits as the first measured format. A
+            matrix has no choice of a format that does not fit it.
+        workspace: The folder that keeps each block's choices; blocks found there are
+            not measured again.
+        progress: Function called for each block.
 
     Returns:
-        For each matrix its choices; the loss is in nats a token.
+        The choices of each matrix; losses are in nats a token.
     """
     with fast_dense():
         return _Measurement(model, tokens, measured, formats, workspace, progress).run()
@@ -113,7 +115,7 @@ class _Measurement:
         blocks: Mapping[str, list[Matrix]],
         kept: dict[str, dict[str, list[FormatCost]] | None],
     ) -> None:
-        """Fill in the blocks that are not known yet."""
+        """Measure the blocks that the workspace does not have."""
         squares, states = self._reference()
         total = len(blocks) * len(self.measured)
         for i, (name, block) in enumerate(blocks.items()):
@@ -130,7 +132,7 @@ class _Measurement:
         self.progress("Measuring sensitivity", total, total)
 
     def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
-        """Mean squares of inputs, and the states before every layer."""
+        """Return mean squares of inputs, and the states before every layer."""
         squares: dict[str, np.ndarray] = {}
 
         def hook(path: str) -> Hook:
@@ -156,7 +158,7 @@ class _Measurement:
     def _divergence(
         self, block: list[Matrix], form: Format, states: list[list[mx.array]]
     ) -> float:
-        """The mean KL divergence with one block quantized."""
+        """Return the mean KL divergence with one block quantized."""
         originals = [m.module["weight"] for m in block]
         for matrix in block:
             weight = to_numpy(matrix.module["weight"])
@@ -164,7 +166,7 @@ class _Measurement:
             matrix.module["weight"] = mx.array(approx)
         try:
             first = self._layer_index(block[0].path)
-            if first is None:  # outside the layers: the embedding, the head
+            if first is None:  # the embedding or the head
                 first, now = 0, self.stream.embed()
             else:
                 now = states[first]
@@ -215,19 +217,19 @@ class _Measurement:
         }
 
     def _nearest(self, form: Format) -> Format:
-        """The measured format of the most bits that `form` has, too."""
+        """Return the measured format of most bits, at most those of `form`."""
         fewer = [m for m in self.measured if m.bits <= form.bits]
         return (fewer or self.measured[:1])[-1]
 
 
 def _fitted(form: Format, matrix: Matrix) -> Format:
     fitted = form.fitted(matrix.inputs)
-    assert fitted is not None  # others are not among the matrices
+    assert fitted is not None  # self.matrices has no others
     return fitted
 
 
 def _error(matrix: Matrix, form: Format, squares: np.ndarray | None) -> float:
-    """The squared error of all rows, estimated from some."""
+    """Return the squared error of all rows, estimated from a sample."""
     rows = matrix.module["weight"].reshape(-1, matrix.inputs)
     step = max(1, rows.shape[0] // _ROWS)
     some = to_numpy(rows[::step])

@@ -1,4 +1,4 @@
-"""The folder of a conversion under way: what is finished stays finished."""
+"""The folder of an unfinished conversion: finished work survives a kill."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import mlx.core as mx
 class Workspace:
     """Measurements, finished layers and the hidden states after them, on disk.
 
-    Each file is written beside its name and renamed, so that a kill at any moment
+    Each file is written under another name and then renamed. A kill at any moment
     leaves it whole or absent.
 
     Attributes:
         folder: `.NAME.nibble` beside the output folder.
-        finished: How many layers were found finished.
+        finished: Number of finished layers.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]):
-        """Open the workspace of an output folder; start anew if settings differ."""
+        """Open the workspace of an output folder; empty it if settings differ."""
         self.folder = out.parent / f".{out.name}.nibble"
         stated = json.dumps(settings, sort_keys=True)
         if self._read("settings.json") != stated:
@@ -35,16 +35,16 @@ class Workspace:
         self.finished = json.loads(progress)["finished"] if progress else 0
 
     def save_record(self, name: str, value: Any) -> None:
-        """Keep what JSON can hold."""
+        """Write a value that JSON can represent."""
         self._replace(f"{name}.json", json.dumps(value))
 
     def load_record(self, name: str) -> Any:
-        """What was kept under a name; None if nothing was."""
+        """Return the value of a name; None if there is none."""
         text = self._read(f"{name}.json")
         return None if text is None else json.loads(text)
 
     def keep_plan(self, plan: Any) -> None:
-        """Record the plan of the layers; those of another plan are dropped."""
+        """Record the plan of the layers; delete layers of another plan."""
         if self.load_record("plan") == plan:
             return
         (self.folder / "progress.json").unlink(missing_ok=True)
@@ -54,21 +54,21 @@ class Workspace:
         self.save_record("plan", plan)
 
     def save_part(self, name: str, arrays: Mapping[str, mx.array]) -> None:
-        """Keep the finished arrays of a layer, or of what lies outside them."""
+        """Write the arrays of a finished layer, or of the modules outside."""
         self._save(f"{name}.safetensors", arrays)
 
     def has_part(self, name: str) -> bool:
-        """Tell whether a part is there."""
+        """Tell whether a part exists."""
         return (self.folder / f"{name}.safetensors").exists()
 
     def load_part(self, name: str) -> dict[str, mx.array]:
-        """Arrays of a part, read when they are used."""
+        """Return the lazy arrays of a part."""
         loaded = mx.load(str(self.folder / f"{name}.safetensors"))
         assert isinstance(loaded, dict)
         return loaded
 
     def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
-        """Record that `count` layers are finished, and the states after them."""
+        """Record `count` finished layers and the hidden states after them."""
         name = f"states-{count:05}.safetensors"
         self._save(name, {str(i): x for i, x in enumerate(states)})
         self._replace("progress.json", json.dumps({"finished": count}))
@@ -77,19 +77,19 @@ class Workspace:
                 old.unlink()
 
     def states(self) -> list[mx.array]:
-        """The states recorded last, one a batch."""
+        """Return the states recorded last, one for each batch."""
         loaded = self.load_part(f"states-{self.finished:05}")
         return [loaded[str(i)] for i in range(len(loaded))]
 
     def remove(self) -> None:
-        """Delete it all."""
+        """Delete the folder."""
         shutil.rmtree(self.folder)
 
     def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         partial = self.folder / f"partial-{name}"
         try:
             mx.save_safetensors(str(partial), dict(arrays))
-        except RuntimeError as error:  # MLX's own, without the reason
+        except RuntimeError as error:  # MLX's error, which lacks the reason
             raise OSError(f"[save] {partial} could not be written: {error}.") from error
         os.replace(partial, self.folder / name)
 

@@ -1,4 +1,4 @@
-"""How much worse a quantized model predicts text than its reference."""
+"""Perplexity of a model, and its divergence from a reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenMean:
 
     @staticmethod
     def of(samples: np.ndarray) -> TokenMean:
-        """Of independent samples. Neighbouring tokens are not quite independent."""
+        """Estimate from independent samples, which neighbouring tokens nearly are."""
         if len(samples) < 2:
             return TokenMean(float(samples.mean()), float("nan"))
         spread = float(samples.std(ddof=1))
@@ -37,7 +37,7 @@ class Comparison:
             :math:`e^{\overline{\Delta}} - 1` with the difference of log-likelihoods
             paired token by token.
         kl: :math:`\mathrm{KL}(p_\mathrm{ref} \| p)` a token, in nats.
-        agreement: Share of tokens for which both hold the same one likeliest.
+        agreement: Share of tokens for which both predict the same likeliest token.
     """
 
     increase: TokenMean
@@ -50,10 +50,10 @@ class Evaluation:
     """How well a model predicts a text.
 
     Attributes:
-        tokens: Tokens predicted.
+        tokens: Number of predicted tokens.
         perplexity: `exp` of the mean negative log-likelihood.
-        reference_perplexity: The reference's, if there is one.
-        comparison: With the reference, if there is one.
+        reference_perplexity: Perplexity of the reference, if there is one.
+        comparison: Comparison with the reference, if there is one.
     """
 
     tokens: int
@@ -71,10 +71,10 @@ def evaluate(
     """Predict each token of each sequence from those before it.
 
     Args:
-        model: Gives logits `[B, L, V]` for tokens `[B, L]`.
+        model: Function from tokens `[B, L]` to logits `[B, L, V]`.
         batches: Tokens `[B, L]`, L above 1.
-        reference: Likewise; what to compare with.
-        progress: Called with the number of batches done.
+        reference: Function like `model`, to compare with.
+        progress: Function of the step, batches done and all batches.
 
     Raises:
         ValueError: If there are no batches.
@@ -87,7 +87,7 @@ def evaluate(
             collected.append(_per_token(log_p, log_r, np.array(tokens)[:, 1:]))
             progress("Evaluating", i + 1, len(batches))
     if not collected:
-        raise ValueError("[eval] at least one batch of tokens is required.")
+        raise ValueError("[eval] a batch of tokens is required but got none.")
     samples = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
     loss = samples["loss"]
     if reference is None:
@@ -107,14 +107,14 @@ def evaluate(
 
 
 def _exponential(samples: np.ndarray) -> TokenMean:
-    """exp of the mean; its error to first order."""
+    """Return exp of the mean; its error is exact to first order."""
     log = TokenMean.of(samples)
     mean = float(np.exp(log.mean))
     return TokenMean(mean, mean * log.error)
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:
-    """Log-probabilities of all positions but the last, float32 `[B, L - 1, V]`."""
+    """Return log-probabilities of all but the last position, float32 `[B, L-1, V]`."""
     x = to_numpy(logits[:, :-1])
     x = x - x.max(-1, keepdims=True)
     x -= np.log(np.exp(x).sum(-1, keepdims=True))
@@ -122,9 +122,9 @@ def log_softmax(logits: mx.array) -> np.ndarray:
 
 
 def kl_divergence(log_r: np.ndarray, log_p: np.ndarray) -> np.ndarray:
-    """KL(r || p) of each token, in nats: `[B * (L - 1)]` from log-probabilities."""
+    """Return KL(r || p) of each token, in nats, `[B * (L - 1)]`."""
     kl = np.einsum("blv,blv->bl", np.exp(log_r), log_r - log_p)
-    # Below zero only by rounding.
+    # Rounding alone can make it negative.
     return np.maximum(kl, 0).ravel().astype(float)
 
 

@@ -1,4 +1,4 @@
-"""Read what a model folder holds from its headers: nothing is loaded."""
+"""The inventory of a model folder, from the headers of its files alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from mlx_nibble.evaluation.memory import (
     MatrixBytes,
     activation_bytes,
     kv_bytes_per_token,
+    label,
 )
 from mlx_nibble.io.checkpoint import read_checkpoint
-from mlx_nibble.layerwise.layers import natural
+from mlx_nibble.io.config import stored_settings
+from mlx_nibble.layerwise.matrices import natural
 
 
 def read_inventory(folder: Path) -> Inventory:
@@ -26,7 +28,7 @@ def read_inventory(folder: Path) -> Inventory:
     """
     config, tensors = read_checkpoint(folder, "inspect")
     rows = tuple(
-        _row(path, tensor, tensors, config.get("quantization") or {})
+        _row(path, tensor, tensors, config)
         for path, tensor in sorted(tensors.items(), key=lambda item: natural(item[0]))
         if not _is_part(path, tensors)
     )
@@ -34,7 +36,7 @@ def read_inventory(folder: Path) -> Inventory:
 
 
 def _is_part(path: str, tensors: Mapping[str, mx.array]) -> bool:
-    """Tell scales and biases of a format from tensors of their own."""
+    """Tell whether a tensor is the scales or biases of a quantized matrix."""
     owner, _, name = path.rpartition(".")
     return name in ("scales", "biases") and f"{owner}.weight" in tensors
 
@@ -46,9 +48,7 @@ def _row(
     scales = tensors.get(f"{owner}.scales")
     if not path.endswith(".weight") or scales is None:
         return MatrixBytes(path, tuple(tensor.shape), tensor.nbytes)
-    own = config.get(owner)
-    settings = own if isinstance(own, dict) else config
-    group_size = int(settings.get("group_size", 64))
+    group_size = int(stored_settings(config, owner)["group_size"])
     inputs = scales.shape[-1] * group_size
     bits = tensor.shape[-1] * 32 // inputs
     biases = tensors.get(f"{owner}.biases")
@@ -58,5 +58,5 @@ def _row(
         tensor.nbytes,
         scales.nbytes,
         0 if biases is None else biases.nbytes,
-        f"{bits}-bit g{group_size}",
+        label(bits, group_size),
     )

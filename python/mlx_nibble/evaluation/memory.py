@@ -1,7 +1,8 @@
-"""The bytes a model takes: counted from its shapes, before anything is loaded."""
+"""The bytes that a model needs, counted from shapes before the model is loaded."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Any
 
 from mlx_nibble.formats import Format
 
-# Of a Mac's unified memory a process may wire about three quarters for the GPU
+# A process may wire about three quarters of a Mac's unified memory for the GPU
 # (Metal's recommendedMaxWorkingSetSize on machines of 16 GB and up).
 USABLE_SHARE = 0.75
 SIZES_GB = (8, 16, 32, 64)
 _HALF = 2
+# The widths that csrc/cpu repacks.
 _REPACKED_FORMATS = ("2-bit ", "4-bit ", "8-bit ")
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
@@ -23,8 +25,8 @@ class MatrixBytes:
     """One matrix or plain tensor.
 
     Attributes:
-        path: Its path in the model.
-        shape: Of the weights it stands for.
+        path: Path in the model.
+        shape: Shape of the dequantized weights.
         weights: Bytes of the codes, or of the plain values.
         scales: Bytes of the scales.
         biases: Bytes of the biases (the format's, not the layer's).
@@ -40,25 +42,22 @@ class MatrixBytes:
 
     @property
     def parameters(self) -> int:
-        """Weights stood for."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        """Number of weights."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """All of it."""
+        """Bytes of all arrays."""
         return self.weights + self.scales + self.biases
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A model's tensors, and what running it adds.
+    """A model's tensors, and the memory that running it adds.
 
     Attributes:
         rows: All matrices and tensors.
-        kv_bytes_per_token: Of the KV cache, for one sequence, in half precision.
+        kv_bytes_per_token: Bytes of the KV cache for a token, in half precision.
         activation_bytes: Largest pair of activations of a prefill step of 2048
             tokens (mlx-lm's), in half precision: an estimate.
     """
@@ -69,15 +68,15 @@ class Inventory:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(row.nbytes for row in self.rows)
 
     @property
     def repacked(self) -> int:
-        """Bytes that ``repack=True`` adds on a CPU, at most: 2, 4 and 8 bits again.
+        """Bytes that ``repack=True`` adds on a CPU, at most: copies of some matrices.
 
-        A matrix whose rows are only looked up is not copied, and rows are made up to
-        multiples of 16.
+        Matrices of 2, 4 and 8 bits are copied, except an embedding that only looks up
+        rows. The padding of rows to multiples of 16 is not counted.
         """
         return sum(
             row.nbytes for row in self.rows if row.label.startswith(_REPACKED_FORMATS)
@@ -85,25 +84,25 @@ class Inventory:
 
     @property
     def parameters(self) -> int:
-        """Weights, as the model counts them."""
+        """Number of the model's weights."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def bits_per_weight(self) -> float:
-        """With scales and biases counted."""
+        """Bits per weight, with scales and biases counted."""
         return 8 * self.nbytes / self.parameters
 
     def total(self, context: int) -> int:
-        """Bytes to run a sequence of `context` tokens."""
+        """Return the bytes to run a sequence of `context` tokens."""
         return self.nbytes + context * self.kv_bytes_per_token + self.activation_bytes
 
     def fits(self, context: int, memory_gb: int) -> bool:
-        """Tell whether it runs on a Mac with so much memory."""
+        """Tell whether the model runs on a Mac with `memory_gb`."""
         return self.total(context) <= USABLE_SHARE * memory_gb * 2**30
 
 
 def by_layer(inventory: Inventory) -> dict[str, list[MatrixBytes]]:
-    """The tensors of each decoder layer, and one by one those outside of them."""
+    """Group the tensors by decoder layer; a tensor outside is a group of its own."""
     layers: dict[str, list[MatrixBytes]] = {}
     for row in inventory.rows:
         found = _LAYER.match(row.path)
@@ -111,18 +110,23 @@ def by_layer(inventory: Inventory) -> dict[str, list[MatrixBytes]]:
     return layers
 
 
+def label(bits: int, group_size: int) -> str:
+    """Return a format in words."""
+    return f"{bits}-bit g{group_size}"
+
+
 def stored(path: str, shape: tuple[int, ...], form: Format) -> MatrixBytes:
-    """A matrix as it would be in a format."""
-    count = 1
-    for n in shape:
-        count *= n
-    pair = count // form.group_size * (4 if form.scale_dtype == "float32" else 2)
-    label = f"{form.bits}-bit g{form.group_size}"
-    return MatrixBytes(path, shape, count * form.bits // 8, pair, pair, label)
+    """Return the bytes of a matrix in a format."""
+    count = math.prod(shape)
+    codes = count * form.bits // 8
+    pair = (form.nbytes(count // shape[-1], shape[-1]) - codes) // 2
+    return MatrixBytes(
+        path, shape, codes, pair, pair, label(form.bits, form.group_size)
+    )
 
 
 def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:
-    """The same model with its matrices in other formats."""
+    """Return the inventory with the planned formats."""
     rows = tuple(
         stored(row.path, row.shape, plan[row.path]) if row.path in plan else row
         for row in inventory.rows
@@ -131,10 +135,10 @@ def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
-    """Bytes of keys and values that one token adds, in half precision.
+    """Return the bytes of keys and values that one token adds, in half precision.
 
     Args:
-        config: A model's `config.json`; 0 if it does not tell.
+        config: A model's `config.json`. Without the sizes the result is 0.
     """
     text = {**config, **config.get("text_config", {})}
     try:
@@ -147,7 +151,12 @@ def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
 
 
 def activation_bytes(config: Mapping[str, Any], prefill: int = 2048) -> int:
-    """Of a prefill step: the MLP's two intermediate products, or the attention's."""
+    """Return the bytes of a prefill step's two largest activations, those of the MLP.
+
+    Args:
+        config: A model's `config.json`. Without the sizes the result is 0.
+        prefill: Tokens of a step.
+    """
     text = {**config, **config.get("text_config", {})}
     try:
         hidden = int(text["hidden_size"])

@@ -1,7 +1,7 @@
-"""A dequantized llama, evaluated in float64: what errors are measured against.
+"""A dequantized llama in float64: the reference of all errors.
 
-MLX cannot be asked for it: even on float64 arrays its CPU operations take RMS
-norms and exponentials in float32.
+MLX cannot compute it: even on float64 arrays its CPU operations compute RMS norms and
+exponentials in float32.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble.io.checkpoint import read_config, read_tensors
+from mlx_nibble.io.checkpoint import read_tensors
+from mlx_nibble.io.config import read_config, stored_settings
 
 
 def llama_logits(folder: Path, tokens: Sequence[int]) -> np.ndarray | None:
-    """Logits of a model's float32-dequantized weights, computed in float64.
+    """Compute logits in float64 from a model's float32-dequantized weights.
 
     Args:
         folder: An MLX checkpoint.
         tokens: Token ids.
 
     Returns:
-        float64 ``[len(tokens), vocabulary]``, or None if the model is not a llama
-        of the plain kind (no biases, no rope scaling).
+        float64 ``[len(tokens), vocabulary]``, or None if the model is not a plain
+        llama (no biases, no rope scaling).
     """
     config = read_config(folder, "reference")
     unusual = ("attention_bias", "mlp_bias", "rope_scaling", "sliding_window")
@@ -57,8 +58,6 @@ class _Llama:
     def _weight(self, path: str) -> np.ndarray:
         weight = self._arrays[f"{path}.weight"]
         if f"{path}.scales" in self._arrays:
-            common = self._config["quantization"]
-            form = common.get(path, common)
             scales = self._arrays[f"{path}.scales"]
             biases = self._arrays.get(f"{path}.biases")
             if biases is not None:
@@ -67,9 +66,7 @@ class _Llama:
                 weight,
                 scales,
                 biases,
-                group_size=form["group_size"],
-                bits=form["bits"],
-                mode=form.get("mode", "affine"),
+                **stored_settings(self._config, path),
             )
         return np.array(weight.astype(mx.float32)).astype(np.float64)
 
@@ -103,7 +100,7 @@ class _Llama:
         return rows @ self._weight(f"{path}.o_proj").T
 
     def _rotation(self, length: int) -> np.ndarray:
-        """exp(i p theta^(-2j/size)) for position p: complex ``[length, size/2]``."""
+        """Return exp(i p theta^(-2j/size)) of each position p, ``[length, size/2]``."""
         heads = self._config["num_attention_heads"]
         size = self._config.get("head_dim") or self._config["hidden_size"] // heads
         theta = float(self._config.get("rope_theta", 10000))
@@ -112,7 +109,7 @@ class _Llama:
 
 
 def _rotate(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """Turn the pairs (x_j, x_{j + size/2}) of rows ``[heads, L, size]``."""
+    """Rotate the pairs (x_j, x_{j + size/2}) of rows ``[heads, L, size]``."""
     half = rows.shape[-1] // 2
     turned = (rows[..., :half] + 1j * rows[..., half:]) * rotation
     return np.concatenate([turned.real, turned.imag], axis=-1)

@@ -1,4 +1,4 @@
-"""Write a text file whole or not at all."""
+"""Writing a text file whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write beside ``path``, then rename: readers see the old file or the new one.
 
     Raises:
-        OSError: If the file cannot be written; what was there stays.
+        OSError: If the file cannot be written; the old file stays.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -1,4 +1,4 @@
-"""The user's cache folder, and locks for those who fill it."""
+"""The user's cache folder, and locks for processes that fill it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where mlx-nibble keeps what it can make or fetch again.
+    """Return the folder of files that mlx-nibble can make or fetch again.
 
-    ``$NIBBLE_CACHE_DIR``, or else the platform's place: ``~/Library/Caches/mlx-nibble``
-    on macOS; ``$XDG_CACHE_HOME/mlx-nibble`` or ``~/.cache/mlx-nibble`` elsewhere.
+    It is ``$NIBBLE_CACHE_DIR`` if set. The default is ``~/Library/Caches/mlx-nibble``
+    on macOS, and ``$XDG_CACHE_HOME/mlx-nibble`` or ``~/.cache/mlx-nibble`` elsewhere.
     """
     if chosen := os.environ.get("NIBBLE_CACHE_DIR"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "mlx-nibble"
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification has relative paths ignored.
+    # The XDG specification says to ignore relative paths.
     return (base if base.is_absolute() else Path.home() / ".cache") / "mlx-nibble"
 
 
@@ -29,7 +29,7 @@ def cache_dir() -> Path:
 def cache_lock(name: str) -> Iterator[Path]:
     """Hold the lock of one cache entry; another process waits for it.
 
-    The system releases the lock of a process that dies.
+    The system releases the lock when a process dies.
 
     Yields:
         The cache folder, which exists.

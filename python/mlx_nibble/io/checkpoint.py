@@ -8,53 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+
+from mlx_nibble.io.config import read_config
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
-
-
-def read_config(folder: Path, op: str) -> dict[str, Any]:
-    """What a model folder's `config.json` holds.
-
-    Args:
-        folder: The model folder.
-        op: Named in errors: ``[op] …``.
-
-    Raises:
-        ValueError: If it is no JSON object.
-        OSError: If it cannot be read.
-    """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"[{op}] a JSON object is required in '{file}' but got: {error}."
-        ) from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"[{op}] a JSON object is required in '{file}' but got a "
-            f"{type(config).__name__}."
-        )
-    for key in ("quantization", "quantization_config"):
-        if not isinstance(config.get(key), dict | None):
-            raise ValueError(
-                f"[{op}] a JSON object is required as {key!r} in '{file}' but got a "
-                f"{type(config[key]).__name__}."
-            )
-    return config
 
 
 def read_checkpoint(
     folder: Path, op: str
 ) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """A model folder's configuration and tensors, of which headers alone are read.
+    """Read a model folder: its configuration, and the headers of its tensors.
 
     Args:
         folder: The model folder.
-        op: Named in errors: ``[op] …``.
+        op: Name of the operation in errors: ``[op] …``.
 
     Returns:
-        What `config.json` holds, and parameter path to array.
+        The configuration, and parameter path to lazy array.
 
     Raises:
         ValueError: If it is no model folder.
@@ -74,20 +45,45 @@ def read_checkpoint(
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:
-    """Parameter path to array, of which headers alone are read."""
+    """Read the headers of files; return parameter path to lazy array."""
     tensors: dict[str, mx.array] = {}
     for file in files:
-        loaded = mx.load(str(file))  # lazy
+        loaded = mx.load(str(file))
         assert isinstance(loaded, dict)
         tensors |= loaded
     return tensors
+
+
+def quantized_tensors(
+    path: str, words: np.ndarray, scales: np.ndarray, biases: np.ndarray, dtype: str
+) -> dict[str, mx.array]:
+    """Return the tensors of one quantized matrix, by the names that MLX reads.
+
+    Args:
+        path: Path of the module.
+        words: Packed codes.
+        scales: Scales of the groups.
+        biases: Biases of the groups.
+        dtype: Type to store scales and biases in.
+    """
+    kind = getattr(mx, dtype)
+    return {
+        f"{path}.weight": mx.array(words),
+        f"{path}.scales": mx.array(scales).astype(kind),
+        f"{path}.biases": mx.array(biases).astype(kind),
+    }
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return the name that `getattr(mx, name)` turns into the type."""
+    return str(dtype).rpartition(".")[2]
 
 
 def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     """Write `model*.safetensors` and their index, as mlx-lm does.
 
     Args:
-        folder: Exists, and holds no weights yet.
+        folder: An existing folder without weights.
         weights: Parameter path to array.
 
     Raises:
@@ -104,7 +100,7 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     for name, shard in zip(names, shards, strict=True):
         try:
             mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:  # MLX's own, without the reason
+        except RuntimeError as error:  # MLX's error, which lacks the reason
             message = f"[save] {folder / name} could not be written: {error}"
             raise OSError(message) from error
         weight_map.update(dict.fromkeys(shard, name))

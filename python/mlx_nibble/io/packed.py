@@ -1,9 +1,9 @@
-r"""Weights as AutoAWQ, GPTQ and compressed-tensors pack them, as MLX's codes.
+r"""The layouts of AutoAWQ, GPTQ and compressed-tensors, converted to MLX's codes.
 
-All three store integers with a scale and an integer zero a group,
-:math:`\hat w = s (q - z)`, which is MLX's format with a bias of :math:`-s z`. The
-bias is exact where z is a power of two (every symmetric checkpoint), and otherwise
-rounded once to the type of the scales.
+All three store integers with a scale and an integer zero for each group,
+:math:`\hat w = s (q - z)`: MLX's format with a bias of :math:`-s z`. The bias is exact
+if z is a power of two, as in every symmetric checkpoint. Otherwise it is rounded once,
+to the type of the scales.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import numpy as np
 
 from mlx_nibble.formats import Quantized, round_to, unpack
 
-# AutoAWQ interleaves the 8 columns of a word so that its CUDA kernel finds even and
-# odd ones in halves: nibble i holds column _AWQ_ORDER[i].
+# AutoAWQ interleaves the 8 columns of a word: its CUDA kernel reads even and odd
+# columns from halves. Nibble i is column _AWQ_ORDER[i].
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+# GPTQ's widths whose codes never straddle two words.
+_GPTQ_BITS = (2, 4, 8)
 
 
 def from_awq(
     qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, dtype: str
 ) -> Quantized:
-    """AutoAWQ's GEMM layout, 4 bits.
+    """Convert AutoAWQ's GEMM layout, 4 bits.
 
     Args:
         qweight: int32 `[K, N / 8]`.
         qzeros: int32 `[G, N / 8]`.
         scales: `[G, N]`.
-        dtype: Type that biases are rounded to.
+        dtype: Stored type of biases.
 
     Raises:
         ValueError: If shapes do not fit together.
@@ -45,26 +47,26 @@ def from_gptq(
     *,
     zero_offset: int = 1,
 ) -> tuple[Quantized, np.ndarray | None]:
-    """AutoGPTQ's and GPTQModel's layout, 2, 4 or 8 bits.
+    """Convert the layout of AutoGPTQ and GPTQModel, 2, 4 or 8 bits.
 
     Args:
         qweight: int32 `[K * bits / 32, N]`, packed along K.
         qzeros: int32 `[G, N * bits / 32]`.
         scales: `[G, N]`.
-        g_idx: `[K]`: the group of each input, or None.
+        g_idx: Group of each input, `[K]`, or None.
         bits: Width of a code.
-        dtype: Type that biases are rounded to.
-        zero_offset: What the stored zero is short of: 1, in format v2 it is 0.
+        dtype: Stored type of biases.
+        zero_offset: Difference of the zero and the stored zero: 1; 0 in format v2.
 
     Returns:
-        The weight, and the order its inputs are in if groups are no runs of
-        consecutive inputs (act-order): input j of it is input `order[j]` of the
-        layer. None if they are in order.
+        The weight, and the order of its inputs. With act-order a group is no run of
+        consecutive inputs: input j of the weight is input `order[j]` of the layer.
+        The order is None if inputs are in order.
 
     Raises:
         ValueError: If shapes do not fit together.
     """
-    if bits not in (2, 4, 8):
+    if bits not in _GPTQ_BITS:
         raise ValueError(f"[import] bits must be 2, 4 or 8 but got {bits}.")
     codes = unpack(np.ascontiguousarray(qweight.T).view(np.uint32), bits)
     zeros = unpack(qzeros.view(np.uint32), bits).astype(np.int32) + zero_offset
@@ -84,18 +86,18 @@ def from_compressed_tensors(
     bits: int,
     dtype: str,
 ) -> tuple[Quantized, np.ndarray | None]:
-    """The `pack-quantized` layout of compressed-tensors, 4 or 8 bits.
+    """Convert the `pack-quantized` layout of compressed-tensors, 4 or 8 bits.
 
     Args:
         weight_packed: int32 `[N, K * bits / 32]`, each code plus `2**(bits - 1)`.
         weight_scale: `[N, G]`.
         weight_zero_point: int32 `[N * bits / 32, G]`, packed likewise, or None.
-        g_idx: `[K]`: the group of each input; None or all -1 if in order.
+        g_idx: Group of each input, `[K]`; None or all -1 if in order.
         bits: Width of a code.
-        dtype: Type that biases are rounded to.
+        dtype: Stored type of biases.
 
     Returns:
-        The weight, and the order its inputs are in, as of `from_gptq`.
+        The weight, and the order of its inputs, as `from_gptq` returns them.
 
     Raises:
         ValueError: If shapes do not fit together.
@@ -114,7 +116,7 @@ def from_compressed_tensors(
 
 
 def _awq_columns(packed: np.ndarray) -> np.ndarray:
-    """Codes `[rows, N]` of int32 `[rows, N / 8]`."""
+    """Unpack int32 `[rows, N / 8]` to codes `[rows, N]`."""
     nibbles = unpack(packed.view(np.uint32), 4).reshape(len(packed), -1, 8)
     columns = np.empty_like(nibbles)
     columns[..., _AWQ_ORDER] = nibbles
@@ -122,13 +124,16 @@ def _awq_columns(packed: np.ndarray) -> np.ndarray:
 
 
 def _order(g_idx: np.ndarray, inputs: int, groups: int) -> np.ndarray | None:
+    """Return the inputs sorted by group; None if they are in order already."""
     if g_idx.shape != (inputs,) or not ((0 <= g_idx) & (g_idx < groups)).all():
         raise ValueError(
             f"[import] g_idx must name one of {groups} groups for each of {inputs} "
             f"inputs but has shape {g_idx.shape} and values up to {g_idx.max()}."
         )
     if (np.bincount(g_idx, minlength=groups) != inputs // groups).any():
-        raise ValueError("[import] all groups of g_idx must be of the same size.")
+        raise ValueError(
+            "[import] all groups of g_idx must be of the same size but are not."
+        )
     order = np.argsort(g_idx, kind="stable")
     return None if (order == np.arange(inputs)).all() else order
 

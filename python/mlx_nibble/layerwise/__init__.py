@@ -1,1 +1,1 @@
-"""A model one layer at a time: its matrices, inputs and Hessians."""
+"""A model, one layer at a time: its matrices, inputs and Hessians."""

@@ -1,8 +1,8 @@
-"""Let MLX's dense layers compute with numpy's BLAS, on the CPU, for a while.
+"""MLX's dense layers, computed with NumPy's BLAS on a CPU.
 
-MLX's Linux wheel brings the reference BLAS: 2 to 3 GFLOP/s where numpy's OpenBLAS has
+MLX's Linux wheel has the reference BLAS: 2 to 3 GFLOP/s, where NumPy's OpenBLAS reaches
 50 to 100 on the same two cores. Calibration and evaluation are dense products of long
-sequences, so they run inside :func:`fast_dense`; on a GPU it changes nothing.
+sequences, so they run inside :func:`fast_dense`. On a GPU it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 @contextmanager
 def fast_dense() -> Iterator[None]:
-    """Inside it, linear layers and attention multiply through numpy on the CPU.
+    """Compute linear layers and attention with NumPy inside the context, on a CPU.
 
-    Products are float32 and rounded to the type of the input. Lazy graphs end at
-    each of them: numpy needs values.
+    Products are float32 and rounded to the type of the input. Each of them evaluates
+    the lazy graph, for NumPy needs values.
     """
     if mx.default_device().type != mx.DeviceType.cpu:
         yield
@@ -39,12 +39,12 @@ def fast_dense() -> Iterator[None]:
 
 
 def to_numpy(a: mx.array) -> np.ndarray:
-    """A float32 view of an array if it is one, or else a float32 copy."""
+    """Return a view of a float32 array, or a float32 copy of another array."""
     return np.array(a.astype(mx.float32), copy=False)
 
 
 def product(x: mx.array, weight: mx.array) -> mx.array:
-    """`x @ weight.T`, with numpy's BLAS."""
+    """Return `x @ weight.T`, computed with NumPy's BLAS."""
     a = to_numpy(x).reshape(-1, x.shape[-1])
     y = a @ to_numpy(weight).T
     return mx.array(y.reshape(*x.shape[:-1], -1)).astype(x.dtype)
@@ -69,7 +69,7 @@ def _attention(
     sinks: mx.array | None = None,
     **_: Any,
 ) -> mx.array:
-    """`mx.fast.scaled_dot_product_attention`; q `[B, H, L, D]`, k, v `[B, h, S, D]`."""
+    """Replace mx.fast's attention; q is `[B, H, L, D]`, k and v are `[B, h, S, D]`."""
     batch, heads, length, width = q.shape
     groups = heads // k.shape[1]
     grouped = to_numpy(q).reshape(batch, k.shape[1], groups * length, width)
@@ -77,7 +77,7 @@ def _attention(
     scores *= np.float32(scale)
     scores = scores.reshape(batch, heads, length, -1)
     _apply_mask(scores, mask)
-    # A sink is one more key, of value zero; without sinks it weighs nothing.
+    # A sink is one more key, with a value of zero; without sinks its weight is zero.
     sink = np.float32(-np.inf) if sinks is None else to_numpy(sinks)[:, None, None]
     largest = np.maximum(scores.max(-1, keepdims=True), sink)
     scores -= largest
@@ -111,7 +111,7 @@ def _gather_mm(
     rhs_indices: mx.array | None = None,
     **_: Any,
 ) -> mx.array:
-    """`mx.gather_mm`: one product for each matrix of b that is used."""
+    """Replace `mx.gather_mm`: one product for each matrix of b that is used."""
     left, right = to_numpy(a), to_numpy(b)
     rows = _flat_indices(lhs_indices, left.shape[:-2])
     experts = _flat_indices(rhs_indices, right.shape[:-2])

@@ -1,4 +1,4 @@
-"""Hessians of a layer's linear modules, collected while the layer runs."""
+"""Hessians of a layer's linear modules, accumulated while the layer runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from mlx_nibble.layerwise.cpu_math import to_numpy
 from mlx_nibble.layerwise.intercept import Hook
 
-# An expert that saw fewer tokens than inputs has a Hessian of low rank; so much of
-# all experts' mean (a share of the tokens an average expert sees) stands in.
+# An expert with fewer tokens than inputs has a Hessian of low rank. Each Hessian gets
+# this share of the mean over all experts: a share of an average expert's tokens.
 _EXPERT_PRIOR = 0.1
 
 
 @dataclass
 class Inputs:
-    """What is known of one input that one or more modules share.
+    """Statistics of one input that one or more modules share.
 
     Attributes:
-        paths: The modules, by path within the layer.
-        hessian: `X^T X`, `[K, K]`; of experts `[E, K, K]`.
-        rows: Tokens seen.
+        paths: Paths of the modules within the layer.
+        hessian: `X^T X`, `[K, K]`; `[E, K, K]` for experts.
+        rows: Number of tokens.
     """
 
     paths: list[str]
@@ -34,14 +34,14 @@ class Inputs:
 
 @dataclass
 class Collector:
-    """Collects the inputs of modules over batches."""
+    """Statistics of the inputs of modules, collected over batches."""
 
     modules: dict[str, nn.Module]
     _seen: dict[str, tuple[mx.array, mx.array | None]] = field(default_factory=dict)
     _inputs: dict[tuple[str, ...], Inputs] = field(default_factory=dict)
 
     def hooks(self) -> list[tuple[nn.Module, Hook]]:
-        """For `intercepted`."""
+        """Return the hooks for `intercepted`."""
         return [(module, self._hook(path)) for path, module in self.modules.items()]
 
     def _hook(self, path: str) -> Hook:
@@ -53,7 +53,7 @@ class Collector:
         return see
 
     def observe(self) -> None:
-        """The batch just run is to be counted."""
+        """Add the batch that just ran."""
         for paths in self._shared():
             x, indices = self._seen[paths[0]]
             inputs = self._inputs.get(paths)
@@ -66,27 +66,27 @@ class Collector:
         self._seen = {}
 
     def _shared(self) -> list[tuple[str, ...]]:
-        """Modules that were given one and the same array, together."""
+        """Group the modules whose input was the same array."""
         groups: dict[tuple[int, int], list[str]] = {}
         for path, (x, indices) in self._seen.items():
             groups.setdefault((id(x), id(indices)), []).append(path)
         return [tuple(paths) for paths in groups.values()]
 
     def result(self) -> list[Inputs]:
-        """All inputs seen; experts' Hessians filled up from each other's."""
+        """Return all statistics; experts' Hessians include a share of their mean."""
         for inputs in self._inputs.values():
             if inputs.hessian.ndim == 3:
                 inputs.hessian += _EXPERT_PRIOR * inputs.hessian.mean(0)
         return list(self._inputs.values())
 
 
-def evening(rows: np.ndarray) -> np.ndarray:
-    """Factors `[T, 1]` that scale tokens of more than the median power down to it.
+def token_factors(rows: np.ndarray) -> np.ndarray:
+    """Return factors `[T, 1]` that reduce tokens of large power to the median power.
 
-    The inputs of some down projections have a few tokens (the first of a text above
-    all) of a thousand times the norm of the rest, and so has the hidden state that
-    they make. What counts is an error's share of that state, since the next norm
-    divides by it; unscaled, such tokens alone would decide the Hessian.
+    The inputs of some down projections have a few tokens, above all the first of a
+    text, with a thousand times the norm of the rest. Their hidden state is as large,
+    and the next norm divides by it, so only the relative error matters. Without these
+    factors such tokens alone would determine the Hessian.
     """
     power = np.einsum("tk,tk->t", rows, rows)
     median = np.median(power)
@@ -96,19 +96,19 @@ def evening(rows: np.ndarray) -> np.ndarray:
 def hessian(
     x: mx.array, indices: mx.array | None = None, module: nn.Module | None = None
 ) -> np.ndarray:
-    """`X^T X` of one batch, float32; for experts one each.
+    """Return `X^T X` of one batch, float32; one matrix for each expert.
 
     Args:
-        x: `[..., K]`.
-        indices: For experts: which one each row goes to.
-        module: For experts: the module, its weight `[E, N, K]`.
+        x: Inputs, `[..., K]`.
+        indices: Expert of each row; None without experts.
+        module: Module of the experts, its weight `[E, N, K]`; None without experts.
     """
     rows = to_numpy(x).reshape(-1, x.shape[-1])
-    rows = rows * evening(rows)
+    rows = rows * token_factors(rows)
     if indices is None or module is None:
         return rows.T @ rows
     chosen = np.array(indices).reshape(-1)
-    # Each row goes to one expert (sorted), or to several in turn.
+    # Each row goes to one expert (rows are sorted), or to several one after another.
     rows = np.repeat(rows, len(chosen) // len(rows), 0)
     experts = module["weight"].shape[0]
     result = np.zeros((experts, rows.shape[1], rows.shape[1]), np.float32)

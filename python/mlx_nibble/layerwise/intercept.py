@@ -1,4 +1,4 @@
-"""See, or replace, the calls of a model's modules for a while."""
+"""Hooks that see or replace the calls of a model's modules."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ Hook = Callable[..., Any]
 def intercepted(
     hooks: Iterable[tuple[nn.Module, Hook]], method: str = "__call__"
 ) -> Iterator[None]:
-    """Inside it, each module's call goes to its hook.
+    """Redirect each module's calls to its hook, inside the context.
 
-    A hook is called as `hook(original, *args, **kwargs)`. The module changes its
-    class for a subclass of the same name, so that attributes, parameters and
-    `isinstance` are as before.
+    A hook is called as `hook(original, *args, **kwargs)`. The module's class becomes a
+    subclass of the same name: attributes, parameters and `isinstance` stay the same.
     """
     originals: list[tuple[nn.Module, type[nn.Module]]] = []
     try:

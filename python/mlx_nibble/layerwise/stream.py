@@ -1,8 +1,8 @@
-"""Run a model layer by layer, so that one layer at a time need be in memory.
+"""A model run layer by layer, with one layer at a time in memory.
 
-Works for every model whose decoder layers are `model.layers`, take the hidden state
-first and return it: the families of mlx-lm. Nothing is assumed of masks and other
-arguments; they are recorded from the model's own forward pass.
+It works for all families of mlx-lm: the decoder layers are `model.layers`, take the
+hidden state first and return it. Masks and all other arguments are recorded from the
+model's own forward pass.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mlx_nibble.layerwise.intercept import Hook, intercepted
 
 
 class _Recorded(Exception):
-    """All arguments are known."""
+    """All arguments have been recorded."""
 
 
 class LayerStream:
-    """The decoder layers of a model, to be called in turn on recorded arguments.
+    """The decoder layers of a model, called in turn with recorded arguments.
 
     Attributes:
-        model: The model; only what lies outside its layers is evaluated at first.
+        model: The model; its layers are not evaluated before they are called.
         layers: Its decoder layers.
         tokens: Batches of token ids `[B, L]`.
     """
 
     def __init__(self, model: nn.Module, tokens: Sequence[mx.array]):
-        """Refuse a model without layers."""
+        """Check that the model has layers."""
         layers = getattr(model, "layers", None)
         if not layers:
             raise ValueError(
@@ -44,13 +44,13 @@ class LayerStream:
         self._calls: list[list[tuple[tuple, dict]]] = []
 
     def embed(self) -> list[mx.array]:
-        """The input of the first layer for each batch, `[B, L, D]`."""
+        """Return the input of the first layer for each batch, `[B, L, D]`."""
         recorded = [self._record(batch) for batch in self.tokens]
         self._calls = [calls for _, calls in recorded]
         return [state for state, _ in recorded]
 
     def _record(self, batch: mx.array) -> tuple[mx.array, list[tuple[tuple, dict]]]:
-        """What the first layer is given, and the other arguments of every layer."""
+        """Return the first layer's input, and the other arguments of every layer."""
         states: list[mx.array] = []
         calls: list[tuple[tuple, dict]] = []
 
@@ -58,7 +58,7 @@ class LayerStream:
             states.append(x)
             calls.append((args, kwargs))
             if len(calls) == len(self.layers):
-                raise _Recorded  # what follows, the head above all, is not needed
+                raise _Recorded  # skip the rest of the model, above all the head
             return x
 
         with suppress(_Recorded):
@@ -84,7 +84,7 @@ class LayerStream:
         return y
 
     def logits(self, batch: int, state: mx.array) -> mx.array:
-        """What the model makes of the last layer's output, `[B, L, vocabulary]`."""
+        """Return the logits of the last layer's output, `[B, L, vocabulary]`."""
 
         def replay(_: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
             return state
@@ -94,37 +94,3 @@ class LayerStream:
     def _forward(self, tokens: mx.array, hook: Hook) -> mx.array:
         with intercepted([(layer, hook) for layer in self.layers]):
             return self.model(tokens)
-
-
-def batches(
-    tokens: Sequence[int], length: int, samples: int, batch_size: int = 1
-) -> list[mx.array]:
-    """Cut a text into sequences, spread evenly over it.
-
-    Args:
-        tokens: The text's token ids.
-        length: Tokens a sequence.
-        samples: How many sequences; fewer if the text is too short.
-        batch_size: Sequences a batch.
-
-    Returns:
-        Arrays `[batch_size, length]`, the last one maybe smaller.
-
-    Raises:
-        ValueError: If the text has fewer than `length` tokens, or either is below 1.
-    """
-    if min(length, samples) < 1:
-        raise ValueError(
-            "[text] samples and their length must be at least 1 but are "
-            f"{samples} and {length}."
-        )
-    available = len(tokens) // length
-    if available == 0:
-        raise ValueError(
-            f"[text] at least {length} tokens are required but the text has "
-            f"{len(tokens)}."
-        )
-    count = min(samples, available)
-    starts = [i * available // count * length for i in range(count)]
-    rows = [list(tokens[s : s + length]) for s in starts]
-    return [mx.array(rows[i : i + batch_size]) for i in range(0, count, batch_size)]

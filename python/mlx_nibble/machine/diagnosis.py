@@ -1,4 +1,4 @@
-"""What works on this machine: every kernel tried, as :mod:`selfcheck` tries them."""
+"""Find the kernels that work on this machine: run the trial of each."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import ops
-from mlx_nibble.machine import selfcheck
-from mlx_nibble.machine.selfcheck import Machine, Trial, Verdict
+from mlx_nibble.formats import BITS, GROUP_SIZES
+from mlx_nibble.machine import trial
+from mlx_nibble.machine.trial import Trial, Verdict
+from mlx_nibble.machine.verdicts import Machine, Verdicts
 from mlx_nibble.progress import Progress, silent
 
-_DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
-_BITS = (2, 3, 4, 5, 6, 8)
-_GROUP_SIZES = (32, 64, 128)
+# By the label in a kernel's name: "f32", "f16" and "bf16".
+_DTYPES = {name.replace("loat", ""): dtype for name, dtype in ops.DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was tried, and on what. Names no person, host, file or network.
+    """The verdicts and the machine. Names no person, host, file or network.
 
     Attributes:
         machine: GPU, system, mlx and mlx-nibble.
-        hardware: What mlx says of the GPU and of the CPU.
+        hardware: Properties of the GPU and the CPU, as mlx reports them.
         python: Version.
-        cpu_isa: The instruction set that the CPU backend uses.
-        gpu: Verdicts on the Metal kernels; empty where there is no GPU.
+        cpu_isa: Instruction set that the CPU backend uses.
+        gpu: Verdicts on the Metal kernels; empty without a GPU.
         cpu: Verdicts on the CPU backend, by format and type.
     """
 
@@ -42,18 +43,16 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether all that was tried may be used."""
+        """Whether every tried kernel may be used."""
         return all(verdict.ok for verdict in self.gpu + self.cpu)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return plain data."""
         return {**asdict(self), "ok": self.ok}
 
     def table(self) -> list[list[str]]:
-        """Counts of verdicts: a row for each family, a column for each type."""
-        rows = [
-            ["", *(str(dtype).removeprefix("mlx.core.") for dtype in _DTYPES.values())]
-        ]
+        """Count the verdicts: a row for each family, a column for each type."""
+        rows = [["", *ops.DTYPES]]
         for family in dict.fromkeys(_family(v.kernel) for v in self.gpu + self.cpu):
             row = [family]
             for dtype in _DTYPES:
@@ -75,25 +74,24 @@ def diagnose(
     everything: bool = False,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Try the kernels afresh; what is found is remembered.
+    """Try the kernels again and remember the verdicts.
 
     Args:
         ext: The extension.
-        machine: What the verdicts hold for.
+        machine: Machine that the verdicts are valid for.
         gpu: Whether there is a Metal GPU.
-        everything: Try all Metal kernels, not only those of formats that the
-            operations use, with scales of the type of the activations.
-        progress: Called with the number of kernels tried, and of all.
+        everything: Try all Metal kernels, not only the :func:`usual` ones.
+        progress: Function of the number of tried kernels and the number of all.
     """
     kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []
     for done, kernel in enumerate(kernels):
         progress("Trying kernels", done, len(kernels))
-        verdict = selfcheck.check(kernel, ext)
+        verdict = trial.check(kernel, ext)
         if verdict is not None:
             verdicts.append(verdict)
     if gpu:
-        selfcheck.Verdicts(machine, ext).remember(verdicts)
+        Verdicts(machine, ext).remember(verdicts)
     return Diagnosis(
         machine,
         {
@@ -113,29 +111,30 @@ def _family(kernel: str) -> str:
 
 
 def usual(kernel: str) -> bool:
-    """Whether a kernel serves checkpoints of one type.
+    """Return whether common checkpoints use a kernel.
 
-    With biases, or without them in the widths that Q4_0 and Q8_0 are imported to.
+    Their activations and scales have one type. A symmetric kernel is usual for the
+    widths that Q4_0 and Q8_0 are imported to.
 
     Args:
-        kernel: Its name.
+        kernel: Name of the kernel.
     """
     match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(_sym)?(_.*)?", kernel)
     if match is None or match[1] != match[2]:
         return False
     if match[5] and int(match[3]) not in (4, 8):
         return False
-    return ops.holds("affine", int(match[3]), int(match[4]))
+    return ops.supports("affine", int(match[3]), int(match[4]))
 
 
 def _cpu_verdicts() -> Iterator[Verdict]:
     for short, dtype in _DTYPES.items():
-        for bits in _BITS:
-            for group_size in _GROUP_SIZES:
-                if ops.holds("affine", bits, group_size):
+        for bits in BITS:
+            for group_size in GROUP_SIZES:
+                if ops.supports("affine", bits, group_size):
                     form = (short, dtype, bits, group_size)
                     yield _cpu_verdict("cpu", _product, *form)
-        # These make other use of the same inner kernels: one format will do.
+        # These families call the same inner kernels: one format is enough.
         for family, operation in _CPU_FAMILIES.items():
             yield _cpu_verdict(family, operation, short, dtype, 4, 64)
 
@@ -149,8 +148,8 @@ def _cpu_verdict(
     group_size: int,
 ) -> Verdict:
     gathered = "gather" in family
-    # Ragged edges, as in csrc/core/trial.cpp; more rows than one block has.
-    trial = Trial(
+    # Ragged edges, as in csrc/core/trial.cpp; more rows than one block.
+    problem = Trial(
         kind="swiglu" if "swiglu" in family else "product",
         B=67 if gathered else 1,
         rows=5 if gathered else 1,
@@ -171,7 +170,7 @@ def _cpu_verdict(
         return operation(operands, group_size=group_size, bits=bits, stream=mx.cpu)
 
     name = f"{family}_{short}_{short}_b{bits}_g{group_size}"
-    return selfcheck.judge(name, trial, run)
+    return trial.judge(name, problem, run)
 
 
 def _product(operands: dict[str, mx.array], **form: Any) -> mx.array:

@@ -1,10 +1,10 @@
 """Choices that were measured on this machine, for the planner to follow.
 
-``nibble tune`` times every candidate for a product, MLX's operation among them, and
-keeps the fastest here: one table for each device, in the user's cache folder.
-:func:`mlx_nibble.accelerate` has the planner look into it before its heuristics. A
-table is only ever a choice among candidates that are right; one that is damaged, or
-of another machine or version, is not used.
+``nibble tune`` times every candidate for a product, MLX's operation among them. It
+keeps the fastest in a table in the user's cache folder: one table for each device.
+:func:`mlx_nibble.accelerate` has the planner look into the table before it applies its
+heuristics. A table can only choose among correct candidates. A table that is damaged,
+or from another machine or version, is not used.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import _native
+from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
+from mlx_nibble.ops import DTYPES, check_activations
 
 SCHEMA = "mlx-nibble/tuned/1"
 LEAVE_TO_MLX = "mlx"
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
-# More than a tuner writes for a hundred models; a file of strangers may be anything.
+# More than a tuner writes for a hundred models. A stranger's file may have any size.
 _LARGEST_FILE = 4 << 20
 _LARGEST_SIZE = 2**31 - 1
-# Those of kernel_name.h and cpu_planner.h.
+# Names of kernel_name.h and cpu_planner.h.
 _CHOICE = re.compile(r"[a-z0-9_]{1,96}")
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """What shares a choice: y = x @ w_hat.T, x [rows, K], w [N, K].
+    """Products that share a choice: y = x @ w_hat.T, x [rows, K], w [N, K].
 
     Attributes:
-        rows: The largest number of its class, as :func:`row_class` gives it.
-        dtype: Of x and y.
-        scale_dtype: Of scales and biases.
-        symmetric: The biases are known to be -2**(bits - 1) * scales.
-        activations: None or "int8", as the operation is asked for.
+        rows: Largest number of rows of the class, from :func:`row_class`.
+        dtype: Type of x and y.
+        scale_dtype: Type of scales and biases.
+        symmetric: True if the biases are known to be -2**(bits - 1) * scales.
+        activations: None or "int8", as in the call of the operation.
     """
 
     rows: int
@@ -58,7 +59,7 @@ class Key:
 
     @property
     def shape(self) -> tuple:
-        """As the extension takes it."""
+        """The extension's argument ``shape``."""
         dtype, scale_dtype = DTYPES[self.dtype], DTYPES[self.scale_dtype]
         sizes = (self.rows, self.N, self.K)
         form = (self.bits, self.group_size, self.symmetric)
@@ -66,18 +67,18 @@ class Key:
 
     @property
     def int8(self) -> bool:
-        """As the extension takes it."""
+        """The extension's argument ``int8_activations``."""
         return self.activations == "int8"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was found to be the fastest.
+    """The fastest candidate.
 
     Attributes:
-        name: Of a candidate, or :data:`LEAVE_TO_MLX`; None for whatever the planner
-            chooses by itself, which nothing beats by more than noise.
-        faster: Times as fast as the planner's own choice; 1 if that is it.
+        name: Name of a candidate, or :data:`LEAVE_TO_MLX`. None keeps the planner's own
+            choice, which no candidate beats by more than noise.
+        faster: Speed relative to the planner's own choice; 1 for that choice.
     """
 
     name: str | None
@@ -88,14 +89,12 @@ Table = dict[Key, Choice]
 
 
 def row_class(rows: int) -> int:
-    """The largest number of rows that shares the choice of ``rows``."""
+    """Return the largest number of rows that shares the choice of ``rows``."""
     return 1 if _native.ext is None else _native.ext.row_class(rows)
 
 
 def machine() -> dict[str, Any]:
-    """What a table holds for: the default device, and the versions."""
-    from mlx_nibble import __version__
-
+    """Return what a table is valid for: the default device and the versions."""
     ext = _native.ext
     device = str(mx.default_device().type).removeprefix("DeviceType.")
     info = mx.device_info(mx.default_device())
@@ -111,22 +110,25 @@ def machine() -> dict[str, Any]:
 
 
 def path() -> Path:
-    """The file of the default device's table, whether there is one or not."""
+    """Return the path of the default device's table, which may not exist."""
     name = "_".join(str(value) for value in machine().values())
     return cache_dir() / "tuned" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
 
 
 def load() -> Table:
-    """The default device's table; empty if there is none, or, with one warning for
-    each file, none that can be used."""
+    """Return the default device's table.
+
+    The table is empty if there is no file. It is empty, too, if the file cannot be
+    used; each such file causes one warning.
+    """
     file = path()
     try:
         stat = file.stat()
     except OSError:
         return {}
     try:
-        if stat.st_size > _LARGEST_FILE:
-            raise ValueError(f"it has {stat.st_size} bytes")
+        fits = stat.st_size <= _LARGEST_FILE
+        _require(fits, f"a file of at most {_LARGEST_FILE} bytes", stat.st_size)
         return _parse(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _warn_once(file, stat.st_mtime_ns, error)
@@ -134,7 +136,10 @@ def load() -> Table:
 
 
 def save(new: Mapping[Key, Choice]) -> Path:
-    """Add to the default device's table, whole or not at all.
+    """Add choices to the default device's table, in one atomic write.
+
+    Returns:
+        The path of the table.
 
     Raises:
         OSError: If the cache folder cannot be written.
@@ -153,7 +158,7 @@ def save(new: Mapping[Key, Choice]) -> Path:
 
 
 def clear() -> Path | None:
-    """Remove the default device's table; returns where it was, if there was one."""
+    """Remove the default device's table; return its path, or None without one."""
     file = path()
     try:
         file.unlink()
@@ -163,9 +168,9 @@ def clear() -> Path | None:
 
 
 def in_use() -> tuple[int, Table]:
-    """The default device's table as the operations take it, and what it says.
+    """Return the default device's table: the argument ``tuning``, and its choices.
 
-    It is read anew only if the file has changed. 0 if there is none.
+    ``tuning`` is 0 without a table. The file is read again only if it has changed.
     """
     if _native.ext is None:
         return 0, {}
@@ -182,7 +187,10 @@ def in_use() -> tuple[int, Table]:
 
 
 def register(table: Mapping[Key, Choice]) -> int:
-    """A table as the operations take it; 0 if it holds no choice but the planner's."""
+    """Return the argument ``tuning`` of the operations for a table.
+
+    0 if every choice of the table is the planner's.
+    """
     chosen = [(k.shape, k.int8, c.name) for k, c in table.items() if c.name]
     if _native.ext is None or not chosen:
         return 0
@@ -199,41 +207,46 @@ def _order(key: Key) -> tuple:
 
 
 def _parse(stored: Any) -> Table:
-    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-        raise ValueError(f"the schema {SCHEMA!r} was required")
-    if stored.get("machine") != machine():
-        raise ValueError("it is of another machine or version")
+    _require(isinstance(stored, dict), "a JSON object", stored)
+    for name, value in (("schema", SCHEMA), ("machine", machine())):
+        _require(stored.get(name) == value, f"{name} {value!r}", stored.get(name))
     return dict(_entries(stored["choices"]))
 
 
 def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
     names = [field.name for field in fields(Key)]
     for entry in stored:
-        if not isinstance(entry, dict) or set(entry) != {*names, "name", "faster"}:
-            raise ValueError("a choice has other fields")
+        known = isinstance(entry, dict) and set(entry) == {*names, "name", "faster"}
+        _require(known, "a choice with the fields of this version", entry)
         key = Key(**{name: entry[name] for name in names})
-        for size in (key.rows, key.N, key.K, key.bits, key.group_size):
-            if type(size) is not int or not 1 <= size <= _LARGEST_SIZE:
-                raise ValueError("a size is no positive integer")
-        if key.dtype not in DTYPES or key.scale_dtype not in DTYPES:
-            raise ValueError("a type is none that kernels compute in")
-        if type(key.symmetric) is not bool or key.activations not in (None, "int8"):
-            raise ValueError("a format is none that there is")
+        for name in ("rows", "N", "K", "bits", "group_size"):
+            size = entry[name]
+            fits = type(size) is int and 1 <= size <= _LARGEST_SIZE
+            _require(fits, f"{name} from 1 to {_LARGEST_SIZE}", size)
+        for name in ("dtype", "scale_dtype"):
+            _require(entry[name] in DTYPES, f"{name} of {tuple(DTYPES)}", entry[name])
+        _require(type(key.symmetric) is bool, "a boolean symmetric", key.symmetric)
+        check_activations("tune", key.activations)
         name, faster = entry["name"], entry["faster"]
-        if name is not None and not _CHOICE.fullmatch(name):
-            raise ValueError("a candidate has no such name")
-        if not isinstance(faster, int | float) or not 0 < faster < 1e9:
-            raise ValueError("a ratio is no positive number")
+        valid = name is None or _CHOICE.fullmatch(name)
+        _require(valid, "a candidate's name", name)
+        ratio = isinstance(faster, int | float) and 0 < faster < 1e9
+        _require(ratio, "a positive ratio", faster)
         yield key, Choice(name, float(faster))
+
+
+def _require(holds: object, required: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"[tune] {required} was required but got {got!r:.80}.")
 
 
 def _warn_once(file: Path, changed: int, error: Exception) -> None:
     if (str(file), changed) in _warned:
         return
     _warned.add((str(file), changed))
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     warnings.warn(
-        f"mlx-nibble does not use the tuned table {str(file)!r}: {reason[:200]}. "
+        f"mlx-nibble does not use the tuned table {str(file)!r}: {reason[:300]}. "
         "`nibble tune` makes a new one, `nibble tune --clear` removes it.",
         RuntimeWarning,
         stacklevel=4,

@@ -22,7 +22,9 @@ def require_picture(path: str) -> Path:
             "'mlx-nibble[plot]'."
         )
     if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-        raise ValueError(f"[plot] a writable file is required but got {path!r}.")
+        raise ValueError(
+            f"[plot] a file that can be written is required but got {path!r}."
+        )
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(
             f"[plot] a picture must be named .png or .svg but got {path!r}."

@@ -1,5 +1,4 @@
-"""Quantizers: pure functions of arrays.
+"""Quantizers: pure functions of arrays, without models and files.
 
-They know no model and no file. A weight is `[N, K]`, inputs along K; what the inputs
-of a layer say about it comes as a Hessian `[K, K]`.
+A weight is `[N, K]`, inputs along K. A Hessian `[K, K]` describes a layer's inputs.
 """

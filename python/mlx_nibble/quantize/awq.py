@@ -1,8 +1,8 @@
-r"""AWQ: scale inputs that matter up before rounding, and outputs back down.
+r"""AWQ: scale important inputs up before rounding, and the result back down.
 
-For any positive s, :math:`W x = (W \mathrm{diag}(s)) (x / s)`, and the division can
-be folded into the operation that made x: a norm's weight, or the rows of the linear
-layer before. What is rounded is :math:`W \mathrm{diag}(s)`. Lin et al., "AWQ:
+For any positive s, :math:`W x = (W \mathrm{diag}(s)) (x / s)`. The matrix
+:math:`W \mathrm{diag}(s)` is rounded. The division folds into the operation that
+computed x: a norm's weight, or the rows of the linear layer before. Lin et al., "AWQ:
 Activation-aware Weight Quantization", 2023.
 """
 
@@ -22,12 +22,12 @@ _LEAST = 1e-4
 
 
 def candidates(magnitude: np.ndarray) -> Iterator[np.ndarray]:
-    r"""The scales to choose from: :math:`s = a^\alpha`, :math:`\alpha \in [0, 1)`.
+    r"""Yield the candidates :math:`s = a^\alpha`, :math:`\alpha \in [0, 1)`.
 
     Each is normalized to :math:`\sqrt{\max s \min s} = 1`. The first is all ones.
 
     Args:
-        magnitude: How large each input is, `[K]`.
+        magnitude: Magnitude of each input, `[K]`.
 
     Yields:
         float32 `[K]`.
@@ -48,15 +48,16 @@ def scales(
 ) -> np.ndarray:
     """Choose scales by the error of the layers' own outputs.
 
-    The best of `candidates` has the least error of all outputs together. One of them
-    is no scales at all, so that the result is never worse.
+    The best of `candidates` has the least error summed over all outputs. The first
+    candidate does not scale, so the result is never worse than no scales.
 
     Args:
-        weights: The layers that share the input, each `[N_i, K]`.
+        weights: Weights of the layers that share the input, each `[N_i, K]`.
         hessian: `X^T X` of that input, `[K, K]`.
-        form: How they will be stored.
-        quantizer: What rounds a scaled weight. Default: MLX's rule.
-        magnitude: `[K]`. Default: the root mean square, from the diagonal.
+        form: Format of the stored weights.
+        quantizer: Function that rounds a scaled weight. Default: MLX's rule.
+        magnitude: Magnitude of each input, `[K]`. Default: the root mean square, from
+            the diagonal.
 
     Returns:
         float32 `[K]`.

@@ -1,4 +1,4 @@
-"""Choose a format for each matrix so that the whole loses least in given bytes."""
+"""Formats of least total loss within a number of bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class FormatCost:
 
     Attributes:
         form: The format.
-        nbytes: What it takes.
-        loss: What it costs, in any unit that adds up over matrices.
+        nbytes: Bytes of the stored matrix.
+        loss: Loss, in any unit that adds up over matrices.
     """
 
     form: Format
@@ -25,15 +25,14 @@ class FormatCost:
 
 
 def solve(choices: Mapping[str, list[FormatCost]], budget: int) -> dict[str, Format]:
-    """The formats of least total loss within a budget of bytes.
+    """Choose the formats of least total loss within a budget of bytes.
 
-    Greedy on the lower convex hull of each matrix's choices: bytes are spent where
-    they save most loss each. The result is optimal for the bytes it uses, and loses
-    no more than the best plan does with the same budget by more than one step of
-    one matrix.
+    The algorithm is greedy on the lower convex hull of each matrix's choices: each
+    step saves the most loss for a byte. The result is optimal for the bytes it uses.
+    Its loss exceeds that of the best plan by at most one step of one matrix.
 
     Args:
-        choices: For each matrix at least one.
+        choices: Choices of each matrix, at least one.
         budget: Bytes of all matrices together.
 
     Raises:
@@ -69,12 +68,12 @@ def solve(choices: Mapping[str, list[FormatCost]], budget: int) -> dict[str, For
 
 
 def _slope(a: FormatCost, b: FormatCost) -> float:
-    """Loss a byte: negative, for b is larger and loses less."""
+    """Return the loss for each byte: negative, for b is larger and loses less."""
     return (b.loss - a.loss) / (b.nbytes - a.nbytes)
 
 
 def _hull(options: list[FormatCost]) -> list[FormatCost]:
-    """The choices that are best for some price of a byte, from small to large."""
+    """Return the choices that are best at some price of a byte, smallest first."""
     hull: list[FormatCost] = []
     for option in sorted(options, key=lambda c: (c.nbytes, c.loss)):
         if hull and option.loss >= hull[-1].loss:

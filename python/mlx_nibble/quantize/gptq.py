@@ -1,4 +1,4 @@
-"""GPTQ: round one input after another, and let the later ones make up for it.
+"""GPTQ: round inputs one after another; later inputs compensate for earlier errors.
 
 Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ: Accurate Post-Training Quantization for
 Generative Pre-trained Transformers", 2022.
@@ -12,7 +12,7 @@ from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.quantize.hessian import damped, diagonal_blocks, inverse_factor
 from mlx_nibble.quantize.search import search
 
-# Inputs rounded before the rest is updated, by one matrix product. 32 rows of a
+# Number of inputs to round before one matrix product updates the rest. 32 rows of a
 # few thousand floats stay in the second-level cache.
 _BLOCK = 32
 
@@ -26,20 +26,20 @@ def gptq(
     act_order: bool = True,
     grid: Quantized | None = None,
 ) -> Quantized:
-    r"""Quantize against the error of the layer's output.
+    r"""Quantize with the least error of the layer's output.
 
-    The grids are static: scales and biases are chosen before anything is rounded,
-    so that with `act_order` inputs may be rounded in the order of their importance
-    while groups stay runs of consecutive inputs, as the stored format has them.
+    The grids are static: scales and biases are chosen before any rounding. Hence
+    `act_order` can round inputs in the order of their importance, while groups stay
+    runs of consecutive inputs, as the format requires.
 
     Args:
-        weight: `[N, K]`.
+        weight: Weight `[N, K]`.
         hessian: `X^T X` of the layer's inputs, `[K, K]`.
-        form: How to store it; K is a multiple of its group size.
+        form: Format to store it in; K is a multiple of its group size.
         damping: Share of the mean diagonal that is added to it.
         act_order: Round the inputs with the largest diagonal first.
-        grid: Whose scales and biases to use. Default: those of `search`, weighed
-            by the Hessian's blocks.
+        grid: Matrix with the scales and biases to use. Default: those of `search`,
+            weighted by the Hessian's blocks.
 
     Raises:
         ValueError: If shapes do not fit together, or the Hessian is not finite.
@@ -73,10 +73,10 @@ def require_hessian(weight: np.ndarray, hessian: np.ndarray) -> None:
 def _round_in_order(
     weight: np.ndarray, factor: np.ndarray, order: np.ndarray, grid: Quantized
 ) -> np.ndarray:
-    """The codes [N, K]: GPTQ's loop, on [K, N] so that an input is contiguous."""
+    """Return codes [N, K]: GPTQ's loop, on [K, N] so that an input is contiguous."""
     levels = 2**grid.bits - 1
     group = order // grid.group_size
-    # All in the order of rounding: row j is the j-th input that is rounded.
+    # All rows are in the order of rounding: row j is rounded as the j-th.
     left = np.ascontiguousarray(weight.T[order], np.float32)
     scales = np.ascontiguousarray(grid.scales.T)
     biases = np.ascontiguousarray(grid.biases.T)

@@ -1,4 +1,4 @@
-r"""What a layer's inputs say about its weights.
+r"""The Hessian of a layer: the statistics of its inputs that quantizers use.
 
 For a linear layer :math:`y = W x`, the squared error of the output over the
 calibration inputs X `[T, K]` is
@@ -6,7 +6,7 @@ calibration inputs X `[T, K]` is
 .. math:: \|X (W - \hat W)^\top\|^2 = \mathrm{tr}\,(W - \hat W) H (W - \hat W)^\top,
     \qquad H = X^\top X,
 
-so that H `[K, K]` is all a quantizer needs to know of them (Frantar et al. 2022).
+so a quantizer needs only H `[K, K]` of the inputs (Frantar et al. 2022).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 
 def output_error(weight: np.ndarray, approx: np.ndarray, hessian: np.ndarray) -> float:
-    """The squared error of the layer's output, `tr (W - A) H (W - A)^T`.
+    """Return the squared error of the layer's output, `tr (W - A) H (W - A)^T`.
 
     Args:
-        weight: `[N, K]`.
-        approx: `[N, K]`.
-        hessian: `[K, K]`.
+        weight: Weight W, `[N, K]`.
+        approx: Dequantized weight A, `[N, K]`.
+        hessian: Hessian H, `[K, K]`.
     """
     delta = (weight - approx).astype(np.float32)
     return float(np.einsum("nk,nk->", delta @ hessian, delta, dtype=np.float64))
@@ -29,12 +29,12 @@ def output_error(weight: np.ndarray, approx: np.ndarray, hessian: np.ndarray) ->
 def damped(hessian: np.ndarray, damping: float) -> np.ndarray:
     """Add `damping` times the mean of the diagonal to the diagonal.
 
-    Inputs that were zero throughout get a diagonal too, so that the result is
-    positive definite whatever the inputs were.
+    Inputs that were always zero get a diagonal too, so the result is always positive
+    definite.
 
     Args:
-        hessian: `[K, K]`, symmetric positive semidefinite.
-        damping: Above 0. GPTQ uses 0.01.
+        hessian: Symmetric positive semidefinite matrix `[K, K]`.
+        damping: Factor above 0. GPTQ uses 0.01.
 
     Returns:
         float64 `[K, K]`.
@@ -56,24 +56,24 @@ def damped(hessian: np.ndarray, damping: float) -> np.ndarray:
 
 
 def inverse_factor(hessian: np.ndarray) -> np.ndarray:
-    r"""The upper triangular U with :math:`H^{-1} = U^\top U`.
+    r"""Return the upper triangular U with :math:`H^{-1} = U^\top U`.
 
-    GPTQ's Cholesky factor of the inverse, without forming the inverse: reversing
-    rows and columns makes the lower factor of H an upper one, whose inverse is U.
+    U is GPTQ's Cholesky factor of the inverse. The inverse is not computed: reversed
+    rows and columns turn the lower factor of H into an upper one, whose inverse is U.
 
     Args:
-        hessian: `[K, K]`, positive definite.
+        hessian: Positive definite matrix `[K, K]`.
     """
     reverse = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     return _inverse_upper(reverse)
 
 
-# LAPACK's general inverse is quicker than recursing to smaller blocks.
+# Up to this size LAPACK's general inverse is faster than more recursion.
 _LEAF = 128
 
 
 def _inverse_upper(r: np.ndarray) -> np.ndarray:
-    """Invert an upper triangular matrix, by halves."""
+    """Invert an upper triangular matrix by recursion on halves."""
     size = len(r)
     if size <= _LEAF:
         return np.triu(np.linalg.inv(r))
@@ -86,7 +86,7 @@ def _inverse_upper(r: np.ndarray) -> np.ndarray:
 
 
 def diagonal_blocks(hessian: np.ndarray, group_size: int) -> np.ndarray:
-    """The blocks of the groups, `[K / g, g, g]`: what `search` can weigh by."""
+    """Return the blocks of the groups, `[K / g, g, g]`: weights for `search`."""
     groups = len(hessian) // group_size
     split = hessian.reshape(groups, group_size, groups, group_size)
     return np.ascontiguousarray(np.einsum("igih->igh", split))

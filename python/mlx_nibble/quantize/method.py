@@ -1,4 +1,4 @@
-"""One matrix from start to finish: which steps are taken, in which order."""
+"""Quantization of one matrix: the steps and their order."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Method:
     """The steps of quantizing a layer.
 
     Attributes:
-        rule: Which grids, one of `RULES`.
-        awq: Scale inputs before, see :mod:`mlx_nibble.conversion.awq`.
+        rule: Rule that chooses the grids, one of `RULES`.
+        awq: Scale inputs first, see :mod:`mlx_nibble.conversion.awq_layer`.
         gptq: Round by GPTQ, to the grids of `rule`.
-        sweeps: Sweeps of coordinate descent afterwards.
-        damping: See :func:`mlx_nibble.quantize.hessian.damped`; `K / T` is added for
-            T tokens of calibration, see `quantize`.
+        sweeps: Number of sweeps of coordinate descent at the end.
+        damping: Argument of :func:`mlx_nibble.quantize.hessian.damped`; `quantize` adds
+            `K / T` for T tokens of calibration.
     """
 
     rule: str = "search"
@@ -51,7 +51,7 @@ class Method:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs to see the layers' inputs."""
+        """True if the method needs the layers' inputs."""
         return self.awq or self.gptq or self.sweeps > 0
 
 
@@ -64,19 +64,19 @@ def quantize(
 ) -> Quantized:
     """Quantize one matrix.
 
-    A Hessian of K inputs estimated from T tokens has eigenvalues that are off by
-    about `sqrt(K / T)` of their size (Marchenko and Pastur 1967), and text differs
-    from text. GPTQ trusts it where it should not: on SmolLM2, calibrated on 2048
-    tokens of one text with GPTQ's own damping of 0.01, the error of the down
-    projections' outputs on another text is above that of rounding to nearest, and
-    well below it with a damping near `K / T`.
+    A Hessian of K inputs that is estimated from T tokens has eigenvalues with a
+    relative error of about `sqrt(K / T)` (Marchenko and Pastur 1967). Besides, texts
+    differ. With too little damping GPTQ fits these errors. Measured on SmolLM2,
+    calibrated on 2048 tokens of one text: with GPTQ's own damping of 0.01 the outputs
+    of down projections on another text are worse than rounding to nearest. With a
+    damping near `K / T` they are much better.
 
     Args:
-        weight: `[..., N, K]`.
-        form: How to store it.
-        method: The steps to take; without a Hessian only its rule.
-        hessian: `[..., K, K]` with the leading dimensions of the weight.
-        tokens: How many it was estimated from.
+        weight: Weight `[..., N, K]`.
+        form: Format to store it in.
+        method: The steps; without a Hessian only its rule.
+        hessian: Hessian `[..., K, K]`, with the leading dimensions of the weight.
+        tokens: Number of tokens that the Hessian was estimated from.
     """
     rule = RULES[method.rule]
     if hessian is None:
@@ -110,15 +110,15 @@ def _on_grids(
     if method.rule != "search":
         return RULES[method.rule](weight, form)
     if method.gptq or method.sweeps:
-        # Codes will move together; what they do to each other is not yet known.
+        # Later steps move codes together, so interactions are not weighted yet.
         return search(weight, form, np.diagonal(hessian))
     return search(weight, form, diagonal_blocks(hessian, form.group_size))
 
 
 def _is_lossless(weight: np.ndarray, q: Quantized, form: Format) -> bool:
-    """Tell whether less is lost than by rounding the weight to the stored type.
+    """Tell whether the loss is below that of rounding the weight to the stored type.
 
-    A weight that was on a grid and then rounded to float16 is never quite on it.
+    A weight that was on a grid and then rounded to float16 is no longer exactly on it.
     """
     lost = np.square(weight - q.dequantize()).sum(dtype=np.float64)
     whole = np.square(weight).sum(dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Which format each matrix of a model gets, by its name and place."""
+"""Recipes: a format for each matrix of a model, by its name and place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from mlx_nibble.formats import Format
 Shapes = Mapping[str, tuple[int, ...]]
 """Path of each matrix to its shape `[..., N, K]`."""
 
+Plan = Mapping[str, Format]
+"""Path of each quantized matrix to its format; all others stay as they are."""
+
 Recipe = Callable[[Shapes, Format], dict[str, Format]]
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -18,12 +21,12 @@ _ATTENTION = re.compile(r"attn|attention|mixer")
 
 
 def uniform(shapes: Shapes, base: Format) -> dict[str, Format]:
-    """The same for all."""
+    """Give all matrices the base format."""
     return _fitting(shapes, {path: base for path in shapes})
 
 
 def attention8_mlp4(shapes: Shapes, base: Format) -> dict[str, Format]:
-    """Attention in 8 bits, all else in 4."""
+    """Give attention 8 bits and all other matrices 4."""
     plan = {
         path: replace(base, bits=8 if _ATTENTION.search(path) else 4) for path in shapes
     }
@@ -31,10 +34,10 @@ def attention8_mlp4(shapes: Shapes, base: Format) -> dict[str, Format]:
 
 
 def _mixed(low: int, high: int) -> Recipe:
-    """mlx-lm's `mixed_LOW_HIGH`, which are llama.cpp's Q4_K_M.
+    """Return mlx-lm's `mixed_LOW_HIGH`, which is llama.cpp's Q4_K_M.
 
-    The head gets `high` bits, and so do the value and down projections of the first
-    and last eighth of the layers and of each third layer between.
+    The head gets `high` bits. So do the value and down projections of the first and
+    last eighth of the layers, and of every third layer between.
     """
 
     def recipe(shapes: Shapes, base: Format) -> dict[str, Format]:
@@ -74,7 +77,7 @@ def _wants_more(path: str, layers: int) -> bool:
 
 
 def _fitting(shapes: Shapes, plan: dict[str, Format]) -> dict[str, Format]:
-    """Take a smaller group where rows are no multiple of it; leave out the rest.
+    """Reduce the group size where rows are no multiple of it; omit other matrices.
 
     MLX stores no matrix whose rows are no multiple of 32.
     """

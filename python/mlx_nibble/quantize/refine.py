@@ -1,11 +1,11 @@
-r"""Improve a quantized matrix where it stands, by coordinate descent.
+r"""Refinement of a quantized matrix, by coordinate descent.
 
-GPTQ never looks back: a code is fixed before the later ones are known. Here every
-code is set to its best value given all the others, then the scale and the bias of
-its group, and so on in turns. With the gradient :math:`R = (W - \hat W) H`, the best
-real value of one weight is :math:`\hat w_j + R_j / H_{jj}`, and the nearest level to
-it is the best code (Behdin et al. 2023, "QuantEase"). Scale and bias of a group solve
-a 2 x 2 system. No step makes the error of the layer's output larger.
+GPTQ fixes a code before the later ones are known. Here every code is set to its best
+value given all the others. Then the scale and the bias of its group are set, and so on
+in turns. With the gradient :math:`R = (W - \hat W) H`, the best real value of a weight
+is :math:`\hat w_j + R_j / H_{jj}`. The nearest level to it is the best code (Behdin et
+al. 2023, "QuantEase"). Scale and bias of a group solve a 2 x 2 system. No step
+increases the error of the layer's output.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def refine(
     """Lower `tr (W - W_hat) H (W - W_hat)^T`, H damped as in GPTQ.
 
     Args:
-        weight: `[N, K]`.
-        quantized: Where to start from.
-        hessian: `[K, K]`.
-        form: The format that `quantized` is in.
-        sweeps: Times that each code and scale is looked at.
-        damping: As in `gptq`.
+        weight: Weight W, `[N, K]`.
+        quantized: Matrix to start from.
+        hessian: Hessian H, `[K, K]`.
+        form: Format of `quantized`.
+        sweeps: Number of passes over all codes and scales.
+        damping: Share of the mean diagonal that is added to it, as in `gptq`.
 
     Raises:
         ValueError: If shapes do not fit together, or the Hessian is not finite.
@@ -52,7 +52,7 @@ def refine(
 
 
 class _State:
-    """A matrix under refinement; everything is [K, N], an input is contiguous."""
+    """A matrix under refinement; arrays are [K, N], so that an input is contiguous."""
 
     def __init__(
         self, weight: np.ndarray, q: Quantized, h: np.ndarray, form: Format
@@ -66,7 +66,7 @@ class _State:
         self.refresh()
 
     def refresh(self) -> None:
-        """Compute the gradient anew: updates of it collect rounding errors."""
+        """Compute the gradient anew: its updates accumulate rounding errors."""
         approx = self.codes * np.repeat(self.scales, self.size, 0)
         approx += np.repeat(self.biases, self.size, 0)
         self.gradient = self.h @ (self.weight - approx)
@@ -86,7 +86,7 @@ class _State:
     def _set_codes(
         self, group: int, part: slice, h: np.ndarray, gradient: np.ndarray
     ) -> None:
-        """One pass over the inputs of a group. Leaves `gradient` the group's own."""
+        """Pass once over the inputs of a group; `gradient` does not change."""
         scale, codes = self.scales[group], self.codes[part]
         inner = gradient.copy()
         for j in range(self.size):
@@ -100,7 +100,7 @@ class _State:
     def _set_grid(
         self, group: int, part: slice, h: np.ndarray, gradient: np.ndarray
     ) -> None:
-        """Solve for scale and bias given the codes; keep them where it helps."""
+        """Solve for scale and bias given the codes; keep them where the error falls."""
         inner, codes = self._inner, self.codes[part]
         half = np.float32(2 ** (self.form.bits - 1))
         if self.form.symmetric:
@@ -122,7 +122,7 @@ class _State:
             step = (pull_q - pull_1 * q1 / one) / np.where(solvable, power, 1)
             step = np.where(solvable, step, 0)
             scale = round_to(self.scales[group] + step, self.form.scale_dtype)
-            # The best bias for the scale as it is stored.
+            # The best bias for the stored scale.
             step = scale - self.scales[group]
             bias = self.biases[group] + (pull_1 - step * q1) / one
         self._accept(group, codes, inner, h, scale, bias)

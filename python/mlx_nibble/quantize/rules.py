@@ -1,6 +1,6 @@
-"""Round to nearest: the rules that look at one group of weights and nothing else.
+"""Rules of rounding to nearest, which depend on one group of weights alone.
 
-Each takes a matrix `[..., N, K]` and returns a :class:`Quantized`.
+Each rule takes a matrix `[..., N, K]` and returns a :class:`Quantized`.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import numpy as np
 
 from mlx_nibble.formats import Format, Quantized, grouped, round_to
 
-# MLX's: keeps a group of equal weights from dividing by zero.
+# MLX's value: it prevents a division by zero in a group of equal weights.
 _EPS = np.float32(1e-7)
 
 
 def affine(weight: np.ndarray, form: Format) -> Quantized:
-    """MLX's rule, bit for bit what `mx.quantize` gives on the CPU.
+    """Apply MLX's rule, bit for bit equal to `mx.quantize` on the CPU.
 
-    The edge of larger magnitude becomes an exact level, and so does zero if the
-    group straddles it. Codes are chosen with the float32 scale, before scale and
+    The edge of larger magnitude becomes an exact level, and so does zero if it lies
+    within the group's range. Codes are chosen with the float32 scale, before scale and
     bias are rounded to the stored type.
 
-    Error: at most |scale| an element where nothing is clipped, plus the rounding
-    of scale and bias.
+    The error of an element that is not clipped is at most |scale|, plus the rounding of
+    scale and bias.
 
     Args:
-        weight: `[..., N, K]`, values of `form.scale_dtype`.
-        form: Any with K a multiple of the group size.
+        weight: Values of `form.scale_dtype`, `[..., N, K]`.
+        form: Format whose group size divides K.
     """
     w = _groups(weight, form)
     lo, hi = w.min(-1, keepdims=True), w.max(-1, keepdims=True)
@@ -46,10 +46,10 @@ def affine(weight: np.ndarray, form: Format) -> Quantized:
 
 
 def minmax(weight: np.ndarray, form: Format) -> Quantized:
-    """The smallest weight of a group is code 0, the largest the last code.
+    """Give the smallest weight of a group code 0 and the largest the last code.
 
-    Error: at most `scale / 2` an element, `scale = (max - min) / (2**bits - 1)`,
-    plus the rounding of scale and bias to the stored type.
+    With `scale = (max - min) / (2**bits - 1)`, the error of an element is at most
+    `scale / 2`, plus the rounding of scale and bias to the stored type.
     """
     w = _groups(weight, form)
     lo, hi = w.min(-1, keepdims=True), w.max(-1, keepdims=True)
@@ -58,11 +58,12 @@ def minmax(weight: np.ndarray, form: Format) -> Quantized:
 
 
 def symmetric(weight: np.ndarray, form: Format) -> Quantized:
-    """Scale only: `q = round(w / s)` in `[-2**(bits-1), 2**(bits-1) - 1]`.
+    """Round with a scale only: `q = round(w / s)`.
 
-    The scale is `max|w| / (2**(bits-1) - 1)`, so that nothing is clipped; the error
-    is at most `scale / 2` an element, plus the rounding of the scale. Stored with a
-    bias of `-2**(bits-1) * scale`, which every type holds exactly.
+    q is in `[-2**(bits-1), 2**(bits-1) - 1]`, and the scale is
+    `max|w| / (2**(bits-1) - 1)`, so that nothing is clipped. The error of an element is
+    at most `scale / 2`, plus the rounding of the scale. The stored bias is
+    `-2**(bits-1) * scale`, which is exact in every type.
     """
     w = _groups(weight, form)
     half = 2 ** (form.bits - 1)
@@ -72,12 +73,12 @@ def symmetric(weight: np.ndarray, form: Format) -> Quantized:
 
 
 def per_row(weight: np.ndarray, bits: int) -> Quantized:
-    """Min-max with one scale and bias for each output: for comparison."""
+    """Apply min-max with one scale and bias for each output, for comparison."""
     return _minmax_over(weight, bits, weight.min(-1), weight.max(-1))
 
 
 def per_tensor(weight: np.ndarray, bits: int) -> Quantized:
-    """Min-max with one scale and bias for the matrix: for comparison."""
+    """Apply min-max with one scale and bias for the matrix, for comparison."""
     rows = np.ones(weight.shape[:-1], np.float32)
     return _minmax_over(weight, bits, rows * weight.min(), rows * weight.max())
 
@@ -85,7 +86,7 @@ def per_tensor(weight: np.ndarray, bits: int) -> Quantized:
 def nearest(
     groups: np.ndarray, scale: np.ndarray, bias: np.ndarray, form: Format
 ) -> Quantized:
-    """The nearest level of a given grid, `groups [..., N, G, g]`."""
+    """Round `groups [..., N, G, g]` to the nearest level of a given grid."""
     codes = np.clip(np.rint((groups - bias) / scale), 0, form.levels)
     return _quantized(codes, scale, bias, form)
 

@@ -1,15 +1,20 @@
-r"""Find the grid of each group that loses least.
+r"""Search for the grid of least loss in each group.
 
-The loss of a group is :math:`(w - \hat w) H_g (w - \hat w)^\top`: `H_g` is the
-identity, a diagonal (how much each input matters), or the block of the layer's
-Hessian, which makes it the squared error of the layer's output (Lin et al. 2023,
-"AWQ", clip by the same measure).
+The loss of a group is :math:`(w - \hat w) H_g (w - \hat w)^\top`. `H_g` is the
+identity, a diagonal (the importance of each input), or the block of the layer's
+Hessian. With a block the loss is the squared error of the layer's output. (Lin et al.
+2023, "AWQ", clip by the same measure.)
 
-A grid is tried for each way in which the weights can lie on one: the range of the
-group divided into 2**bits - 1 steps, and into fewer (a lossless grid need not use
-all of its codes), grids around zero (Q4_0 and Q8_0 are such), MLX's own, and
-narrower ranges that clip. Given the codes, the best scale and bias solve a 2 x 2
-least-squares problem; the winner is refined by alternating the two.
+The candidates are:
+
+- the range of the group divided into 2**bits - 1 steps;
+- the range divided into fewer steps, for a lossless grid need not use all codes;
+- grids around zero, as in Q4_0 and Q8_0;
+- MLX's own grid;
+- narrower ranges, which clip.
+
+Given the codes, the best scale and bias solve a 2 x 2 least-squares problem. The winner
+is refined by alternating codes and grid.
 """
 
 from __future__ import annotations
@@ -24,28 +29,28 @@ from mlx_nibble.quantize.rules import affine
 # Ranges narrower than 0.6 of the full one never won for Gaussian or Laplacian
 # weights at 2 to 8 bits; steps of 0.05 leave less than 1 % of the loss.
 _SHRINK = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-# The winner changes by less than 0.1 % of its loss after as many rounds.
+# After these rounds the loss of the winner changes by less than 0.1 %.
 _ROUNDS = 4
 _TINY = np.float32(1e-10)
-# Groups looked at together: their float32 copies stay in a 2 MB cache.
+# Groups of a chunk: their float32 copies stay in a 2 MB cache.
 _CHUNK = 4096
 
 
 def search(
     weight: np.ndarray, form: Format, importance: np.ndarray | None = None
 ) -> Quantized:
-    """Quantize with the grids that lose least.
+    """Quantize with the grids of least loss.
 
-    A lossless grid is found if its first code is used and few of its last ones are
-    not (Q4_1), or if it is symmetric and its largest code is used (Q4_0, Q8_0). By
-    the given measure never worse than `rules.affine` and `rules.minmax`, or for a
-    symmetric format `rules.symmetric`.
+    A lossless grid is found in two cases. Either the weights use its first code and all
+    but a few of its last codes (Q4_1). Or it is symmetric and they use its largest code
+    (Q4_0, Q8_0). The loss is never above that of `rules.affine` and `rules.minmax`, or
+    of `rules.symmetric` for a symmetric format.
 
     Args:
-        weight: `[..., N, K]`.
-        form: How to store it; K is a multiple of its group size.
-        importance: None; or `[K]`, the weight of each input's squared error; or
-            `[G, g, g]`, the diagonal blocks of the Hessian.
+        weight: Weight `[..., N, K]`.
+        form: Format to store it in; K is a multiple of its group size.
+        importance: None, or the weight of each input's squared error `[K]`, or the
+            diagonal blocks of the Hessian `[G, g, g]`.
 
     Raises:
         ValueError: If shapes do not fit together.
@@ -86,7 +91,7 @@ def search(
 def _chunks(
     rows: np.ndarray, size: int, importance: np.ndarray | None
 ) -> Iterator[tuple[slice, slice, np.ndarray | None]]:
-    """Rows and group columns that share one measure, and that measure."""
+    """Yield rows and group columns that share one measure, and the measure."""
     groups = rows.shape[-1] // size
     if importance is None:
         step = max(1, _CHUNK // groups)
@@ -100,11 +105,11 @@ def _chunks(
 
 
 class _Measure:
-    """Inner products `x H y` a row, with H as in `search`."""
+    """Inner products `x H y` of each row, with H as in `search`."""
 
     def __init__(self, h: np.ndarray | None, size: int):
         if h is not None:
-            # A group of dead inputs: any grid will do, so take the plain one.
+            # Any grid suits a group of dead inputs: take the plain measure.
             total = np.trace(h) if h.ndim == 2 else h.sum()
             h = None if total <= 0 else h * np.float32(size / total)
         self.h = h
@@ -116,7 +121,7 @@ class _Measure:
 
 
 class _Best:
-    """The grids that lost least so far, one a group."""
+    """The grids of least loss so far, one for each group."""
 
     def __init__(self, count: int, size: int):
         self.loss = np.full((count, 1), np.inf, np.float32)
@@ -164,13 +169,13 @@ def _candidates(w: np.ndarray, form: Format) -> Iterator[tuple[np.ndarray, np.nd
     yield span / form.levels, lo
     mlx = affine(w, form)
     yield mlx.scales, mlx.biases
-    # Q4_0's: the edge of larger magnitude is code 0, zero is code 2**(bits - 1).
+    # Q4_0's grid: the edge of larger magnitude is code 0, zero is 2**(bits - 1).
     edge = np.where(-lo > hi, lo, hi)
     yield -edge / half, edge
     if form.bits > 1:
         yield largest / (half - 1), -half * largest / (half - 1)
-    # A lossless grid that leaves its last codes unused. More than 8 trials would
-    # cost more time than such grids, all of wide formats, are worth.
+    # A lossless grid whose last codes are unused. Only wide formats have more than 8
+    # of these, and more trials are not worth their time.
     fewest = max(form.levels // 2, form.levels - 8)
     for steps in range(form.levels - 1, fewest, -1):
         yield span / steps, lo
@@ -202,7 +207,7 @@ def _try_fitted(
     measure: _Measure,
     form: Format,
 ) -> None:
-    """The best scale and bias for given codes, by least squares."""
+    """Offer the best scale and bias for given codes, by least squares."""
     half = np.float32(2 ** (form.bits - 1))
     if form.symmetric:
         signed = codes - half
@@ -211,7 +216,7 @@ def _try_fitted(
         scale = np.where(power > 0, scale, best.scale)
         bias = -half * scale
     else:
-        # Around the mean, so that float32 sums do not cancel.
+        # Centred on the mean, so that float32 sums do not cancel.
         total = ones.sum()
         mean_q = (codes @ ones.T) / total
         mean_w = (w @ ones.T) / total
@@ -233,7 +238,7 @@ def _stored(
     scale: np.ndarray, bias: np.ndarray, form: Format
 ) -> tuple[np.ndarray, np.ndarray]:
     scale = round_to(scale, form.scale_dtype)
-    # A scale that rounds to zero would divide by it; the codes are then all one.
+    # Avoid a division by zero: all codes of a scale that rounds to zero are equal.
     scale = np.where(scale == 0, np.float32(6e-8), scale)
     if form.symmetric:
         return scale, -np.float32(2 ** (form.bits - 1)) * scale

@@ -12,11 +12,12 @@ import mlx.core as mx
 from mlx_nibble import _native, ops
 from mlx_nibble.acceleration import symmetric
 from mlx_nibble.bench.machine import device
-from mlx_nibble.bench.products import DTYPES, ProductCase
+from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import MODELS
 from mlx_nibble.io.checkpoint import read_checkpoint
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Key
+from mlx_nibble.ops import DTYPES
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """The largest number of rows of each class that shares a choice."""
@@ -156,4 +157,4 @@ def _format(
     K = scales.shape[-1] * group_size
     bits = weight.shape[-1] * 32 // K
     mode = settings.get("mode", "affine")
-    return (K, bits, group_size) if ops.holds(mode, bits, group_size) else None
+    return (K, bits, group_size) if ops.supports(mode, bits, group_size) else None

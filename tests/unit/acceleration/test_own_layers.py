@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_nibble
-from mlx_nibble.acceleration.accelerate import is_quantized
+from mlx_nibble.acceleration.decide import is_quantized
 from tests.support import families, tiny_models
 from tests.support.perturbed import assert_as_close, perturb
 

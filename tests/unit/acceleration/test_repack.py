@@ -193,7 +193,7 @@ def test_prepared_models_have_copies_of_the_arrays_they_end_up_with():
     model = tiny_models.build("llama")
     nn.quantize(model, 32, 4)
     model.set_dtype(mx.float16)
-    lm.prepare(model, repack=True)
+    lm.prepare(model, mlx_nibble.Settings(repack=True))
     report = mlx_nibble.accelerate(model, repack=True)
     mx.eval(model(mx.array([[1, 2, 3]])))
     # All copies but the embedding's, unless the embedding is the head, too.

@@ -1,4 +1,4 @@
-"""`nibble convert -q`, `eval` and `inspect`, as a user runs them."""
+"""`nibble convert -q`, `eval` and `inspect`, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_budget_of_bits_is_kept(home):
     own = [v for v in config.values() if isinstance(v, dict)]
     assert own, "all matrices got one format"
     counted = answer("inspect", got["path"])
-    assert counted["bits_per_weight"] <= 5.5  # norms, embedding and scales in it
+    assert counted["bits_per_weight"] <= 5.5  # with norms, embedding and scales
     mlx_lm.load(got["path"])
 
 

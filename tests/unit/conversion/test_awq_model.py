@@ -1,4 +1,4 @@
-"""AWQ on whole layers: what is folded where, and that nothing changes by it."""
+"""AWQ on whole layers: the folds of each family, and that outputs do not change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_nibble.conversion.awq import fold_scales
+from mlx_nibble.conversion.awq_layer import fold_scales
 from mlx_nibble.conversion.fold import folds
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.workspace import Workspace
@@ -49,7 +49,7 @@ def experts(block: str) -> set[frozenset[str]]:
 
 
 EXPECTED = {
-    # One norm before attention and MLP; GELU stands between the MLP's matrices.
+    # One norm before attention and MLP; GELU lies between the MLP's matrices.
     "phi": {frozenset({*ATTENTION, "mlp.fc1"}), frozenset({"self_attn.dense"})},
     "phi3": {
         frozenset({"self_attn.qkv_proj"}),
@@ -84,7 +84,7 @@ def test_every_input_of_a_family_is_found_and_scaling_it_changes_nothing(family,
 
 
 class Odd(nn.Module):
-    """Uses its norm's output besides, so that a fold would change it."""
+    """A layer that also returns its norm's output, so that a fold would change it."""
 
     def __init__(self):
         super().__init__()
@@ -134,5 +134,6 @@ def test_awq_loses_less_than_rounding(family, tmp_path):
         loaded = load_back(family, parameters, formats)
         kl[name] = evaluate(loaded, test, reference).comparison.kl.mean
     assert kl["awq"] < kl["rounded"]
-    # Of random models on 192 tokens GPTQ's advantage is within the noise; a bit is not.
+    # On 192 tokens of random models GPTQ's advantage is within the noise. The gain of
+    # one more bit is not.
     assert kl["awq+gptq"] < kl["coarse"]

@@ -1,4 +1,4 @@
-"""GGUF to MLX folder: whole or not at all, and mlx-lm loads what comes out."""
+"""GGUF to MLX folder: whole or not at all, and mlx-lm loads the folder."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def write(tmp_path: Path, metadata: dict, tensors: dict[str, Tensor]) -> Path:
 
 
 def to_numpy(array: mx.array) -> np.ndarray:
-    """Codes as they are, values in float32, which holds all of them."""
+    """Return codes unchanged, and values in float32, which is exact for all."""
     return np.array(array if array.dtype == mx.uint32 else array.astype(mx.float32))
 
 
 def hf_rows(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Where llama.cpp's converter took each row from: its `permute`, inverted.
+    """Return rows in Hugging Face's order: the inverse of llama.cpp's `permute`.
 
     Within a head of size d, GGUF's row 2i + h is Hugging Face's row h·d/2 + i.
     """
@@ -78,7 +78,7 @@ def test_mlx_lm_loads_every_weight_unchanged(tmp_path, kind):
     import_gguf(path, tmp_path / "out")
     model, _ = load(str(tmp_path / "out"))
     parameters = dict(tree_flatten(model.parameters()))
-    source = mx.load(str(path))  # MLX's own reader; BF16 it rounds to float16
+    source = mx.load(str(path))  # MLX's own reader, which rounds BF16 to float16
     names = {
         "token_embd": "model.embed_tokens",
         "output_norm": "model.norm",
@@ -275,7 +275,7 @@ def test_an_existing_output_is_left_alone(source, tmp_path):
 
 
 def run_limited(source: Path, out: Path, limit: int) -> subprocess.CompletedProcess:
-    """Convert in a process that cannot write more than `limit` bytes to a file."""
+    """Convert in a process that can write at most `limit` bytes to a file."""
 
     def lower_limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_nothing_behind(source, tmp_path, limit):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_behind(source, tmp_path, number):
     (tmp_path / "made").mkdir()
-    # The signal comes from within, when the weights are about to be read.
+    # The process signals itself when it is about to read the weights.
     program = (
         "import os, sys\n"
         "from mlx_nibble.cli import main\n"

@@ -1,4 +1,4 @@
-"""A GPTQ folder with act-order becomes an MLX folder with the same outputs."""
+"""A GPTQ folder, with and without act-order, keeps its outputs as an MLX folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.io.test_packed import words
 def gptq_matrix(
     shape: tuple[int, int], act_order: bool, rng
 ) -> tuple[dict[str, mx.array], np.ndarray]:
-    """Tensors of a matrix in GPTQ's layout, and the weights they stand for."""
+    """Return tensors of a matrix in GPTQ's layout, and the dequantized weights."""
     rows, inputs = shape
     groups = inputs // 32
     codes = rng.integers(0, 16, (rows, inputs))
@@ -27,7 +27,7 @@ def gptq_matrix(
     g_idx = np.arange(inputs) // 32
     if act_order:
         g_idx = rng.permutation(g_idx)
-    zeros = np.full((groups, rows), 7)  # stored less one
+    zeros = np.full((groups, rows), 7)  # GPTQ stores the zero less one
     parts = {
         "qweight": mx.array(words(codes, 4).T),
         "qzeros": mx.array(words(zeros, 4)),
@@ -38,7 +38,7 @@ def gptq_matrix(
 
 
 def gptq_folder(folder, family: str, act_order: bool, rng) -> dict[str, np.ndarray]:
-    """A tiny model in GPTQ's layout; returns the weights it stands for."""
+    """Write a tiny model in GPTQ's layout; return the dequantized weights."""
     model = tiny_models.build(family)
     stored, exact = {}, {}
 
@@ -85,7 +85,7 @@ def test_gptq_folder(family, act_order, rng, tmp_path):
     model.set_dtype(mx.float32)
     (tokens,) = tiny_models.tokens(1)
     got, expected = to_numpy(model(tokens)), to_numpy(reference(tokens))
-    # Rounding again to 8 bits in groups of 32 loses 0.3 % of a weight.
+    # A second rounding to 8 bits in groups of 32 changes a weight by 0.3 %.
     allowed = 0.03 if act_order else 1e-4
     assert abs(got - expected).max() <= allowed * abs(expected).max()
 

@@ -1,4 +1,4 @@
-"""Quantizing whole models: any family, any interruption, any loader."""
+"""Quantization of whole models: any family, any interruption, any loader."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.sensitivity import sensitivity
 from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.evaluation.calibration_text import batches
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import fast_dense
-from mlx_nibble.layerwise.layers import matrices
-from mlx_nibble.layerwise.stream import LayerStream, batches
+from mlx_nibble.layerwise.matrices import matrices
+from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.quantize.method import Method
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy
@@ -30,7 +31,7 @@ def plan(model: nn.Module, form: Format = FORM) -> dict[str, Format]:
 
 
 def load_back(family: str, parameters: dict, formats: dict[str, Format]) -> nn.Module:
-    """The quantized model as mlx-lm builds it."""
+    """Build the quantized model as mlx-lm does."""
     model = tiny_models.build(family, seed=5)
 
     def predicate(path: str, _: nn.Module):
@@ -171,7 +172,7 @@ def test_sensitivity_prefers_more_bits_where_they_matter(tmp_path):
     model, tokens = tiny_models.build("llama"), tiny_models.tokens(2)
     forms = [Format(b, 32, "float32") for b in (2, 4, 8)]
     before = to_numpy(model(tokens[0]))
-    # Rows of 64 inputs are no multiple of 128: they are measured in groups of 64.
+    # Rows of 64 inputs are no multiple of 128: groups of 64 are measured instead.
     measured = [Format(b, 128, "float32") for b in (2, 4)]
     workspace = Workspace(tmp_path / "out", {})
     choices = sensitivity(model, tokens, measured, forms, workspace)
@@ -184,7 +185,7 @@ def test_sensitivity_prefers_more_bits_where_they_matter(tmp_path):
 
 @pytest.mark.parametrize("after", [0, 1, 5, 13])
 def test_a_killed_measurement_goes_on_where_it_was(after, tmp_path):
-    """Seven blocks (three layers' attention and MLP, the embedding), two widths."""
+    """There are seven blocks (attention and MLP of three layers, the embedding)."""
     tokens = tiny_models.tokens(1)
     measured = [Format(b, 32, "float32") for b in (2, 4)]
     forms = [Format(b, g, "float32") for b in (2, 4, 8) for g in (32, 64)]
@@ -218,7 +219,7 @@ def test_a_killed_measurement_goes_on_where_it_was(after, tmp_path):
 
 
 def test_evaluation_of_known_predictions():
-    """Two tokens, and probabilities that are written down."""
+    """The vocabulary has two tokens of known probabilities."""
 
     def model(p: float):
         return lambda t: mx.broadcast_to(mx.log(mx.array([1 - p, p])), (*t.shape, 2))

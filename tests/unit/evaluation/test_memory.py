@@ -1,4 +1,4 @@
-"""What evaluation holds in memory beside weights and results."""
+"""The memory of an evaluation beside weights and results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chain_of_norms(x: mx.array) -> mx.array:
 
 @pytest.mark.parametrize("chain", [chain_of_products, chain_of_norms])
 def test_a_long_graph_needs_the_activations_of_a_few_nodes(chain):
-    """MLX would allocate those of some fifty before the first is computed."""
+    """MLX would allocate those of some fifty nodes before it computes the first."""
     with mx.stream(mx.cpu):
         x = mx.random.normal((ROWS, WIDTH))
         mx.eval(x)
@@ -35,6 +35,6 @@ def test_a_long_graph_needs_the_activations_of_a_few_nodes(chain):
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         mx.eval(y)
-    # Two ahead, the one being handed over, the one being read, and as many again
-    # for a machine that stands still longer than evaluation waits.
+    # Two nodes ahead, one being handed over and one being read. Twice as many, for a
+    # machine that pauses longer than evaluation waits.
     assert mx.get_peak_memory() - before <= 8 * ACTIVATIONS

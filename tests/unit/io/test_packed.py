@@ -1,4 +1,4 @@
-"""Other tools' packings, written here code by code as their formats say."""
+"""Other tools' layouts, written here code by code as their formats define."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N, K, G = 16, 128, 4
 
 @pytest.fixture
 def weight(rng):
-    """Codes [N, K], scales [N, G] and integer zeros [N, G] of 4 bits."""
+    """Return 4-bit codes [N, K], scales [N, G] and integer zeros [N, G]."""
     codes = rng.integers(0, 16, (N, K))
     scales = rng.uniform(0.01, 0.02, (N, G)).astype(np.float16).astype(np.float32)
     return codes, scales, rng.integers(1, 16, (N, G))
@@ -24,7 +24,7 @@ def value(codes, scales, zeros, groups=None):
 
 
 def words(rows: np.ndarray, bits: int, order=None) -> np.ndarray:
-    """int32 words of codes [R, C], low bits first."""
+    """Return codes [R, C] as int32 words, low bits first."""
     per = 32 // bits
     order = range(per) if order is None else order
     out = np.zeros((len(rows), rows.shape[1] // per), np.uint32)
@@ -36,7 +36,7 @@ def words(rows: np.ndarray, bits: int, order=None) -> np.ndarray:
 
 
 def close(q, exact, scales):
-    # The bias is rounded to float16: 2^-11 of at most 15 steps.
+    # The bias, at most 15 steps, is rounded to float16: a relative error of 2^-11.
     allowed = 15 * 2.0**-11 * np.repeat(scales, K // G, -1)
     assert (abs(q.dequantize() - exact) <= allowed).all()
 

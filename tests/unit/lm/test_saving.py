@@ -13,7 +13,7 @@ from mlx_lm.convert import convert
 
 import mlx_nibble
 from mlx_nibble import lm
-from mlx_nibble.acceleration.accelerate import is_quantized
+from mlx_nibble.acceleration.decide import is_quantized
 from mlx_nibble.conversion.gguf_import import import_gguf
 from tests.support import families, model_folders, tiny_models
 from tests.support.arrays import to_numpy

@@ -22,10 +22,8 @@ KEY = Key(8, 160, 128, 4, 64, "float32", "float32")
 
 
 def operands(key: Key, rows: int | None = None):
-    x = mx.random.normal((rows or key.rows, key.K)).astype(
-        tuned_table.DTYPES[key.dtype]
-    )
-    w = mx.random.normal((key.N, key.K)).astype(tuned_table.DTYPES[key.scale_dtype])
+    x = mx.random.normal((rows or key.rows, key.K)).astype(ops.DTYPES[key.dtype])
+    w = mx.random.normal((key.N, key.K)).astype(ops.DTYPES[key.scale_dtype])
     return x, mx.quantize(w, key.group_size, key.bits)
 
 

@@ -1,4 +1,4 @@
-"""Kernels on a real GPU: the trials of selfcheck.py, one type at a time."""
+"""Kernels on a real GPU: the trials of machine/trial.py, one type at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_nibble import _native
-from mlx_nibble.machine import selfcheck
+from mlx_nibble.machine import trial
 from mlx_nibble.machine.diagnosis import usual
 
 pytestmark = pytest.mark.skipif(
@@ -18,5 +18,5 @@ pytestmark = pytest.mark.skipif(
 def test_the_kernels_of_common_checkpoints_agree(dtype):
     assert _native.ext is not None
     kernels = [k for k in _native.ext.kernels() if usual(k) and f"_{dtype}_" in k]
-    verdicts = [selfcheck.check(kernel, _native.ext) for kernel in kernels]
+    verdicts = [trial.check(kernel, _native.ext) for kernel in kernels]
     assert [v for v in verdicts if v is not None and not v.ok] == []

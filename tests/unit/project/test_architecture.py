@@ -162,7 +162,7 @@ def test_the_committed_stub_is_the_extension(tmp_path):
     ("name", "value"), [("NIBBLE_CPU_ISA", "abacus"), ("NIBBLE_NUM_THREADS", "-1")]
 )
 def test_a_wrong_setting_is_said_at_import_and_mlx_takes_over(name, value):
-    code = "from mlx_nibble import ops; print(ops.holds('affine', 4, 64))"
+    code = "from mlx_nibble import ops; print(ops.supports('affine', 4, 64))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,6 +1,6 @@
-"""Our GPTQ and AWQ beside mlx-lm's own, by the objective of both papers.
+"""Our GPTQ and AWQ against mlx-lm's, by the objective of both papers.
 
-That is the squared error of the layer's output on the calibration inputs.
+The objective is the squared error of the layer's output on the calibration inputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUP = 32
 
 
 def layer(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A weight [64, 128] with a heavy tail, and correlated inputs [512, 128]."""
+    """Return a heavy-tailed weight [64, 128] and correlated inputs [512, 128]."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(512, 128)) @ rng.normal(size=(128, 128)) * 0.1
     x = x * np.exp(rng.normal(size=128))
@@ -72,13 +72,13 @@ def test_awq_scales_lose_no_more_than_mlx_lms(seed):
     def error(s: np.ndarray) -> float:
         return output_error(w, affine(w * s, form).dequantize() / s, h)
 
-    # The same 20 candidates: equal but for the rounding of float32.
+    # The 20 candidates are the same, so errors differ by float32 rounding alone.
     assert error(ours) <= error(theirs) * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_search_by_blocks_clips_no_worse_than_mlx_lms(seed):
-    """Their measure is the output error of each group by itself, as is ours."""
+    """Both measure the output error of each group separately."""
     w, x = layer(seed)
     form = Format(4, GROUP, "float32")
 

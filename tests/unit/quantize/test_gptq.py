@@ -1,4 +1,4 @@
-"""GPTQ and what surrounds it, against brute force and against the definition."""
+"""GPTQ and its helpers, against brute force and against the definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORM = Format(4, 32, "float32")
 
 
 def layer(rng, rows=24, inputs=96, tokens=600):
-    """A weight, and inputs that are correlated and of unequal size."""
+    """Return a weight, and correlated inputs of unequal size."""
     x = rng.normal(size=(tokens, inputs)) @ rng.normal(size=(inputs, inputs)) * 0.1
     x = (x * np.exp(rng.normal(size=inputs))).astype(np.float32)
     return rng.normal(size=(rows, inputs)).astype(np.float32), x
@@ -72,7 +72,7 @@ def test_gptq_lowers_the_error_of_rounding(rng, act_order, bits):
 
 
 def test_gptq_by_blocks_is_gptq_by_the_definition(rng):
-    """Frantar et al., equations 2 and 3, one input at a time with the inverse."""
+    """The definition is Frantar et al., equations 2 and 3, one input at a time."""
     w, x = layer(rng, rows=4)
     h, grid = x.T @ x, rules.minmax(w, FORM)
     left, codes = w.astype(np.float64), np.zeros(w.shape, np.uint8)
@@ -84,14 +84,14 @@ def test_gptq_by_blocks_is_gptq_by_the_definition(rng):
         left -= np.outer(delta, inverse[j])
         inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     q = gptq(w, h, FORM, grid=grid, act_order=False)
-    # float32 may round a tie the other way, and what follows then differs.
+    # float32 may round a tie differently, which changes the following codes.
     assert (q.codes == codes).mean() > 0.98
     exact = Quantized(codes, grid.scales, grid.biases, 4)
     assert error(w, q, h) == pytest.approx(error(w, exact, h), rel=0.02)
 
 
 def test_refine_reaches_the_brute_force_optimum_of_small_problems(rng):
-    """Two inputs matter: every pair of codes is tried for the best."""
+    """Two inputs matter: brute force tries every pair of their codes."""
     reached = 0
     for _ in range(20):
         w = rng.normal(size=(1, 32)).astype(np.float32)
@@ -108,8 +108,8 @@ def test_refine_reaches_the_brute_force_optimum_of_small_problems(rng):
             best = min(best, error(w, tried, h))
         q = refine(w, gptq(w, h, form, grid=grid), h, form, damping=1e-9)
         reached += error(w, q, h) <= best * 1.001 + 1e-9
-    # Refinement moves the grid too, so it may even be better; it is a descent
-    # and may stop elsewhere.
+    # Refinement moves the grid too, so it can beat brute force. As a descent it can
+    # also stop at another minimum.
     assert reached >= 18
 
 

@@ -1,4 +1,4 @@
-"""Which matrix gets how many bits: recipes as mlx-lm has them, budgets kept."""
+"""The bits of each matrix: recipes equal mlx-lm's, and budgets are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from mlx_nibble.formats import Format
-from mlx_nibble.layerwise.layers import matrices
+from mlx_nibble.layerwise.matrices import matrices
 from mlx_nibble.quantize.budget import FormatCost, solve
 from mlx_nibble.quantize.recipes import RECIPES
 from tests.support import tiny_models
@@ -95,7 +95,7 @@ def test_the_budget_is_kept_and_nearly_all_is_won(tables, budget):
         next(c for c in choices[path] if c.form == form) for path, form in plan.items()
     ]
     assert sum(c.nbytes for c in picked) <= budget
-    # What greed forgoes is at most one step of one matrix.
+    # The greedy algorithm loses at most one step of one matrix.
     step = max(max(c.loss for c in table) for table in choices.values())
     assert sum(c.loss for c in picked) <= min(affordable) + step + 1e-9
 

@@ -1,9 +1,10 @@
-"""AWQ's scales of a decoder layer: searched by the outputs of its blocks, folded in.
+"""AWQ of a decoder layer: scales are searched, then folded into the layer.
 
-The recipe is the paper's and mlx-lm's: for each input the power of its magnitude that
-changes the output of the block least (the attention, the MLP) when the block's
-weights are scaled, rounded to nearest and scaled back. The projections of values go
-into the output projection besides, for any number of heads a value serves.
+The recipe is the paper's and mlx-lm's. The scales of an input are a power of its
+magnitude. For each power the weights of the block (the attention, the MLP) are scaled,
+rounded to nearest and scaled back; the power that changes the block's output least is
+chosen. In addition, scales of the output projection fold into the value projection,
+for any number of query heads of a value head.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from mlx_nibble.conversion.fold import Fold, block_of, folds
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import to_numpy
-from mlx_nibble.layerwise.hessians import evening
+from mlx_nibble.layerwise.hessians import token_factors
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.quantize.awq import candidates
 from mlx_nibble.quantize.rules import affine
@@ -32,13 +33,13 @@ def fold_scales(
     run: Callable[[int], mx.array],
     count: int,
 ) -> None:
-    """Scale the inputs of a decoder layer; what it computes stays the same.
+    """Scale the inputs of a decoder layer; the layer's output stays the same.
 
     Args:
-        layer: In float32.
-        formats: How its matrices will be stored, by path within the layer; others
-            are scaled but not rounded.
-        run: Calls the layer on batch i of the calibration text.
+        layer: A layer in float32.
+        formats: Format of each matrix to store, by path within the layer; others are
+            scaled but not rounded.
+        run: Function that calls the layer on batch i of the calibration text.
         count: Number of batches.
     """
     for fold in list(folds(layer, lambda: run(0))):
@@ -54,7 +55,7 @@ def _search(
     run: Callable[[int], mx.array],
     count: int,
 ) -> np.ndarray | None:
-    """The best scales of one input; None if none of its matrices is rounded."""
+    """Return the best scales of one input; None if none of its matrices is rounded."""
     rounded = {p: m for p, m in fold.consumers.items() if p in formats}
     if not rounded:
         return None
@@ -84,14 +85,14 @@ def _search(
 
 def _distance(expected: np.ndarray, got: np.ndarray) -> float:
     rows = expected.reshape(-1, expected.shape[-1])
-    delta = (got.reshape(rows.shape) - rows) * evening(rows)
+    delta = (got.reshape(rows.shape) - rows) * token_factors(rows)
     return float(np.square(delta).sum(dtype=np.float64))
 
 
 def _record(
     block: nn.Module, first: nn.Module, run: Callable[[int], mx.array], count: int
 ) -> tuple[Calls, np.ndarray]:
-    """The arguments of a block, and the mean magnitude of a module's inputs."""
+    """Return the arguments of a block, and the mean magnitude of a module's inputs."""
     calls: Calls = []
     magnitudes: list[np.ndarray] = []
 
@@ -103,7 +104,7 @@ def _record(
         magnitudes.append(abs(to_numpy(x)).reshape(-1, x.shape[-1]).mean(0))
         return original(x, *args, **kwargs)
 
-    # A module that is its own block is hooked twice: the input's hook lies inside.
+    # A module that is its own block has two hooks: that of the input is the inner one.
     hooks: list[tuple[nn.Module, Hook]] = [(first, see_input), (block, see_call)]
     with intercepted(hooks):
         for i in range(count):

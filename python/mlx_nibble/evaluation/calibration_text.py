@@ -1,12 +1,15 @@
-"""Texts to calibrate and evaluate on."""
+"""Texts for calibration and evaluation, cut into sequences of tokens."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 BUILT_IN = "builtin"
 
@@ -15,11 +18,11 @@ def read_text(source: str) -> str:
     """Read a text.
 
     Args:
-        source: `builtin`, the reference topics of Python's own documentation (465 KB
-            of technical English, which every CPython has); a file; or
-            `hub:OWNER/DATASET/PATH`, a file of a dataset on the Hugging Face Hub. A
-            file is a text, or, by its name, rows with a field `text`: `.jsonl`, or
-            `.parquet`, for which the package pyarrow is needed.
+        source: `builtin`, a file, or `hub:OWNER/DATASET/PATH`, a file of a dataset on
+            the Hugging Face Hub. `builtin` is the reference topics of Python's own
+            documentation, 465 KB of technical English in every CPython. A `.jsonl` or
+            `.parquet` file has rows with a field `text`; any other file is a text.
+            Parquet needs the package pyarrow.
 
     Raises:
         ValueError: If the source is none of these.
@@ -41,13 +44,47 @@ def read_text(source: str) -> str:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, which may be longer than the model's context.
+    """Return the token ids of a text, which may be longer than the model's context.
 
     Args:
-        tokenizer: As mlx-lm loads it.
-        text: To be cut into sequences that are not.
+        tokenizer: A tokenizer that mlx-lm loaded.
+        text: Any text.
     """
-    return tokenizer.encode(text, verbose=False)  # no warning of its length
+    return tokenizer.encode(text, verbose=False)  # without a warning of the length
+
+
+def batches(
+    tokens: Sequence[int], length: int, samples: int, batch_size: int = 1
+) -> list[mx.array]:
+    """Cut a text into sequences, spread evenly over it.
+
+    Args:
+        tokens: The text's token ids.
+        length: Tokens of a sequence.
+        samples: Number of sequences; fewer if the text is too short.
+        batch_size: Sequences of a batch.
+
+    Returns:
+        Arrays `[batch_size, length]`; the last one may be smaller.
+
+    Raises:
+        ValueError: If the text has fewer than `length` tokens, or either is below 1.
+    """
+    if min(length, samples) < 1:
+        raise ValueError(
+            "[text] samples and their length must be at least 1 but are "
+            f"{samples} and {length}."
+        )
+    available = len(tokens) // length
+    if available == 0:
+        raise ValueError(
+            f"[text] at least {length} tokens are required but the text has "
+            f"{len(tokens)}."
+        )
+    count = min(samples, available)
+    starts = [i * available // count * length for i in range(count)]
+    rows = [list(tokens[s : s + length]) for s in starts]
+    return [mx.array(rows[i : i + batch_size]) for i in range(0, count, batch_size)]
 
 
 def _read_file(path: Path) -> str:

@@ -1,22 +1,12 @@
-"""Kernels are not trusted on a machine until they have been tried there.
+"""The trial of a kernel: a small random problem, compared with a product in float64.
 
-A Metal kernel is compiled by the user's own system for the user's own GPU, which
-nobody may have run it on. So its first use there runs a small random problem
-against the dequantized product. A kernel that does not compile, or is wrong, is
-switched off with a warning, and MLX's operation is used in its place. The verdict
-is remembered in the user's cache folder, for the same GPU, system, mlx and
-mlx-nibble.
+The trial decides whether the kernel may be used on this machine; see :mod:`verdicts`.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
-import platform
-import re
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,45 +14,18 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_nibble import numerics
-from mlx_nibble.io.atomic import write_text
-from mlx_nibble.io.cache import cache_dir, cache_lock
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a verdict holds for.
-
-    Attributes:
-        gpu: Metal's architecture string, such as "applegpu_g14s".
-        system: Name and version, such as "macOS 15.1".
-        mlx: Version.
-        mlx_nibble: Version.
-    """
-
-    gpu: str
-    system: str
-    mlx: str
-    mlx_nibble: str
-
-    @classmethod
-    def here(cls, mlx_nibble: str) -> Machine:
-        """This machine; without a GPU, ``gpu`` is empty."""
-        mac = platform.mac_ver()[0]
-        system = f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
-        gpu = str(mx.device_info(mx.gpu).get("architecture", ""))
-        return cls(gpu, system, mx.__version__, mlx_nibble)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """How a kernel's trial went.
+    """The result of a kernel's trial.
 
     Attributes:
-        kernel: Its name.
-        failure: Why it must not be used; None if it may be.
+        kernel: Name of the kernel.
+        failure: Reason not to use the kernel; None if it may be used.
     """
 
     kernel: str
@@ -76,25 +39,25 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Trial:
-    """A small problem; the fields of csrc/core/trial.h.
+    """A small problem, with the fields of csrc/core/trial.h.
 
-    With w_hat [experts, N, K], and indices lhs and rhs [B]:
+    Kinds, with w_hat [experts, N, K] and indices lhs and rhs [B]:
 
     * product: y[b] = x[lhs[b]] @ w_hat[rhs[b]].T, x [rows, M, K], y [B, M, N], with
       bias [N] and residual [B, M, N] added if epilogue
     * not_transposed: y[b] = x[lhs[b]] @ w_hat[rhs[b]], x [rows, M, N], y [B, M, K]
-    * swiglu: silu of one product times another, of matrices up_w
-    * joint: y[b] = x[0] @ w_hat[b].T + bias[b], x [1, M, K], bias [B, N], the
-      operands of each b in arrays of their own: w, w1, w2; B = experts
-    * dequantize: y = w_hat [N, K]; there is no x
+    * swiglu: silu of the product with w, times the product with up_w
+    * joint: y[b] = x[0] @ w_hat[b].T + bias[b], x [1, M, K], bias [B, N], B = experts;
+      each b has its own arrays: w, w1, w2
+    * dequantize: y = w_hat [N, K], without x
 
     Attributes:
-        kind: One of these.
-        sorted: rhs never falls.
-        epilogue: Whether a product has a bias and a residual added.
-        dtype: Of x and y.
-        scale_dtype: Of scales and biases.
-        symmetric: The biases are -2^(bits - 1) * scales.
+        kind: One of the kinds above.
+        sorted: True if rhs never decreases.
+        epilogue: True if a bias and a residual are added to the product.
+        dtype: Type of x and y.
+        scale_dtype: Type of scales and biases.
+        symmetric: True if the biases are -2^(bits - 1) * scales.
     """
 
     kind: str
@@ -135,10 +98,10 @@ def judge(
     """Compare a computation with the dequantized product in float64.
 
     Args:
-        name: What is tried.
+        name: Kernel of the verdict.
         trial: The problem.
-        run: Called with evaluated arrays, w [experts, N, K'], scales, biases, x,
-            lhs_indices and rhs_indices among them; returns y.
+        run: Function that returns y. Its argument holds evaluated arrays by name: w
+            [experts, N, K * bits / 32], scales, biases, x, lhs_indices, rhs_indices.
     """
     operands = _operands(trial)
     exact, allowed = _reference(trial, operands)
@@ -151,7 +114,10 @@ def judge(
 
 
 def _operands(trial: Trial) -> dict[str, mx.array]:
-    """By the names of csrc/core/launch_plan.h; all codes, scales of both signs."""
+    """Return random operands by the names of csrc/core/launch_plan.h.
+
+    All codes occur; scales have both signs.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -193,13 +159,13 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
 
 
 def _bound(trial: Trial, operands: dict[str, mx.array]) -> dict[str, mx.array]:
-    """What a kernel is given: of joint products, arrays of each."""
+    """Return the operands of a launch: joint products have one array each."""
     if trial.kind != "joint":
         return operands
     bound = {"x": operands["x"]}
     for name in ("w", "scales", "biases", "bias"):
         for i, part in enumerate(operands[name]):
-            # A slice itself would begin where kernels cannot read it.
+            # Adding zeros copies: kernels cannot read an array with an offset.
             bound[f"{name}{i or ''}"] = part + mx.zeros_like(part)
     mx.eval(bound)
     return bound
@@ -208,7 +174,7 @@ def _bound(trial: Trial, operands: dict[str, mx.array]) -> dict[str, mx.array]:
 def _reference(
     trial: Trial, operands: dict[str, mx.array]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The result in float64, and how far each element may be off."""
+    """Return the result in float64 and the error bound of each element."""
     u32 = numerics.UNIT_ROUNDOFF["float32"]
     if trial.kind == "dequantize":
         exact, magnitude = (a[0] for a in _weights(trial, operands, ""))
@@ -222,7 +188,7 @@ def _reference(
         for name in {"bias", "residual"} & operands.keys():
             addend = _values(operands[name])
             exact = exact + addend
-            # At most two roundings of partial sums, in float32.
+            # At most two partial sums are rounded to float32.
             off = off + 2 * u32 * (abs(exact) + abs(addend))
     return exact, numerics.of_result(exact, off, _name(trial.dtype))
 
@@ -230,7 +196,7 @@ def _reference(
 def _product(
     trial: Trial, operands: dict[str, mx.array], prefix: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """y [B, M, N or K] before it is rounded, and how far it may be off."""
+    """Return y [B, M, N or K] before rounding, and its error bound."""
     import numpy as np
 
     lhs, rhs = (np.array(operands[f"{side}_indices"]) for side in ("lhs", "rhs"))
@@ -239,7 +205,7 @@ def _product(
     if trial.kind != "not_transposed":
         w_hat, magnitude = w_hat.swapaxes(1, 2), magnitude.swapaxes(1, 2)
     magnitude = abs(x) @ magnitude
-    # Tiles round w_hat to the type of the activations first.
+    # Tiles round w_hat to the type of the activations before they multiply.
     off = numerics.of_sum(magnitude, x.shape[-1], _name(trial.dtype))
     return x @ w_hat, off
 
@@ -251,7 +217,7 @@ def _name(dtype: mx.Dtype) -> str:
 def _weights(
     trial: Trial, operands: dict[str, mx.array], prefix: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """w_hat [experts, N, K], and |scale| * code + |bias|, which errors scale with."""
+    """Return w_hat [experts, N, K], and |scale| * code + |bias|, for error bounds."""
     import numpy as np
 
     from mlx_nibble.formats import unpack
@@ -265,100 +231,26 @@ def _weights(
 
 
 def _values(a: mx.array) -> np.ndarray:
-    """As float64; on the CPU, whatever is wrong with the GPU."""
+    """Return float64 values. The CPU converts them, for the GPU may be wrong."""
     import numpy as np
 
     return np.array(a.astype(mx.float32, stream=mx.cpu)).astype(np.float64)
 
 
 def _disagreement(y: np.ndarray, exact: np.ndarray, allowed: np.ndarray) -> str | None:
+    """Return how y violates the bound; None if it does not."""
     error = abs(y - exact)
     bad = ~(error <= allowed)  # a NaN is bad too
     if not bad.any():
         return None
     worst = (error / allowed).max()
     return (
-        f"wrong results: {bad.sum()} of {bad.size} elements, the worst by "
-        f"{worst:.3g} times what rounding explains"
+        f"wrong results: {bad.sum()} of {bad.size} elements, the worst "
+        f"error is {worst:.3g} times the rounding bound"
     )
 
 
 def _one_line(error: Exception) -> str:
-    """What an error says, without line breaks and without the user's name."""
+    """Return an error's text without line breaks and without the home folder."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.replace(str(Path.home()), "~")
-
-
-class Verdicts:
-    """The verdicts of one machine, remembered in the user's cache folder."""
-
-    def __init__(self, machine: Machine, ext: Any) -> None:
-        """Nothing is read or tried yet."""
-        self._machine = machine
-        self._ext = ext
-        self._known: dict[str, Verdict] | None = None
-
-    @property
-    def path(self) -> Path:
-        """The file; one for each machine in the sense of :class:`Machine`."""
-        name = "_".join(asdict(self._machine).values())
-        return (
-            cache_dir() / "self-check" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
-        )
-
-    def __call__(self, kernel: str) -> bool:
-        """Whether a kernel may be used; tries it if that is not known."""
-        if self._known is None:
-            self._known = self._load()
-        verdict = self._known.get(kernel)
-        if verdict is None:
-            verdict = check(kernel, self._ext) or Verdict(kernel)
-            self.remember([verdict])
-        if not verdict.ok:
-            warnings.warn(
-                f"mlx-nibble does not use its kernel {kernel} on this machine, MLX's "
-                f"own operation takes its place: {verdict.failure}. `nibble doctor` "
-                "tries it again, `nibble doctor --report` writes a report for us.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return verdict.ok
-
-    def remember(self, verdicts: Iterable[Verdict]) -> None:
-        """Add to what is known, here and in the cache."""
-        new = {verdict.kernel: verdict for verdict in verdicts}
-        try:
-            with cache_lock("self-check"):
-                self._known = self._load() | (self._known or {}) | new
-                self._save(self._known)
-        except OSError:
-            # Without a cache, every process tries for itself.
-            self._known = (self._known or {}) | new
-
-    def _load(self) -> dict[str, Verdict]:
-        try:
-            stored = json.loads(self.path.read_text())
-            return {
-                kernel: Verdict(kernel, None if failure is None else str(failure))
-                for kernel, failure in stored["failures"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none yet, or damaged: then it is made anew
-
-    def _save(self, verdicts: dict[str, Verdict]) -> None:
-        stored = {
-            "machine": asdict(self._machine),
-            # By kernel; null for one that may be used.
-            "failures": {k: v.failure for k, v in sorted(verdicts.items())},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(stored, indent=1))
-
-
-def install(ext: Any, mlx_nibble: str) -> None:
-    """Have every kernel tried before its first use; nothing is done yet."""
-    if not mx.metal.is_available():
-        return
-    ext.set_judge(Verdicts(Machine.here(mlx_nibble), ext))
-    # The extension outlives the interpreter and must not hold on to it.
-    atexit.register(ext.set_judge, None)

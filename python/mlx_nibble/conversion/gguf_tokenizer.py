@@ -1,9 +1,8 @@
 """A GGUF's vocabulary as the files of a Hugging Face tokenizer.
 
-llama.cpp names the rule that splits text before byte-pair merges
-(``tokenizer.ggml.pre``), without writing it down; each rule here is the one of
-the models that the name stands for. A name that is not here is refused: a
-nearly right tokenizer is a wrong one.
+A GGUF names the rule that splits text before byte-pair merges
+(``tokenizer.ggml.pre``), but does not contain the rule. Each rule here is that of the
+models with this name. Other names are refused: a nearly right tokenizer is a wrong one.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from tokenizers import (
     processors,
 )
 
-from mlx_nibble.io.gguf import GGUF, fail
-from mlx_nibble.io.gguf_llama import token_id
+from mlx_nibble.conversion.gguf_config import token_id
+from mlx_nibble.io.gguf.errors import fail
+from mlx_nibble.io.gguf.reader import GGUF
 
 # tokenizer.ggml.token_type, from llama.h.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -39,18 +39,18 @@ _PRE_TOKENIZERS = {"gpt-2": _gpt2, "smollm": _smollm}
 
 
 def build_tokenizer(file: GGUF) -> Tokenizer:
-    """The byte-level BPE tokenizer of a GGUF file (its ``tokenizer.json``).
+    """Return the byte-level BPE tokenizer of a GGUF file, for ``tokenizer.json``.
 
     Raises:
         ValueError: If the vocabulary is of another kind, or inconsistent.
     """
     kind = file.get("tokenizer.ggml.model", str)
     if kind != "gpt2":
-        fail(f"tokenizer 'gpt2' (byte-level BPE) is supported but got {kind!r}.")
+        fail(f"the tokenizer must be 'gpt2' (byte-level BPE) but is {kind!r}.")
     pre = file.get("tokenizer.ggml.pre", str, "gpt-2")
     if pre not in _PRE_TOKENIZERS:
         known = ", ".join(_PRE_TOKENIZERS)
-        fail(f"pre-tokenizers {known} are supported but got {pre!r}.")
+        fail(f"the pre-tokenizer must be one of {known} but is {pre!r}.")
     tokens = file.get("tokenizer.ggml.tokens", list)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
@@ -79,8 +79,13 @@ def build_tokenizer(file: GGUF) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_config(file: GGUF) -> dict[str, Any]:
-    """The ``tokenizer_config.json``, with the chat template if there is one."""
+def tokenizer_config(file: GGUF, context: int) -> dict[str, Any]:
+    """Return the ``tokenizer_config.json``.
+
+    Args:
+        file: The file; its chat template is included if there is one.
+        context: Tokens of the longest input.
+    """
     tokens = file.get("tokenizer.ggml.tokens", list)
 
     def token(role: str) -> str | None:
@@ -96,7 +101,7 @@ def tokenizer_config(file: GGUF) -> dict[str, Any]:
         "add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, False),
         "add_bos_token": file.get("tokenizer.ggml.add_bos_token", bool, False),
         "clean_up_tokenization_spaces": False,
-        "model_max_length": file.get("llama.context_length", int),
+        "model_max_length": context,
     }
     if "tokenizer.chat_template" in file.metadata:
         config["chat_template"] = file.get("tokenizer.chat_template", str)
@@ -104,12 +109,12 @@ def tokenizer_config(file: GGUF) -> dict[str, Any]:
 
 
 def _add_bos(tokenizer: Tokenizer, file: GGUF) -> None:
-    """Have every text begin with the ``bos`` token, if the file asks for it."""
+    """Begin every text with the ``bos`` token, if the file says so."""
     if not file.get("tokenizer.ggml.add_bos_token", bool, False):
         return
     index = token_id(file, "bos")
     if index is None:
-        fail("tokenizer.ggml.add_bos_token needs a bos_token_id but there is none.")
+        fail("add_bos_token requires tokenizer.ggml.bos_token_id but there is none.")
     bos = file.get("tokenizer.ggml.tokens", list)[index]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, index)]

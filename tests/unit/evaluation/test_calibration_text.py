@@ -1,4 +1,4 @@
-"""Where texts to calibrate and evaluate on come from."""
+"""The sources of texts for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mlx_nibble.evaluation.text import read_text
+from mlx_nibble.evaluation.calibration_text import read_text
 
 
 def test_the_built_in_text_is_english():
@@ -37,7 +37,7 @@ def test_parquet(tmp_path):
 
 
 def test_a_dataset_of_the_hub(tmp_path):
-    """From the Hub's own cache, offline: the download is not ours to test."""
+    """Read from the Hub's own cache, offline: the download is not our code."""
     dataset = tmp_path / "hub" / "datasets--owner--texts"
     revision = "0" * 40
     folder = dataset / "snapshots" / revision / "data"
@@ -45,7 +45,8 @@ def test_a_dataset_of_the_hub(tmp_path):
     (folder / "a.txt").write_text("a text")
     (dataset / "refs").mkdir()
     (dataset / "refs" / "main").write_text(revision)
-    code = "from mlx_nibble.evaluation.text import read_text as r; print(r({!r}))"
+    module = "mlx_nibble.evaluation.calibration_text"
+    code = f"from {module} import read_text as r; print(r({{!r}}))"
     result = subprocess.run(
         [sys.executable, "-c", code.format("hub:owner/texts/data/a.txt")],
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},

@@ -1,7 +1,8 @@
-"""Which modules of a model can be quantized, and what they are."""
+"""The matrices of a model that can be quantized."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -11,11 +12,11 @@ from mlx.utils import tree_flatten
 
 @dataclass(frozen=True)
 class Matrix:
-    """A module with a weight that can be stored in few bits.
+    """A module with a weight that can be quantized.
 
     Attributes:
-        path: Its path in the model.
-        shape: Of its weight, `[..., N, K]`.
+        path: Path in the model.
+        shape: Shape of the weight, `[..., N, K]`.
         module: The module.
     """
 
@@ -25,20 +26,17 @@ class Matrix:
 
     @property
     def inputs(self) -> int:
-        """K."""
+        """Number of inputs K."""
         return self.shape[-1]
 
     @property
     def size(self) -> int:
         """Number of weights."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        return math.prod(self.shape)
 
 
 def matrices(model: nn.Module) -> list[Matrix]:
-    """The quantizable modules of a model that is not quantized, in its order."""
+    """Return the quantizable modules of a full-precision model, in its order."""
     found = []
     for path, module in model.named_modules():
         if hasattr(module, "to_quantized") and "weight" in module:
@@ -47,11 +45,11 @@ def matrices(model: nn.Module) -> list[Matrix]:
 
 
 def parameters(module: nn.Module) -> dict[str, mx.array]:
-    """All parameters of a module, by path within it."""
+    """Return all parameters of a module, by path within it."""
     flat = tree_flatten(module.parameters())
     return {path: value for path, value in flat if isinstance(value, mx.array)}
 
 
 def natural(path: str) -> list[tuple[int, int | str]]:
-    """What to sort paths by: layer 10 comes after layer 9."""
+    """Return a sort key of paths that puts layer 10 after layer 9."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in path.split(".")]

@@ -1,0 +1,45 @@
+"""The settings that a user chooses for a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_nibble.ops import check_activations
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an accelerated model computes.
+
+    The fields are keyword arguments of :func:`mlx_nibble.accelerate`,
+    :func:`mlx_nibble.lm.load` and :func:`mlx_nibble.lm.sharded_load`:
+    ``accelerate(model, **vars(settings))``.
+
+    Attributes:
+        activations: ``"int8"`` rounds activations to 8 bits where that is faster, at a
+            small loss; see :func:`mlx_nibble.ops.quantized_matmul`. None computes
+            exactly.
+        batch_invariant: Each row's result does not depend on the number of rows.
+            Greedy speculative decoding then gives exactly the tokens of plain decoding.
+        repack: On a CPU, each layer keeps a second copy of its weights, in the order
+            that the processor reads fastest, from its first product on. Few rows are
+            then up to twice as fast, and results have the same bits. The weights take
+            twice the memory, which ``report.repacked`` counts.
+        tuned: Follow the choices that ``nibble tune`` has measured on this machine, if
+            there are any (docs/tune.md).
+
+    Raises:
+        ValueError: If ``activations`` is neither None nor ``"int8"``.
+    """
+
+    activations: str | None = None
+    batch_invariant: bool = False
+    repack: bool = False
+    tuned: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_activations("accelerate", self.activations)
+
+
+DEFAULTS = Settings()

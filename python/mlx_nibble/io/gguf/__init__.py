@@ -1,0 +1,1 @@
+"""GGUF files from strangers: every value is checked before it is used."""

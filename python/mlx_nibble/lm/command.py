@@ -1,0 +1,33 @@
+"""Run mlx-lm's commands on accelerated models."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.lm.load import sharded_load
+from mlx_nibble.lm.patches import accelerated_generation, accelerated_loading, replaced
+
+
+def run_command(
+    name: str, prog: str, arguments: Sequence[str], settings: Settings = DEFAULTS
+) -> None:
+    """Run one of mlx-lm's commands; accelerate every model that it loads.
+
+    Args:
+        name: Module of mlx-lm with a ``main``, such as ``generate``.
+        prog: Name of the command in its help.
+        arguments: Command line without the program's name.
+        settings: Settings of the models.
+    """
+    command = importlib.import_module(f"mlx_lm.{name}")
+    sys.argv = [prog, *arguments]
+    with (
+        accelerated_loading(settings),
+        replaced(command, "sharded_load", partial(sharded_load, **vars(settings))),
+        accelerated_generation(),
+    ):
+        command.main()

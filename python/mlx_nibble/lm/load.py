@@ -1,0 +1,92 @@
+"""Load models with mlx-lm, on our kernels or as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx_lm
+from mlx_lm import utils as mlx_lm_utils
+
+from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.lm.dtypes import prepare, use_stock
+from mlx_nibble.lm.patches import accelerated_loading
+
+load_as_it_is = mlx_lm.load
+
+
+def load(
+    path_or_hf_repo: str,
+    *args: Any,
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    repack: bool = False,
+    tuned: bool = True,
+    **kwargs: Any,
+) -> tuple:
+    """Load a model and accelerate it: :func:`mlx_lm.load` on our kernels.
+
+    ``activations``, ``batch_invariant``, ``repack`` and ``tuned`` are the fields of
+    :class:`mlx_nibble.Settings`.
+
+    Args:
+        path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
+        *args: Arguments of :func:`mlx_lm.load`.
+        activations: ``"int8"`` for 8-bit activations; default: exact.
+        batch_invariant: True for results that do not depend on the number of rows.
+        repack: True for faster copies of the weights on a CPU.
+        tuned: False to ignore the choices of ``nibble tune``.
+        **kwargs: Arguments of :func:`mlx_lm.load`.
+
+    Returns:
+        The model, the tokenizer and, if ``return_config``, the configuration.
+
+    Raises:
+        FileNotFoundError: If the model's files are not found.
+        ValueError: If mlx-lm does not know the model's architecture, or
+            ``activations`` is neither None nor ``"int8"``.
+    """
+    with accelerated_loading(Settings(activations, batch_invariant, repack, tuned)):
+        return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+
+
+def sharded_load(
+    repo: str,
+    *args: Any,
+    activations: str | None = None,
+    batch_invariant: bool = False,
+    repack: bool = False,
+    tuned: bool = True,
+    **kwargs: Any,
+) -> tuple:
+    """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
+
+    ``activations``, ``batch_invariant``, ``repack`` and ``tuned`` are those of
+    :func:`load`.
+
+    Args:
+        repo: A model folder, or a repository of the Hugging Face Hub.
+        *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
+        activations: ``"int8"`` for 8-bit activations; default: exact.
+        batch_invariant: True for results that do not depend on the number of rows.
+        repack: True for faster copies of the weights on a CPU.
+        tuned: False to ignore the choices of ``nibble tune``.
+        **kwargs: Arguments of :func:`mlx_lm.utils.sharded_load`.
+
+    Returns:
+        The results of :func:`mlx_lm.utils.sharded_load`.
+    """
+    settings = Settings(activations, batch_invariant, repack, tuned)
+    # Accelerate afterwards: sharding replaces layers.
+    model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
+    prepare(model, settings)
+    return (model, *others)
+
+
+def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
+    """Load a model with :func:`mlx_lm.load`, in the types that suit MLX best.
+
+    See :func:`mlx_nibble.lm.use_stock`.
+    """
+    model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    use_stock(model)
+    return (model, *others)
