@@ -15,8 +15,8 @@ namespace nibble {
 
 using namespace metal;
 
-// The BM x BN of y that a threadgroup of WM x WN simdgroups computes, and the
-// part of it that belongs to one simdgroup.
+// A tile, the BM x BN of y that a threadgroup of WM x WN simdgroups computes.
+// One simdgroup holds the part at (row, column).
 template <int BM,  // rows of the tile
           int BN,  // columns of the tile
           int WM,  // simdgroups down
@@ -26,7 +26,7 @@ struct BlockTile {
                 "a tile is made of whole fragments");
 
   Accumulator<BM / WM / 8, BN / WN / 8> sum;
-  int row;  // of the simdgroup's part, in the tile
+  int row;  // in the tile
   int column;
 
   BlockTile(int sgid)

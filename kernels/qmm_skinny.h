@@ -123,22 +123,23 @@ inline void multiply_step(thread Accumulator<TN, TM>& sum,
   }
 }
 
-// Rounds and stores y^T, the sums of one lane: rows `first_row` + 8 m and the
-// next ones of y, columns `first_column` + 8 n.
+// Rounds the sums, a tile of y^T, and stores them at (first_row, first_column)
+// of y.
 template <int TN, int TM, typename T, typename Q>
 inline void store_transposed(thread Accumulator<TN, TM>& sum,
                              const thread Product<T, Q>& p,
                              int first_row,
-                             int first_column) {
+                             int first_column,
+                             uint lane) {
 #pragma clang loop unroll(full)
   for (int n = 0; n < TN; ++n) {
-    const int y_column = first_column + n * 8;
+    const int y_column = first_column + n * 8 + fragment_row(lane);
 #pragma clang loop unroll(full)
     for (int m = 0; m < TM; ++m) {
       const float2 pair = elements(sum.fragments[n][m]);
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
-        const int y_row = first_row + m * 8 + e;
+        const int y_row = first_row + m * 8 + fragment_column(lane) + e;
         const size_t at = size_t(y_row) * size_t(p.N) + size_t(y_column);
         if (y_row < p.M && y_column < p.N) {
           p.y[at] = p.epilogue.finish(pair[e], y_column, at);
@@ -243,7 +244,7 @@ struct QmmSkinny : Transposed {
     sum_over_simdgroups<TN, TM, WK>(
         sum, (threadgroup float2*)memory, sgid, int(lane));
     if (sgid == 0) {
-      store_transposed(sum, p, first_row + column, first_column + row);
+      store_transposed(sum, p, first_row, first_column, lane);
     }
   }
 };
