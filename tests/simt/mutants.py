@@ -1,4 +1,4 @@
-"""Mistakes, one a mutant, seeded into our own kernels."""
+"""Mutants: our own kernels, each with one seeded mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel with `old` replaced by `new`, wherever it stands."""
+    """A kernel with each `old` in its text replaced by `new`."""
 
     what: str
     kernel: str
@@ -205,7 +205,7 @@ MUTANTS = [
     _qmm("w not transposed", "from[stride]", "from[1]"),
     _qmm("layout of a fragment", "((lane >> 1) & 3)", "(lane & 3)"),
     _of(_QVM, "the other half's sum", "ushort(NIBBLE_QVM_LANES)", "ushort(8)"),
-    # What is added.
+    # Addends.
     _qmv("bias of the first column", "bias[column]", "bias[0]"),
     _qmv("residual of the first batch", "residual_ + offset", "residual_"),
     _quad("bias left out", "parts & NIBBLE_BIAS", "false"),
@@ -231,7 +231,7 @@ MUTANTS = [
         "}\n    {\n      tile.store",
     ),
     _of(_HALF, "one bfloat twice", "= half(low);", "= half(high);"),
-    # Which matrix, which row.
+    # Choice of the matrix and of the row.
     _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
     _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
     _qmv(
