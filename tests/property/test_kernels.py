@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests import simt
 from tests.simt import cases, products
 
-# To compile a kernel takes a second, so these are not all combinations. They cover every
-# type, width, group size and symmetry, and the pairs of types that checkpoints have.
+# To compile a kernel takes a second, so these are not all combinations. They cover
+# every type, width, group size and symmetry, and the pairs of types in checkpoints.
 # (dtype, scale_dtype, bits, group_size, symmetric)
 FORMATS = [
     ("float16", "float16", 4, 64, False),
