@@ -69,8 +69,8 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 }
 
 // sum += w_hat @ x^T over one step. `words` and `affine` are this lane's codes
-// of w; its codes of x lie at column x_k, in rows `first_x` + 8 m and the next
-// ones. x past K counts as zero: `x_inside` is false there.
+// of w. Its codes of x begin at row `first_x` and column x_k; past K, where
+// `x_inside` is false, they count as zero.
 template <int TN, int TM, int kWords, typename T, typename Q>
 inline void multiply_step(thread Accumulator<TN, TM>& sum,
                           const thread uint (&words)[TN][kWords],
@@ -123,32 +123,6 @@ inline void multiply_step(thread Accumulator<TN, TM>& sum,
   }
 }
 
-// Rounds the sums, a tile of y^T, and stores them at (first_row, first_column)
-// of y.
-template <int TN, int TM, typename T, typename Q>
-inline void store_transposed(thread Accumulator<TN, TM>& sum,
-                             const thread Product<T, Q>& p,
-                             int first_row,
-                             int first_column,
-                             uint lane) {
-#pragma clang loop unroll(full)
-  for (int n = 0; n < TN; ++n) {
-    const int y_column = first_column + n * 8 + fragment_row(lane);
-#pragma clang loop unroll(full)
-    for (int m = 0; m < TM; ++m) {
-      const float2 pair = elements(sum.fragments[n][m]);
-#pragma clang loop unroll(full)
-      for (int e = 0; e < 2; ++e) {
-        const int y_row = first_row + m * 8 + fragment_column(lane) + e;
-        const size_t at = size_t(y_row) * size_t(p.N) + size_t(y_column);
-        if (y_row < p.M && y_column < p.N) {
-          p.y[at] = p.epilogue.finish(pair[e], y_column, at);
-        }
-      }
-    }
-  }
-}
-
 template <int BM,  // rows of a tile of y
           int BN,  // columns of a tile of y
           int WK>  // simdgroups, which share K
@@ -168,6 +142,7 @@ struct QmmSkinny : Transposed {
     constexpr int TM = BM / 8;
     constexpr int TN = BN / 8;
     static_assert(Q::kGroupSize % kCodes == 0, "a lane's codes share a group");
+    const int M = p.M;
     const int N = p.N;
     const int K = p.weight.K;
     const int first_row = int(tgid.y) * BM;
@@ -243,8 +218,24 @@ struct QmmSkinny : Transposed {
     }
     sum_over_simdgroups<TN, TM, WK>(
         sum, (threadgroup float2*)memory, sgid, int(lane));
-    if (sgid == 0) {
-      store_transposed(sum, p, first_row, first_column, lane);
+    if (sgid != 0) {
+      return;
+    }
+#pragma clang loop unroll(full)
+    for (int n = 0; n < TN; ++n) {
+      const int y_column = first_column + n * 8 + row;
+#pragma clang loop unroll(full)
+      for (int m = 0; m < TM; ++m) {
+        const float2 pair = elements(sum.fragments[n][m]);
+#pragma clang loop unroll(full)
+        for (int e = 0; e < 2; ++e) {
+          const int y_row = first_row + m * 8 + column + e;
+          const size_t at = size_t(y_row) * size_t(N) + size_t(y_column);
+          if (y_row < M && y_column < N) {
+            p.y[at] = p.epilogue.finish(pair[e], y_column, at);
+          }
+        }
+      }
     }
   }
 };

@@ -294,9 +294,7 @@ MUTANTS = [
     ),
     _qmm("a line past K", "&& first < range.end", "", "b4_g32"),
     _qmm("scales past K", "&& group_k < weight.K", ""),
-    _skinny(
-        "a row of y past the edge", "y_row < p.M && y_column < p.N", "y_column < p.N"
-    ),
+    _skinny("a row of y past the edge", "y_row < M && y_column < N", "y_column < N"),
     _skinny("words past K", "w_inside = w_k < K", "w_inside = true"),
     _skinny("x past K", "x_inside = x_k < K", "x_inside = true"),
     _of(
