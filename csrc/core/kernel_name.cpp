@@ -79,16 +79,12 @@ FamilyInfo info(Family family) {
     case Family::kJointQmvMulti:
       return {"joint_qmv_multi", "joint.h", {"r"}, kJoint, "QmvMulti"};
     case Family::kJointQmmSkinny:
-      return {
-          "joint_qmm_skinny", "joint.h", kSkinny, kJoint, "QmmSkinny"};
+      return {"joint_qmm_skinny", "joint.h", kSkinny, kJoint, "QmmSkinny"};
     case Family::kGatherQmv:
       return {"gather_qmv", "qmv.h", kNone, kGathered, "Qmv"};
     case Family::kGatherQmmSkinny:
-      return {"gather_qmm_skinny",
-              "qmm_skinny.h",
-              kSkinny,
-              kGathered,
-              "QmmSkinny"};
+      return {
+          "gather_qmm_skinny", "qmm_skinny.h", kSkinny, kGathered, "QmmSkinny"};
     case Family::kGatherQvm:
       return {"gather_qvm", "qvm.h", kNone, kGathered, "Qvm"};
     case Family::kGatherQmmN:
@@ -207,8 +203,8 @@ std::string template_call(const KernelId& id) {
     numbers << (i ? ", " : "") << id.shape[i];
   }
   std::ostringstream types;
-  types << metal_name(id.dtype) << ", nibble::"
-        << mode_info(id.format.mode).kernel_type << '<'
+  types << metal_name(id.dtype)
+        << ", nibble::" << mode_info(id.format.mode).kernel_type << '<'
         << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
         << id.format.group_size << '>';
   bool shaped = !id.shape.empty();

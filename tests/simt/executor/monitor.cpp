@@ -179,7 +179,7 @@ void Monitor::report(const Region& region,
   text << " at " << region.memory->describe(at);
   if (conflict.kind == Kind::kUninitialised) {
     finding.kind = "uninitialised";
-    text << ", which nobody has written";
+    text << ", which no thread has written";
   } else {
     finding.kind = "race";
     text << ", unordered with a " << (conflict.other_wrote ? "write" : "read")
