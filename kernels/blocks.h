@@ -32,8 +32,8 @@ struct BlockTile {
   BlockTile(int sgid)
       : row(sgid / WN * (BM / WM)), column(sgid % WN * (BN / WN)) {}
 
-  // Stores rows [begin, end) of the tile at (first_row, first_column) of y [..,
-  // N].
+  // Stores rows [begin, end) of the tile, which lies at (first_row,
+  // first_column) of y [.., N].
   template <typename T>
   void store(const thread Epilogue<T>& epilogue,
              device T* y,

@@ -1,5 +1,4 @@
-// From codes to values: a matrix in device memory, and w_hat of a code in
-// float.
+// From codes to values: a matrix in device memory, and its w_hat in float.
 #pragma once
 
 #include "kernels/format.h"
@@ -9,8 +8,7 @@
 namespace nibble {
 
 // Value i of a run whose scale and bias are `affine`. The scale absorbs
-// unshift(), and the compiler computes that product once for all words of a
-// run.
+// unshift(): the compiler computes this product once for all words of a run.
 template <typename Q>
 inline float dequantize_code(const thread uint* words, int i, float2 affine) {
   return fma(Q::code(words, i), affine.x * Q::unshift(i), affine.y);

@@ -1,5 +1,4 @@
-// The quantized formats: the argument Q of every kernel is one of these
-// structs.
+// The quantized formats: the argument Q of a kernel is one of these structs.
 //
 // Q alone knows which arrays a matrix has and what a code stands for:
 //
@@ -44,7 +43,7 @@ struct IntegerCodes {
   static constant constexpr int kBits = bits;
   static constant constexpr int kGroupSize = group_size;
 
-  // Code i of a run, left where it lies in its word: times 1 / unshift(i).
+  // Code i of a run, still shifted as in its word: too large by 1 / unshift(i).
   static float code(const thread uint* words, int i) {
     return float(code_in_place<bits>(words, i));
   }

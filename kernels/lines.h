@@ -10,8 +10,7 @@
 //   windows      [0 .. 2][3 .. 5] ... [12 .. 14][15     17][18 ...
 //   of a lane    0     0 .. 3   4 .. 7   8 .. 11   12 .. 15    of its line
 //
-// Where a window lies in two lines, lanes keep the earlier one beside the
-// later.
+// If a window lies in two lines, lanes keep the earlier one beside the later.
 #pragma once
 
 #include <metal_simdgroup>
@@ -138,12 +137,11 @@ inline void pass_words(const thread uint* before,
     const int wanted = first + ((i - first) & 3);
     const int holder = wanted / 4 % 4;
     const ushort from = ushort(first_lane + holder % 2 + holder / 2 * apart);
-    // This lane holds word i of both lines, and one of the two is in the
-    // window.
+    // This lane holds word i of both lines, and the window has one of them.
     const bool earlier = two_lines && quad_lane * 4 + i >= begin;
     passed[i] = simd_shuffle(earlier ? before[i] : held[i], from);
     if (window_words > line_words()) {
-      // Or both are.
+      // Or both.
       const uint later = simd_shuffle(held[i], from);
       passed[i] = wanted < window + line_words() ? passed[i] : later;
     }

@@ -41,10 +41,10 @@ inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
 
 // Bytes that a launch of `dense`, `gathered` or `joint` binds as
 // [[threadgroup(0)]], at least. These entries always have the argument, also
-// for a family that needs no memory, and Metal wants its length set to a
-// multiple of
-// 16. Occupancy stays the same: a core runs at most 96 simdgroups
-// (metal-benchmarks), so 48 threadgroups of qmv, which bind 768 bytes together.
+// for a family that needs no memory. Metal wants the length of an argument set,
+// in multiples of 16 bytes. Occupancy stays the same: a core runs at most 96
+// simdgroups (metal-benchmarks), which are 48 threadgroups of qmv and 768
+// bytes.
 #define NIBBLE_LEAST_THREADGROUP_BYTES 16
 
 // Every operand begins at a multiple of this number of bytes: the widest load
