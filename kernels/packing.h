@@ -12,13 +12,14 @@
 
 #include <metal_stdlib>
 
+#include "kernels/shared.h"
+
 namespace nibble {
 
 using namespace metal;
 
-// The shortest run of codes that is made of whole words.
 constexpr int run_codes(int bits) {
-  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+  return nibble_run_codes(bits);
 }
 
 constexpr int words_of(int codes, int bits) {

@@ -17,6 +17,11 @@
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
+// The shortest run of codes that fills whole words.
+constexpr int nibble_run_codes(int bits) {
+  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+}
+
 // qmm_skinny: neighbouring codes of a row that a lane takes at a time, four
 // lanes at each step: whole words, and no more than a line where that can be
 // (not at 5 bits).
