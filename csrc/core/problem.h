@@ -60,10 +60,10 @@ struct MatmulProblem : Product {
   Batch batch;
   // Tiles may convert bfloat numbers to half where these fit.
   bool half_tiles = false;
-  Epilogue epilogue;  // only if transposed
+  Epilogue epilogue = {};  // only if transposed
   // The name of a candidate from a tuned table. The planner follows it if the
   // problem has this candidate. Empty: no choice. Outlives the problem.
-  std::string_view choice;
+  std::string_view choice = {};
 
   bool operator==(const MatmulProblem&) const = default;
   // True if tiles compute in half.

@@ -13,8 +13,8 @@ namespace nibble {
 // The choice that leaves a product to MLX's own operation.
 inline constexpr std::string_view kLeaveToMlx = "mlx";
 
-// The largest number of rows of the last class. Larger numbers share its choice:
-// their work differs in amount only.
+// The largest number of rows of the last class. Larger numbers share its
+// choice: their work differs in amount only.
 inline constexpr int kLastRowClass = 512;
 
 // Returns the largest number of rows that shares a choice with M, the one that
