@@ -322,37 +322,45 @@ def test_an_unsupported_format_has_no_plan(form, p):
     assert plan_dequantize(unknown) is None
 
 
-@settings(max_examples=100)
-@given(problems(), problems(), devices, st.integers(1, 300), st.integers(1, 64))
-def test_plans_of_any_shape_name_only_kernels_of_any_shape(p, q, device, B, experts):
+@settings(max_examples=200)
+@given(
+    problems(),
+    problems(),
+    devices,
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.booleans(),
+    st.booleans(),
+)
+def test_plans_of_any_shape_name_only_kernels_of_any_shape(
+    p, q, device, B, experts, in_order, invariant
+):
+    p = replace(p, batch_invariant=invariant)
     form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    g = GatherProblem(
+        1, p.M, p.N, p.K, experts, *form, in_order, p.transpose, invariant
+    )
     sizes = {"N": q.N, "K": q.K // q.group_size * p.group_size}
-    for in_order, invariant in itertools.product([False, True], repeat=2):
-        p = replace(p, batch_invariant=invariant)
-        g = GatherProblem(1, p.M, p.N, p.K, experts, *form)
-        g = replace(
-            g, sorted=in_order, transpose=p.transpose, batch_invariant=invariant
-        )
-        # Asked for one shape, and planned for others.
-        allowed = {planner: set(kernels_of_any_shape(p, planner)) for planner in DENSE}
-        allowed |= {name: set(kernels_of_any_shape(g, name)) for name in GATHERED}
-        for M in ROWS:
-            other = replace(p, M=M, **sizes)
-            one = replace(other, batch_size=1, batch_count=1, batch_repeat=1)
-            joint = replace(one, residual=False)
-            chosen = replace(g, B=B, M=M, **sizes)
-            plans = [("matmul", plan) for plan in candidates(other, device)]
-            plans += [("matmul", plan) for plan in candidates(one, device)]
-            plans += [
-                ("matmul", plan_matmul(other, device)),
-                ("joint", plan_joint([joint, joint], device)),
-                ("swiglu", plan_swiglu(one)),
-                ("gather", plan_gather(chosen)),
-                ("gather_swiglu", plan_swiglu(chosen)),
-                ("dequantize", plan_dequantize(other)),
-            ]
-            for planner, plan in plans:
-                assert {launch.kernel for launch in plan or []} <= allowed[planner]
+    # Asked for one shape, and planned for others.
+    allowed = {planner: set(kernels_of_any_shape(p, planner)) for planner in DENSE}
+    allowed |= {name: set(kernels_of_any_shape(g, name)) for name in GATHERED}
+    for M in ROWS:
+        other = replace(p, M=M, **sizes)
+        one = replace(other, batch_size=1, batch_count=1, batch_repeat=1)
+        joint = replace(one, residual=False)
+        chosen = replace(g, B=B, M=M, **sizes)
+        plans = [("matmul", plan) for plan in candidates(other, device)]
+        plans += [("matmul", plan) for plan in candidates(one, device)]
+        plans += [
+            ("matmul", plan_matmul(other, device)),
+            ("joint", plan_joint([joint, joint], device)),
+            ("swiglu", plan_swiglu(one)),
+            ("gather", plan_gather(chosen)),
+            ("gather_swiglu", plan_swiglu(chosen)),
+            ("dequantize", plan_dequantize(other)),
+        ]
+        for planner, plan in plans:
+            assert {launch.kernel for launch in plan or []} <= allowed[planner]
 
 
 def test_every_family_is_planned_for_some_shape():
