@@ -46,6 +46,10 @@ struct QuantFormat {
   bool operator==(const QuantFormat&) const = default;
 
   constexpr bool has_biases() const { return mode_info(mode).has_biases; }
+  // bias / scale of a group, if no biases are read.
+  constexpr float bias_of_scale() const {
+    return -static_cast<float>(1 << (bits - 1));
+  }
   // Arrays of one value for each group: scales, and biases if they are read.
   constexpr int group_arrays() const { return has_biases() ? 2 : 1; }
   constexpr int words_per_row(int K) const {

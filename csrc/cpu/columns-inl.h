@@ -88,19 +88,19 @@ void multiply_columns(const Weights& w,
     Range block{k, smaller(k + kColumnBlockK, columns.end)};
     int width = block.end - block.begin;
     for (int i = 0; i < M * kColumnBlockK; ++i) sums[i] = 0;
-    with_bits(w.format.bits, [&](auto bits) {
-      constexpr int kBits = decltype(bits)::value;
+    with_codes(w.format, [&](auto codes) {
+      using Q = decltype(codes);
       for (int n = 0; n < w.N; n += step) {
         int count = smaller(step, w.N - n);
         by_rows<4>(count, [&](auto r, int i) {
-          decode_rows<V, kBits, decltype(r)::value>(
+          decode_rows<V, Q, decltype(r)::value>(
               w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
         });
         add_block<V>(scratch, width, count, x + n, w.N, M, sums);
       }
       for (int m = 0; m < M; ++m) {
         float* row = sums + m * kColumnBlockK;
-        to_natural_order<V, kBits>(row, width);
+        to_natural_order<V, Q::kBits>(row, width);
         round_floats<V>(dtype,
                         row,
                         width,

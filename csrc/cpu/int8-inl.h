@@ -17,7 +17,7 @@
 #include "csrc/cpu/int8_packed-inl.h"
 #include "csrc/cpu/int8_params-inl.h"
 #include "csrc/cpu/int8_quantize-inl.h"
-#include "csrc/cpu/int8_rows-inl.h"
+#include "csrc/cpu/int8_row-inl.h"
 
 namespace nibble::cpu {
 namespace {

@@ -12,7 +12,7 @@ namespace {
 // Codes of a row whose scales and biases are at hand. A panel of so many, 4-bit
 // codes of 32 rows, is 16 KB and leaves room in a first-level cache.
 constexpr int kIntBlockK = 1024;
-static_assert(kBlockK % kIntBlockK == 0);  // as Weights::columns has it
+static_assert(kBlockK % kIntBlockK == 0);  // as in Weights::columns
 
 // The row at lane r of a strip; beyond the last row the last again, whose
 // results are not stored.
@@ -26,22 +26,20 @@ inline void prefetch_params(const Weights& w, size_t row, Range columns) {
   int group_size = w.format.group_size;
   size_t at = (row * (w.K / group_size) + columns.begin / group_size) * size;
   int bytes = (columns.end - columns.begin) / group_size * size;
-  prefetch(w.scales + at, bytes);
-  if (w.format.has_biases()) prefetch(w.biases + at, bytes);
+  by_param_arrays(w, [&](const uint8_t* p) { prefetch(p + at, bytes); });
 }
 
 // The scales and biases of kRows rows from `row` on, [groups, kRows]. The next
 // rows are asked for.
 template <class V, int kRows>
 struct StripParams {
-  static constexpr int kMax = kIntBlockK / 32;
-  alignas(64) float scale[kMax][kRows];
-  alignas(64) float bias[kMax][kRows];
+  alignas(64) float scale[kMostGroups][kRows];
+  alignas(64) float bias[kMostGroups][kRows];
 
   StripParams(const Weights& w, int row, Range columns) {
     int groups = (columns.end - columns.begin) / w.format.group_size;
     for (int strip = 0; strip < kRows; strip += V::kLanes) {
-      alignas(64) float rows[2][V::kLanes][kMax];
+      alignas(64) float rows[2][V::kLanes][kMostGroups];
       with_dtype(w.scale_dtype, [&](auto dtype) {
         for (int r = 0; r < V::kLanes; ++r) {
           read_params<V, decltype(dtype)::value>(w,
@@ -58,7 +56,7 @@ struct StripParams {
   }
 
  private:
-  static void spread(const float (&from)[V::kLanes][kMax],
+  static void spread(const float (&from)[V::kLanes][kMostGroups],
                      int groups,
                      float* to) {
     const uint8_t* rows[V::kLanes];

@@ -125,20 +125,20 @@ struct Avx2 {
   }
 
   // ---- codes ------------------------------------------------------------
-  template <int kBits>
+  template <class Q>
   struct Group {
     F scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {set1(scale), set1(bias)};
   }
 
   // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
-    return fma(_mm256_cvtepi32_ps(codes<kBits>(p)), g.scale, g.bias);
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    return fma(numbers<Q>(codes<Q::kBits>(p)), g.scale, g.bias);
   }
 
   template <int kBits>
@@ -225,11 +225,11 @@ struct Avx2 {
   }
 
   // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  template <class Q, int kCode>
   static F code(I words) {
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
-                         _mm256_set1_epi32((1 << kBits) - 1)));
+    constexpr int kBits = Q::kBits;
+    return numbers<Q>(_mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
+                                       _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -308,6 +308,11 @@ struct Avx2 {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Avx2>(codes);
+  }
+
   static I first_lanes(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count),
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -115,35 +115,35 @@ struct Avx512 {
   // What turns a group's codes into values: up to 4 bits a register that
   // holds all of the group's values, so that decoding is one permutation;
   // 5 bits two of them; beyond, scale and bias.
-  template <int kBits>
+  template <class Q>
   struct Group {
     F first, second;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
+    constexpr int kBits = Q::kBits;
     F s = set1(scale), b = set1(bias);
     if constexpr (kBits > 5) {
       return {s, b};
     }
     // vpermps looks at the low 4 bits of an index only: 2 and 3 bits repeat.
     constexpr int kMask = (1 << kBits) - 1;
-    F codes = _mm512_cvtepi32_ps(
-        _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask)));
-    F first = fma(codes, s, b);
+    I codes = _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask));
+    F first = fma(numbers<Q>(codes), s, b);
     if constexpr (kBits < 5) {
       return {first, first};
     }
-    return {first, fma(_mm512_cvtepi32_ps(iota(16, 1)), s, b)};
+    return {first, fma(numbers<Q>(iota(16, 1)), s, b)};
   }
 
   // The values of the next 16 codes, 2 * kBits bytes at p, in code order.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     if constexpr (kBits == 8) {
       __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      return fma(
-          _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
+      return fma(numbers<Q>(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
     }
     __m512i codes = shifted_codes<kBits>(p);
     if constexpr (kBits < 5) {
@@ -152,7 +152,7 @@ struct Avx512 {
       return _mm512_permutex2var_ps(g.first, codes, g.second);
     } else {
       codes = _mm512_and_si512(codes, _mm512_set1_epi32((1 << kBits) - 1));
-      return fma(_mm512_cvtepi32_ps(codes), g.first, g.second);
+      return fma(numbers<Q>(codes), g.first, g.second);
     }
   }
 
@@ -249,8 +249,9 @@ struct Avx512 {
   }
 
   // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  template <class Q, int kCode>
   static F code(I words) {
+    constexpr int kBits = Q::kBits;
     if constexpr (kCode > 0) {
       words = _mm512_srli_epi32(words, kCode * kBits);
     }
@@ -258,9 +259,9 @@ struct Avx512 {
     if constexpr (kBits < 5) {
       // vpermps looks at the low 4 bits of an index only: 2 bits repeat.
       return _mm512_permutexvar_ps(
-          words, _mm512_cvtepi32_ps(_mm512_and_si512(iota(0, 1), mask)));
+          words, numbers<Q>(_mm512_and_si512(iota(0, 1), mask)));
     }
-    return _mm512_cvtepi32_ps(_mm512_and_si512(words, mask));
+    return numbers<Q>(_mm512_and_si512(words, mask));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -350,6 +351,11 @@ struct Avx512 {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Avx512>(codes);
+  }
+
   static __m512i iota(int start, int step) {
     __m512i lanes =
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -123,19 +123,20 @@ struct Neon {
   }
 
   // ---- codes ------------------------------------------------------------
-  template <int kBits>
+  template <class Q>
   struct Group {
     float32x4_t scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {vdupq_n_f32(scale), vdupq_n_f32(bias)};
   }
 
   // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     uint32x4_t lo, hi;
     if constexpr (kBits == 8) {
       uint16x8_t v = vmovl_u8(vld1_u8(p));
@@ -161,8 +162,8 @@ struct Neon {
       lo = vandq_u32(vshlq_u32(vdupq_n_u32(first), vld1q_s32(kLo)), mask);
       hi = vandq_u32(vshlq_u32(vdupq_n_u32(last), vld1q_s32(kHi)), mask);
     }
-    return {vfmaq_f32(g.bias, vcvtq_f32_u32(lo), g.scale),
-            vfmaq_f32(g.bias, vcvtq_f32_u32(hi), g.scale)};
+    F v = numbers<Q>({vreinterpretq_s32_u32(lo), vreinterpretq_s32_u32(hi)});
+    return {vfmaq_f32(g.bias, v.lo, g.scale), vfmaq_f32(g.bias, v.hi, g.scale)};
   }
 
   template <int kBits>
@@ -260,16 +261,17 @@ struct Neon {
   }
 
   // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  template <class Q, int kCode>
   static F code(I words) {
+    constexpr int kBits = Q::kBits;
     auto codes = [](int32x4_t half) {
       uint32x4_t v = vreinterpretq_u32_s32(half);
       if constexpr (kCode > 0) {
         v = vshrq_n_u32(v, kCode * kBits);
       }
-      return vcvtq_f32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
+      return vreinterpretq_s32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
     };
-    return {codes(words.lo), codes(words.hi)};
+    return numbers<Q>({codes(words.lo), codes(words.hi)});
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -342,6 +344,11 @@ struct Neon {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Neon>(codes);
+  }
+
   template <typename Word>
   static uint32_t read(const uint8_t* p) {
     Word word;

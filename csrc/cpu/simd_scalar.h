@@ -128,27 +128,29 @@ struct Scalar {
     }
   }
 
-  template <int kBits>
+  template <class Q>
   struct Group {
     float scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {scale, bias};
   }
 
   // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     uint64_t codes = 0;
     std::memcpy(&codes, p, kBits);
-    F out;
+    I each;
     for (int i = 0; i < kLanes; ++i) {
-      uint64_t code = codes >> (i * kBits) & ((1 << kBits) - 1);
-      out.lane[i] = static_cast<float>(code) * g.scale + g.bias;
+      each.lane[i] =
+          static_cast<int32_t>(codes >> (i * kBits) & ((1 << kBits) - 1));
     }
-    return out;
+    F v = numbers<Q>(each);
+    return by_lane([&](int i) { return v.lane[i] * g.scale + g.bias; });
   }
 
   template <int kBits>
@@ -240,12 +242,14 @@ struct Scalar {
   }
 
   // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  template <class Q, int kCode>
   static F code(I words) {
-    return by_lane([&](int i) {
-      uint32_t word = static_cast<uint32_t>(words.lane[i]);
-      return static_cast<float>(word >> (kCode * kBits) & ((1 << kBits) - 1));
-    });
+    constexpr int kBits = Q::kBits;
+    for (int32_t& lane : words.lane) {
+      lane = static_cast<int32_t>(
+          static_cast<uint32_t>(lane) >> (kCode * kBits) & ((1 << kBits) - 1));
+    }
+    return numbers<Q>(words);
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -311,6 +315,11 @@ struct Scalar {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Scalar>(codes);
+  }
+
   template <typename Fn>
   static F by_lane(Fn&& fn) {
     F out;

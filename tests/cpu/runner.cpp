@@ -7,10 +7,12 @@
 #include <optional>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/gather.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/cpu/packed.h"
+#include "csrc/cpu/profile.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace {
@@ -105,25 +107,26 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   gathered.transpose = r.transpose != 0;
   cpu::Indices indices{words(kLhs), words(kRhs)};
 
-  auto activations =
-      r.int8 ? cpu::Activations::kInt8 : cpu::Activations::kExact;
+  DequantizeProblem whole{r.N, r.K, dtype, scale_dtype, format};
+  auto plan = [&](const auto& problem) {
+    return plan_cpu(problem, cpu::profile(), r.int8 != 0);
+  };
   switch (static_cast<Operation>(r.operation)) {
     case kMatmul:
       return cpu::matmul(
           dense,
-          {weights, x, y, array[kBias].data(), array[kResidual].data()},
-          activations);
+          plan(dense),
+          {weights, x, y, array[kBias].data(), array[kResidual].data()});
     case kDequantize:
-      return cpu::dequantize(
-          {r.N, r.K, dtype, scale_dtype, format}, weights, y);
+      return cpu::dequantize(whole, plan_cpu(whole), weights, y);
     case kSwiglu:
-      return cpu::swiglu_matmul(dense, {weights, up, x, y}, activations);
+      return cpu::swiglu_matmul(dense, plan(dense), {weights, up, x, y});
     case kGather:
       return cpu::gather_matmul(
-          gathered, {weights, x, y}, indices, activations);
+          gathered, plan(gathered), {weights, x, y}, indices);
     case kGatherSwiglu:
       return cpu::gather_swiglu(
-          gathered, {weights, up, x, y}, indices, activations);
+          gathered, plan(gathered), {weights, up, x, y}, indices);
   }
 }
 

@@ -15,11 +15,6 @@ namespace {
 template <class V, int kBits>
 constexpr int kVectorCodes = V::kLanes * 32 / kBits;
 
-// Whether multiply_row takes them: others would have to be spread first.
-constexpr bool lie_in_bytes(int bits) {
-  return bits == 2 || bits == 4 || bits == 8;
-}
-
 // Sums of each row over each of a vector's segments, kSpan lanes wide: lane r
 // of sums[s] is row r's.
 template <class V, int kRows, int kSpan>
