@@ -23,7 +23,8 @@ struct CpuKernelPlan {
   // Activations are rounded to 8 bits with one scale for each row and group of
   // the weights' format. Row m of y then has an error, beyond the rounding of
   // fp32 sums, of at most
-  //   sum over g of (1/2 + 2^-15) step[m, g] * sum over k in g of |w_hat[n, k]|
+  //     sum over g of (1/2 + 2^-15) step[m, g] * sum over k in g of |w_hat[n,
+  //     k]|
   // where step[m, g] = max(max over k in g of |x[m, k]| / 127, 2^-126).
   bool int8 = false;
   // Exact products decode weights while they multiply. With more rows, they

@@ -21,7 +21,8 @@ inline constexpr int64_t kParallelProducts = 64 * 1024;
 // several.
 inline constexpr int64_t kParallelProductsOfColumns = 256 * 1024;
 // The same for elements of a layer such as RMSNorm or SwiGLU: a core computes
-// some 4 to 8 of them a ns. A chunk has this number of elements.
+// some 4 to 8 of them a ns. A chunk has this number of elements. It has a part
+// in the bits of log-sum-exp, which adds chunks of long rows in order.
 inline constexpr int64_t kParallelElements = 32 * 1024;
 
 // A chunk has at least this number of weight rows, and whole tiles are best.

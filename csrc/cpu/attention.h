@@ -1,5 +1,5 @@
-// Attention on all cores: softmax(scale * q k^T + mask) v, scores never
-// stored. Accumulated in fp32 and rounded once.
+// Attention on all cores: softmax(scale * q k^T + mask) v. Scores are never
+// stored. Sums are accumulated in fp32 and rounded once.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ struct Attention : AttentionShape {
 struct AttentionOperands {
   const void *q, *k, *v;
   const void* mask;  // or null
-  const float*
-      sinks;  // [heads]: one more score each, whose value is 0; or null
+  // [heads], or null. A sink is the score of one more key whose value is 0.
+  const float* sinks;
   void* out;  // [B, L, heads, Dv] row-contiguous
 };
 

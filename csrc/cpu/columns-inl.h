@@ -1,8 +1,8 @@
 // x @ w_hat.
 //
-// Lanes run over k again, which is now a dimension of y: weights are decoded
-// in blocks, and a tile of kM rows x kV vectors of y stays in registers while
-// n runs through the block.
+// Lanes run over k, which is here a dimension of y. Weights are decoded in
+// blocks. A tile of kM rows x kV vectors of y stays in registers while n runs
+// through the block.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -69,7 +69,7 @@ void add_block(const float* panel,
   }
 }
 
-// Weight rows decoded at a time for one tile of x, which uses them only once:
+// Weight rows decoded at a time for a single tile of x, which uses them once:
 // [16, 256] is 16 KB and stays in a first-level cache.
 constexpr int kRowsForFew = 16;
 
