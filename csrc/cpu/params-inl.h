@@ -27,7 +27,7 @@ void to_floats(const uint8_t* p, int count, float* out) {
 
 // Calls fn with each array that the format has.
 template <typename Fn>
-[[gnu::always_inline]] inline void by_param_arrays(const Weights& w, Fn&& fn) {
+void by_param_arrays(const Weights& w, Fn&& fn) {
   fn(w.scales);
   if (w.format.has_biases()) fn(w.biases);
 }
