@@ -65,6 +65,10 @@ struct QuantFormat {
 
   constexpr const ModeInfo& info() const { return mode_info(mode); }
   constexpr bool has_biases() const { return info().has_biases; }
+  // bias / scale of a group, if no biases are read.
+  constexpr float bias_of_scale() const {
+    return -static_cast<float>(1 << (bits - 1));
+  }
   // Arrays of one value for each group: scales, and biases if they are read.
   constexpr int group_arrays() const { return has_biases() ? 2 : 1; }
   constexpr int words_per_row(int K) const {

@@ -227,6 +227,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   cpu_task::dispatch(stream(),
                      outputs,
                      [p,
+                      plan = plan_cpu(p, cpu::profile()),
                       options = options_,
                       q = StridedRows(q),
                       k = StridedRows(k),
@@ -252,7 +253,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                        if (options.has_sinks) {
                          operands.sinks = sinks.as<float>();
                        }
-                       cpu::attention(p, operands);
+                       cpu::attention(p, plan, operands);
                      });
 }
 

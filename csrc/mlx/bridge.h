@@ -5,11 +5,13 @@
 #include <optional>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/core/dtype.h"
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
-#include "csrc/cpu/matmul.h"
+#include "csrc/cpu/operands.h"
+#include "csrc/cpu/profile.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/repack.h"
 #include "mlx/array.h"
@@ -22,9 +24,10 @@ namespace mx = mlx::core;
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
 mx::Dtype to_mlx(Dtype dtype);
 
-inline cpu::Activations activations(const ops::MatmulOptions& options) {
-  return options.int8_activations ? cpu::Activations::kInt8
-                                  : cpu::Activations::kExact;
+// The plan of a product on this machine's CPU.
+template <typename Problem>
+auto cpu_plan(const Problem& problem, const ops::MatmulOptions& options) {
+  return plan_cpu(problem, cpu::profile(), options.int8_activations);
 }
 
 // How the batch dimensions `x` of activations find their weights among `w`

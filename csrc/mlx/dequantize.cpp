@@ -30,7 +30,8 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
                      [problem,
                       w = bridge::QuantizedRows(inputs, kW),
                       y = out.data<void>()]() mutable {
-                       cpu::dequantize(problem, w.operands(), y);
+                       cpu::dequantize(
+                           problem, plan_cpu(problem), w.operands(), y);
                      });
 }
 

@@ -31,21 +31,21 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = bridge::activations(options_);
+  GatherProblem p = problem(inputs);
   cpu_task::dispatch(stream(),
                      outputs,
-                     [problem = problem(inputs),
-                      activations,
+                     [p,
+                      plan = bridge::cpu_plan(p, options_),
                       x = RowContiguous(inputs[kX]),
                       w = QuantizedRows(inputs, kW),
                       lhs = RowContiguous(inputs[kLhs]),
                       rhs = RowContiguous(inputs[kRhs]),
                       y = out.data<void>()]() mutable {
                        cpu::gather_matmul(
-                           problem,
-                           {w.operands(problem), x.data(), y},
-                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-                           activations);
+                           p,
+                           plan,
+                           {w.operands(p), x.data(), y},
+                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()});
                      });
 }
 

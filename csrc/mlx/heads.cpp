@@ -39,6 +39,7 @@ class ProjectionTask {
     size_t next = first + 3;
     problem_.epilogue = projection.epilogue;
     tuning::consult(problem_, projection.options, mx::Device::cpu);
+    plan_ = bridge::cpu_plan(problem_, projection.options);
     if (projection.epilogue.bias) {
       bias_.emplace(inputs[next++]);
     }
@@ -62,9 +63,10 @@ class ProjectionTask {
   }
 
   void run(const void* x) {
-    cpu::matmul(problem_,
-                {w_.operands(problem_), x, y_, bias_ ? bias_->data() : nullptr},
-                bridge::activations(projection_.options));
+    cpu::matmul(
+        problem_,
+        plan_,
+        {w_.operands(problem_), x, y_, bias_ ? bias_->data() : nullptr});
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,
                         *projection_.norm_eps,
@@ -99,6 +101,7 @@ class ProjectionTask {
  private:
   Projection projection_;
   MatmulProblem problem_;
+  CpuPlan plan_;
   bridge::QuantizedRows w_;
   std::optional<RowContiguous> bias_, norm_weight_, offsets_, periods_;
   Dtype norm_weight_dtype_ = Dtype::kFloat32;

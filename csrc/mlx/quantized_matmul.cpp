@@ -28,27 +28,27 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = bridge::activations(options_);
+  MatmulProblem p = problem(inputs);
   auto addend = [&](int input) {
     return input < 0 ? std::nullopt
                      : std::optional(RowContiguous(inputs[input]));
   };
   cpu_task::dispatch(stream(),
                      outputs,
-                     [problem = problem(inputs),
-                      activations,
+                     [p,
+                      plan = bridge::cpu_plan(p, options_),
                       x = RowContiguous(inputs[kX]),
                       w = QuantizedRows(inputs, kW),
                       bias = addend(bias_input()),
                       residual = addend(residual_input()),
                       y = out.data<void>()]() mutable {
-                       cpu::matmul(problem,
-                                   {w.operands(problem),
+                       cpu::matmul(p,
+                                   plan,
+                                   {w.operands(p),
                                     x.data(),
                                     y,
                                     bias ? bias->data() : nullptr,
-                                    residual ? residual->data() : nullptr},
-                                   activations);
+                                    residual ? residual->data() : nullptr});
                      });
 }
 

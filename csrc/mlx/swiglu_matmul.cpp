@@ -2,6 +2,7 @@
 
 #include "csrc/core/planner.h"
 #include "csrc/cpu/gather.h"
+#include "csrc/cpu/matmul.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/evaluation.h"
@@ -100,44 +101,42 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = bridge::activations(request_.options);
   RowContiguous x(inputs[kX]);
   QuantizedRows gate(inputs, kGate), up(inputs, kUp);
   void* y = out.data<void>();
   if (!gathered_) {
+    MatmulProblem p = dense_problem(inputs);
     cpu_task::dispatch(
         stream(),
         outputs,
-        [problem = dense_problem(inputs),
-         activations,
+        [p,
+         plan = bridge::cpu_plan(p, request_.options),
          x,
          gate,
          up,
          y]() mutable {
           cpu::swiglu_matmul(
-              problem,
-              {gate.operands(problem), up.operands(problem), x.data(), y},
-              activations);
+              p, plan, {gate.operands(p), up.operands(p), x.data(), y});
         });
     return;
   }
-  cpu_task::dispatch(
-      stream(),
-      outputs,
-      [problem = gather_problem(inputs),
-       activations,
-       x,
-       gate,
-       up,
-       lhs = RowContiguous(inputs[kLhs]),
-       rhs = RowContiguous(inputs[kRhs]),
-       y]() mutable {
-        cpu::gather_swiglu(
-            problem,
-            {gate.operands(problem), up.operands(problem), x.data(), y},
-            {lhs.as<uint32_t>(), rhs.as<uint32_t>()},
-            activations);
-      });
+  GatherProblem p = gather_problem(inputs);
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [p,
+                      plan = bridge::cpu_plan(p, request_.options),
+                      x,
+                      gate,
+                      up,
+                      lhs = RowContiguous(inputs[kLhs]),
+                      rhs = RowContiguous(inputs[kRhs]),
+                      y]() mutable {
+                       cpu::gather_swiglu(
+                           p,
+                           plan,
+                           {gate.operands(p), up.operands(p), x.data(), y},
+                           {lhs.as<uint32_t>(), rhs.as<uint32_t>()});
+                     });
 }
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,

@@ -5,7 +5,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
-#include "csrc/cpu/matmul.h"
+#include "csrc/cpu/profile.h"
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"

@@ -1,9 +1,9 @@
-// x @ w_hat^T for one row of 8-bit activations, weights read where they lie.
+// x @ w_hat^T for one row of 8-bit activations, without a panel.
 //
-// Lanes run over k. A strip is as many weight rows as there are lanes; each
-// gives a vector of partial sums, which are folded until a lane holds a row's
-// sum over one group. Sums inside a group are integers, and groups are added
-// up as int8-inl.h does: a result has the same bits by either way.
+// Lanes run over k. A strip has as many weight rows as there are lanes. Each
+// row gives a vector of partial sums, and these are folded until a lane holds
+// a row's sum over one group. Sums inside a group are integers, and groups are
+// added as in int8-inl.h, so results have the same bits.
 #pragma once
 
 #include "csrc/cpu/int8_params-inl.h"
@@ -11,25 +11,20 @@
 namespace nibble::cpu {
 namespace {
 
-// Codes of one vector of a row's bytes.
+// The number of codes in a vector of a row's bytes.
 template <class V, int kBits>
 constexpr int kVectorCodes = V::kLanes * 32 / kBits;
 
-// Whether multiply_row takes them: others would have to be spread first.
-constexpr bool lie_in_bytes(int bits) {
-  return bits == 2 || bits == 4 || bits == 8;
-}
-
-// Sums of each row over each of a vector's segments, kSpan lanes wide: lane r
-// of sums[s] is row r's.
+// The sums of each row over each segment of a vector, kSpan lanes wide. Lane r
+// of sums[s] is that of row r.
 template <class V, int kRows, int kSpan>
 struct Folded {
   static constexpr int kCount = kRows <= kSpan ? 1 : kRows / kSpan;
   typename V::I sums[kCount];
 };
 
-// Of rows `first` to first + kRows, whose partial sums are partial(row). Deep
-// first, so that few of them are held at a time.
+// Returns the sums of rows `first` to first + kRows, whose partial sums are
+// partial(row). It recurses first, so that few of them are live at a time.
 template <class V, int kRows, int kSpan, typename Partial>
 [[gnu::always_inline]] inline Folded<V, kRows, kSpan> fold(Partial&& partial,
                                                            int first) {
@@ -54,9 +49,9 @@ template <class V, int kRows, int kSpan, typename Partial>
   }
 }
 
-// out = codes [K] in the order of a row's vectors: part p of vector v are the
-// activations that meet the codes number p of its bytes. Whole vectors, with
-// anything beyond K.
+// out = codes [K] in the order of a row's vectors. Part p of a vector has the
+// activations that meet code number p of its bytes. Vectors are whole; values
+// beyond K are undefined.
 template <class V, int kBits>
 void to_vector_order(const int8_t* codes, int K, int8_t* out) {
   constexpr int kParts = 8 / kBits;
@@ -73,7 +68,8 @@ void to_vector_order(const int8_t* codes, int K, int8_t* out) {
   }
 }
 
-// sum + the products of the codes in `bytes` and activations in vector order.
+// Returns sum + the products of the codes in `bytes` and activations in vector
+// order.
 template <class V, int kBits, int kPart = 0>
 [[gnu::always_inline]] inline typename V::I add_vector(
     typename V::I bytes,
@@ -87,10 +83,10 @@ template <class V, int kBits, int kPart = 0>
   return sum;
 }
 
-// Adds the products of a strip of rows and x, in vector order, over columns
-// that begin with a vector. `ahead` bytes from each code is the same code of
-// the next strip, which is asked for: where groups are looked up in between,
-// hardware does not follow so many rows (cold 0.3 ms, without 0.6 to 1.0).
+// Returns sum + the products of a strip of rows and x, in vector order, over
+// columns that begin with a vector. The same code of the next strip is `ahead`
+// bytes away and is prefetched: hardware does not follow this number of rows
+// with parameters between them (cold 0.3 ms, without prefetches 0.6 to 1.0).
 template <class V, int kBits, int kGroup>
 typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
                         const StripParams<V, V::kLanes>& params,
@@ -140,7 +136,7 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
   return sum;
 }
 
-// One row of x; codes of whole bytes, K codes of which fit the scratch.
+// For one row of x. Codes lie in bytes, and K of them fit into the scratch.
 template <class V, int kBits, int kGroup>
 void multiply_row(const Weights& w,
                   const QuantizedRows& x,

@@ -1,4 +1,4 @@
-// fp32 sums of a piece of work, and what makes rows of y of them.
+// fp32 sums of a chunk, which become rows of y.
 #pragma once
 
 #include "csrc/cpu/isa.h"
@@ -7,7 +7,7 @@
 
 namespace nibble::cpu {
 
-// Sums [M, range] of rows first.. with rows `range` of w. Kept by the thread
+// Sums [M, range] of rows first.. with rows `range` of w. The thread keeps them
 // until it makes others.
 class Sums {
  public:
@@ -39,7 +39,7 @@ class Sums {
   float* sums_;
 };
 
-// The same of two matrices, for y = silu(gate) * up.
+// The same for two matrices, for y = silu(gate) * up.
 class GatedSums {
  public:
   GatedSums(const Form& form,
