@@ -11,10 +11,12 @@
 #include "csrc/bindings_bench.h"
 #include "csrc/bindings_self_check.h"
 #include "csrc/bindings_tuning.h"
+#include "csrc/mlx/facts/machine.h"
 #include "csrc/mlx/fast.h"
+#include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/ops.h"
-#include "csrc/mlx/repack.h"
-#include "csrc/mlx/symmetric.h"
+#include "csrc/mlx/facts/repack.h"
+#include "csrc/mlx/facts/symmetric.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -146,7 +148,7 @@ NB_MODULE(_ext, m) {
   nb::module_::import_("mlx.core");
 
   m.attr("mlx_version") = NIBBLE_MLX_VERSION;
-  nibble::ops::check_environment();
+  nibble::machine::check_environment();
 
   m.def("quantized_matmul",
         &quantized_matmul,
@@ -289,7 +291,7 @@ NB_MODULE(_ext, m) {
         "See mlx_nibble.fast.swiglu.");
 
   m.def("gated_products",
-        &nibble::fast::gated_products,
+        &nibble::fusion::gated_products,
         nb::arg(),
         nb::arg(),
         nb::kw_only(),

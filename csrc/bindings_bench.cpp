@@ -1,6 +1,6 @@
 #include "csrc/bindings_bench.h"
 
-#include "csrc/mlx/bench.h"
+#include "csrc/mlx/facts/machine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -9,7 +9,7 @@ namespace nibble {
 
 void bind_bench(nb::module_& m) {
   m.def("cpu_multiply",
-        &bench::cpu_multiply,
+        &machine::cpu_multiply,
         nb::call_guard<nb::gil_scoped_release>(),
         "times"_a,
         "The operations of so many rounds of multiplications on all threads of "

@@ -7,7 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "csrc/mlx/bridge.h"
-#include "csrc/mlx/self_check.h"
+#include "csrc/mlx/facts/self_check.h"
 #include "mlx/utils.h"
 
 namespace nb = nanobind;

@@ -6,7 +6,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "csrc/mlx/tuning.h"
+#include "csrc/mlx/facts/tuning.h"
 #include "mlx/utils.h"
 
 namespace nb = nanobind;

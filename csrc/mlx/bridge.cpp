@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "mlx/allocator.h"
+
 namespace nibble::bridge {
 namespace {
 

@@ -10,8 +10,7 @@
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
-#include "csrc/mlx/ops.h"
-#include "csrc/mlx/repack.h"
+#include "csrc/mlx/options.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
@@ -86,40 +85,6 @@ class RowContiguous {
   const void* data_ = nullptr;
   std::optional<mx::array> scattered_;  // what is to be copied
   std::vector<std::byte> copy_;
-};
-
-// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
-class QuantizedRows {
- public:
-  QuantizedRows(const std::vector<mx::array>& inputs, int first)
-      : w_(inputs[first]),
-        scales_(inputs[first + 1]),
-        biases_(inputs[first + 2]),
-        copy_(
-            repack::find(inputs[first], inputs[first + 1], inputs[first + 2])),
-        w_size_(inputs[first].size()) {}
-
-  cpu::QuantizedOperands operands() {
-    return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
-  }
-
-  // For the products of a problem: also laid out anew, if that is wanted.
-  template <typename Problem>
-  cpu::QuantizedOperands operands(const Problem& p) {
-    cpu::QuantizedOperands o = operands();
-    if (copy_ && p.transpose) {
-      size_t words = size_t(p.N) * p.format.words_per_row(p.K);
-      o.packed = copy_->get({p.N, p.K, p.format, p.scale_dtype},
-                            static_cast<int>(w_size_ / words),
-                            o);
-    }
-    return o;
-  }
-
- private:
-  RowContiguous w_, scales_, biases_;
-  std::shared_ptr<repack::Copy> copy_;
-  size_t w_size_;
 };
 
 // The rows (last dimension) of an array [A, ..., B, D] as a grid of

@@ -46,12 +46,6 @@ mx::array logsumexp(const mx::array& a,
                     bool keepdims,
                     mx::StreamOrDevice s);
 
-// silu(gate) * up in one node with the products that gate and up are, if they
-// are of one x and yet to be computed; nullopt if no node of ours does so.
-std::optional<mx::array> gated_products(const mx::array& gate,
-                                        const mx::array& up,
-                                        mx::StreamOrDevice s);
-
 // silu(gate) * up.
 mx::array swiglu(const mx::array& gate,
                  const mx::array& up,

@@ -12,7 +12,7 @@
 
 #include "csrc/bindings_self_check.h"
 #include "csrc/metal/device_profile.h"
-#include "csrc/mlx/fast.h"
+#include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/primitives.h"
@@ -231,7 +231,7 @@ NB_MODULE(_recorder, m) {
   m.def(
       "gated_products",
       [](const mx::array& gate, const mx::array& up) {
-        return nibble::fast::gated_products(gate, up, kGpu);
+        return nibble::fusion::gated_products(gate, up, kGpu);
       },
       "gate"_a,
       "up"_a);

@@ -1,0 +1,18 @@
+#include "csrc/mlx/facts/machine.h"
+
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/peak.h"
+#include "csrc/cpu/thread_pool.h"
+
+namespace nibble::machine {
+
+void check_environment() {
+  cpu::isa();
+  cpu::thread_count();
+}
+
+int64_t cpu_multiply(int64_t times) {
+  return cpu::multiply_registers(times);
+}
+
+}  // namespace nibble::machine

@@ -1,0 +1,89 @@
+#include <optional>
+
+#include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/graph.h"
+#include "csrc/mlx/nodes/gather_qmm.h"
+#include "csrc/mlx/nodes/quantized_matmul.h"
+#include "csrc/mlx/ops.h"
+
+namespace nibble::fusion {
+namespace {
+
+// Inputs of both kinds of product, and of the one that chooses.
+enum ProductInput { kX, kW, kScales, kBiases, kLhs, kRhs };
+
+// What `a` makes contiguous, where that is all it does: on a GPU, where each
+// product asks for it, one array is the input of several.
+const mx::array& source(const mx::array& a) {
+  return graph::is_pending(a, "Contiguous") ? a.inputs()[0] : a;
+}
+
+bool is_same(const mx::array& a, const mx::array& b) {
+  return source(a).id() == source(b).id();
+}
+
+// Whether gate and up are pending products of one kind, of one x and with
+// matrices alike.
+template <typename Product>
+bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
+  if (!graph::is_pending(gate, Product::kName) ||
+      !graph::is_pending(up, Product::kName)) {
+    return false;
+  }
+  const auto& product = static_cast<const Product&>(gate.primitive());
+  const auto &g = gate.inputs(), &u = up.inputs();
+  return product.transpose() && product.is_equivalent(up.primitive()) &&
+         is_same(g[kX], u[kX]) && g[kW].shape() == u[kW].shape() &&
+         g[kScales].dtype() == u[kScales].dtype();
+}
+
+// Whether two products of one x choose the same rows and matrices.
+bool choose_alike(const mx::array& gate, const mx::array& up) {
+  auto in_turn = [](const mx::array& y) {
+    return static_cast<const GatherQmm&>(y.primitive()).in_turn();
+  };
+  const auto &g = gate.inputs(), &u = up.inputs();
+  return is_same(g[kRhs], u[kRhs]) &&
+         (is_same(g[kLhs], u[kLhs]) || (in_turn(gate) && in_turn(up)));
+}
+
+}  // namespace
+
+std::optional<mx::array> gated_products(const mx::array& gate,
+                                        const mx::array& up,
+                                        mx::StreamOrDevice s_) {
+  mx::Stream s = mx::to_stream(s_);
+  if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
+    const auto &g = gate.inputs(), &u = up.inputs();
+    const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
+    if (product.epilogue().any()) {
+      return std::nullopt;
+    }
+    return ops::swiglu_node(source(g[kX]),
+                            {g[kW], g[kScales], g[kBiases]},
+                            {u[kW], u[kScales], u[kBiases]},
+                            product.format().group_size,
+                            product.format().bits,
+                            "affine",
+                            product.options(),
+                            s);
+  }
+  if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
+    const auto &g = gate.inputs(), &u = up.inputs();
+    const auto& product = static_cast<const GatherQmm&>(gate.primitive());
+    return ops::gather_swiglu_node(source(g[kX]),
+                                   {g[kW], g[kScales], g[kBiases]},
+                                   {u[kW], u[kScales], u[kBiases]},
+                                   g[kLhs],
+                                   g[kRhs],
+                                   product.format().group_size,
+                                   product.format().bits,
+                                   "affine",
+                                   product.sorted(),
+                                   product.options(),
+                                   s);
+  }
+  return std::nullopt;
+}
+
+}  // namespace nibble::fusion

@@ -1,0 +1,185 @@
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+
+#include "csrc/core/planner.h"
+#include "csrc/core/tiles.h"
+#include "csrc/metal/encoder.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/self_check.h"
+#include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/nodes/quantized_matmul.h"
+#include "mlx/allocator.h"
+
+namespace nibble::fusion {
+namespace {
+
+struct Part {
+  std::weak_ptr<QuantizedMatmul> node;
+  std::vector<mx::array> constants;  // w, scales, biases and perhaps the bias
+  MatmulProblem problem;
+  std::optional<mx::array> result;
+};
+
+class Joint : public JointProducts {
+ public:
+  explicit Joint(Part first) { parts_.push_back(std::move(first)); }
+
+  // Adds a product; false if it does not fit to those that there are.
+  bool take(const std::shared_ptr<QuantizedMatmul>& node, const Part& part);
+
+  bool compute(QuantizedMatmul& node,
+               const mx::array& x,
+               mx::array& out) override;
+
+ private:
+  std::mutex mutex_;
+  std::vector<Part> parts_;
+  bool begun_ = false;
+};
+
+// The last product that this thread built, by the identity of its x. A product
+// that is alive and has not begun holds its x: no other array has its place.
+struct Last {
+  std::uintptr_t x = 0;
+  std::weak_ptr<Joint> products;
+};
+
+thread_local Last last;
+
+// Where the next result begins: a kernel that reads it wants it there.
+size_t aligned(size_t bytes) {
+  return (bytes + kOperandAlignment - 1) / kOperandAlignment *
+         kOperandAlignment;
+}
+
+bool is_ready(const mx::array& a) {
+  return a.is_available() && a.flags().row_contiguous;
+}
+
+// Whether one launch that can be trusted may compute these.
+bool go_together(const std::vector<MatmulProblem>& products,
+                 const mx::Device& device) {
+  auto launches = plan_joint(products, metal::device_profile(device));
+  return launches && self_check::trusted(*launches);
+}
+
+bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
+                 const Part& part) {
+  std::vector<MatmulProblem> products;
+  {
+    std::lock_guard lock(mutex_);
+    auto other = parts_[0].node.lock();
+    if (!other || other->stream() != node->stream()) {
+      return false;
+    }
+    for (const Part& p : parts_) {
+      products.push_back(p.problem);
+    }
+  }
+  products.push_back(part.problem);
+  // Kernels may be tried now: not under the lock.
+  if (!go_together(products, node->stream().device)) {
+    return false;
+  }
+  std::lock_guard lock(mutex_);
+  if (!begun_) {
+    parts_.push_back(part);
+  }
+  return !begun_;
+}
+
+bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
+  std::lock_guard lock(mutex_);
+  bool first = !begun_;
+  begun_ = true;
+  std::vector<Part*> ready;
+  std::vector<MatmulProblem> products;
+  for (Part& part : parts_) {
+    auto alive = part.node.lock();
+    if (alive.get() == &node && part.result) {
+      out.copy_shared_buffer(*part.result);
+      part.result.reset();
+      return true;
+    }
+    const auto& a = part.constants;
+    if (alive && std::all_of(a.begin(), a.end(), is_ready)) {
+      ready.push_back(&part);
+      products.push_back(part.problem);
+    }
+  }
+  auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
+  auto launches =
+      first && std::any_of(ready.begin(), ready.end(), is_own)
+          ? plan_joint(products, metal::device_profile(node.stream().device))
+          : std::nullopt;
+  if (!launches) {
+    return false;
+  }
+
+  // All results are parts of one buffer, which lives while any of them does.
+  size_t total = 0;
+  for (const MatmulProblem& p : products) {
+    total += aligned(out.nbytes() / out.shape(-1) * p.N);
+  }
+  mx::array memory({static_cast<int>(total)}, mx::uint8, nullptr, {});
+  memory.set_data(mx::allocator::malloc(total));
+  std::vector<mx::array> results;
+  size_t offset = 0;
+  for (const MatmulProblem& p : products) {
+    mx::Shape shape = out.shape();
+    shape.back() = p.N;
+    results.push_back(bridge::view(memory, offset, shape, out.dtype()));
+    offset += aligned(results.back().nbytes());
+  }
+
+  metal::Operands operands;
+  operands.x = &x;
+  for (size_t i = 0; i < ready.size(); ++i) {
+    const auto& a = ready[i]->constants;
+    const mx::array* bias = a.size() > 3 ? &a[3] : nullptr;
+    if (i == 0) {
+      operands.w = &a[0];
+      operands.scales = &a[1];
+      operands.biases = &a[2];
+      operands.bias = bias;
+      operands.out = &results[0];
+    } else {
+      operands.joined[i - 1] = {&a[0], &a[1], &a[2], bias, &results[i]};
+    }
+  }
+  metal::encode(*launches, operands, node.stream());
+  for (size_t i = 0; i < ready.size(); ++i) {
+    if (is_own(ready[i])) {
+      out.copy_shared_buffer(results[i]);
+    } else {
+      ready[i]->result = results[i];
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+void join_products(const std::shared_ptr<QuantizedMatmul>& node,
+                   const mx::array& x,
+                   const std::vector<mx::array>& inputs,
+                   const MatmulProblem& problem) {
+  for (const mx::array& input : inputs) {
+    if (input.is_tracer()) {
+      return;
+    }
+  }
+  Part part{node, {inputs.begin() + 1, inputs.end()}, problem, std::nullopt};
+  auto before = last.products.lock();
+  if (before && last.x == x.id() && before->take(node, part)) {
+    node->join(std::move(before));
+    return;
+  }
+  auto products = std::make_shared<Joint>(std::move(part));
+  last = {x.id(), products};
+  node->join(std::move(products));
+}
+
+}  // namespace nibble::fusion

@@ -1,0 +1,106 @@
+// Nodes of MLX's graph. Their inputs have been validated and brought into
+// form by ops.cpp.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "csrc/core/problem.h"
+#include "csrc/mlx/options.h"
+#include "mlx/primitives.h"
+
+namespace nibble {
+
+namespace mx = mlx::core;
+
+class QuantizedMatmul;
+
+// Products that one launch computes (fusion/joint.cpp).
+class JointProducts {
+ public:
+  virtual ~JointProducts() = default;
+
+  // Gives `out`, the output of `node`, its value, together with those of the
+  // others; false if the node is to be computed by itself.
+  virtual bool compute(QuantizedMatmul& node,
+                       const mx::array& x,
+                       mx::array& out) = 0;
+};
+
+// Inputs {x, w, scales, biases}, then bias [N] and residual (of the output's
+// shape) if the epilogue has them. w [N, K'] serves all rows of x [..., in];
+// w [batch..., N, K'] needs x [batch..., M, in] already broadcast, in a way
+// that match_batch() finds. Output: x's shape, its last dimension replaced.
+class QuantizedMatmul : public mx::Primitive {
+ public:
+  QuantizedMatmul(mx::Stream stream,
+                  QuantFormat format,
+                  bool transpose,
+                  ops::MatmulOptions options,
+                  Epilogue epilogue)
+      : Primitive(stream),
+        format_(format),
+        transpose_(transpose),
+        options_(options),
+        epilogue_(epilogue) {
+    options_.symmetric = !format.has_biases();
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+
+  std::vector<mx::array> jvp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& tangents,
+                             const std::vector<int>& argnums) override;
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override;
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs,
+      const std::vector<int>& axes) override;
+  static constexpr const char* kName = "NibbleQuantizedMatmul";
+  const char* name() const override { return kName; }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+  const QuantFormat& format() const { return format_; }
+  bool transpose() const { return transpose_; }
+  const ops::MatmulOptions& options() const { return options_; }
+  const Epilogue& epilogue() const { return epilogue_; }
+
+  // Makes it one of these.
+  void join(std::shared_ptr<JointProducts> products) {
+    joint_ = std::move(products);
+  }
+
+ private:
+  // quantized_matmul of other arrays, with these options.
+  mx::array apply(const mx::array& x,
+                  const mx::array& w,
+                  const mx::array& scales,
+                  const mx::array& biases,
+                  bool transpose,
+                  const ops::MatmulOptions& options,
+                  const ops::Addends& addends = {});
+
+  // Where among the inputs they are, if they are.
+  int bias_input() const { return epilogue_.bias ? 4 : -1; }
+  int residual_input() const {
+    return epilogue_.residual ? 4 + epilogue_.bias : -1;
+  }
+
+  MatmulProblem problem(const std::vector<mx::array>& inputs);
+
+  QuantFormat format_;
+  bool transpose_;
+  ops::MatmulOptions options_;
+  Epilogue epilogue_;
+  std::shared_ptr<JointProducts> joint_;  // on a GPU
+};
+
+}  // namespace nibble
