@@ -39,6 +39,7 @@ add_library(nibble_mlx STATIC
   csrc/mlx/ops/gather_qmm.cpp
   csrc/mlx/ops/layers.cpp
   csrc/mlx/ops/quantized_matmul.cpp
+  csrc/mlx/ops/steps.cpp
   csrc/mlx/ops/swiglu.cpp
   csrc/mlx/ops/validate.cpp)
 target_compile_definitions(nibble_mlx
@@ -50,7 +51,7 @@ target_link_libraries(nibble_mlx
 # backend's ABI tag are what lets it exchange mx.array with mlx.core.
 nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
   csrc/bindings.cpp
-  csrc/bindings_bench.cpp
+  csrc/bindings_ops.cpp
   csrc/bindings_self_check.cpp
   csrc/bindings_tuning.cpp)
 target_link_libraries(_ext PRIVATE nibble_mlx)

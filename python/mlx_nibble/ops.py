@@ -133,6 +133,7 @@ def gather_qmm(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -160,6 +161,8 @@ def gather_qmm(
         global_scale: For MLX's nvfp4 mode only.
         sorted_indices: ``rhs_indices`` never fall, which may be faster.
         activations: As :func:`quantized_matmul` takes it.
+        batch_invariant: As :func:`quantized_matmul` takes it: the bits do not
+            depend on the other products either.
         symmetric: As :func:`quantized_matmul` takes it.
         stream: Where to run.
 
@@ -180,6 +183,7 @@ def gather_qmm(
         *arguments,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )
@@ -264,6 +268,7 @@ def gather_swiglu(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -286,6 +291,8 @@ def gather_swiglu(
         mode: Any of MLX's quantization modes.
         sorted_indices: ``rhs_indices`` never fall, which may be faster.
         activations: As :func:`quantized_matmul` takes it.
+        batch_invariant: As :func:`quantized_matmul` takes it: the bits do not
+            depend on the other products either.
         symmetric: As :func:`quantized_matmul` takes it, of both matrices.
         stream: Where to run.
 
@@ -317,6 +324,7 @@ def gather_swiglu(
         mode,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )

@@ -1,12 +1,12 @@
 #include "csrc/mlx/facts/self_check.h"
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
 
 #include "csrc/core/error.h"
 #include "csrc/core/kernel_name.h"
-#include "csrc/cpu/isa.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "mlx/primitives.h"
@@ -44,15 +44,15 @@ bool trusted(const std::string& kernel) {
   return answer;
 }
 
-// Given launches as a node; `names` says which operand each input is.
+// Given launches as a node; operands[i] is the operand of input i.
 class Launches : public mx::UnaryPrimitive {
  public:
   Launches(mx::Stream stream,
            std::vector<LaunchPlan> launches,
-           std::vector<std::string> names)
+           std::vector<Operand> operands)
       : UnaryPrimitive(stream),
         launches_(std::move(launches)),
-        names_(std::move(names)) {}
+        operands_(std::move(operands)) {}
 
   void eval_cpu(const std::vector<mx::array>&, mx::array&) override {
     fail("self_check", "a GPU was required but the stream is the CPU's");
@@ -60,30 +60,14 @@ class Launches : public mx::UnaryPrimitive {
 
   void eval_gpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     out.set_data(mx::allocator::malloc(out.nbytes()));
-    auto find = [&](Operand operand) -> const mx::array* {
-      for (size_t i = 0; i < names_.size(); ++i) {
-        if (names_[i] == to_string(operand)) {
-          return &inputs[i];
-        }
-      }
-      return nullptr;
-    };
-    metal::Operands operands;
-    operands.w = find(Operand::kWeight);
-    operands.scales = find(Operand::kScales);
-    operands.biases = find(Operand::kBiases);
-    operands.up_w = find(Operand::kUpWeight);
-    operands.up_scales = find(Operand::kUpScales);
-    operands.up_biases = find(Operand::kUpBiases);
-    operands.x = find(Operand::kX);
-    operands.lhs_indices = find(Operand::kLhsIndices);
-    operands.rhs_indices = find(Operand::kRhsIndices);
-    operands.bias = find(Operand::kBias);
-    operands.residual = find(Operand::kResidual);
-    operands.out = &out;
-    // Each of joint products writes its part of `out`.
+    metal::Operands bound;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      bound[operands_[i]] = &inputs[i];
+    }
+    bound[Operand::kOut] = &out;
+    // Each joint product writes its part of `out`.
     std::vector<mx::array> parts;
-    if (find(Operand::kWeight1) != nullptr) {
+    if (bound[Operand::kWeight1] != nullptr) {
       int count = out.shape(0);
       mx::Shape shape(out.shape().begin() + 1, out.shape().end());
       for (int i = 0; i < count; ++i) {
@@ -93,26 +77,18 @@ class Launches : public mx::UnaryPrimitive {
                          shape,
                          out.dtype()));
       }
-      operands.out = &parts[0];
-      operands.joined[0] = {find(Operand::kWeight1),
-                            find(Operand::kScales1),
-                            find(Operand::kBiases1),
-                            find(Operand::kBias1),
-                            &parts[1]};
-      operands.joined[1] = {find(Operand::kWeight2),
-                            find(Operand::kScales2),
-                            find(Operand::kBiases2),
-                            find(Operand::kBias2),
-                            &parts[2]};
+      for (size_t i = 0; i < parts.size(); ++i) {
+        bound[kJointOperands[i].out] = &parts[i];
+      }
     }
-    metal::encode(launches_, operands, stream());
+    metal::encode(launches_, bound, stream());
   }
 
   const char* name() const override { return "NibbleLaunches"; }
 
  private:
   std::vector<LaunchPlan> launches_;
-  std::vector<std::string> names_;
+  std::vector<Operand> operands_;
 };
 
 mx::Shape shape_of_y(const Trial& t) {
@@ -164,10 +140,6 @@ std::vector<std::string> kernels() {
   return names;
 }
 
-std::string cpu_isa() {
-  return std::string(cpu::isa().name);
-}
-
 std::optional<Trial> trial_of(const std::string& kernel) {
   std::optional<KernelId> id = parse_kernel_name(kernel);
   require(id.has_value(),
@@ -186,15 +158,17 @@ mx::array run(const std::string& kernel,
           "a kernel for this GPU was required but got ",
           kernel);
   std::vector<mx::array> inputs;
-  std::vector<std::string> names;
+  std::vector<Operand> given;
   for (const auto& [name, array] : operands) {
-    names.push_back(name);
-    inputs.push_back(array);
+    if (auto operand = parse_operand(name)) {
+      given.push_back(*operand);
+      inputs.push_back(array);
+    }
   }
   for (const LaunchPlan& launch : trial->launches) {
     for (Operand operand : launch.buffers) {
       require(launch.writes(operand) || operand == Operand::kSums ||
-                  operands.contains(to_string(operand)),
+                  std::ranges::find(given, operand) != given.end(),
               "self_check",
               kernel,
               " needs the operand ",
@@ -204,7 +178,7 @@ mx::array run(const std::string& kernel,
   return mx::array(
       shape_of_y(*trial),
       bridge::to_mlx(trial->dtype),
-      std::make_shared<Launches>(stream, trial->launches, std::move(names)),
+      std::make_shared<Launches>(stream, trial->launches, std::move(given)),
       std::move(inputs));
 }
 

@@ -33,9 +33,6 @@ bool trusted(const std::vector<std::string>& kernels);
 // The names of all kernels.
 std::vector<std::string> kernels();
 
-// The instruction set that the CPU backend uses: "avx512".
-std::string cpu_isa();
-
 // The trial of a kernel on the GPU of this machine; nullopt if it is never
 // planned for it. Throws if there is no GPU, or no such kernel.
 std::optional<Trial> trial_of(const std::string& kernel);

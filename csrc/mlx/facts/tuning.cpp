@@ -9,6 +9,7 @@
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "mlx/utils.h"
 
 namespace nibble::tuning {
 namespace {
@@ -42,10 +43,18 @@ MatmulProblem problem(const Shape& shape) {
   auto of_scales = bridge::to_dtype(scale_dtype);
   require(own && of_scales,
           "tuning",
-          "types that our kernels compute in are required");
+          "dtypes float32, float16 or bfloat16 are required but got ",
+          own ? scale_dtype : dtype);
   require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1,
           "tuning",
-          "positive sizes are required");
+          "rows, N, K and group_size must be positive but got ",
+          rows,
+          ", ",
+          N,
+          ", ",
+          K,
+          " and ",
+          group_size);
   MatmulProblem p;
   p.M = rows;
   p.N = N;
@@ -110,10 +119,6 @@ std::string chosen(const MatmulProblem& problem,
   }
   bool ours = !names.empty() && problem.choice != kLeaveToMlx;
   return ours ? names.front() : std::string(kLeaveToMlx);
-}
-
-int cpu_threads() {
-  return cpu::profile().threads;
 }
 
 }  // namespace nibble::tuning

@@ -42,7 +42,4 @@ std::string chosen(const MatmulProblem& problem,
                    bool int8,
                    const mx::Device& device);
 
-// Threads that the CPU backend uses.
-int cpu_threads();
-
 }  // namespace nibble::tuning

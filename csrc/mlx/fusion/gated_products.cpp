@@ -9,9 +9,6 @@
 namespace nibble::fusion {
 namespace {
 
-// Inputs of both kinds of product, and of the one that chooses.
-enum ProductInput { kX, kW, kScales, kBiases, kLhs, kRhs };
-
 // What `a` makes contiguous, where that is all it does: on a GPU, where each
 // product asks for it, one array is the input of several.
 const mx::array& source(const mx::array& a) {
@@ -33,12 +30,14 @@ bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
   const auto& product = static_cast<const Product&>(gate.primitive());
   const auto &g = gate.inputs(), &u = up.inputs();
   return product.transpose() && product.is_equivalent(up.primitive()) &&
-         is_same(g[kX], u[kX]) && g[kW].shape() == u[kW].shape() &&
-         g[kScales].dtype() == u[kScales].dtype();
+         is_same(g[Product::kX], u[Product::kX]) &&
+         g[Product::kW].shape() == u[Product::kW].shape() &&
+         g[Product::kScales].dtype() == u[Product::kScales].dtype();
 }
 
 // Whether two products of one x choose the same rows and matrices.
 bool choose_alike(const mx::array& gate, const mx::array& up) {
+  using enum GatherQmm::Input;
   auto in_turn = [](const mx::array& y) {
     return static_cast<const GatherQmm&>(y.primitive()).in_turn();
   };
@@ -47,41 +46,46 @@ bool choose_alike(const mx::array& gate, const mx::array& up) {
          (is_same(g[kLhs], u[kLhs]) || (in_turn(gate) && in_turn(up)));
 }
 
+// swiglu of the matrices that these two products have.
+template <typename Product>
+std::optional<mx::array> gated(const mx::array& gate,
+                               const mx::array& up,
+                               const ops::GatherIndices& indices,
+                               mx::StreamOrDevice s) {
+  const auto &g = gate.inputs(), &u = up.inputs();
+  const auto& product = static_cast<const Product&>(gate.primitive());
+  auto matrix = [](const std::vector<mx::array>& inputs) {
+    return ops::QuantizedArrays{inputs[Product::kW],
+                                inputs[Product::kScales],
+                                inputs[Product::kBiases]};
+  };
+  return ops::swiglu_node(source(g[Product::kX]),
+                          matrix(g),
+                          matrix(u),
+                          indices,
+                          ops::QuantArgs::of(product.format()),
+                          product.options(),
+                          s);
+}
+
 }  // namespace
 
 std::optional<mx::array> gated_products(const mx::array& gate,
                                         const mx::array& up,
-                                        mx::StreamOrDevice s_) {
-  mx::Stream s = mx::to_stream(s_);
+                                        mx::StreamOrDevice s) {
   if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
-    const auto &g = gate.inputs(), &u = up.inputs();
     const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
-    if (product.epilogue().any()) {
-      return std::nullopt;
-    }
-    return ops::swiglu_node(source(g[kX]),
-                            {g[kW], g[kScales], g[kBiases]},
-                            {u[kW], u[kScales], u[kBiases]},
-                            product.format().group_size,
-                            product.format().bits,
-                            "affine",
-                            product.options(),
-                            s);
+    return product.epilogue().any() ? std::nullopt
+                                    : gated<QuantizedMatmul>(gate, up, {}, s);
   }
   if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
-    const auto &g = gate.inputs(), &u = up.inputs();
+    const auto& g = gate.inputs();
     const auto& product = static_cast<const GatherQmm&>(gate.primitive());
-    return ops::gather_swiglu_node(source(g[kX]),
-                                   {g[kW], g[kScales], g[kBiases]},
-                                   {u[kW], u[kScales], u[kBiases]},
-                                   g[kLhs],
-                                   g[kRhs],
-                                   product.format().group_size,
-                                   product.format().bits,
-                                   "affine",
-                                   product.sorted(),
-                                   product.options(),
-                                   s);
+    return gated<GatherQmm>(
+        gate,
+        up,
+        {g[GatherQmm::kLhs], g[GatherQmm::kRhs], product.sorted()},
+        s);
   }
   return std::nullopt;
 }

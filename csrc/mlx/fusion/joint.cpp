@@ -135,19 +135,15 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   }
 
   metal::Operands operands;
-  operands.x = &x;
+  operands[Operand::kX] = &x;
   for (size_t i = 0; i < ready.size(); ++i) {
     const auto& a = ready[i]->constants;
-    const mx::array* bias = a.size() > 3 ? &a[3] : nullptr;
-    if (i == 0) {
-      operands.w = &a[0];
-      operands.scales = &a[1];
-      operands.biases = &a[2];
-      operands.bias = bias;
-      operands.out = &results[0];
-    } else {
-      operands.joined[i - 1] = {&a[0], &a[1], &a[2], bias, &results[i]};
-    }
+    const JointOperands& of_product = kJointOperands[i];
+    operands[of_product.w] = &a[0];
+    operands[of_product.scales] = &a[1];
+    operands[of_product.biases] = &a[2];
+    operands[of_product.bias] = a.size() > 3 ? &a[3] : nullptr;
+    operands[of_product.out] = &results[i];
   }
   metal::encode(*launches, operands, node.stream());
   for (size_t i = 0; i < ready.size(); ++i) {

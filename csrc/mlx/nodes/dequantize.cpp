@@ -6,6 +6,7 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/matmul.h"
+#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/nodes/evaluation.h"
@@ -15,21 +16,20 @@
 #include "mlx/ops.h"
 
 namespace nibble {
-namespace {
 
-enum Input { kW, kScales, kBiases };
-
-}  // namespace
+DequantizeProblem Dequantize::problem(
+    const std::vector<mx::array>& inputs) const {
+  return bridge::dequantize_problem(
+      inputs[kW], inputs[kScales], format_, dtype_);
+}
 
 void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
                           std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  DequantizeProblem problem =
-      bridge::dequantize_problem(inputs[kW], inputs[kScales], format_, dtype_);
   cpu_task::dispatch(stream(),
                      outputs,
-                     [problem,
+                     [problem = problem(inputs),
                       w = bridge::QuantizedRows(inputs, kW),
                       y = out.data<void>()]() mutable {
                        cpu::dequantize(problem, w.operands(), y);
@@ -38,14 +38,13 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
 
 void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
                           std::vector<mx::array>& outputs) {
-  metal::Operands operands = evaluation::quantized_operands(inputs, kW);
-  evaluation::run_on_gpu("dequantize",
-                         plan(bridge::dequantize_problem(
-                                  inputs[kW], inputs[kScales], format_, dtype_),
-                              metal::device_profile(stream().device)),
-                         operands,
-                         outputs[0],
-                         stream());
+  evaluation::run_on_gpu(
+      "dequantize",
+      plan(problem(inputs), metal::device_profile(stream().device)),
+      {Operand::kWeight, Operand::kScales, Operand::kBiases},
+      inputs,
+      outputs[0],
+      stream());
 }
 
 std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,
@@ -59,15 +58,11 @@ std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,
             "the packed weights are integers: they have no tangent");
     (argnums[i] == kScales ? d_scales : d_biases) = tangents[i];
   }
-  return {ops::dequantize(primals[kW],
-                          d_scales.value_or(zeros),
-                          d_biases.value_or(zeros),
-                          format_.group_size,
-                          format_.bits,
-                          "affine",
-                          std::nullopt,
-                          dtype_,
-                          stream())};
+  return {ops::dequantize(
+      {primals[kW], d_scales.value_or(zeros), d_biases.value_or(zeros)},
+      ops::QuantArgs::of(format_),
+      dtype_,
+      stream())};
 }
 
 std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
@@ -99,16 +94,12 @@ std::pair<std::vector<mx::array>, std::vector<int>> Dequantize::vmap(
   auto mapped = [&](Input i) {
     return to_front(inputs[i], axes[i], size, stream());
   };
-  return {{ops::dequantize(mapped(kW),
-                           mapped(kScales),
-                           mapped(kBiases),
-                           format_.group_size,
-                           format_.bits,
-                           "affine",
-                           std::nullopt,
-                           dtype_,
-                           stream())},
-          {0}};
+  mx::array w_hat =
+      ops::dequantize({mapped(kW), mapped(kScales), mapped(kBiases)},
+                      ops::QuantArgs::of(format_),
+                      dtype_,
+                      stream());
+  return {{w_hat}, {0}};
 }
 
 bool Dequantize::is_equivalent(const mx::Primitive& other) const {

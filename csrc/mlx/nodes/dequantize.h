@@ -15,6 +15,8 @@ namespace mx = mlx::core;
 // Inputs {w, scales, biases}, output w_hat [..., N, K].
 class Dequantize : public mx::Primitive {
  public:
+  enum Input { kW, kScales, kBiases };
+
   Dequantize(mx::Stream stream, QuantFormat format, mx::Dtype dtype)
       : Primitive(stream), format_(format), dtype_(dtype) {}
 
@@ -37,6 +39,8 @@ class Dequantize : public mx::Primitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+
+  DequantizeProblem problem(const std::vector<mx::array>& inputs) const;
 
  private:
   QuantFormat format_;

@@ -1,11 +1,10 @@
-// What nodes of quantized products do alike when a GPU evaluates them.
+// The evaluation of quantized products on a GPU.
 #pragma once
 
 #include <optional>
 #include <vector>
 
 #include "csrc/core/launch_plan.h"
-#include "csrc/metal/encoder.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
@@ -13,15 +12,12 @@ namespace nibble::evaluation {
 
 namespace mx = mlx::core;
 
-// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
-metal::Operands quantized_operands(const std::vector<mx::array>& inputs,
-                                   int first);
-
-// Gives `out` memory and runs what `op` has planned for it. Throws if there is
-// no plan: the graph was built for another device.
+// Gives `out` memory and runs the launches; operands[i] is the operand of
+// inputs[i]. Throws without launches: the graph was built for another device.
 void run_on_gpu(const char* op,
                 const std::optional<std::vector<LaunchPlan>>& launches,
-                metal::Operands operands,
+                const std::vector<Operand>& operands,
+                const std::vector<mx::array>& inputs,
                 mx::array& out,
                 mx::Stream stream);
 

@@ -6,6 +6,7 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/gather.h"
+#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/nodes/evaluation.h"
@@ -19,8 +20,6 @@ namespace {
 
 using bridge::QuantizedRows;
 using bridge::RowContiguous;
-
-enum Input { kX, kW, kScales, kBiases, kLhs, kRhs };
 
 // [dims..., a, b] as [product of dims, a, b].
 mx::array as_matrices(const mx::array& a, const mx::Stream& s) {
@@ -53,14 +52,16 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
 
 void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
-  metal::Operands operands = evaluation::quantized_operands(inputs, kW);
-  operands.x = &inputs[kX];
-  operands.lhs_indices = &inputs[kLhs];
-  operands.rhs_indices = &inputs[kRhs];
   evaluation::run_on_gpu(
       "gather_qmm",
       plan(problem(inputs), metal::device_profile(stream().device)),
-      operands,
+      {Operand::kX,
+       Operand::kWeight,
+       Operand::kScales,
+       Operand::kBiases,
+       Operand::kLhsIndices,
+       Operand::kRhsIndices},
+      inputs,
       outputs[0],
       stream());
 }
@@ -77,21 +78,12 @@ GatherProblem GatherQmm::problem(const std::vector<mx::array>& inputs) const {
 }
 
 mx::array GatherQmm::apply(const std::vector<mx::array>& inputs,
-                           bool symmetric) {
-  ops::MatmulOptions options = options_;
-  options.symmetric = symmetric;
+                           const ops::MatmulOptions& options) {
   return ops::gather_qmm(inputs[kX],
-                         inputs[kW],
-                         inputs[kScales],
-                         inputs[kBiases],
-                         inputs[kLhs],
-                         inputs[kRhs],
+                         {inputs[kW], inputs[kScales], inputs[kBiases]},
+                         {inputs[kLhs], inputs[kRhs], sorted_},
                          transpose_,
-                         format_.group_size,
-                         format_.bits,
-                         "affine",
-                         std::nullopt,
-                         sorted_,
+                         ops::QuantArgs::of(format_),
                          options,
                          stream());
 }
@@ -113,11 +105,12 @@ std::vector<mx::array> GatherQmm::jvp(const std::vector<mx::array>& primals,
     (arg == kX ? x_moves : w_moves) = true;
   }
   if (!w_moves) {
-    return {apply(moved_x, options_.symmetric)};
+    return {apply(moved_x, options_)};
   }
-  mx::array dy = apply(moved_w, false);
-  return {x_moves ? mx::add(dy, apply(moved_x, options_.symmetric), stream())
-                  : dy};
+  ops::MatmulOptions general = options_;
+  general.symmetric = false;  // the tangents may be any
+  mx::array dy = apply(moved_w, general);
+  return {x_moves ? mx::add(dy, apply(moved_x, options_), stream()) : dy};
 }
 
 mx::array GatherQmm::weight_gradient(const std::vector<mx::array>& primals,
@@ -158,20 +151,14 @@ std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& primals,
   const mx::Stream& s = stream();
   const mx::array& dy = cotangents[0];
   auto x_gradient = [&] {
-    mx::array parts = ops::gather_qmm(dy,
-                                      primals[kW],
-                                      primals[kScales],
-                                      primals[kBiases],
-                                      std::nullopt,
-                                      primals[kRhs],
-                                      !transpose_,
-                                      format_.group_size,
-                                      format_.bits,
-                                      "affine",
-                                      std::nullopt,
-                                      sorted_,
-                                      options_,
-                                      s);
+    mx::array parts =
+        ops::gather_qmm(dy,
+                        {primals[kW], primals[kScales], primals[kBiases]},
+                        {std::nullopt, primals[kRhs], sorted_},
+                        !transpose_,
+                        ops::QuantArgs::of(format_),
+                        options_,
+                        s);
     parts = mx::astype(as_matrices(parts, s), mx::float32, s);
     const mx::array& x = primals[kX];
     mx::array sums = mx::zeros(as_matrices(x, s).shape(), mx::float32, s);
@@ -236,7 +223,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> GatherQmm::vmap(
   };
   all[kLhs] = indices(kLhs, all[kX], axes[kX] >= 0);
   all[kRhs] = indices(kRhs, all[kW], weights_mapped);
-  return {{apply(all, options_.symmetric)}, {0}};
+  return {{apply(all, options_)}, {0}};
 }
 
 bool GatherQmm::is_equivalent(const mx::Primitive& other) const {

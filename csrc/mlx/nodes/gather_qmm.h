@@ -17,6 +17,8 @@ namespace mx = mlx::core;
 // `in_turn` says that lhs is each matrix of x in turn, as where none was given.
 class GatherQmm : public mx::Primitive {
  public:
+  enum Input { kX, kW, kScales, kBiases, kLhs, kRhs };
+
   GatherQmm(mx::Stream stream,
             QuantFormat format,
             bool transpose,
@@ -59,11 +61,12 @@ class GatherQmm : public mx::Primitive {
   bool in_turn() const { return in_turn_; }
   const ops::MatmulOptions& options() const { return options_; }
 
- private:
-  // gather_qmm of other arrays; `symmetric` if these are still so.
-  mx::array apply(const std::vector<mx::array>& inputs, bool symmetric);
-
   GatherProblem problem(const std::vector<mx::array>& inputs) const;
+
+ private:
+  // gather_qmm of other arrays, with these options.
+  mx::array apply(const std::vector<mx::array>& inputs,
+                  const ops::MatmulOptions& options);
 
   // d/d w_hat [.., N, K] in float32: the sum over the products that chose it.
   mx::array weight_gradient(const std::vector<mx::array>& primals,

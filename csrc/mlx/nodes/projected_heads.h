@@ -17,9 +17,9 @@ struct Projection {
   ops::MatmulOptions options;
   Epilogue epilogue;
   int heads = 0;  // the output is [B, heads, L, D]; 0: it is the product itself
-  std::optional<float> norm_eps;  // RMSNorm of each row of D
+  std::optional<float> norm_eps = {};  // RMSNorm of each row of D
   bool has_norm_weight = false;
-  std::optional<RopeOptions> rope;
+  std::optional<RopeOptions> rope = {};
 };
 
 // Inputs {x [B, L, K]}, then for each projection w, scales, biases, and where

@@ -6,6 +6,7 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/matmul.h"
+#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/facts/tuning.h"
@@ -16,14 +17,9 @@
 #include "mlx/ops.h"
 
 namespace nibble {
-namespace {
 
 using bridge::QuantizedRows;
 using bridge::RowContiguous;
-
-enum Input { kX, kW, kScales, kBiases };
-
-}  // namespace
 
 void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
@@ -58,15 +54,19 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   if (joint_ && joint_->compute(*this, inputs[kX], outputs[0])) {
     return;
   }
-  metal::Operands operands = evaluation::quantized_operands(inputs, kW);
-  operands.x = &inputs[kX];
-  operands.bias = bias_input() < 0 ? nullptr : &inputs[bias_input()];
-  operands.residual =
-      residual_input() < 0 ? nullptr : &inputs[residual_input()];
+  std::vector<Operand> operands{
+      Operand::kX, Operand::kWeight, Operand::kScales, Operand::kBiases};
+  if (epilogue_.bias) {
+    operands.push_back(Operand::kBias);
+  }
+  if (epilogue_.residual) {
+    operands.push_back(Operand::kResidual);
+  }
   evaluation::run_on_gpu(
       "quantized_matmul",
       plan(problem(inputs), metal::device_profile(stream().device)),
       operands,
+      inputs,
       outputs[0],
       stream());
 }
@@ -82,20 +82,14 @@ MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
 }
 
 mx::array QuantizedMatmul::apply(const mx::array& x,
-                                 const mx::array& w,
-                                 const mx::array& scales,
-                                 const mx::array& biases,
+                                 const ops::QuantizedArrays& matrix,
                                  bool transpose,
                                  const ops::MatmulOptions& options,
                                  const ops::Addends& addends) {
   return ops::quantized_matmul(x,
-                               w,
-                               scales,
-                               biases,
+                               matrix,
                                transpose,
-                               format_.group_size,
-                               format_.bits,
-                               "affine",
+                               ops::QuantArgs::of(format_),
                                options,
                                addends,
                                stream());
@@ -117,7 +111,7 @@ std::vector<mx::array> QuantizedMatmul::jvp(
     switch (argnums[i]) {
       case kX:
         add(apply(
-            t, w, primals[kScales], primals[kBiases], transpose_, options_));
+            t, {w, primals[kScales], primals[kBiases]}, transpose_, options_));
         break;
       case kScales:
         d_scales = t;
@@ -135,11 +129,9 @@ std::vector<mx::array> QuantizedMatmul::jvp(
   if (d_scales || d_biases) {
     mx::array zeros = mx::zeros_like(primals[kScales], stream());
     ops::MatmulOptions general = options_;
-    general.symmetric = false;  // of the tangents nothing is known
+    general.symmetric = false;  // the tangents may be any
     add(apply(x,
-              w,
-              d_scales.value_or(zeros),
-              d_biases.value_or(zeros),
+              {w, d_scales.value_or(zeros), d_biases.value_or(zeros)},
               transpose_,
               general));
   }
@@ -186,7 +178,7 @@ std::vector<mx::array> QuantizedMatmul::vjp(
     switch (arg) {
       case kX:
         gradients.push_back(
-            apply(dy, w, scales, biases, !transpose_, options_));
+            apply(dy, {w, scales, biases}, !transpose_, options_));
         break;
       case kScales:
         gradients.push_back(
@@ -246,9 +238,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
                                         : mx::broadcast_to(rows, shape, s);
   }
   mx::array y = apply(x,
-                      weights(kW),
-                      weights(kScales),
-                      weights(kBiases),
+                      {weights(kW), weights(kScales), weights(kBiases)},
                       transpose_,
                       options_,
                       addends);

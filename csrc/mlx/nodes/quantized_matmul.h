@@ -34,6 +34,8 @@ class JointProducts {
 // that match_batch() finds. Output: x's shape, its last dimension replaced.
 class QuantizedMatmul : public mx::Primitive {
  public:
+  enum Input { kX, kW, kScales, kBiases, kBias };
+
   QuantizedMatmul(mx::Stream stream,
                   QuantFormat format,
                   bool transpose,
@@ -73,7 +75,9 @@ class QuantizedMatmul : public mx::Primitive {
   const ops::MatmulOptions& options() const { return options_; }
   const Epilogue& epilogue() const { return epilogue_; }
 
-  // Makes it one of these.
+  MatmulProblem problem(const std::vector<mx::array>& inputs);
+
+  // Makes it one of these products.
   void join(std::shared_ptr<JointProducts> products) {
     joint_ = std::move(products);
   }
@@ -81,20 +85,16 @@ class QuantizedMatmul : public mx::Primitive {
  private:
   // quantized_matmul of other arrays, with these options.
   mx::array apply(const mx::array& x,
-                  const mx::array& w,
-                  const mx::array& scales,
-                  const mx::array& biases,
+                  const ops::QuantizedArrays& matrix,
                   bool transpose,
                   const ops::MatmulOptions& options,
                   const ops::Addends& addends = {});
 
-  // Where among the inputs they are, if they are.
-  int bias_input() const { return epilogue_.bias ? 4 : -1; }
+  // The indices of these inputs; -1: there is none.
+  int bias_input() const { return epilogue_.bias ? kBias : -1; }
   int residual_input() const {
-    return epilogue_.residual ? 4 + epilogue_.bias : -1;
+    return epilogue_.residual ? kBias + epilogue_.bias : -1;
   }
-
-  MatmulProblem problem(const std::vector<mx::array>& inputs);
 
   QuantFormat format_;
   bool transpose_;

@@ -6,6 +6,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/facts/tuning.h"
+#include "csrc/mlx/nodes/quantized_matmul.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 
 namespace nibble {
@@ -14,11 +15,7 @@ using bridge::QuantizedRows;
 using bridge::RowContiguous;
 using bridge::to_dtype;
 
-namespace {
-
-enum Input { kX, kW, kScales, kBiases, kBias };
-
-}  // namespace
+using enum QuantizedMatmul::Input;
 
 void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {

@@ -19,38 +19,12 @@ using bridge::RowContiguous;
 mx::array composed_swiglu(const mx::array& x,
                           const ops::QuantizedArrays& gate,
                           const ops::QuantizedArrays& up,
-                          const std::optional<mx::array>& lhs,
-                          const std::optional<mx::array>& rhs,
-                          const SwigluRequest& r,
+                          const ops::GatherIndices& indices,
+                          const ops::QuantArgs& args,
+                          const ops::MatmulOptions& options,
                           const mx::Stream& s) {
   auto product = [&](const ops::QuantizedArrays& q) {
-    if (!lhs && !rhs) {
-      return ops::quantized_matmul(x,
-                                   q.w,
-                                   q.scales,
-                                   q.biases,
-                                   true,
-                                   r.group_size,
-                                   r.bits,
-                                   r.mode,
-                                   r.options,
-                                   {},
-                                   s);
-    }
-    return ops::gather_qmm(x,
-                           q.w,
-                           q.scales,
-                           q.biases,
-                           lhs,
-                           rhs,
-                           true,
-                           r.group_size,
-                           r.bits,
-                           r.mode,
-                           std::nullopt,
-                           r.sorted,
-                           r.options,
-                           s);
+    return ops::gather_qmm(x, q, indices, true, args, options, s);
   };
   return fast::swiglu(product(gate), product(up), s);
 }
@@ -58,9 +32,9 @@ mx::array composed_swiglu(const mx::array& x,
 MatmulProblem SwigluMatmul::dense_problem(
     const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
-      inputs[kX], inputs[kGate], inputs[kGate + 1], request_.format(), true);
-  p.batch_invariant = request_.options.batch_invariant;
-  tuning::consult(p, request_.options, stream().device);
+      inputs[kX], inputs[kGate], inputs[kGate + 1], format_, true);
+  p.batch_invariant = options_.batch_invariant;
+  tuning::consult(p, options_, stream().device);
   return p;
 }
 
@@ -70,10 +44,10 @@ GatherProblem SwigluMatmul::gather_problem(
                                 inputs[kGate],
                                 inputs[kGate + 1],
                                 inputs[kLhs],
-                                request_.format(),
+                                format_,
                                 true,
-                                request_.sorted,
-                                request_.options.batch_invariant);
+                                sorted_,
+                                options_.batch_invariant);
 }
 
 std::optional<std::vector<LaunchPlan>> SwigluMatmul::launches(
@@ -83,18 +57,19 @@ std::optional<std::vector<LaunchPlan>> SwigluMatmul::launches(
 }
 
 mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& inputs) {
-  auto arrays = [&](int i) {
+  auto matrix = [&](int i) {
     return ops::QuantizedArrays{inputs[i], inputs[i + 1], inputs[i + 2]};
   };
-  auto index = [&](int i) {
-    return gathered_ ? std::optional(inputs[i]) : std::nullopt;
-  };
+  ops::GatherIndices indices;
+  if (gathered_) {
+    indices = {inputs[kLhs], inputs[kRhs], sorted_};
+  }
   return composed_swiglu(inputs[kX],
-                         arrays(kGate),
-                         arrays(kUp),
-                         index(kLhs),
-                         index(kRhs),
-                         request_,
+                         matrix(kGate),
+                         matrix(kUp),
+                         indices,
+                         ops::QuantArgs::of(format_),
+                         options_,
                          stream());
 }
 
@@ -102,7 +77,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  auto activations = bridge::activations(request_.options);
+  auto activations = bridge::activations(options_);
   RowContiguous x(inputs[kX]);
   QuantizedRows gate(inputs, kGate), up(inputs, kUp);
   void* y = out.data<void>();
@@ -144,15 +119,25 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {
-  metal::Operands operands = evaluation::quantized_operands(inputs, kGate);
-  operands.up_w = &inputs[kUp];
-  operands.up_scales = &inputs[kUp + 1];
-  operands.up_biases = &inputs[kUp + 2];
-  operands.x = &inputs[kX];
-  operands.lhs_indices = gathered_ ? &inputs[kLhs] : nullptr;
-  operands.rhs_indices = gathered_ ? &inputs[kRhs] : nullptr;
+  std::vector<Operand> operands{Operand::kX,
+                                Operand::kWeight,
+                                Operand::kScales,
+                                Operand::kBiases,
+                                Operand::kUpWeight,
+                                Operand::kUpScales,
+                                Operand::kUpBiases};
+  if (gathered_) {
+    operands.insert(operands.end(),
+                    {Operand::kLhsIndices, Operand::kRhsIndices});
+  }
   evaluation::run_on_gpu(
-      "swiglu", launches(inputs), operands, outputs[0], stream());
+      "swiglu", launches(inputs), operands, inputs, outputs[0], stream());
+}
+
+bool SwigluMatmul::is_equivalent(const mx::Primitive& other) const {
+  const auto& o = static_cast<const SwigluMatmul&>(other);
+  return format_ == o.format_ && gathered_ == o.gathered_ &&
+         sorted_ == o.sorted_ && options_ == o.options_;
 }
 
 std::vector<mx::Shape> SwigluMatmul::output_shapes(

@@ -15,13 +15,8 @@ mx::array grouped_codes(const mx::array& w,
                         QuantFormat format,
                         mx::Stream s) {
   mx::array one = mx::ones(scales.shape(), mx::float32, s);
-  mx::array codes = ops::dequantize(w,
-                                    one,
-                                    mx::zeros_like(one, s),
-                                    format.group_size,
-                                    format.bits,
-                                    "affine",
-                                    std::nullopt,
+  mx::array codes = ops::dequantize({w, one, mx::zeros_like(one, s)},
+                                    ops::QuantArgs::of(format),
                                     std::nullopt,
                                     s);
   return mx::unflatten(codes, -1, {scales.shape(-1), format.group_size}, s);

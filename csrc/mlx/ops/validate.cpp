@@ -1,24 +1,18 @@
 #include "csrc/mlx/ops/validate.h"
 
 #include "csrc/core/error.h"
-#include "csrc/mlx/bridge.h"
-#include "csrc/mlx/facts/symmetric.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
 
 namespace nibble::ops {
 
-std::ostream& operator<<(std::ostream& out, Text<mx::Shape> text) {
-  const mx::Shape& shape = text.value;
+std::ostream& operator<<(std::ostream& out, Text text) {
+  const mx::Shape& shape = text.shape;
   out << '(';
   for (size_t i = 0; i < shape.size(); ++i) {
     out << (i ? "," : "") << shape[i];
   }
   return out << (shape.size() == 1 ? ",)" : ")");
-}
-
-std::ostream& operator<<(std::ostream& out, Text<mx::Dtype> text) {
-  return mx::operator<<(out, text.value);
 }
 
 void check_format(const char* op, const QuantFormat& format) {
@@ -31,15 +25,18 @@ void check_format(const char* op, const QuantFormat& format) {
 }
 
 void check_weights(const char* op,
-                   const mx::array& w,
-                   const mx::array& scales,
-                   const std::optional<mx::array>& biases,
+                   const QuantizedArrays& matrix,
                    const QuantFormat& format) {
+  const auto& [w, scales, biases, _] = matrix;
   require(w.dtype() == mx::uint32,
           op,
           "w must be packed in uint32 but its dtype is ",
-          text(w.dtype()));
-  require(biases.has_value(), op, "mode 'affine' needs biases but got none");
+          w.dtype());
+  require(biases.has_value(),
+          op,
+          "mode '",
+          kDefaultMode,
+          "' needs biases but got none");
   require(w.ndim() >= 2,
           op,
           "w must have two or more dimensions but its shape is ",
@@ -54,9 +51,9 @@ void check_weights(const char* op,
               mx::issubdtype(biases->dtype(), mx::floating),
           op,
           "scales and biases must be floating point but are ",
-          text(scales.dtype()),
+          scales.dtype(),
           " and ",
-          text(biases->dtype()));
+          biases->dtype());
   mx::Shape expected = w.shape();
   int64_t K = int64_t{w.shape(-1)} * 32 / format.bits;
   expected.back() = static_cast<int>(K / format.group_size);
@@ -74,21 +71,16 @@ void check_weights(const char* op,
           text(scales.shape()));
 }
 
-QuantFormat recognised(QuantFormat format,
-                       const mx::array& scales,
-                       const std::optional<mx::array>& biases,
-                       const MatmulOptions& options) {
-  format.mode =
-      affine_mode(options.symmetric ||
-                  (biases && symmetric::known(scales, *biases, format.bits)));
-  return format;
-}
-
 void check_activations(const char* op,
                        const mx::array& x,
                        const mx::array& w,
                        int in,
-                       bool transpose) {
+                       bool transpose,
+                       bool gathered) {
+  require(!gathered || x.ndim() >= 2,
+          op,
+          "x must have two or more dimensions but its shape is ",
+          text(x.shape()));
   require(x.ndim() >= 1 && x.shape(-1) == in,
           op,
           "the last dimension of x must be ",
@@ -100,59 +92,25 @@ void check_activations(const char* op,
           text(x.shape()));
 }
 
-mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
-  return mx::issubdtype(x.dtype(), mx::floating)
-             ? x.dtype()
-             : mx::promote_types(x.dtype(), scales.dtype());
-}
-
-mx::array computable(mx::array y,
-                     const mx::array& x,
-                     const mx::array& w,
-                     const mx::Stream& stream) {
-  return x.size() > 0 && w.size() > 0 ? y
-                                      : mx::zeros(y.shape(), y.dtype(), stream);
-}
-
-mx::array contiguous(const mx::array& a, const mx::Stream& stream) {
-  if (stream.device == mx::Device::cpu ||
-      (!a.is_tracer() && a.is_available() && a.flags().row_contiguous)) {
-    return a;
+void check_addends(const char* op, const Addends& addends, const mx::Shape& y) {
+  if (addends.bias) {
+    const mx::Shape& shape = addends.bias->shape();
+    require(shape == mx::Shape{y.back()},
+            op,
+            "bias of shape ",
+            text(mx::Shape{y.back()}),
+            " is required but it has the shape ",
+            text(shape));
   }
-  return mx::contiguous(a, false, stream);
-}
-
-std::vector<mx::array> contiguous(std::vector<mx::array> arrays,
-                                  const mx::Stream& stream) {
-  for (mx::array& a : arrays) {
-    a = contiguous(a, stream);
+  if (addends.residual) {
+    const mx::Shape& shape = addends.residual->shape();
+    require(shape == y,
+            op,
+            "residual must have the shape of the result, ",
+            text(y),
+            ", but has the shape ",
+            text(shape));
   }
-  return arrays;
-}
-
-Aligned align_batches(Aligned a, const mx::Stream& stream) {
-  if (a.weights[0].w.ndim() == 2) {
-    return a;
-  }
-  if (a.x.ndim() == 1) {
-    a.x = mx::expand_dims(a.x, 0, stream);
-  }
-  mx::Shape wanted = bridge::batch_shape(a.weights[0].w.shape());
-  mx::Shape batch =
-      mx::broadcast_shapes(bridge::batch_shape(a.x.shape()), wanted);
-  auto broadcast = [&](const mx::array& v) {
-    mx::Shape shape = batch;
-    shape.push_back(v.shape(-2));
-    shape.push_back(v.shape(-1));
-    return mx::broadcast_to(v, shape, stream);
-  };
-  a.x = broadcast(a.x);
-  if (!bridge::match_batch(batch, wanted)) {
-    for (Quantized& q : a.weights) {
-      q = {broadcast(q.w), broadcast(q.scales), broadcast(q.biases)};
-    }
-  }
-  return a;
 }
 
 }  // namespace nibble::ops

@@ -43,7 +43,7 @@ def quantized_layers(
         "mlx.core.quantized_matmul": partial(
             ops.quantized_matmul, **settings, tuning=tuning
         ),
-        "mlx.core.gather_qmm": partial(ops.gather_qmm, activations=activations),
+        "mlx.core.gather_qmm": partial(ops.gather_qmm, **settings),
         "mlx.core.dequantize": ops.dequantize,
     }
     return Rebinding(
