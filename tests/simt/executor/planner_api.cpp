@@ -132,7 +132,8 @@ nibble::MatmulProblem matmul_of(const SimtProblem& p) {
   problem.batch = {p.batch_size, p.batch_count, p.batch_repeat};
   problem.dtype = static_cast<nibble::Dtype>(p.dtype);
   problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  problem.format = {p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
+  problem.format = {
+      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
   problem.transpose = p.transpose != 0;
   problem.batch_invariant = p.batch_invariant != 0;
   problem.epilogue = {p.bias != 0, p.residual != 0};
@@ -149,7 +150,8 @@ nibble::GatherProblem gather_of(const SimtGatherProblem& p) {
   problem.experts = p.experts;
   problem.dtype = static_cast<nibble::Dtype>(p.dtype);
   problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  problem.format = {p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
+  problem.format = {
+      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
   problem.sorted = p.sorted != 0;
   problem.transpose = p.transpose != 0;
   problem.batch_invariant = p.batch_invariant != 0;
@@ -216,7 +218,8 @@ SIMT_EXPORT const char* simt_plan_dequantize(const SimtProblem* p,
   problem.K = p->K;
   problem.dtype = static_cast<nibble::Dtype>(p->dtype);
   problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
-  problem.format = {p->bits, p->group_size, nibble::affine_mode(p->symmetric != 0)};
+  problem.format = {
+      p->bits, p->group_size, nibble::affine_mode(p->symmetric != 0)};
   return keep(to_json(nibble::plan(problem, device_of(*profile))));
 }
 
