@@ -37,6 +37,7 @@ CXX_MAY_INCLUDE = {
     "csrc": {"csrc", "csrc/mlx", "csrc/mlx/facts", "csrc/mlx/fusion"}
     | {"mlx", "nanobind"},
 }
+# Parsing an option must not need a model, and only `lm` imports mlx-lm.
 PYTHON_ORDER = [
     "_ext",
     "_native",
