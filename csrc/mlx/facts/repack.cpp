@@ -10,7 +10,7 @@
 namespace nibble::repack {
 namespace {
 
-// An array that is held is at an address that no other array can have.
+// While an entry keeps an array, no other array can have its address.
 struct Held {
   uint64_t token;
   mx::array w, scales, biases;
@@ -22,7 +22,7 @@ struct Registry {
   std::unordered_map<uint64_t, Held> by_weights;
   std::unordered_map<uint64_t, uint64_t> weights_of;  // by token
   uint64_t last_token = 0;
-  // Of by_weights: most processes have none, and then take no lock.
+  // Size of by_weights. In most processes it is 0, and find() takes no lock.
   std::atomic<size_t> size = 0;
 };
 
@@ -42,7 +42,7 @@ const cpu::Packed* Copy::get(const cpu::PackedForm& form,
     try {
       packed_.emplace(form, count, operands);
     } catch (const std::bad_alloc&) {
-      // The layers' own arrays give the same results.
+      // Products then read the layer's own arrays: the results are the same.
     }
   }
   return packed_ ? &*packed_ : nullptr;
@@ -82,7 +82,7 @@ uint64_t remember(const mx::array& w,
 
 void forget(uint64_t token) {
   Registry& r = registry();
-  std::optional<Held> last;  // what this frees is freed without the lock
+  std::optional<Held> last;  // destroyed after the lock is released
   std::lock_guard lock(r.mutex);
   auto weights = r.weights_of.find(token);
   if (weights == r.weights_of.end()) {

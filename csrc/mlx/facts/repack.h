@@ -1,9 +1,9 @@
-// Which matrices are to be laid out anew for this processor (cpu/packed.h), and
-// their copies.
+// The matrices that the CPU backend copies into its own layout (cpu/packed.h),
+// and the copies.
 //
-// A copy is made by the first product, belongs to these three arrays and is
-// found by their identity: whatever replaces or overwrites one of them is
-// another array, which has none.
+// The first product makes the copy. It belongs to these three arrays and is
+// found by their identity. An array that replaces or overwrites one of them is
+// another array, without a copy.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,13 @@ namespace nibble::repack {
 
 namespace mx = mlx::core;
 
-// A copy that may not have been made yet.
+// A copy, perhaps not made yet.
 class Copy {
  public:
-  // What it takes, or will take, in memory.
+  // `bytes` is the memory that the copy needs.
   explicit Copy(size_t bytes) : bytes_(bytes) {}
 
-  // Makes it if need be; nullptr where there is not the memory for it.
+  // The copy, made at the first call; nullptr if memory did not suffice.
   const cpu::Packed* get(const cpu::PackedForm& form,
                          int count,
                          const cpu::QuantizedOperands& operands);
@@ -39,9 +39,9 @@ class Copy {
   std::optional<cpu::Packed> packed_;
 };
 
-// Has products with this matrix make a copy of it, and keeps the arrays in
-// memory until forget() is called with what is returned; 0, and nothing is
-// done, of a format that is read as it lies.
+// Has products with this matrix make a copy. Returns a token, and keeps the
+// arrays in memory until forget() gets it. Returns 0, and does nothing, if the
+// backend has no other layout for the format.
 uint64_t remember(const mx::array& w,
                   const mx::array& scales,
                   const mx::array& biases,
@@ -49,11 +49,11 @@ uint64_t remember(const mx::array& w,
                   int group_size);
 void forget(uint64_t token);
 
-// Of what remember() returned: bytes of the copy, and of it those that are
-// there by now. Both 0 if it is forgotten.
+// {bytes that the copy of this token needs, bytes allocated so far}; {0, 0}
+// after forget().
 std::pair<size_t, size_t> bytes(uint64_t token);
 
-// The copy for these arrays; nullptr if there is to be none.
+// The copy for these arrays; nullptr if there is none to make.
 std::shared_ptr<Copy> find(const mx::array& w,
                            const mx::array& scales,
                            const mx::array& biases);

@@ -36,15 +36,15 @@ bool trusted(const std::string& kernel) {
     }
     judge = a.judge;
   }
-  // A judge runs kernels and Python code: not under the lock. Two threads may
-  // both ask; they get the same answer.
+  // A judge runs kernels and Python code, so it must not run under the lock.
+  // Two threads may both ask; they get the same answer.
   bool answer = !judge || judge(kernel);
   std::lock_guard lock(a.mutex);
   a.known[kernel] = answer;
   return answer;
 }
 
-// Given launches as a node; operands[i] is the operand of input i.
+// A node that runs given launches; operands[i] is the operand of input i.
 class Launches : public mx::UnaryPrimitive {
  public:
   Launches(mx::Stream stream,

@@ -1,8 +1,8 @@
-// Kernels are not trusted on a machine until they have been tried there.
+// A kernel is trusted on a machine only after a trial there.
 //
-// Who tries them and remembers the outcome is set from outside (the Python
-// package's selfcheck.py); here is what it needs for that, and the question
-// that an operation asks before it builds a graph of our kernels.
+// The Python package (machine/selfcheck.py) runs the trials and remembers the
+// outcomes. This file gives it the trials, and operations ask here before they
+// build a graph of our kernels.
 #pragma once
 
 #include <functional>
@@ -20,28 +20,29 @@ namespace nibble::self_check {
 
 namespace mx = mlx::core;
 
-// Whether a kernel may be used. Asked once for each kernel.
+// True if a kernel may be used. Called once for each kernel.
 using Judge = std::function<bool(const std::string& kernel)>;
 
-// An empty judge lets every kernel be used. Forgets earlier answers.
+// Sets the judge and forgets earlier answers. An empty judge trusts all
+// kernels.
 void set_judge(Judge judge);
 
-// Whether all kernels of a plan may be used.
+// True if all of these kernels may be used.
 bool trusted(const std::vector<LaunchPlan>& launches);
 bool trusted(const std::vector<std::string>& kernels);
 
 // The names of all kernels.
 std::vector<std::string> kernels();
 
-// The trial of a kernel on the GPU of this machine; nullopt if it is never
-// planned for it. Throws if there is no GPU, or no such kernel.
+// The trial of a kernel on this machine's GPU; nullopt if the planner never
+// uses the kernel there. Throws if there is no GPU, or no such kernel.
 std::optional<Trial> trial_of(const std::string& kernel);
 
 // Arrays by the names of operands: "w", "scales", ... "x", "lhs_indices".
 using Operands = std::map<std::string, mx::array>;
 
-// The node y that runs the trial of a kernel, whatever the planner would
-// choose. Operands as the trial has them, evaluated and contiguous.
+// The result of the kernel's trial, as a node. The operands have the trial's
+// shapes and are evaluated and contiguous.
 mx::array run(const std::string& kernel,
               const Operands& operands,
               mx::Stream stream);

@@ -6,7 +6,7 @@
 namespace nibble::symmetric {
 namespace {
 
-// An array that is held is at an address that no other array can have.
+// While an entry keeps an array, no other array can have its address.
 struct Held {
   mx::array scales, biases;
   int bits;

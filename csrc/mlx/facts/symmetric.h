@@ -1,9 +1,9 @@
-// Which matrices are known to be symmetric: their biases exactly
+// The matrices known to be symmetric: their biases are exactly
 // -2^(bits - 1) * scales, so that kernels need not read them.
 //
-// That is a fact about two arrays, found out once and outside of any
-// evaluation. It is kept here by the arrays' identity: whatever replaces or
-// overwrites one of them is another array, of which nothing is known.
+// The Python package finds this out once, outside of any evaluation. It is kept
+// here by the identity of the two arrays. An array that replaces or overwrites
+// one of them is another array, of which nothing is known.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@ namespace nibble::symmetric {
 
 namespace mx = mlx::core;
 
-// Remembers it of two arrays and keeps both in memory until forget() is called
-// with what is returned.
+// Remembers two arrays as symmetric. Returns a token, and keeps both in memory
+// until forget() gets it.
 uint64_t remember(const mx::array& scales, const mx::array& biases, int bits);
 void forget(uint64_t token);
 
-// Whether it is remembered of these two.
+// True if these two are remembered with these bits.
 bool known(const mx::array& scales, const mx::array& biases, int bits);
 
 }  // namespace nibble::symmetric

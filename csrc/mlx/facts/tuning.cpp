@@ -16,7 +16,7 @@ namespace {
 
 struct Tables {
   std::mutex mutex;
-  std::deque<Tuning> all;  // which does not move what it holds
+  std::deque<Tuning> all;  // growing a deque does not move its elements
 };
 
 Tables& tables() {

@@ -1,5 +1,5 @@
-// The tuned tables of this process, by number: what an operation's options can
-// carry, and compare.
+// The tuned tables of this process. Each has a number, which an operation's
+// options can carry and compare.
 #pragma once
 
 #include <string>
@@ -19,20 +19,20 @@ namespace mx = mlx::core;
 // rows, N, K, dtype, scale_dtype, bits, group_size, symmetric.
 using Shape = std::tuple<int, int, int, mx::Dtype, mx::Dtype, int, int, bool>;
 
-// x @ w_hat^T of this shape. Throws if our kernels compute in no such types.
+// The problem of x @ w_hat^T. Throws if our kernels do not support its types.
 MatmulProblem problem(const Shape& shape);
 
 // Keeps a table until the process ends. Returns its number, from 1 on.
 int add(Tuning table);
 
-// Has the planner follow what the table of these options says of a problem. A
-// batch-invariant one is not left to MLX, whose rows depend on their number.
+// Sets the problem's choice to that of the options' table. A batch-invariant
+// problem is not left to MLX, where rows depend on their number.
 void consult(MatmulProblem& problem,
              const ops::MatmulOptions& options,
              const mx::Device& device);
 
 // The names of all candidates for a problem, the planner's own choice first.
-// Empty where no kernel of ours computes it.
+// Empty if only MLX computes it.
 std::vector<std::string> candidates(const MatmulProblem& problem,
                                     bool int8,
                                     const mx::Device& device);

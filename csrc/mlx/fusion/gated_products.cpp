@@ -9,8 +9,8 @@
 namespace nibble::fusion {
 namespace {
 
-// What `a` makes contiguous, where that is all it does: on a GPU, where each
-// product asks for it, one array is the input of several.
+// The input of `a` if `a` is a copy of it for contiguity. On a GPU each product
+// makes its own copy, so that this tells whether two have the same input.
 const mx::array& source(const mx::array& a) {
   return graph::is_pending(a, "Contiguous") ? a.inputs()[0] : a;
 }
@@ -19,8 +19,8 @@ bool is_same(const mx::array& a, const mx::array& b) {
   return source(a).id() == source(b).id();
 }
 
-// Whether gate and up are pending products of one kind, of one x and with
-// matrices alike.
+// True if gate and up are pending products of this kind, of one x and with
+// matrices of one shape and type.
 template <typename Product>
 bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
   if (!graph::is_pending(gate, Product::kName) ||
@@ -35,7 +35,7 @@ bool are_gate_and_up(const mx::array& gate, const mx::array& up) {
          g[Product::kScales].dtype() == u[Product::kScales].dtype();
 }
 
-// Whether two products of one x choose the same rows and matrices.
+// True if two products of one x choose the same rows and matrices.
 bool choose_alike(const mx::array& gate, const mx::array& up) {
   using enum GatherQmm::Input;
   auto in_turn = [](const mx::array& y) {

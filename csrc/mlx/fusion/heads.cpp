@@ -18,15 +18,16 @@ using graph::is_pending;
 
 namespace {
 
-// A projection found in a graph.
+// A projection in a graph.
 struct Found {
   mx::array x;
-  mx::array top;  // what the projection computes
+  mx::array top;  // the output
   Projection projection;
   std::vector<mx::array> constants;  // its inputs beside x
 };
 
-// The product itself; nullopt unless it is ours, with weights that are there.
+// The product that computes `a`; nullopt unless it is ours and its weights are
+// constants.
 std::optional<Found> product(const mx::array& a) {
   if (!is_pending(a, QuantizedMatmul::kName) || a.ndim() != 3) {
     return std::nullopt;
@@ -45,8 +46,8 @@ std::optional<Found> product(const mx::array& a) {
   return Found{inputs[0], a, projection, {inputs.begin() + 1, inputs.end()}};
 }
 
-// The heads that `a` is, as far as they come from a product in the order that
-// ProjectedHeads computes in; nullopt if they do not.
+// The projection that computes the heads `a`; nullopt unless its steps come in
+// the order of ProjectedHeads.
 std::optional<Found> whole_heads(const mx::array& a) {
   if (a.ndim() != 4) {
     return std::nullopt;
@@ -105,7 +106,7 @@ std::optional<Found> whole_heads(const mx::array& a) {
 
 std::optional<Found> projection(const mx::array& heads) {
   const mx::array* at = &heads;
-  if (is_pending(*at, "Slice")) {  // what the cache holds so far
+  if (is_pending(*at, "Slice")) {  // the filled part of the cache
     at = &at->inputs()[0];
   }
   if (is_pending(*at, "SliceUpdate")) {
@@ -146,7 +147,7 @@ void join_heads(const mx::array& q, const mx::array& k, const mx::array& v) {
   std::vector<mx::array> outputs, inputs = {found[0].x};
   std::vector<Projection> projections;
   for (Found& f : found) {
-    // Values that are keys, of one matrix, would be computed twice.
+    // Keys and values of one matrix would be computed twice.
     for (size_t first = 1; first < inputs.size(); ++first) {
       if (inputs[first].id() == f.constants[0].id()) {
         return;

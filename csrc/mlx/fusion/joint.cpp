@@ -26,7 +26,7 @@ class Joint : public JointProducts {
  public:
   explicit Joint(Part first) { parts_.push_back(std::move(first)); }
 
-  // Adds a product; false if it does not fit to those that there are.
+  // Adds a product. Returns false if one launch cannot compute it too.
   bool take(const std::shared_ptr<QuantizedMatmul>& node, const Part& part);
 
   bool compute(QuantizedMatmul& node,
@@ -39,8 +39,8 @@ class Joint : public JointProducts {
   bool begun_ = false;
 };
 
-// The last product that this thread built, by the identity of its x. A product
-// that is alive and has not begun holds its x: no other array has its place.
+// The last product that this thread built, and the identity of its x. A living
+// product that has not begun keeps its x, so no other array has this identity.
 struct Last {
   std::uintptr_t x = 0;
   std::weak_ptr<Joint> products;
@@ -48,7 +48,7 @@ struct Last {
 
 thread_local Last last;
 
-// Where the next result begins: a kernel that reads it wants it there.
+// The offset of the next result: kernels need it aligned.
 size_t aligned(size_t bytes) {
   return (bytes + kOperandAlignment - 1) / kOperandAlignment *
          kOperandAlignment;
@@ -58,7 +58,7 @@ bool is_ready(const mx::array& a) {
   return a.is_available() && a.flags().row_contiguous;
 }
 
-// Whether one launch that can be trusted may compute these.
+// True if one trusted launch computes these.
 bool go_together(const std::vector<MatmulProblem>& products,
                  const mx::Device& device) {
   auto launches = plan_joint(products, metal::device_profile(device));
@@ -79,7 +79,7 @@ bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
     }
   }
   products.push_back(part.problem);
-  // Kernels may be tried now: not under the lock.
+  // This may run the trials of kernels, so it must not run under the lock.
   if (!go_together(products, node->stream().device)) {
     return false;
   }
@@ -118,7 +118,7 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
     return false;
   }
 
-  // All results are parts of one buffer, which lives while any of them does.
+  // All results are parts of one buffer. It lives as long as one of them.
   size_t total = 0;
   for (const MatmulProblem& p : products) {
     total += aligned(out.nbytes() / out.shape(-1) * p.N);

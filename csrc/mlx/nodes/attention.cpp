@@ -19,8 +19,8 @@ namespace {
 
 enum Input { kQ, kK, kV, kMask };
 
-// Strides of all dimensions but the last, 0 where the array is broadcast; of
-// its own memory, or of a row-contiguous copy.
+// Sets the strides of all dimensions but the last, 0 where the mask is
+// broadcast: those of its own memory, or of a row-contiguous copy.
 void mask_strides(const mx::array& mask, bool copied, int64_t (&strides)[3]) {
   int64_t dense = 1;
   for (int d = -1; d >= -4; --d) {
@@ -53,7 +53,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.causal = options_.causal;
   p.batch_invariant = options_.batch_invariant;
 
-  // In memory [B, L, heads, Dv]: what follows attention transposes to this.
+  // In memory [B, L, heads, Dv]: the next operation transposes to this.
   if (options_.flat) {
     out.set_data(mx::allocator::malloc(out.nbytes()));
   } else {

@@ -12,18 +12,18 @@ struct AttentionOptions {
   bool causal;
   bool has_mask, has_sinks;
   bool batch_invariant;
-  // Keys and values that count, of more that there is room for; 0: all.
+  // The number of keys and values to use, of a longer cache; 0: all.
   int keys = 0;
-  // The output is [B, L, heads * Dv] instead of [B, heads, L, Dv].
+  // The output is [B, L, heads * Dv], not [B, heads, L, Dv].
   bool flat = false;
 
   bool operator==(const AttentionOptions&) const = default;
 };
 
-// Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]},
-// then a mask that broadcasts to [B, heads, L, S], its last dimension S, if
-// has_mask, then float32 sinks [heads] if has_sinks. If `keys` is set, S is
-// that and k and v may be longer.
+// Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]}.
+// If has_mask, a mask follows that broadcasts to [B, heads, L, S]; its last
+// dimension is S. If has_sinks, float32 sinks [heads] follow. If `keys` is set,
+// it replaces S, and k and v may be longer.
 class AttentionPrimitive
     : public FastNode<AttentionPrimitive, AttentionOptions> {
  public:

@@ -1,4 +1,3 @@
-// Dequantize: w_hat as a node of MLX's graph.
 #include "csrc/mlx/nodes/dequantize.h"
 
 #include <optional>

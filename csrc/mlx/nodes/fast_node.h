@@ -1,4 +1,4 @@
-// Nodes of MLX's graph for the layers between the products, on the CPU alone.
+// Base classes of nodes that MLX's own operations could replace.
 #pragma once
 
 #include <functional>
@@ -12,8 +12,8 @@ namespace nibble {
 
 namespace mx = mlx::core;
 
-// A node that MLX's own operations could stand for: function transforms are
-// theirs.
+// A node that computes the same as MLX's own operations. It takes its function
+// transforms from them.
 class FastPrimitive : public mx::Primitive {
  public:
   using Primitive::Primitive;
@@ -40,13 +40,13 @@ class FastPrimitive : public mx::Primitive {
   using Function =
       std::function<std::vector<mx::array>(const std::vector<mx::array>&)>;
 
-  // by_mlx() of the inputs in argnums alone, and their values. The function
-  // lives no longer than its arguments.
+  // by_mlx() as a function of the inputs in argnums, and their values. The
+  // function refers to both arguments and must not outlive them.
   std::pair<Function, std::vector<mx::array>> function_of(
       const std::vector<mx::array>& primals, const std::vector<int>& argnums);
 };
 
-// One of them that nothing but its options tells from another of its kind.
+// A node whose options alone tell it from others of its kind.
 template <typename Kind, typename Options>
 class FastNode : public FastPrimitive {
  public:

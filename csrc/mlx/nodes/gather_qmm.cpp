@@ -1,4 +1,3 @@
-// GatherQmm: products whose rows choose their weights, as a node of the graph.
 #include "csrc/mlx/nodes/gather_qmm.h"
 
 #include <optional>
@@ -129,8 +128,8 @@ mx::array GatherQmm::weight_gradient(const std::vector<mx::array>& primals,
   };
   mx::array left = rows(transpose_ ? floats(dy) : x);
   mx::array right = rows(transpose_ ? x : floats(dy));
-  // left^T with the rows of other experts masked, once for each expert: in all
-  // no larger than the products of single rows, of which it is the sum.
+  // left^T for each expert, with the rows of the others masked. It is no larger
+  // than the products of single rows, whose sum we need.
   int experts = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
   mx::array mine =
       mx::equal(mx::expand_dims(mx::repeat(rhs, M, 0, s), 0, s),
@@ -197,7 +196,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> GatherQmm::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const mx::Stream& s = stream();
   int size = mapped_size(inputs, axes);
-  // What is mapped becomes one more dimension of matrices to choose from.
+  // The mapped axis becomes one more dimension of matrices to choose from.
   bool weights_mapped =
       axes[kW] >= 0 || axes[kScales] >= 0 || axes[kBiases] >= 0;
   std::vector<mx::array> all = inputs;

@@ -1,4 +1,4 @@
-// gather_qmm as a node of MLX's graph.
+// gather_qmm as a node of MLX's graph: products that choose their weights.
 #pragma once
 
 #include <utility>
@@ -13,8 +13,8 @@ namespace nibble {
 namespace mx = mlx::core;
 
 // Inputs {x [..., M, in], w [..., N, K'], scales, biases, lhs, rhs}, the last
-// two of one shape [...] and uint32. Output [..., M, out] in that shape.
-// `in_turn` says that lhs is each matrix of x in turn, as where none was given.
+// two of one shape [...] and uint32. Output [..., M, out] of that shape.
+// `in_turn` is true if lhs counts the matrices of x because none was given.
 class GatherQmm : public mx::Primitive {
  public:
   enum Input { kX, kW, kScales, kBiases, kLhs, kRhs };
@@ -68,7 +68,7 @@ class GatherQmm : public mx::Primitive {
   mx::array apply(const std::vector<mx::array>& inputs,
                   const ops::MatmulOptions& options);
 
-  // d/d w_hat [.., N, K] in float32: the sum over the products that chose it.
+  // d/d w_hat [..., N, K] in float32: the sum over the products of each matrix.
   mx::array weight_gradient(const std::vector<mx::array>& primals,
                             const mx::array& dy);
 

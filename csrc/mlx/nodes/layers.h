@@ -1,4 +1,4 @@
-// Nodes of MLX's graph for the layers between the products, on the CPU alone.
+// The layers between the products as nodes of MLX's graph, on the CPU alone.
 #pragma once
 
 #include <variant>
@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// Inputs {x [..., D]} or {x, weight [D]}. Its option is eps.
+// Inputs {x [..., D]} or {x, weight [D]}. The option is eps.
 class RmsNormPrimitive : public FastNode<RmsNormPrimitive, float> {
  public:
   using FastNode::FastNode;
@@ -26,9 +26,9 @@ class RmsNormPrimitive : public FastNode<RmsNormPrimitive, float> {
 struct RopeOptions {
   int dims;
   bool traditional;
-  float base;  // unused with an array of periods
+  float base;  // unused if has_periods
   float scale;
-  int offset;  // unused with an array of offsets
+  int offset;  // unused if has_offsets
   bool has_offsets, has_periods;
 
   bool operator==(const RopeOptions&) const = default;
@@ -50,7 +50,7 @@ class RopePrimitive : public FastNode<RopePrimitive, RopeOptions> {
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
 };
 
-// Inputs {x [..., D]}, to [..., 1].
+// Inputs {x [..., D]}, output [..., 1].
 class LogSumExpPrimitive : public FastNode<LogSumExpPrimitive, std::monostate> {
  public:
   using FastNode::FastNode;

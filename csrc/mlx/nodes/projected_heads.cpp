@@ -17,7 +17,7 @@ using bridge::to_dtype;
 
 namespace {
 
-// What a projection computes, once all arrays have memory.
+// The work of a projection. All arrays have memory when it is constructed.
 class ProjectionTask {
  public:
   ProjectionTask(const Projection& projection,
@@ -67,7 +67,7 @@ class ProjectionTask {
                         problem_.dtype,
                         norm_weight_dtype_,
                         problem_.dtype};
-      // In memory the rows of a position's heads follow each other.
+      // In memory, the heads of one position are consecutive rows.
       cpu::RowGrid rows{y_,
                         {rows_.shape[0], rows_.shape[2], rows_.shape[1]},
                         {rows_.strides[0], rows_.strides[2], D_}};

@@ -1,5 +1,5 @@
 // Queries, keys and values as one node: the products of one x with several
-// matrices, cut into heads, normalized and rotated.
+// matrices, split into heads, normalized and rotated.
 #pragma once
 
 #include <optional>
@@ -11,20 +11,20 @@
 
 namespace nibble {
 
-// One of the products, and what becomes of it.
+// One of the products, and the steps after it.
 struct Projection {
   QuantFormat format;
   ops::MatmulOptions options;
   Epilogue epilogue;
-  int heads = 0;  // the output is [B, heads, L, D]; 0: it is the product itself
+  int heads = 0;  // the output is [B, heads, L, D]; 0: the product itself
   std::optional<float> norm_eps = {};  // RMSNorm of each row of D
   bool has_norm_weight = false;
   std::optional<RopeOptions> rope = {};
 };
 
-// Inputs {x [B, L, K]}, then for each projection w, scales, biases, and where
-// it has them the bias [N], the weight of the norm [D], offsets and periods of
-// the rope.
+// Inputs {x [B, L, K]}, then for each projection w, scales and biases. Then,
+// each if there is one: the bias [N], the weight of the norm [D], the offsets
+// and the periods of the rope.
 class ProjectedHeads : public mx::Primitive {
  public:
   ProjectedHeads(mx::Stream stream, std::vector<Projection> projections)

@@ -1,4 +1,3 @@
-// QuantizedMatmul: the product as a node of MLX's graph.
 #include "csrc/mlx/nodes/quantized_matmul.h"
 
 #include <optional>
@@ -147,7 +146,7 @@ std::vector<mx::array> QuantizedMatmul::vjp(
   const mx::array &scales = primals[kScales], &biases = primals[kBiases];
   const mx::array& dy = cotangents[0];
 
-  // d/d w_hat = dy^T x, in float32 whatever the type of the activations.
+  // d/d w_hat = dy^T x, in float32 for activations of any type.
   std::optional<GroupGradients> groups;
   auto group_gradient = [&]() -> const GroupGradients& {
     if (!groups) {
@@ -192,7 +191,7 @@ std::vector<mx::array> QuantizedMatmul::vjp(
         fail("QuantizedMatmul::vjp",
              "the packed weights are integers: they have no gradient");
       default:
-        // In float32: a bias gathers every row.
+        // In float32: the gradient of a bias is a sum over all rows.
         gradients.push_back(
             arg == residual_input()
                 ? dy
@@ -214,7 +213,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
   bool weights_mapped =
       axes[kW] >= 0 || axes[kScales] >= 0 || axes[kBiases] >= 0;
   mx::array x = mapped(kX);
-  // x [V, in] is one row each: with weights of its own it is a matrix.
+  // x [V, in] is one row for each element. Mapped weights make it a matrix.
   bool vector = weights_mapped && x.ndim() == 2;
   auto as_rows = [&](const mx::array& a) {
     return vector ? mx::expand_dims(a, 1, s) : a;
@@ -230,7 +229,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
   if (epilogue_.bias && axes[bias_input()] < 0) {
     addends.bias = inputs[bias_input()];
   } else if (epilogue_.bias) {
-    // One bias for each element mapped over: a residual of equal rows.
+    // One bias for each mapped element becomes a residual of equal rows.
     mx::Shape shape = x.shape();
     mx::array rows = pad_batch(mapped(bias_input()), shape.size(), s);
     shape.back() = rows.shape(-1);

@@ -1,5 +1,5 @@
-// Nodes of MLX's graph. Their inputs have been validated and brought into
-// form by ops.cpp.
+// quantized_matmul as a node of MLX's graph. ops/ checks its inputs and brings
+// them into this form.
 #pragma once
 
 #include <memory>
@@ -21,17 +21,17 @@ class JointProducts {
  public:
   virtual ~JointProducts() = default;
 
-  // Gives `out`, the output of `node`, its value, together with those of the
-  // others; false if the node is to be computed by itself.
+  // Computes `out`, the output of `node`, together with those of the others.
+  // Returns false if the node must be computed by itself.
   virtual bool compute(QuantizedMatmul& node,
                        const mx::array& x,
                        mx::array& out) = 0;
 };
 
 // Inputs {x, w, scales, biases}, then bias [N] and residual (of the output's
-// shape) if the epilogue has them. w [N, K'] serves all rows of x [..., in];
-// w [batch..., N, K'] needs x [batch..., M, in] already broadcast, in a way
-// that match_batch() finds. Output: x's shape, its last dimension replaced.
+// shape) if the epilogue has them. All rows of x [..., in] share a w [N, K'].
+// A w [batch..., N, K'] needs an x [batch..., M, in] that is broadcast already,
+// as match_batch() describes. Output: x's shape with another last dimension.
 class QuantizedMatmul : public mx::Primitive {
  public:
   enum Input { kX, kW, kScales, kBiases, kBias };
@@ -77,7 +77,7 @@ class QuantizedMatmul : public mx::Primitive {
 
   MatmulProblem problem(const std::vector<mx::array>& inputs);
 
-  // Makes it one of these products.
+  // Makes this node one of these products.
   void join(std::shared_ptr<JointProducts> products) {
     joint_ = std::move(products);
   }

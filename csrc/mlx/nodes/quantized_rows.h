@@ -1,4 +1,4 @@
-// A quantized matrix among the inputs of a node, for the CPU.
+// A quantized matrix among the inputs of a node, for the CPU backend.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 namespace nibble::bridge {
 
-// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
+// The arrays of a quantized matrix: inputs first, first + 1 and first + 2.
 class QuantizedRows {
  public:
   QuantizedRows(const std::vector<mx::array>& inputs, int first)
@@ -24,7 +24,7 @@ class QuantizedRows {
     return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
   }
 
-  // For the products of a problem: also laid out anew, if that is wanted.
+  // For the products of a problem: with the copy of repack.h, if there is one.
   template <typename Problem>
   cpu::QuantizedOperands operands(const Problem& p) {
     cpu::QuantizedOperands o = operands();

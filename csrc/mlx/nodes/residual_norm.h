@@ -13,7 +13,7 @@ namespace nibble {
 namespace mx = mlx::core;
 
 // Inputs {x, w, scales, biases}, then the product's bias if there is one, the
-// residual h0 [.., N], and the norm's weight [N] if there is one. Outputs
+// residual h0 [..., N], and the norm's weight [N] if there is one. Outputs
 // h = h0 + x @ w_hat^T + bias and RMSNorm(h).
 class ResidualNorm : public mx::Primitive {
  public:

@@ -1,4 +1,4 @@
-// What the primitives' function transforms (vjp, vmap) share.
+// Helpers of the primitives' function transforms (vjp, vmap).
 #pragma once
 
 #include <vector>
@@ -11,8 +11,8 @@ namespace nibble {
 
 namespace mx = mlx::core;
 
-// d/d scales and d/d biases of w_hat = scales * q + biases, given dw =
-// d/d w_hat [..., N, K] in float32: sums over each group.
+// d/d scales and d/d biases of w_hat = scales * q + biases: sums over each
+// group of dw = d/d w_hat [..., N, K], in float32.
 struct GroupGradients {
   mx::array scales, biases;
 };
@@ -23,18 +23,19 @@ GroupGradients group_gradients(const mx::array& dw,
                                QuantFormat format,
                                mx::Stream s);
 
-// Sums away the leading dimensions that broadcasting added or stretched.
+// `a`, summed over the dimensions that broadcasting from `shape` added or
+// stretched.
 mx::array sum_to(mx::array a, const mx::Shape& shape, mx::Stream s);
 
-// How many elements the mapped inputs have along their axes.
+// The number of elements of the mapped inputs along their axes.
 int mapped_size(const std::vector<mx::array>& inputs,
                 const std::vector<int>& axes);
 
-// Moves a mapped axis to the front; an input that is not mapped (axis < 0) is
-// broadcast along a new one of `size`.
+// `a` with its mapped axis moved to the front. An input that is not mapped
+// (axis < 0) is broadcast along a new axis of `size`.
 mx::array to_front(const mx::array& a, int axis, int size, mx::Stream s);
 
-// Gives [V, dims...] as many dimensions as wanted, by ones after the first.
+// [V, dims...] with `ndim` dimensions: ones are inserted after the first.
 mx::array pad_batch(const mx::array& a, size_t ndim, mx::Stream s);
 
 }  // namespace nibble

@@ -46,8 +46,7 @@ bool broadcasts(const mx::array& mask, const mx::Shape& shape) {
   return true;
 }
 
-// True for the keys or values that a cache holds so far, cut from the room that
-// it has for more.
+// True if k is a slice of a cache from its first key on: the filled part.
 bool starts_at_first_key(const mx::array& k) {
   if (!is_pending(k, "Slice")) {
     return false;
@@ -74,7 +73,7 @@ mx::array scaled_dot_product_attention(
   mx::Stream stream = mx::to_stream(s);
   const auto* mode = std::get_if<std::string>(&mask);
   const auto* array = std::get_if<mx::array>(&mask);
-  // What MLX's C++ function takes for no mask, its Python function refuses.
+  // MLX's C++ function takes '' for no mask; its Python function refuses it.
   require(!mode || !mode->empty(),
           kAttention,
           "mask must be None, 'causal' or an array but got ''");

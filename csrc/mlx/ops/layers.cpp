@@ -17,7 +17,7 @@ using bridge::to_dtype;
 
 namespace {
 
-// Whether these axes, or all, are the last one but for some of size 1.
+// True if these axes, or all, are the last axis and others of size 1.
 bool only_the_last(const mx::array& a,
                    const std::optional<std::vector<int>>& axes) {
   int n = static_cast<int>(a.ndim());

@@ -31,7 +31,7 @@ struct Call {
   bool gathered = false;
   // Tells, with facts/symmetric.h, whether biases are read; null: they are.
   const MatmulOptions* options = nullptr;
-  // Of the result; by default that of x, or of the scales.
+  // The type of the result; by default that of x, or of the scales.
   std::optional<mx::Dtype> dtype = std::nullopt;
 };
 
