@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "csrc/core/operand.h"
+
 namespace nibble {
 
 struct Dim3 {
@@ -14,34 +16,6 @@ struct Dim3 {
   bool operator==(const Dim3&) const = default;
   constexpr uint64_t volume() const { return uint64_t{x} * y * z; }
 };
-
-enum class Operand : uint8_t {
-  kWeight,
-  kScales,
-  kBiases,
-  kUpWeight,  // of swiglu, whose gate comes under the first three names
-  kUpScales,
-  kUpBiases,
-  kX,
-  kLhsIndices,
-  kRhsIndices,
-  kBias,  // of an epilogue, as `biases` are of groups
-  kResidual,
-  kSums,  // float32, from one launch of a plan to the next
-  kOut,
-  kWeight1,  // of joint products, whose first comes under the names above
-  kScales1,
-  kBiases1,
-  kBias1,
-  kOut1,
-  kWeight2,
-  kScales2,
-  kBiases2,
-  kBias2,
-  kOut2,
-};
-
-std::string to_string(Operand operand);
 
 struct LaunchPlan {
   std::string kernel;              // host name, for parse_kernel_name()

@@ -130,6 +130,7 @@ def gather_qmm(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -152,8 +153,17 @@ def gather_qmm(
             of its batch dimensions. Default: each in turn.
         rhs_indices: Integers that count the matrices of ``w``. The two arrays of
             indices broadcast with each other.
+        transpose: Multiply by the transposed matrices.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
         global_scale: Argument of MLX's nvfp4 mode only.
         sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`quantized_matmul`. The bits do not depend on the
+            other products either.
+        symmetric: As for :func:`quantized_matmul`.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
@@ -168,6 +178,7 @@ def gather_qmm(
         *arguments,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )
@@ -238,6 +249,7 @@ def gather_swiglu(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -255,6 +267,16 @@ def gather_swiglu(
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
         up: Arrays of the same shapes.
+        lhs_indices: As for :func:`gather_qmm`.
+        rhs_indices: As for :func:`gather_qmm`.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
+        sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`gather_qmm`.
+        symmetric: As for :func:`quantized_matmul`, for both matrices.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
@@ -280,6 +302,7 @@ def gather_swiglu(
         mode,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )

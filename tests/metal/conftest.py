@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,57 @@ from tests.metal.replay import execute
 from tests.simt import plans
 
 
+class Recorder:
+    """The recorder's module; its operations run on the stand-in GPU."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def quantized_matmul(
+        self, x, w, scales, biases, transpose=True, group_size=64, bits=4, **options
+    ):
+        return self.module.quantized_matmul(
+            *(x, w, scales, biases, transpose, group_size, bits),
+            stream=self.stream,
+            **options,
+        )
+
+    def gather_qmm(
+        self, x, w, scales, biases, lhs, rhs, transpose=True, group_size=64, **options
+    ):
+        return self.module.gather_qmm(
+            *(x, w, scales, biases, lhs, rhs, transpose, group_size),
+            stream=self.stream,
+            **options,
+        )
+
+    def swiglu(self, x, gate, up, lhs=None, rhs=None, **options):
+        """Call gather_swiglu, which needs no indices."""
+        return self.module.gather_swiglu(
+            x, gate, up, lhs, rhs, stream=self.stream, **options
+        )
+
+    def gated_products(self, gate, up):
+        return self.module.gated_products(gate, up, stream=self.stream)
+
+    def dequantize(self, w, scales, biases, group_size=64, bits=4, dtype=None):
+        return self.module.dequantize(
+            w, scales, biases, group_size, bits, dtype=dtype, stream=self.stream
+        )
+
+
 @pytest.fixture
-def recorder() -> Iterator[ModuleType]:
-    """A GPU of the kind that is planned for by default, with nobody computing."""
+def recorder() -> Iterator[Recorder]:
+    """The GPU that the planner assumes by default; nothing computes."""
     module = pytest.importorskip(
         "mlx_nibble._recorder",
         reason="only an editable installation has the recorder",
     )
     module.configure()
-    yield module
+    yield Recorder(module)
     module.configure()
     module.set_executor(None)
 
@@ -52,7 +95,7 @@ class Extension:
         self.tried: list[str] = []
 
     def kernels(self):
-        """One of each family; all have the types that most checkpoints have."""
+        """One kernel of each family, of the types that most checkpoints have."""
         return KERNELS
 
     def cpu_isa(self):

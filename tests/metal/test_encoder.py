@@ -271,7 +271,7 @@ def test_gathered_from_arrays_to_results(
         execute(dispatch)
 
     recorder.set_executor(run)
-    y = recorder.gather_qmm(x, *arrays, *indices, transpose, sorted=in_order)
+    y = recorder.gather_qmm(x, *arrays, *indices, transpose, sorted_indices=in_order)
     recorder.evaluate(y)
     assert [name.startswith(kernel) for name in seen] == [True]
     chosen = to_numpy(x)[lhs]
