@@ -1,6 +1,6 @@
 """The SIMT bench: Metal kernels run, and are watched, on a Linux machine.
 
-docs/internals/simt.md tells how it works and what it cannot see.
+docs/simt.md tells how it works and what it cannot see.
 """
 
 from .executor import Finding, KernelError, Options, Outcome, compile_metal, run

@@ -2,7 +2,7 @@
 
 Prints, for every plan of ours that computes y [M, N] = x [M, K] @ w_hat.T and for the
 kernels that MLX has for it, how often memory is touched and how well. Counts are not
-times: docs/internals/simt.md says what they tell and what not.
+times: docs/simt.md says what they tell and what not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs as JSON files with all samples (docs/reference/capsule.schema.json)."""
+"""Runs as JSON files with all samples; docs/capsule.schema.json is the format."""
 
 from __future__ import annotations
 

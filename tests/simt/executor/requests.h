@@ -1,7 +1,6 @@
 // How the accesses of 32 lanes fall together into memory requests: how many
 // cache lines a load of a simdgroup touches, how many banks its threadgroup
-// accesses collide in. A model, said in docs/internals/simt.md; no GPU was
-// asked.
+// accesses collide in. A model, said in docs/simt.md; no GPU was asked.
 #pragma once
 
 #include <array>
