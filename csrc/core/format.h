@@ -20,7 +20,7 @@ struct ModeInfo {
   Mode mode;
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
-  std::string_view kernel_type;  // of kernels/dequant.h
+  std::string_view kernel_type;  // of kernels/format.h
   bool has_biases;               // true if kernels read them
 };
 

@@ -50,12 +50,9 @@ FamilyInfo info(Family family) {
   const std::vector<std::string_view> kSkinny{"bm", "bn", "wk"};
   const std::vector<std::string_view> kTile{"bm", "bn", "bk", "wm", "wn"};
   constexpr std::string_view kDense = "dense";
-  constexpr std::string_view kDenseMemory = "dense_with_memory";
   constexpr std::string_view kJoint = "joint";
-  constexpr std::string_view kJointMemory = "joint_with_memory";
   constexpr std::string_view kGathered = "gathered";
   constexpr std::string_view kGatheredSorted = "gathered_sorted";
-  constexpr std::string_view kGatheredMemory = "gathered_with_memory";
   switch (family) {
     case Family::kQmv:
       return {"qmv", "qmv.h", kNone, kDense, "Qmv"};
@@ -64,38 +61,34 @@ FamilyInfo info(Family family) {
     case Family::kQmvMulti:
       return {"qmv_multi", "qmv_multi.h", {"r"}, kDense, "QmvMulti"};
     case Family::kQmmSkinny:
-      return {"qmm_skinny", "qmm_skinny.h", kSkinny, kDenseMemory, "QmmSkinny"};
+      return {"qmm_skinny", "qmm_skinny.h", kSkinny, kDense, "QmmSkinny"};
     case Family::kQmm:
-      return {"qmm", "qmm.h", kTile, kDenseMemory, "Qmm"};
+      return {"qmm", "qmm.h", kTile, kDense, "Qmm"};
     case Family::kQmmHalf:
-      return {"qmm_half", "qmm_half.h", kTile, kDenseMemory, "QmmHalf"};
+      return {"qmm_half", "qmm_half.h", kTile, kDense, "QmmHalf"};
     case Family::kQmmSplitk:
       return {"qmm_splitk", "qmm_splitk.h", kTile};
     case Family::kQmmSplitkSum:
       return {"qmm_splitk_sum", "qmm_splitk.h", kNone};
     case Family::kQvm:
-      return {"qvm", "qvm.h", kNone, kDenseMemory, "Qvm"};
+      return {"qvm", "qvm.h", kNone, kDense, "Qvm"};
     case Family::kQmmN:
-      return {"qmm_n", "qmm_n.h", kTile, kDenseMemory, "QmmN"};
+      return {"qmm_n", "qmm_n.h", kTile, kDense, "QmmN"};
     case Family::kJointQmv:
       return {"joint_qmv", "joint.h", kNone, kJoint, "Qmv"};
     case Family::kJointQmvMulti:
       return {"joint_qmv_multi", "joint.h", {"r"}, kJoint, "QmvMulti"};
     case Family::kJointQmmSkinny:
-      return {
-          "joint_qmm_skinny", "joint.h", kSkinny, kJointMemory, "QmmSkinny"};
+      return {"joint_qmm_skinny", "joint.h", kSkinny, kJoint, "QmmSkinny"};
     case Family::kGatherQmv:
       return {"gather_qmv", "qmv.h", kNone, kGathered, "Qmv"};
     case Family::kGatherQmmSkinny:
-      return {"gather_qmm_skinny",
-              "qmm_skinny.h",
-              kSkinny,
-              kGatheredMemory,
-              "QmmSkinny"};
+      return {
+          "gather_qmm_skinny", "qmm_skinny.h", kSkinny, kGathered, "QmmSkinny"};
     case Family::kGatherQvm:
-      return {"gather_qvm", "qvm.h", kNone, kGatheredMemory, "Qvm"};
+      return {"gather_qvm", "qvm.h", kNone, kGathered, "Qvm"};
     case Family::kGatherQmmN:
-      return {"gather_qmm_n", "qmm_n.h", kTile, kGatheredMemory, "QmmN"};
+      return {"gather_qmm_n", "qmm_n.h", kTile, kGathered, "QmmN"};
     case Family::kGatherQmm:
       return {"gather_qmm", "gather_qmm.h", kTile, kGatheredSorted, "Qmm"};
     case Family::kGatherSortedQmmN:
@@ -209,18 +202,19 @@ std::string template_call(const KernelId& id) {
   for (size_t i = 0; i < id.shape.size(); ++i) {
     numbers << (i ? ", " : "") << id.shape[i];
   }
-  std::ostringstream format;
-  format << metal_name(id.dtype) << ", " << metal_name(id.scale_dtype) << ", "
-         << id.format.bits << ", " << id.format.group_size << ", "
-         << (id.format.has_biases() ? "false" : "true");
+  std::ostringstream types;
+  types << metal_name(id.dtype)
+        << ", nibble::" << mode_info(id.format.mode).kernel_type << '<'
+        << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
+        << id.format.group_size << '>';
   bool shaped = !id.shape.empty();
   std::ostringstream out;
   if (family.entry.empty()) {
-    out << family.name << '<' << format.str() << (shaped ? ", " : "")
+    out << family.name << '<' << types.str() << (shaped ? ", " : "")
         << numbers.str() << '>';
   } else {
     out << family.entry << "<nibble::" << family.type
-        << (shaped ? "<" + numbers.str() + ">" : "") << ", " << format.str()
+        << (shaped ? "<" + numbers.str() + ">" : "") << ", " << types.str()
         << '>';
   }
   return out.str();

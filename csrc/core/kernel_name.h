@@ -58,7 +58,7 @@ std::string kernel_name(const KernelId& id);
 std::optional<KernelId> parse_kernel_name(std::string_view name);
 
 // The C++ function that the instance is made of:
-// "dense<nibble::Qmv, half, half, 4, 64, false>".
+// "dense<nibble::Qmv, half, nibble::Affine<half, 4, 64>>".
 std::string template_call(const KernelId& id);
 
 // The header under kernels/ that defines it: "qmv.h".

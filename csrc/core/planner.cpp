@@ -93,6 +93,17 @@ LaunchPlan launch_of(const Problem& p, Family family, std::vector<int> shape) {
   return launch;
 }
 
+// The same for the entries that always take threadgroup memory; a family that
+// needs more sets it.
+template <typename Problem>
+LaunchPlan product_launch(const Problem& p,
+                          Family family,
+                          std::vector<int> shape) {
+  LaunchPlan launch = launch_of(p, family, std::move(shape));
+  launch.threadgroup_bytes = NIBBLE_LEAST_THREADGROUP_BYTES;
+  return launch;
+}
+
 void append(LaunchPlan& launch, std::initializer_list<Operand> operands) {
   launch.buffers.insert(launch.buffers.end(), operands);
 }
@@ -102,7 +113,7 @@ void append(LaunchPlan& launch, std::initializer_list<Operand> operands) {
 LaunchPlan matmul_launch(const MatmulProblem& p,
                          Family family,
                          std::vector<int> shape) {
-  LaunchPlan launch = launch_of(p, family, std::move(shape));
+  LaunchPlan launch = product_launch(p, family, std::move(shape));
   append(launch,
          {p.epilogue.bias ? Operand::kBias : Operand::kScales,
           p.epilogue.residual ? Operand::kResidual : Operand::kScales,
@@ -298,7 +309,7 @@ bool saves_traffic(const std::vector<LaunchPlan>& split,
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family family,
                          std::vector<int> shape) {
-  LaunchPlan launch = launch_of(p, family, std::move(shape));
+  LaunchPlan launch = product_launch(p, family, std::move(shape));
   append(launch, {Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
   launch.params = as_bytes(GatherParams{p.M, p.N, p.K, p.B});
   return launch;

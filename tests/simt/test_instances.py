@@ -1,7 +1,7 @@
-"""The kernels that plans can name run, agree with the oracle, and behave.
+"""The kernels that plans can name run without findings and agree with the oracle.
 
-All of them where NIBBLE_SIMT is "all", as it is before a release; otherwise every
-kernel in every pair of types, each of these in one of the widths.
+NIBBLE_SIMT=all runs all of them, as before a release. Otherwise each family runs in
+every pair of types, each pair in one of the widths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def chosen_units() -> list[str]:
     widths: dict[str, list[str]] = {}
     for unit in units:
         widths.setdefault(unit.rsplit("_", 1)[0], []).append(unit)
-    # Another width for each, so that all widths are there for every family.
+    # Take the next width for each pair, so that every family runs in all widths.
     return [all_of[i % len(all_of)] for i, all_of in enumerate(widths.values())]
 
 

@@ -1,4 +1,4 @@
-"""Every seeded mistake is caught by what catches mistakes: nothing survives."""
+"""The checks of this bench catch every seeded mistake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.simt.toolchain import CompileError
 
 
 def catch(mutant: Mutant) -> str:
-    """What catches it; "" if nothing does."""
+    """Return the check that catches the mutant; "" if none does."""
     source = plans.kernel_source(mutant.kernel)
     assert mutant.old in source, f"{mutant.what}: the kernel no longer has {mutant.old}"
     text = source.replace(mutant.old, mutant.new)
