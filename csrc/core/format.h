@@ -1,6 +1,6 @@
 // The quantized formats that our kernels support: which arrays a matrix [N, K]
 // has, and how many words, groups and bytes they take. Every other file asks
-// the format. docs/format.md shows the layout in a picture.
+// the format. docs/reference/formats.md shows the layout in a picture.
 #pragma once
 
 #include <cstddef>

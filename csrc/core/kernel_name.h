@@ -4,7 +4,7 @@
 //   qmm_bf16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2
 //
 // A name spells every template argument, so that a library cached by name is
-// never the wrong one. docs/kernels.md has the table.
+// never the wrong one. docs/internals/kernels.md has the table.
 #pragma once
 
 #include <optional>

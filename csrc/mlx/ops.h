@@ -1,6 +1,6 @@
 // The public operations: validate, infer the shape, build the graph node.
-// Signatures and behaviour are MLX's; docs/differences.md lists where ours
-// differ and why.
+// Signatures and behaviour are MLX's; docs/reference/differences.md lists where
+// ours differ and why.
 #pragma once
 
 #include <optional>

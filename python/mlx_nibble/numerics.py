@@ -1,4 +1,4 @@
-"""How far a result may be off by rounding: the bounds of docs/numerics.md.
+"""How far a result may be off by rounding: the bounds of docs/reference/numerics.md.
 
 A sum of n products in a precision of unit roundoff u errs by at most
 lambda * sqrt(n) * u * sum |x||w| except with a probability of

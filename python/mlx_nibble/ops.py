@@ -76,8 +76,8 @@ def quantized_matmul(
             its one rounding; other products add them afterwards.
         activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
             and group, and multiplies integers. This is faster on a CPU and less exact
-            (docs/numerics.md). Other devices, gradients and the product that is not
-            transposed stay exact.
+            (docs/reference/numerics.md). Other devices, gradients and the product that
+            is not transposed stay exact.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
@@ -85,7 +85,7 @@ def quantized_matmul(
             gives wrong results.
         half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
             compute in float16 where its range allows it, else in bfloat16
-            (docs/numerics.md). No effect elsewhere.
+            (docs/reference/numerics.md). No effect elsewhere.
         tuning: The planner's table of measured choices, a number from
             :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
             choose MLX's operation, but not if ``batch_invariant``.

@@ -1,10 +1,10 @@
 """Weights laid out anew for the processor, in memory, beside the layer's own.
 
 On a CPU, products of few rows read such a copy faster: it is one stream of memory in
-the order in which the instruction set wants it (docs/cpu.md). Results have the same
-bits. A copy is made by the first product that a layer computes, takes as much memory as
-the layer's weights, and is never written to disk. Formats of 2, 4 and 8 bits have one;
-others are read as they lie.
+the order in which the instruction set wants it (docs/internals/cpu.md). Results have
+the same bits. A copy is made by the first product that a layer computes, takes as much
+memory as the layer's weights, and is never written to disk. Formats of 2, 4 and 8 bits
+have one; others are read as they lie.
 
 A copy belongs to these very arrays. An array that replaces one of them, or that was
 written to, is another array and has no copy. The copy is freed with the first of the
