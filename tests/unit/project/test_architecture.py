@@ -34,6 +34,7 @@ PYTHON_ORDER = [
     "_native",
     "_pickling",
     "numerics",
+    "progress",
     "formats",
     "io",
     "ops",
@@ -48,6 +49,7 @@ PYTHON_ORDER = [
     "evaluation",
     "conversion",
     "bench",
+    "pictures",
     "tune",
     "cli",
 ]
