@@ -16,11 +16,12 @@ They differ from MLX's CPU operations in two ways:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_nibble import _native
-from mlx_nibble.ops import StreamOrDevice
+from mlx_nibble.ops import StreamOrDevice, stock_swiglu
 
 
 def rms_norm(
@@ -128,27 +129,12 @@ def scaled_dot_product_attention(
     Returns:
         ``[B, heads, L, Dv]`` of the type of ``q``.
     """
+    options: dict[str, Any] = {"scale": scale, "mask": mask, "sinks": sinks}
+    options |= {"force_fused": force_fused, "stream": stream}
     if _native.ext is None:
-        return mx.fast.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            mask=mask,
-            sinks=sinks,
-            force_fused=force_fused,
-            stream=stream,
-        )
+        return mx.fast.scaled_dot_product_attention(q, k, v, **options)
     return _native.ext.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        scale=scale,
-        mask=mask,
-        sinks=sinks,
-        force_fused=force_fused,
-        batch_invariant=batch_invariant,
-        stream=stream,
+        q, k, v, batch_invariant=batch_invariant, **options
     )
 
 
@@ -164,11 +150,7 @@ def swiglu(gate: mx.array, x: mx.array, *, stream: StreamOrDevice = None) -> mx.
         The shape and the type of ``gate``.
     """
     if _native.ext is None:
-        return mx.multiply(
-            mx.multiply(gate, mx.sigmoid(gate, stream=stream), stream=stream),
-            x,
-            stream=stream,
-        )
+        return stock_swiglu(gate, x, stream)
     return _native.ext.swiglu(gate, x, stream=stream)
 
 

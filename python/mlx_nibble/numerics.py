@@ -1,7 +1,7 @@
 """Bounds of rounding errors, as docs/numerics.md derives them.
 
-A sum of n products with unit roundoff u has an error of at most
-lambda * sqrt(n) * u * sum |x||w|, except with probability 2 n exp(-lambda^2 / 2).
+A sum of n products with unit roundoff u errs by at most ``lambda sqrt(n) u sum|x||w|``,
+except with probability ``2 n exp(-lambda^2 / 2)``.
 Source: Higham and Mary, "A new approach to probabilistic rounding error analysis",
 2019. With lambda = 7 the probability is 2e-7 for n = 4096.
 

@@ -17,6 +17,8 @@ names the requirement and the actual value.
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from mlx_nibble import _native
@@ -146,9 +148,6 @@ def gather_qmm(
     Args:
         x: Activations ``[..., M, K]`` (``[..., M, N]`` if not ``transpose``);
             float32, float16 or bfloat16.
-        w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
-        scales: ``[..., N, K / group_size]``, floating point.
-        biases: Array of the shape of ``scales``; required in the affine mode.
         lhs_indices: Integers that count the matrices of ``x``, in row-major order
             of its batch dimensions. Default: each in turn.
         rhs_indices: Integers that count the matrices of ``w``. The two arrays of
@@ -216,20 +215,15 @@ def swiglu(
         ``[..., M, N]`` of the type of ``x``.
     """
     check_activations("swiglu", activations)
+    form = (group_size, bits, mode)
     if _native.ext is None:
-        form = (True, group_size, bits, mode)
         g, u = (
-            mx.quantized_matmul(x, *matrix, *form, stream=stream)
+            mx.quantized_matmul(x, *matrix, True, *form, stream=stream)
             for matrix in (gate, up)
         )
-        return _swiglu(g, u, stream)
+        return stock_swiglu(g, u, stream)
     return _native.ext.swiglu_matmul(
-        x,
-        gate,
-        up,
-        group_size,
-        bits,
-        mode,
+        *(x, gate, up, *form),
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
         symmetric=symmetric,
@@ -282,24 +276,13 @@ def gather_swiglu(
         ``[indices..., M, N]`` of the type of ``x``.
     """
     check_activations("gather_swiglu", activations)
+    indices, form = (lhs_indices, rhs_indices), (group_size, bits, mode)
     if _native.ext is None:
-        form = (lhs_indices, rhs_indices, True, group_size, bits, mode)
-        g, u = (
-            mx.gather_qmm(
-                x, *matrix, *form, sorted_indices=sorted_indices, stream=stream
-            )
-            for matrix in (gate, up)
-        )
-        return _swiglu(g, u, stream)
+        product = partial(mx.gather_qmm, sorted_indices=sorted_indices, stream=stream)
+        g, u = (product(x, *matrix, *indices, True, *form) for matrix in (gate, up))
+        return stock_swiglu(g, u, stream)
     return _native.ext.gather_swiglu(
-        x,
-        gate,
-        up,
-        lhs_indices,
-        rhs_indices,
-        group_size,
-        bits,
-        mode,
+        *(x, gate, up, *indices, *form),
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
@@ -308,7 +291,8 @@ def gather_swiglu(
     )
 
 
-def _swiglu(gate: mx.array, up: mx.array, stream: StreamOrDevice) -> mx.array:
+def stock_swiglu(gate: mx.array, up: mx.array, stream: StreamOrDevice) -> mx.array:
+    """Return ``silu(gate) * up``, by MLX's operations."""
     silu = mx.multiply(gate, mx.sigmoid(gate, stream=stream), stream=stream)
     return mx.multiply(silu, up, stream=stream)
 
@@ -332,9 +316,6 @@ def dequantize(
     those of :func:`quantized_matmul`.
 
     Args:
-        w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
-        scales: ``[..., N, K / group_size]``, floating point.
-        biases: Array of the shape of ``scales``; required in the affine mode.
         global_scale: Argument of MLX's nvfp4 mode only.
         dtype: Type of the result. Default: the type of ``scales``.
 

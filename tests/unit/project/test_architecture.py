@@ -46,6 +46,7 @@ PYTHON_ORDER = [
     "_native",
     "_pickling",
     "numerics",
+    "progress",
     "formats",
     "io",
     "ops",
@@ -60,6 +61,7 @@ PYTHON_ORDER = [
     "evaluation",
     "conversion",
     "bench",
+    "pictures",
     "tune",
     "cli",
 ]
