@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cases, mlx_cases, mlx_kernels, numbers, plans, toolchain
+from . import cases, mlx_cases, mlx_kernels, numbers, plans, problems, toolchain
 from .plans import Problem
 from .source import INSTANCE, Unit, translate_for_cuda
 from .toolchain import BENCH, CompileError
@@ -113,7 +113,7 @@ def entries() -> Iterator[Entry]:
     """Yield every kernel of the types and the format that most checkpoints have."""
     for unit in plans.unit_names():
         if unit.endswith(("_f16_f16_b4", "_bf16_bf16_b4")):
-            for case in cases.of_unit(unit):
+            for case in problems.of_unit(unit):
                 # NVRTC takes ten seconds for some.
                 name = case.launch.kernel
                 if "_g64" in name and "_sym" not in name:

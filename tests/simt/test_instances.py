@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.simt import cases, plans, verdicts
+from tests.simt import plans, problems, verdicts
 from tests.simt.executor import Options, compile_planned
 
 
@@ -30,7 +30,7 @@ def test_every_instance_runs(unit: str) -> None:
     library = compile_planned(plans.unit(unit), instrumented=True)
 
     def check_all() -> None:
-        for case in cases.of_unit(unit):
+        for case in problems.of_unit(unit):
             case.check(Options(instrumented=True))
 
     verdicts.once(unit, library, check_all)
@@ -39,4 +39,4 @@ def test_every_instance_runs(unit: str) -> None:
 @pytest.mark.parametrize("unit", chosen_units())
 def test_no_instance_is_left_out(unit: str) -> None:
     planned = {k for k in plans.instances() if plans.unit_name(k) == unit}
-    assert {case.launch.kernel for case in cases.of_unit(unit)} == planned
+    assert {case.launch.kernel for case in problems.of_unit(unit)} == planned
