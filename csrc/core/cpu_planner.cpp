@@ -77,7 +77,8 @@ CpuKernelPlan kernel_plan(
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
   plan.packed_rows = plan.int8 ? kPackedInt8Rows : kPackedRows;
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
-  plan.prepared_rows = values < kParallelProducts ? rows : chunk;
+  plan.prepared_rows =
+      values < kParallelProducts ? rows : std::min(rows, chunk);
   return plan;
 }
 
