@@ -1,4 +1,4 @@
-"""Kernels that do not compile or are wrong are found out and switched off."""
+"""Kernels that do not compile or are wrong are found and switched off."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QMV = KERNELS[0]
 
 
 def output(dispatch):
-    """The bytes of the last array that is written, and of one element."""
+    """Return the bytes of the last output array, and the size of one element."""
     *_, out = (a for a in dispatch.arrays if a.output)
     memory = np.ctypeslib.as_array(
         (np.ctypeslib.ctypes.c_uint8 * out.nbytes).from_address(out.address)
@@ -31,14 +31,14 @@ def output(dispatch):
 
 
 def spoil(dispatch):
-    """A GPU that gets one element wrong."""
+    """Compute as a GPU that gets one element wrong."""
     execute(dispatch)
     memory, itemsize = output(dispatch)
     memory[:itemsize] ^= 0xFF
 
 
 def idle(dispatch):
-    """A GPU that computes nothing, and memory that holds no earlier answer."""
+    """Clear the output, as a GPU that computes nothing in fresh memory."""
     output(dispatch)[0][:] = 0
 
 
@@ -180,7 +180,8 @@ def test_two_processes_keep_each_other_s_verdicts(ext):
 def test_a_judge_leaves_the_interpreter_in_peace():
     code = (
         "import warnings; warnings.simplefilter('error')\n"
-        "from mlx_nibble import _recorder, selfcheck\n"
+        "from mlx_nibble import _recorder\n"
+        "from mlx_nibble.machine import selfcheck\n"
         "selfcheck.mx.metal.is_available = lambda: True\n"
         "selfcheck.install(_recorder, '0.1.0')\n"
     )
