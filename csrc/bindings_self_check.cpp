@@ -71,7 +71,7 @@ void bind_self_check(nb::module_& m) {
         return trial ? std::optional(as_dict(*trial)) : std::nullopt;
       },
       "kernel"_a,
-      "The fields of this kernel's selfcheck.Trial on this machine's GPU; None "
+      "The fields of this kernel's trial.Trial on this machine's GPU; None "
       "if the planner never uses the kernel there.");
   m.def(
       "run_trial",

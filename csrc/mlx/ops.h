@@ -1,5 +1,5 @@
 // The operations of quantized matrices. Signatures and behaviour are MLX's;
-// docs/differences.md lists the exceptions and the reasons.
+// docs/reference/differences.md lists the exceptions and the reasons.
 //
 // ops/ defines them. The declarations stand below all folders: nodes and fusion
 // call them too, nodes for gradients.

@@ -1,6 +1,6 @@
 // A kernel is trusted on a machine only after a trial there.
 //
-// The Python package (machine/selfcheck.py) runs the trials and remembers the
+// The Python package (machine/verdicts.py) runs the trials and remembers the
 // outcomes. This file gives it the trials, and operations ask here before they
 // build a graph of our kernels.
 #pragma once

@@ -96,7 +96,8 @@ std::string to_json(const nibble::LaunchPlan& plan) {
       << ", \"threadgroups\": " << to_json(plan.threadgroups)
       << ", \"threads\": " << to_json(plan.threads) << ", \"buffers\": [";
   for (size_t i = 0; i < plan.buffers.size(); ++i) {
-    out << (i ? ", " : "") << simt::quoted(std::string(to_string(plan.buffers[i])));
+    out << (i ? ", " : "")
+        << simt::quoted(std::string(to_string(plan.buffers[i])));
   }
   out << "], \"params\": \"" << std::hex;
   for (std::byte b : plan.params) {
