@@ -48,14 +48,14 @@ enum class Planner : uint8_t {
   kDequantize,    // plan(DequantizeProblem)
 };
 
-// The problems that some shape may lead to a family: those of `planner` with
-// these properties.
+// The problems that may reach a family, at some numbers of rows, columns and
+// products: those of `planner` with these properties.
 struct Reach {
   Planner planner;
   bool transpose = true;
-  bool batch_invariant = false;      // also problems that must be
-  bool sorted = false;               // only problems that are
-  std::optional<bool> in_half = {};  // only problems that are, or are not
+  bool batch_invariant = false;      // batch-invariant problems, too
+  bool sorted = false;               // sorted products only
+  std::optional<bool> in_half = {};  // only problems with this in_half()
 };
 
 using Shapes = std::vector<std::vector<int>>;
@@ -71,7 +71,7 @@ struct FamilyRow {
   std::span<const std::string_view> labels;  // of the numbers of a shape
   Shapes (*shapes)(const Types&);            // all shapes for these types
   Reach reach;
-  std::optional<Family> joint = {};  // does the same for several products
+  std::optional<Family> joint = {};  // the family for several products of one x
 };
 
 // All rows, in the order of the enumeration.
