@@ -1,4 +1,4 @@
-"""Bounds of rounding errors, as docs/numerics.md derives them.
+"""Bounds of rounding errors, as docs/reference/numerics.md derives them.
 
 A sum of n products with unit roundoff u errs by at most ``lambda sqrt(n) u sum|x||w|``,
 except with probability ``2 n exp(-lambda^2 / 2)``.

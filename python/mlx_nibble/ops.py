@@ -78,8 +78,8 @@ def quantized_matmul(
             its one rounding; other products add them afterwards.
         activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
             and group, and multiplies integers. This is faster on a CPU and less exact
-            (docs/numerics.md). Other devices, gradients and the product that is not
-            transposed stay exact.
+            (docs/reference/numerics.md). Other devices, gradients and the product that
+            is not transposed stay exact.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
@@ -87,7 +87,7 @@ def quantized_matmul(
             gives wrong results.
         half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
             compute in float16 where its range allows it, else in bfloat16
-            (docs/numerics.md). No effect elsewhere.
+            (docs/reference/numerics.md). No effect elsewhere.
         tuning: The planner's table of measured choices, a number from
             :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
             choose MLX's operation, but not if ``batch_invariant``.
@@ -132,6 +132,7 @@ def gather_qmm(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -151,8 +152,17 @@ def gather_qmm(
             of its batch dimensions. Default: each in turn.
         rhs_indices: Integers that count the matrices of ``w``. The two arrays of
             indices broadcast with each other.
+        transpose: Multiply by the transposed matrices.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
         global_scale: Argument of MLX's nvfp4 mode only.
         sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`quantized_matmul`. The bits do not depend on the
+            other products either.
+        symmetric: As for :func:`quantized_matmul`.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
@@ -167,6 +177,7 @@ def gather_qmm(
         *arguments,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )
@@ -232,6 +243,7 @@ def gather_swiglu(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -249,6 +261,16 @@ def gather_swiglu(
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
         up: Arrays of the same shapes.
+        lhs_indices: As for :func:`gather_qmm`.
+        rhs_indices: As for :func:`gather_qmm`.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
+        sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`gather_qmm`.
+        symmetric: As for :func:`quantized_matmul`, for both matrices.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
@@ -263,6 +285,7 @@ def gather_swiglu(
         *(x, gate, up, *indices, *form),
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )

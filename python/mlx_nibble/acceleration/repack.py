@@ -1,10 +1,10 @@
 """Copies of the weights, in the order in which the processor reads them fastest.
 
 On a CPU, products of few rows read a copy faster: it is one stream of memory in the
-order of the instruction set (docs/cpu.md). Results have the same bits. The first
-product of a layer makes the copy. It takes as much memory as the layer's weights, and
-is never written to disk. Formats of 2, 4 and 8 bits have copies; products read other
-formats from the layer's arrays.
+order of the instruction set (docs/internals/cpu.md). Results have the same bits. The
+first product of a layer makes the copy. It takes as much memory as the layer's weights,
+and is never written to disk. Formats of 2, 4 and 8 bits have copies; products read
+other formats from the layer's arrays.
 
 A copy belongs to three array objects. An array that replaces one of them, or that was
 written to, is another object and has no copy. The copy is freed with the first of the

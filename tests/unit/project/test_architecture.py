@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,24 @@ from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "python" / "mlx_nibble"
 
+# csrc/mlx, lowest first. ops.h and fast.h declare in the lowest folder what ops/
+# defines: nodes and fusion call operations too.
+MLX_ORDER = ["csrc/mlx"]
+MLX_ORDER += [f"csrc/mlx/{d}" for d in ("facts", "nodes", "fusion", "ops")]
+# The folders that the files of each folder may include.
 CXX_MAY_INCLUDE = {
     "kernels": {"kernels"},
     "csrc/core": {"csrc/core", "kernels"},
+    "csrc/core/plan": {"csrc/core", "csrc/core/plan", "kernels"},
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
-    "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},
-    "csrc": {"csrc", "csrc/mlx", "mlx", "nanobind"},  # bindings
+    **{
+        folder: {"csrc/core", "csrc/cpu", "csrc/metal", "mlx", *MLX_ORDER[: i + 1]}
+        for i, folder in enumerate(MLX_ORDER)
+    },
+    # Bindings.
+    "csrc": {"csrc", "csrc/mlx", "csrc/mlx/facts", "csrc/mlx/fusion"}
+    | {"mlx", "nanobind"},
 }
 # Every folder and module of the package's root, each above all that it imports.
 # "__init__" is the root itself. Only `lm` and what is above it need mlx-lm.
@@ -56,22 +68,30 @@ PYTHON_ORDER = [
 
 
 def cxx_sources():
-    for layer in CXX_MAY_INCLUDE:
-        for path in (ROOT / layer).glob("*"):
-            if path.suffix in {".h", ".cpp"}:
-                yield pytest.param(layer, path, id=str(path.relative_to(ROOT)))
+    paths = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp"}]
+    for path in [*paths, *(ROOT / "kernels").glob("*.h")]:
+        folder = str(path.parent.relative_to(ROOT))
+        yield pytest.param(folder, path, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize(("layer", "path"), list(cxx_sources()))
-def test_a_layer_includes_only_what_it_may(layer, path):
-    allowed = CXX_MAY_INCLUDE[layer]
+def includes(path: Path) -> set[str]:
+    """The folders of the files that a C++ file includes; "mlx" for all of MLX's."""
     text = path.read_text()
-    for name in re.findall(r'^#include ["<]([^">]+/[^">]+)[">]', text, re.M):
-        if name.startswith("sys/"):
-            continue
-        home = name.rsplit("/", 1)[0]
-        top = home if home.startswith("csrc") else home.split("/")[0]
-        assert top in allowed, f"{path.name} includes {name}"
+    names = re.findall(r'^#include ["<]([^">]+/[^">]+)[">]', text, re.M)
+    homes = {name.rsplit("/", 1)[0] for name in names} - {"sys"}
+    return {h if h.startswith("csrc") else h.split("/")[0] for h in homes}
+
+
+@pytest.mark.parametrize(("folder", "path"), list(cxx_sources()))
+def test_a_folder_includes_only_what_it_may(folder, path):
+    assert includes(path) <= CXX_MAY_INCLUDE[folder]
+
+
+def test_no_folders_include_each_other():
+    graph: dict[str, set[str]] = {}
+    for folder, path in (source.values for source in cxx_sources()):
+        graph.setdefault(folder, set()).update(includes(path) - {folder})
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def imports_of(path: Path) -> set[str]:
