@@ -80,14 +80,12 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         return _product(self, x)
 
 
-def with_options(
-    kind: type[QuantizedLinear] | type[QuantizedEmbedding], options: Options
-) -> type[nn.Module]:
+def with_options(kind: type[nn.Module], options: Options) -> type[nn.Module]:
     """Return the subclass of a layer's class with these options.
 
     The result is ``kind`` itself if it has these options already.
     """
-    if kind._options == options:
+    if getattr(kind, "_options", None) == options:
         return kind
     described = {
         "__doc__": kind.__doc__,

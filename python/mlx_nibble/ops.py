@@ -152,17 +152,9 @@ def gather_qmm(
             of its batch dimensions. Default: each in turn.
         rhs_indices: Integers that count the matrices of ``w``. The two arrays of
             indices broadcast with each other.
-        transpose: Multiply by the transposed matrices.
-        group_size: Number of elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
         global_scale: Argument of MLX's nvfp4 mode only.
         sorted_indices: ``rhs_indices`` never decrease, which may be faster.
-        activations: As for :func:`quantized_matmul`.
-        batch_invariant: As for :func:`quantized_matmul`. The bits do not depend on the
-            other products either.
-        symmetric: As for :func:`quantized_matmul`.
-        stream: Stream or device to run on.
+        batch_invariant: The bits of a row depend on no other row and no other product.
 
     Returns:
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
@@ -261,16 +253,6 @@ def gather_swiglu(
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
         up: Arrays of the same shapes.
-        lhs_indices: As for :func:`gather_qmm`.
-        rhs_indices: As for :func:`gather_qmm`.
-        group_size: Number of elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
-        mode: Any of MLX's quantization modes.
-        sorted_indices: ``rhs_indices`` never decrease, which may be faster.
-        activations: As for :func:`quantized_matmul`.
-        batch_invariant: As for :func:`gather_qmm`.
-        symmetric: As for :func:`quantized_matmul`, for both matrices.
-        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
