@@ -27,20 +27,21 @@ test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels
 
+FORMATTED = $$(git ls-files 'kernels/*.h' 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' \
+  'tests/*.cpp')
+
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/prose.py
-	$(BIN)/clang-format --dry-run -Werror \
-	  $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/simt/*.h' 'tests/simt/*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	$(BIN)/python -m tests.simt.lint
 	$(BIN)/pyright
 
 format: $(VENV)/installed  ## Rewrite sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' \
-	  'tests/simt/*.h' 'tests/simt/*.cpp')
+	$(BIN)/clang-format -i $(FORMATTED)
 
 wheel: $(VENV)/installed  ## Build the Linux wheel and sdist, and try them
 	$(BIN)/python tools/wheel_linux.py

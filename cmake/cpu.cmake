@@ -1,5 +1,5 @@
-# The CPU backend: the same kernels compiled once for each instruction set of
-# the target's architecture, chosen at run time.
+# The CPU backend. The same kernels are compiled once for each instruction set of
+# the target's architecture, and one is chosen at run time.
 find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
@@ -15,7 +15,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)
 
-# FILE.cpp, compiled with these options.
+# Adds csrc/cpu/FILE.cpp, compiled with these options.
 function(add_kernels file)
   set(source csrc/cpu/${file}.cpp)
   target_sources(nibble_cpu PRIVATE ${source})
@@ -27,7 +27,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
       -mprefer-vector-width=512)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # GCC's own AVX-512 headers pass an undefined register where none is read.
+    # GCC's AVX-512 headers pass an undefined register where it is not read.
     list(APPEND avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
   endif()
   add_kernels(kernels_avx2 ${avx2})

@@ -12,31 +12,36 @@ include(cmake/metal.cmake)
 
 # mlx: arrays, ops, primitives.
 add_library(nibble_mlx STATIC
-  csrc/mlx/attention.cpp
-  csrc/mlx/bench.cpp
   csrc/mlx/bridge.cpp
   csrc/mlx/cpu_task.cpp
-  csrc/mlx/dequantize.cpp
-  csrc/mlx/evaluation.cpp
-  csrc/mlx/fast_primitives.cpp
-  csrc/mlx/gather_ops.cpp
-  csrc/mlx/gather_qmm.cpp
-  csrc/mlx/heads.cpp
-  csrc/mlx/joint.cpp
-  csrc/mlx/log_sum_exp.cpp
-  csrc/mlx/norms.cpp
-  csrc/mlx/ops.cpp
-  csrc/mlx/quantized_matmul.cpp
-  csrc/mlx/repack.cpp
-  csrc/mlx/residual_norm.cpp
-  csrc/mlx/rope.cpp
-  csrc/mlx/self_check.cpp
-  csrc/mlx/swiglu.cpp
-  csrc/mlx/swiglu_matmul.cpp
-  csrc/mlx/symmetric.cpp
-  csrc/mlx/transforms.cpp
-  csrc/mlx/tuning.cpp
-  csrc/mlx/validate.cpp)
+  csrc/mlx/facts/machine.cpp
+  csrc/mlx/facts/repack.cpp
+  csrc/mlx/facts/self_check.cpp
+  csrc/mlx/facts/symmetric.cpp
+  csrc/mlx/facts/tuning.cpp
+  csrc/mlx/nodes/attention.cpp
+  csrc/mlx/nodes/dequantize.cpp
+  csrc/mlx/nodes/evaluation.cpp
+  csrc/mlx/nodes/fast_node.cpp
+  csrc/mlx/nodes/gather_qmm.cpp
+  csrc/mlx/nodes/layers.cpp
+  csrc/mlx/nodes/projected_heads.cpp
+  csrc/mlx/nodes/quantized_matmul.cpp
+  csrc/mlx/nodes/residual_norm.cpp
+  csrc/mlx/nodes/swiglu_matmul.cpp
+  csrc/mlx/nodes/transforms.cpp
+  csrc/mlx/fusion/gated_products.cpp
+  csrc/mlx/fusion/heads.cpp
+  csrc/mlx/fusion/joint.cpp
+  csrc/mlx/fusion/residual_norm.cpp
+  csrc/mlx/ops/attention.cpp
+  csrc/mlx/ops/dequantize.cpp
+  csrc/mlx/ops/gather_qmm.cpp
+  csrc/mlx/ops/layers.cpp
+  csrc/mlx/ops/quantized_matmul.cpp
+  csrc/mlx/ops/steps.cpp
+  csrc/mlx/ops/swiglu.cpp
+  csrc/mlx/ops/validate.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
 target_link_libraries(nibble_mlx
@@ -46,7 +51,7 @@ target_link_libraries(nibble_mlx
 # backend's ABI tag are what lets it exchange mx.array with mlx.core.
 nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
   csrc/bindings.cpp
-  csrc/bindings_bench.cpp
+  csrc/bindings_ops.cpp
   csrc/bindings_self_check.cpp
   csrc/bindings_tuning.cpp)
 target_link_libraries(_ext PRIVATE nibble_mlx)

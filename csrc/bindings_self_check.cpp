@@ -1,13 +1,12 @@
-#include "csrc/bindings_self_check.h"
-
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include "csrc/bindings.h"
 #include "csrc/mlx/bridge.h"
-#include "csrc/mlx/self_check.h"
+#include "csrc/mlx/facts/self_check.h"
 #include "mlx/utils.h"
 
 namespace nb = nanobind;
@@ -17,7 +16,8 @@ using namespace nb::literals;
 namespace nibble {
 namespace {
 
-// Graphs are built, and judges asked, with or without the interpreter's lock.
+// Threads build graphs, and ask the judge, with or without the interpreter's
+// lock.
 self_check::Judge as_judge(nb::callable judge) {
   return [judge = std::move(judge)](const std::string& kernel) {
     nb::gil_scoped_acquire lock;
@@ -64,9 +64,6 @@ nb::dict as_dict(const Trial& t) {
 
 void bind_self_check(nb::module_& m) {
   m.def("kernels", &self_check::kernels, "The names of all Metal kernels.");
-  m.def("cpu_isa",
-        &self_check::cpu_isa,
-        "The instruction set that the CPU backend uses.");
   m.def(
       "trial",
       [](const std::string& kernel) -> std::optional<nb::dict> {
@@ -74,8 +71,8 @@ void bind_self_check(nb::module_& m) {
         return trial ? std::optional(as_dict(*trial)) : std::nullopt;
       },
       "kernel"_a,
-      "The fields of a selfcheck.Trial of this kernel on this machine's GPU; "
-      "None if it is never used there.");
+      "The fields of this kernel's trial.Trial on this machine's GPU; None "
+      "if the planner never uses the kernel there.");
   m.def(
       "run_trial",
       [](const std::string& kernel,
@@ -88,7 +85,8 @@ void bind_self_check(nb::module_& m) {
       "operands"_a,
       nb::kw_only(),
       "stream"_a = nb::none(),
-      "y of the kernel's trial, from arrays by the names of the operands.");
+      "Run the kernel's trial. `operands` maps names of operands to arrays. "
+      "Returns y.");
   m.def(
       "set_judge",
       [](std::optional<nb::callable> judge) {

@@ -1,12 +1,11 @@
-#include "csrc/bindings_tuning.h"
-
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "csrc/mlx/tuning.h"
+#include "csrc/bindings.h"
+#include "csrc/mlx/facts/tuning.h"
 #include "mlx/utils.h"
 
 namespace nb = nanobind;
@@ -22,10 +21,7 @@ void bind_tuning(nb::module_& m) {
   m.def("row_class",
         &row_class,
         "rows"_a,
-        "The largest number of rows that has the choice of this one.");
-  m.def("cpu_threads",
-        &tuning::cpu_threads,
-        "The number of threads that the CPU backend uses.");
+        "The largest number of rows that shares a choice with this one.");
   m.def(
       "add_tuning",
       [](const std::vector<std::tuple<Shape, bool, std::string>>& choices) {
@@ -37,8 +33,8 @@ void bind_tuning(nb::module_& m) {
       },
       "choices"_a,
       "Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, "
-      "symmetric), int8_activations, candidate); returns what the operations "
-      "take as `tuning`.");
+      "symmetric), int8_activations, candidate). Returns its number, the "
+      "argument `tuning` of the operations.");
   m.def(
       "candidates",
       [](const Shape& shape, bool int8, mx::StreamOrDevice s) {
@@ -49,8 +45,8 @@ void bind_tuning(nb::module_& m) {
       "int8_activations"_a = false,
       nb::kw_only(),
       "stream"_a = nb::none(),
-      "Names of all that may compute x @ w_hat.T, the planner's own choice "
-      "first; none where it is MLX's.");
+      "The names of all candidates for x @ w_hat.T, the planner's own choice "
+      "first; none if only MLX computes it.");
   m.def(
       "chosen",
       [](const Shape& shape, bool int8, int table, mx::StreamOrDevice s) {
@@ -65,7 +61,7 @@ void bind_tuning(nb::module_& m) {
       "tuning"_a = 0,
       nb::kw_only(),
       "stream"_a = nb::none(),
-      "The one of them that runs, or 'mlx'.");
+      "The name of the candidate that runs; 'mlx' if none does.");
 }
 
 }  // namespace nibble

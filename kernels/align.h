@@ -1,6 +1,6 @@
-// A copy of an operand that begins where the other kernels cannot read it: they
-// load up to NIBBLE_ALIGNMENT bytes at once, and a view into an array may begin
-// at any element.
+// A copy of an operand to an aligned address. The other kernels load up to
+// NIBBLE_ALIGNMENT bytes at once, and a view into an array may begin at any
+// element.
 #pragma once
 
 #include <metal_stdlib>
@@ -11,7 +11,7 @@ namespace nibble {
 
 using namespace metal;
 
-// T is as large as the smallest element: a view begins at a multiple of it.
+// T has the size of the smallest element: a view begins at a multiple of it.
 template <typename T>
 [[kernel]] void align(const device T* from [[buffer(0)]],
                       device T* to [[buffer(1)]],

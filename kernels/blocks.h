@@ -1,7 +1,7 @@
-// A product by blocks of the dimension that it sums over: they pass through
-// threadgroup memory, which holds two each of x and w. While one is multiplied
-// the next is on its way, and one barrier a block is enough. Where two do not
-// fit there is one, and a barrier more.
+// A product by blocks of the dimension that it sums over. Threadgroup memory
+// holds two blocks of x and two of w: the next one is loaded while one is
+// multiplied, and one barrier for each block is enough. Where two do not fit,
+// there is one, and one more barrier.
 #pragma once
 
 #include <metal_stdlib>
@@ -15,22 +15,25 @@ namespace nibble {
 
 using namespace metal;
 
-// What a threadgroup of WM x WN simdgroups computes of y, BM x BN: where the
-// simdgroups stand in it, and what each of them holds.
-template <int BM, int BN, int WM, int WN>
+// A tile, the BM x BN of y that a threadgroup of WM x WN simdgroups computes.
+// One simdgroup holds the part at (row, column).
+template <int BM,  // rows of the tile
+          int BN,  // columns of the tile
+          int WM,  // simdgroups down
+          int WN>  // simdgroups across
 struct BlockTile {
   static_assert(BM % (WM * 8) == 0 && BN % (WN * 8) == 0,
                 "a tile is made of whole fragments");
 
   Accumulator<BM / WM / 8, BN / WN / 8> sum;
-  int row;  // of the simdgroup's part, in the tile
+  int row;  // in the tile
   int column;
 
   BlockTile(int sgid)
       : row(sgid / WN * (BM / WM)), column(sgid % WN * (BN / WN)) {}
 
-  // The tile at (first_row, first_column) of y [.., N], rows [begin, end) of
-  // it alone.
+  // Stores rows [begin, end) of the tile, which lies at (first_row,
+  // first_column) of y [.., N].
   template <typename T>
   void store(const thread Epilogue<T>& epilogue,
              device T* y,
@@ -51,9 +54,9 @@ struct BlockTile {
   }
 };
 
-// tile = x @ w, over [begin, end) of what it sums over, blocks of BK of it at a
-// time; loaders say where they may begin. Blocks of x lie as [BM, BK], those of
-// w as [BN, BK], or as [BK, BN] if `not_transposed`.
+// tile = x @ w, summed over [begin, end) in blocks of BK; the loaders say where
+// a block may begin. Blocks of x have the layout [BM, BK], those of w [BN, BK],
+// or [BK, BN] if `not_transposed`.
 template <bool not_transposed,
           typename T,
           int BM,

@@ -1,4 +1,4 @@
-// w_hat [rows, K] from a packed matrix: one thread a run of whole words.
+// w_hat [rows, K] from a packed matrix: one thread for each run of whole words.
 #pragma once
 
 #include <metal_stdlib>
@@ -11,17 +11,18 @@ namespace nibble {
 
 using namespace metal;
 
-template <typename T, typename S, int bits, int group_size, bool symmetric>
+template <typename T, typename Q>
 [[kernel]] void dequantize(const device uint* w [[buffer(0)]],
-                           const device S* scales [[buffer(1)]],
-                           const device S* biases [[buffer(2)]],
+                           const device typename Q::Scale* scales [[buffer(1)]],
+                           const device typename Q::Scale* biases [[buffer(2)]],
                            device T* w_hat [[buffer(3)]],
                            constant DequantizeParams& params [[buffer(4)]],
                            uint3 tgid [[threadgroup_position_in_grid]],
                            uint sgid [[simdgroup_index_in_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
-  constexpr int kCodes = run_codes(bits);
-  static_assert(group_size % kCodes == 0, "a run lies inside one group");
+  constexpr int kCodes = run_codes(Q::kBits);
+  constexpr int kWords = words_of(kCodes, Q::kBits);
+  static_assert(Q::kGroupSize % kCodes == 0, "a run lies inside one group");
 
   const int thread_in_row = int(tgid.x) * NIBBLE_DEQUANTIZE_THREADS +
                             int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
@@ -30,10 +31,10 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
   if (k >= params.K) {
     return;
   }
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, params.rows, params.K, 0);
-  uint words[words_of(kCodes, bits)];
-  load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
+  const QuantizedMatrix<Q> weight(
+      {w, scales, biases}, params.rows, params.K, 0);
+  uint words[kWords];
+  load_words<kWords>(weight.words_at(row, k), words);
   const float2 affine = weight.affine_at(row, k);
 
   device vec<T, 4>* out =
@@ -43,7 +44,7 @@ template <typename T, typename S, int bits, int group_size, bool symmetric>
     vec<T, 4> values;
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<bits>(words, i + j, affine));
+      values[j] = T(dequantize_code<Q>(words, i + j, affine));
     }
     out[i / 4] = values;
   }

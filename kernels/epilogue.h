@@ -1,4 +1,4 @@
-// What is added to a sum, in float, before the one rounding to y.
+// Addends of a product, in float, before its one rounding to y.
 #pragma once
 
 #include <metal_stdlib>
@@ -9,8 +9,8 @@ namespace nibble {
 
 using namespace metal;
 
-// A bias [N] for every row of y, and a residual that lies as y does; which of
-// them there are is the same for all threads. Others are never read.
+// A bias [N] for every row of y, and a residual with the layout of y. `parts`
+// says which of them exist, the same for all threads; the other is never read.
 template <typename T>
 struct Epilogue {
   const device T* bias;
@@ -19,19 +19,19 @@ struct Epilogue {
 
   Epilogue() : bias(nullptr), residual(nullptr), parts(0) {}
 
-  // For a part of y that begins `offset` elements from where y does.
+  // For a part of y that begins `offset` elements after y.
   Epilogue(const device T* bias_,
            const device T* residual_,
            int parts_,
            size_t offset)
       : bias(bias_), residual(residual_ + offset), parts(parts_) {}
 
-  // The same for a part that begins `offset` elements further on.
+  // The same for a part that begins `offset` elements later.
   Epilogue at(size_t offset) const thread {
     return Epilogue(bias, residual, parts, offset);
   }
 
-  // The value of column `column`, `offset` elements from where y begins.
+  // y at column `column`, `offset` elements from where this part begins.
   T finish(float sum, int column, size_t offset) const thread {
     if (parts & NIBBLE_BIAS) {
       sum += float(bias[column]);

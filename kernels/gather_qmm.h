@@ -1,5 +1,5 @@
-// Products of one row each, sorted by their matrix of weights, in tiles: for
-// the experts of a mixture that have many rows.
+// Products of one row each, sorted by their weight matrix, in tiles: for the
+// experts of a mixture that have many rows.
 //
 // y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T or x[lhs[b]] @ w_hat[rhs[b]], w_hat
 // [E, N, K], lhs and rhs [B].
@@ -16,20 +16,17 @@ namespace nibble {
 
 using namespace metal;
 
-// A tile takes BM products, and goes through its sums once for each expert
-// among them. Of a family of tiles, this takes the way to multiply:
+// A tile takes BM products, and computes its sums once for each expert among
+// them, by the rows() of a family of tiles:
 //
 //   b     0 1 2 3 4 5 6 7 ...           BM = 8
 //   rhs   2 2 2 2 2 7 7 9 ...           three times: rows 0-4, 5-6 and 7
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
+template <typename Family, typename T, typename Q>
 [[kernel]] void gathered_sorted(const device uint* w [[buffer(0)]],
-                                const device S* scales [[buffer(1)]],
-                                const device S* biases [[buffer(2)]],
+                                const device typename Q::Scale* scales
+                                [[buffer(1)]],
+                                const device typename Q::Scale* biases
+                                [[buffer(2)]],
                                 const device T* x [[buffer(3)]],
                                 const device uint* lhs [[buffer(4)]],
                                 const device uint* rhs [[buffer(5)]],
@@ -48,15 +45,15 @@ template <typename Family,
     while (end < last_row && rhs[end] == expert) {
       ++end;
     }
-    const Product<T, S, bits, group_size, symmetric> p{
-        {w, scales, biases, params.N, params.K, int(expert)},
+    const Product<T, Q> p{
+        {{w, scales, biases}, params.N, params.K, int(expert)},
         x,
         {},
         y,
         params.B,
         params.N};
     Family::rows(p, lhs, begin, end, tgid, int(sgid), lane, memory);
-    // Another expert's blocks go where these may still be read.
+    // The next expert's blocks overwrite memory that may still be read.
     threadgroup_barrier(mem_flags::mem_threadgroup);
     begin = end;
   }

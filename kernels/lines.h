@@ -1,16 +1,16 @@
 // Packed words by whole cache lines: four lanes fetch 64 bytes of a row at
-// once, 16 each, and pass round what each of them dequantizes.
+// once, 16 each, and exchange the words that each of them dequantizes.
 //
-// A row is seen as lines of 16 words from its beginning on. What four lanes
-// dequantize together is a window on it, which moves on by its own length: a
-// part of a line, or of two. A line is fetched with the first window that it
-// has a part of, and kept as long as one has:
+// A row is divided into lines of 16 words from its beginning. The words that
+// four lanes dequantize together are a window on the row, which lies in one
+// line or in two and moves by its own length. A line is fetched with the first
+// window that overlaps it, and kept until the last one:
 //
 //   3 bits       [ line 0: words 0 .. 15        ][ line 1: words 16 .. 31
 //   windows      [0 .. 2][3 .. 5] ... [12 .. 14][15     17][18 ...
 //   of a lane    0     0 .. 3   4 .. 7   8 .. 11   12 .. 15    of its line
 //
-// With windows of two lines, the earlier one is kept beside the later.
+// If a window lies in two lines, lanes keep the earlier one beside the later.
 #pragma once
 
 #include <metal_simdgroup>
@@ -28,26 +28,25 @@ constexpr int line_words() {
   return 16;
 }
 
-// Words [begin, end) of a row: those that are to be fetched of it.
+// Words [begin, end) of a row that a simdgroup may fetch.
 struct WordRange {
   int begin;
   int end;
 };
 
-// Words first .. first + 3 of a row, as far as they are in range; `first` is a
-// multiple of four.
-template <typename S, int bits, int group_size, bool symmetric>
-inline void fetch_four(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
-    WordRange range,
-    int row,
-    int first,
-    thread uint* words) {
+// Fetches words first .. first + 3 of a row, as far as they are in range;
+// `first` is a multiple of four.
+template <typename Q>
+inline void fetch_four(const thread QuantizedMatrix<Q>& weight,
+                       WordRange range,
+                       int row,
+                       int first,
+                       thread uint* words) {
   const device uint* from = weight.words_at(row, 0) + first;
-  // Rows of some widths and lengths begin off a boundary of 16 bytes, and end
+  // Rows of other widths and lengths may begin off a 16-byte boundary, and end
   // inside a lane's share.
-  if (words_of(group_size, bits) % 4 == 0 ||
-      words_of(weight.K, bits) % 4 == 0) {
+  if (words_of(Q::kGroupSize, Q::kBits) % 4 == 0 ||
+      words_of(weight.K, Q::kBits) % 4 == 0) {
     if (first >= range.begin && first < range.end) {
       load_words<4>(from, words);
     }
@@ -61,20 +60,20 @@ inline void fetch_four(
   }
 }
 
-// This lane's four words of line `line` of a row, as far as they are in range.
-template <typename S, int bits, int group_size, bool symmetric>
-inline void fetch_line(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
-    WordRange range,
-    int row,
-    int line,
-    int quad_lane,
-    thread uint* words) {
+// Fetches this lane's four words of line `line` of a row, as far as they are in
+// range.
+template <typename Q>
+inline void fetch_line(const thread QuantizedMatrix<Q>& weight,
+                       WordRange range,
+                       int row,
+                       int line,
+                       int quad_lane,
+                       thread uint* words) {
   const int first = line * line_words() + quad_lane * 4;
   fetch_four(weight, range, row, first, words);
 }
 
-// A lane's four words of a line, to a lane of another simdgroup and from it.
+// Pass a lane's four words of a line to a lane of another simdgroup.
 inline void hand_line(const thread uint* words, threadgroup uint4* to) {
   *to = uint4(words[0], words[1], words[2], words[3]);
 }
@@ -87,24 +86,19 @@ inline void take_line(const threadgroup uint4* from, thread uint* words) {
   words[3] = v.w;
 }
 
-// Fetches the lines of the window from word `window` on that come after line
-// `have`, the last one there was a window on (-1: none): the last line of the
-// window into `held`, and the one before it, if it has a part there, into
-// `before`.
-template <int window_words,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-inline void fetch_window(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
-    WordRange range,
-    int row,
-    int window,
-    int have,
-    int quad_lane,
-    thread uint* before,
-    thread uint* held) {
+// Fetches the lines of a window that begins at word `window`, unless an earlier
+// window has fetched them: `have` is the last line of that one (-1: none). The
+// last line of the window goes to `held`. If the window begins in the line
+// before it, that line goes to `before`.
+template <int window_words, typename Q>
+inline void fetch_window(const thread QuantizedMatrix<Q>& weight,
+                         WordRange range,
+                         int row,
+                         int window,
+                         int have,
+                         int quad_lane,
+                         thread uint* before,
+                         thread uint* held) {
   const int first = window / line_words();
   const int last = (window + window_words - 1) / line_words();
   if (last == have) {
@@ -123,10 +117,10 @@ inline void fetch_window(
   fetch_line(weight, range, row, last, quad_lane, held);
 }
 
-// The four words from `first` on, which may be another in each of the four
-// lanes, but lies in the window: word i as passed[i % 4]. The second two of the
-// four lanes stand `apart` lanes from the first two.
-template <int window_words, int apart>
+// Passes each of four lanes the four words from its own `first` on, which lies
+// in the window; word i arrives as passed[i % 4].
+template <int window_words,  // of the four lanes together
+          int apart>         // distance of lanes 2 and 3 from lanes 0 and 1
 inline void pass_words(const thread uint* before,
                        const thread uint* held,
                        int window,
@@ -143,7 +137,7 @@ inline void pass_words(const thread uint* before,
     const int wanted = first + ((i - first) & 3);
     const int holder = wanted / 4 % 4;
     const ushort from = ushort(first_lane + holder % 2 + holder / 2 * apart);
-    // Of a word of either line that this lane holds, one is in the window.
+    // This lane holds word i of both lines, and the window has one of them.
     const bool earlier = two_lines && quad_lane * 4 + i >= begin;
     passed[i] = simd_shuffle(earlier ? before[i] : held[i], from);
     if (window_words > line_words()) {
@@ -154,15 +148,14 @@ inline void pass_words(const thread uint* before,
   }
 }
 
-// passed[i % 4].
+// Returns passed[i % 4].
 inline uint passed_word(const thread uint* passed, int i) {
   const uint even = i & 2 ? passed[2] : passed[0];
   const uint odd = i & 2 ? passed[3] : passed[1];
   return i & 1 ? odd : even;
 }
 
-// This lane's part of a window that four lanes share out in words: `count` of
-// them each.
+// Gives this lane its `count` words of a window that four lanes share.
 template <int count, int apart>
 inline void share_window(const thread uint* before,
                          const thread uint* held,
@@ -171,7 +164,7 @@ inline void share_window(const thread uint* before,
                          int quad_lane,
                          thread uint* words) {
   if (count == 4) {
-    // A line, of which each lane has fetched its own part.
+    // The window is a line, and each lane has fetched its own part.
 #pragma clang loop unroll(full)
     for (int i = 0; i < 4; ++i) {
       words[i] = held[i];

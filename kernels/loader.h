@@ -1,11 +1,11 @@
-// Blocks of x and of w on their way from device to threadgroup memory.
+// Moves blocks of x and of w from device to threadgroup memory.
 //
-// A loader works in two steps, so that the device's latency hides behind the
-// arithmetic of the block before: fetch() reads into registers, put() writes
-// the next block to threadgroup memory, w dequantized.
+// A loader works in two steps, so that the arithmetic of one block hides the
+// latency of the next: fetch() reads into registers, put() writes the block to
+// threadgroup memory, w dequantized.
 //
-// Rows past the last are the last row again: reading it is safe, and what it
-// leads to is never stored.
+// Rows past the last are the last row again: reading it is safe, and their
+// results are never stored.
 #pragma once
 
 #include <metal_simdgroup>
@@ -27,7 +27,7 @@ constexpr int tile_stride() {
   return BK + 16 / int(sizeof(T));
 }
 
-// Row `row` of x [.., columns], or row indices[row] if there are indices.
+// Row `row` of x [.., columns], or row indices[row] unless `indices` is null.
 template <typename T>
 inline const device T* row_of(const device T* x,
                               const device uint* indices,
@@ -37,24 +37,24 @@ inline const device T* row_of(const device T* x,
   return x + source * size_t(columns);
 }
 
-// Elements of T in 16 bytes: what a thread moves at once.
+// Elements of T in 16 bytes, which a thread moves at once.
 template <typename T>
 constexpr int elements_at_once() {
   return 16 / int(sizeof(T));
 }
 
-// Times that `threads` threads must go to move a block of x [rows, BK].
+// Passes in which `threads` threads move a block of x [rows, BK].
 template <typename T, int rows, int BK, int threads>
 constexpr int activation_passes() {
   return rows * BK / elements_at_once<T>() / threads;
 }
 
-// Rows [first_row, first_row + rows) of x [M, K], BK columns at a time;
+// Loads rows [first_row, first_row + rows) of x [M, K], BK columns at a time;
 // neighbouring threads read neighbouring bytes.
 template <typename T, int rows, int BK, int threads>
 struct ActivationLoader {
   static_assert(rows * BK % (elements_at_once<T>() * threads) == 0,
-                "all threads are needed in every pass");
+                "every pass needs all threads");
 
   int row;  // of the first pass, in the tile
   int column;
@@ -96,25 +96,18 @@ struct ActivationLoader {
   }
 };
 
-// Whether numbers may become half, the largest of which is `largest`: none of
-// them overflows, and what rounds to a multiple of 2^-24 is off by no more than
-// 2^-12 of the largest, a sixteenth of bfloat's own roundoff. Not with a NaN.
+// True if numbers up to `largest` may become half: none of them overflows, and
+// one that rounds to a multiple of 2^-24 is off by at most 2^-12 of the
+// largest. That is a sixteenth of bfloat's own roundoff. False for a NaN.
 inline bool fits_half(float largest) {
   constexpr float kLeast = 1.0f / 8192.0f;
   constexpr float kMost = 65504.0f;
   return largest == 0.0f || (largest >= kLeast && largest <= kMost);
 }
 
-// The largest |w_hat| that a group can hold: at the first or at the last code.
-template <int bits>
-inline float reach(float2 affine) {
-  constexpr float kLast = float((1 << bits) - 1);
-  return max(abs(affine.y), abs(fma(affine.x, kLast, affine.y)));
-}
-
 // Dequantizes `count` codes of `words` into a row of a tile. Values are
-// computed in float and rounded to T as they enter the tile.
-template <typename T, int bits, int count>
+// computed in float and rounded to T in the tile.
+template <typename T, typename Q, int count>
 inline void put_dequantized(const thread uint* words,
                             float2 affine,
                             threadgroup T* to) {
@@ -123,20 +116,20 @@ inline void put_dequantized(const thread uint* words,
     vec<T, 4> values;
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<bits>(words, i + j, affine));
+      values[j] = T(dequantize_code<Q>(words, i + j, affine));
     }
     *(threadgroup vec<T, 4>*)(to + i) = values;
   }
 }
 
-// Words that hold the `count` codes of a share, once its first code begins one.
+// Words that the `count` codes of a share fill if its first code begins a word.
 constexpr int share_words(int count, int bits) {
   return (count * bits + 31) / 32;
 }
 
-// Whether a word of such shares, word `i`, is made of two, where share s of a
-// block begins at bit s * count * bits: a multiple of 8, so that four of them
-// show every place in a word.
+// True if word `i` of some lane's share lies in two stored words. Share s
+// begins at bit s * count * bits, a multiple of 8, so four shares cover all
+// alignments.
 constexpr bool of_two_words(int count, int bits, int i) {
   const int share = count * bits;
   const int wanted = share - i * 32 < 32 ? share - i * 32 : 32;
@@ -144,8 +137,8 @@ constexpr bool of_two_words(int count, int bits, int i) {
          3 * share % 32 + wanted > 32;
 }
 
-// The share of `count` codes that begins at bit `shift` of word `first`; word i
-// is passed[i % 4].
+// Shifts the share of `count` codes that begins at bit `shift` of word `first`
+// to the beginning of `mine`; word i is passed[i % 4].
 template <int count, int bits>
 inline void take_share(const thread uint* passed,
                        int first,
@@ -158,42 +151,39 @@ inline void take_share(const thread uint* passed,
       mine[i] >>= shift;
     }
     if (of_two_words(count, bits, i)) {
-      // In two steps, for a shift by 32 is none.
+      // In two steps, because a shift by 32 is undefined.
       const uint next = passed_word(passed, first + i + 1);
       mine[i] |= next << 1 << (31 - shift);
     }
   }
 }
 
-// Rows [first_row, first_row + rows) of w [N, K], a block of BK columns at a
-// time: four lanes to a row, each with an equal share of the block, read by
-// whole lines (lines.h).
+// Loads rows [first_row, first_row + rows) of w [N, K], a block of BK columns
+// at a time. Four lanes read a row by whole lines (lines.h), and each puts an
+// equal share of the block:
 //
 //   lane of four        0            1            2            3
 //   of a line, 4 bits  [w0 w1 w2 w3][w4 w5 w6 w7][w8 ... w11][w12 ... w15]
 //   put, block 0        w0           w1           w2           w3
 //   put, block 1        w4           w5           w6           w7    ...
 //
-// At 2, 3, 5 and 6 bits a share may begin inside a word, and is shifted to
-// where one begins.
+// At 2, 3, 5 and 6 bits a share may begin inside a word; it is then shifted to
+// begin one.
 //
 // Each of the four also fetches the scale and bias of one of four groups: eight
-// bytes of a row's scales at once rather than two, four times.
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int rows,
-          int BK,
-          int threads>
+// bytes of a row's scales at once instead of two bytes four times.
+template <typename T,   // in the tile
+          typename Q,   // format of w
+          int rows,     // of the tile
+          int BK,       // columns of a block
+          int threads>  // of the threadgroup
 struct WeightLoader {
-  static_assert(group_size % BK == 0, "a block lies inside one group");
+  static_assert(Q::kGroupSize % BK == 0, "a block lies inside one group");
   static_assert(rows % (threads / 4) == 0, "four lanes to a row");
-  static_assert(BK % 32 == 0 && words_of(BK, bits) <= line_words(),
+  static_assert(BK % 32 == 0 && words_of(BK, Q::kBits) <= line_words(),
                 "a block is a window of lines.h");
 
-  QuantizedMatrix<S, bits, group_size, symmetric> weight;
+  QuantizedMatrix<Q> weight;
   int first_row;
   int last_row;
   int row;  // of the first pass, in the tile
@@ -203,15 +193,14 @@ struct WeightLoader {
   uint before[rows / (threads / 4)][4];
   uint held[rows / (threads / 4)][4];
 
-  WeightLoader(
-      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
-      int first_row_,
-      int N,
-      int thread_index)
+  WeightLoader(const thread QuantizedMatrix<Q>& weight_,
+               int first_row_,
+               int N,
+               int thread_index)
       : weight(weight_), first_row(first_row_), last_row(N - 1) {
     row = thread_index / 4;
     lane = thread_index % NIBBLE_SIMD_WIDTH;
-    // Past the end of K, lanes take part in the passing round empty-handed.
+    // Past the end of K, lanes still take part in the exchange.
     for (int p = 0; p < rows / (threads / 4); ++p) {
       for (int i = 0; i < 4; ++i) {
         before[p][i] = 0;
@@ -221,42 +210,43 @@ struct WeightLoader {
     }
   }
 
-  // Reads what the block that begins at column k, the next one or the first,
-  // needs of lines and groups that none before it did. The first begins at the
-  // beginning of a line, and of four groups.
+  // Reads the lines and groups that the block at column k needs and no block
+  // before it has read. Blocks come in order; the first begins a line and four
+  // groups.
   void fetch(int k) thread {
     constexpr int passes = rows / (threads / 4);
-    const int window = words_of(k, bits);
+    const int window = words_of(k, Q::kBits);
     const int have = k == 0 ? -1 : (window - 1) / line_words();
-    const WordRange row_words{0, words_of(weight.K, bits)};
+    const WordRange row_words{0, words_of(weight.K, Q::kBits)};
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
       const int source = min(first_row + row + p * (threads / 4), last_row);
-      fetch_window<words_of(BK, bits)>(weight,
-                                       row_words,
-                                       source,
-                                       window,
-                                       have,
-                                       lane % 4,
-                                       before[p],
-                                       held[p]);
-      const int group_k = k + lane % 4 * group_size;
-      if (k % (4 * group_size) == 0 && group_k < weight.K) {
+      fetch_window<words_of(BK, Q::kBits)>(weight,
+                                           row_words,
+                                           source,
+                                           window,
+                                           have,
+                                           lane % 4,
+                                           before[p],
+                                           held[p]);
+      const int group_k = k + lane % 4 * Q::kGroupSize;
+      if (k % (4 * Q::kGroupSize) == 0 && group_k < weight.K) {
         held_affine[p] = weight.affine_at(source, group_k);
       }
-      if (k % group_size == 0) {
-        affine[p] = simd_shuffle(held_affine[p],
-                                 ushort(lane - lane % 4 + k / group_size % 4));
+      if (k % Q::kGroupSize == 0) {
+        const int holder = k / Q::kGroupSize % 4;
+        affine[p] =
+            simd_shuffle(held_affine[p], ushort(lane - lane % 4 + holder));
       }
     }
   }
 
-  // Whether the groups at hand may become half.
+  // True if the current groups may become half.
   bool fit_half() const thread {
     bool fit = true;
 #pragma clang loop unroll(full)
     for (int p = 0; p < rows / (threads / 4); ++p) {
-      fit = fit && fits_half(reach<bits>(affine[p]));
+      fit = fit && fits_half(Q::reach(affine[p]));
     }
     return fit;
   }
@@ -266,18 +256,18 @@ struct WeightLoader {
     constexpr int passes = rows / (threads / 4);
     constexpr int count = BK / 4;
     const int quad_lane = lane % 4;
-    const int window = words_of(k, bits);
-    const int first = window + quad_lane * count * bits / 32;
-    const int shift = quad_lane * count * bits % 32;
+    const int window = words_of(k, Q::kBits);
+    const int first = window + quad_lane * count * Q::kBits / 32;
+    const int shift = quad_lane * count * Q::kBits % 32;
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
       uint passed[4];
-      pass_words<words_of(BK, bits), 2>(
+      pass_words<words_of(BK, Q::kBits), 2>(
           before[p], held[p], window, first, lane, quad_lane, passed);
-      uint mine[share_words(count, bits)];
-      take_share<count, bits>(passed, first, shift, mine);
+      uint mine[share_words(count, Q::kBits)];
+      take_share<count, Q::kBits>(passed, first, shift, mine);
       const int target = row + p * (threads / 4);
-      put_dequantized<T, bits, count>(
+      put_dequantized<T, Q, count>(
           mine,
           affine[p],
           tile + target * tile_stride<T, BK>() + quad_lane * count);

@@ -1,7 +1,7 @@
 // Tiles of 8x8 simdgroup matrices, in float.
 //
-// Of a fragment, each lane holds two neighbours of one row. MLX proves this
-// map on every Apple GPU (steel/gemm/mma.h, get_coord):
+// Each lane holds two neighbouring elements of one row of a fragment. MLX
+// proves this map on every Apple GPU (steel/gemm/mma.h, get_coord):
 //
 //   row   columns 0 1    2 3    4 5    6 7
 //    0    lane    0      1      8      9
@@ -28,7 +28,7 @@ inline int fragment_row(uint lane) {
   return int(((lane >> 4) << 2) | ((lane >> 1) & 3));
 }
 
-// Column of the first of them.
+// Column of the first of these two elements.
 inline int fragment_column(uint lane) {
   return int((((lane >> 3) & 1) << 2) | ((lane & 1) << 1));
 }
@@ -39,8 +39,8 @@ inline thread float2& elements(thread Fragment& fragment) {
   return reinterpret_cast<thread float2&>(fragment.thread_elements());
 }
 
-// `count` fragments, one below the other; `from` is where this lane's elements
-// of the first one are.
+// Loads `count` fragments, one below the other. `from` points to this lane's
+// elements of the first one.
 template <typename T, int count, int stride>
 inline void load_rows(thread Fragment* fragments, const threadgroup T* from) {
 #pragma clang loop unroll(full)
@@ -51,7 +51,7 @@ inline void load_rows(thread Fragment* fragments, const threadgroup T* from) {
   }
 }
 
-// What one simdgroup holds of y: TM x TN fragments.
+// The part of y that one simdgroup holds: TM x TN fragments.
 template <int TM, int TN>
 struct Accumulator {
   Fragment fragments[TM][TN];
@@ -66,8 +66,8 @@ struct Accumulator {
     }
   }
 
-  // To and from threadgroup memory, this lane's elements NIBBLE_SIMD_WIDTH
-  // apart from one fragment to the next.
+  // Writes this lane's elements to threadgroup memory, NIBBLE_SIMD_WIDTH apart
+  // from one fragment to the next.
   void save(threadgroup float2* to) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM * TN; ++i) {
@@ -75,6 +75,7 @@ struct Accumulator {
     }
   }
 
+  // Adds the elements that another simdgroup saved.
   void add(const threadgroup float2* from) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM * TN; ++i) {
@@ -95,7 +96,7 @@ struct Accumulator {
       Fragment a[TM];
       Fragment b[TN];
       load_rows<T, TM, stride>(a, x_tile + row * stride + k + column);
-      // Of the transpose: this lane's row is one of K, its columns two of N.
+      // The transpose of w: this lane's row is one of K, its columns two of N.
 #pragma clang loop unroll(full)
       for (int j = 0; j < TN; ++j) {
         const threadgroup T* from =
@@ -138,8 +139,8 @@ struct Accumulator {
     }
   }
 
-  // Rounds to T, into rows `first_row`.. and columns `first_column`.. of
-  // y [.., N], leaving out columns past its edge and rows outside [begin, end).
+  // Rounds to T and stores at row `first_row` and column `first_column` of
+  // y [.., N], without columns past its edge and rows outside [begin, end).
   template <typename T>
   void store(const thread Epilogue<T>& epilogue,
              device T* y,

@@ -6,25 +6,29 @@
 //   bit  31    28 27                 8 7     4 3     0
 //        [code 7] [code 6] ... [code 2][code 1][code 0]
 //
-// 32 codes take `bits` whole words at every width; at 3, 5 and 6 bits some of
-// them straddle two words.
+// 32 codes fill `bits` whole words at every width. At 3, 5 and 6 bits some
+// codes straddle two words.
 #pragma once
 
 #include <metal_stdlib>
+
+#include "kernels/shared.h"
 
 namespace nibble {
 
 using namespace metal;
 
-// The shortest run of codes that is made of whole words.
+// Codes of the shortest run that fills whole words.
 constexpr int run_codes(int bits) {
-  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+  return nibble_run_codes(bits);
 }
 
+// Words that `codes` codes fill; they begin a word.
 constexpr int words_of(int codes, int bits) {
   return codes * bits / 32;
 }
 
+// True if code i of a run lies in two words.
 template <int bits>
 constexpr bool straddles(int i) {
   return i * bits % 32 + bits > 32;
@@ -36,15 +40,15 @@ constexpr int place(int i) {
   return straddles<bits>(i) ? 0 : i * bits % 32;
 }
 
-// 2 to the power of -place: what undoes the shift in floating point, exactly.
+// 2^-place: undoes this shift in floating point, exactly.
 template <int bits>
 constexpr float unplace(int i) {
   return 1.0f / float(1u << place<bits>(i));
 }
 
-// Code i of a run, times 2^place(i). Masked where it lies, because Apple GPUs
-// shift at a quarter of the rate of a mask or of a multiplication; only a code
-// that straddles two words is put together by shifts.
+// Code i of a run, times 2^place(i). A mask extracts it without a shift,
+// because Apple GPUs shift at a quarter of the rate of a mask or of a
+// multiplication. Only a code that straddles two words needs shifts.
 template <int bits>
 inline uint code_in_place(const thread uint* words, int i) {
   constexpr uint mask = (1u << bits) - 1u;
@@ -62,14 +66,14 @@ inline uint unpack(const thread uint* words, int i) {
   return code_in_place<bits>(words, i) >> place<bits>(i);
 }
 
-// Codes of one row of w that a lane of a vector kernel reads at a time: 8 bytes
-// of them, as MLX does at 4 and 8 bits, or the shortest run.
+// Codes of a row that a lane of a vector kernel reads at a time: 8 bytes, as in
+// MLX at 4 and 8 bits, or the shortest run.
 constexpr int lane_codes(int bits) {
   return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
 }
 
-// Reads `count` words by the widest loads their alignment allows. `from` is a
-// multiple of `count` words away from a 16-byte boundary.
+// Reads `count` words by the widest loads that their alignment allows. `from`
+// is a multiple of `count` words away from a 16-byte boundary.
 template <int count>
 inline void load_words(const device uint* from, thread uint* words) {
   if (count % 4 == 0) {

@@ -1,13 +1,14 @@
-// What a kernel of a product binds, and the product that a threadgroup has a
-// part in: stated once for every family.
+// The entries of all families, and the product that a threadgroup works on.
 //
 // A family is a struct. Its template arguments are the numbers in its name, and
-// run() computes what threadgroup `tgid` has to of one product:
+// run() computes the part of one product that belongs to threadgroup `tgid`:
 //
 //   template <int BM, int BN, int WK>
 //   struct QmmSkinny : Transposed {
-//     run(const thread Product<...>& p, uint3 tgid, int sgid, uint lane,
-//         threadgroup uint4* memory)   // `memory` if an entry has any
+//     template <typename T,   // of x and y
+//               typename Q>   // the format of w (format.h)
+//     static void run(const thread Product<T, Q>& p, uint3 tgid, int sgid,
+//                     uint lane, threadgroup uint4* memory)
 //   };
 #pragma once
 
@@ -22,10 +23,10 @@ namespace nibble {
 using namespace metal;
 
 // One product of a batch: y = x @ w_hat^T or x @ w_hat.
-template <typename T, typename S, int bits, int group_size, bool symmetric>
+template <typename T, typename Q>
 struct Product {
-  QuantizedMatrix<S, bits, group_size, symmetric> weight;  // w_hat [N, K]
-  const device T* x;                                       // [M, columns_in]
+  QuantizedMatrix<Q> weight;  // w_hat [N, K]
+  const device T* x;          // [M, columns_in]
   Epilogue<T> epilogue;
   device T* y;  // [M, columns_out]
   int M;
@@ -44,28 +45,20 @@ struct NotTransposed {
   static int columns_out(int, int K) { return K; }
 };
 
-// Of x [batch, M, columns_in] and w [w_count, N, K].
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-inline Product<T, S, bits, group_size, symmetric> product_of_batch(
-    const device uint* w,
-    const device S* scales,
-    const device S* biases,
-    const device T* x,
-    const device T* bias,
-    const device T* residual,
-    device T* y,
-    constant MatmulParams& params,
-    uint batch) {
+// Product `batch` of x [batch, M, columns_in] and w [w_count, N, K].
+template <typename Family, typename T, typename Q>
+inline Product<T, Q> product_of_batch(typename Q::Arrays w,
+                                      const device T* x,
+                                      const device T* bias,
+                                      const device T* residual,
+                                      device T* y,
+                                      constant MatmulParams& params,
+                                      uint batch) {
   const int N = params.N;
   const int K = params.K;
   const size_t first = size_t(batch) * size_t(params.M);
   const size_t first_y = first * size_t(Family::columns_out(N, K));
-  return {{w, scales, biases, N, K, weight_of(params, batch)},
+  return {{w, N, K, weight_of(params, batch)},
           x + first * size_t(Family::columns_in(N, K)),
           {bias, residual, params.epilogue, first_y},
           y + first_y,
@@ -73,29 +66,21 @@ inline Product<T, S, bits, group_size, symmetric> product_of_batch(
           N};
 }
 
-// Of x [X, M, columns_in] and w [E, N, K]: each product chooses its rows of x
-// and its matrix of weights, as the experts of a mixture do.
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-inline Product<T, S, bits, group_size, symmetric> product_of_indices(
-    const device uint* w,
-    const device S* scales,
-    const device S* biases,
-    const device T* x,
-    const device uint* lhs,
-    const device uint* rhs,
-    device T* y,
-    constant GatherParams& params,
-    uint index) {
+// Product `index` of x [X, M, columns_in] and w [E, N, K]. Each product chooses
+// its rows of x and its weight matrix, as the experts of a mixture do.
+template <typename Family, typename T, typename Q>
+inline Product<T, Q> product_of_indices(typename Q::Arrays w,
+                                        const device T* x,
+                                        const device uint* lhs,
+                                        const device uint* rhs,
+                                        device T* y,
+                                        constant GatherParams& params,
+                                        uint index) {
   const int N = params.N;
   const int K = params.K;
   const size_t first_x = size_t(lhs[index]) * size_t(params.M);
   const size_t first_y = size_t(index) * size_t(params.M);
-  return {{w, scales, biases, N, K, int(rhs[index])},
+  return {{w, N, K, int(rhs[index])},
           x + first_x * size_t(Family::columns_in(N, K)),
           {},
           y + first_y * size_t(Family::columns_out(N, K)),
@@ -103,100 +88,41 @@ inline Product<T, S, bits, group_size, symmetric> product_of_indices(
           N};
 }
 
-// The entries of all families: a batch of products, or products by index; with
-// threadgroup memory or without.
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
+// A batch of products.
+template <typename Family, typename T, typename Q>
 [[kernel]] void dense(const device uint* w [[buffer(0)]],
-                      const device S* scales [[buffer(1)]],
-                      const device S* biases [[buffer(2)]],
+                      const device typename Q::Scale* scales [[buffer(1)]],
+                      const device typename Q::Scale* biases [[buffer(2)]],
                       const device T* x [[buffer(3)]],
                       const device T* bias [[buffer(4)]],
                       const device T* residual [[buffer(5)]],
                       device T* y [[buffer(6)]],
                       constant MatmulParams& params [[buffer(7)]],
+                      threadgroup uint4* memory [[threadgroup(0)]],
                       uint3 tgid [[threadgroup_position_in_grid]],
                       uint sgid [[simdgroup_index_in_threadgroup]],
                       uint lane [[thread_index_in_simdgroup]]) {
-  const Product<T, S, bits, group_size, symmetric> p =
-      product_of_batch<Family, T, S, bits, group_size, symmetric>(
-          w, scales, biases, x, bias, residual, y, params, tgid.z);
-  Family::run(p, tgid, int(sgid), lane);
-}
-
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-[[kernel]] void dense_with_memory(const device uint* w [[buffer(0)]],
-                                  const device S* scales [[buffer(1)]],
-                                  const device S* biases [[buffer(2)]],
-                                  const device T* x [[buffer(3)]],
-                                  const device T* bias [[buffer(4)]],
-                                  const device T* residual [[buffer(5)]],
-                                  device T* y [[buffer(6)]],
-                                  constant MatmulParams& params [[buffer(7)]],
-                                  threadgroup uint4* memory [[threadgroup(0)]],
-                                  uint3 tgid [[threadgroup_position_in_grid]],
-                                  uint sgid [[simdgroup_index_in_threadgroup]],
-                                  uint lane [[thread_index_in_simdgroup]]) {
-  const Product<T, S, bits, group_size, symmetric> p =
-      product_of_batch<Family, T, S, bits, group_size, symmetric>(
-          w, scales, biases, x, bias, residual, y, params, tgid.z);
+  const Product<T, Q> p = product_of_batch<Family, T, Q>(
+      {w, scales, biases}, x, bias, residual, y, params, tgid.z);
   Family::run(p, tgid, int(sgid), lane, memory);
 }
 
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
+// Products by index.
+template <typename Family, typename T, typename Q>
 [[kernel]] void gathered(const device uint* w [[buffer(0)]],
-                         const device S* scales [[buffer(1)]],
-                         const device S* biases [[buffer(2)]],
+                         const device typename Q::Scale* scales [[buffer(1)]],
+                         const device typename Q::Scale* biases [[buffer(2)]],
                          const device T* x [[buffer(3)]],
                          const device uint* lhs [[buffer(4)]],
                          const device uint* rhs [[buffer(5)]],
                          device T* y [[buffer(6)]],
                          constant GatherParams& params [[buffer(7)]],
+                         threadgroup uint4* memory [[threadgroup(0)]],
                          uint3 tgid [[threadgroup_position_in_grid]],
                          uint sgid [[simdgroup_index_in_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
-  const Product<T, S, bits, group_size, symmetric> p =
-      product_of_indices<Family, T, S, bits, group_size, symmetric>(
-          w, scales, biases, x, lhs, rhs, y, params, tgid.z);
-  Family::run(p, tgid, int(sgid), lane);
-}
-
-template <typename Family,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-[[kernel]] void gathered_with_memory(
-    const device uint* w [[buffer(0)]],
-    const device S* scales [[buffer(1)]],
-    const device S* biases [[buffer(2)]],
-    const device T* x [[buffer(3)]],
-    const device uint* lhs [[buffer(4)]],
-    const device uint* rhs [[buffer(5)]],
-    device T* y [[buffer(6)]],
-    constant GatherParams& params [[buffer(7)]],
-    threadgroup uint4* memory [[threadgroup(0)]],
-    uint3 tgid [[threadgroup_position_in_grid]],
-    uint sgid [[simdgroup_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]]) {
-  const Product<T, S, bits, group_size, symmetric> p =
-      product_of_indices<Family, T, S, bits, group_size, symmetric>(
-          w, scales, biases, x, lhs, rhs, y, params, tgid.z);
+  const Product<T, Q> p = product_of_indices<Family, T, Q>(
+      {w, scales, biases}, x, lhs, rhs, y, params, tgid.z);
   Family::run(p, tgid, int(sgid), lane, memory);
 }
 

@@ -1,6 +1,6 @@
 // y = x @ w_hat^T by tiles: prompts and large batches.
 //
-// A threadgroup computes BM x BN of y, by blocks of BK columns of x and of w:
+// A threadgroup computes BM x BN of y, in blocks of BK columns of x and of w:
 //
 //                 BK              BK               BN
 //              +------+        +------+       +---------+
@@ -8,8 +8,8 @@
 //              +------+        +------+       | sg | sg |   simdgroups
 //                                             +---------+
 //
-// w is dequantized in float and rounded to T in the tile, as MLX does; the
-// products are summed in float and rounded once, at the store.
+// w is dequantized in float and rounded to T in the tile, as in MLX. Products
+// are summed in float and rounded once, at the store.
 #pragma once
 
 #include <metal_stdlib>
@@ -23,14 +23,18 @@ namespace nibble {
 
 using namespace metal;
 
-template <int BM, int BN, int BK, int WM, int WN>
+template <int BM,  // rows of a tile of y
+          int BN,  // columns of a tile of y
+          int BK,  // columns of a block of x and of w
+          int WM,  // simdgroups down a tile
+          int WN>  // simdgroups across a tile
 struct Qmm : Transposed {
   static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
-  // Rows [begin, end) of those that are this threadgroup's; row r of y from row
-  // indices[r] of x, or from row r if there are none.
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void rows(const thread Product<T, S, bits, group_size, symmetric>& p,
+  // Computes rows [begin, end) of this threadgroup's tile. Row r of y comes
+  // from row indices[r] of x, or from row r if `indices` is null.
+  template <typename T, typename Q>
+  static void rows(const thread Product<T, Q>& p,
                    const device uint* indices,
                    int begin,
                    int end,
@@ -43,7 +47,7 @@ struct Qmm : Transposed {
     const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
     ActivationLoader<T, BM, BK, kThreads> x_loader(
         p.x, indices, first_row(tgid), p.M, p.weight.K, thread_index);
-    WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
+    WeightLoader<T, Q, BN, BK, kThreads> w_loader(
         p.weight, first_column, p.N, thread_index);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, T, BM, BN, BK, WM, WN>(
@@ -52,8 +56,8 @@ struct Qmm : Transposed {
         p.epilogue, p.y, first_row(tgid), first_column, begin, end, p.N, lane);
   }
 
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,

@@ -1,12 +1,12 @@
 // y = x @ w_hat^T by tiles of half, for x in bfloat: opt-in.
 //
-// GPUs before M3 have no bfloat: there, each fragment that qmm reads from its
-// tiles costs shifts. Here x and w_hat become half once, as they enter a tile.
-// w_hat then keeps 11 bits rather than 8, and x all of its 8; but half ends at
+// GPUs before M3 have no bfloat: each fragment that qmm reads from its tiles
+// costs shifts there. Here x and w_hat become half once, as they enter a tile.
+// w_hat then keeps 11 bits instead of 8, and x all its 8. But half ends at
 // 65504, and below 2^-14 has only the multiples of 2^-24. So a tile of y is
-// computed in half on trial, while every thread watches what it puts, and if
-// any of the threadgroup saw numbers that do not fit (fits_half(): a row of x,
-// a group of w), it is computed again in bfloat, as qmm does.
+// first computed in half, while every thread checks the numbers it puts. If a
+// row of x or a group of w does not fit (fits_half()), the threadgroup computes
+// the tile again in bfloat, as qmm does.
 #pragma once
 
 #include <metal_math>
@@ -23,7 +23,7 @@ namespace nibble {
 
 using namespace metal;
 
-// ActivationLoader, from bfloat to half.
+// An ActivationLoader from bfloat to half.
 template <int rows, int BK, int threads>
 struct HalfActivationLoader {
   ActivationLoader<bfloat, rows, BK, threads> loader;
@@ -65,7 +65,7 @@ struct HalfActivationLoader {
     }
   }
 
-  // Of the rows that this thread had a share in.
+  // True if the rows that this thread loaded in part may become half.
   bool fit_half() const thread {
     constexpr int kThreadsARow = BK / elements_at_once<bfloat>();
     bool fit = true;
@@ -82,7 +82,7 @@ struct HalfActivationLoader {
   }
 };
 
-// A WeightLoader that watches the groups it passes.
+// A WeightLoader that checks the groups it reads.
 template <typename Loader, int group_size>
 struct WatchedWeightLoader {
   Loader loader;
@@ -101,8 +101,8 @@ struct WatchedWeightLoader {
   void put(threadgroup half* tile, int k) thread { loader.put(tile, k); }
 };
 
-// Whether `flag` is set in any thread of the threadgroup. All must ask, and
-// `scratch`, a word for each simdgroup, may be in use until they do.
+// True if `flag` is set in any thread of the threadgroup. All threads must call
+// it. `scratch`, a word for each simdgroup, may be in use until they do.
 template <int simdgroups>
 inline bool any_thread(bool flag,
                        threadgroup uint* scratch,
@@ -122,19 +122,18 @@ inline bool any_thread(bool flag,
   return any != 0;
 }
 
-template <int BM, int BN, int BK, int WM, int WN>
+template <int BM, int BN, int BK, int WM, int WN>  // as Qmm
 struct QmmHalf : Transposed {
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,
                   threadgroup uint4* memory) {
     static_assert(is_same_v<T, bfloat>,
-                  "half needs no other form, float no tile");
+                  "half is a tile already, and float has none");
     constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
-    using HalfWeights =
-        WeightLoader<half, S, bits, group_size, symmetric, BN, BK, kThreads>;
+    using HalfWeights = WeightLoader<half, Q, BN, BK, kThreads>;
     const int K = p.weight.K;
     const int first_row = int(tgid.y) * BM;
     const int first_column = int(tgid.x) * BN;
@@ -142,7 +141,7 @@ struct QmmHalf : Transposed {
     HalfActivationLoader<BM, BK, kThreads> x_loader(
         p.x, first_row, p.M, K, thread_index);
     const HalfWeights weights(p.weight, first_column, p.N, thread_index);
-    WatchedWeightLoader<HalfWeights, group_size> w_loader(weights);
+    WatchedWeightLoader<HalfWeights, Q::kGroupSize> w_loader(weights);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, half, BM, BN, BK, WM, WN>(
         tile, x_loader, w_loader, 0, K, (threadgroup half*)memory, lane);

@@ -1,7 +1,7 @@
 // y = x @ w_hat by tiles: w not transposed, as in a backward pass.
 //
-// x [M, N], w_hat [N, K], y [M, K]. A threadgroup computes BM x BN of y; the
-// sum runs over blocks of BK rows of w, w_hat rounded to T as in qmm:
+// x [M, N], w_hat [N, K], y [M, K]. A threadgroup computes BM x BN of y. The
+// sum runs over blocks of BK rows of w, and w_hat is rounded to T as in qmm:
 //
 //                 BK                BN                 BN
 //              +------+        +----------+       +---------+
@@ -9,7 +9,7 @@
 //              +------+        +----------+       | sg | sg |
 //                                                 +---------+
 //
-// N may be anything: past it, x is zero.
+// N may be any number: past it, x is zero.
 #pragma once
 
 #include <metal_stdlib>
@@ -25,8 +25,8 @@ namespace nibble {
 
 using namespace metal;
 
-// Rows [first_row, first_row + rows) of x [M, N], BK columns at a time, an
-// element to a load: rows of any length begin at any element.
+// Loads rows [first_row, first_row + rows) of x [M, N], BK columns at a time,
+// one element a load: rows of any length may begin at any element.
 template <typename T, int rows, int BK, int threads>
 struct ElementLoader {
   static_assert(threads % BK == 0, "a thread stays in one column");
@@ -69,37 +69,34 @@ struct ElementLoader {
   }
 };
 
-// Columns [first_column, first_column + BN) of w [N, K], BK rows at a time.
-// The threads of a row lie side by side. The first of them fetch it, four words
-// each, so that a line is asked for once if BN codes are whole lines (tiles.h
-// chooses it so); then each gets its share:
+// Loads columns [first_column, first_column + BN) of w [N, K], BK rows at a
+// time. Neighbouring threads share a row. The first of them fetch it, four
+// words each. So a line is requested once if BN codes are whole lines, as in
+// tiles.h. Then each thread gets its share:
 //
 //   thread of the row    0           1           2           3      ...  15
 //   fetched, 6 bits     [w0 .. w3]  [w4 .. w7]  [w8 .. w11] [w12 .. w15]  -
 //   put                 [w0 .. w2]  [w3 .. w5]  [w6 .. w8]  [w9 .. w11]  ...
 //
-// Where a share is four words, they are the thread's own.
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int BK,
-          int BN,
-          int threads>
+// A share of four words is the one that the thread itself has fetched.
+template <typename T,   // in the tile
+          typename Q,   // format of w
+          int BK,       // rows of a block
+          int BN,       // columns of the tile
+          int threads>  // of the threadgroup
 struct RowLoader {
   static_assert(threads % BK == 0 && threads / BK <= NIBBLE_SIMD_WIDTH,
-                "the threads of a row are of one simdgroup");
-  static_assert(BN * bits % 128 == 0 && BN * bits / 128 <= threads / BK,
+                "one simdgroup has all threads of a row");
+  static_assert(BN * Q::kBits % 128 == 0 && BN * Q::kBits / 128 <= threads / BK,
                 "a row is fetched at once, four words a thread");
-  static_assert(group_size % (BK * BN / threads) == 0,
+  static_assert(Q::kGroupSize % (BK * BN / threads) == 0,
                 "a thread's codes share a group");
   static_assert(BK * BN / threads % 8 == 0 &&
-                    share_words(BK * BN / threads, bits) <= 4,
+                    share_words(BK * BN / threads, Q::kBits) <= 4,
                 "a share lies in four words");
 
-  QuantizedMatrix<S, bits, group_size, symmetric> weight;
-  WordRange range;  // that of the tile, as far as there are such columns
+  QuantizedMatrix<Q> weight;
+  WordRange range;  // the tile's columns that exist
   int last_row;
   int row;
   int lane;
@@ -108,20 +105,19 @@ struct RowLoader {
   float2 affine;
   uint held[4];
 
-  RowLoader(
-      const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight_,
-      int first_column,
-      int N,
-      int thread_index)
+  RowLoader(const thread QuantizedMatrix<Q>& weight_,
+            int first_column,
+            int N,
+            int thread_index)
       : weight(weight_), last_row(N - 1), affine(float2(0.0f)) {
     constexpr int threads_a_row = threads / BK;
     row = thread_index / threads_a_row;
     lane = thread_index % NIBBLE_SIMD_WIDTH;
     place = thread_index % threads_a_row;
     column = first_column + place * (BN / threads_a_row);
-    range = {words_of(first_column, bits),
-             words_of(min(first_column + BN, weight.K), bits)};
-    // Past the end of K, threads take part in the passing round empty-handed.
+    range = {words_of(first_column, Q::kBits),
+             words_of(min(first_column + BN, weight.K), Q::kBits)};
+    // Past the end of K, threads still take part in the exchange.
     for (int i = 0; i < 4; ++i) {
       held[i] = 0;
     }
@@ -138,39 +134,45 @@ struct RowLoader {
   void put(threadgroup T* tile, int) const thread {
     constexpr int count = BK * BN / threads;
     threadgroup T* to = tile + row * tile_stride<T, BN>() + place * count;
-    if (count * bits == 128) {
-      put_dequantized<T, bits, count>(held, affine, to);
+    if (count * Q::kBits == 128) {
+      put_dequantized<T, Q, count>(held, affine, to);
       return;
     }
-    const int first = place * count * bits / 32;
+    const int first = place * count * Q::kBits / 32;
+    const int shift = place * count * Q::kBits % 32;
     uint passed[4];
     pass_four(first, passed);
-    uint mine[share_words(count, bits)];
-    take_share<count, bits>(passed, first, place * count * bits % 32, mine);
-    put_dequantized<T, bits, count>(mine, affine, to);
+    uint mine[share_words(count, Q::kBits)];
+    take_share<count, Q::kBits>(passed, first, shift, mine);
+    put_dequantized<T, Q, count>(mine, affine, to);
   }
 
-  // Words first .. first + 3 of the tile's part of the row; i as passed[i % 4].
+  // Passes this thread words first .. first + 3 of the tile's part of the row;
+  // word i arrives as passed[i % 4].
   void pass_four(int first, thread uint* passed) const thread {
     constexpr int threads_a_row = threads / BK;
 #pragma clang loop unroll(full)
     for (int i = 0; i < 4; ++i) {
       const int wanted = first + ((i - first) & 3);
-      // Past the end of the row nothing is wanted; any lane will do.
+      // Past the end of the row the word is not used: any lane may give it.
       const int holder = wanted / 4 % threads_a_row;
       passed[i] = simd_shuffle(held[i], ushort(lane - place + holder));
     }
   }
 };
 
-template <int BM, int BN, int BK, int WM, int WN>
+template <int BM,  // rows of a tile of y
+          int BN,  // columns of a tile of y
+          int BK,  // rows of a block of w
+          int WM,  // simdgroups down a tile
+          int WN>  // simdgroups across a tile
 struct QmmN : NotTransposed {
   static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
-  // Rows [begin, end) of those that are this threadgroup's; row r of y from row
-  // indices[r] of x, or from row r if there are none.
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void rows(const thread Product<T, S, bits, group_size, symmetric>& p,
+  // Computes rows [begin, end) of this threadgroup's tile. Row r of y comes
+  // from row indices[r] of x, or from row r if `indices` is null.
+  template <typename T, typename Q>
+  static void rows(const thread Product<T, Q>& p,
                    const device uint* indices,
                    int begin,
                    int end,
@@ -183,7 +185,7 @@ struct QmmN : NotTransposed {
     const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
     ElementLoader<T, BM, BK, kThreads> x_loader(
         p.x, indices, first_row(tgid), p.M, p.N, thread_index);
-    RowLoader<T, S, bits, group_size, symmetric, BK, BN, kThreads> w_loader(
+    RowLoader<T, Q, BK, BN, kThreads> w_loader(
         p.weight, first_column, p.N, thread_index);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<true, T, BM, BN, BK, WM, WN>(
@@ -198,8 +200,8 @@ struct QmmN : NotTransposed {
                lane);
   }
 
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,

@@ -1,34 +1,35 @@
 // y = x @ w_hat^T for 6 to 32 rows of x: batched serving. w is read once.
 //
-// A threadgroup computes BM x BN of y. Its WK simdgroups share out K, as many
-// neighbouring steps each, and every one of them sums all BM x BN; at the end
-// their sums are added in a fixed order, so that a result never changes from
-// run to run.
+// A threadgroup computes BM x BN of y. Its WK simdgroups share K, each with the
+// same number of neighbouring steps, and each of them sums all BM x BN. At the
+// end their sums are added in a fixed order, so a result never changes from run
+// to run.
 //
 //   K ->  | step 0 | step 1 | step 2 | step 3 | step 4 | step 5 | ...
 //         |           sg 0           |           sg 1           | ...
 //
-// Nothing passes through threadgroup memory on the way in, but for lines of w
-// that two of these shares meet in, as those of short rows do:
+// Inputs do not pass through threadgroup memory, except for lines of w that two
+// of these shares have in common, as in short rows:
 //
 //   3 bits, a step each   [ line 0     ][ line 1     ][ line 2     ]
 //                         [ sg 0   ][ sg 1   ][ sg 2   ][ sg 3   ]
 //
-// The later one of the two fetches such a line, before all else, and hands it
-// to the earlier one, which comes to it last. So each line is asked for once
-// and no simdgroup is idle.
+// The later one of the two fetches such a line first and hands it to the
+// earlier one, which needs it last. So each line is requested once, and no
+// simdgroup is idle.
 //
-// The order of the terms of a sum is free, as long as x and w agree on it; so
-// column kk of fragment j stands for the code
+// The order of the terms of a sum is free if x and w agree. So column kk of
+// fragment j stands for the code
 //
-//   k = (kk / 2) * kCodes + (kk % 2) * kCodes / 2 + j     of a step,
+//   k = (kk / 2) * kCodes + (kk % 2) * kCodes / 2 + j     of a step.
 //
-// by which a lane's share of all fragments of w, its columns being a pair
-// (kk, kk + 1), is kCodes neighbouring codes of one row, and its share of those
-// of x^T is kCodes / 2 neighbours of two rows. Four lanes hold a step of a row
-// of w: 64 bytes at 4 and 8 bits, at the others fewer or more, which they fetch
-// by whole lines all the same (lines.h). All is float from there on: w_hat is
-// never rounded, and bfloat costs nothing where the GPU does not have it.
+// A lane holds a pair of columns (kk, kk + 1) of w, so its share of all
+// fragments of w is kCodes neighbouring codes of one row. Its share of the
+// fragments of x^T is kCodes / 2 neighbours of two rows. Four lanes hold a step
+// of a row of w: 64 bytes at 4 and 8 bits, fewer or more at other widths. They
+// fetch it by whole lines at every width (lines.h). All arithmetic from there
+// is float: w_hat is never rounded, and bfloat costs nothing on a GPU without
+// bfloat.
 #pragma once
 
 #include <metal_stdlib>
@@ -44,8 +45,8 @@ namespace nibble {
 
 using namespace metal;
 
-// Adds up what the WK simdgroups hold, in pairs, into simdgroup 0. `scratch`
-// has room for half of them.
+// Adds the sums of the WK simdgroups in pairs; simdgroup 0 gets the result.
+// `scratch` has room for half of them.
 template <int TN, int TM, int WK>
 inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
                                 threadgroup float2* scratch,
@@ -67,22 +68,80 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
   }
 }
 
-template <int BM, int BN, int WK>
+// sum += w_hat @ x^T over one step. `words` and `affine` are this lane's codes
+// of w. Its codes of x begin at row `first_x` and column x_k; past K, where
+// `x_inside` is false, they count as zero.
+template <int TN, int TM, int kWords, typename T, typename Q>
+inline void multiply_step(thread Accumulator<TN, TM>& sum,
+                          const thread uint (&words)[TN][kWords],
+                          const thread float2* affine,
+                          const thread Product<T, Q>& p,
+                          int first_x,
+                          int x_k,
+                          bool x_inside) {
+  constexpr int kCodes = NIBBLE_SKINNY_CODES(Q::kBits);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kCodes / 2; i += 4) {
+    vec<T, 4> x_held[TM][2];
+#pragma clang loop unroll(full)
+    for (int m = 0; m < TM; ++m) {
+#pragma clang loop unroll(full)
+      for (int e = 0; e < 2; ++e) {
+        const int x_row = min(first_x + m * 8 + e, p.M - 1);
+        x_held[m][e] = vec<T, 4>(T(0.0f));
+        if (x_inside) {
+          x_held[m][e] =
+              *(const device vec<T, 4>*)(p.x +
+                                         size_t(x_row) * size_t(p.weight.K) +
+                                         x_k + i);
+        }
+      }
+    }
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) {
+      Fragment x_fragments[TM];
+#pragma clang loop unroll(full)
+      for (int m = 0; m < TM; ++m) {
+        elements(x_fragments[m]) =
+            float2(float(x_held[m][0][j]), float(x_held[m][1][j]));
+      }
+#pragma clang loop unroll(full)
+      for (int n = 0; n < TN; ++n) {
+        Fragment w_fragment;
+        elements(w_fragment) =
+            float2(dequantize_code<Q>(words[n], i + j, affine[n]),
+                   dequantize_code<Q>(words[n], kCodes / 2 + i + j, affine[n]));
+#pragma clang loop unroll(full)
+        for (int m = 0; m < TM; ++m) {
+          simdgroup_multiply_accumulate(sum.fragments[n][m],
+                                        w_fragment,
+                                        x_fragments[m],
+                                        sum.fragments[n][m]);
+        }
+      }
+    }
+  }
+}
+
+template <int BM,  // rows of a tile of y
+          int BN,  // columns of a tile of y
+          int WK>  // simdgroups, which share K
 struct QmmSkinny : Transposed {
   static constexpr int columns_of_tile() { return BN; }
 
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,
                   threadgroup uint4* memory) {
+    constexpr int bits = Q::kBits;
     constexpr int kCodes = NIBBLE_SKINNY_CODES(bits);
     constexpr int kStep = 4 * kCodes;
     constexpr int kWords = words_of(kCodes, bits);
     constexpr int TM = BM / 8;
     constexpr int TN = BN / 8;
-    static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+    static_assert(Q::kGroupSize % kCodes == 0, "a lane's codes share a group");
     const int M = p.M;
     const int N = p.N;
     const int K = p.weight.K;
@@ -148,50 +207,13 @@ struct QmmSkinny : Transposed {
         }
       }
       have = last_line;
-#pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes / 2; i += 4) {
-        vec<T, 4> x_held[TM][2];
-#pragma clang loop unroll(full)
-        for (int m = 0; m < TM; ++m) {
-#pragma clang loop unroll(full)
-          for (int e = 0; e < 2; ++e) {
-            const int x_row = min(first_row + m * 8 + column + e, M - 1);
-            x_held[m][e] = vec<T, 4>(T(0.0f));
-            if (x_inside) {
-              x_held[m][e] =
-                  *(const device vec<T, 4>*)(p.x + size_t(x_row) * size_t(K) +
-                                             x_k + row % 2 * (kCodes / 2) + i);
-            }
-          }
-        }
-#pragma clang loop unroll(full)
-        for (int j = 0; j < 4; ++j) {
-          Fragment x_fragments[TM];
-#pragma clang loop unroll(full)
-          for (int m = 0; m < TM; ++m) {
-            elements(x_fragments[m]) =
-                float2(float(x_held[m][0][j]), float(x_held[m][1][j]));
-          }
-#pragma clang loop unroll(full)
-          for (int n = 0; n < TN; ++n) {
-            Fragment w_fragment;
-            elements(w_fragment) = float2(
-                dequantize_code<bits>(words[n], i + j, affine[n]),
-                dequantize_code<bits>(words[n], kCodes / 2 + i + j, affine[n]));
-#pragma clang loop unroll(full)
-            for (int m = 0; m < TM; ++m) {
-              simdgroup_multiply_accumulate(sum.fragments[n][m],
-                                            w_fragment,
-                                            x_fragments[m],
-                                            sum.fragments[n][m]);
-            }
-          }
-        }
-      }
+      const int my_x_k = x_k + row % 2 * (kCodes / 2);
+      multiply_step(
+          sum, words, affine, p, first_row + column, my_x_k, x_inside);
     }
 
     if (cut) {
-      // The sums lie where the lines did.
+      // The sums overwrite the lines.
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     sum_over_simdgroups<TN, TM, WK>(

@@ -1,12 +1,12 @@
-// y = x @ w_hat^T by tiles whose K is split: for so few tiles that they would
-// leave cores idle.
+// y = x @ w_hat^T by tiles with K split: for a number of tiles so small that
+// cores would be idle.
 //
 //   launch 1   threadgroup (n, m, s) computes a tile of part s of K, into
 //              sums[s]                                  sums [parts, M, N]
 //   launch 2   y = sums[0] + sums[1] + ... + epilogue, in this order
 //
-// The sums are float, and y is rounded once. Which parts there are the plan
-// says, so that a sum has the same bits whatever the order of threadgroups.
+// The sums are float, and y is rounded once. The plan fixes the parts, so a sum
+// has the same bits in any order of threadgroups.
 #pragma once
 
 #include <metal_stdlib>
@@ -21,18 +21,15 @@ namespace nibble {
 using namespace metal;
 
 template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
+          typename Q,
           int BM,
           int BN,
           int BK,
           int WM,
-          int WN>
+          int WN>  // as Qmm
 [[kernel]] void qmm_splitk(const device uint* w [[buffer(0)]],
-                           const device S* scales [[buffer(1)]],
-                           const device S* biases [[buffer(2)]],
+                           const device typename Q::Scale* scales [[buffer(1)]],
+                           const device typename Q::Scale* biases [[buffer(2)]],
                            const device T* x [[buffer(3)]],
                            device float* sums [[buffer(4)]],
                            constant SplitParams& params [[buffer(5)]],
@@ -40,8 +37,8 @@ template <typename T,
                            uint3 tgid [[threadgroup_position_in_grid]],
                            uint sgid [[simdgroup_index_in_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
-  static_assert(NIBBLE_SPLIT % (4 * group_size) == 0 &&
-                    words_of(NIBBLE_SPLIT, bits) % line_words() == 0,
+  static_assert(NIBBLE_SPLIT % (4 * Q::kGroupSize) == 0 &&
+                    words_of(NIBBLE_SPLIT, Q::kBits) % line_words() == 0,
                 "a part begins where the loader fetches lines and scales");
   constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
   const int M = params.M;
@@ -52,11 +49,10 @@ template <typename T,
   const int first_row = int(tgid.y) * BM;
   const int first_column = int(tgid.x) * BN;
   const int thread_index = int(sgid) * NIBBLE_SIMD_WIDTH + int(lane);
-  const QuantizedMatrix<S, bits, group_size, symmetric> weight(
-      w, scales, biases, N, K, 0);
+  const QuantizedMatrix<Q> weight({w, scales, biases}, N, K, 0);
   ActivationLoader<T, BM, BK, kThreads> x_loader(
       x, nullptr, first_row, M, K, thread_index);
-  WeightLoader<T, S, bits, group_size, symmetric, BN, BK, kThreads> w_loader(
+  WeightLoader<T, Q, BN, BK, kThreads> w_loader(
       weight, first_column, N, thread_index);
   BlockTile<BM, BN, WM, WN> tile{int(sgid)};
   multiply_blocks<false, T, BM, BN, BK, WM, WN>(
@@ -71,9 +67,10 @@ template <typename T,
              lane);
 }
 
-// One thread an element of y. It depends on T alone; its name has the format of
-// the plan that it ends, as a trial and its verdict are by plan.
-template <typename T, typename S, int bits, int group_size, bool symmetric>
+// One thread for each element of y. The code depends on T alone. Its name has
+// the format of the plan that it ends, because trials and verdicts belong to a
+// plan.
+template <typename T, typename Q>
 [[kernel]] void qmm_splitk_sum(const device float* sums [[buffer(0)]],
                                const device T* bias [[buffer(1)]],
                                const device T* residual [[buffer(2)]],

@@ -1,17 +1,17 @@
-// y = x @ w_hat^T one row of x at a time: decoding a single token.
+// y = x @ w_hat^T, one row of x at a time: decoding a single token.
 //
-// A simdgroup takes NIBBLE_QMV_ROWS rows of w. Its lanes stand side by side
-// along K, each with kCodes codes (8 bytes at 2, 4 and 8 bits):
+// A simdgroup takes NIBBLE_QMV_ROWS rows of w. Its lanes lie side by side along
+// K, each with kCodes codes (8 bytes at 2, 4 and 8 bits):
 //
 //            K ->   lane 0  lane 1  lane 2  ...  lane 31 | lane 0  ...
 //   row n           [codes] [codes] [codes]      [codes] | [codes]
 //   row n + 1       [codes] [codes] [codes]      [codes] | [codes]
 //
-// so that a load of the simdgroup is one contiguous span of a row, and the x
-// that a lane has read serves all of its rows. Accumulated in float, rounded
-// once at the store. (16 bytes a lane were tried: a request for w twice as
-// wide, but the x of neighbouring lanes then lies so far apart that each
-// request for it touches twice the cache lines.)
+// So a load of the simdgroup is one contiguous span of a row, and the x that a
+// lane has read serves all its rows. Sums are float and are rounded once, at
+// the store. 16 bytes a lane were tried: requests for w are twice as wide, but
+// neighbouring lanes then read x so far apart that each request for it touches
+// twice as many cache lines.
 #pragma once
 
 #include <metal_stdlib>
@@ -26,9 +26,9 @@ namespace nibble {
 
 using namespace metal;
 
-// Reads x [kCodes], each element divided by the shift that code_in_place()
-// leaves in its code, and returns their sum undivided.
-template <typename T, int bits, int codes>
+// Returns the sum of x [codes]; scaled[i] is x[i] * unshift(i), which undoes
+// the shift that Q::code() leaves in code i.
+template <typename T, typename Q, int codes>
 inline float load_prescaled(const device T* x, thread float* scaled) {
   float sum = 0.0f;
 #pragma clang loop unroll(full)
@@ -38,7 +38,7 @@ inline float load_prescaled(const device T* x, thread float* scaled) {
     for (int j = 0; j < 4; ++j) {
       const float value = float(v[j]);
       sum += value;
-      scaled[i + j] = value * unplace<bits>(i + j);
+      scaled[i + j] = value * Q::unshift(i + j);
     }
   }
   return sum;
@@ -50,24 +50,19 @@ inline float sum_of_lanes(float value) {
   return lanes == 4 ? quad_sum(value) : simd_sum(value);
 }
 
-// sums[r] = x . w_hat[first_row + r] for NIBBLE_QMV_ROWS rows, computed by
-// `lanes` lanes and known to each of them.
-template <typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric,
-          int lanes>
-inline void qmv_rows(
-    const thread QuantizedMatrix<S, bits, group_size, symmetric>& weight,
-    const device T* x,
-    int N,
-    int first_row,
-    int lane,
-    thread float* sums) {
+// sums[r] = x . w_hat[first_row + r] for NIBBLE_QMV_ROWS rows. `lanes` lanes
+// share the work, and each of them gets the sums.
+template <typename T, typename Q, int lanes>
+inline void qmv_rows(const thread QuantizedMatrix<Q>& weight,
+                     const device T* x,
+                     int N,
+                     int first_row,
+                     int lane,
+                     thread float* sums) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
-  constexpr int kCodes = lane_codes(bits);
-  static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+  constexpr int kCodes = lane_codes(Q::kBits);
+  constexpr int kWords = words_of(kCodes, Q::kBits);
+  static_assert(Q::kGroupSize % kCodes == 0, "a lane's codes share a group");
 
 #pragma clang loop unroll(full)
   for (int r = 0; r < kRows; ++r) {
@@ -76,19 +71,19 @@ inline void qmv_rows(
   // K is a multiple of a lane's codes: a lane has all of them or none.
   for (int k = lane * kCodes; k < weight.K; k += lanes * kCodes) {
     float x_scaled[kCodes];
-    const float x_sum = load_prescaled<T, bits, kCodes>(x + k, x_scaled);
+    const float x_sum = load_prescaled<T, Q, kCodes>(x + k, x_scaled);
 #pragma clang loop unroll(full)
     for (int r = 0; r < kRows; ++r) {
       // Past the last row: the last row again, not stored.
       const int row = min(first_row + r, N - 1);
-      uint words[words_of(kCodes, bits)];
-      load_words<words_of(kCodes, bits)>(weight.words_at(row, k), words);
+      uint words[kWords];
+      load_words<kWords>(weight.words_at(row, k), words);
       const float2 affine = weight.affine_at(row, k);
 
       float dot = 0.0f;
 #pragma clang loop unroll(full)
       for (int i = 0; i < kCodes; ++i) {
-        dot = fma(x_scaled[i], float(code_in_place<bits>(words, i)), dot);
+        dot = fma(x_scaled[i], Q::code(words, i), dot);
       }
       sums[r] = fma(affine.x, dot, sums[r]);
       sums[r] = fma(affine.y, x_sum, sums[r]);
@@ -100,7 +95,7 @@ inline void qmv_rows(
   }
 }
 
-// Rounds what qmv_rows() left in each lane to y [N]; lane 0 stores it.
+// Lane 0 rounds the sums of qmv_rows() and stores them in y [N].
 template <typename T>
 inline void store_rows(const thread float* sums,
                        const thread Epilogue<T>& epilogue,
@@ -117,30 +112,20 @@ inline void store_rows(const thread float* sums,
   }
 }
 
-// The first of the rows of w that a simdgroup takes.
+// The first row of w that a simdgroup takes.
 inline int qmv_first_row(uint3 tgid, int sgid) {
   return (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid) * NIBBLE_QMV_ROWS;
 }
 
-// Row `row` of y, as far as `lanes` lanes compute it.
-template <int lanes,
-          typename T,
-          typename S,
-          int bits,
-          int group_size,
-          bool symmetric>
-inline void qmv_row(const thread Product<T, S, bits, group_size, symmetric>& p,
+// Computes the part of row `row` of y that belongs to `lanes` lanes.
+template <int lanes, typename T, typename Q>
+inline void qmv_row(const thread Product<T, Q>& p,
                     int row,
                     int first_row,
                     int lane) {
   float sums[NIBBLE_QMV_ROWS];
-  qmv_rows<T, S, bits, group_size, symmetric, lanes>(
-      p.weight,
-      p.x + size_t(row) * size_t(p.weight.K),
-      p.N,
-      first_row,
-      lane,
-      sums);
+  const device T* x = p.x + size_t(row) * size_t(p.weight.K);
+  qmv_rows<T, Q, lanes>(p.weight, x, p.N, first_row, lane, sums);
   const size_t offset = size_t(row) * size_t(p.N);
   const Epilogue<T> epilogue = p.epilogue.at(offset);
   store_rows(sums, epilogue, p.y + offset, p.N, first_row, lane);
@@ -151,11 +136,12 @@ struct Qmv : Transposed {
     return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
   }
 
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
-                  uint lane) {
+                  uint lane,
+                  threadgroup uint4*) {
     const int first_row = qmv_first_row(tgid, sgid);
     if (first_row < p.N) {
       qmv_row<NIBBLE_SIMD_WIDTH>(p, int(tgid.y), first_row, int(lane));
@@ -163,14 +149,15 @@ struct Qmv : Transposed {
   }
 };
 
-// The same for so small a K that a whole simdgroup would find no codes: each
-// quad takes rows of its own.
+// The same for a small K, where most lanes of a simdgroup would have no codes:
+// each quad takes rows of its own.
 struct QmvQuad : Transposed {
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
-                  uint lane) {
+                  uint lane,
+                  threadgroup uint4*) {
     const int simdgroup = int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid;
     const int quad = simdgroup * NIBBLE_QMV_QUADS + int(lane) / 4;
     qmv_row<4>(p, int(tgid.y), quad * NIBBLE_QMV_ROWS, int(lane) % 4);

@@ -1,7 +1,7 @@
 // y = x @ w_hat^T for 2 to 8 rows of x, in one pass over w: small batches and
 // the verification of speculated tokens.
 //
-// As in qmv, a simdgroup takes NIBBLE_QMV_ROWS rows of w and its lanes stand
+// As in qmv, a simdgroup takes NIBBLE_QMV_ROWS rows of w, and its lanes lie
 // side by side along K. A code is dequantized once, in float, and multiplied
 // with every row of x while it is in a register:
 //
@@ -9,7 +9,7 @@
 //   w row n           [codes] [codes]               w_hat[4] in registers
 //   x row m           [  x  ] [  x  ]               sums[n][m] += x . w_hat
 //
-// The sum of a row of x does not depend on how many other rows there are.
+// The sum of a row of x does not depend on the number of other rows.
 #pragma once
 
 #include <metal_stdlib>
@@ -24,20 +24,22 @@ namespace nibble {
 
 using namespace metal;
 
-template <int rows>
+template <int rows>  // of x, in one pass over w
 struct QmvMulti : Transposed {
   static constexpr int columns_of_tile() {
     return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
   }
 
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
-                  uint lane) {
+                  uint lane,
+                  threadgroup uint4*) {
     constexpr int kRows = NIBBLE_QMV_ROWS;
-    constexpr int kCodes = lane_codes(bits);
-    static_assert(group_size % kCodes == 0, "a lane's codes share a group");
+    constexpr int kCodes = lane_codes(Q::kBits);
+    constexpr int kWords = words_of(kCodes, Q::kBits);
+    static_assert(Q::kGroupSize % kCodes == 0, "a lane's codes share a group");
 
     const int M = p.M;
     const int N = p.N;
@@ -51,12 +53,12 @@ struct QmvMulti : Transposed {
     // Past the last row of w or of x: the last row again, not stored.
     float sums[kRows][rows] = {};
     for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
-      uint words[kRows][words_of(kCodes, bits)];
+      uint words[kRows][kWords];
       float2 affine[kRows];
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
         const int row = min(first_row + r, N - 1);
-        load_words<words_of(kCodes, bits)>(p.weight.words_at(row, k), words[r]);
+        load_words<kWords>(p.weight.words_at(row, k), words[r]);
         affine[r] = p.weight.affine_at(row, k);
       }
 #pragma clang loop unroll(full)
@@ -72,8 +74,7 @@ struct QmvMulti : Transposed {
         for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
           for (int j = 0; j < 4; ++j) {
-            const float w_hat =
-                dequantize_code<bits>(words[r], i + j, affine[r]);
+            const float w_hat = dequantize_code<Q>(words[r], i + j, affine[r]);
 #pragma clang loop unroll(full)
             for (int m = 0; m < rows; ++m) {
               sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);

@@ -1,17 +1,17 @@
 // y = x @ w_hat for few rows of x: w not transposed, as in a backward pass.
 //
-// x [M, N], w_hat [N, K], y [M, K]. The sum runs over the rows of w, and each
-// lane keeps the same columns, a run of whole words. Half a simdgroup stands
-// side by side along K, the other half one row below; the simdgroups of a
-// threadgroup share out the rows:
+// x [M, N], w_hat [N, K], y [M, K]. The sum runs over the rows of w. Each lane
+// keeps the same columns, a run of whole words. Half a simdgroup lies side by
+// side along K, the other half one row below. The simdgroups of a threadgroup
+// share the rows:
 //
 //                 K ->  lane 0   lane 1  ...  lane 15
 //   row n               [ run ]  [ run ]      [ run ]
 //   row n + 1           lane 16  ...          lane 31
 //   rows n + 2, n + 3   the next simdgroup
 //
-// Their sums are added in the order of the simdgroups. Accumulated in float,
-// rounded once at the store.
+// Their sums are added in the order of the simdgroups. Sums are float and are
+// rounded once, at the store.
 #pragma once
 
 #include <metal_simdgroup>
@@ -27,16 +27,17 @@ namespace nibble {
 using namespace metal;
 
 struct Qvm : NotTransposed {
-  template <typename T, typename S, int bits, int group_size, bool symmetric>
-  static void run(const thread Product<T, S, bits, group_size, symmetric>& p,
+  template <typename T, typename Q>
+  static void run(const thread Product<T, Q>& p,
                   uint3 tgid,
                   int sgid,
                   uint lane,
                   threadgroup uint4* memory) {
-    constexpr int kCodes = run_codes(bits);
+    constexpr int kCodes = run_codes(Q::kBits);
+    constexpr int kWords = words_of(kCodes, Q::kBits);
     constexpr int kColumns = NIBBLE_QVM_LANES * kCodes;
     constexpr int kRowsAtOnce = NIBBLE_SIMD_WIDTH / NIBBLE_QVM_LANES;
-    static_assert(group_size % kCodes == 0, "a run lies inside one group");
+    static_assert(Q::kGroupSize % kCodes == 0, "a run lies inside one group");
 
     const int N = p.N;
     const int K = p.weight.K;
@@ -51,14 +52,13 @@ struct Qvm : NotTransposed {
     if (k < K) {
       int n = sgid * kRowsAtOnce + int(lane) / NIBBLE_QVM_LANES;
       for (; n < N; n += NIBBLE_QVM_SIMDGROUPS * kRowsAtOnce) {
-        uint words[words_of(kCodes, bits)];
-        load_words<words_of(kCodes, bits)>(p.weight.words_at(n, k), words);
+        uint words[kWords];
+        load_words<kWords>(p.weight.words_at(n, k), words);
         const float2 affine = p.weight.affine_at(n, k);
         const float x_held = float(x[n]);
 #pragma clang loop unroll(full)
         for (int i = 0; i < kCodes; ++i) {
-          sums[i] =
-              fma(x_held, dequantize_code<bits>(words, i, affine), sums[i]);
+          sums[i] = fma(x_held, dequantize_code<Q>(words, i, affine), sums[i]);
         }
       }
     }

@@ -4,51 +4,64 @@
 // Threads of a simdgroup, on every Apple GPU (Metal feature set tables).
 #define NIBBLE_SIMD_WIDTH 32
 
-// qmv: one simdgroup computes four rows of w at once, so that each x that it
-// reads serves four rows (MLX's results_per_simdgroup, tuned there on every
-// Apple GPU); two simdgroups make a threadgroup, so that small N still fills
-// the cores.
+// qmv: a simdgroup computes four rows of w at once, so that each x it reads
+// serves four rows. MLX tuned this number (results_per_simdgroup) on every
+// Apple GPU. Two simdgroups make a threadgroup, so that small N still fills the
+// cores.
 #define NIBBLE_QMV_ROWS 4
 #define NIBBLE_QMV_SIMDGROUPS 2
 #define NIBBLE_QMV_QUADS 8  // of a simdgroup
 
-// qvm: a row of w is read by 16 lanes, which at 4 and 8 bits makes 64 bytes at
-// a time; eight simdgroups share out the rows.
+// qvm: 16 lanes read a row of w, at 4 and 8 bits 64 bytes at a time. Eight
+// simdgroups share the rows.
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
-// qmm_skinny: neighbouring codes of a row that a lane takes at a time, four
-// lanes at each step: whole words, and no more than a line where that can be
-// (not at 5 bits).
+// The shortest run of codes that fills whole words.
+constexpr int nibble_run_codes(int bits) {
+  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+}
+
+// qmm_skinny: neighbouring codes of a row that a lane takes in one step. They
+// fill whole words. Four lanes make a step, which fits one line of 64 bytes,
+// except at 5 bits.
 #define NIBBLE_SKINNY_CODES(bits) ((bits) == 8 || (bits) == 6 ? 16 : 32)
 
-// Columns of w that each of its `simdgroups` takes, the last ones fewer.
+// Columns of w for each of `simdgroups`; the last ones may have fewer.
 inline int nibble_skinny_share(int bits, int K, int simdgroups) {
   const int step = 4 * NIBBLE_SKINNY_CODES(bits);
   const int steps = (K + step - 1) / step;
   return (steps + simdgroups - 1) / simdgroups * step;
 }
 
-// Whether some of these shares meet inside a line of a row.
+// True if two of these shares meet inside a line of a row.
 inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
   const int share = nibble_skinny_share(bits, K, simdgroups);
   return share < K && share * bits % (64 * 8) != 0;
 }
 
-// Threadgroup memory that there is at least, in bytes, on every Apple GPU of
-// MLX's (Metal feature set tables, Apple7 and later).
+// Bytes of threadgroup memory on every Apple GPU that MLX supports, at least
+// (Metal feature set tables, Apple7 and later).
 #define NIBBLE_THREADGROUP_BYTES 32768
 
-// Every operand begins at a multiple of so many bytes: the widest load that a
-// kernel makes, and Metal wants loads aligned.
+// Bytes that a launch of `dense`, `gathered` or `joint` binds as
+// [[threadgroup(0)]], at least. These entries always have the argument, also
+// for a family that needs no memory. Metal wants the length of an argument set,
+// in multiples of 16 bytes. Occupancy stays the same: a core runs at most 96
+// simdgroups (metal-benchmarks), which are 48 threadgroups of qmv and 768
+// bytes.
+#define NIBBLE_LEAST_THREADGROUP_BYTES 16
+
+// Every operand begins at a multiple of this number of bytes: the widest load
+// of a kernel. Metal requires aligned loads.
 #define NIBBLE_ALIGNMENT 16
-// align: as dequantize.
+// align: the same as dequantize.
 #define NIBBLE_ALIGN_THREADS 256
 
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 
-// What a product x @ w_hat^T may have added to it.
+// The parts of an epilogue: what y = x @ w_hat^T adds to the product.
 #define NIBBLE_BIAS 1
 #define NIBBLE_RESIDUAL 2
 
@@ -62,10 +75,10 @@ struct MatmulParams {
   int epilogue;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
 };
 
-// qmm_splitk: what parts of K begin at a multiple of: whole lines of 64 bytes
-// at every width of a code, and whole fours of groups of up to 128.
+// qmm_splitk: each part of K begins at a multiple of this. Such a place begins
+// a line of 64 bytes at every width of a code, and four groups of up to 128.
 #define NIBBLE_SPLIT 512
-// Its second pass: as dequantize.
+// Its second launch: the same as dequantize.
 #define NIBBLE_SPLIT_SUM_THREADS 256
 
 // Parameters of both launches of y = x @ w_hat^T with K split.
@@ -83,10 +96,10 @@ struct SplitParams {
 struct JointParams {
   int M;  // rows of x and of each y
   int K;
-  int N0;  // rows of each w; 0: there is no such product
+  int N0;  // rows of each w; 0 if there is no such product
   int N1;
   int N2;
-  int biased;  // bit i: a bias is added to y_i
+  int biased;  // bit i: y_i adds a bias
 };
 
 // Parameters of y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.

@@ -92,7 +92,7 @@ def comments(lines: list[tuple[int, str, int]]) -> Iterator[Block]:
     first, last, column = 0, -2, -1
     for number, text, at in [*lines, (-9, "", -1)]:
         if run and (number != last + 1 or at != column):
-            yield from blocks_of_text("\n".join(run), first)
+            yield from blocks_of_text("\n".join(run), first, code_column=2)
             run = []
         if not run:
             first, column = number, at

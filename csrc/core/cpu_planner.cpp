@@ -1,46 +1,120 @@
 #include "csrc/core/cpu_planner.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace nibble {
 namespace {
 
-// Pieces for each thread that a tuner tries: whether a thread that is held up
-// costs more than many hand-overs is the machine's own. 0: no hand-over at all.
-constexpr int kTriedPieces[] = {1, 16, 0};
-// Of so many times the least that is shared out, a tuner tries not to.
+// Chunks for each thread that a tuner tries. The machine decides whether a
+// delayed thread costs more than many hand-overs. 0: the calling thread alone.
+constexpr int kTriedChunks[] = {1, 16, 0};
+// The tuner tries the calling thread alone below this many times
+// kParallelProducts.
 constexpr int kTriedAlone = 16;
 // The panel and decoding on the way are both tried up to this many times the
-// rows at which the one usually takes over from the other.
+// rows at which the planner switches from one to the other.
 constexpr int kTriedRows = 4;
+
+// fp32 values of x that leave room for weights in a first-level cache: 32 KB.
+// While all of x stays there, weight rows are best read whole.
+constexpr int kFirstLevelFloats = 8 * 1024;
+// Largest number of rows for which exact products are faster with the packed
+// layout. Without it one decoded vector meets all rows; with it each row needs
+// one more multiplication to decode (4096 x 4096 from the cache, two cores of a
+// Zen 5, in ms: one row 0.15 against 0.22, two 0.22 against 0.28, four 0.43
+// against 0.40).
+constexpr int kPackedRows = 3;
+// The same for 8-bit activations. Panels are made once for all rows and hold
+// scales and biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms
+// packed against 1.05, 128 take 3.4 against 3.2.
+constexpr int kPackedInt8Rows = 32;
+// Chunks in which a block of rows of x is prepared, if a hand-over pays.
+constexpr int kPreparedChunks = 8;
+// Rows in a chunk of their preparation for gathered products.
+constexpr int kPreparedRows = 16;
+// fp32 sums that a thread keeps before they are rounded: 256 KB, a part of any
+// second-level cache.
+constexpr int kSums = 64 * 1024;
+// Rows that are prepared together for gathered products. Their memory is
+// bounded, and several groups share the threads.
+constexpr int kWaveRows = 2 * kBlockRows;
+// Dequantized codes in a chunk.
+constexpr int kDequantizeChunk = 64 * 1024;
+
+// Rows of scores in a chunk: 64 KB with a block of 128 keys.
+constexpr int kScoreRows = 128;
+// Keys are split among threads only in ranges of at least this length.
+constexpr int kMinSplit = 2 * kKeyUnit;
+// The length of ranges where no bit may depend on the split. It is small enough
+// for two threads from 1024 keys on; otherwise 512 keys are the least to split.
+constexpr int kFixedSplit = 4 * kKeyUnit;
+// Register tiles of queries whose scores are dot products with rows of keys as
+// they lie. To transpose the keys first costs about as much as 16 rows.
+constexpr int kQueryTiles = 4;
 
 int64_t products_of(const MatmulProblem& p) {
   return int64_t{p.M} * p.N * p.K;
 }
 
-int out_of(const MatmulProblem& p) {
+template <typename Problem>
+int out_of(const Problem& p) {
   return p.transpose ? p.N : p.K;
 }
 
+int ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+// `rows` is the number of rows that are prepared together, `chunk` that of
+// a chunk if a hand-over pays.
+template <typename Problem>
+CpuKernelPlan kernel_plan(
+    const Problem& p, const CpuProfile& cpu, bool int8, int rows, int chunk) {
+  CpuKernelPlan plan;
+  plan.int8 = int8 && p.transpose;
+  plan.few_rows = cpu.few_rows;
+  plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
+  plan.packed_rows = plan.int8 ? kPackedInt8Rows : kPackedRows;
+  int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
+  plan.prepared_rows =
+      values < kParallelProducts ? rows : std::min(rows, chunk);
+  return plan;
+}
+
 CpuPlan default_plan(const MatmulProblem& p, const CpuProfile& cpu, bool int8) {
-  return {int8 && p.transpose,
-          cpu.few_rows,
-          piece_columns(out_of(p),
+  int rows = std::min(p.M, kBlockRows);
+  return {kernel_plan(p, cpu, int8, rows, ceil_div(rows, kPreparedChunks)),
+          rows,
+          chunk_columns(out_of(p),
                         products_of(p),
-                        kPiecesPerThread * cpu.threads,
+                        kChunksPerThread * cpu.threads,
                         p.transpose),
           p.transpose && p.N <= kNarrow && p.K >= 2 * kDepth ? kDepth : p.K};
 }
 
 }  // namespace
 
-int piece_columns(int out, int64_t products, int pieces, bool transpose) {
+int chunk_columns(int out, int64_t products, int chunks, bool transpose) {
   int64_t least = transpose ? kParallelProducts : kParallelProductsOfColumns;
-  if (products < least) {
-    pieces = 1;
-  }
-  int columns = (out + pieces - 1) / pieces, unit = column_unit(transpose);
-  return (columns + unit - 1) / unit * unit;
+  int unit = column_unit(transpose);
+  int columns = products < least ? out : ceil_div(out, chunks);
+  return ceil_div(columns, unit) * unit;
+}
+
+int columns_of_sums(int rows) {
+  return std::max(kMinRows, kSums / rows / kMinRows * kMinRows);
+}
+
+int chunk_columns(const GatherProblem& p,
+                  const CpuGatherPlan& plan,
+                  const CpuWave& wave) {
+  int even = chunk_columns(out_of(p),
+                           int64_t{wave.rows} * p.N * p.K,
+                           ceil_div(plan.chunks, wave.groups),
+                           p.transpose);
+  int most = columns_of_sums(wave.matrices * wave.largest);
+  return std::min(even, std::max(column_unit(p.transpose), most));
 }
 
 std::vector<CpuPlan> candidates(const MatmulProblem& problem,
@@ -55,20 +129,19 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
     ways.back().few_rows = p.M <= cpu.few_rows ? 0 : p.M;
   }
   if (first.int8 && !p.batch_invariant) {
-    ways.push_back(first);
-    ways.back().int8 = false;
+    ways.push_back(default_plan(p, cpu, false));
   }
   std::vector<CpuPlan> all = ways;
   int64_t products = products_of(p);
   for (const CpuPlan& way : ways) {
-    for (int each : kTriedPieces) {
-      bool shared = products >= kParallelProducts;
+    for (int each : kTriedChunks) {
+      bool parallel = products >= kParallelProducts;
       bool alone = each == 0 && products < kTriedAlone * kParallelProducts;
-      if (!shared || (each == 0 && !alone)) {
+      if (!parallel || (each == 0 && !alone)) {
         continue;
       }
       CpuPlan plan = way;
-      plan.columns = piece_columns(
+      plan.columns = chunk_columns(
           out_of(p), products, std::max(1, each * cpu.threads), p.transpose);
       bool known = std::find(all.begin(), all.end(), plan) != all.end();
       if (!known && supports(plan, p)) {
@@ -90,6 +163,41 @@ CpuPlan plan_cpu(const MatmulProblem& problem,
     }
   }
   return default_plan(merge_rows(problem), cpu, int8);
+}
+
+CpuGatherPlan plan_cpu(const GatherProblem& p,
+                       const CpuProfile& cpu,
+                       bool int8) {
+  int rows = static_cast<int>(std::min<int64_t>(int64_t{p.B} * p.M, kWaveRows));
+  return {kernel_plan(p, cpu, int8, rows, kPreparedRows),
+          kBlockRows,
+          rows,
+          kChunksPerThread * cpu.threads};
+}
+
+CpuDequantizePlan plan_cpu(const DequantizeProblem& p) {
+  return {std::max(1, kDequantizeChunk / p.K)};
+}
+
+CpuAttentionPlan plan_cpu(const AttentionShape& p, const CpuProfile& cpu) {
+  CpuAttentionPlan plan;
+  plan.positions = std::clamp(kScoreRows / (p.heads / p.kv_heads), 1, p.L);
+  plan.blocks = ceil_div(p.L, plan.positions);
+  int units = p.B * p.kv_heads * plan.blocks;
+  if (p.batch_invariant) {
+    plan.split_keys = kFixedSplit;
+    plan.few_queries = std::numeric_limits<int>::max();
+  } else {
+    int splits = std::clamp(
+        ceil_div(2 * cpu.threads, units), 1, std::max(1, p.S / kMinSplit));
+    plan.split_keys = ceil_div(ceil_div(p.S, splits), kKeyUnit) * kKeyUnit;
+    plan.few_queries = kQueryTiles * cpu.tile_rows;
+  }
+  plan.splits = ceil_div(p.S, plan.split_keys);
+  plan.chunks = units * plan.splits;
+  int64_t products = int64_t{p.B} * p.heads * p.L * p.S * (int64_t{p.D} + p.Dv);
+  plan.parallel = products >= kParallelProducts;
+  return plan;
 }
 
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem) {

@@ -1,92 +1,104 @@
-// Problem -> CpuPlan: the planner's half for the native CPU backend, and the
-// only place that holds a heuristic of it.
+// Problem -> plan, for the native CPU backend. This is the only place that
+// holds a heuristic of it. Limits that follow from the code of a kernel, as
+// register tiles and cache blocks, are beside the kernel.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "csrc/core/cpu_plan.h"
 #include "csrc/core/problem.h"
 
 namespace nibble {
 
-// A call of fewer products than this is done by the calling thread: below,
-// handing work over (1 to 2 us when the workers are awake) costs more than
-// half the work takes (some 20 products a ns).
+// A call of fewer products than this runs on the calling thread. Below,
+// a hand-over to another thread (1 to 2 us when it is awake) costs more than
+// half of the work takes (some 20 products a ns).
 inline constexpr int64_t kParallelProducts = 64 * 1024;
-// Of x @ w_hat, where a thread has to wake for one product between MLX's own
-// operations: 256 x 512 takes 15 us alone and up to 25 shared out.
+// The same for x @ w_hat. There a thread has to wake up for one product between
+// MLX's own operations: 256 x 512 takes 15 us on one thread and up to 25 on
+// several.
 inline constexpr int64_t kParallelProductsOfColumns = 256 * 1024;
+// The same for elements of a layer such as RMSNorm or SwiGLU: a core computes
+// some 4 to 8 of them a ns. A chunk has this number of elements. It has a part
+// in the bits of log-sum-exp, which adds chunks of long rows in order.
+inline constexpr int64_t kParallelElements = 32 * 1024;
 
-// What the planner may know of a CPU.
-struct CpuProfile {
-  int threads = 1;
-  // Up to this number of rows of x, weights are best decoded on the way: a
-  // constant of the instruction set.
-  int few_rows = 4;
-
-  bool operator==(const CpuProfile&) const = default;
-};
-
-// How the CPU backend computes a product. Only `int8` and `depth` have a part
-// in its bits; and `depth` depends on the weights alone, so that these are the
-// same with all numbers of rows and threads.
-struct CpuPlan {
-  // Activations are rounded to 8 bits.
-  bool int8 = false;
-  // Exact products of up to this number of rows decode weights on the way; of
-  // more, once, into a panel.
-  int few_rows = 0;
-  // Columns of y in a piece of work.
-  int columns = 0;
-  // And places of k, if that is not all of them: their sums are added in order.
-  int depth = 0;
-
-  bool operator==(const CpuPlan&) const = default;
-};
-
-// The plan of y = x @ w_hat^T or x @ w_hat, whose choice, if it is the name of
-// one of the candidates, is followed.
-CpuPlan plan_cpu(const MatmulProblem& problem,
-                 const CpuProfile& cpu,
-                 bool int8);
-
-// Every plan that may be the fastest on some CPU, the one that plan_cpu() takes
-// by itself first: what a tuner times. Where `int8` is allowed, exact ones are
-// among them, unless the problem is batch-invariant.
-std::vector<CpuPlan> candidates(const MatmulProblem& problem,
-                                const CpuProfile& cpu,
-                                bool int8);
-
-// "decode_n96", "panel_n96", "int8_n96": the way of a problem's rows, and the
-// columns of a piece.
-std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem);
-
-// Columns of y that make up a piece, if `products` multiplications of a matrix
-// with `out` columns are to be shared out among `pieces`.
-int piece_columns(int out, int64_t products, int pieces, bool transpose);
-
-// Fewer weight rows are never worth a piece, and whole tiles are best.
+// A chunk has at least this number of weight rows, and whole tiles are best.
 inline constexpr int kMinRows = 32;
-// Nor fewer columns of a product that is not transposed, whose rows are decoded
-// piece by piece: a block of the kernels.
+// The least number of columns in a chunk of a product that is not transposed:
+// a block of its kernel, which decodes weight rows chunk by chunk.
 inline constexpr int kMinColumns = 256;
-// Pieces of work for each thread, so that one that is held up delays little.
-inline constexpr int kPiecesPerThread = 4;
-// So few columns of y make fewer pieces than most machines have cores.
+// Chunks for each thread, so that a thread that is delayed delays little.
+inline constexpr int kChunksPerThread = 4;
+// Fewer columns of y than this make fewer chunks than most machines have cores.
 inline constexpr int kNarrow = 2 * kMinRows;
-// Then k is shared out, too, in parts of this: 32 rows of it take 4 bits some 3
-// us, more than a hand-over.
+// Then k is split too, into chunks of this length: 32 rows of it take 4 bits
+// some 3 us, more than a hand-over.
 inline constexpr int kDepth = 2048;
-// Columns of y are shared out in multiples of this.
+// The largest block of rows: decoding is long paid for. A kernel's limit.
+inline constexpr int kBlockRows = 256;
+// Keys of a range are a multiple of this: a block of the attention kernel.
+inline constexpr int kKeyUnit = 128;
+
+// The number of columns of y in a chunk is a multiple of this.
 constexpr int column_unit(bool transpose) {
   return transpose ? kMinRows : kMinColumns;
 }
 
-// The single statement of what makes a plan valid for a problem.
+// Returns the plan of y = x @ w_hat^T or x @ w_hat. If the problem's choice is
+// the name of a candidate, it is that candidate.
+CpuPlan plan_cpu(const MatmulProblem& problem,
+                 const CpuProfile& cpu,
+                 bool int8);
+
+CpuGatherPlan plan_cpu(const GatherProblem& problem,
+                       const CpuProfile& cpu,
+                       bool int8);
+
+CpuDequantizePlan plan_cpu(const DequantizeProblem& problem);
+
+CpuAttentionPlan plan_cpu(const AttentionShape& shape, const CpuProfile& cpu);
+
+// Returns every plan that may be the fastest on some CPU, for a tuner to
+// measure. The first is the one that plan_cpu() returns without a choice. If
+// `int8` is allowed, exact plans are among them, unless the problem is
+// batch-invariant.
+std::vector<CpuPlan> candidates(const MatmulProblem& problem,
+                                const CpuProfile& cpu,
+                                bool int8);
+
+// Returns "decode_n96", "panel_n96" or "int8_n96": how the problem's rows are
+// computed, and the columns of a chunk.
+std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem);
+
+// Returns the columns of y in a chunk, if a matrix with `out` columns is to be
+// split into `chunks` for `products` multiplications in all.
+int chunk_columns(int out, int64_t products, int chunks, bool transpose);
+
+// Returns the most columns in a chunk that keeps this number of rows of fp32
+// sums before they are rounded.
+int columns_of_sums(int rows);
+
+// The facts about a wave of gathered products that its indices decide.
+struct CpuWave {
+  int groups;
+  int rows;      // in all groups
+  int largest;   // rows of the largest group
+  int matrices;  // of sums: 2 for SwiGLU
+};
+
+// Returns the columns of y in a chunk of a wave.
+int chunk_columns(const GatherProblem& problem,
+                  const CpuGatherPlan& plan,
+                  const CpuWave& wave);
+
+// True if a plan is valid for a problem. Nothing else states it.
 constexpr bool supports(const CpuPlan& plan, const MatmulProblem& p) {
   return plan.columns > 0 && plan.columns % column_unit(p.transpose) == 0 &&
-         plan.few_rows >= 0 && (!plan.int8 || p.transpose) &&
+         plan.few_rows >= 0 && plan.block_rows > 0 &&
+         plan.block_rows <= kBlockRows && (!plan.int8 || p.transpose) &&
          (plan.depth == p.K ||
           (p.transpose && plan.depth > 0 && plan.depth % kDepth == 0));
 }

@@ -4,58 +4,6 @@
 
 namespace nibble {
 
-std::string to_string(Operand operand) {
-  switch (operand) {
-    case Operand::kWeight:
-      return "w";
-    case Operand::kScales:
-      return "scales";
-    case Operand::kBiases:
-      return "biases";
-    case Operand::kUpWeight:
-      return "up_w";
-    case Operand::kUpScales:
-      return "up_scales";
-    case Operand::kUpBiases:
-      return "up_biases";
-    case Operand::kX:
-      return "x";
-    case Operand::kLhsIndices:
-      return "lhs_indices";
-    case Operand::kRhsIndices:
-      return "rhs_indices";
-    case Operand::kBias:
-      return "bias";
-    case Operand::kResidual:
-      return "residual";
-    case Operand::kSums:
-      return "sums";
-    case Operand::kOut:
-      return "out";
-    case Operand::kWeight1:
-      return "w1";
-    case Operand::kScales1:
-      return "scales1";
-    case Operand::kBiases1:
-      return "biases1";
-    case Operand::kBias1:
-      return "bias1";
-    case Operand::kOut1:
-      return "out1";
-    case Operand::kWeight2:
-      return "w2";
-    case Operand::kScales2:
-      return "scales2";
-    case Operand::kBiases2:
-      return "biases2";
-    case Operand::kBias2:
-      return "bias2";
-    case Operand::kOut2:
-      return "out2";
-  }
-  return "?";
-}
-
 std::string to_string(const LaunchPlan& plan) {
   std::ostringstream out;
   auto dim = [&](const char* label, const Dim3& d) {

@@ -1,10 +1,12 @@
-// A launch as plain data. Executors consume it; nothing in it knows which.
+// A launch as plain data. It does not depend on the executor that runs it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "csrc/core/operand.h"
 
 namespace nibble {
 
@@ -15,41 +17,13 @@ struct Dim3 {
   constexpr uint64_t volume() const { return uint64_t{x} * y * z; }
 };
 
-enum class Operand : uint8_t {
-  kWeight,
-  kScales,
-  kBiases,
-  kUpWeight,  // of swiglu, whose gate comes under the first three names
-  kUpScales,
-  kUpBiases,
-  kX,
-  kLhsIndices,
-  kRhsIndices,
-  kBias,  // of an epilogue, as `biases` are of groups
-  kResidual,
-  kSums,  // float32, from one launch of a plan to the next
-  kOut,
-  kWeight1,  // of joint products, whose first comes under the names above
-  kScales1,
-  kBiases1,
-  kBias1,
-  kOut1,
-  kWeight2,
-  kScales2,
-  kBiases2,
-  kBias2,
-  kOut2,
-};
-
-std::string to_string(Operand operand);
-
 struct LaunchPlan {
-  std::string kernel;              // host name; parse_kernel_name() reads it
+  std::string kernel;              // host name, for parse_kernel_name()
   Dim3 threadgroups;               // grid, in threadgroups
   Dim3 threads;                    // of one threadgroup
   std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
   std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
-  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]], if not 0
+  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]] if not 0.
   uint64_t sums_bytes = 0;  // of kSums, if it writes them; else it reads them
 
   bool operator==(const LaunchPlan&) const = default;
@@ -61,7 +35,7 @@ struct LaunchPlan {
   }
 };
 
-// One launch as a line for people and golden files.
+// Returns one launch as a line for people and golden files.
 std::string to_string(const LaunchPlan& plan);
 
 }  // namespace nibble

@@ -12,11 +12,6 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// Up to this many rows, scores are dot products of rows as they lie; beyond,
-// keys are transposed first, which costs about as much as 16 rows' products.
-template <class V>
-constexpr int kFewQueries = 4 * V::kTileRows;
-
 // ---- products -----------------------------------------------------------
 
 // c [kM, kV vectors] += a [kM, count] * b [count, kV vectors]. Lanes run over
@@ -98,7 +93,7 @@ template <class V, int kM>
 void inner_tile(
     const float* a, const float* b, int64_t b_stride, int D, int N, float* c) {
   for (int n = 0; n < N; n += 4) {
-    // Past the last row the last one is read again, and its products dropped.
+    // Beyond the last row the last row is read again and its products dropped.
     const float* rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = b + smaller(n + i, N - 1) * b_stride;
     typename V::F sum[kM][4];
@@ -147,8 +142,8 @@ struct Panel {
   int64_t stride;
 };
 
-// Rows of D elements as fp32 rows of whole vectors, zeros beyond D: as they
-// lie if they are that already, else in `room`.
+// Returns rows of D elements as fp32 rows of whole vectors, zeros beyond D.
+// They are copied to `room` unless they already have that form.
 template <class V>
 Panel as_panel(Dtype dtype,
                const uint8_t* rows,
@@ -237,8 +232,8 @@ void apply_mask(
 
 // ---- softmax ------------------------------------------------------------
 
-// Turns the scores [count] of a row into exp(score - largest), and brings what
-// was summed so far to the new largest.
+// Replaces the scores [count] of a row by exp(score - largest), and scales the
+// sums so far to the new largest.
 template <class V>
 void accumulate_row(float* scores,
                     int count,
@@ -254,7 +249,7 @@ void accumulate_row(float* scores,
   }
   float before = largest, now = V::largest(top);
   if (before > now) now = before;
-  if (now == kMasked) {  // nothing is visible so far
+  if (now == kMasked) {  // no key is visible so far
     for (int i = 0; i < width; ++i) scores[i] = 0;
     return;
   }
@@ -277,7 +272,7 @@ void accumulate_row(float* scores,
   sum += V::sum(total);
 }
 
-// ---- the whole ----------------------------------------------------------
+// ---- attention ----------------------------------------------------------
 
 template <class V>
 size_t attend_scratch(int rows, int D, int Dv) {
@@ -311,7 +306,7 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
                              count,
                              kv.D,
                              key_room);
-    if (args.batch_invariant || M <= kFewQueries<V>) {
+    if (M <= args.few_queries) {
       inner_product<V>(q, M, keys.data, keys.stride, D, count, scores);
     } else {
       transpose(keys, count, kv.D, transposed);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/thread_pool.h"
@@ -11,51 +12,7 @@
 namespace nibble::cpu {
 namespace {
 
-// Rows of scores of one piece of work: with kKeyBlock keys they are 64 KB.
-constexpr int kRows = 128;
-// As in matmul.cpp: fewer products are not worth a hand-over.
-constexpr int64_t kParallelProducts = 64 * 1024;
-// Keys are split among threads only in parts of no fewer than this.
-constexpr int kMinSplit = 2 * kKeyBlock;
-// And where no bit may depend on the split, in parts of this always: small
-// enough for two threads from 1024 keys on, the least that is split otherwise
-// being 512.
-constexpr int kFixedSplit = 4 * kKeyBlock;
-
-// How the work is cut: for each batch and each head of keys and values, blocks
-// of positions; and where that makes too few pieces, ranges of keys.
-struct Cut {
-  int positions;  // of a block
-  int blocks;
-  int splits;
-  int split_keys;
-  int pieces;
-};
-
-Cut cut(const Attention& p) {
-  int group = p.heads / p.kv_heads;
-  int threads = thread_count();
-  Cut c;
-  c.positions = std::clamp(kRows / group, 1, p.L);
-  c.blocks = (p.L + c.positions - 1) / c.positions;
-  int units = p.B * p.kv_heads * c.blocks;
-  if (p.batch_invariant) {
-    c.split_keys = kFixedSplit;
-    c.splits = (p.S + c.split_keys - 1) / c.split_keys;
-    c.pieces = units * c.splits;
-    return c;
-  }
-  c.splits = 1;
-  if (units < 2 * threads) {
-    c.splits = std::clamp(
-        (2 * threads + units - 1) / units, 1, std::max(1, p.S / kMinSplit));
-  }
-  int keys = (p.S + c.splits - 1) / c.splits;
-  c.split_keys = (keys + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
-  c.splits = (p.S + c.split_keys - 1) / c.split_keys;
-  c.pieces = units * c.splits;
-  return c;
-}
+static_assert(kKeyUnit % kKeyBlock == 0);
 
 // A block of positions of one head of keys and values.
 struct Unit {
@@ -63,14 +20,14 @@ struct Unit {
   int position, positions;
 };
 
-Unit unit_at(const Attention& p, const Cut& c, int index) {
+Unit unit_at(const Attention& p, const CpuAttentionPlan& plan, int index) {
   Unit u;
-  // Later positions see more keys: the longest pieces are begun first.
-  int block = c.blocks - 1 - index % c.blocks;
-  u.position = block * c.positions;
-  u.positions = std::min(c.positions, p.L - u.position);
-  u.kv_head = index / c.blocks % p.kv_heads;
-  u.batch = index / c.blocks / p.kv_heads;
+  // Later positions see more keys: the longest chunks begin first.
+  int block = plan.blocks - 1 - index % plan.blocks;
+  u.position = block * plan.positions;
+  u.positions = std::min(plan.positions, p.L - u.position);
+  u.kv_head = index / plan.blocks % p.kv_heads;
+  u.batch = index / plan.blocks / p.kv_heads;
   return u;
 }
 
@@ -80,6 +37,7 @@ const uint8_t* at(const void* data, Dtype dtype, int64_t index) {
 
 AttendArgs args_of(const Attention& p,
                    const AttentionOperands& o,
+                   int few_queries,
                    const Unit& u) {
   int group = p.heads / p.kv_heads, head = u.kv_head * group;
   AttendArgs a;
@@ -112,14 +70,14 @@ AttendArgs args_of(const Attention& p,
   a.dtype = p.dtype;
   a.scale = p.scale;
   a.causal = p.causal;
-  a.batch_invariant = p.batch_invariant;
+  a.few_queries = few_queries;
   a.visible = p.S - p.L + u.position + 1;
   a.begin = 0;
   a.end = p.causal ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;
   return a;
 }
 
-// Where one piece leaves its sums.
+// The layout of one chunk's sums.
 struct Sums {
   int rows, width;
   size_t size() const { return size_t(rows) * (width + 2); }
@@ -172,39 +130,39 @@ void store(const LayerKernels& kernels,
 
 }  // namespace
 
-void attention(const Attention& p, const AttentionOperands& o) {
+void attention(const Attention& p,
+               const CpuAttentionPlan& plan,
+               const AttentionOperands& o) {
   const LayerKernels& kernels = isa().layers;
   int group = p.heads / p.kv_heads;
-  Cut c = cut(p);
-  Sums sums{c.positions * group, whole_vectors(p.Dv)};
+  Sums sums{plan.positions * group, whole_vectors(p.Dv)};
   size_t scratch = kernels.attend_scratch(sums.rows, p.D, p.Dv);
   std::vector<float> partial;
-  if (c.splits > 1) partial.resize(c.pieces * sums.size());
+  if (plan.splits > 1) partial.resize(plan.chunks * sums.size());
 
-  auto attend = [&](int piece) {
-    Unit u = unit_at(p, c, piece / c.splits);
-    AttendArgs args = args_of(p, o, u);
-    int split = piece % c.splits;
-    args.begin = split * c.split_keys;
-    args.end = std::min(args.end, args.begin + c.split_keys);
+  auto attend = [&](int chunk) {
+    Unit u = unit_at(p, plan, chunk / plan.splits);
+    AttendArgs args = args_of(p, o, plan.few_queries, u);
+    int split = chunk % plan.splits;
+    args.begin = split * plan.split_keys;
+    args.end = std::min(args.end, args.begin + plan.split_keys);
     float* room = thread_floats(scratch + sums.size());
-    Attended out =
-        sums.in(c.splits > 1 ? &partial[piece * sums.size()] : room + scratch);
+    Attended out = sums.in(plan.splits > 1 ? &partial[chunk * sums.size()]
+                                           : room + scratch);
     kernels.attend(args, out, room);
-    if (c.splits == 1) store(kernels, p, o, u, out);
+    if (plan.splits == 1) store(kernels, p, o, u, out);
   };
-  int64_t products = int64_t{p.B} * p.heads * p.L * p.S * (int64_t{p.D} + p.Dv);
-  if (products < kParallelProducts) {
-    for (int i = 0; i < c.pieces; ++i) attend(i);
+  if (plan.parallel) {
+    parallel_for(plan.chunks, [&](int i) { attend(i); });
   } else {
-    parallel_for(c.pieces, [&](int i) { attend(i); });
+    for (int i = 0; i < plan.chunks; ++i) attend(i);
   }
-  if (c.splits == 1) return;
+  if (plan.splits == 1) return;
 
-  for (int i = 0; i < c.pieces; i += c.splits) {
-    Unit u = unit_at(p, c, i / c.splits);
+  for (int i = 0; i < plan.chunks; i += plan.splits) {
+    Unit u = unit_at(p, plan, i / plan.splits);
     Attended all = sums.in(&partial[i * sums.size()]);
-    for (int s = 1; s < c.splits; ++s) {
+    for (int s = 1; s < plan.splits; ++s) {
       Attended other = sums.in(&partial[(i + s) * sums.size()]);
       for (int r = 0; r < u.positions * group; ++r) {
         merge_row(all, other, r, sums.width);

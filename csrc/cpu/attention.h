@@ -1,9 +1,10 @@
-// Attention on all cores: softmax(scale * q k^T + mask) v, scores never
-// stored. Accumulated in fp32 and rounded once.
+// Attention on all cores: softmax(scale * q k^T + mask) v. Scores are never
+// stored. Sums are accumulated in fp32 and rounded once.
 #pragma once
 
 #include <cstdint>
 
+#include "csrc/core/cpu_plan.h"
 #include "csrc/core/dtype.h"
 
 namespace nibble::cpu {
@@ -11,16 +12,10 @@ namespace nibble::cpu {
 enum class MaskKind : uint8_t { kNone, kBool, kAdditive };
 
 // Strides are in elements; elements of a row are contiguous.
-struct Attention {
-  int B, heads, kv_heads;  // kv_heads divides heads
-  int L, S;                // queries and keys
-  int D, Dv;
+struct Attention : AttentionShape {
   Dtype dtype;
   float scale;
   bool causal;  // query l sees the keys up to S - L + l
-  // Have the bits of a query's result depend on the keys that it sees alone:
-  // not on how many queries come with it, keys that it does not see, threads.
-  bool batch_invariant;
   MaskKind mask;
   Dtype mask_dtype;
 
@@ -30,13 +25,16 @@ struct Attention {
 
 struct AttentionOperands {
   const void *q, *k, *v;
-  const void* mask;    // null without one
-  const float* sinks;  // [heads]: one more score each, of a value 0; or null
-  void* out;           // [B, L, heads, Dv] row-contiguous
+  const void* mask;  // or null
+  // [heads], or null. A sink is the score of one more key whose value is 0.
+  const float* sinks;
+  void* out;  // [B, L, heads, Dv] row-contiguous
 };
 
-// Blocks until done; uses the calling thread and the pool. Rows that may see
-// nothing are zeros.
-void attention(const Attention& problem, const AttentionOperands& operands);
+// Blocks until done; uses the calling thread and the pool. Rows that see no key
+// are zeros.
+void attention(const Attention& problem,
+               const CpuAttentionPlan& plan,
+               const AttentionOperands& operands);
 
 }  // namespace nibble::cpu

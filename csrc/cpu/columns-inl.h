@@ -1,8 +1,8 @@
 // x @ w_hat.
 //
-// Lanes run over k again, which is now a dimension of y: weights are decoded
-// in blocks, and a tile of kM rows x kV vectors of y stays in registers while
-// n runs through the block.
+// Lanes run over k, which is here a dimension of y. Weights are decoded in
+// blocks. A tile of kM rows x kV vectors of y stays in registers while n runs
+// through the block.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -69,7 +69,7 @@ void add_block(const float* panel,
   }
 }
 
-// Weight rows decoded at a time for one tile of x, which uses them only once:
+// Weight rows decoded at a time for a single tile of x, which uses them once:
 // [16, 256] is 16 KB and stays in a first-level cache.
 constexpr int kRowsForFew = 16;
 
@@ -88,19 +88,19 @@ void multiply_columns(const Weights& w,
     Range block{k, smaller(k + kColumnBlockK, columns.end)};
     int width = block.end - block.begin;
     for (int i = 0; i < M * kColumnBlockK; ++i) sums[i] = 0;
-    with_bits(w.format.bits, [&](auto bits) {
-      constexpr int kBits = decltype(bits)::value;
+    with_codes(w.format, [&](auto codes) {
+      using Q = decltype(codes);
       for (int n = 0; n < w.N; n += step) {
         int count = smaller(step, w.N - n);
         by_rows<4>(count, [&](auto r, int i) {
-          decode_rows<V, kBits, decltype(r)::value>(
+          decode_rows<V, Q, decltype(r)::value>(
               w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
         });
         add_block<V>(scratch, width, count, x + n, w.N, M, sums);
       }
       for (int m = 0; m < M; ++m) {
         float* row = sums + m * kColumnBlockK;
-        to_natural_order<V, kBits>(row, width);
+        to_natural_order<V, Q::kBits>(row, width);
         round_floats<V>(dtype,
                         row,
                         width,

@@ -1,8 +1,9 @@
-// From a value known at run time to a template argument. Internal linkage, as
-// everything that is compiled once for each instruction set: code made for one
-// must never be merged with another's.
+// From a value known at run time to a template argument. Everything that is
+// compiled once for each instruction set has internal linkage: the linker must
+// never merge code of one with code of another.
 #pragma once
 
+#include "csrc/cpu/codes-inl.h"
 #include "csrc/cpu/kernels.h"
 
 namespace nibble::cpu {
@@ -34,6 +35,19 @@ void with_bits(int bits, Fn&& fn) {
     case 8:
       return fn(Int<8>{});
   }
+}
+
+// Calls fn with the type of the format's codes.
+template <typename Fn>
+void with_codes(QuantFormat format, Fn&& fn) {
+  with_bits(format.bits,
+            [&](auto bits) { fn(IntegerCodes<decltype(bits)::value>{}); });
+}
+
+// True if codes of this width never straddle bytes. Only such codes have
+// a packed layout, and integer products of one row that need no panel.
+constexpr bool lie_in_bytes(int bits) {
+  return bits == 2 || bits == 4 || bits == 8;
 }
 
 // Calls fn with Int<group size>.

@@ -1,5 +1,4 @@
-// From fp32 sums to rows of a result: what comes between the products and the
-// one rounding.
+// From fp32 sums to rows of a result: addends, SwiGLU and the one rounding.
 #pragma once
 
 #include "csrc/cpu/layers-inl.h"

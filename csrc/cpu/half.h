@@ -1,5 +1,5 @@
-// 16-bit floats on machines whose compilers may not know them: conversions
-// that round to nearest even, as the hardware's do.
+// 16-bit floats for compilers that may not know them. Conversions round to
+// nearest even, as those of hardware do.
 #pragma once
 
 #include <bit>
@@ -29,8 +29,8 @@ inline float to_float(Float16 v) {
   if (magnitude >= 0x7c00) {  // infinity, NaN
     return std::bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
   }
-  // Shifted into place the exponent is 112 too small; a multiplication by
-  // 2^112 corrects it and normalises subnormals on the way.
+  // Shifted into place, the exponent is 112 too small. A multiplication by
+  // 2^112 corrects it and normalises subnormals.
   float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }
@@ -57,7 +57,7 @@ inline void from_float(float v, Float16& out) {
     float aligned = std::bit_cast<float>(u) + 0.5f;
     out.bits = static_cast<uint16_t>(
         sign | (std::bit_cast<uint32_t>(aligned) - 0x3f000000));
-  } else {  // round to nearest even; a carry reaches the exponent rightly
+  } else {  // round to nearest even; a carry may change the exponent
     uint32_t rounded = u + 0xfff + (u >> 13 & 1);
     out.bits = static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
   }

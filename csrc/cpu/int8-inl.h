@@ -1,23 +1,22 @@
 // x @ w_hat^T with activations rounded to 8 bits, group by group, and integer
 // products.
 //
-// Lanes run over weight rows. A strip is as many rows as there are lanes; its
-// words are transposed into a panel, so that a vector holds the same word of
-// each row and meets 4 activations, the same for all lanes:
-//
+// Lanes run over weight rows. A strip has as many rows as there are lanes. Its
+// words are transposed into a panel: a vector holds the same word of each row
+// and meets 4 activations, the same for all lanes.
 //     panel       lane 0       lane 1    ..
 //     word 0    w[0, 0:4]    w[1, 0:4]        x  x[m, 0:4] in every lane
 //     word 1    w[0, 4:8]    w[1, 4:8]        x  x[m, 4:8]
 //
-// Sums are integers inside a group and exact; groups are added up in fp32, one
-// after the other, so that a result does not depend on the number of rows.
+// Sums inside a group are integers and exact. Groups are added in fp32, one
+// after the other, so a result does not depend on the number of rows.
 #pragma once
 
 #include "csrc/cpu/int8_dots-inl.h"
 #include "csrc/cpu/int8_packed-inl.h"
 #include "csrc/cpu/int8_params-inl.h"
 #include "csrc/cpu/int8_quantize-inl.h"
-#include "csrc/cpu/int8_rows-inl.h"
+#include "csrc/cpu/int8_row-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -32,9 +31,9 @@ constexpr int words_of(int codes) {
   return codes * panel_bits(kBits) / 32;
 }
 
-// panel [words, kPanelRows] = the words of rows from `row` on. `ahead` bytes
-// from here is what will be wanted next: so many streams, each short, are more
-// than the hardware's prefetchers follow.
+// panel [words, kPanelRows] = the words of rows from `row` on. The bytes that
+// are read next are `ahead` bytes away and are prefetched: these are more
+// streams, each short, than the hardware's prefetchers follow.
 template <class V, int kBits>
 void fill_panel(
     const Weights& w, int row, Range columns, ptrdiff_t ahead, int32_t* panel) {

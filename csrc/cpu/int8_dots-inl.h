@@ -6,8 +6,8 @@
 namespace nibble::cpu {
 namespace {
 
-// Adds the products of one word of each lane of kStrips vectors and kM rows of
-// activations, `stride` apart, to sums [kStrips, kM].
+// sums [kStrips, kM] += the products of one word in each lane of kStrips
+// vectors and kM rows of activations, `stride` apart.
 template <class V, int kBits, int kPart, int kStrips, int kM>
 [[gnu::always_inline]] inline void add_part(
     const typename V::I (&words)[kStrips],

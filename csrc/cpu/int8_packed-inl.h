@@ -1,9 +1,10 @@
-// x @ w_hat^T with activations rounded to 8 bits, weights as packed-inl.h lays
-// them out: what int8-inl.h does with a panel, for which nothing has to be
-// transposed.
+// x @ w_hat^T with activations rounded to 8 bits, weights in the layout of
+// packed-inl.h. The computation is that of int8-inl.h with a panel, but nothing
+// has to be transposed.
 #pragma once
 
 #include "csrc/cpu/int8_dots-inl.h"
+#include "csrc/cpu/int8_params-inl.h"
 #include "csrc/cpu/packed-inl.h"
 
 namespace nibble::cpu {
@@ -15,11 +16,11 @@ void packed_int_tile(const PackedBlock& block,
                      const Weights& w,
                      const QuantizedRows& x,
                      int m,
-                     Share share,
+                     Pass pass,
                      float* sums) {
   constexpr int kRows = kStrips * V::kLanes;
-  // Sums of one word after the other wait for each other: where they are few,
-  // every other word has its own.
+  // A sum of one word has to wait for the sum of the word before. If there are
+  // few sums, every other word has its own.
   constexpr int kChains = kStrips * kM <= 4 ? 2 : 1;
   int group_size = w.format.group_size, groups = w.K / group_size;
   int words = group_size * kBits / 32;
@@ -46,7 +47,7 @@ void packed_int_tile(const PackedBlock& block,
         for (auto& dot : strip) dot = V::int_zero();
       }
     }
-    const uint8_t* ahead = share.ahead(block, g, p);
+    const uint8_t* ahead = pass.ahead(block, g, p);
     for (int d = 0; d < words; d += kChains) {
 #pragma GCC unroll 2
       for (int chain = 0; chain < kChains; ++chain) {
@@ -111,15 +112,15 @@ void multiply_packed_int8(const Weights& w,
         sums,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
-          by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Share part) {
+          by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Pass pass) {
             packed_int_tile<V, kBits, kCount, decltype(tile_rows)::value>(
-                block, w, x, m, part, out + m * kCount * V::kLanes);
+                block, w, x, m, pass, out + m * kCount * V::kLanes);
           });
         });
   };
   with_bits(w.format.bits, [&](auto b) {
     if constexpr (lie_in_bytes(decltype(b)::value)) {
-      // One row is read at the pace of memory, best as one stream.
+      // One row is read at the speed of memory, best as one stream.
       M == 1 ? with_strips(Int<1>{}, b) : with_strips(Int<V::kStrips>{}, b);
     }
   });

@@ -1,6 +1,6 @@
-// Products with 8-bit activations: what each group's integer sum becomes.
+// Products with 8-bit activations: from the integer sum of a group to a float.
 //
-// A strip is as many weight rows as a vector has lanes.
+// A strip has as many weight rows as a vector has lanes.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -9,39 +9,38 @@
 namespace nibble::cpu {
 namespace {
 
-// Codes of a row whose scales and biases are at hand. A panel of so many, 4-bit
-// codes of 32 rows, is 16 KB and leaves room in a first-level cache.
+// Codes of a row whose scales and biases are read together. A panel of this
+// length with 4-bit codes of 32 rows is 16 KB and leaves room in a first-level
+// cache.
 constexpr int kIntBlockK = 1024;
-static_assert(kBlockK % kIntBlockK == 0);  // as Weights::columns has it
+static_assert(kBlockK % kIntBlockK == 0);  // as in Weights::columns
 
-// The row at lane r of a strip; beyond the last row the last again, whose
-// results are not stored.
+// Returns the row for a lane of a strip. Lanes beyond the last row read the
+// last row, and their results are not stored.
 inline int strip_row(const Weights& w, int row) {
   return smaller(row, w.N - 1);
 }
 
-// Asks for the scales and biases of a row that will be read soon.
+// Prefetches the scales and biases of a row.
 inline void prefetch_params(const Weights& w, size_t row, Range columns) {
   size_t size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
   int group_size = w.format.group_size;
   size_t at = (row * (w.K / group_size) + columns.begin / group_size) * size;
   int bytes = (columns.end - columns.begin) / group_size * size;
-  prefetch(w.scales + at, bytes);
-  if (w.format.has_biases()) prefetch(w.biases + at, bytes);
+  by_param_arrays(w, [&](const uint8_t* p) { prefetch(p + at, bytes); });
 }
 
-// The scales and biases of kRows rows from `row` on, [groups, kRows]. The next
-// rows are asked for.
+// The scales and biases of kRows rows from `row` on, [groups, kRows]. Those of
+// the next rows are prefetched.
 template <class V, int kRows>
 struct StripParams {
-  static constexpr int kMax = kIntBlockK / 32;
-  alignas(64) float scale[kMax][kRows];
-  alignas(64) float bias[kMax][kRows];
+  alignas(64) float scale[kMostGroups][kRows];
+  alignas(64) float bias[kMostGroups][kRows];
 
   StripParams(const Weights& w, int row, Range columns) {
     int groups = (columns.end - columns.begin) / w.format.group_size;
     for (int strip = 0; strip < kRows; strip += V::kLanes) {
-      alignas(64) float rows[2][V::kLanes][kMax];
+      alignas(64) float rows[2][V::kLanes][kMostGroups];
       with_dtype(w.scale_dtype, [&](auto dtype) {
         for (int r = 0; r < V::kLanes; ++r) {
           read_params<V, decltype(dtype)::value>(w,
@@ -58,7 +57,7 @@ struct StripParams {
   }
 
  private:
-  static void spread(const float (&from)[V::kLanes][kMax],
+  static void spread(const float (&from)[V::kLanes][kMostGroups],
                      int groups,
                      float* to) {
     const uint8_t* rows[V::kLanes];
@@ -74,8 +73,8 @@ struct StripParams {
   }
 };
 
-// sum + a group of a strip's rows, all of whose products come by this way: in
-// one order, whatever the number of activation rows.
+// Returns sum + the products of a group of a strip's rows. All products use
+// this function, so the order is the same for every number of activation rows.
 template <class V>
 [[gnu::always_inline]] inline typename V::F add_group(typename V::I dots,
                                                       typename V::F scale,

@@ -1,5 +1,4 @@
-// Activations as 8-bit integers, in the order in which bytes of codes meet
-// them.
+// Activations as 8-bit integers, in the order of the bytes of codes.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -8,20 +7,20 @@
 namespace nibble::cpu {
 namespace {
 
-// Bits of a code in the panel: those that fill bytes stay packed, the others
-// get a byte each.
+// Returns the bits of a code in the panel. Codes of 2 and 4 bits stay packed,
+// all others get a byte each.
 constexpr int panel_bits(int bits) {
   return bits == 2 || bits == 4 ? bits : 8;
 }
 
-// Where activation k of a run of 32 / panel_bits goes: the byte lanes of word
-// shifted by part * bits hold codes part, part + parts, ...
+// Returns the place of activation k in a run of 32 / panel_bits. The bytes of
+// a word shifted by part * bits hold the codes part, part + parts, ...
 constexpr int activation_place(int k, int parts) {
   return k % parts * 4 + k / parts;
 }
 
-// Bytes 0, 2, 4, 6, 1, 3, 5, 7 of a run of 8: activation_place of two parts by
-// shifts, which compilers do for a vector of runs at once.
+// Returns bytes 0, 2, 4, 6, 1, 3, 5, 7 of a run of 8: activation_place of two
+// parts. Compilers do these shifts for a vector of runs at once.
 inline uint64_t evens_first(uint64_t run) {
   uint64_t t = (run ^ run >> 8) & 0x0000ff000000ff00;
   run ^= t ^ t << 8;
@@ -62,7 +61,8 @@ float quantize_group(const float* x, int count, int8_t* codes) {
   for (int32_t lane : lanes) most = lane > most ? lane : most;
   float magnitude;
   __builtin_memcpy(&magnitude, &most, sizeof(magnitude));
-  // Below, the inverse would overflow. Infinities and NaN reach the scale.
+  // The inverse of a smaller scale would overflow. Infinities and NaN reach the
+  // scale.
   constexpr float kLeast = 0x1p-126f;
   float scale = magnitude / 127.0f;
   if (scale < kLeast) scale = kLeast;
@@ -73,7 +73,7 @@ float quantize_group(const float* x, int count, int8_t* codes) {
   return scale;
 }
 
-// The sum of a group's codes.
+// Returns the sum of a group's codes.
 template <class V>
 int sum_of_codes(const int8_t* codes, int count) {
   constexpr int8_t kOnes[] = {1, 1, 1, 1};
@@ -90,8 +90,8 @@ int sum_of_codes(const int8_t* codes, int count) {
   return sum;
 }
 
-// A whole row is rounded before it is read again: what has just been written in
-// parts of a vector cannot yet be read as a vector.
+// A whole row is rounded before it is read again: a vector cannot be loaded
+// soon after its parts were stored one by one.
 template <class V>
 void quantize_rows(Dtype dtype,
                    QuantFormat format,

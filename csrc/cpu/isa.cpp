@@ -10,6 +10,8 @@
 #endif
 
 #include "csrc/core/error.h"
+#include "csrc/cpu/profile.h"
+#include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
 namespace {
@@ -34,7 +36,7 @@ bool has(ArmFeature feature) {
 }
 #endif
 
-// Slowest first.
+// The instruction sets of this machine, slowest first.
 std::vector<Isa> find_isas() {
   std::vector<Isa> found = {
       {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayers}};
@@ -123,6 +125,10 @@ const Isa& isa() {
 
 void set_isa(std::string_view name) {
   in_use() = &named("the name", name);
+}
+
+CpuProfile profile() {
+  return {thread_count(), isa().kernels.few_rows, isa().kernels.tile_rows};
 }
 
 }  // namespace nibble::cpu

@@ -1,4 +1,5 @@
-// Which instruction sets this build holds, this machine has, and is used.
+// The instruction sets that this build and this machine have, and the one that
+// is in use.
 #pragma once
 
 #include <string>
@@ -17,13 +18,14 @@ struct Isa {
   const LayerKernels& layers;
 };
 
-// Names of those that can run here, slowest first: of "scalar", "avx2",
-// "avx2_vnni", "avx512", "avx512_vnni"; of "scalar", "neon", "neon_dotprod",
-// "neon_i8mm" on Arm.
+// Returns the names of those that can run here, slowest first: some of
+// "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"; on Arm some of
+// "scalar", "neon", "neon_dotprod", "neon_i8mm".
 std::vector<std::string_view> available_isas();
 
-// The one in use: the last of these, or what NIBBLE_CPU_ISA or set_isa says.
-// Throws std::invalid_argument if NIBBLE_CPU_ISA names none of them.
+// Returns the one in use: the last of these, or the one that NIBBLE_CPU_ISA or
+// set_isa names. Throws std::invalid_argument if NIBBLE_CPU_ISA names none of
+// them.
 const Isa& isa();
 
 // Uses another from the next call on. Throws as isa() does.

@@ -1,4 +1,4 @@
-// All that Kernels names, for a SIMD facade V.
+// Everything in Kernels, for a SIMD facade V.
 #pragma once
 
 #include "csrc/cpu/columns-inl.h"
@@ -15,14 +15,14 @@ template <class V>
 void dequantize(const Weights& w, Range rows, Dtype dtype, void* out) {
   alignas(64) float row[kBlockK];
   size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
-  with_bits(w.format.bits, [&](auto bits) {
-    constexpr int kBits = decltype(bits)::value;
+  with_codes(w.format, [&](auto codes) {
+    using Q = decltype(codes);
     for (int n = rows.begin; n < rows.end; ++n) {
       for (int k = 0; k < w.K; k += kBlockK) {
         Range columns{k, smaller(k + kBlockK, w.K)};
         int count = columns.end - columns.begin;
-        decode_rows<V, kBits, 1>(w, n, columns, row, count);
-        to_natural_order<V, kBits>(row, count);
+        decode_rows<V, Q, 1>(w, n, columns, row, count);
+        to_natural_order<V, Q::kBits>(row, count);
         round_floats<V>(dtype,
                         row,
                         count,
@@ -50,7 +50,7 @@ void arrange(Dtype dtype, int bits, const void* x, size_t count, float* out) {
             out + i + k,
             V::template to_code_order<decltype(b)::value>(V::load(part + k)));
       }
-      // Not a whole vector: what follows may be another thread's.
+      // Not a whole vector: the next values may be another thread's.
       for (; k < n; ++k) out[i + k] = part[k];
     }
   });
@@ -70,6 +70,7 @@ constexpr Kernels make_kernels() {
   return {arrange<V>,
           natural_order<V>,
           V::kFewRows,
+          V::kTileRows,
           multiply<V>,
           multiply_columns<V>,
           dequantize<V>,

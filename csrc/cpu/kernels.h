@@ -1,4 +1,4 @@
-// What every instruction set offers: functions over ranges of rows, without
+// The kernels of an instruction set: functions over ranges of rows, without
 // threads and without allocation. matmul.cpp splits the work among threads.
 #pragma once
 
@@ -14,60 +14,67 @@ struct Range {
   int begin, end;
 };
 
-// One weight matrix [N, K], row-contiguous, in MLX's affine layout.
+// One weight matrix [N, K], row-contiguous, in MLX's layout.
 struct Weights {
   const uint8_t* codes;
   const uint8_t* scales;
-  const uint8_t* biases;
+  const uint8_t* biases;  // not read if the format has none
   int N, K;
   QuantFormat format;
   Dtype scale_dtype;
-  // The same in the layout of the instruction set in use; nullptr if there is
-  // none. Ranges of rows that are multiplied then begin with whole strips.
+  // A copy in the packed layout of the instruction set in use, or nullptr.
+  // Ranges of rows that are multiplied then begin with whole strips.
   const uint8_t* packed = nullptr;
-  // Of each row, what takes part in x @ w_hat^T: whole blocks of kBlockK, and
-  // the rest of a row.
+  // The columns that take part in x @ w_hat^T: whole blocks of kBlockK, and the
+  // rest of a row.
   Range columns{0, K};
 };
 
 // Codes of a row that are multiplied before their products are summed up. An
 // activation tile [6, 1024] and 4 decoded weight rows take 40 KB of fp32: they
-// stay in a 48 KB first-level cache. Every sum has the same order whatever
-// the number of rows, so results do not depend on it.
+// stay in a 48 KB first-level cache. Every sum has the same order for every
+// number of rows, so results do not depend on it.
 inline constexpr int kBlockK = 1024;
-// Rows decoded at a time: [64, 1024] is 256 KB, a part of any second level.
+// Rows decoded at a time: [64, 1024] is 256 KB, a part of any second-level
+// cache.
 inline constexpr int kBlockN = 64;
-// Most activation rows of one call: bounds the sums below, and decoding is
-// long paid for.
+// The most activation rows of one call: bounds the sums below.
 inline constexpr int kMaxRows = 256;
 // The block of the product that is not transposed: codes and weight rows.
 inline constexpr int kColumnBlockK = 256;
 inline constexpr int kColumnBlockN = 256;
 
-// fp32 that a thread lends to a call: decoded weights, then sums.
+// The fp32 memory that a thread gives to a call: decoded weights, then sums.
 inline constexpr size_t kPanelFloats = size_t{kBlockN} * kBlockK;
 inline constexpr size_t kScratchFloats =
     kPanelFloats + size_t{kMaxRows} * kColumnBlockK;
 static_assert(kColumnBlockN * kColumnBlockK <= kPanelFloats);
 static_assert(kBlockN <= kColumnBlockK);
 
+// How an exact product reads weights; CpuKernelPlan says when.
+struct Reading {
+  bool decode;      // on the way, for each few rows of x; else into a panel
+  bool whole_rows;  // a few weight rows to their end before the next few
+};
+
 struct Kernels {
-  // out [count] = x as fp32, in the order in which multiply wants it.
-  // count is a multiple of 32, unless natural_order.
+  // out [count] = x as fp32, in the order in which multiply reads it. count is
+  // a multiple of 32, unless natural_order.
   void (*arrange)(
       Dtype dtype, int bits, const void* x, size_t count, float* out);
-  // True if that order is x's own.
+  // Returns true if that order is x's own.
   bool (*natural_order)(int bits);
-  // Up to this number of rows of x, decoding on the way is faster.
+  // Facts for the planner, as in CpuProfile.
   int few_rows;
+  int tile_rows;
 
   // y[m, n] for m < M and n in rows = sum over k of x[m, k] * w_hat[n, k].
-  // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows. Up to few_rows
-  // weights are decoded on the way, beyond, once: the bits are the same.
+  // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows. The bits are the
+  // same for all ways of reading.
   void (*multiply)(const Weights& w,
                    const float* x,
                    int M,
-                   int few_rows,
+                   Reading reading,
                    Range rows,
                    Dtype dtype,
                    void* y,
@@ -87,20 +94,21 @@ struct Kernels {
   // out[n, k] = w_hat[n, k] for n in rows, all k.
   void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
 
-  // Rows of a strip of the packed layout, packed-inl.h, and its bytes a row;
-  // 0 of a format that has none.
+  // Rows of a strip in the packed layout, packed-inl.h.
   int strip_rows;
+  // Returns the bytes of a row in it; 0 for a format without a packed layout.
   size_t (*packed_row_bytes)(QuantFormat format, Dtype scale_dtype, int K);
-  // out = the strips that hold `rows`, the first of which begins one.
+  // out = the strips of `rows`, the first of which begins a strip.
   void (*pack)(const Weights& w, Range rows, uint8_t* out);
 
-  // As many operations as the arithmetic units do, and how many; peak-inl.h.
+  // Keeps the arithmetic units busy; returns the number of operations.
+  // peak-inl.h.
   int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
 // Activations [M, K] as 8-bit integers: in the group g of row m they are
 // scales[m, g] * codes[m, k]; sums[m, g] is their sum. The codes of a group
-// are in an order of the kernels' own.
+// are in the kernels' own order.
 struct QuantizedRows {
   int8_t* codes;
   float* scales;

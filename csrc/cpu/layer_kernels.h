@@ -1,5 +1,5 @@
-// What every instruction set offers for the layers between the products: rows
-// at a time, without threads and without allocation. layers.cpp and
+// The kernels of an instruction set for the layers between the products: they
+// compute rows, without threads and without allocation. layers.cpp and
 // attention.cpp split the work among threads.
 #pragma once
 
@@ -11,19 +11,19 @@
 
 namespace nibble::cpu {
 
-// Keys that meet a block of queries at a time: with heads of 64, their keys,
-// values and the scores of 64 queries take 96 KB of fp32, a part of any second
-// level; a single row's scores stay in the first.
+// Keys that meet a block of queries at a time. With heads of 64, their keys,
+// values and the scores of 64 queries take 96 KB of fp32, a part of any
+// second-level cache. The scores of a single row stay in the first level.
 inline constexpr int kKeyBlock = 128;
-// Vectors are whole: what a thread lends has room for one beyond.
+// Vectors are whole: the memory of a thread has room for one more.
 inline constexpr int kMaxLanes = 16;
 
 constexpr int whole_vectors(int count) {
   return (count + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
 }
 
-// The queries that a call of `attend` looks at. Rows are (position, head):
-// all heads that share keys and values, position by position.
+// The queries of a call of `attend`. Rows are (position, head): all heads that
+// share keys and values, position by position.
 struct Queries {
   const uint8_t* data;      // of the first position and head
   int64_t position_stride;  // elements
@@ -32,10 +32,10 @@ struct Queries {
   int rows;  // positions * heads
 };
 
-// Which keys a row may see, and what is added to their scores.
+// The keys that a row may see, and the addends of their scores.
 struct Mask {
   MaskKind kind;
-  Dtype dtype;          // of kAdditive
+  Dtype dtype;          // for kAdditive
   const uint8_t* data;  // of the first position and head, [count]
   int64_t position_stride, head_stride;  // elements
 };
@@ -54,15 +54,15 @@ struct AttendArgs {
   Mask mask;
   Dtype dtype;
   float scale;
-  // Keys from begin on and before end; with `causal`, the first position sees
-  // those before `visible`, each next one one more.
+  // Keys from begin on and before end. With `causal`, the first position sees
+  // the keys before `visible`; each next position sees one more.
   int begin, end;
   bool causal;
-  bool batch_invariant;  // one way of summing, whatever the number of rows
+  int few_queries;  // as in CpuAttentionPlan
   int visible;
 };
 
-// Sums of a softmax that is not yet divided: of row r,
+// Sums of a softmax that is not yet divided: for row r,
 //   values[r, :] = sum over keys of exp(score - largest[r]) * value
 //   sum[r] = sum over keys of exp(score - largest[r])
 // values has rows of whole_vectors(Dv).
@@ -106,13 +106,13 @@ struct LayerKernels {
                  size_t count,
                  uint8_t* y);
 
-  // largest = max(x), sum = sum over x of exp(x - largest), 0 if that is not
+  // largest = max(x), sum = sum over x of exp(x - largest), 0 if largest is not
   // finite. count is at least 1.
   void (*sum_exponentials)(
       Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum);
 
-  // y [count] = sums + bias + residual, rounded once. bias and residual, of
-  // y's type, may be null; after sums, whole vectors can be read.
+  // y [count] = sums + bias + residual, rounded once. bias and residual have
+  // y's type and may be null. After sums, whole vectors can be read.
   void (*add_and_round)(Dtype dtype,
                         const float* sums,
                         int count,
@@ -125,11 +125,11 @@ struct LayerKernels {
   void (*swiglu_and_round)(
       Dtype dtype, const float* gate, const float* up, int count, uint8_t* y);
 
-  // Floats that `attend` wants of its caller.
+  // Returns the floats that `attend` needs from its caller.
   size_t (*attend_scratch)(int rows, int D, int Dv);
   void (*attend)(const AttendArgs& args, Attended out, float* scratch);
 
-  // y [Dv] = values / sum rounded; zeros if sum is 0: nothing was visible.
+  // y [Dv] = values / sum rounded; zeros if sum is 0: no key was visible.
   void (*divide)(
       Dtype dtype, const float* values, float sum, int Dv, uint8_t* y);
 };

@@ -16,19 +16,20 @@ void widen(Dtype dtype, const uint8_t* x, int count, float* out) {
              [&](auto d) { to_floats<V, decltype(d)::value>(x, count, out); });
 }
 
-// e^v, within 2 units in the last place; 0 below e^-87.68, where results are
-// subnormal; e^88 beyond 88. NaN stays NaN.
+// Returns e^v with an error of at most 2 units in the last place. The result is
+// 0 for v below -87.68, where it would be subnormal, and e^88 for v beyond 88.
+// NaN stays NaN.
 template <class V>
 typename V::F exp(typename V::F v) {
   using F = typename V::F;
   v = V::max(V::set1(-88.0f), V::min(V::set1(88.0f), v));
   F n = V::round(V::mul(v, V::set1(0x1.715476p0f)));
   n = V::max(n, V::set1(-127.0f));
-  // r = v - n ln 2, with ln 2 in two parts: the first has few enough bits for
-  // its product to be exact.
+  // r = v - n ln 2, with ln 2 in two parts. The product of the first part is
+  // exact, because it has few bits.
   F r = V::fma(n, V::set1(-0x1.62e400p-1f), v);
   r = V::fma(n, V::set1(-0x1.7f7d1cp-20f), r);
-  // Taylor to degree 7: its remainder at |r| = ln 2 / 2 is 5e-9 of e^r.
+  // Taylor series to degree 7: the remainder at |r| = ln 2 / 2 is 5e-9 of e^r.
   F p = V::set1(1.0f / 5040);
   for (float c :
        {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.f, 1.f}) {
@@ -84,7 +85,7 @@ void rotate(Dtype dtype,
     round_floats<V>(dtype, out, 2 * half, y);
     return;
   }
-  // One half after the other, so that each begins at a vector.
+  // The halves are widened one by one, so that each begins with a vector.
   float* second = scratch + whole_vectors(half);
   widen<V>(dtype, x, half, scratch);
   widen<V>(dtype, x + half * size, half, second);
@@ -99,7 +100,7 @@ void rotate(Dtype dtype,
   round_floats<V>(dtype, second, half, y + half * size);
 }
 
-// v / (1 + e^-v).
+// Returns v / (1 + e^-v).
 template <class V>
 typename V::F silu(typename V::F v) {
   typename V::F e = exp<V>(V::mul(v, V::set1(-1)));

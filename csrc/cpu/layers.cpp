@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/thread_pool.h"
@@ -12,13 +13,10 @@
 namespace nibble::cpu {
 namespace {
 
-// Elements that are worth a hand-over to another thread (1 to 2 us when the
-// workers are awake): a core does some 4 to 8 of these elements a ns.
-constexpr int64_t kParallelElements = 32 * 1024;
 // Positions whose rotations are computed from one sine and cosine each.
 constexpr int kPositions = 32;
 
-// The last multiple of kPositions that is not after a position.
+// Returns the last multiple of kPositions that is not after a position.
 int64_t block_start(int64_t position) {
   return (position >= 0 ? position : position - (kPositions - 1)) / kPositions *
          kPositions;
@@ -31,20 +29,21 @@ const uint8_t* row_of(const RowGrid& x, Dtype dtype, int64_t row) {
   return static_cast<const uint8_t*>(x.data) + at * int64_t(size_of(dtype));
 }
 
-// Calls body(begin, end) for pieces of 0..count of some kParallelElements.
+// Calls body(begin, end) on all threads for chunks of 0..count, each of about
+// kParallelElements elements.
 template <typename Fn>
-void by_pieces(int64_t count, int64_t elements_each, Fn&& body) {
+void by_chunks(int64_t count, int64_t elements_each, Fn&& body) {
   int64_t step = std::max<int64_t>(1, kParallelElements / elements_each);
-  int64_t pieces = (count + step - 1) / step;
-  parallel_for(static_cast<int>(pieces),
+  int64_t chunks = (count + step - 1) / step;
+  parallel_for(static_cast<int>(chunks),
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
 }
 
-// cos and sin of the angles of consecutive positions of one block,
-// [count, 2, width]. Angles are formed in double precision: a float's error of
-// an angle grows with the position, 4e-3 at 65536. Each position turns the one
-// before it by the same angle, from the start of its block: so its rotation has
-// the same bits whatever positions it is computed with.
+// out [count, 2, width] = cos and sin of the angles of consecutive positions in
+// one block. Angles are formed in double precision: with floats the error of an
+// angle grows with the position, to 4e-3 at 65536. From the start of its block,
+// each position rotates the one before by the same angle. So a rotation has the
+// same bits for every set of positions that it is computed with.
 void fill_block(const Rope& p, int64_t position, int count, float* out) {
   int half = p.dims / 2, width = whole_vectors(half);
   int64_t start = block_start(position);
@@ -95,7 +94,7 @@ void rms_norm(const RmsNorm& p, const RowGrid& x, const void* weight, void* y) {
                   p.D,
                   weights.data());
   }
-  by_pieces(x.size(), p.D, [&](int64_t begin, int64_t end) {
+  by_chunks(x.size(), p.D, [&](int64_t begin, int64_t end) {
     float* scratch = thread_floats(width);
     for (int64_t r = begin; r < end; ++r) {
       kernels.rms_norm(
@@ -150,7 +149,7 @@ void rope(const Rope& p,
     }
   };
   int64_t positions = std::min(kPositions, L);
-  by_pieces(int64_t{x.shape[0]} * blocks,
+  by_chunks(int64_t{x.shape[0]} * blocks,
             positions * heads * p.D,
             [&](int64_t begin, int64_t end) {
               for (int64_t i = begin; i < end; ++i) {
@@ -162,7 +161,7 @@ void rope(const Rope& p,
 void swiglu(
     Dtype dtype, const void* gate, const void* up, size_t count, void* y) {
   const LayerKernels& kernels = isa().layers;
-  by_pieces(count, 1, [&](int64_t begin, int64_t end) {
+  by_chunks(count, 1, [&](int64_t begin, int64_t end) {
     size_t at = begin * size_of(dtype);
     kernels.swiglu(dtype,
                    static_cast<const uint8_t*>(gate) + at,
@@ -174,7 +173,7 @@ void swiglu(
 
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
   const LayerKernels& kernels = isa().layers;
-  // Parts of a row, so that one row, of a whole vocabulary, is shared out.
+  // Parts of a row, so that all threads work on one row of a whole vocabulary.
   struct Part {
     float largest, sum;
   };
@@ -189,7 +188,7 @@ void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
                              &found[i].largest,
                              &found[i].sum);
   };
-  by_pieces(rows * parts,
+  by_chunks(rows * parts,
             std::min(D, kParallelElements),
             [&](int64_t begin, int64_t end) {
               for (int64_t i = begin; i < end; ++i) look_at(i);

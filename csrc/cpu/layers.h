@@ -1,5 +1,5 @@
 // The layers between the products, on all cores: RMSNorm, RoPE and SwiGLU; and
-// what makes logits probabilities.
+// log-sum-exp, which turns logits into probabilities.
 // Accumulated in fp32 and rounded once. Each function blocks until done and is
 // safe to call from several threads at once.
 #pragma once
@@ -36,8 +36,8 @@ void rms_norm(const RmsNorm& problem,
 
 // Pair i of a row at position p is rotated by the angle p * scale / period[i].
 struct Rope {
-  int D;     // of a row
-  int dims;  // of which are rotated, even
+  int D;     // elements of a row
+  int dims;  // the first of them are rotated; even
   bool traditional;
   float scale;
   Dtype dtype;
@@ -47,8 +47,8 @@ struct Rope {
 };
 
 // x [B, heads, L, D] as the grid (B, heads, L); the position of (b, l) is
-// offsets[b * offset_stride] + l. y has the same grid, with strides of its own,
-// and may be x.
+// offsets[b * offset_stride] + l. y has the same grid with its own strides, and
+// may be x.
 void rope(const Rope& problem,
           const RowGrid& x,
           const int32_t* offsets,

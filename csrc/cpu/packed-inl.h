@@ -1,41 +1,40 @@
-// Weights laid out anew, so that few rows of x meet them in the order in which
-// they lie: one stream of memory for a thread, no scales to look up elsewhere,
-// no sums across lanes.
+// The packed layout of weights: few rows of x meet weights in the order in
+// which they lie in memory. A thread reads one stream, scales are beside their
+// codes, and no sum goes across lanes.
 //
-// A strip is as many weight rows as a vector has lanes; lane r is row r. Strips
-// follow each other, and in each its groups of codes:
+// A strip has as many weight rows as a vector has lanes; lane r is row r.
+// Strips follow each other, and within each its groups of codes:
 //
 //     word 0     w[0, 0:8]    w[1, 0:8]  ..   32 bits a lane: 4-bit codes are 8
 //     word 1     w[0, 8:16]   w[1, 8:16] ..
 //     ..
-//     scales     s[0]         s[1]       ..   as the checkpoint has them
-//     biases     b[0]         b[1]       ..   but of a symmetric format
+//     scales     s[0]         s[1]       ..   as in the checkpoint
+//     biases     b[0]         b[1]       ..   if the format has them
 //
-// Rows that the last strip lacks are zero. Integer products read words as
-// int8-inl.h reads its panels. Products of floats keep a sum for each place
-// within a vector of the row as it lay, and add these as V::sum4 adds lanes.
-// Either way, results have the bits that they have without this layout.
+// Rows beyond the last are zero. Integer products read words as int8-inl.h
+// reads its panels. Products of floats keep a sum for each place within a
+// vector of the unpacked row, and add these as V::sum4 adds lanes. So results
+// have the same bits as without this layout.
 #pragma once
 
-#include "csrc/cpu/int8_params-inl.h"
-#include "csrc/cpu/int8_rows-inl.h"
+#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
 namespace {
 
-// How far ahead a stream is asked for. A thread's prefetcher follows one stream
-// by itself, but no further than a page of 4 KB: one row of 4096 x 4096 cold
-// takes 0.112 ms with, 0.126 ms without (two cores of a Zen 5).
+// The distance of prefetches. A core's own prefetcher follows one stream, but
+// no further than a page of 4 KB: one cold row of 4096 x 4096 takes 0.112 ms
+// with prefetches, 0.126 ms without (two cores of a Zen 5).
 constexpr int kAhead = 8 * 1024;
 
-// Bytes of a row's share of one group.
+// The bytes of one row in a group.
 constexpr int packed_group_bytes(QuantFormat format, Dtype scale_dtype) {
   int params = format.group_arrays() * size_of(scale_dtype);
   return format.group_size * format.bits / 8 + params;
 }
 
-// Of a row; 0 of a format whose codes do not lie in bytes, which is read where
-// it lies.
+// The bytes of a row; 0 for a format without a packed layout.
 inline size_t packed_row_bytes(QuantFormat format, Dtype scale_dtype, int K) {
   return lie_in_bytes(format.bits)
              ? static_cast<size_t>(K / format.group_size) *
@@ -43,14 +42,14 @@ inline size_t packed_row_bytes(QuantFormat format, Dtype scale_dtype, int K) {
              : 0;
 }
 
-// out = the strips that hold `rows`, the first of which begins one.
+// out = the strips of `rows`, the first of which begins a strip.
 template <class V>
 void pack(const Weights& w, Range rows, uint8_t* out) {
   int group_size = w.format.group_size, size = size_of(w.scale_dtype);
   int words = group_size * w.format.bits / 32;
   int groups = w.K / group_size;
   size_t row_bytes = bytes_of(w.K, w.format.bits);
-  // out = the next lanes, of `bytes` each, at row n's `at` in `from`.
+  // Writes the next lanes, `bytes` each: rows n.. of an array at `from`.
   auto put = [&](int n, const uint8_t* from, size_t stride, int bytes) {
     for (int r = 0; r < V::kLanes; ++r, out += bytes) {
       if (n + r < w.N) {
@@ -66,27 +65,29 @@ void pack(const Weights& w, Range rows, uint8_t* out) {
         put(n, w.codes + 4 * (g * words + d), row_bytes, 4);
       }
       size_t stride = static_cast<size_t>(groups) * size;
-      put(n, w.scales + g * size, stride, size);
-      if (w.format.has_biases()) put(n, w.biases + g * size, stride, size);
+      by_param_arrays(w, [&](const uint8_t* params) {
+        put(n, params + g * size, stride, size);
+      });
     }
   }
 }
 
-// One block of columns of a strip, and of those that follow it.
+// One block of columns of a strip, and of the strips of the same tile.
 struct PackedBlock {
   const uint8_t* begin;
-  const uint8_t* end;  // of the thread's share: nothing beyond is asked for
+  const uint8_t* end;  // of the thread's strips: nothing beyond is prefetched
   size_t strip_bytes;
   int group_bytes;    // from a group to the next
-  int first, groups;  // of the groups of a row
+  int first, groups;  // the first group of a row, and their number
 };
 
-// Of the passes over a block, this one and how many there are. Each asks for
-// its share of what comes next, so that all wait for memory as little.
-struct Share {
+// One of `count` passes over a block. Each prefetches a part of the data that
+// comes next, so that all of them wait equally little.
+struct Pass {
   int index, count;
 
-  // Where to ask from while group number g, at p, is used; p if not by this.
+  // Returns the address to prefetch while group number g, at p, is used; p if
+  // another pass does.
   const uint8_t* ahead(const PackedBlock& block,
                        int g,
                        const uint8_t* p) const {
@@ -95,42 +96,21 @@ struct Share {
   }
 };
 
-template <class V>
-struct PackedParams {
-  typename V::F scale = V::zero(), bias = V::zero();
-
-  // Of a strip's group, whose words end at p.
-  PackedParams(const uint8_t* p, QuantFormat format, Dtype dtype) {
-    with_dtype(dtype, [&](auto d) __attribute__((always_inline)) {
-      constexpr Dtype kDtype = decltype(d)::value;
-      scale = V::template load_as_float<kDtype>(p);
-      if (format.has_biases()) {
-        bias =
-            V::template load_as_float<kDtype>(p + V::kLanes * size_of(kDtype));
-      }
-    });
-    if (!format.has_biases()) {
-      float middle = -static_cast<float>(1 << (format.bits - 1));
-      bias = V::mul(V::set1(middle), scale);
-    }
-  }
-};
-
-// Calls tile(Int<rows>, m, share) for M rows of x, as equal parts of no more
-// than kMost as can be.
+// Calls tile(Int<rows>, m, pass) for M rows of x, in parts of at most kMost
+// rows that are as equal as possible.
 template <int kMost, typename Fn>
 void by_tiles(int M, Fn&& tile) {
   int tiles = (M + kMost - 1) / kMost;
   for (int i = 0, m = 0; i < tiles; ++i) {
     int count = (M - m + tiles - i - 1) / (tiles - i);
-    with_int<kMost>(count, [&](auto rows) { tile(rows, m, Share{i, tiles}); });
+    with_int<kMost>(count, [&](auto rows) { tile(rows, m, Pass{i, tiles}); });
     m += count;
   }
 }
 
 // Calls tile(Int<strips>, block, sums) for kStrips strips of `rows` at a time,
-// then for those that are left, and `block_k` columns at a time; rounds sums
-// [M, strips x lanes] to y when they are complete.
+// then one at a time, and for `block_k` columns at a time. Rounds the sums [M,
+// strips x lanes] to y when they are complete.
 template <class V, int kStrips, typename Fn>
 void by_packed_strips(const Weights& w,
                       int M,
@@ -142,8 +122,8 @@ void by_packed_strips(const Weights& w,
                       Fn&& tile) {
   PackedBlock block;
   block.group_bytes = V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
-  int groups = w.K / w.format.group_size,
-      apiece = block_k / w.format.group_size;
+  int groups = w.K / w.format.group_size;
+  int step = block_k / w.format.group_size;
   block.strip_bytes = static_cast<size_t>(groups) * block.group_bytes;
   int size = size_of(dtype);
   int strips = (rows.end - rows.begin + V::kLanes - 1) / V::kLanes;
@@ -154,9 +134,9 @@ void by_packed_strips(const Weights& w,
     for (int i = 0; i < M * kRows; ++i) sums[i] = 0;
     int first = w.columns.begin / w.format.group_size,
         end = w.columns.end / w.format.group_size;
-    for (int g = first; g < end; g += apiece) {
+    for (int g = first; g < end; g += step) {
       block.first = g;
-      block.groups = smaller(apiece, end - g);
+      block.groups = smaller(step, end - g);
       block.begin = strip + s * block.strip_bytes +
                     static_cast<size_t>(g) * block.group_bytes;
       tile(count, block, sums);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "csrc/core/cpu_planner.h"
+#include "csrc/core/problem.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/rows.h"
 #include "csrc/cpu/thread_pool.h"
@@ -43,15 +45,15 @@ Packed::Packed(const PackedForm& form,
   problem.K = form.K;
   problem.format = form.format;
   problem.scale_dtype = form.scale_dtype;
-  Form matrices(problem, Activations::kExact);
+  Form matrices(problem, CpuKernelPlan{});
   size_t row_bytes = matrix_bytes_ / whole_strips(form.N, strip_rows_);
-  int pieces = (form.N + kMinRows - 1) / kMinRows;
-  parallel_for(count * pieces, [&](int i) {
-    int begin = i % pieces * kMinRows;
+  int chunks = (form.N + kMinRows - 1) / kMinRows;
+  parallel_for(count * chunks, [&](int i) {
+    int begin = i % chunks * kMinRows;
     isa().kernels.pack(
-        matrices.matrix(operands, i / pieces),
+        matrices.matrix(operands, i / chunks),
         {begin, std::min(form.N, begin + kMinRows)},
-        data_.get() + i / pieces * matrix_bytes_ + begin * row_bytes);
+        data_.get() + i / chunks * matrix_bytes_ + begin * row_bytes);
   });
 }
 

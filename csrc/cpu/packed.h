@@ -1,18 +1,19 @@
-// Quantized matrices laid out anew for the instruction set in use: products of
-// few rows, and all with activations of 8 bits, are then faster and have the
-// same bits.
+// Quantized matrices in the packed layout of the instruction set in use.
+// Products of few rows, and all with 8-bit activations, are then faster and
+// have the same bits.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
-#include "csrc/cpu/kernels.h"
-#include "csrc/cpu/matmul.h"
+#include "csrc/core/dtype.h"
+#include "csrc/core/format.h"
+#include "csrc/cpu/operands.h"
 
 namespace nibble::cpu {
 
-// A matrix [N, K] and what its codes mean.
+// A matrix [N, K] and its types.
 struct PackedForm {
   int N, K;
   QuantFormat format;
@@ -23,15 +24,14 @@ struct PackedForm {
 
 class Packed {
  public:
-  // What a matrix takes in memory; 0 for bits that are only read where they
-  // lie: 3, 5 and 6.
+  // Returns the size of a copy; 0 for widths without a packed layout: 3, 5, 6.
   static size_t bytes(const PackedForm& form);
 
   // Copies `count` matrices, on all threads. bytes(form) must not be 0.
   Packed(const PackedForm& form, int count, const QuantizedOperands& operands);
 
-  // Matrix `index`, as Weights::packed; nullptr if it is not of this form, or
-  // another instruction set is in use.
+  // Returns matrix `index`, for Weights::packed; nullptr if it is not of this
+  // form, or another instruction set is in use.
   const uint8_t* matrix(const PackedForm& form, int index) const;
 
  private:

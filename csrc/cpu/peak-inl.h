@@ -1,4 +1,4 @@
-// The most that the arithmetic of a core can do, written against a SIMD facade.
+// The peak arithmetic throughput of a core, written against a SIMD facade.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,16 @@
 namespace nibble::cpu {
 namespace {
 
-// Independent sums: enough for two units of four cycles each, and few enough
-// for sixteen registers with the two factors.
+// Independent sums: enough for two units with a latency of four cycles, and few
+// enough for sixteen registers with the two factors.
 constexpr int kPeakSums = 12;
 
-// `times` rounds of multiplications and additions on registers alone. Adds
-// something of each to *sink, so that none is left out; returns the operations,
-// two for each lane of each instruction.
+// Multiplies and adds registers, `times` rounds. Returns the number of
+// operations, two for each lane of each instruction. Adds a part of each sum to
+// *sink, so that the compiler keeps all of them.
 template <class V>
 int64_t multiply_registers(int64_t times, float* sink) {
-  // Read from memory, or the compiler would know the factors, and the result.
+  // Read from memory: otherwise the compiler knows the factors and the result.
   float numbers[2 * V::kLanes];
   for (int i = 0; i < 2 * V::kLanes; ++i) numbers[i] = 0.5f + *sink;
   typename V::F a = V::load(numbers), b = V::load(numbers + V::kLanes);

@@ -1,12 +1,12 @@
-// What the cores can do at most: what a share of it refers to.
+// Measures peak FMA throughput, the 100 % that benchmarks refer to.
 #pragma once
 
 #include <cstdint>
 
 namespace nibble::cpu {
 
-// Multiplies and adds registers on all threads, `times` rounds on each; returns
-// the floating-point operations done. Blocks until done.
+// Returns the number of floating-point operations: all threads multiply and add
+// registers, `times` rounds each. Blocks until done.
 int64_t multiply_registers(int64_t times);
 
 }  // namespace nibble::cpu

@@ -53,36 +53,35 @@ struct Tile {
   }
 };
 
-// One block of k, decoding on the way: for few activation rows. The rows of
-// the next tile are asked for meanwhile: hardware does not follow so many.
-template <class V, int kBits, int kR, int kM>
+// One block of k, decoding on the way: for few activation rows. The rows of the
+// next tile are prefetched: these are more streams than hardware follows.
+template <class V, class Q, int kR, int kM>
 void decode_tile(
     const Weights& w, int row, Range columns, const float* x, float* sums) {
   GroupParams<V, kR> params(w, row, columns);
-  size_t stride = bytes_of(w.K, kBits);
+  size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
-      w.codes + row * stride + bytes_of(columns.begin, kBits);
+      w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
   x += columns.begin;
   int group_size = w.format.group_size;
   int groups = (columns.end - columns.begin) / group_size;
-  int group_bytes = static_cast<int>(bytes_of(group_size, kBits));
+  int group_bytes = static_cast<int>(bytes_of(group_size, Q::kBits));
   Tile<V, kR, kM> tile;
   for (int g = 0; g < groups; ++g) {
-    typename V::template Group<kBits> group[kR];
+    typename V::template Group<Q> group[kR];
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      group[r] =
-          V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+      group[r] = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
       prefetch(codes + (kR + r) * stride, group_bytes);
     }
     for (int k = 0; k < group_size; k += V::kLanes) {
       typename V::F decoded[kR];
 #pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
-        decoded[r] = V::template decode<kBits>(codes + r * stride, group[r]);
+        decoded[r] = V::template decode<Q>(codes + r * stride, group[r]);
       }
       tile.multiply(decoded, x, w.K);
-      codes += bytes_of(V::kLanes, kBits);
+      codes += bytes_of(V::kLanes, Q::kBits);
       x += V::kLanes;
     }
   }
@@ -103,7 +102,7 @@ void panel_tile(
   tile.add_to(sums);
 }
 
-template <class V, int kBits>
+template <class V, class Q>
 void multiply_few(const Weights& w,
                   const float* x,
                   int M,
@@ -117,7 +116,7 @@ void multiply_few(const Weights& w,
       constexpr int kM = decltype(tile_rows)::value;
       constexpr int kR = V::decode_rows(kM);
       by_rows<kR>(rows.end - rows.begin, [&](auto r, int n) {
-        decode_tile<V, kBits, decltype(r)::value, kM>(
+        decode_tile<V, Q, decltype(r)::value, kM>(
             w,
             rows.begin + n,
             columns,
@@ -129,7 +128,7 @@ void multiply_few(const Weights& w,
   }
 }
 
-template <class V, int kBits>
+template <class V, class Q>
 void multiply_many(const Weights& w,
                    const float* x,
                    int M,
@@ -139,7 +138,7 @@ void multiply_many(const Weights& w,
                    float* sums) {
   int count = rows.end - rows.begin;
   by_rows<4>(count, [&](auto r, int n) {
-    decode_rows<V, kBits, decltype(r)::value>(
+    decode_rows<V, Q, decltype(r)::value>(
         w, rows.begin + n, columns, panel + n * kBlockK, kBlockK);
   });
   for (int m = 0; m < M; m += V::kTileRows) {
@@ -160,17 +159,17 @@ template <class V>
 void multiply(const Weights& w,
               const float* x,
               int M,
-              int few_rows,
+              Reading reading,
               Range rows,
               Dtype dtype,
               void* y,
               float* scratch) {
-  if (w.packed && M <= kPackedRows) {
+  if (w.packed) {
     return multiply_packed<V>(w, x, M, rows, dtype, y, scratch);
   }
   float* sums = scratch + kPanelFloats;
-  // While all of x stays in the first-level cache, rows are best read whole.
-  bool whole_rows = w.K > kBlockK && M * w.K <= 8 * kBlockK;
+  // A row of one block is read whole in any case.
+  bool whole_rows = reading.whole_rows && w.K > kBlockK;
   int step = whole_rows ? V::decode_rows(M) : kBlockN;
   size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += step) {
@@ -180,12 +179,12 @@ void multiply(const Weights& w,
     }
     for (int k = w.columns.begin; k < w.columns.end; k += kBlockK) {
       Range columns{k, smaller(k + kBlockK, w.columns.end)};
-      with_bits(w.format.bits, [&](auto bits) {
-        constexpr int kBits = decltype(bits)::value;
-        if (M <= few_rows) {
-          multiply_few<V, kBits>(w, x, M, block, columns, sums);
+      with_codes(w.format, [&](auto codes) {
+        using Q = decltype(codes);
+        if (reading.decode) {
+          multiply_few<V, Q>(w, x, M, block, columns, sums);
         } else {
-          multiply_many<V, kBits>(w, x, M, block, columns, scratch, sums);
+          multiply_many<V, Q>(w, x, M, block, columns, scratch, sums);
         }
       });
     }

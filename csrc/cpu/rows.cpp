@@ -1,80 +1,68 @@
 #include "csrc/cpu/rows.h"
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/packed.h"
 
 namespace nibble::cpu {
 namespace {
 
-// Rows of x of a piece of their preparation: all, unless a hand-over pays.
-int rows_apiece(int M, int in) {
-  return int64_t(M) * in < kParallelProducts ? M : (M + 7) / 8;
-}
+// The planner's units are those of the kernels.
+static_assert(kBlockRows <= kMaxRows);
+static_assert(kDepth % kBlockK == 0);
+static_assert(kMinColumns % kColumnBlockK == 0);
 
-// Most rows of 8 bits for which the packed layout is faster than panels, which
-// are made once for all rows and hold scales and biases as floats already: 32
-// rows of 4096 x 4096 take 0.95 ms against 1.05, 128 take 3.4 against 3.2.
-constexpr int kPackedInt8Rows = 32;
-
-// x @ w_hat broadcasts single activations: their order is their own.
+// x @ w_hat broadcasts single activations, which stay in natural order.
 int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-}  // namespace
-
+// Memory that a thread gives to the kernels: kScratchFloats.
 float* thread_scratch() {
   thread_local Floats scratch = make_floats(kScratchFloats);
   return scratch.get();
 }
 
-Form::Form(const MatmulProblem& p, Activations activations)
-    : N(p.N),
-      K(p.K),
-      dtype(p.dtype),
-      scale_dtype(p.scale_dtype),
-      format(p.format),
-      transpose(p.transpose) {
-  CpuPlan plan = plan_cpu(p, profile(), activations == Activations::kInt8);
-  int8 = plan.int8;
-  few_rows = plan.few_rows;
-  columns = plan.columns;
-  depth = plan.depth;
+// The same matrix from row `row` on, without its packed copy.
+Weights from_row(const Weights& w, size_t row) {
+  size_t groups = row * w.format.groups_per_row(w.K) * size_of(w.scale_dtype);
+  Weights part = w;
+  part.codes += row * w.format.words_per_row(w.K) * 4;
+  part.scales += groups;
+  part.biases = w.biases ? w.biases + groups : nullptr;
+  part.packed = nullptr;
+  return part;
 }
 
-Form::Form(const GatherProblem& p, Activations activations)
-    : N(p.N),
-      K(p.K),
-      dtype(p.dtype),
-      scale_dtype(p.scale_dtype),
-      format(p.format),
-      transpose(p.transpose),
-      int8(activations == Activations::kInt8 && p.transpose),
-      few_rows(isa().kernels.few_rows) {}
+}  // namespace
+
+Weights as_weights(const QuantizedOperands& o,
+                   int N,
+                   int K,
+                   QuantFormat format,
+                   Dtype scale_dtype) {
+  return {reinterpret_cast<const uint8_t*>(o.w),
+          static_cast<const uint8_t*>(o.scales),
+          static_cast<const uint8_t*>(o.biases),
+          N,
+          K,
+          format,
+          scale_dtype};
+}
 
 Weights Form::matrix(const QuantizedOperands& o, int index) const {
-  size_t rows = size_t(index) * N;
-  size_t groups = rows * format.groups_per_row(K);
-  return {
-      reinterpret_cast<const uint8_t*>(o.w + rows * format.words_per_row(K)),
-      at(o.scales, groups, scale_dtype),
-      at(o.biases, groups, scale_dtype),
-      N,
-      K,
-      format,
-      scale_dtype,
-      o.packed ? o.packed->matrix({N, K, format, scale_dtype}, index)
-               : nullptr};
+  Weights w =
+      from_row(as_weights(o, N, K, format, scale_dtype), size_t(index) * N);
+  if (o.packed) {
+    w.packed = o.packed->matrix({N, K, format, scale_dtype}, index);
+  }
+  return w;
 }
 
 Weights rows_of(const Weights& w, Range rows) {
-  size_t groups = size_t(rows.begin) * w.format.groups_per_row(w.K);
-  Weights part = w;
-  part.codes += size_t(rows.begin) * w.format.words_per_row(w.K) * 4;
-  part.scales += groups * size_of(w.scale_dtype);
-  part.biases += groups * size_of(w.scale_dtype);
+  Weights part = from_row(w, rows.begin);
   if (w.packed) {
-    part.packed += rows.begin *
-                   isa().kernels.packed_row_bytes(w.format, w.scale_dtype, w.K);
+    part.packed = w.packed + rows.begin * isa().kernels.packed_row_bytes(
+                                              w.format, w.scale_dtype, w.K);
   }
   part.N = rows.end - rows.begin;
   return part;
@@ -82,7 +70,7 @@ Weights rows_of(const Weights& w, Range rows) {
 
 Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
   size_t values = size_t(capacity) * form.in();
-  if (!form.int8) {
+  if (!form.plan.int8) {
     memory_ = make_floats(values);
     floats_ = memory_.get();
     return;
@@ -95,13 +83,13 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
 }
 
 void Rows::fill(const void* x, int count) {
-  bool as_they_are = !form_.int8 && form_.dtype == Dtype::kFloat32 &&
-                     isa_.kernels.natural_order(bits_of_order(form_));
-  if (as_they_are) {
+  bool ready = !form_.plan.int8 && form_.dtype == Dtype::kFloat32 &&
+               isa_.kernels.natural_order(bits_of_order(form_));
+  if (ready) {
     floats_ = static_cast<const float*>(x);
     return;
   }
-  int step = rows_apiece(count, form_.in());
+  int step = form_.plan.prepared_rows;
   parallel_for((count + step - 1) / step, [&](int i) {
     int first = i * step;
     put(first,
@@ -112,7 +100,7 @@ void Rows::fill(const void* x, int count) {
 
 void Rows::put(int first, const void* x, int count) {
   size_t begin = size_t(first) * form_.in();
-  if (!form_.int8) {
+  if (!form_.plan.int8) {
     isa_.kernels.arrange(form_.dtype,
                          bits_of_order(form_),
                          x,
@@ -138,10 +126,11 @@ void Rows::multiply(const Weights& weights,
                     void* y) const {
   size_t begin = size_t(first) * form_.in();
   Weights w = weights;
-  if (form_.int8) {
-    if (count > kPackedInt8Rows) {
-      w.packed = nullptr;
-    }
+  if (count > form_.plan.packed_rows) {
+    w.packed = nullptr;
+  }
+  float* scratch = thread_scratch();
+  if (form_.plan.int8) {
     size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
     isa_.int8.multiply(
         w,
@@ -150,16 +139,21 @@ void Rows::multiply(const Weights& weights,
         range,
         dtype,
         y,
-        thread_scratch());
-    return;
-  }
-  const float* x = floats_ + begin;
-  float* scratch = thread_scratch();
-  if (form_.transpose) {
-    isa_.kernels.multiply(
-        w, x, count, form_.few_rows, range, dtype, y, scratch);
+        scratch);
+  } else if (form_.transpose) {
+    bool decode = count <= form_.plan.few_rows;
+    bool whole_rows = count <= form_.plan.whole_rows;
+    isa_.kernels.multiply(w,
+                          floats_ + begin,
+                          count,
+                          {decode, whole_rows},
+                          range,
+                          dtype,
+                          y,
+                          scratch);
   } else {
-    isa_.kernels.multiply_columns(w, x, count, range, dtype, y, scratch);
+    isa_.kernels.multiply_columns(
+        w, floats_ + begin, count, range, dtype, y, scratch);
   }
 }
 

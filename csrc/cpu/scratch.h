@@ -1,4 +1,4 @@
-// Floats that a thread keeps for its next call.
+// Memory that a thread keeps for its next call.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 
 namespace nibble::cpu {
 
-// Grows to the most that was asked for. A second call by the same thread
-// takes back what the first one gave.
+// Returns `count` floats. The memory grows to the largest count so far. A
+// second call by the same thread returns the same memory.
 inline float* thread_floats(size_t count) {
   struct Free {
     void operator()(float* p) const {

@@ -1,5 +1,5 @@
-// The SIMD facade over AVX2, FMA and F16C. Every intrinsic of these is in this
-// file; include it only from files compiled for them.
+// The SIMD facade over AVX2, FMA and F16C. All their intrinsics are in this
+// file. Include it only from files that are compiled for them.
 #pragma once
 
 #include <immintrin.h>
@@ -18,10 +18,10 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   // 4 weight rows x 3 activation rows: 12 of 16 registers.
   static constexpr int kTileRows = 3;
-  // Weight rows of a tile that decodes.
+  // Weight rows in a tile that decodes.
   static constexpr int decode_rows(int) { return 4; }
-  // Up to here, decoding again for each tile is faster than storing what was
-  // decoded.
+  // Up to this number of rows, decoding again for each tile is faster than
+  // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
 
   static F zero() { return _mm256_setzero_ps(); }
@@ -30,7 +30,7 @@ struct Avx2 {
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 
-  // out[0:4] = the sum of the lanes of each.
+  // out[0:4] = the sums of the lanes of a, b, c and d.
   static void sum4(F a, F b, F c, F d, float* out) {
     F all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(
@@ -38,7 +38,7 @@ struct Avx2 {
         _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
   }
 
-  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  // The sums of v[0:8] lane by lane, in the order in which sum4 adds lanes.
   static F sum_across(const F (&v)[kLanes]) {
     return add(add(add(v[0], v[1]), add(v[2], v[3])),
                add(add(v[4], v[5]), add(v[6], v[7])));
@@ -48,13 +48,13 @@ struct Avx2 {
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
-  // NaN where b is.
+  // NaN where b is NaN.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F round(F v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n, set1(127))), 23));
@@ -125,20 +125,20 @@ struct Avx2 {
   }
 
   // ---- codes ------------------------------------------------------------
-  template <int kBits>
+  template <class Q>
   struct Group {
     F scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {set1(scale), set1(bias)};
   }
 
-  // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
-    return fma(_mm256_cvtepi32_ps(codes<kBits>(p)), g.scale, g.bias);
+  // Returns the values of the next 8 codes, kBits bytes at p.
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    return fma(numbers<Q>(codes<Q::kBits>(p)), g.scale, g.bias);
   }
 
   template <int kBits>
@@ -149,7 +149,7 @@ struct Avx2 {
     return v;
   }
 
-  // The place in code order of a vector's code number `at`.
+  // Returns the place in code order of a vector's code number `at`.
   template <int kBits>
   static constexpr int lane_of(int at) {
     return at;
@@ -175,7 +175,7 @@ struct Avx2 {
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I int_add(I a, I b) { return _mm256_add_epi32(a, b); }
 
-  // The first `count` words at p, zero beyond.
+  // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     if (count >= kLanes) {
       return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -184,8 +184,8 @@ struct Avx2 {
                                  first_lanes(count));
   }
 
-  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
-  // turns a's and b's; and the odd ones.
+  // a and b as blocks of kBlock lanes, numbered from 0: the even blocks, one of
+  // a, one of b, and so on; and the odd blocks.
   template <int kBlock>
   static I even_blocks(I a, I b) {
     if constexpr (kBlock == 1) {
@@ -207,14 +207,14 @@ struct Avx2 {
     }
   }
 
-  // Every lane = the 4 bytes at p.
+  // Returns the 4 bytes at p in every lane.
   static I broadcast4(const int8_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm256_set1_epi32(word);
   }
 
-  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  // Code number kPart of each byte, which has 8 / kBits codes.
   template <int kBits, int kPart>
   static I byte_codes(I v) {
     if constexpr (kBits == 8) {
@@ -224,12 +224,12 @@ struct Avx2 {
                             _mm256_set1_epi8((1 << kBits) - 1));
   }
 
-  // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  // The number of code kCode in each lane's word.
+  template <class Q, int kCode>
   static F code(I words) {
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
-                         _mm256_set1_epi32((1 << kBits) - 1)));
+    constexpr int kBits = Q::kBits;
+    return numbers<Q>(_mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
+                                       _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -238,7 +238,8 @@ struct Avx2 {
   static I dot4(I sum, I codes, I x) {
     I ones = _mm256_set1_epi16(1);
     if constexpr (kBits == 8) {
-      // Pairs of products must fit 16 bits: the highest bit apart.
+      // Sums of two products must fit into 16 bits, so the highest bit is
+      // multiplied separately.
       I high =
           _mm256_and_si256(_mm256_srli_epi32(codes, 7), _mm256_set1_epi8(1));
       sum = _mm256_add_epi32(sum,
@@ -291,7 +292,7 @@ struct Avx2 {
     std::memcpy(out, &codes, sizeof(codes));
   }
 
-  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     return _mm256_max_epi32(best,
                             _mm256_and_si256(_mm256_castps_si256(v),
@@ -308,6 +309,11 @@ struct Avx2 {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Avx2>(codes);
+  }
+
   static I first_lanes(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count),
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -336,7 +342,7 @@ struct Avx2 {
       } else if constexpr (kBits == 4) {
         words = _mm256_set1_epi32(read<uint32_t>(p));
       } else {
-        // Lanes whose code reaches beyond the first 4 bytes read the last 4.
+        // Lanes whose code extends beyond the first 4 bytes read the last 4.
         constexpr int kSkipped = 8 * (kBits - 4);
         constexpr int kLate = kBits == 5 ? 0xc0 : 0xe0;
         words =

@@ -1,4 +1,4 @@
-// AVX2 with AVX-VNNI, whose instruction multiplies and adds 4 bytes a lane.
+// AVX2 with AVX-VNNI: one instruction multiplies and adds 4 bytes a lane.
 #pragma once
 
 #include "csrc/cpu/simd_avx2.h"

@@ -1,5 +1,5 @@
-// The SIMD facade over AVX-512 (F, BW, DQ, VL). Every intrinsic of this
-// instruction set is in this file; include it only from files compiled for it.
+// The SIMD facade over AVX-512 (F, BW, DQ, VL). All its intrinsics are in this
+// file. Include it only from files that are compiled for it.
 #pragma once
 
 #include <immintrin.h>
@@ -16,13 +16,13 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   static constexpr int kLanes = 16;
-  // Accumulators of a tile are weight rows x activation rows. 4 x 6 leaves
-  // 8 of the 32 registers for weights, tables and one activation.
+  // The accumulators of a tile are weight rows x activation rows. 4 x 6 leave 8
+  // of the 32 registers for weights, tables and one activation.
   static constexpr int kTileRows = 6;
-  // Weight rows of a tile that decodes: up to 8 hide the latency of an FMA.
+  // Weight rows in a tile that decodes: up to 8 hide the latency of an FMA.
   static constexpr int decode_rows(int M) { return M <= 2 ? 8 : 4; }
-  // Up to here, decoding again for each tile is faster than storing what was
-  // decoded (measured on Zen 5).
+  // Up to this number of rows, decoding again for each tile is faster than
+  // storing decoded weights (measured on Zen 5).
   static constexpr int kFewRows = 4 * kTileRows;
 
   static F zero() { return _mm512_setzero_ps(); }
@@ -31,7 +31,7 @@ struct Avx512 {
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 
-  // out[0:4] = the sum of the lanes of each.
+  // out[0:4] = the sums of the lanes of a, b, c and d.
   static void sum4(F a, F b, F c, F d, float* out) {
     F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -45,7 +45,7 @@ struct Avx512 {
                              _mm256_extractf128_ps(half, 1)));
   }
 
-  // The sums of v[0:16] in the order in which sum4 adds lanes, lane by lane.
+  // The sums of v[0:16] lane by lane, in the order in which sum4 adds lanes.
   static F sum_across(const F (&v)[kLanes]) {
     F quarter[4];
     for (int q = 0; q < 4; ++q) {
@@ -59,11 +59,11 @@ struct Avx512 {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  // NaN where b is.
+  // NaN where b is NaN.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F round(F v) { return _mm512_roundscale_ps(v, 0); }
-  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n, set1(127))), 23));
@@ -112,38 +112,39 @@ struct Avx512 {
   }
 
   // ---- codes ------------------------------------------------------------
-  // What turns a group's codes into values: up to 4 bits a register that
-  // holds all of the group's values, so that decoding is one permutation;
-  // 5 bits two of them; beyond, scale and bias.
-  template <int kBits>
+  // Turns a group's codes into values. Up to 4 bits, a register has all values
+  // of the group, so that decoding is one permutation; with 5 bits, two
+  // registers have them. Wider codes use scale and bias.
+  template <class Q>
   struct Group {
     F first, second;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
+    constexpr int kBits = Q::kBits;
     F s = set1(scale), b = set1(bias);
     if constexpr (kBits > 5) {
       return {s, b};
     }
-    // vpermps looks at the low 4 bits of an index only: 2 and 3 bits repeat.
+    // vpermps reads only the low 4 bits of an index: 2 and 3 bits repeat.
     constexpr int kMask = (1 << kBits) - 1;
-    F codes = _mm512_cvtepi32_ps(
-        _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask)));
-    F first = fma(codes, s, b);
+    I codes = _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask));
+    F first = fma(numbers<Q>(codes), s, b);
     if constexpr (kBits < 5) {
       return {first, first};
     }
-    return {first, fma(_mm512_cvtepi32_ps(iota(16, 1)), s, b)};
+    return {first, fma(numbers<Q>(iota(16, 1)), s, b)};
   }
 
-  // The values of the next 16 codes, 2 * kBits bytes at p, in code order.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  // Returns the values of the next 16 codes, 2 * kBits bytes at p, in code
+  // order.
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     if constexpr (kBits == 8) {
       __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      return fma(
-          _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
+      return fma(numbers<Q>(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
     }
     __m512i codes = shifted_codes<kBits>(p);
     if constexpr (kBits < 5) {
@@ -152,12 +153,12 @@ struct Avx512 {
       return _mm512_permutex2var_ps(g.first, codes, g.second);
     } else {
       codes = _mm512_and_si512(codes, _mm512_set1_epi32((1 << kBits) - 1));
-      return fma(_mm512_cvtepi32_ps(codes), g.first, g.second);
+      return fma(numbers<Q>(codes), g.first, g.second);
     }
   }
 
-  // Code order is natural but for 4 bits, whose 64 bits broadcast put code
-  // (j % 2) * 8 + j / 2 into lane j.
+  // Code order is natural except for 4 bits. There, a broadcast of 64 bits puts
+  // code (j % 2) * 8 + j / 2 into lane j.
   template <int kBits>
   static constexpr bool kNatural = kBits != 4;
 
@@ -171,7 +172,7 @@ struct Avx512 {
         v);
   }
 
-  // The place in code order of a vector's code number `at`.
+  // Returns the place in code order of a vector's code number `at`.
   template <int kBits>
   static constexpr int lane_of(int at) {
     return kNatural<kBits> ? at : at % 8 * 2 + at / 8;
@@ -198,14 +199,14 @@ struct Avx512 {
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I int_add(I a, I b) { return _mm512_add_epi32(a, b); }
 
-  // The first `count` words at p, zero beyond.
+  // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     return _mm512_maskz_loadu_epi32(
         static_cast<__mmask16>((uint32_t{1} << count) - 1), p);
   }
 
-  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
-  // turns a's and b's; and the odd ones.
+  // a and b as blocks of kBlock lanes, numbered from 0: the even blocks, one of
+  // a, one of b, and so on; and the odd blocks.
   template <int kBlock>
   static I even_blocks(I a, I b) {
     if constexpr (kBlock == 1) {
@@ -231,14 +232,14 @@ struct Avx512 {
     }
   }
 
-  // Every lane = the 4 bytes at p.
+  // Returns the 4 bytes at p in every lane.
   static I broadcast4(const int8_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm512_set1_epi32(word);
   }
 
-  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  // Code number kPart of each byte, which has 8 / kBits codes.
   template <int kBits, int kPart>
   static I byte_codes(I v) {
     if constexpr (kBits == 8) {
@@ -248,19 +249,20 @@ struct Avx512 {
                             _mm512_set1_epi8((1 << kBits) - 1));
   }
 
-  // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  // The number of code kCode in each lane's word.
+  template <class Q, int kCode>
   static F code(I words) {
+    constexpr int kBits = Q::kBits;
     if constexpr (kCode > 0) {
       words = _mm512_srli_epi32(words, kCode * kBits);
     }
     I mask = _mm512_set1_epi32((1 << kBits) - 1);
     if constexpr (kBits < 5) {
-      // vpermps looks at the low 4 bits of an index only: 2 bits repeat.
+      // vpermps reads only the low 4 bits of an index: 2 bits repeat.
       return _mm512_permutexvar_ps(
-          words, _mm512_cvtepi32_ps(_mm512_and_si512(iota(0, 1), mask)));
+          words, numbers<Q>(_mm512_and_si512(iota(0, 1), mask)));
     }
-    return _mm512_cvtepi32_ps(_mm512_and_si512(words, mask));
+    return numbers<Q>(_mm512_and_si512(words, mask));
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -269,7 +271,8 @@ struct Avx512 {
   static I dot4(I sum, I codes, I x) {
     I ones = _mm512_set1_epi16(1);
     if constexpr (kBits == 8) {
-      // Pairs of products must fit 16 bits: the highest bit apart.
+      // Sums of two products must fit into 16 bits, so the highest bit is
+      // multiplied separately.
       I high =
           _mm512_and_si512(_mm512_srli_epi32(codes, 7), _mm512_set1_epi8(1));
       sum = _mm512_add_epi32(sum,
@@ -336,7 +339,7 @@ struct Avx512 {
     std::memcpy(out, &codes, sizeof(codes));
   }
 
-  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     return _mm512_max_epi32(best,
                             _mm512_and_si512(_mm512_castps_si512(v),
@@ -350,6 +353,11 @@ struct Avx512 {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Avx512>(codes);
+  }
+
   static __m512i iota(int start, int step) {
     __m512i lanes =
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -357,7 +365,7 @@ struct Avx512 {
                             _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)));
   }
 
-  // Each lane's code in its low bits, something else above.
+  // Returns each lane's code in its low bits; the bits above are undefined.
   template <int kBits>
   static __m512i shifted_codes(const uint8_t* p) {
     if constexpr (kBits == 2) {
@@ -372,8 +380,8 @@ struct Avx512 {
           _mm512_setr_epi32(
               0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28));
     } else {
-      // 16 codes are kBits 16-bit words. Each lane takes the 4 bytes from
-      // the one its code begins in; past the end there is only zero.
+      // 16 codes are kBits 16-bit words. Each lane takes 4 bytes, from the byte
+      // in which its code begins. Bytes beyond the end are zero.
       __m512i bytes =
           _mm512_broadcast_i32x4(_mm_maskz_loadu_epi16((1 << kBits) - 1, p));
       __m512i bit = iota(0, kBits);

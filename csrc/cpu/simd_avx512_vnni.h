@@ -1,4 +1,4 @@
-// AVX-512 with VNNI, whose instruction multiplies and adds 4 bytes a lane.
+// AVX-512 with VNNI: one instruction multiplies and adds 4 bytes a lane.
 #pragma once
 
 #include "csrc/cpu/simd_avx512.h"

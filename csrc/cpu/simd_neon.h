@@ -1,6 +1,6 @@
-// The SIMD facade over NEON, as every 64-bit Arm has it. Every intrinsic of it
-// is in this file. A vector of 8 lanes is two registers: 8 codes are whole
-// bytes whatever their width.
+// The SIMD facade over NEON, as every 64-bit Arm has it. All its intrinsics are
+// in this file. A vector of 8 lanes is two registers: 8 codes of every width
+// are whole bytes.
 #pragma once
 
 #include <arm_neon.h>
@@ -23,10 +23,10 @@ struct Neon {
   static constexpr int kLanes = 8;
   // 4 weight rows x 3 activation rows: 24 of 32 registers.
   static constexpr int kTileRows = 3;
-  // Weight rows of a tile that decodes.
+  // Weight rows in a tile that decodes.
   static constexpr int decode_rows(int) { return 4; }
-  // Up to here, decoding again for each tile is faster than storing what was
-  // decoded.
+  // Up to this number of rows, decoding again for each tile is faster than
+  // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
 
   static F zero() { return set1(0); }
@@ -40,14 +40,14 @@ struct Neon {
     return {vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi)};
   }
 
-  // out[0:4] = the sum of the lanes of each.
+  // out[0:4] = the sums of the lanes of a, b, c and d.
   static void sum4(F a, F b, F c, F d, float* out) {
     float32x4_t ab = vpaddq_f32(vaddq_f32(a.lo, a.hi), vaddq_f32(b.lo, b.hi));
     float32x4_t cd = vpaddq_f32(vaddq_f32(c.lo, c.hi), vaddq_f32(d.lo, d.hi));
     vst1q_f32(out, vpaddq_f32(ab, cd));
   }
 
-  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  // The sums of v[0:8] lane by lane, in the order in which sum4 adds lanes.
   static F sum_across(const F (&v)[kLanes]) {
     return add(add(add(v[0], v[4]), add(v[1], v[5])),
                add(add(v[2], v[6]), add(v[3], v[7])));
@@ -63,7 +63,7 @@ struct Neon {
   static F div(F a, F b) {
     return {vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)};
   }
-  // b where one of them is NaN.
+  // Returns b if one of them is NaN.
   static F max(F a, F b) {
     return {vbslq_f32(vcgtq_f32(a.lo, b.lo), a.lo, b.lo),
             vbslq_f32(vcgtq_f32(a.hi, b.hi), a.hi, b.hi)};
@@ -73,7 +73,7 @@ struct Neon {
             vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
   }
   static F round(F v) { return {vrndnq_f32(v.lo), vrndnq_f32(v.hi)}; }
-  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     auto power = [](float32x4_t n) {
       int32x4_t exponent = vcvtq_s32_f32(vaddq_f32(n, vdupq_n_f32(127)));
@@ -123,19 +123,20 @@ struct Neon {
   }
 
   // ---- codes ------------------------------------------------------------
-  template <int kBits>
+  template <class Q>
   struct Group {
     float32x4_t scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {vdupq_n_f32(scale), vdupq_n_f32(bias)};
   }
 
-  // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  // Returns the values of the next 8 codes, kBits bytes at p.
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     uint32x4_t lo, hi;
     if constexpr (kBits == 8) {
       uint16x8_t v = vmovl_u8(vld1_u8(p));
@@ -161,8 +162,8 @@ struct Neon {
       lo = vandq_u32(vshlq_u32(vdupq_n_u32(first), vld1q_s32(kLo)), mask);
       hi = vandq_u32(vshlq_u32(vdupq_n_u32(last), vld1q_s32(kHi)), mask);
     }
-    return {vfmaq_f32(g.bias, vcvtq_f32_u32(lo), g.scale),
-            vfmaq_f32(g.bias, vcvtq_f32_u32(hi), g.scale)};
+    F v = numbers<Q>({vreinterpretq_s32_u32(lo), vreinterpretq_s32_u32(hi)});
+    return {vfmaq_f32(g.bias, v.lo, g.scale), vfmaq_f32(g.bias, v.hi, g.scale)};
   }
 
   template <int kBits>
@@ -173,7 +174,7 @@ struct Neon {
     return v;
   }
 
-  // The place in code order of a vector's code number `at`.
+  // Returns the place in code order of a vector's code number `at`.
   template <int kBits>
   static constexpr int lane_of(int at) {
     return at;
@@ -202,7 +203,7 @@ struct Neon {
     return {vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi)};
   }
 
-  // The first `count` words at p, zero beyond.
+  // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     if (count >= kLanes) {
       return {words(p), words(p + 16)};
@@ -212,8 +213,8 @@ struct Neon {
     return int_load(part);
   }
 
-  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
-  // turns a's and b's; and the odd ones.
+  // a and b as blocks of kBlock lanes, numbered from 0: the even blocks, one of
+  // a, one of b, and so on; and the odd blocks.
   template <int kBlock>
   static I even_blocks(I a, I b) {
     if constexpr (kBlock == 1) {
@@ -235,14 +236,14 @@ struct Neon {
     }
   }
 
-  // Every lane = the 4 bytes at p.
+  // Returns the 4 bytes at p in every lane.
   static I broadcast4(const int8_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return {vdupq_n_s32(word), vdupq_n_s32(word)};
   }
 
-  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  // Code number kPart of each byte, which has 8 / kBits codes.
   template <int kBits, int kPart>
   static I byte_codes(I v) {
     if constexpr (kBits == 8) {
@@ -259,17 +260,18 @@ struct Neon {
     return {codes(v.lo), codes(v.hi)};
   }
 
-  // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  // The number of code kCode in each lane's word.
+  template <class Q, int kCode>
   static F code(I words) {
+    constexpr int kBits = Q::kBits;
     auto codes = [](int32x4_t half) {
       uint32x4_t v = vreinterpretq_u32_s32(half);
       if constexpr (kCode > 0) {
         v = vshrq_n_u32(v, kCode * kBits);
       }
-      return vcvtq_f32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
+      return vreinterpretq_s32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
     };
-    return {codes(words.lo), codes(words.hi)};
+    return numbers<Q>({codes(words.lo), codes(words.hi)});
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -328,7 +330,7 @@ struct Neon {
     }
   }
 
-  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     return {vmaxq_s32(best.lo, vreinterpretq_s32_f32(vabsq_f32(v.lo))),
             vmaxq_s32(best.hi, vreinterpretq_s32_f32(vabsq_f32(v.hi)))};
@@ -342,6 +344,11 @@ struct Neon {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Neon>(codes);
+  }
+
   template <typename Word>
   static uint32_t read(const uint8_t* p) {
     Word word;

@@ -19,7 +19,7 @@ struct NeonDotprod : Neon {
     int8x16_t a = vreinterpretq_s8_s32(x);
     int8x16_t q = vreinterpretq_s8_s32(codes);
     if constexpr (kBits == 8) {
-      // As signed bytes codes are 128 too small, or 64 twice.
+      // As signed bytes, codes are 128 too small: twice 64.
       q = veorq_s8(q, vdupq_n_s8(-128));
       int8x16_t missing = vdupq_n_s8(64);
       sum = vdotq_s32(vdotq_s32(sum, missing, a), missing, a);

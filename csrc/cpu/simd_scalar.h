@@ -1,5 +1,5 @@
-// The SIMD facade in plain C++: 8 lanes are an array, for machines that have
-// none of the instruction sets we know. Compilers make what they can of it.
+// The SIMD facade in plain C++, for machines without a supported instruction
+// set. 8 lanes are an array, which compilers may vectorize.
 #pragma once
 
 #include <bit>
@@ -15,10 +15,10 @@ namespace {
 struct Scalar {
   static constexpr int kLanes = 8;
   static constexpr int kTileRows = 2;
-  // Weight rows of a tile that decodes.
+  // Weight rows in a tile that decodes.
   static constexpr int decode_rows(int M) { return M <= 1 ? 4 : 2; }
-  // Up to here, decoding again for each tile is faster than storing what was
-  // decoded.
+  // Up to this number of rows, decoding again for each tile is faster than
+  // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
 
   struct F {
@@ -53,7 +53,7 @@ struct Scalar {
     return out;
   }
 
-  // out[0:4] = the sum of the lanes of each.
+  // out[0:4] = the sums of the lanes of a, b, c and d.
   static void sum4(F a, F b, F c, F d, float* out) {
     const F* all[] = {&a, &b, &c, &d};
     for (int i = 0; i < 4; ++i) {
@@ -63,7 +63,7 @@ struct Scalar {
     }
   }
 
-  // The sums of v[0:8] in the order in which sum4 adds lanes, lane by lane.
+  // The sums of v[0:8] lane by lane, in the order in which sum4 adds lanes.
   static F sum_across(const F (&v)[kLanes]) {
     return add(add(add(v[0], v[4]), add(v[1], v[5])),
                add(add(v[2], v[6]), add(v[3], v[7])));
@@ -78,7 +78,7 @@ struct Scalar {
   static F div(F a, F b) {
     return by_lane([&](int i) { return a.lane[i] / b.lane[i]; });
   }
-  // NaN where b is.
+  // NaN where b is NaN.
   static F max(F a, F b) {
     return by_lane(
         [&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -87,11 +87,11 @@ struct Scalar {
     return by_lane(
         [&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
-  // Of up to 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+  // For |v| up to 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
   static F round(F v) {
     return by_lane([&](int i) { return (v.lane[i] + 0x1.8p23f) - 0x1.8p23f; });
   }
-  // 2^n of an integral n from -126 to 127; 0 if n is -127.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return by_lane([&](int i) {
       return std::bit_cast<float>(static_cast<int32_t>(n.lane[i] + 127) << 23);
@@ -128,27 +128,29 @@ struct Scalar {
     }
   }
 
-  template <int kBits>
+  template <class Q>
   struct Group {
     float scale, bias;
   };
 
-  template <int kBits>
-  static Group<kBits> group(float scale, float bias) {
+  template <class Q>
+  static Group<Q> group(float scale, float bias) {
     return {scale, bias};
   }
 
-  // The values of the next 8 codes, kBits bytes at p.
-  template <int kBits>
-  static F decode(const uint8_t* p, const Group<kBits>& g) {
+  // Returns the values of the next 8 codes, kBits bytes at p.
+  template <class Q>
+  static F decode(const uint8_t* p, const Group<Q>& g) {
+    constexpr int kBits = Q::kBits;
     uint64_t codes = 0;
     std::memcpy(&codes, p, kBits);
-    F out;
+    I each;
     for (int i = 0; i < kLanes; ++i) {
-      uint64_t code = codes >> (i * kBits) & ((1 << kBits) - 1);
-      out.lane[i] = static_cast<float>(code) * g.scale + g.bias;
+      each.lane[i] =
+          static_cast<int32_t>(codes >> (i * kBits) & ((1 << kBits) - 1));
     }
-    return out;
+    F v = numbers<Q>(each);
+    return by_lane([&](int i) { return v.lane[i] * g.scale + g.bias; });
   }
 
   template <int kBits>
@@ -159,7 +161,7 @@ struct Scalar {
     return v;
   }
 
-  // The place in code order of a vector's code number `at`.
+  // Returns the place in code order of a vector's code number `at`.
   template <int kBits>
   static constexpr int lane_of(int at) {
     return at;
@@ -195,15 +197,15 @@ struct Scalar {
     return a;
   }
 
-  // The first `count` words at p, zero beyond.
+  // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     I out{};
     std::memcpy(&out, p, 4 * count);
     return out;
   }
 
-  // Of a and b as blocks of kBlock lanes, numbered from 0: the even ones, in
-  // turns a's and b's; and the odd ones.
+  // a and b as blocks of kBlock lanes, numbered from 0: the even blocks, one of
+  // a, one of b, and so on; and the odd blocks.
   template <int kBlock>
   static I even_blocks(I a, I b) {
     for (int i = 0; i < kLanes; ++i) {
@@ -219,7 +221,7 @@ struct Scalar {
     return b;
   }
 
-  // Every lane = the 4 bytes at p.
+  // Returns the 4 bytes at p in every lane.
   static I broadcast4(const int8_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
@@ -228,7 +230,7 @@ struct Scalar {
     return out;
   }
 
-  // Of bytes that hold 8 / kBits codes each, the code number kPart.
+  // Code number kPart of each byte, which has 8 / kBits codes.
   template <int kBits, int kPart>
   static I byte_codes(I v) {
     for (int32_t& lane : v.lane) {
@@ -239,13 +241,15 @@ struct Scalar {
     return v;
   }
 
-  // The code number kCode of each lane's word, as a float.
-  template <int kBits, int kCode>
+  // The number of code kCode in each lane's word.
+  template <class Q, int kCode>
   static F code(I words) {
-    return by_lane([&](int i) {
-      uint32_t word = static_cast<uint32_t>(words.lane[i]);
-      return static_cast<float>(word >> (kCode * kBits) & ((1 << kBits) - 1));
-    });
+    constexpr int kBits = Q::kBits;
+    for (int32_t& lane : words.lane) {
+      lane = static_cast<int32_t>(
+          static_cast<uint32_t>(lane) >> (kCode * kBits) & ((1 << kBits) - 1));
+    }
+    return numbers<Q>(words);
   }
 
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
@@ -285,7 +289,7 @@ struct Scalar {
     }
   }
 
-  // best = max(best, the bits of |v|), by which a NaN is the greatest.
+  // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     I bits;
     std::memcpy(&bits, &v, sizeof(bits));
@@ -298,8 +302,8 @@ struct Scalar {
 
   static void int_store(int32_t* p, I v) { std::memcpy(p, &v, sizeof(v)); }
 
-  // out[0:8] = v rounded to the nearest integers, ties to even. |v| < 2^22;
-  // beyond, and for NaN, anything.
+  // out[0:8] = v rounded to the nearest integers, ties to even. Undefined for
+  // |v| >= 2^22 and for NaN.
   static void round_to_bytes(F v, int8_t* out) {
     for (int i = 0; i < kLanes; ++i) {
       // At 1.5 * 2^23 the unit in the last place is 1.
@@ -311,6 +315,11 @@ struct Scalar {
   }
 
  private:
+  template <class Q>
+  static F numbers(I codes) {
+    return Q::template numbers<Scalar>(codes);
+  }
+
   template <typename Fn>
   static F by_lane(Fn&& fn) {
     F out;

@@ -23,9 +23,9 @@
 namespace nibble::cpu {
 namespace {
 
-// A worker looks for more work for this long before it sleeps. Waking a
-// sleeper costs some 10 to 50 us, and the products of one layer of a small
-// model follow each other within that.
+// A worker waits actively for this time before it sleeps. To wake a thread
+// costs some 10 to 50 us, and the products of one layer of a small model follow
+// each other within that time.
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int kMaxThreads = 1024;
 
@@ -75,7 +75,7 @@ class Pool {
         threads_.emplace_back([this] { work(); });
       }
     } catch (const std::system_error&) {
-      // The system gives no more threads: those that there are do the work.
+      // The system gives no more threads: the existing ones do the work.
     }
   }
 
@@ -88,7 +88,7 @@ class Pool {
     }
   }
 
-  // False if another caller has the pool.
+  // Returns false if another caller uses the pool.
   bool run(int count, void (*body)(void*, int), void* context) {
     std::unique_lock lock(caller_, std::try_to_lock);
     if (!lock.owns_lock()) {
@@ -103,7 +103,7 @@ class Pool {
       epoch_.notify_all();
     }
     take();
-    // A worker that slept through it all is not waited for.
+    // A worker that is still asleep is not waited for.
     next_ = kClosed;
     for (int tries = 0; active_ > 0; ++tries) {
       if (tries < 1000) {
@@ -116,7 +116,7 @@ class Pool {
   }
 
  private:
-  // What next_ is at while there is no work: no item has this number.
+  // The value of next_ while there is no work: no item has this number.
   static constexpr int kClosed = 1 << 30;
 
   void take() {
@@ -133,8 +133,8 @@ class Pool {
       if (stop_) {
         return;
       }
-      // In this order: a caller that has closed next_ and then finds active_
-      // at 0 knows that nobody will look at the other members.
+      // The order matters: if a caller has closed next_ and then finds active_
+      // at 0, no worker will read the other members.
       active_.fetch_add(1);
       take();
       active_.fetch_sub(1);
@@ -164,13 +164,13 @@ class Pool {
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   int count_ = 0;
-  alignas(64) std::atomic<uint32_t> epoch_ = 0;  // how many calls began
-  alignas(64) std::atomic<int> next_ = kClosed;  // the item to be taken next
+  alignas(64) std::atomic<uint32_t> epoch_ = 0;  // number of calls so far
+  alignas(64) std::atomic<int> next_ = kClosed;  // the next item
   alignas(64) std::atomic<int> active_ = 0;      // workers that take items
 };
 
-// Started at the first use, joined at exit. A forked child has none of its
-// parent's threads: it forgets the pool and starts its own.
+// The pool starts at its first use and is joined at exit. A forked child has
+// none of its parent's threads, so it forgets the pool and starts its own.
 class LazyPool {
  public:
   ~LazyPool() { delete pool_.exchange(nullptr); }

@@ -3,15 +3,15 @@
 
 namespace nibble::cpu {
 
-// Threads that work on one call, the caller's included: as many as the
-// process may run on, or NIBBLE_NUM_THREADS. Throws std::invalid_argument if
-// that is not a positive integer.
+// Returns the number of threads for one call, with the calling thread: the CPUs
+// that the process may use, or NIBBLE_NUM_THREADS. Throws std::invalid_argument
+// if that is not a positive integer.
 int thread_count();
 
 // Calls body(context, i) for each i < count, on the pool and the calling
-// thread, and returns when all are done. While another caller has the pool,
-// the calling thread does it all alone: there are never more threads at work
-// than callers and pool together. body must not throw.
+// thread, and returns when all are done. While another caller uses the pool,
+// the calling thread does everything: there are never more busy threads than
+// callers and pool together. body must not throw.
 void parallel_for(int count, void (*body)(void* context, int i), void* context);
 
 // The same for a callable.

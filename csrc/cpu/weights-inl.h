@@ -1,25 +1,11 @@
-// Reading weights: 16-bit floats, the scales and biases of groups, decoding.
-// V is a SIMD facade, here and in the files that include this one.
+// Reading weights: decoding rows, and rounding results to 16-bit floats.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
-#include "csrc/cpu/kernels.h"
+#include "csrc/cpu/params-inl.h"
 
 namespace nibble::cpu {
 namespace {
-
-template <class V, Dtype kDtype>
-void to_floats(const uint8_t* p, int count, float* out) {
-  constexpr int kSize = size_of(kDtype);
-  int i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) {
-    V::store(out + i, V::template load_as_float<kDtype>(p + i * kSize));
-  }
-  if (i < count) {  // out has room for whole vectors
-    V::store(out + i,
-             V::template load_as_float<kDtype>(p + i * kSize, count - i));
-  }
-}
 
 template <class V, Dtype kDtype>
 void round_floats(const float* v, int count, uint8_t* out) {
@@ -41,39 +27,17 @@ void round_floats(Dtype dtype, const float* v, int count, uint8_t* out) {
   });
 }
 
-// The scales and biases of a weight row between two columns, as fp32.
-template <class V, Dtype kDtype>
-void read_params(
-    const Weights& w, int row, Range columns, float* scales, float* biases) {
-  constexpr size_t kSize = size_of(kDtype);
-  int group_size = w.format.group_size;
-  int count = (columns.end - columns.begin) / group_size;
-  size_t at = (row * static_cast<size_t>(w.K / group_size) +
-               columns.begin / group_size) *
-              kSize;
-  to_floats<V, kDtype>(w.scales + at, count, scales);
-  if (w.format.has_biases()) {
-    to_floats<V, kDtype>(w.biases + at, count, biases);
-    return;
-  }
-  typename V::F middle = V::set1(-static_cast<float>(1 << (w.format.bits - 1)));
-  for (int g = 0; g < count; g += V::kLanes) {
-    V::store(biases + g, V::mul(middle, V::load(scales + g)));
-  }
-}
-
-// Asks for the `count` bytes at p.
+// Prefetches the `count` bytes at p.
 inline void prefetch(const uint8_t* p, int count) {
   constexpr int kCacheLine = 64;
   for (int i = 0; i < count; i += kCacheLine) __builtin_prefetch(p + i);
 }
 
-// The same for kRows rows.
+// The scales and biases of kRows weight rows between two columns, as fp32.
 template <class V, int kRows>
 struct GroupParams {
-  static constexpr int kMax = kBlockK / 32;
-  alignas(64) float scale[kRows][kMax];
-  alignas(64) float bias[kRows][kMax];
+  alignas(64) float scale[kRows][kMostGroups];
+  alignas(64) float bias[kRows][kMostGroups];
 
   GroupParams(const Weights& w, int row, Range columns) {
     with_dtype(w.scale_dtype, [&](auto dtype) {
@@ -99,27 +63,26 @@ void by_rows(int count, Fn&& tile) {
 
 // out[r, columns] = w_hat[row + r, columns] for r < kR, in code order; rows
 // of `out` are out_stride apart.
-template <class V, int kBits, int kR>
+template <class V, class Q, int kR>
 void decode_rows(
     const Weights& w, int row, Range columns, float* out, int out_stride) {
   GroupParams<V, kR> params(w, row, columns);
-  size_t stride = bytes_of(w.K, kBits);
+  size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
-      w.codes + row * stride + bytes_of(columns.begin, kBits);
+      w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
   int group_size = w.format.group_size;
   int groups = (columns.end - columns.begin) / group_size;
   for (int r = 0; r < kR; ++r, codes += stride, out += out_stride) {
     const uint8_t* p = codes;
     float* to = out;
     for (int g = 0; g < groups; ++g) {
-      auto group =
-          V::template group<kBits>(params.scale[r][g], params.bias[r][g]);
+      auto group = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
       for (int k = 0; k < group_size; k += 32) {
 #pragma GCC unroll 8
         for (int i = 0; i < 32; i += V::kLanes) {
-          V::store(to, V::template decode<kBits>(p, group));
+          V::store(to, V::template decode<Q>(p, group));
           to += V::kLanes;
-          p += bytes_of(V::kLanes, kBits);
+          p += bytes_of(V::kLanes, Q::kBits);
         }
       }
     }

@@ -1,4 +1,4 @@
-// Reads what a GPU is from the architecture string that Metal reports.
+// Reads a GPU's generation and tier from the architecture that Metal reports.
 #pragma once
 
 #include <string_view>
@@ -7,8 +7,8 @@
 
 namespace nibble::metal {
 
-// "applegpu_g14s" -> generation 14, tier 's'. Any other string is a GPU that
-// we know nothing of: the default profile, which fits every one.
+// "applegpu_g14s" -> generation 14, tier 's'. Returns the default profile,
+// which fits every GPU, for a string of another form.
 DeviceProfile parse_architecture(std::string_view architecture);
 
 }  // namespace nibble::metal

@@ -21,72 +21,8 @@ MTL::Size to_mtl(const Dim3& d) {
   return MTL::Size(d.x, d.y, d.z);
 }
 
-// The array that a plan's operand stands for; null for those that are written.
-const mx::array* input_of(Operand operand, const Operands& operands) {
-  switch (operand) {
-    case Operand::kWeight:
-      return operands.w;
-    case Operand::kScales:
-      return operands.scales;
-    case Operand::kBiases:
-      return operands.biases;
-    case Operand::kUpWeight:
-      return operands.up_w;
-    case Operand::kUpScales:
-      return operands.up_scales;
-    case Operand::kUpBiases:
-      return operands.up_biases;
-    case Operand::kX:
-      return operands.x;
-    case Operand::kLhsIndices:
-      return operands.lhs_indices;
-    case Operand::kRhsIndices:
-      return operands.rhs_indices;
-    case Operand::kBias:
-      return operands.bias;
-    case Operand::kResidual:
-      return operands.residual;
-    case Operand::kSums:
-      return operands.sums;
-    case Operand::kWeight1:
-      return operands.joined[0].w;
-    case Operand::kScales1:
-      return operands.joined[0].scales;
-    case Operand::kBiases1:
-      return operands.joined[0].biases;
-    case Operand::kBias1:
-      return operands.joined[0].bias;
-    case Operand::kWeight2:
-      return operands.joined[1].w;
-    case Operand::kScales2:
-      return operands.joined[1].scales;
-    case Operand::kBiases2:
-      return operands.joined[1].biases;
-    case Operand::kBias2:
-      return operands.joined[1].bias;
-    case Operand::kOut:
-    case Operand::kOut1:
-    case Operand::kOut2:
-      return nullptr;
-  }
-  return nullptr;
-}
-
-mx::array* output_of(Operand operand, const Operands& operands) {
-  switch (operand) {
-    case Operand::kOut1:
-      return operands.joined[0].out;
-    case Operand::kOut2:
-      return operands.joined[1].out;
-    case Operand::kSums:
-      return operands.sums;
-    default:
-      return operands.out;
-  }
-}
-
-// Sums of which a launch writes `bytes`: the encoder keeps them until the GPU
-// is done, and lets no launch that reads them begin before.
+// A buffer of `bytes` for the sums that a launch writes. The encoder keeps it
+// until the GPU is done, and lets no launch read it before.
 mx::array temporary_sums(uint64_t bytes, mx::metal::CommandEncoder& encoder) {
   mx::Shape shape{static_cast<int>(bytes / sizeof(float))};
   mx::array sums(std::move(shape), mx::float32, nullptr, {});
@@ -95,8 +31,8 @@ mx::array temporary_sums(uint64_t bytes, mx::metal::CommandEncoder& encoder) {
   return sums;
 }
 
-// A kernel that needs many registers is given fewer threads than the device
-// has; dispatching more is undefined.
+// Throws if the plan has more threads than this pipeline allows. Metal allows
+// fewer threads to a kernel of many registers; dispatching more is undefined.
 void require_threads(MTL::ComputePipelineState* pipeline,
                      const LaunchPlan& plan) {
   uint64_t most = pipeline->maxTotalThreadsPerThreadgroup();
@@ -109,7 +45,7 @@ void require_threads(MTL::ComputePipelineState* pipeline,
   }
 }
 
-// Binds what follows the buffers, and runs.
+// Binds the parameters and the threadgroup memory, and dispatches.
 void dispatch(const LaunchPlan& plan,
               int index,
               mx::metal::CommandEncoder& encoder) {
@@ -122,8 +58,8 @@ void dispatch(const LaunchPlan& plan,
                                 to_mtl(plan.threads));
 }
 
-// `a`, or a copy of it if it begins off the boundary that kernels rely on: a
-// view into another array may begin at any element of it.
+// `a`, or an aligned copy. A view into another array may begin at any element,
+// but kernels need the alignment of plan_align().
 mx::array aligned(const mx::array& a,
                   mx::metal::Device& device,
                   mx::metal::CommandEncoder& encoder) {
@@ -147,34 +83,27 @@ void encode(const LaunchPlan& plan,
             mx::metal::CommandEncoder& encoder) {
   MTL::ComputePipelineState* compiled = pipeline(device, plan.kernel);
   require_threads(compiled, plan);
-  std::vector<mx::array> inputs;
+  std::vector<mx::array> arrays;
   for (Operand operand : plan.buffers) {
-    if (!plan.writes(operand)) {
-      const mx::array* input = input_of(operand, operands);
-      assert(input != nullptr);
-      inputs.push_back(aligned(*input, device, encoder));
-    }
+    const mx::array* a = operands[operand];
+    assert(a != nullptr);
+    arrays.push_back(plan.writes(operand) ? *a : aligned(*a, device, encoder));
   }
   encoder.set_compute_pipeline_state(compiled);
-  auto input = inputs.begin();
   int index = 0;
   for (Operand operand : plan.buffers) {
     if (plan.writes(operand)) {
-      mx::array* output = output_of(operand, operands);
-      assert(output != nullptr);
-      encoder.set_output_array(*output, index++);
+      encoder.set_output_array(arrays[index], index);
     } else {
-      encoder.set_input_array(*input++, index++);
+      encoder.set_input_array(arrays[index], index);
     }
+    ++index;
   }
   dispatch(plan, index, encoder);
   // MLX keeps the inputs of the node that it evaluates, not those of others.
-  for (const Operands::Joined& joined : operands.joined) {
-    for (const mx::array* a :
-         {joined.w, joined.scales, joined.biases, joined.bias}) {
-      if (a != nullptr) {
-        encoder.add_temporary(*a);
-      }
+  for (Operand operand : plan.buffers) {
+    if (is_joined(operand) && !plan.writes(operand)) {
+      encoder.add_temporary(*operands[operand]);
     }
   }
 }
@@ -199,7 +128,7 @@ void encode(const std::vector<LaunchPlan>& launches,
   for (const LaunchPlan& plan : launches) {
     if (plan.sums_bytes > 0) {
       sums = temporary_sums(plan.sums_bytes, encoder);
-      bound.sums = &*sums;
+      bound[Operand::kSums] = &*sums;
     }
     encode(plan, bound, device, encoder);
   }

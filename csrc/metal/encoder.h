@@ -1,5 +1,5 @@
-// Runs launch plans on MLX's Metal device. The same header serves elsewhere,
-// where no_metal.cpp says that there is none.
+// Runs launch plans on MLX's Metal device. Systems without Metal have the same
+// functions (no_metal.cpp), which throw.
 #pragma once
 
 #include <array>
@@ -13,44 +13,30 @@
 
 namespace nibble::metal {
 
-// The arrays that a plan's operands stand for, all row-contiguous and, `out`
-// included, allocated. A plan without an operand may leave its pointer null.
-struct Operands {
-  // Of a product beside the first, of those that one launch computes.
-  struct Joined {
-    const mlx::core::array* w = nullptr;
-    const mlx::core::array* scales = nullptr;
-    const mlx::core::array* biases = nullptr;
-    const mlx::core::array* bias = nullptr;
-    mlx::core::array* out = nullptr;
-  };
+// The arrays of a plan's operands, all row-contiguous and, outputs included,
+// allocated. Null where the plan has no such operand.
+class Operands {
+ public:
+  const mlx::core::array*& operator[](Operand operand) {
+    return arrays_[static_cast<size_t>(operand)];
+  }
+  const mlx::core::array* operator[](Operand operand) const {
+    return arrays_[static_cast<size_t>(operand)];
+  }
 
-  const mlx::core::array* w = nullptr;
-  const mlx::core::array* scales = nullptr;
-  const mlx::core::array* biases = nullptr;
-  const mlx::core::array* up_w = nullptr;
-  const mlx::core::array* up_scales = nullptr;
-  const mlx::core::array* up_biases = nullptr;
-  const mlx::core::array* x = nullptr;
-  const mlx::core::array* lhs_indices = nullptr;
-  const mlx::core::array* rhs_indices = nullptr;
-  const mlx::core::array* bias = nullptr;
-  const mlx::core::array* residual = nullptr;
-  mlx::core::array* out = nullptr;
-  std::array<Joined, 2> joined;
-  // From one launch to the next: encode() allocates it.
-  mlx::core::array* sums = nullptr;
+ private:
+  std::array<const mlx::core::array*, kOperands> arrays_{};
 };
 
-// Whether there is a GPU that the functions below can be called for.
+// True if there is a GPU, which the functions below need.
 bool is_available();
 
-// What the planner may know of `device`.
+// The properties of `device` that the planner reads.
 DeviceProfile device_profile(mlx::core::Device device);
 
 // Appends the launches to the stream's command buffer, in order; MLX commits
-// it. Throws std::runtime_error if a kernel does not compile on this machine
-// or takes fewer threads than its plan has.
+// it. Allocates kSums. Throws std::runtime_error if a kernel does not compile
+// on this machine or runs with fewer threads than its plan has.
 void encode(const std::vector<LaunchPlan>& launches,
             const Operands& operands,
             mlx::core::Stream stream);

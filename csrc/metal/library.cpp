@@ -9,8 +9,8 @@
 namespace nibble::metal {
 namespace {
 
-// MLX finds a library again by this name alone, among those of everybody who
-// uses it: so it says whose, which version, and every parameter.
+// The name names this package, its version and every parameter: MLX finds a
+// library by its name alone, among those of all packages.
 std::string library_name(const std::string& kernel) {
   return "mlx_nibble_" NIBBLE_VERSION "_" + kernel;
 }

@@ -1,4 +1,4 @@
-// From a kernel's name to the pipeline that runs it, compiled at first use.
+// Compiles kernels at their first use.
 #pragma once
 
 #include <string>
@@ -7,9 +7,9 @@
 
 namespace nibble::metal {
 
-// The pipeline of one of core's instances. Compiles the kernel's text the
-// first time; MLX keeps it for the life of the process. Throws
-// std::runtime_error with the compiler's words if Metal refuses the text.
+// The pipeline of a kernel of core's. MLX keeps it until the process ends.
+// Throws std::runtime_error with the compiler's message if Metal refuses the
+// text.
 MTL::ComputePipelineState* pipeline(mlx::core::metal::Device& device,
                                     const std::string& kernel);
 

@@ -1,4 +1,4 @@
-// The Metal executor of systems that have no Metal.
+// The Metal executor on systems without Metal.
 #include <stdexcept>
 #include <string>
 

@@ -2,10 +2,12 @@
 
 #include <cstring>
 
+#include "mlx/allocator.h"
+
 namespace nibble::bridge {
 namespace {
 
-// Copies `a` in row-major order, whatever its strides.
+// Copies `a`, of any strides, in row-major order.
 void copy_strided(const mx::array& a, std::byte* out) {
   size_t item = a.itemsize();
   const auto* base = a.data<std::byte>();

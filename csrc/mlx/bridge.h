@@ -1,59 +1,60 @@
-// Between MLX's arrays and our problems: dtypes, batches, contiguity.
+// Converts MLX's arrays to our problems: dtypes, batches, contiguity.
 #pragma once
 
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/core/dtype.h"
 #include "csrc/core/planner.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/layers.h"
-#include "csrc/cpu/matmul.h"
-#include "csrc/mlx/ops.h"
-#include "csrc/mlx/repack.h"
+#include "csrc/cpu/operands.h"
+#include "csrc/cpu/profile.h"
+#include "csrc/mlx/options.h"
 #include "mlx/array.h"
 
 namespace nibble::bridge {
 
 namespace mx = mlx::core;
 
-// nullopt for a type that our kernels do not compute in.
+// nullopt for a type that our kernels do not support.
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
 mx::Dtype to_mlx(Dtype dtype);
 
-inline cpu::Activations activations(const ops::MatmulOptions& options) {
-  return options.int8_activations ? cpu::Activations::kInt8
-                                  : cpu::Activations::kExact;
+// The plan of a product on this machine's CPU.
+template <typename Problem>
+auto cpu_plan(const Problem& problem, const ops::MatmulOptions& options) {
+  return plan_cpu(problem, cpu::profile(), options.int8_activations);
 }
 
-// How the batch dimensions `x` of activations find their weights among `w`
-// (broadcastable to x); nullopt where no (b / repeat) % count does, as in
-// x [2, 3, 4] with w [2, 1, 4].
+// The mapping of the batch dimensions `x` of activations to those of the
+// weights, `w`, which broadcast to x. nullopt if no (b / repeat) % count
+// describes it, as for x [2, 3, 4] with w [2, 1, 4].
 std::optional<Batch> match_batch(const mx::Shape& x, const mx::Shape& w);
 
 // All dimensions but the last `inner`.
 mx::Shape batch_shape(const mx::Shape& shape, int inner = 2);
 
-// Gives an array [B, heads, L, D] the memory of a row-contiguous [B, L, heads,
-// D].
+// Gives an array [B, heads, L, D] the memory layout of a row-contiguous
+// [B, L, heads, D].
 void give_head_memory(mx::array& a);
 
-// An array in the memory of another, from this byte on, row-contiguous.
+// A row-contiguous array in the memory of another, from byte `offset` on.
 mx::array view(const mx::array& memory,
                size_t offset,
                mx::Shape shape,
                mx::Dtype dtype);
 
-// The problem that x @ w poses, by the shapes that the primitive was given.
+// The problem of x @ w, from the shapes of a primitive's inputs.
 MatmulProblem matmul_problem(const mx::array& x,
                              const mx::array& w,
                              const mx::array& scales,
                              QuantFormat format,
                              bool transpose);
 
-// The problem that gather_qmm poses, by the shapes that the primitive was
-// given.
+// The problem of gather_qmm, from the shapes of a primitive's inputs.
 GatherProblem gather_problem(const mx::array& x,
                              const mx::array& w,
                              const mx::array& scales,
@@ -63,15 +64,16 @@ GatherProblem gather_problem(const mx::array& x,
                              bool sorted,
                              bool batch_invariant);
 
-// w_hat of dtype `dtype` from all matrices of w, one below the other.
+// The problem of w_hat, of type `dtype`: all matrices of w, one below the
+// other.
 DequantizeProblem dequantize_problem(const mx::array& w,
                                      const mx::array& scales,
                                      QuantFormat format,
                                      mx::Dtype dtype);
 
-// Row-contiguous bytes of an array: its own memory where it is contiguous, else
-// a copy, owned by this object. Made when a node is evaluated, which is when
-// its inputs have memory; asked for data by the task, when they have values.
+// The row-contiguous bytes of an array: its own memory if that is contiguous,
+// else a copy, which this object owns. A node constructs it during evaluation,
+// when the inputs have memory. Its task calls data(), when they have values.
 class RowContiguous {
  public:
   explicit RowContiguous(const mx::array& a);
@@ -84,48 +86,13 @@ class RowContiguous {
 
  private:
   const void* data_ = nullptr;
-  std::optional<mx::array> scattered_;  // what is to be copied
+  std::optional<mx::array> scattered_;  // the array to copy
   std::vector<std::byte> copy_;
 };
 
-// The three arrays of a quantized matrix, inputs first, first + 1, first + 2.
-class QuantizedRows {
- public:
-  QuantizedRows(const std::vector<mx::array>& inputs, int first)
-      : w_(inputs[first]),
-        scales_(inputs[first + 1]),
-        biases_(inputs[first + 2]),
-        copy_(
-            repack::find(inputs[first], inputs[first + 1], inputs[first + 2])),
-        w_size_(inputs[first].size()) {}
-
-  cpu::QuantizedOperands operands() {
-    return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
-  }
-
-  // For the products of a problem: also laid out anew, if that is wanted.
-  template <typename Problem>
-  cpu::QuantizedOperands operands(const Problem& p) {
-    cpu::QuantizedOperands o = operands();
-    if (copy_ && p.transpose) {
-      size_t words = size_t(p.N) * p.format.words_per_row(p.K);
-      o.packed = copy_->get({p.N, p.K, p.format, p.scale_dtype},
-                            static_cast<int>(w_size_ / words),
-                            o);
-    }
-    return o;
-  }
-
- private:
-  RowContiguous w_, scales_, biases_;
-  std::shared_ptr<repack::Copy> copy_;
-  size_t w_size_;
-};
-
-// The rows (last dimension) of an array [A, ..., B, D] as a grid of
-// A x ... x B: where they lie, if rows are contiguous and there are no more
-// than four dimensions; else of a copy, owned by this object. Made and asked
-// as RowContiguous.
+// The rows (last dimension) of an array [A, ..., B, D] as a grid of A x ... x
+// B. Its own memory if rows are contiguous and there are at most four
+// dimensions, else a copy, which this object owns. Used as RowContiguous.
 class StridedRows {
  public:
   explicit StridedRows(const mx::array& a);

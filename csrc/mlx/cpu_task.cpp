@@ -6,12 +6,12 @@
 namespace nibble::cpu_task {
 namespace {
 
-// The stream must not run dry while the next node is being built: that takes
-// 10 us, and a node that writes this much, 50 us at least.
+// The stream must not run dry while the next node is built, which takes 10 us.
+// A node that writes this many bytes takes at least 50 us.
 constexpr size_t kAheadBytes = size_t{4} << 20;
 
-// What is waited for may itself wait for another stream, whose work the waiting
-// thread has yet to hand over: then memory has to be spent after all.
+// The time limit of a wait. The stream may itself wait for another stream whose
+// work this thread has yet to submit. Then we must spend the memory.
 constexpr std::chrono::milliseconds kPatience{100};
 
 }  // namespace

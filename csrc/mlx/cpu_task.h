@@ -1,4 +1,4 @@
-// Work of our nodes on a stream of the CPU.
+// Runs the work of our nodes on a stream of the CPU.
 #pragma once
 
 #include <condition_variable>
@@ -13,9 +13,9 @@ namespace nibble::cpu_task {
 
 namespace mx = mlx::core;
 
-// The outputs of ours that a stream has yet to compute. MLX's evaluation
-// allocates those of some fifty nodes before the first is computed: of a long
-// prompt, the activations of seven layers, where one at a time would do.
+// The outputs of our nodes that a stream has yet to compute. MLX allocates the
+// outputs of some fifty nodes before it computes the first: for a long prompt,
+// the activations of seven layers, where one layer's would do.
 class Backlog {
  public:
   static Backlog& of(const mx::Stream& stream);
@@ -23,7 +23,7 @@ class Backlog {
   void add(size_t bytes);
   void finish(size_t bytes);
 
-  // Returns once there is little, or after a while.
+  // Returns when few bytes are left, or after a time limit.
   void wait();
 
  private:
@@ -33,8 +33,8 @@ class Backlog {
   int tasks_ = 0;
 };
 
-// Has the stream run task(), which computes `outputs`. They have memory by now;
-// MLX keeps the inputs until then.
+// Has the stream run task(), which computes `outputs`. They have memory
+// already. MLX keeps the inputs until the task is done.
 template <typename Task>
 void dispatch(const mx::Stream& stream,
               const std::vector<mx::array>& outputs,

@@ -1,6 +1,8 @@
 // The operations of mlx::core::fast, SwiGLU and logsumexp, on our CPU kernels.
-// On other devices, and for what our kernels do not hold, bad arguments
-// included, they are MLX's, chosen when the graph is built.
+// MLX's operations replace them, when the graph is built, on other devices and
+// for arguments that our kernels do not support or that are wrong.
+//
+// ops/ defines them; ops.h says why the declarations stand here.
 #pragma once
 
 #include <optional>
@@ -40,17 +42,11 @@ mx::array scaled_dot_product_attention(
     bool batch_invariant,
     mx::StreamOrDevice s);
 
-// Over the given axes, or all.
+// Over the given axes, or over all.
 mx::array logsumexp(const mx::array& a,
                     const std::optional<std::vector<int>>& axes,
                     bool keepdims,
                     mx::StreamOrDevice s);
-
-// silu(gate) * up in one node with the products that gate and up are, if they
-// are of one x and yet to be computed; nullopt if no node of ours does so.
-std::optional<mx::array> gated_products(const mx::array& gate,
-                                        const mx::array& up,
-                                        mx::StreamOrDevice s);
 
 // silu(gate) * up.
 mx::array swiglu(const mx::array& gate,

@@ -1,8 +1,8 @@
 """The compiled extension, or the reason why it is not in use.
 
-libmlx's C++ ABI changes between patch releases, so the extension is only ever
-loaded into the mlx that it was compiled against. Beside any other one the package
-still works: every operation is then MLX's own.
+libmlx's C++ ABI changes between patch releases. The extension is therefore loaded only
+with the mlx that it was compiled against. With any other mlx the package still works,
+and every operation is MLX's own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 import mlx.core as mx
 
 MLX_VERSION = "0.32.4"
-"""The mlx that this package is compiled against and requires."""
+"""The mlx version that this package is compiled against and requires."""
 
 
 def _load(mlx_version: str) -> tuple[ModuleType | None, str | None]:
@@ -29,7 +29,7 @@ def _load(mlx_version: str) -> tuple[ModuleType | None, str | None]:
     return _ext, None
 
 
-# MLX's stubs leave the version out.
+# MLX's stubs lack the version.
 ext, reason = _load(mx.__version__)  # pyright: ignore[reportAttributeAccessIssue]
 if reason is not None:
     warnings.warn(

@@ -1,7 +1,8 @@
-"""Pickle layers whose class is made at run time, as layers of the class below it.
+"""Pickle layers of a class that is made at run time as layers of its base class.
 
-As a saved model does, a pickle holds MLX's layers: :func:`mlx_nibble.accelerate` what
-comes out of it. Copies, which :mod:`copy` makes by the same protocol, keep the class.
+A pickle contains MLX's layers, as a saved model does. Call
+:func:`mlx_nibble.accelerate` on an unpickled model. :mod:`copy` uses the same protocol,
+but its copies keep the class.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 
 class _Kind:
-    """A class made at run time; a pickle names the one below it instead."""
+    """A class made at run time; a pickle names its base class instead."""
 
     def __init__(self, kind: type, named: type) -> None:
         self.kind, self.named = kind, named
@@ -24,10 +25,10 @@ class _Kind:
 
 
 def pickled_as(named: type) -> Callable[[Any, Any], tuple]:
-    """The ``__reduce_ex__`` of classes that differ from ``named`` in code alone."""
+    """Return ``__reduce_ex__`` for classes that differ from ``named`` only in code."""
 
     def reduce(self: Any, protocol: Any) -> tuple:
-        # Before the second protocol, dictionaries had another form.
+        # Protocols 0 and 1 reduce dictionaries to another form.
         _, _, *content = object.__reduce_ex__(self, max(2, protocol))
         return _new, (_Kind(type(self), named),), *content
 

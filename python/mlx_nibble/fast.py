@@ -1,26 +1,27 @@
 """The operations of :mod:`mlx.core.fast`, SwiGLU and logsumexp, on our CPU kernels.
 
-Signatures are MLX's. On the CPU, MLX builds each of them from dozens of small
-operations, whose scheduling costs more than their arithmetic; ours are one each,
-accumulate in float32 and round once. On other devices, and for arguments that our
-kernels do not hold, they are MLX's operations, and so are all gradients.
+Signatures are MLX's. On the CPU, MLX builds each operation from dozens of small ones,
+whose scheduling costs more than their arithmetic. Ours are one node each, accumulate in
+float32 and round once. MLX's operations compute on other devices, and for arguments
+that our kernels do not support. All gradients are MLX's.
 
 They differ from MLX's CPU operations in two ways:
 
-* A query that may see no key gives zeros, as on Metal; on the CPU MLX gives the
-  mean of all values.
-* Angles of :func:`rope` are formed in float64: in float32 an angle at position
-  65536 is off by up to 0.004.
+* A query that sees no key gives zeros, as on Metal. MLX's CPU operation gives the mean
+  of all values.
+* :func:`rope` computes angles in float64. In float32 the angle at position 65536 is off
+  by up to 0.004.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_nibble import _native
-from mlx_nibble.ops import StreamOrDevice
+from mlx_nibble.ops import StreamOrDevice, stock_swiglu
 
 
 def rms_norm(
@@ -37,11 +38,11 @@ def rms_norm(
     Args:
         x: ``[..., D]``, float32, float16 or bfloat16.
         weight: ``[D]``, or ``None`` for ones.
-        eps: Added to the mean square.
-        stream: Where to run.
+        eps: Number that is added to the mean square.
+        stream: Stream or device to run on.
 
     Returns:
-        The shape of ``x``, the common type of ``x`` and ``weight``.
+        The shape of ``x``; the common type of ``x`` and ``weight``.
     """
     op = mx.fast.rms_norm if _native.ext is None else _native.ext.rms_norm
     return op(x, weight, eps, stream=stream)
@@ -60,22 +61,23 @@ def rope(
 ) -> mx.array:
     r"""Rotary position encoding: :func:`mx.fast.rope`.
 
-    Pair *i* of the row at position *p* is rotated by the angle
+    The angle of pair *i* of the row at position *p* is
 
     .. math:: \theta = p \cdot \mathrm{scale} \cdot \mathrm{base}^{-2i/\mathrm{dims}}
 
-    or by ``p * scale / freqs[i]``. Pair *i* is the elements *i* and
-    *i* + dims / 2, or 2\ *i* and 2\ *i* + 1 if ``traditional``.
+    or ``p * scale / freqs[i]``. Pair *i* consists of the elements *i* and
+    *i* + dims / 2, or of 2\ *i* and 2\ *i* + 1 if ``traditional``.
 
     Args:
         a: ``[B, ..., L, D]``; float32, float16 or bfloat16.
-        dims: Leading elements of a row that are rotated; the others are copied.
-        traditional: Whether pairs are neighbours.
-        base: Exactly one of ``base`` and ``freqs`` is given.
+        dims: Number of leading elements of a row that are rotated; the others are
+            copied.
+        traditional: True if the elements of a pair are neighbours.
+        base: Base of the angles; exactly one of ``base`` and ``freqs`` is given.
         scale: Factor of the positions.
         offset: Position of the first row: a number, or ``[B]`` numbers.
         freqs: Reciprocal frequencies ``[dims / 2]``.
-        stream: Where to run.
+        stream: Stream or device to run on.
 
     Returns:
         The shape and the type of ``a``.
@@ -111,43 +113,28 @@ def scaled_dot_product_attention(
 
     Args:
         q: ``[B, heads, L, D]``; float32, float16 or bfloat16.
-        k: ``[B, kv_heads, S, D]``, ``kv_heads`` dividing ``heads``.
+        k: ``[B, kv_heads, S, D]``; ``kv_heads`` divides ``heads``.
         v: ``[B, kv_heads, S, Dv]``.
         scale: Factor of the scores.
         mask: ``"causal"``: query *l* sees the keys up to *S* - *L* + *l*. Or an
             array that broadcasts to ``[B, heads, L, S]``: booleans, true where a
             key is seen, or numbers added to the scores.
         sinks: ``[heads]``: the score of one more key, whose value is 0.
-        force_fused: For MLX's operation only.
-        batch_invariant: Have the bits of a query's result depend on nothing but
-            the query and the keys and values that it sees; slower for many
-            queries at once. For our operation only.
-        stream: Where to run.
+        force_fused: Argument of MLX's operation only.
+        batch_invariant: The bits of a query's result depend only on the query and the
+            keys and values that it sees. Slower for many queries at once. Argument of
+            our operation only.
+        stream: Stream or device to run on.
 
     Returns:
         ``[B, heads, L, Dv]`` of the type of ``q``.
     """
+    options: dict[str, Any] = {"scale": scale, "mask": mask, "sinks": sinks}
+    options |= {"force_fused": force_fused, "stream": stream}
     if _native.ext is None:
-        return mx.fast.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            mask=mask,
-            sinks=sinks,
-            force_fused=force_fused,
-            stream=stream,
-        )
+        return mx.fast.scaled_dot_product_attention(q, k, v, **options)
     return _native.ext.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        scale=scale,
-        mask=mask,
-        sinks=sinks,
-        force_fused=force_fused,
-        batch_invariant=batch_invariant,
-        stream=stream,
+        q, k, v, batch_invariant=batch_invariant, **options
     )
 
 
@@ -156,18 +143,14 @@ def swiglu(gate: mx.array, x: mx.array, *, stream: StreamOrDevice = None) -> mx.
 
     Args:
         gate: Any shape; float32, float16 or bfloat16.
-        x: The same shape and type.
-        stream: Where to run.
+        x: Array of the same shape and type.
+        stream: Stream or device to run on.
 
     Returns:
         The shape and the type of ``gate``.
     """
     if _native.ext is None:
-        return mx.multiply(
-            mx.multiply(gate, mx.sigmoid(gate, stream=stream), stream=stream),
-            x,
-            stream=stream,
-        )
+        return stock_swiglu(gate, x, stream)
     return _native.ext.swiglu(gate, x, stream=stream)
 
 
@@ -183,13 +166,14 @@ def logsumexp(
 
     .. math:: y = m + \log \sum_i e^{x_i - m}, \quad m = \max_i x_i
 
-    What every new token needs once, over the whole vocabulary, to have probabilities.
+    Every new token needs it once, over the whole vocabulary, for its probabilities.
 
     Args:
-        a: Any shape; float32, float16 or bfloat16, and the last axis, for our kernels.
-        axis: What is summed over. Default: all axes.
-        keepdims: Whether these stay, of size 1.
-        stream: Where to run.
+        a: Any shape. Our kernels support float32, float16 and bfloat16, and the last
+            axis.
+        axis: Axes to sum over. Default: all axes.
+        keepdims: True if the summed axes stay, with size 1.
+        stream: Stream or device to run on.
 
     Returns:
         The type of ``a``.

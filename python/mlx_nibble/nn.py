@@ -80,7 +80,9 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         return _product(self, x)
 
 
-def with_options(kind: type, options: Options) -> type[nn.Module]:
+def with_options(
+    kind: type[QuantizedLinear] | type[QuantizedEmbedding], options: Options
+) -> type[nn.Module]:
     """Return the subclass of a layer's class with these options.
 
     The result is ``kind`` itself if it has these options already.

@@ -17,6 +17,8 @@ names the requirement and the actual value.
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from mlx_nibble import _native
@@ -76,8 +78,8 @@ def quantized_matmul(
             its one rounding; other products add them afterwards.
         activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
             and group, and multiplies integers. This is faster on a CPU and less exact
-            (docs/numerics.md). Other devices, gradients and the product that is not
-            transposed stay exact.
+            (docs/reference/numerics.md). Other devices, gradients and the product that
+            is not transposed stay exact.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
@@ -85,7 +87,7 @@ def quantized_matmul(
             gives wrong results.
         half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
             compute in float16 where its range allows it, else in bfloat16
-            (docs/numerics.md). No effect elsewhere.
+            (docs/reference/numerics.md). No effect elsewhere.
         tuning: The planner's table of measured choices, a number from
             :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
             choose MLX's operation, but not if ``batch_invariant``.
@@ -130,6 +132,7 @@ def gather_qmm(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -145,15 +148,21 @@ def gather_qmm(
     Args:
         x: Activations ``[..., M, K]`` (``[..., M, N]`` if not ``transpose``);
             float32, float16 or bfloat16.
-        w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
-        scales: ``[..., N, K / group_size]``, floating point.
-        biases: Array of the shape of ``scales``; required in the affine mode.
         lhs_indices: Integers that count the matrices of ``x``, in row-major order
             of its batch dimensions. Default: each in turn.
         rhs_indices: Integers that count the matrices of ``w``. The two arrays of
             indices broadcast with each other.
+        transpose: Multiply by the transposed matrices.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
         global_scale: Argument of MLX's nvfp4 mode only.
         sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`quantized_matmul`. The bits do not depend on the
+            other products either.
+        symmetric: As for :func:`quantized_matmul`.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
@@ -168,6 +177,7 @@ def gather_qmm(
         *arguments,
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )
@@ -205,20 +215,15 @@ def swiglu(
         ``[..., M, N]`` of the type of ``x``.
     """
     check_activations("swiglu", activations)
+    form = (group_size, bits, mode)
     if _native.ext is None:
-        form = (True, group_size, bits, mode)
         g, u = (
-            mx.quantized_matmul(x, *matrix, *form, stream=stream)
+            mx.quantized_matmul(x, *matrix, True, *form, stream=stream)
             for matrix in (gate, up)
         )
-        return _swiglu(g, u, stream)
+        return stock_swiglu(g, u, stream)
     return _native.ext.swiglu_matmul(
-        x,
-        gate,
-        up,
-        group_size,
-        bits,
-        mode,
+        *(x, gate, up, *form),
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
         symmetric=symmetric,
@@ -238,6 +243,7 @@ def gather_swiglu(
     *,
     sorted_indices: bool = False,
     activations: str | None = None,
+    batch_invariant: bool = False,
     symmetric: bool = False,
     stream: StreamOrDevice = None,
 ) -> mx.array:
@@ -255,37 +261,38 @@ def gather_swiglu(
         gate: Codes ``[..., N, K * bits / 32]``, scales and biases
             ``[..., N, K / group_size]``.
         up: Arrays of the same shapes.
+        lhs_indices: As for :func:`gather_qmm`.
+        rhs_indices: As for :func:`gather_qmm`.
+        group_size: Number of elements that share a scale and a bias. Default: 64.
+        bits: Width of a code. Default: 4.
+        mode: Any of MLX's quantization modes.
+        sorted_indices: ``rhs_indices`` never decrease, which may be faster.
+        activations: As for :func:`quantized_matmul`.
+        batch_invariant: As for :func:`gather_qmm`.
+        symmetric: As for :func:`quantized_matmul`, for both matrices.
+        stream: Stream or device to run on.
 
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
     """
     check_activations("gather_swiglu", activations)
+    indices, form = (lhs_indices, rhs_indices), (group_size, bits, mode)
     if _native.ext is None:
-        form = (lhs_indices, rhs_indices, True, group_size, bits, mode)
-        g, u = (
-            mx.gather_qmm(
-                x, *matrix, *form, sorted_indices=sorted_indices, stream=stream
-            )
-            for matrix in (gate, up)
-        )
-        return _swiglu(g, u, stream)
+        product = partial(mx.gather_qmm, sorted_indices=sorted_indices, stream=stream)
+        g, u = (product(x, *matrix, *indices, True, *form) for matrix in (gate, up))
+        return stock_swiglu(g, u, stream)
     return _native.ext.gather_swiglu(
-        x,
-        gate,
-        up,
-        lhs_indices,
-        rhs_indices,
-        group_size,
-        bits,
-        mode,
+        *(x, gate, up, *indices, *form),
         sorted_indices=sorted_indices,
         int8_activations=activations == "int8",
+        batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,
     )
 
 
-def _swiglu(gate: mx.array, up: mx.array, stream: StreamOrDevice) -> mx.array:
+def stock_swiglu(gate: mx.array, up: mx.array, stream: StreamOrDevice) -> mx.array:
+    """Return ``silu(gate) * up``, by MLX's operations."""
     silu = mx.multiply(gate, mx.sigmoid(gate, stream=stream), stream=stream)
     return mx.multiply(silu, up, stream=stream)
 
@@ -309,9 +316,6 @@ def dequantize(
     those of :func:`quantized_matmul`.
 
     Args:
-        w: Codes packed in uint32, ``[..., N, K * bits / 32]``.
-        scales: ``[..., N, K / group_size]``, floating point.
-        biases: Array of the shape of ``scales``; required in the affine mode.
         global_scale: Argument of MLX's nvfp4 mode only.
         dtype: Type of the result. Default: the type of ``scales``.
 

@@ -1,16 +1,20 @@
-// Reads requests from standard input, writes results to standard output: a
-// Request, then the arrays it announces; back come the bytes of the result.
-// Prints the names of the instruction sets first, on a line.
+// Reads requests from standard input and writes results to standard output.
+// A request is a Request and the arrays that it announces; a result is the
+// bytes of y. First it prints a line with the names of the instruction sets.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
+#include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/gather.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/cpu/packed.h"
+#include "csrc/cpu/profile.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace {
@@ -21,6 +25,9 @@ enum Operation : int32_t {
   kSwiglu,
   kGather,
   kGatherSwiglu,
+  kPlan,
+  kPlanGather,
+  kPlanAttention,
 };
 
 enum Array {
@@ -39,9 +46,10 @@ enum Array {
   kArrays,
 };
 
-// As tests/cpu/runner.py packs it. For kDequantize, N is the number of rows;
-// of gathered products there are batch_size of batch_count experts, and x has
-// batch_repeat matrices.
+// As tests/cpu/runner.py packs it. For kDequantize, N is the number of rows.
+// For gathered products, batch_size is the number of products, batch_count that
+// of experts and batch_repeat that of matrices in x. For plans, lhs is a
+// CpuProfile and y receives integers; rhs is a CpuWave or an AttentionShape.
 struct Request {
   int32_t operation, int8;
   int32_t M, N, K;
@@ -53,6 +61,51 @@ struct Request {
 
 bool read(void* to, size_t size) {
   return size == 0 || std::fread(to, size, 1, stdin) == 1;
+}
+
+// y = the fields of a plan, in the order of tests/cpu/runner.py.
+void answer_plan(const Request& r,
+                 const nibble::MatmulProblem& dense,
+                 const nibble::GatherProblem& gathered,
+                 const int32_t* profile,
+                 const int32_t* more,
+                 int32_t* y) {
+  using namespace nibble;
+  CpuProfile cpu{profile[0], profile[1], profile[2]};
+  bool int8 = r.int8 != 0;
+  auto put = [&](std::initializer_list<int> values) {
+    y = std::copy(values.begin(), values.end(), y);
+  };
+  auto put_kernel = [&](const CpuKernelPlan& p) {
+    put({p.int8, p.few_rows, p.whole_rows, p.packed_rows, p.prepared_rows});
+  };
+  if (r.operation == kPlan) {
+    CpuPlan p = plan_cpu(dense, cpu, int8);
+    std::vector<CpuPlan> all = candidates(dense, cpu, int8);
+    bool supported = std::all_of(all.begin(), all.end(), [&](const CpuPlan& c) {
+      return supports(c, merge_rows(dense));
+    });
+    put_kernel(p);
+    put({p.block_rows, p.columns, p.depth, supported, all.front() == p});
+  } else if (r.operation == kPlanGather) {
+    CpuGatherPlan p = plan_cpu(gathered, cpu, int8);
+    CpuWave wave{more[0], more[1], more[2], more[3]};
+    put_kernel(p);
+    put({p.block_rows, p.wave_rows, p.chunks});
+    put({chunk_columns(gathered, p, wave)});
+  } else {
+    AttentionShape shape{more[0],
+                         more[1],
+                         more[2],
+                         more[3],
+                         more[4],
+                         more[5],
+                         more[6],
+                         more[7] != 0};
+    CpuAttentionPlan p = plan_cpu(shape, cpu);
+    put({p.positions, p.blocks, p.split_keys, p.splits, p.chunks});
+    put({p.parallel, p.few_queries});
+  }
 }
 
 void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
@@ -81,49 +134,42 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   const void* x = array[kX].data();
   void* y = array[kY].data();
 
-  MatmulProblem dense;
-  dense.M = r.M;
-  dense.N = r.N;
-  dense.K = r.K;
-  dense.batch = {r.batch_size, r.batch_count, r.batch_repeat};
-  dense.dtype = dtype;
-  dense.scale_dtype = scale_dtype;
-  dense.format = format;
-  dense.transpose = r.transpose != 0;
+  Types types{dtype, scale_dtype, format};
+  Product product{types, r.M, r.N, r.K, r.transpose != 0};
+  MatmulProblem dense{product, {r.batch_size, r.batch_count, r.batch_repeat}};
   dense.epilogue = {r.bytes[kBias] > 0, r.bytes[kResidual] > 0};
-
-  GatherProblem gathered;
-  gathered.B = r.batch_size;
-  gathered.M = r.M;
-  gathered.N = r.N;
-  gathered.K = r.K;
-  gathered.experts = r.batch_count;
-  gathered.rows = r.batch_repeat;
-  gathered.dtype = dtype;
-  gathered.scale_dtype = scale_dtype;
-  gathered.format = format;
-  gathered.transpose = r.transpose != 0;
+  GatherProblem gathered{product, r.batch_size, r.batch_count, r.batch_repeat};
   cpu::Indices indices{words(kLhs), words(kRhs)};
 
-  auto activations =
-      r.int8 ? cpu::Activations::kInt8 : cpu::Activations::kExact;
+  DequantizeProblem whole{types, r.N, r.K};
+  auto plan = [&](const auto& problem) {
+    return plan_cpu(problem, cpu::profile(), r.int8 != 0);
+  };
   switch (static_cast<Operation>(r.operation)) {
     case kMatmul:
       return cpu::matmul(
           dense,
-          {weights, x, y, array[kBias].data(), array[kResidual].data()},
-          activations);
+          plan(dense),
+          {weights, x, y, array[kBias].data(), array[kResidual].data()});
     case kDequantize:
-      return cpu::dequantize(
-          {r.N, r.K, dtype, scale_dtype, format}, weights, y);
+      return cpu::dequantize(whole, plan_cpu(whole), weights, y);
     case kSwiglu:
-      return cpu::swiglu_matmul(dense, {weights, up, x, y}, activations);
+      return cpu::swiglu_matmul(dense, plan(dense), {weights, up, x, y});
     case kGather:
       return cpu::gather_matmul(
-          gathered, {weights, x, y}, indices, activations);
+          gathered, plan(gathered), {weights, x, y}, indices);
     case kGatherSwiglu:
       return cpu::gather_swiglu(
-          gathered, {weights, up, x, y}, indices, activations);
+          gathered, plan(gathered), {weights, up, x, y}, indices);
+    case kPlan:
+    case kPlanGather:
+    case kPlanAttention:
+      return answer_plan(r,
+                         dense,
+                         gathered,
+                         reinterpret_cast<const int32_t*>(indices.lhs),
+                         reinterpret_cast<const int32_t*>(indices.rhs),
+                         static_cast<int32_t*>(y));
   }
 }
 

@@ -1,4 +1,4 @@
-"""The CPU backend as a process: this machine's, or Arm's under qemu-user."""
+"""Run the CPU backend as a process: this machine's, or Arm's under qemu-user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,13 @@ from tests.support.oracle import Weights
 
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
+OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
 CACHE = ROOT / "build" / "cpu-aarch64"
 ARM_TARGET = ["-target", "aarch64-linux-musl"]
-# By file; as cmake/cpu.cmake has it.
+# Options by file, as in cmake/cpu.cmake.
 ARM_FLAGS = {
     "kernels_neon_dotprod": ["-mcpu=generic+v8_2a+dotprod"],
     "kernels_neon_i8mm": ["-mcpu=generic+v8_2a+dotprod+i8mm"],
@@ -43,17 +44,71 @@ ARM_SOURCES = [
 
 
 @dataclass(frozen=True)
+class Profile:
+    """CpuProfile of csrc/core/cpu_plan.h."""
+
+    threads: int
+    few_rows: int
+    tile_rows: int
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """CpuKernelPlan of csrc/core/cpu_plan.h."""
+
+    int8: bool
+    few_rows: int
+    whole_rows: int
+    packed_rows: int
+    prepared_rows: int
+
+
+@dataclass(frozen=True)
+class Plan(KernelPlan):
+    """CpuPlan, and two facts about the candidates for the same problem."""
+
+    block_rows: int
+    columns: int
+    depth: int
+    all_supported: bool
+    is_first: bool
+
+
+@dataclass(frozen=True)
+class GatherPlan(KernelPlan):
+    """CpuGatherPlan, and the columns in a chunk of a wave."""
+
+    block_rows: int
+    wave_rows: int
+    chunks: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """CpuAttentionPlan of csrc/core/cpu_plan.h."""
+
+    positions: int
+    blocks: int
+    split_keys: int
+    splits: int
+    chunks: int
+    parallel: bool
+    few_queries: int
+
+
+@dataclass(frozen=True)
 class Types:
-    """Of x and the result, and of scales and biases."""
+    """The types of x and the result, and of scales and biases."""
 
     dtype: str
     scale_dtype: str
 
 
 class Runner:
-    """A process of the backend. `isas` are the instruction sets it could use.
+    """A process of the backend. `isas` are the instruction sets that it could use.
 
-    All values are of the types that they are said to be of, bfloat16 as float32.
+    All values have the types that `Types` names; bfloat16 is passed as float32.
     """
 
     def __init__(self, command: list[str], isa: str = "", threads: int | None = 2):
@@ -71,11 +126,11 @@ class Runner:
         self.isas = self._process.stdout.readline().decode().split()
 
     def threads(self) -> int:
-        """That the process has now."""
+        """Return the number of threads that the process has now."""
         return len(os.listdir(f"/proc/{self._process.pid}/task"))
 
     def close(self) -> int:
-        """Ends the process; its exit status."""
+        """End the process and return its exit status."""
         self._process.communicate()
         return self._process.returncode
 
@@ -93,7 +148,7 @@ class Runner:
         symmetric: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """x [size, M, K or N] times w [count, N, K]: [size, M, N or K]."""
+        """Return x [size, M, K or N] times w [count, N, K]: [size, M, N or K]."""
         size, M, _ = x.shape
         flags = (symmetric, transpose, packed)
         form = self._form("matmul", w, types, M, batch, int8, *flags)
@@ -113,7 +168,7 @@ class Runner:
         int8: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """silu of x [size, M, K] times gate [count, N, K], times that of up."""
+        """Return silu(x @ gate) * (x @ up), x [size, M, K], gate [count, N, K]."""
         size, M, _ = x.shape
         form = self._form("swiglu", gate, types, M, batch, int8, packed=packed)
         weights = {"": gate, "up_": up}
@@ -133,7 +188,7 @@ class Runner:
         symmetric: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """x[lhs] times w[rhs], or SwiGLU of w and up: [B, M, N or K]."""
+        """Return x[lhs] times w[rhs], or SwiGLU of w and up: [B, M, N or K]."""
         rows, M, _ = x.shape
         batch = (len(lhs), len(w.words), rows)
         kind = "gather" if up is None else "gather_swiglu"
@@ -146,9 +201,62 @@ class Runner:
         return self._ask(form, weights, arrays, types, shape)
 
     def dequantize(self, w: Weights, types: Types) -> np.ndarray:
-        """w_hat [N, K] of w [N, K]."""
+        """Return w_hat [N, K] of w [N, K]."""
         form = self._form("dequantize", w, types, 1, (1, 1, 1))
         return self._ask(form, {"": w}, {}, types, _shape(w))
+
+    def plan(
+        self, M: int, N: int, K: int, cpu: Profile, *, transpose: bool, int8: bool
+    ) -> Plan:
+        """Return the plan of x [M, K or N] times w [N, K]."""
+        flags = {"transpose": transpose, "int8": int8}
+        return Plan(*self._plan("plan", Plan, (M, N, K), cpu, **flags))
+
+    def plan_gather(
+        self,
+        B: int,
+        shape: tuple[int, int, int],
+        cpu: Profile,
+        wave: tuple[int, int, int, int],
+        *,
+        transpose: bool,
+        int8: bool,
+    ) -> GatherPlan:
+        """Return the plan of B products of M rows; `shape` is (M, N, K).
+
+        Args:
+            wave: Groups, rows, rows of the largest group, matrices of sums.
+        """
+        flags = {"transpose": transpose, "int8": int8}
+        return GatherPlan(
+            *self._plan("plan_gather", GatherPlan, shape, cpu, wave, B, **flags)
+        )
+
+    def plan_attention(self, shape: tuple[int, ...], cpu: Profile) -> AttentionPlan:
+        """Return the plan of an AttentionShape."""
+        return AttentionPlan(
+            *self._plan("plan_attention", AttentionPlan, (1, 1, 32), cpu, shape)
+        )
+
+    def _plan(
+        self,
+        kind: str,
+        result: type,
+        shape: tuple[int, int, int],
+        cpu: Profile,
+        more: tuple[int, ...] = (),
+        B: int = 1,
+        *,
+        transpose: bool = True,
+        int8: bool = False,
+    ) -> list[int]:
+        form = [OPERATIONS.index(kind), int(int8), *shape, B, 1, 1]
+        form += [0, 0, 4, 32, 0, int(transpose), 0]
+        data = dict.fromkeys(ARRAYS, b"")
+        data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
+        data["rhs"] = np.array(more, np.int32).tobytes()
+        answer = self._exchange(form, data, 4 * len(fields(result)))
+        return np.frombuffer(answer, np.int32).tolist()
 
     @staticmethod
     def _form(
@@ -195,7 +303,11 @@ class Runner:
                 stored = a if index else numbers.encode(a, types.dtype)
                 data[name] = stored.tobytes()
         stored = numbers.STORAGE[types.dtype]
-        out = int(np.prod(shape)) * stored.itemsize
+        answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
+        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), types.dtype)
+
+    def _exchange(self, form: list[int], data: dict[str, bytes], out: int) -> bytes:
+        """Send a request and return its result of `out` bytes."""
         sizes = [*(len(data[name]) for name in ARRAYS), out]
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -204,16 +316,16 @@ class Runner:
         stdin.flush()
         answer = stdout.read(out)
         assert len(answer) == out, "the backend ended"
-        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), types.dtype)
+        return answer
 
 
 def _shape(w: Weights) -> tuple[int, int]:
-    """N and K."""
+    """Return N and K."""
     return w.scales.shape[-2], w.scales.shape[-1] * w.group_size
 
 
 def native() -> list[str] | None:
-    """The command of this machine's runner; None if it was not installed."""
+    """Return the command of this machine's runner; None if it was not installed."""
     import mlx_nibble._ext
 
     path = Path(mlx_nibble._ext.__file__).parent / "cpu_runner"
@@ -225,7 +337,7 @@ def qemu() -> str | None:
 
 
 def arm(emulator: str) -> list[str]:
-    """The command of Arm's runner, cross-compiled first if need be."""
+    """Return the command of Arm's runner, and cross-compile it first if necessary."""
     zig = toolchain.kernel_compiler()[0]
     headers = [*(ROOT / "csrc").glob("c*/*.h")]
     common = [toolchain.digest_files(headers), toolchain.versions()]

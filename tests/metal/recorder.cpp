@@ -1,5 +1,6 @@
-// A Python module in which the whole extension runs on the stand-in for MLX's
-// Metal device: from arrays to dispatches, and back if a test executes them.
+// A Python module that runs the extension on the stand-in for MLX's Metal
+// device: from arrays to dispatches, and back to results if a test executes
+// them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -10,10 +11,8 @@
 
 #include <tuple>
 
-#include "csrc/bindings_self_check.h"
+#include "csrc/bindings.h"
 #include "csrc/metal/device_profile.h"
-#include "csrc/mlx/fast.h"
-#include "csrc/mlx/ops.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/primitives.h"
 
@@ -24,7 +23,7 @@ using mx::metal::Dispatch;
 
 namespace {
 
-// MLX has no GPU here, so there is a stream of one only by name.
+// MLX has no GPU here: this stream is one by name only.
 const mx::Stream kGpu(0, mx::Device::gpu);
 
 mx::metal::Device& gpu() {
@@ -32,14 +31,12 @@ mx::metal::Device& gpu() {
 }
 
 using Triple = std::tuple<uint64_t, uint64_t, uint64_t>;
-// w, scales and biases.
-using Matrix = std::tuple<mx::array, mx::array, mx::array>;
 
 Triple to_tuple(const MTL::Size& size) {
   return {size.width, size.height, size.depth};
 }
 
-// Does what MLX's scheduler would: evaluates the one node that `a` is.
+// Evaluates the node of `a`, as MLX's scheduler would.
 void evaluate(mx::array a) {
   for (mx::array& input : a.inputs()) {
     if (!input.is_available()) {
@@ -106,7 +103,7 @@ NB_MODULE(_recorder, m) {
       "architecture"_a = "applegpu_g13g",
       "refused"_a = std::set<std::string>{},
       "max_threads"_a = 1024,
-      "Describe the GPU; nothing is compiled on it yet.");
+      "Describe the GPU, and forget what was compiled.");
 
   m.def(
       "set_executor",
@@ -118,148 +115,7 @@ NB_MODULE(_recorder, m) {
         }
       },
       "run"_a.none(),
-      "Called with each dispatch.");
-
-  m.def(
-      "quantized_matmul",
-      [](const mx::array& x,
-         const mx::array& w,
-         const mx::array& scales,
-         const mx::array& biases,
-         bool transpose,
-         int group_size,
-         int bits,
-         std::optional<mx::array> bias,
-         std::optional<mx::array> residual,
-         bool symmetric) {
-        nibble::ops::MatmulOptions options;
-        options.symmetric = symmetric;
-        return nibble::ops::quantized_matmul(x,
-                                             w,
-                                             scales,
-                                             biases,
-                                             transpose,
-                                             group_size,
-                                             bits,
-                                             "affine",
-                                             options,
-                                             {bias, residual},
-                                             kGpu);
-      },
-      "x"_a,
-      "w"_a,
-      "scales"_a,
-      "biases"_a,
-      "transpose"_a = true,
-      "group_size"_a = 64,
-      "bits"_a = 4,
-      "bias"_a = nb::none(),
-      "residual"_a = nb::none(),
-      "symmetric"_a = false);
-
-  m.def(
-      "gather_qmm",
-      [](const mx::array& x,
-         const mx::array& w,
-         const mx::array& scales,
-         const mx::array& biases,
-         const mx::array& lhs,
-         const mx::array& rhs,
-         bool transpose,
-         int group_size,
-         int bits,
-         bool sorted) {
-        return nibble::ops::gather_qmm(x,
-                                       w,
-                                       scales,
-                                       biases,
-                                       lhs,
-                                       rhs,
-                                       transpose,
-                                       group_size,
-                                       bits,
-                                       "affine",
-                                       std::nullopt,
-                                       sorted,
-                                       {},
-                                       kGpu);
-      },
-      "x"_a,
-      "w"_a,
-      "scales"_a,
-      "biases"_a,
-      "lhs"_a,
-      "rhs"_a,
-      "transpose"_a = true,
-      "group_size"_a = 64,
-      "bits"_a = 4,
-      "sorted"_a = false);
-
-  m.def(
-      "swiglu",
-      [](const mx::array& x,
-         const Matrix& gate,
-         const Matrix& up,
-         std::optional<mx::array> lhs,
-         std::optional<mx::array> rhs,
-         int group_size,
-         int bits) {
-        auto arrays = [](const Matrix& q) {
-          return std::make_from_tuple<nibble::ops::QuantizedArrays>(q);
-        };
-        return nibble::ops::gather_swiglu(x,
-                                          arrays(gate),
-                                          arrays(up),
-                                          lhs,
-                                          rhs,
-                                          group_size,
-                                          bits,
-                                          "affine",
-                                          false,
-                                          {},
-                                          kGpu);
-      },
-      "x"_a,
-      "gate"_a,
-      "up"_a,
-      "lhs"_a = nb::none(),
-      "rhs"_a = nb::none(),
-      "group_size"_a = 64,
-      "bits"_a = 4,
-      "Gathered, if there are indices.");
-
-  m.def(
-      "gated_products",
-      [](const mx::array& gate, const mx::array& up) {
-        return nibble::fast::gated_products(gate, up, kGpu);
-      },
-      "gate"_a,
-      "up"_a);
-
-  m.def(
-      "dequantize",
-      [](const mx::array& w,
-         const mx::array& scales,
-         const mx::array& biases,
-         int group_size,
-         int bits,
-         std::optional<mx::Dtype> dtype) {
-        return nibble::ops::dequantize(w,
-                                       scales,
-                                       biases,
-                                       group_size,
-                                       bits,
-                                       "affine",
-                                       std::nullopt,
-                                       dtype,
-                                       kGpu);
-      },
-      "w"_a,
-      "scales"_a,
-      "biases"_a,
-      "group_size"_a = 64,
-      "bits"_a = 4,
-      "dtype"_a = nb::none());
+      "Have run(dispatch) called with each dispatch.");
 
   m.def(
       "parse_architecture",
@@ -274,13 +130,14 @@ NB_MODULE(_recorder, m) {
       "address",
       [](mx::array& a) { return reinterpret_cast<uintptr_t>(a.data<void>()); },
       "a"_a,
-      "Of the first element of an evaluated array.");
-  m.def("evaluate", &evaluate, "Run the one node that an array is.");
+      "The address of the first element of an evaluated array.");
+  m.def("evaluate", &evaluate, "Run the node that computes an array.");
   m.def(
       "node",
       [](const mx::array& a) { return std::string(a.primitive().name()); },
       "The name of the primitive that computes an array.");
 
   m.attr("stream") = kGpu;
+  nibble::bind_ops(m);
   nibble::bind_self_check(m);
 }

@@ -1,4 +1,4 @@
-"""Recorded dispatches, computed by the SIMT bench: all of a GPU but Apple's part."""
+"""Compute recorded dispatches with the SIMT bench, which replaces Apple's GPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.simt import build, executor, source
 
 @functools.cache
 def _library(text: str) -> ctypes.CDLL:
-    """The kernel of a text that a Mac would compile."""
+    """Compile the Metal source of a kernel for the SIMT bench."""
     return executor.load(build.compile_unit(source.translate(text)))
 
 
 def as_launch(dispatch: Any) -> simt.Launch:
-    """The launch that a dispatch amounts to; its operands are named by index."""
+    """Return a dispatch as a launch; its operands are named by index."""
     arrays = sorted(dispatch.arrays, key=lambda array: array.index)
     ((params_index, params),) = dispatch.bytes
     assert [a.index for a in arrays] == list(range(params_index))

@@ -21,7 +21,7 @@ void CommandEncoder::set_threadgroup_memory_length(size_t length, int idx) {
   current_.threadgroup_memory.emplace_back(idx, length);
 }
 
-// A dispatch holds its arrays, so nothing need keep them alive.
+// A dispatch keeps its arrays, so this has nothing to do.
 void CommandEncoder::add_temporary(array) {}
 
 void CommandEncoder::dispatch_threadgroups(MTL::Size grid_dims,

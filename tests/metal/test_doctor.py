@@ -1,4 +1,4 @@
-"""`nibble doctor`: on the recorder's GPU, and on this machine."""
+"""`nibble doctor`, on the recorder's GPU and on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_it_finds_is_what_is_used(ext, recorder):
     assert [v.kernel for v in diagnosis.gpu if not v.ok] == [KERNELS[1]]
     assert ext.tried == KERNELS
 
-    # The user updates something, and asks again.
+    # The user updates something and asks again.
     recorder.configure()
     verdicts = Verdicts(MACHINE, ext)
     with pytest.warns(RuntimeWarning):
@@ -93,7 +93,7 @@ def test_json(cache, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["ok"]
     assert found["cpu_isa"] == _native.ext.cpu_isa()
-    # Every format, and three more uses of one.
+    # Every format, and three more uses of one format.
     assert len(found["cpu"]) == 3 * (FORMATS + 3)
     assert found["machine"]["mlx_nibble"] == mlx_nibble.__version__
 

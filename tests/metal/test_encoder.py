@@ -1,4 +1,4 @@
-"""What is encoded is what was planned, and it computes the right thing."""
+"""The encoder encodes what the planner planned, and the results are right."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support import oracle, tolerance
 from tests.support.arrays import to_mlx, to_numpy, weights_to_mlx
 
 DTYPES = ("float32", "float16", "bfloat16")
-# The recorder is configured anew for each test; examples may share it.
+# Each test configures the recorder again; examples may share it.
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def recorded(recorder, compute):
-    """Evaluate what `compute` builds; its node's output and its dispatches."""
+    """Evaluate the node that `compute` builds. Returns its output and dispatches."""
     dispatches = []
     recorder.set_executor(dispatches.append)
     y = compute()
@@ -32,7 +32,7 @@ def recorded(recorder, compute):
 
 
 def assert_encoded(recorder, dispatches, launches, arrays):
-    """Each dispatch is its launch; `arrays` by the operands' names."""
+    """Check each dispatch against its launch; `arrays` by the operands' names."""
     assert len(dispatches) == len(launches)
     for dispatch, launch in zip(dispatches, launches, strict=True):
         assert dispatch.kernel == launch.kernel
@@ -54,7 +54,7 @@ def assert_encoded(recorder, dispatches, launches, arrays):
 @st.composite
 def problems(draw):
     count, repeat = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    # One matrix for all: every batch is then a repetition of it.
+    # With one matrix, every batch repeats it.
     outer = draw(st.integers(1, 2)) if count > 1 else 1
     group_size = draw(st.sampled_from((32, 64, 128)))
     return simt.Problem(
@@ -78,7 +78,7 @@ devices = st.builds(
 
 
 def operands(p: simt.Problem) -> dict[str, mx.array]:
-    """Arrays of the problem's shapes; what is in them does not matter."""
+    """Return arrays of the problem's shapes; their values do not matter."""
 
     def array(*shape: int, dtype: str) -> mx.array:
         return to_mlx(np.zeros(shape), dtype)
@@ -124,7 +124,7 @@ def test_a_product_is_encoded_as_planned(recorder, p, device, epilogue):
 
 @pytest.mark.parametrize("epilogue", [False, True])
 def test_sums_are_handed_from_launch_to_launch(recorder, rng, epilogue):
-    """The smallest product or so whose K is split on some GPU; computed, too."""
+    """About the smallest product whose K is split on some GPU; computed too."""
     M, N, K, group_size = 33, 704, 2048, 64
     recorder.configure("applegpu_g15p")
     weights = oracle.random_weights(rng, (N, K), 4, group_size)
@@ -198,7 +198,7 @@ def test_a_slice_is_bound_where_it_begins(recorder):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("M", [1, 6, 35])
 def test_from_arrays_to_results(recorder, rng, M, dtype, bits):
-    """MLX arrays, our graph node, planner and encoder; then the kernels' text."""
+    """Run MLX arrays through our node, planner, encoder and kernel text."""
     N, K, group_size = 70, 128, 64
     weights = oracle.random_weights(rng, (N, K), bits, group_size)
     arrays, weights = weights_to_mlx(weights, "float16")
@@ -235,7 +235,7 @@ def test_from_arrays_to_results_with_an_epilogue(recorder, rng, M):
 
 
 def experts(rng, B):
-    """Two stacks of three matrices, and B products that choose among them."""
+    """Return two stacks of three matrices, and B products that choose among them."""
     pairs = [
         weights_to_mlx(oracle.random_weights(rng, (3, 70, 128), 4, 64), "float16")
         for _ in range(2)
@@ -271,7 +271,7 @@ def test_gathered_from_arrays_to_results(
         execute(dispatch)
 
     recorder.set_executor(run)
-    y = recorder.gather_qmm(x, *arrays, *indices, transpose, sorted=in_order)
+    y = recorder.gather_qmm(x, *arrays, *indices, transpose, sorted_indices=in_order)
     recorder.evaluate(y)
     assert [name.startswith(kernel) for name in seen] == [True]
     chosen = to_numpy(x)[lhs]
@@ -284,7 +284,7 @@ def test_gathered_from_arrays_to_results(
 @pytest.mark.parametrize("gathered", [False, True])
 def test_swiglu_from_arrays_to_results(recorder, rng, gathered):
     (((gate, g), (up, u)), lhs, rhs) = experts(rng, 4)
-    # Three rows, each with matrices of its own, are one launch too.
+    # Three rows with a matrix pair each are one launch too.
     x = to_mlx(rng.standard_normal((5 if gathered else 3, 1, 128)), "float16")
     indices = [mx.array(lhs), mx.array(rhs)] if gathered else []
     mx.eval(x, gate, up, indices)
@@ -310,7 +310,7 @@ def test_symmetric_biases_are_bound_nowhere(recorder):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("M", [1, 3, 35])
 def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
-    """A view into an array is contiguous, and begins at any of its elements."""
+    """A view into an array is contiguous and may begin at any element."""
     N, K, ahead = 9, 128, 3
     arrays, weights = weights_to_mlx(
         oracle.random_weights(rng, (N, K), 4, 64), "float16"
@@ -354,7 +354,7 @@ def test_swiglu_of_more_rows_is_two_products(recorder):
 
 
 def test_a_traced_graph_asks_for_every_number_of_rows(recorder):
-    """It may be run with another one: mx.compile(shapeless=True)."""
+    """Another run may have other numbers: mx.compile(shapeless=True)."""
     asked = []
 
     def judge(kernel):
@@ -398,7 +398,7 @@ def test_too_many_threads_for_a_pipeline_are_refused(recorder):
         ("applegpu_g14s", (14, "s")),
         ("applegpu_g15d", (15, "d")),
         ("applegpu_g17p", (17, "p")),
-        # What we cannot read is planned for as the smallest GPU that MLX runs on.
+        # An unknown name is planned for as the smallest GPU that MLX runs on.
         ("applegpu_g7x", (13, "g")),
         ("applegpu_g14sx", (13, "g")),
         ("Apple Paravirtual device", (13, "g")),

@@ -1,4 +1,4 @@
-"""Products of one x, built one after the other, become one launch on a GPU."""
+"""Consecutive products of one x become one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOINT = "joint_qmv_f16_f16_b4_g64"
 
 @pytest.fixture
 def seen(recorder):
-    """The names of what is launched, as it is computed."""
+    """Compute each launch, and collect the names of the kernels."""
     names: list[str] = []
 
     def run(dispatch):
@@ -30,7 +30,7 @@ def seen(recorder):
 
 
 def projections(recorder, rng, M=1, biases=(False, True, False)):
-    """x, and products of it with matrices of their own: arrays, and the exact ones."""
+    """Return x, products of it with one matrix each, and the exact results."""
     x = to_mlx(rng.standard_normal((1, M, K)), "float16")
     mx.eval(x)
     products, exact = [], []

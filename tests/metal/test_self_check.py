@@ -1,4 +1,4 @@
-"""Kernels that do not compile or are wrong are found out and switched off."""
+"""Kernels that do not compile or are wrong are found and switched off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QMV = KERNELS[0]
 
 
 def output(dispatch):
-    """The bytes of the last array that is written, and of one element."""
+    """Return the bytes of the last output array, and the size of one element."""
     *_, out = (a for a in dispatch.arrays if a.output)
     memory = np.ctypeslib.as_array(
         (np.ctypeslib.ctypes.c_uint8 * out.nbytes).from_address(out.address)
@@ -32,14 +32,14 @@ def output(dispatch):
 
 
 def spoil(dispatch):
-    """A GPU that gets one element wrong."""
+    """Compute as a GPU that gets one element wrong."""
     execute(dispatch)
     memory, itemsize = output(dispatch)
     memory[:itemsize] ^= 0xFF
 
 
 def idle(dispatch):
-    """A GPU that computes nothing, and memory that holds no earlier answer."""
+    """Clear the output, as a GPU that computes nothing in fresh memory."""
     output(dispatch)[0][:] = 0
 
 

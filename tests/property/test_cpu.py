@@ -1,4 +1,4 @@
-"""The CPU backend's instruction sets against the oracle, Arm's under qemu-user."""
+"""Each instruction set of the CPU backend against the oracle; Arm's run in qemu."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
 DTYPE = st.sampled_from(runner.DTYPES)
 FORMAT = st.tuples(st.sampled_from([2, 3, 4, 5, 6, 8]), st.sampled_from([32, 64, 128]))
-# Sizes at and beside the edges of tiles; 300 is more than one block of rows.
+# Edges of tiles and their neighbours; 300 is more than one block of rows.
 ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
 COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))
 # Groups in a row: 33 groups of 32 are slightly more than one block of codes.
@@ -72,21 +72,21 @@ def make(
         biases=numbers.rounded(w.biases, types.scale_dtype),
     )
     x = rng.standard_normal((batch[0], M, K if transpose else N))
-    # Groups of very different magnitude, some all zero.
+    # Groups of very different magnitude; some are all zero.
     x *= np.exp(rng.normal(0, spread, x.shape)) * (rng.random(x.shape) > 0.1)
     return numbers.rounded(x, types.dtype), w
 
 
 def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
-    """Return the index of the weights of each batch of activations."""
+    """Return the index of the weights that each batch of activations meets."""
     size, count, repeat = batch
     return np.arange(size) // repeat % count
 
 
 def as_symmetric(w: oracle.Weights) -> tuple[oracle.Weights, oracle.Weights]:
-    """Return the stored arrays of a symmetric matrix, and its value.
+    """Return the stored arrays of a symmetric matrix, and the matrix they mean.
 
-    Its biases are NaN: a kernel that reads them is wrong everywhere.
+    The stored biases are NaN: a kernel that reads them is wrong everywhere.
     """
     stored = replace(w, biases=np.full_like(w.biases, np.nan))
     return stored, replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
@@ -250,7 +250,7 @@ def test_a_wrong_index_reads_nothing_astray(backend):
 
 
 def test_threads_leave_each_other_s_rows_alone(backend):
-    """Rows of x end within a vector, and several threads pack them."""
+    """Several threads arrange rows of x that end within a vector."""
     types = Types("float16", "float16")
     x, w = make(0, (4, 32), types, (2048, 37, 1, 0), transpose=False)
     y = backend.matmul(x, w, types, transpose=False)
@@ -306,7 +306,7 @@ def test_a_row_does_not_depend_on_the_others(
 @given(
     seed=st.integers(0, 2**32),
     bits=st.sampled_from([2, 3, 4, 8]),
-    groups=st.sampled_from([32, 33, 49]),  # two parts, and a little or half of another
+    groups=st.sampled_from([32, 33, 49]),  # two ranges of k, and a part of another
     types=st.builds(Types, DTYPE, DTYPE),
     N=st.sampled_from([1, 31, 33, 64]),
     M=st.sampled_from([1, 3, 30]),
@@ -316,7 +316,7 @@ def test_a_row_does_not_depend_on_the_others(
 def test_few_columns_of_long_rows(
     backend, seed, bits, groups, types, N, M, int8, addends
 ):
-    """Parts of k are multiplied separately there."""
+    """Several ranges of k are multiplied separately."""
     x, w = make(seed, (bits, 128), types, (M, N, groups, 0))
     rng = np.random.default_rng(seed)
     b = r = None
@@ -351,15 +351,15 @@ def test_few_columns_of_long_rows(
 def test_packed_weights_give_the_same_bits(
     backend, seed, fmt, types, shape, batch, symmetric, int8
 ):
-    """All other tests therefore cover these instruction sets, too."""
+    """So every property of unpacked weights holds for packed ones."""
     x, w = make(seed, fmt, types, shape, batch)
     stored = as_symmetric(w)[0] if symmetric else w
     form = dict(batch=batch, symmetric=symmetric, int8=int8)
-    as_they_lie, packed = (
+    unpacked, packed = (
         backend.matmul(x, stored, types, packed=packed, **form)
         for packed in (False, True)
     )
-    np.testing.assert_array_equal(packed, as_they_lie)
+    np.testing.assert_array_equal(packed, unpacked)
 
 
 @settings(max_examples=10)
@@ -386,8 +386,8 @@ def test_packed_weights_give_the_same_bits_in_all_that_multiplies(
         )
         for packed in (False, True)
     ]
-    for as_they_lie, packed in zip(*results, strict=True):
-        np.testing.assert_array_equal(packed, as_they_lie)
+    for unpacked, packed in zip(*results, strict=True):
+        np.testing.assert_array_equal(packed, unpacked)
 
 
 @settings(max_examples=30)

@@ -1,6 +1,6 @@
-"""The kernels whose rows choose their weights, and the fused half of an MLP.
+"""Gathered products and the fused half of an MLP agree with the oracle.
 
-Run by the SIMT bench against the oracle, watched for races and strays.
+The SIMT bench runs them instrumented: races and accesses out of bounds fail them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_gathered_products_agree_with_the_oracle(
 
 
 @pytest.mark.parametrize("transpose", [True, False])
-def test_batch_invariant_rows_have_the_same_bits_in_any_company(
+def test_batch_invariant_rows_have_the_same_bits_in_any_batch(
     transpose: bool,
 ) -> None:
     p = simt.GatherProblem(
@@ -68,7 +68,7 @@ def test_batch_invariant_rows_have_the_same_bits_in_any_company(
     (launch,) = simt.plan_gather(p) or ()
     case = cases.gather(p, launch)
     together = outputs(case, launch, case.operands)[:, 0]
-    # The same rows, as some of M = 5 rows of one product each.
+    # The same rows, in products of M = 5 rows each.
     x = case.operands["x"].reshape(8, 5, -1)
     for expert in range(p.experts):
         some = replace(p, B=8, M=5, sorted=False)

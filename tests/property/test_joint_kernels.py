@@ -1,4 +1,4 @@
-"""Products of one x in one launch: run by the SIMT bench against the oracle."""
+"""Joint products of one x agree with the oracle on the SIMT bench."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def products(fields, M, groups, columns, biased):
     dtype, scale_dtype, bits, group_size, symmetric = fields
     p = simt.Problem(
         M=M,
-        # More than the 128 that quads take.
+        # More than 128, the largest K of quads.
         K=(groups + 128 // group_size) * group_size,
         dtype=dtype,
         scale_dtype=scale_dtype,
@@ -52,7 +52,7 @@ def test_joint_products_agree_with_the_oracle(fields, M, groups, columns, biased
 
 
 @pytest.mark.parametrize("M", [1, 3, 5, 17])
-def test_they_have_the_bits_of_products_one_by_one(M, rng):
+def test_joint_products_have_the_same_bits_as_single_products(M, rng):
     several = products(FORMATS[0], M, 3, [19, 8, 33], 2)
     (launch,) = simt.plan_joint(several) or ()
     case = cases.joint(several, launch)

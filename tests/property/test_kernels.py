@@ -1,7 +1,7 @@
-"""Every kernel that a plan can name, run by the SIMT bench against the oracle.
+"""Every kernel that a plan can name agrees with the oracle on the SIMT bench.
 
-The runs are instrumented: a race, an access out of bounds or a read of what nobody
-wrote fails them. Nothing here says anything about Apple hardware.
+The runs are instrumented: a race, an access out of bounds or a read of uninitialised
+memory fails them. They show nothing about speed or about Apple hardware.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests import simt
 from tests.simt import cases, products
 
-# Compiling a kernel costs a second, so not all combinations: every type, width, group
-# size and symmetry is here, and the pairs of types that checkpoints have.
+# To compile a kernel takes a second, so these are not all combinations. They cover
+# every type, width, group size and symmetry, and the pairs of types in checkpoints.
 # (dtype, scale_dtype, bits, group_size, symmetric)
 FORMATS = [
     ("float16", "float16", 4, 64, False),
@@ -31,7 +31,7 @@ FORMATS = [
     ("float16", "float16", 8, 32, True),
 ]
 
-# One for each kernel that the planner chooses by the number of rows, off its edge.
+# One number for each kernel that the planner chooses by rows, off the edges of tiles.
 ROWS = st.sampled_from([1, 2, 5, 16, 33, 65])
 COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 71]))
 BATCHES = st.sampled_from([(1, 1, 1), (1, 1, 1), (2, 2, 1), (4, 2, 2), (3, 1, 1)])
@@ -118,14 +118,14 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
 @pytest.mark.parametrize("M", [*range(1, 10), 15, 17, 31, 32, 34])
 def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     p = problem_of(FORMATS[0])
-    # More than two steps of the widest kernel, and no multiple of one.
+    # More than two steps of the widest kernel, and not a multiple of a step.
     p = replace(p, M=M, N=11, K=2304 + p.group_size)
     for launch in chain.from_iterable(simt.candidates(p)):
         cases.matmul(p, launch, M).check(watched(M))
 
 
 def split_of(p: simt.Problem) -> list[simt.Launch]:
-    """The plan that splits K, in two launches."""
+    """Return the plan that splits K, in two launches."""
     (plan,) = (one for one in simt.candidates(p) if len(one) == 2)
     return plan
 
@@ -154,7 +154,7 @@ def test_products_with_k_split_agree_with_the_oracle(
         cases.matmul(p, launch, seed).check(watched(seed))
 
 
-def test_a_split_k_adds_up_in_one_order_whatever_that_of_threads() -> None:
+def test_a_split_k_adds_up_in_the_same_order_for_any_order_of_threads() -> None:
     p = replace(problem_of(FORMATS[0]), M=40, N=70, K=2112)
     launches = split_of(p)
     operands = cases.matmul(p, launches[0]).operands
@@ -166,13 +166,13 @@ def test_a_split_k_adds_up_in_one_order_whatever_that_of_threads() -> None:
             given |= simt.run(launch, given, outputs, watched(seed)).outputs
         answers.append(given["out"])
     np.testing.assert_array_equal(*answers)
-    # The last bits of a row depend on the plan, so no invariant product has it.
+    # The last bits of a row depend on the split, so invariant products never split K.
     assert all(
         len(one) == 1 for one in simt.candidates(replace(p, batch_invariant=True))
     )
 
 
-def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
+def test_batch_invariant_rows_have_the_same_bits_in_any_batch() -> None:
     p = replace(problem_of(FORMATS[0]), N=40, K=1216, batch_invariant=True)
     (launch,) = simt.candidates(replace(p, M=33))[0]
     whole = cases.matmul(replace(p, M=33), launch)
@@ -184,7 +184,7 @@ def test_batch_invariant_rows_have_the_same_bits_in_any_company() -> None:
 
 
 def run_rows(case: cases.Case, launch: simt.Launch, rows: slice) -> np.ndarray:
-    """Some rows of a case's x, by another launch."""
+    """Return the product of some rows of a case's x, by another launch."""
     x = np.ascontiguousarray(case.operands["x"][:, rows])
     shape = (1, x.shape[1], case.exact.shape[-1])
     outputs = {"out": (shape, x.dtype)}

@@ -1,6 +1,6 @@
-"""The SIMT bench: Metal kernels run, and are watched, on a Linux machine.
+"""The SIMT bench: runs and checks Metal kernels on a Linux machine.
 
-docs/simt.md tells how it works and what it cannot see.
+README.md beside this file is the guide. Everything public is imported here.
 """
 
 from .executor import Finding, KernelError, Options, Outcome, compile_metal, run
@@ -20,8 +20,10 @@ from .plans import (
     plan_swiglu,
 )
 from .products import dequantize, matmul
+from .toolchain import CompileError
 
 __all__ = [
+    "CompileError",
     "Device",
     "Finding",
     "GatherProblem",

@@ -1,7 +1,7 @@
-"""Builds what the bench runs, and keeps it under build/simt by content.
+"""Builds kernels and the executor, and keeps them under build/simt by content.
 
-A file there is named after a hash of everything that went into it, so nothing is
-ever stale and a second run builds nothing.
+A file there is named after a hash of all its inputs, so nothing is ever stale and a
+second run builds nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, made first if it is not there; one process makes it, others wait."""
+    """Return `path`, made first if it is missing; one process makes it, others wait."""
     if not path.exists():
         with _locked(path):
             if not path.exists():
@@ -42,11 +42,11 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
 
 @functools.cache
 def executor() -> Path:
-    """The shared library of executor/ and the project's core."""
-    code = [*BENCH.glob("executor/*.cpp"), *ROOT.glob("csrc/core/*.cpp")]
+    """Return the shared library of executor/ and the project's core."""
+    code = [*BENCH.glob("executor/*.cpp"), *ROOT.glob("csrc/core/**/*.cpp")]
     headers = [
         *BENCH.glob("executor/*.h"),
-        *ROOT.glob("csrc/core/*.h"),
+        *ROOT.glob("csrc/core/**/*.h"),
         ROOT / "kernels" / "shared.h",
     ]
     flags = ["-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC"]
@@ -70,7 +70,7 @@ def executor() -> Path:
 
 
 def compile_unit(unit: Unit, *, instrumented: bool = False) -> Path:
-    """A shared library with the unit's kernels."""
+    """Return a shared library with the unit's kernels."""
     flags = [*toolchain.LANGUAGE, *toolchain.WARNINGS, *toolchain.CODE]
     flags += toolchain.INSTRUMENTED if instrumented else []
     key = toolchain.digest([unit.text, _headers(), toolchain.versions(), *flags])

@@ -1,11 +1,10 @@
-"""A small problem for each kernel that a plan can name, with the right answer."""
+"""Cases: launches with operands and the exact results."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +12,18 @@ import numpy as np
 from mlx_nibble import numerics
 from tests.support import oracle, tolerance
 
-from . import numbers, plans
+from . import numbers
 from .executor import Options, load, run
 from .plans import GatherProblem, Launch, Problem
 
-_LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_GROUP_SIZES = (32, 64, 128)
-# A multiple of no tile and of no simdgroup's rows.
-_N = 37
-# Groups in K: three; and one and twenty, for kernels of very short and long rows.
-_GROUPS = (3, 1, 20)
-# One number of rows for each kernel that is made for one, and edges of tiles.
-_ROWS = (1, 2, 3, 4, 6, 8, 13, 37)
-_EXPERTS = 3
-# (batch, rows, sorted) of gathered products: vectors, rows of a tile, sorted.
-_GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
-# Factors of the first row of x and of w: within half, and beyond it.
-_FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
-_SORTED = (40, 1, True)
 _SPLIT = struct.Struct("6i")  # SplitParams of kernels/shared.h
 
 
 @dataclass(frozen=True)
 class Case:
-    """One launch, what it is given, and what must come out.
+    """One launch, its operands, and the exact result with the error allowed.
 
-    Where a kernel splits K into `parts`, their sum must.
+    If a kernel splits K into `parts`, `exact` is the sum of its outputs.
     """
 
     launch: Launch
@@ -47,19 +32,19 @@ class Case:
     exact: np.ndarray
     allowed: np.ndarray
     parts: int = 1
-    # Columns of each output, of joint products; they are side by side in `exact`.
+    # Columns of each output of joint products; they are side by side in `exact`.
     columns: tuple[int, ...] = ()
     output: str = "out"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the output."""
+        """Shape of the output."""
         whole = self.exact.shape
         return whole if self.parts == 1 else (self.parts, *whole[1:])
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each buffer that is written, side by side in `exact`."""
+        """Shape of each output buffer; they are side by side in `exact`."""
         shapes = {self.output: self.shape}
         for i, columns in enumerate(self.columns):
             shapes[f"out{i or ''}"] = (*self.shape[:-1], columns)
@@ -69,7 +54,7 @@ class Case:
         """Run it; raise KernelError or AssertionError if anything is wrong.
 
         Args:
-            options: How to run.
+            options: Options of the run.
             library: Path of a library to run instead of the planned kernel's.
         """
         storage = numbers.STORAGE[self.dtype]
@@ -98,7 +83,7 @@ def _weights(
     if p.symmetric:
         biases = scales * np.float32(-(2 ** (p.bits - 1)))
     w = replace(w, scales=scales, biases=numbers.rounded(biases, p.scale_dtype))
-    # Those of a symmetric matrix are not to be read.
+    # A kernel must not read the biases of a symmetric matrix.
     stored = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
     return w, {
         "w": w.words,
@@ -113,13 +98,13 @@ def _activations(
     return numbers.rounded(rng.standard_normal(shape), dtype)
 
 
-def _held(launch: Launch, dtype: str) -> str:
-    """The type that a kernel rounds w_hat to: tiles of K hold it in that of x."""
+def _type_of_w_hat(launch: Launch, dtype: str) -> str:
+    """Return the type that a kernel rounds w_hat to: in tiles of K, that of x."""
     return dtype if "_bk" in launch.kernel else "float32"
 
 
 def _fits_half(x: np.ndarray, w: oracle.Weights) -> bool:
-    """Whether qmm_half need compute no tile in bfloat: kernels/loader.h."""
+    """Return True if qmm_half computes no tile in bfloat; see kernels/loader.h."""
     last = np.float32(2**w.bits - 1)
     reach = np.maximum(abs(w.biases), abs(w.scales * last + w.biases))
     largest = np.concatenate([abs(x).max(-1).ravel(), reach.ravel()])
@@ -144,11 +129,11 @@ def _product(
         exact = exact + addend
         magnitude = magnitude + abs(addend)
     terms = x.shape[-1] + len(addends)
-    held = _held(launch, p.dtype)
+    held = _type_of_w_hat(launch, p.dtype)
     off = 0.0
     if launch.kernel.startswith("qmm_half") and _fits_half(x, w):
         held = "float16"
-        # What x and w_hat lose below the smallest normal half.
+        # Add the bits that x and w_hat lose below the smallest normal half.
         lost = oracle.matmul(np.ones_like(x), abs(w.dequantize()[which]))
         lost += oracle.matmul(abs(x), np.ones_like(w.dequantize()[which]))
         off = numerics.UNDERFLOW["float16"] * lost
@@ -164,9 +149,15 @@ def matmul(
     first_w: float = 1.0,
     x: np.ndarray | None = None,
 ) -> Case:
-    """The first row of x and that of w times so much, for kernels that look at it.
+    """Return a case with random operands.
 
-    Of an `x` that is given, if one is.
+    Args:
+        p: Shapes, types and format.
+        launch: Launch of a plan for `p`.
+        seed: Seed of the operands.
+        first_x: Factor of the first row of x, for kernels that check its range.
+        first_w: Factor of the first row of w.
+        x: Activations [batch_size, M, K] to use instead of random ones.
     """
     rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.batch_count, p.N, p.K), rng, first_w)
@@ -204,7 +195,7 @@ def _sum_of_parts(
     addends: tuple[np.ndarray, ...],
     rng: np.random.Generator,
 ) -> Case:
-    """The second launch of a product whose K is split, of sums drawn at random."""
+    """Return a case of the second launch of a split product, with random sums."""
     M, N, _, _, parts, _ = _SPLIT.unpack(launch.params)
     sums = _activations((parts, M, N), "float32", rng)
     added = [np.broadcast_to(a, (p.batch_size, p.M, N)) for a in addends]
@@ -260,7 +251,7 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
 
 
 def joint(products: Sequence[Problem], launch: Launch, seed: int = 0) -> Case:
-    """Each a product by itself, of the first one's x."""
+    """Return a case of joint products, which all use the x of the first one."""
     first = products[0]
     rng = np.random.default_rng(seed)
     x = _activations((1, first.M, first.K), first.dtype, rng)
@@ -281,113 +272,3 @@ def joint(products: Sequence[Problem], launch: Launch, seed: int = 0) -> Case:
         np.concatenate(allowed, axis=-1),
         columns=tuple(p.N for p in products),
     )
-
-
-def of_unit(unit: str) -> Iterator[Case]:
-    """A case for each kernel of a unit of plans.unit_names()."""
-    family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
-    base = Problem(
-        dtype=_LONG[dtype], scale_dtype=_LONG[scale_dtype], bits=int(bits[1:])
-    )
-    seen: set[str] = set()
-    for group_size in _GROUP_SIZES:
-        for symmetric in (False, True):
-            p = replace(base, group_size=group_size, symmetric=symmetric)
-            for groups in _GROUPS:
-                sized = replace(p, N=_N, K=groups * group_size)
-                for kernel, case in _of_format(family, sized):
-                    if plans.unit_name(kernel) == unit and kernel not in seen:
-                        seen.add(kernel)
-                        yield case()
-
-
-def of_kernel(kernel: str) -> Iterator[Case]:
-    """Cases of one kernel, of every size that it is a candidate for."""
-    family, dtype, scale_dtype, bits, group = plans.unit_name(kernel).rsplit("_", 3) + [
-        kernel[len(plans.unit_name(kernel)) + 2 :].split("_")[0]
-    ]
-    p = Problem(
-        N=_N,
-        dtype=_LONG[dtype],
-        scale_dtype=_LONG[scale_dtype],
-        bits=int(bits[1:]),
-        group_size=int(group),
-        symmetric="_sym" in kernel,
-    )
-    for groups in _GROUPS:
-        for name, case in _of_format(family, replace(p, K=groups * p.group_size)):
-            if name == kernel:
-                yield case()
-
-
-def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
-    """(kernel, maker of its case) for everything that may be of this family."""
-    N, K = base.N, base.K
-    if family.startswith("gather"):
-        shapes = (*_GATHERED, _SORTED)
-        for B, M, in_order in shapes:
-            g = GatherProblem(
-                B=B,
-                M=M,
-                N=N,
-                K=K,
-                experts=_EXPERTS,
-                dtype=base.dtype,
-                scale_dtype=base.scale_dtype,
-                bits=base.bits,
-                group_size=base.group_size,
-                symmetric=base.symmetric,
-                sorted=in_order,
-            )
-            for form in (g, replace(g, transpose=False)):
-                for launch in plans.plan_gather(form) or ():
-                    yield launch.kernel, lambda g=form, launch=launch: gather(g, launch)
-            for launch in plans.plan_swiglu(g) or () if M == 1 else ():
-                yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
-        return
-    if family.startswith("joint"):
-        for M in (1, 2, 3, 4, 5, 8, 13, 29):
-            p = replace(base, M=M)
-            # The second and last biased; and two, of which neither is.
-            three = (p, replace(p, N=9, bias=True), replace(p, N=_N - 1, bias=True))
-            products = three if K == _GROUPS[0] * base.group_size else three[:1] * 2
-            for launch in plans.plan_joint(products) or ():
-                yield (
-                    launch.kernel,
-                    lambda products=products, launch=launch: joint(products, launch),
-                )
-        return
-    for M in _ROWS:
-        for transpose in (True, False):
-            # Few rows, so that a batch costs little: every weight matrix twice.
-            batch = {"batch_size": 4, "batch_count": 2}
-            p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
-            # At one of the lengths of a row, so that both kinds are seen.
-            split = family.startswith("qmm_splitk")
-            if transpose and (split or base.K == _GROUPS[0] * base.group_size):
-                p = replace(p, bias=True, residual=True)
-            if family == "qmm_half":
-                yield from _of_half(replace(p, half_tiles=True))
-                continue
-            for launch in chain.from_iterable(plans.candidates(p)):
-                yield launch.kernel, lambda p=p, launch=launch: matmul(p, launch)
-    p = replace(base, M=N, N=N, K=K)
-    for launch in plans.plan_dequantize(p) or ():
-        yield launch.kernel, lambda p=p, launch=launch: dequantize(p, launch)
-    p = replace(base, M=1, N=N, K=K, batch_size=4, batch_count=2)
-    for launch in plans.plan_swiglu(p) or ():
-        yield launch.kernel, lambda p=p, launch=launch: swiglu(p, launch)
-
-
-def _of_half(p: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Numbers that half has; then a row of x or w that it has not, at either end."""
-    for first_x, first_w in _FIRSTS:
-        if first_w > 1 and p.scale_dtype == "float16":
-            continue  # it ends where half does
-        for (launch,) in plans.candidates(p):
-            yield (
-                launch.kernel,
-                lambda launch=launch, first_x=first_x, first_w=first_w: matmul(
-                    p, launch, 0, first_x, first_w
-                ),
-            )

@@ -1,8 +1,8 @@
 """Builds a bundle for a machine with an NVIDIA GPU: python -m tests.simt.cuda_build DIR
 
-The bundle holds the kernels as machine code, problems, and what must come out;
-cuda_run.py beside it needs Python, numpy and the driver, and nothing of this project.
-Needs the package nvidia-cuda-nvrtc; no GPU and no CUDA toolkit.
+The bundle holds the kernels as machine code, their operands and the exact results.
+It also holds cuda_run.py, which needs only Python, numpy and the driver. To build it
+takes the package nvidia-cuda-nvrtc, but no GPU and no CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cases, mlx_cases, mlx_kernels, numbers, plans, toolchain
+from . import cases, mlx_cases, mlx_kernels, numbers, plans, problems, toolchain
 from .plans import Problem
 from .source import INSTANCE, Unit, translate_for_cuda
 from .toolchain import BENCH, CompileError
@@ -30,13 +30,13 @@ _OPTIONS = (
     "--std=c++17",
     "--device-as-default-execution-space",
     "--generate-line-info",
-    # const twice, for Metal's constant is const already; pragmas for Metal's compiler.
+    # Warnings about a repeated const (Metal's constant is const) and Metal's pragmas.
     "--diag-suppress=83,161",
     f"-I{BENCH / 'include'}",
 )
-# What is timed: rows as in decoding, speculation and prefill, of a matrix that fits
-# into any GPU's cache, for kernels are compared with each other; and the kernels of
-# MLX's that its dispatch may choose for them.
+# Numbers of rows to time, as in decoding, speculation and prefill, and the kernels
+# that MLX's dispatch may choose for each. The matrix fits into any GPU's cache,
+# because the times compare kernels with each other.
 _TIMED = {
     1: ("affine_qmv_fast",),
     8: ("affine_qmv_fast", "affine_qmv_wide", "affine_qmm_t"),
@@ -47,7 +47,7 @@ _TIMED_SIZE = 2048
 
 
 def nvrtc() -> ctypes.CDLL | None:
-    """NVIDIA's compiler library, from its wheel; None if that is not installed."""
+    """Return NVIDIA's compiler library; None if its wheel is not installed."""
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or () if spec else ():
         for library in Path(folder).glob("*/lib/libnvrtc.so.*"):
@@ -56,10 +56,10 @@ def nvrtc() -> ctypes.CDLL | None:
 
 
 def compile_cubin(unit: Unit) -> bytes:
-    """Machine code of a translated unit.
+    """Return the machine code of a translated unit.
 
     Raises:
-        CompileError: NVRTC is not there, or refuses; the message is its log.
+        CompileError: NVRTC is missing or fails; the message is its log.
     """
     lib = nvrtc()
     if not lib:
@@ -83,7 +83,7 @@ def compile_cubin(unit: Unit) -> bytes:
 
 
 def unit_of(kernels: list[str]) -> Unit:
-    """One unit with these planned kernels, all of one header."""
+    """Return one unit with these planned kernels, which share a header."""
     sources = [plans.kernel_source(kernel) for kernel in kernels]
     header = INSTANCE.sub("", sources[0])
     lines = [match[0] for text in sources for match in INSTANCE.finditer(text)]
@@ -91,13 +91,13 @@ def unit_of(kernels: list[str]) -> Unit:
 
 
 def mlx_unit(instances: set[tuple[str, str]]) -> Unit:
-    """These instances of MLX's kernels; see mlx_kernels.instance()."""
+    """Return a unit with instances of MLX's kernels; see mlx_kernels.instance()."""
     return translate_for_cuda(mlx_kernels.text(instances))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A case of the bundle, and what of MLX's it runs, if it is one of its kernels."""
+    """A case of the bundle, with its instance if the kernel is MLX's."""
 
     case: cases.Case
     instance: tuple[str, str] | None = None
@@ -110,16 +110,16 @@ class Entry:
 
 
 def entries() -> Iterator[Entry]:
-    """Every kernel of the types and the format that most checkpoints have."""
+    """Yield every kernel of the types and the format that most checkpoints have."""
     for unit in plans.unit_names():
         if unit.endswith(("_f16_f16_b4", "_bf16_bf16_b4")):
-            for case in cases.of_unit(unit):
+            for case in problems.of_unit(unit):
                 # NVRTC takes ten seconds for some.
                 name = case.launch.kernel
                 if "_g64" in name and "_sym" not in name:
                     yield Entry(case)
     for dtype in ("float16", "bfloat16"):
-        # One problem of each.
+        # The last problem of each kernel.
         for kernel, p in dict(mlx_cases.of_format(dtype, 4, 64)).items():
             yield _of_mlx(kernel, p)
     for M, theirs in _TIMED.items():
@@ -140,7 +140,7 @@ def build(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = list(entries())
     _write_cubins(folder, found)
-    # By content: kernels that are compared get the same arrays.
+    # Named by content, so that kernels to compare share their arrays.
     arrays: dict[str, np.ndarray] = {}
 
     def stored(array: np.ndarray) -> str:

@@ -1,8 +1,8 @@
 """Runs a bundle of cuda_build.py on this machine's NVIDIA GPU: python cuda_run.py
 
-Every kernel, ours and MLX's, against what must come out; then times, side by side and
-beside the copy bandwidth of the same run. Needs numpy and the driver. For races and
-strays: compute-sanitizer --tool racecheck python cuda_run.py --no-times
+Checks every kernel, ours and MLX's, against the exact results. Then prints their times
+beside the copy bandwidth of the same run. Needs numpy and the driver. To find races
+and stray accesses: compute-sanitizer --tool racecheck python cuda_run.py --no-times
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 class Driver:
-    """The few calls of the driver that launching takes."""
+    """The calls of the CUDA driver that a launch needs."""
 
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL("libcuda.so.1")
@@ -77,7 +77,7 @@ class Driver:
         return function
 
     def seconds(self, work: Callable[[], None]) -> float:
-        """Median time of `work` on the GPU."""
+        """Return the median time of `work` on the GPU."""
         work()
         times = []
         for _ in range(_REPEATS):
@@ -91,7 +91,7 @@ class Driver:
         return statistics.median(times)
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second, read and written both counted."""
+        """Return bytes per second, read and written both counted."""
         a, b = self.allocate(_COPY_BYTES), self.allocate(_COPY_BYTES)
         size = ctypes.c_size_t(_COPY_BYTES)
         seconds = self.seconds(lambda: self("cuMemcpyDtoDAsync_v2", b, a, size, None))
@@ -137,7 +137,7 @@ class Launch:
     def result(self) -> np.ndarray:
         parts = [self._output(name) for name in self._entry["outputs"]]
         result = np.concatenate(parts, axis=-1)
-        # A K that was split has a result for each part.
+        # A split K gives one result for each part.
         return result.reshape(-1, *self.exact.shape).sum(0)
 
     def _output(self, name: str) -> np.ndarray:
@@ -152,7 +152,7 @@ class Launch:
         return values.reshape(self._entry["outputs"][name]).astype(np.float64)
 
     def worst(self) -> float:
-        """The largest error over what is allowed: at most 1 if all is well."""
+        """Return the largest ratio of error to allowed error: at most 1 if correct."""
         with np.errstate(invalid="ignore"):
             ratio = abs(self.result() - self.exact) / self.allowed
         return float(np.where(np.isnan(ratio), np.inf, ratio).max())
@@ -169,7 +169,7 @@ def main() -> int:
     driver = Driver()
     copy = driver.copy_bandwidth()
     print(f"{driver.name}: copies {copy / 1e9:.0f} GB/s, read and written counted")
-    # A kernel of MLX's or ours has one entry for each problem.
+    # A kernel has one entry for each problem.
     checked: dict[str, set[str]] = {"ours": set(), "MLX's": set()}
     wrong: dict[str, set[str]] = {"ours": set(), "MLX's": set()}
     for entry in entries:
@@ -182,7 +182,7 @@ def main() -> int:
         checked[whose].add(kernel)
         if not worst <= 1:
             wrong[whose].add(kernel)
-            print(f"WRONG {kernel}: error {worst:.2f} times what is allowed")
+            print(f"WRONG {kernel}: error {worst:.2f} times the allowed error")
         if entry["timed"] and with_times:
             seconds = driver.seconds(launch.run)
             rate = launch.bytes / seconds

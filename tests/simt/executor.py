@@ -1,4 +1,4 @@
-"""Runs launches on the CPU and says what they did wrong."""
+"""Runs launches on the CPU and reports their errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import build
 from .plans import Device, Launch, kernel_source, library
 from .source import Unit, flatten, translate
 
-# A float, half or bfloat that no arithmetic produces: a NaN with all bits set.
+# A byte of a NaN that no arithmetic on float, half or bfloat produces: all bits set.
 _UNWRITTEN = 0xFF
 
 
@@ -54,13 +54,16 @@ _REDUNDANT_WRITES = 4
 
 @dataclass(frozen=True)
 class Options:
-    """How to run.
+    """Options of a run.
 
-    seed: Order in which threads run between the places where they must meet.
-    instrumented: Watch every access: races, uninitialised reads, counters.
-    partial_simdgroups: Lanes that have returned may miss a simd operation.
-    redundant_writes: Threads may write one place unordered, if all write one value.
-    alignment: Of the first byte of each buffer, exactly.
+    Attributes:
+        seed: Seed of the order in which threads run between synchronizations.
+        instrumented: Watch every access: races, uninitialised reads, counters.
+        partial_simdgroups: Lanes that have returned may miss a simd operation.
+        redundant_writes: Threads may write one address unordered, if the value is
+            the same.
+        alignment: Exact alignment of the first byte of each buffer.
+        device: Limits of the device.
     """
 
     seed: int = 0
@@ -73,7 +76,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a kernel did wrong."""
+    """One error of a kernel."""
 
     kind: str
     message: str
@@ -91,7 +94,7 @@ class KernelError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a launch wrote, by operand, and what it did on the way."""
+    """The outputs of a launch by operand, its counters, and its memory traffic."""
 
     outputs: dict[str, np.ndarray]
     counters: dict[str, int]
@@ -100,16 +103,16 @@ class Outcome:
 
 @functools.cache
 def load(path: Path) -> ctypes.CDLL:
-    """A compiled unit; the executor must be there first."""
+    """Load a compiled unit, after the executor that it links to."""
     library()
     return ctypes.CDLL(str(path))
 
 
 def compile_metal(path: Path, *, instrumented: bool = False) -> ctypes.CDLL:
-    """Kernels of any Metal file, for run(): the plain ones and the instantiated.
+    """Compile the plain and the instantiated kernels of any Metal file, for run().
 
     Raises:
-        toolchain.CompileError: It is not the Metal that the strict front end takes.
+        toolchain.CompileError: The strict front end refuses the file.
     """
     unit = translate(flatten([path], path.resolve().parent))
     return load(build.compile_unit(unit, instrumented=instrumented))
@@ -120,7 +123,7 @@ _in_units: dict[tuple[str, bool], Path] = {}
 
 
 def compile_planned(unit: Unit, *, instrumented: bool) -> Path:
-    """Compile many of the planned kernels at once; run() then finds them there."""
+    """Compile many planned kernels at once; run() then uses this library."""
     path = build.compile_unit(unit, instrumented=instrumented)
     _in_units.update({(kernel, instrumented): path for kernel in unit.kernels})
     return path
@@ -145,12 +148,12 @@ def run(
     """Run one launch.
 
     Args:
-        launch: From plans.plan_matmul, or made by hand for a kernel of one's own.
+        launch: Launch of a plan, or one made by hand for another kernel.
         operands: Input arrays by the names in launch.buffers; read-only to the kernel.
-        outputs: Shape and type of what the kernel writes, by the same names. Every
-            element must be written.
-        options: How to run.
-        kernels: Library that holds the kernel; by default the planned one.
+        outputs: Shape and type of each output, by the same names. The kernel must
+            write every element.
+        options: Options of the run.
+        kernels: Library with the kernel; by default that of the planned kernel.
 
     Raises:
         KernelError: The kernel did something that Metal does not define.
@@ -179,8 +182,11 @@ def run(
 
 
 def _by_operand(regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One region an operand: where a kernel has no use for a binding, a plan binds
-    an operand once more, and each binding has memory of its own here."""
+    """Merge the regions of each operand.
+
+    A plan binds an operand twice where a kernel does not use the second binding, and
+    here each binding has its own memory.
+    """
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for region in regions:
         key = (region["space"], region["name"])
@@ -245,13 +251,13 @@ def _finding(report: dict[str, Any]) -> Finding:
 
 @functools.cache
 def _line_of(path: str, offset: int) -> str:
-    """file:line of the innermost frame that is the kernel's own text."""
+    """Return file:line of the innermost frame in the kernel's own text."""
     command = ["addr2line", "-i", "-e", path, hex(offset)]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return f"{Path(path).name}+{offset:#x}"
-    # Look through the stand-in library, and what has no line, to the kernel's text.
+    # Skip frames of the stand-in library and frames without a line.
     own = [
         frame.split(" (discriminator")[0].removeprefix("././").removeprefix("./")
         for frame in answer.stdout.split("\n")

@@ -1,9 +1,9 @@
-"""Holds kernels to Metal's rules without a Metal compiler: python -m tests.simt.lint
+"""Checks Metal's rules without a Metal compiler: python -m tests.simt.lint
 
-First the strict front end, which type-checks address spaces; then, with libclang, what
-C++ for OpenCL lets pass and Apple's compiler does not: pointers and references that
-name no address space, variables at program scope outside `constant`, virtual functions
-and recursion.
+The strict front end checks types and address spaces. With libclang, the lint then finds
+code that C++ for OpenCL accepts and Apple's compiler refuses: pointers and references
+without an address space, variables at program scope outside `constant`, virtual
+functions and recursion.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import build, plans, toolchain
 from .source import INSTANCE, rewrite, translate
 from .toolchain import ROOT
 
-# Their members are made at run time: no type checker knows them.
+# A type checker does not know their members, which are made at run time.
 CursorKind: Any = cindex.CursorKind
 StorageClass: Any = cindex.StorageClass
 TypeKind: Any = cindex.TypeKind
@@ -43,7 +43,7 @@ _SPACE = re.compile(r"__(global|local|constant|private)\b")
 
 @dataclass(frozen=True, order=True)
 class Offence:
-    """A place in a kernel's text, and the rule that it breaks."""
+    """A place in a kernel's text that breaks a rule."""
 
     file: str
     line: int
@@ -54,14 +54,14 @@ class Offence:
 
 
 def lint(folder: Path) -> list[Offence]:
-    """What Apple's compiler would refuse in the headers of a folder, by libclang."""
+    """Return the offences in the headers of a folder that libclang finds."""
     headers = sorted(folder.glob("*.h"))
     texts = {f"{folder.name}/{h.name}": h.read_text() for h in headers}
     return _lint(texts, "".join(f'#include "{name}"\n' for name in texts))
 
 
 def lint_text(text: str) -> list[Offence]:
-    """The same of one flat source; its instances say nothing that it does not."""
+    """Return the offences in one flat source, without its instances."""
     text = INSTANCE.sub("", text)
     return _lint({"kernel.metal": text}, '#include "kernel.metal"\n')
 
@@ -134,7 +134,7 @@ def _is_deduced(cursor: Any) -> bool:
 def _lacks_space(kind: Any) -> bool:
     while kind.kind in _REFERENCES:
         pointee = kind.get_pointee()
-        # Of a pointer, what stands after its star: where it is itself.
+        # The text after a pointer's star names the space of the pointer itself.
         outermost = pointee.spelling.split("<")[0]
         if pointee.kind in _REFERENCES:
             outermost = outermost.rsplit("*", 1)[-1]
@@ -153,7 +153,7 @@ def _is_static(cursor: Any) -> bool:
 
 
 def _recursive(cursors: list[Any]) -> list[Any]:
-    """Functions that reach themselves; calls inside templates are told by name."""
+    """Return functions that call themselves; calls inside templates match by name."""
     functions = {c.get_usr(): c for c in cursors if c.kind in _FUNCTIONS}
     by_name: dict[str, set[str]] = {}
     for usr, c in functions.items():
@@ -182,7 +182,7 @@ def _reaches(start: str, goal: str, calls: dict[str, set[str]]) -> bool:
 
 
 def check_instances() -> list[str]:
-    """The strict front end's errors, for an instance of each kernel in each type."""
+    """Return the front end's errors, for one instance of each kernel in each type."""
     chosen: dict[str, str] = {}
     for kernel in plans.instances():
         chosen.setdefault(plans.unit_name(kernel).rsplit("_", 1)[0], kernel)

@@ -1,4 +1,4 @@
-"""Problems for MLX's kernels, with the right answers."""
+"""Problems for MLX's kernels, with the exact results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .cases import Case
 from .plans import Problem
 
 EXPERTS = 3
-# (M, N, K): a part of a tile and more than one; an odd N; the K of qmv_quad.
+# (M, N, K): less and more than one tile, an odd N, and the K of qmv_quad.
 _SHAPES = [(1, 64, 512), (3, 40, 256), (35, 72, 256), (5, 65, 384), (2, 64, 128)]
 
 
 def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Problem]]:
-    """(kernel, problem) for everything that MLX gives its kernels."""
+    """Yield (kernel, problem) for each kernel that MLX may use for a problem."""
     base = Problem(
         dtype=dtype,
         scale_dtype=dtype,
@@ -38,7 +38,7 @@ def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Pro
 
 
 def case(kernel: str, p: Problem) -> Case:
-    """Random operands for one of MLX's kernels, and what must come out."""
+    """Return random operands for one of MLX's kernels, with the exact result."""
     rng = np.random.default_rng(0)
     witness = mlx_kernels.WITNESSES[kernel]
     matrices = EXPERTS if witness.experts else 1
@@ -65,7 +65,7 @@ def case(kernel: str, p: Problem) -> Case:
     magnitude = oracle.matmul(abs(x), magnitude, p.transpose)
     allowed = tolerance.bound(exact, magnitude, p.K, p.dtype, p.dtype)
     if witness.parts > 1:
-        # Each part was rounded on its own.
+        # Each part is rounded by itself.
         allowed = allowed * (witness.parts + 1)
     launch, operands, _ = mlx_kernels.launch(kernel, p, arrays)
     dtype = mlx_kernels.result_type(kernel, p)

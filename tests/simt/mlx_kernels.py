@@ -1,7 +1,7 @@
 """MLX's own kernels, from the installed wheel, as witnesses.
 
-They run on every Apple GPU there is. If the bench read Metal's rules otherwise than
-Apple does, they would fail on it; and what they cost is the yardstick for ours.
+They run on every Apple GPU. If the bench applied Metal's rules differently from Apple,
+they would fail here. Their counters are the reference for ours.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .source import Unit, flatten, translate
 
 _TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
 _HEADERS = ("utils.h", "steel/gemm/gemm.h", "quantized_utils.h", "quantized.h")
-# Written against the __metal_* functions of Apple's compiler or, complex numbers,
-# for constructors in every address space. No quantized product needs them.
+# These use the __metal_* functions of Apple's compiler or, in complex.h, constructors
+# in every address space. No quantized product needs them.
 _LEFT_OUT = frozenset({"bf16_math.h", "complex.h", "logging.h"})
 _IN_THEIR_PLACE = '#include "simt/mlx_standins.h"\n'
 
@@ -38,13 +38,13 @@ class Witness:
     """A kernel of MLX's, and how MLX calls it.
 
     Attributes:
-        template: Its arguments after type, group size and bits, of a problem.
+        template: Template arguments for a problem, after type, group size and bits.
         grid: Threadgroups.
-        threads: Of a threadgroup.
-        sizes: What follows the arrays, by name; see _sizes().
-        takes: Whether MLX gives it this problem.
-        parts: Into which K is split; each has an output of its own.
-        experts: It picks a matrix by index for each row.
+        threads: Threads of a threadgroup.
+        sizes: Names of the parameters after the arrays; see _sizes().
+        takes: True if MLX may use the kernel for this problem.
+        parts: Parts of K; each has an output of its own.
+        experts: True if each row picks a matrix by index.
     """
 
     template: Callable[[Problem], str]
@@ -56,7 +56,7 @@ class Witness:
     experts: bool = False
 
 
-# What describes batches; not looked at without them.
+# Descriptions of batches; kernels do not read them without batches.
 _BATCH = ("one", "x_shape", "x_strides", "one", "w_shape") + ("w_strides",) * 3
 _EXPERTS = ("one", "experts_shape", "index_strides", "index_strides")
 PARTS = 2
@@ -67,7 +67,7 @@ def _ceil(length: int, tile: int) -> int:
 
 
 def _vectors(p: Problem) -> int:
-    """Rows that qmv_wide takes at once: as even as five at most allow."""
+    """Return the rows that qmv_wide takes at once: equal shares of at most five."""
     return _ceil(p.M, _ceil(p.M, 5))
 
 
@@ -98,7 +98,7 @@ WITNESSES = {
         ("K", "N", *_BATCH),
         lambda p: p.transpose,
     ),
-    # With N % 64 it reads scales past the end, and drops what it made of them.
+    # With N % 64 it reads scales past the end, and drops the results.
     "affine_qmv_quad": Witness(
         lambda p: f"{p.K}, false",
         lambda p: (p.M, _ceil(p.N, 64), 1),
@@ -188,7 +188,7 @@ WITNESSES = {
 
 
 def include_root() -> Path:
-    """Where the wheel keeps `mlx/backend/metal/kernels`."""
+    """Return the folder of the wheel that has `mlx/backend/metal/kernels`."""
     spec = importlib.util.find_spec("mlx")
     assert spec and spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations))).resolve() / "include"
@@ -202,7 +202,7 @@ def _header_text() -> str:
 
 
 def instance(kernel: str, p: Problem) -> tuple[str, str]:
-    """A name for the instance that a problem needs, and the function it is made of."""
+    """Return (name, function) of the instance that a problem needs."""
     template = WITNESSES[kernel].template(p)
     arguments = f"{_TYPES[p.dtype]}, {p.group_size}, {p.bits}, {template}"
     name = f"{kernel}_{arguments}".replace(", ", "_")
@@ -210,7 +210,7 @@ def instance(kernel: str, p: Problem) -> tuple[str, str]:
 
 
 def text(instances: set[tuple[str, str]]) -> str:
-    """MLX's headers with these instances: one flat Metal source."""
+    """Return MLX's headers with these instances as one flat Metal source."""
     lines = (
         f'template [[host_name("{name}")]] [[kernel]] decltype({f}) {f};\n'
         for name, f in sorted(instances)
@@ -219,15 +219,15 @@ def text(instances: set[tuple[str, str]]) -> str:
 
 
 def unit(instances: set[tuple[str, str]]) -> Unit:
-    """The same, for the bench."""
+    """Return MLX's headers with these instances as a unit of the bench."""
     loose = "#define SIMT_BFLOAT_ASSIGNS_FLOAT\n"
     return translate(text(instances), prologue=loose)
 
 
 def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
-    """Everything that MLX's kernels take beside the matrices, by name.
+    """Return the parameters that MLX's kernels take beside the matrices, by name.
 
-    Batches of x and of w, parts of a split K and experts are all one dimension.
+    Batches of x and of w, parts of a split K and experts are each one dimension.
     """
     part_k = p.K // parts
     w_words = p.K * p.N * p.bits // 32
@@ -258,11 +258,14 @@ def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
 def launch(
     kernel: str, p: Problem, arrays: dict[str, np.ndarray]
 ) -> tuple[Launch, dict[str, np.ndarray], dict[str, tuple[tuple[int, ...], np.dtype]]]:
-    """What run() takes: the launch of MLX's kernel, its operands and its outputs.
+    """Return the arguments of run(): a launch of MLX's kernel, operands and outputs.
 
-    `arrays` are "w", "scales", "biases" and "x" as they are stored. A kernel with
-    experts takes "lhs" and "rhs" too: which x and which matrix each of batch_size
-    products has. The output is [parts or batch_size, M, N].
+    Args:
+        kernel: Name in WITNESSES.
+        p: Shapes, types and format.
+        arrays: "w", "scales", "biases" and "x" as they are stored. With experts also
+            "lhs" and "rhs", the indices of x and of the matrix for each of
+            batch_size products. The output is [parts or batch_size, M, N].
     """
     witness = WITNESSES[kernel]
     sizes = list(witness.sizes)
@@ -282,7 +285,7 @@ def launch(
 
 
 def result_type(kernel: str, p: Problem) -> str:
-    """Of a kernel's output: one splits K and leaves its parts in float."""
+    """Return the type of a kernel's output: float for the parts of a split K."""
     return "float32" if kernel.endswith("splitk") else p.dtype
 
 

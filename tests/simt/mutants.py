@@ -1,4 +1,4 @@
-"""Mistakes, one a mutant, seeded into our own kernels."""
+"""Mutants: our own kernels, each with one seeded mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel with `old` replaced by `new`, wherever it stands."""
+    """A kernel with each `old` in its text replaced by `new`."""
 
     what: str
     kernel: str
@@ -70,11 +70,11 @@ MUTANTS = [
     _qmv("code masked short", "(1u << bits) - 1u", "(1u << (bits - 1)) - 1u"),
     _qmm("last word dropped", "words[i + 3] = v.w", "words[i + 3] = 0"),
     _qmv("two words the same", "words[i + 1] = v.y", "words[i + 1] = v.x"),
-    _qmv("group of the first 64", "size_t(k / group_size)", "size_t(0)"),
-    _qmv("groups of another size", "size_t(K / group_size);\n", "size_t(K / 32);\n"),
+    _qmv("group of the first 64", "size_t(k / Q::kGroupSize)", "size_t(0)"),
+    _qmv("groups of another size", "size_t(K_ / Q::kGroupSize)", "size_t(K_ / 32)"),
     _qmv(
         "rows of another length",
-        "words_of(K, bits)) + words",
+        "words_of(K, Q::kBits)) +\n           words",
         "words_of(K, 8)) + words",
     ),
     _joint(
@@ -102,7 +102,7 @@ MUTANTS = [
     Mutant(
         "group of a block before",
         "qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2",
-        "if (k % group_size == 0)",
+        "if (k % Q::kGroupSize == 0)",
         "if (k == 0)",
     ),
     _qmm("passed by the wrong lane", "holder = wanted / 4 % 4", "holder = 0"),
@@ -135,8 +135,8 @@ MUTANTS = [
     ),
     _skinny5(
         "no barrier after the lines",
-        f"lie where the lines did.\n      {_BARRIER}",
-        "lie where the lines did.",
+        f"sums overwrite the lines.\n      {_BARRIER}",
+        "sums overwrite the lines.",
     ),
     _of(_QMM_N, "words of the first tile", "range.begin + place * 4", "place * 4"),
     _of(
@@ -152,14 +152,14 @@ MUTANTS = [
         "const int wanted = first + ((i - first) & 3);\n      // Past",
         "const int wanted = first + i;\n      // Past",
     ),
-    _of(_QMM_N3, "share of the first thread", "place * count * bits / 32", "0"),
-    _qmm("scale of the first of four groups", "k / group_size % 4", "0"),
+    _of(_QMM_N3, "share of the first thread", "place * count * Q::kBits / 32", "0"),
+    _qmm("scale of the first of four groups", "k / Q::kGroupSize % 4", "0"),
     # Arithmetic.
     _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
     _qmm("bias dropped by dequantize_code", "affine.y);\n}", "0.0f);\n}"),
-    _qmv("bias of the wrong row", "float(biases[group])", "float(biases[0])"),
+    _qmv("bias of the wrong row", "arrays.biases[group]", "arrays.biases[0]"),
     _qmv("sum misses a value", "sum += value;", "sum += j == 3 ? 0.0f : value;"),
-    _qmv("x not scaled", "value * unplace<bits>(i + j)", "value"),
+    _qmv("x not scaled", "value * Q::unshift(i + j)", "value"),
     _qmv("half accumulation", "float dot = 0.0f;", "half dot = half(0.0f);", "f32_f16"),
     _qmv("part of K missed", "k += lanes * kCodes", "k += 2 * lanes * kCodes"),
     _qmv(
@@ -187,8 +187,8 @@ MUTANTS = [
     _of(
         "qmv_f16_f16_b4_g64_sym",
         "biases read that are not there",
-        "symmetric ? scale * -float(1 << (bits - 1)) : float(biases[group])",
-        "float(biases[group])",
+        "scale * -float(1 << (bits - 1))",
+        "float(arrays.biases[group])",
     ),
     _of(
         "swiglu_f16_f16_b4_g64",
@@ -205,7 +205,7 @@ MUTANTS = [
     _qmm("w not transposed", "from[stride]", "from[1]"),
     _qmm("layout of a fragment", "((lane >> 1) & 3)", "(lane & 3)"),
     _of(_QVM, "the other half's sum", "ushort(NIBBLE_QVM_LANES)", "ushort(8)"),
-    # What is added.
+    # Addends.
     _qmv("bias of the first column", "bias[column]", "bias[0]"),
     _qmv("residual of the first batch", "residual_ + offset", "residual_"),
     _quad("bias left out", "parts & NIBBLE_BIAS", "false"),
@@ -231,7 +231,7 @@ MUTANTS = [
         "}\n    {\n      tile.store",
     ),
     _of(_HALF, "one bfloat twice", "= half(low);", "= half(high);"),
-    # Which matrix, which row.
+    # Choice of the matrix and of the row.
     _qmv("weight of another batch", "int(batch) % params.w_count", "0"),
     _qmv("more batches than weights", "int(batch) % params.w_count", "int(batch)"),
     _qmv(

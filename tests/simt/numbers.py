@@ -1,4 +1,4 @@
-"""Values to bits and back: numpy has no bfloat16, the oracle speaks in floats."""
+"""Converts values to bits and back: numpy has no bfloat16, the oracle uses floats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STORAGE = {
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values rounded to `dtype`, in the array that a kernel reads."""
+    """Round values to `dtype`, in an array that a kernel reads."""
     if dtype != "bfloat16":
         return values.astype(STORAGE[dtype])
     bits = values.astype(np.float32).view(np.uint32)
@@ -21,12 +21,12 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """The values of what a kernel wrote, exactly: float32 for bfloat16."""
+    """Return the values of an array that a kernel wrote: float32 for bfloat16."""
     if dtype != "bfloat16":
         return stored
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The nearest values that `dtype` has."""
+    """Return the nearest values of `dtype`."""
     return decode(encode(values, dtype), dtype)

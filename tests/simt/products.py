@@ -1,4 +1,4 @@
-"""The project's operations, planned and run: what a test of kernels calls."""
+"""Plans and runs the project's operations, for tests of kernels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def matmul(
     options: Options | None = None,
     launches: list[Launch] | None = None,
 ) -> np.ndarray:
-    """y [batch_size, M, N] by the planned kernels.
+    """Compute y [batch_size, M, N] by the planned kernels.
 
     Args:
         problem: Shapes, types and format.
         words: uint32 [batch_count, N, K * bits / 32].
         scales: Floats [batch_count, N, K / group_size], rounded to scale_dtype here.
-        biases: The same.
+        biases: As scales.
         x: Floats [batch_size, M, K], rounded to dtype here.
-        options: How to run.
-        launches: One of candidates(problem); by default what core plans.
+        options: Options of the run.
+        launches: One of candidates(problem); by default the plan of core.
 
     Returns:
         Values of type `dtype`; float32 if that is bfloat16.
@@ -47,7 +47,7 @@ def dequantize(
     biases: np.ndarray,
     options: Options | None = None,
 ) -> np.ndarray:
-    """w_hat [M, K] of type `dtype`, as matmul() takes and gives arrays."""
+    """Compute w_hat [M, K]; arguments and result are as in matmul()."""
     options = options or Options()
     launches = plan_dequantize(problem, options.device)
     shape = (problem.M, problem.K)
@@ -57,7 +57,7 @@ def dequantize(
 def outputs_of(
     launch: Launch, shape: tuple[int, ...], dtype: str
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """What a launch of a plan for y [shape] writes: y, or sums for the next launch."""
+    """Return the outputs of one launch of a plan for y [shape]: y, or partial sums."""
     if launch.sums_bytes:
         return {"sums": ((launch.sums_bytes // 4,), numbers.STORAGE["float32"])}
     return {"out": (shape, numbers.STORAGE[dtype])}

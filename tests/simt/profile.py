@@ -1,8 +1,8 @@
-"""What plans cost, counted: python -m tests.simt.profile 1 512 512 --bits 4
+"""Counts the costs of plans: python -m tests.simt.profile 1 512 512 --bits 4
 
-Prints, for every plan of ours that computes y [M, N] = x [M, K] @ w_hat.T and for the
-kernels that MLX has for it, how often memory is touched and how well. Counts are not
-times: docs/simt.md says what they tell and what not.
+Counts the memory traffic of y [M, N] = x [M, K] @ w_hat.T and how well requests
+coalesce, for each of our plans and for MLX's kernels. Counts are not times: the
+README.md beside this file says what they mean.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .executor import Options, Outcome, run
 from .plans import DTYPES, Problem
 
 _OPTIONS = Options(instrumented=True, redundant_writes=True)
-_STEP = 32  # of K: what MLX's tiles take between barriers
+_STEP = 32  # columns of K that MLX's tiles take between barriers
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one plan. Ratios are 1 at best."""
+    """Counts of one plan. The best ratio is 1."""
 
     plan: str
     threadgroups: int
@@ -43,9 +43,9 @@ class Figures:
 
 
 def figures(name: str, p: Problem, outcome: Outcome) -> Figures:
-    """Figures of an instrumented run."""
+    """Return the figures of an instrumented run."""
     counters = outcome.counters
-    # Parameters are a few bytes that the hardware keeps by.
+    # Parameters are few bytes, which the hardware keeps in constant memory.
     arrays = ("w", "scales", "biases", "x", "out")
     device = [m for m in outcome.memory if m["name"] in arrays]
     shared = [m for m in outcome.memory if m["space"] == "threadgroup"]
@@ -119,7 +119,7 @@ def _show(rows: list[Figures]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.simt.profile", description="What plans cost, counted."
+        prog="python -m tests.simt.profile", description="Count the costs of plans."
     )
     parser.add_argument("M", type=int, help="rows of x")
     parser.add_argument("N", type=int, help="rows of w")
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     p = Problem(
         M=given.M,

@@ -1,9 +1,9 @@
-"""From Metal source to what clang takes: the same lines with less on them.
+"""Translates Metal source into C++ for OpenCL that clang compiles.
 
-Three things in a Metal file are not C++: a kernel's attributes, which say what its
-parameters are bound to; its instantiations; and threadgroup variables inside
-functions. Each is replaced in place, line by line, so that every message of the
-compiler and of the executor speaks of the file that was written.
+Three things in a Metal file are not C++: the attributes that bind a kernel's
+parameters, its instantiations, and threadgroup variables inside functions. Each is
+replaced in place, so lines keep their numbers. Messages of the compiler and of the
+executor name the original file and line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
 _KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
-# An explicit instantiation under the name that the host asks for.
+# An explicit instantiation with the name that the host uses.
 INSTANCE = re.compile(
     r'template\s*\[\[\s*host_name\("(\w+)"\)\s*\]\]\s*\[\[\s*kernel\s*\]\]\s*'
     r"decltype\(([^;]+?)\)\s*\2\s*;"
@@ -39,7 +39,7 @@ _STRUCT = re.compile(r"\bstruct\s+(?:alignas\([^)]*\)\s*)?(\w+)")
 
 @dataclass(frozen=True)
 class Unit:
-    """A text that clang compiles, and the kernels that it exports."""
+    """A text for clang, and the kernels that it exports."""
 
     text: str
     kernels: tuple[str, ...]
@@ -48,9 +48,9 @@ class Unit:
 def flatten(
     paths: Sequence[Path], include_root: Path, leave_out: Set[str] = frozenset()
 ) -> str:
-    """The files with their quoted includes pasted in, each once.
+    """Return the files with their quoted includes pasted in, each once.
 
-    Lines keep their numbers, by #line. Files named in `leave_out` are not pasted.
+    #line directives keep the line numbers. Files named in `leave_out` are skipped.
     """
     seen: set[Path] = set()
 
@@ -78,10 +78,10 @@ def flatten(
 
 
 def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
-    """`text` without what is not C++, and what its kernels bind, by kernel."""
+    """Return `text` as C++, and the bindings of its kernels by name."""
     text = _COMMENT.sub(_blank, text)
-    # A GPU keeps an unrolled loop's array in registers; here it is ten times the
-    # code to compile.
+    # Unrolled loops keep arrays in registers on a GPU. Here they only take ten times
+    # as long to compile.
     text = _UNROLL.sub("", text)
     text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
     text = _without_thread_on_constructors(text)
@@ -90,22 +90,22 @@ def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def translate_for_cuda(text: str) -> Unit:
-    """The same for NVRTC, whose GPU has a use for unrolled loops."""
+    """Translate `text` for NVRTC, with its loops unrolled."""
     text = _UNROLL.sub('_Pragma("unroll")', text)
     text = text.replace('"clang loop unroll(full)"', '"unroll"')
     text = text.replace('"clang loop unroll(disable)"', '"unroll 1"')
     text = _one_for_all_spaces(text)
     unit = translate(text)
-    # Attributes of functions that are no kernels; clang knows to ignore them.
+    # NVRTC refuses attributes of other functions, which clang ignores.
     own = _ATTRIBUTE.sub(_blank, unit.text.split("\n", 1)[1])
     start = '#include "simt/entry_cuda.h"\n'
     return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
 
 
 def translate(text: str, prologue: str = "") -> Unit:
-    """Make `text`, one flat Metal source, into a unit of C++ for OpenCL.
+    """Translate `text`, one flat Metal source, into a unit of C++ for OpenCL.
 
-    `prologue` comes before everything, the stand-in library too.
+    `prologue` comes first, before the stand-in library.
     """
     plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
     text, binders = rewrite(text)
@@ -115,11 +115,13 @@ def translate(text: str, prologue: str = "") -> Unit:
         exported.append(name)
         kernel = re.sub(r"<.*", "", function, flags=re.S).split("::")[-1].strip()
         if kernel not in binders:
-            raise ValueError(f"[simt] no kernel {kernel} to instantiate {name} from")
+            raise ValueError(
+                f"[simt] {name} must instantiate a kernel of the file but got {kernel}"
+            )
         return f"SIMT_ENTRY({name}, (&{function}), {', '.join(binders[kernel])})"
 
     text = INSTANCE.sub(lambda m: entry(m[1], m[2]) + _newlines(m[0]), text)
-    # A kernel that is no template is its own instance.
+    # A kernel without template parameters is its own instance.
     alone = "".join(entry(name, name) + "\n" for name in plain)
     return Unit(prologue + '#include "simt/entry.h"\n' + text + alone, tuple(exported))
 
@@ -142,7 +144,7 @@ def _variable(m: re.Match[str]) -> str:
 
 
 def _bind(text: str) -> tuple[str, dict[str, list[str]]]:
-    """Blank the attributes of every kernel; return what they said, by kernel."""
+    """Blank the attributes of every kernel; return the bindings by kernel."""
     binders: dict[str, list[str]] = {}
     out, end = [], 0
     for kernel in _KERNEL.finditer(text):
@@ -158,7 +160,7 @@ def _bind(text: str) -> tuple[str, dict[str, list[str]]]:
 def _binder(parameter: str, position: int) -> str:
     attribute = _ATTRIBUTE.search(parameter)
     if not attribute:
-        # What Metal does with a pointer that names no index.
+        # Metal binds a pointer without an index by its position.
         return f"simt::buffer<{position}>"
     kind, index = attribute.groups()
     if kind == "buffer":
@@ -179,7 +181,7 @@ def _closing(text: str, start: int) -> int:
         depth += {"(": 1, ")": -1}.get(text[at], 0)
         if depth == 0:
             return at
-    raise ValueError("[simt] a kernel's parameters never end")
+    raise ValueError("[simt] a kernel's parameters must end with a parenthesis")
 
 
 def _split(parameters: str) -> list[str]:
@@ -194,9 +196,9 @@ def _split(parameters: str) -> list[str]:
 
 
 def _one_for_all_spaces(text: str) -> str:
-    """Of specializations that differ in the address space of a pointer, the first.
+    """Keep the first of specializations that differ in an address space.
 
-    To CUDA they are one and the same.
+    CUDA has one address space, so they are the same to it.
     """
     seen: set[str] = set()
 
@@ -211,8 +213,8 @@ def _one_for_all_spaces(text: str) -> str:
 def _without_thread_on_constructors(text: str) -> str:
     """Drop the `thread` after a constructor's parameters.
 
-    clang does not find a qualified default constructor for a member; Metal wants
-    nothing there either, and where it stands it changes nothing.
+    clang does not find a qualified default constructor of a member. In Metal the
+    qualifier has no effect there.
     """
     for name in set(_STRUCT.findall(text)):
         text = re.sub(

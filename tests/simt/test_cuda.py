@@ -1,4 +1,4 @@
-"""The kernels, ours and MLX's, compile for an NVIDIA GPU, from the same text."""
+"""Our kernels and MLX's compile for an NVIDIA GPU from the same text."""
 
 from __future__ import annotations
 

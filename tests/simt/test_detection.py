@@ -1,4 +1,4 @@
-"""The bench is tested: each deliberately wrong kernel is caught, by its name."""
+"""The bench catches each deliberately wrong kernel of bad/."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.simt.toolchain import BENCH
 THREADS = 128
 A = np.arange(THREADS, dtype=np.float32)
 
-# kernel -> kind of the finding, and what its message must say. {here} stands for the
-# place that the file marks.
+# kernel -> kind of the finding, and a pattern of its message. {here} is the place that
+# the file marks.
 EXECUTION = {
     "divergent_barrier": ("divergence", "while .* wait for threadgroup_barrier"),
     "barrier_in_a_branch": ("divergence", "64 have returned, 64 wait for .*{here}"),
@@ -45,7 +45,7 @@ MEMORY = {
     "reads_one_past_an_odd_end": ("out of bounds", "byte 13 of odd.*{here}"),
 }
 
-# Kernels that take a float of threadgroup memory for each thread.
+# Kernels with a float of threadgroup memory for each thread.
 SHARED = {
     "correct",
     "overruns_threadgroup_memory",
@@ -63,7 +63,7 @@ SHARED = {
 
 
 def place(file: str, kernel: str) -> str:
-    """file:line of the mark in a kernel."""
+    """Return file:line of the mark in a kernel."""
     text = (BENCH / "bad" / file).read_text()
     mark = text.find("// here", text.index(f"void {kernel}("))
     return f"{file}:{text.count(chr(10), 0, mark) + 1}"

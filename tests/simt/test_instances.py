@@ -1,7 +1,7 @@
-"""The kernels that plans can name run, agree with the oracle, and behave.
+"""The kernels that plans can name run without findings and agree with the oracle.
 
-All of them where NIBBLE_SIMT is "all", as it is before a release; otherwise every
-kernel in every pair of types, each of these in one of the widths.
+NIBBLE_SIMT=all runs all of them, as before a release. Otherwise each family runs in
+every pair of types, each pair in one of the widths.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.simt import cases, plans, verdicts
+from tests.simt import plans, problems, verdicts
 from tests.simt.executor import Options, compile_planned
 
 
@@ -21,7 +21,7 @@ def chosen_units() -> list[str]:
     widths: dict[str, list[str]] = {}
     for unit in units:
         widths.setdefault(unit.rsplit("_", 1)[0], []).append(unit)
-    # Another width for each, so that all widths are there for every family.
+    # Take the next width for each pair, so that every family runs in all widths.
     return [all_of[i % len(all_of)] for i, all_of in enumerate(widths.values())]
 
 
@@ -30,7 +30,7 @@ def test_every_instance_runs(unit: str) -> None:
     library = compile_planned(plans.unit(unit), instrumented=True)
 
     def check_all() -> None:
-        for case in cases.of_unit(unit):
+        for case in problems.of_unit(unit):
             case.check(Options(instrumented=True))
 
     verdicts.once(unit, library, check_all)
@@ -39,4 +39,4 @@ def test_every_instance_runs(unit: str) -> None:
 @pytest.mark.parametrize("unit", chosen_units())
 def test_no_instance_is_left_out(unit: str) -> None:
     planned = {k for k in plans.instances() if plans.unit_name(k) == unit}
-    assert {case.launch.kernel for case in cases.of_unit(unit)} == planned
+    assert {case.launch.kernel for case in problems.of_unit(unit)} == planned

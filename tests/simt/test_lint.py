@@ -1,4 +1,4 @@
-"""The strict front end and the lint refuse what Apple's compiler refuses."""
+"""The strict front end and the lint refuse the same code as Apple's compiler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_marked_line_is_an_offence_and_no_other() -> None:
     assert {offence.line for offence in offences} == expected, offences
 
 
-# What the front end itself refuses, because address spaces are types to it.
+# Code that the front end itself refuses, because address spaces are types there.
 REFUSED = {
     "double": "double d = 1.0; out[0] = float(d);",
     "a device pointer as a thread one": "thread float* p = out; p[0] = 0.0f;",

@@ -1,10 +1,10 @@
-"""Every seeded mistake is caught by what catches mistakes: nothing survives."""
+"""The checks of this bench catch every seeded mistake."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.simt import build, cases, lint, plans
+from tests.simt import build, lint, plans, problems
 from tests.simt.executor import KernelError, Options
 from tests.simt.mutants import MUTANTS, Mutant
 from tests.simt.source import translate
@@ -12,7 +12,7 @@ from tests.simt.toolchain import CompileError
 
 
 def catch(mutant: Mutant) -> str:
-    """What catches it; "" if nothing does."""
+    """Return the check that catches the mutant; "" if none does."""
     source = plans.kernel_source(mutant.kernel)
     assert mutant.old in source, f"{mutant.what}: the kernel no longer has {mutant.old}"
     text = source.replace(mutant.old, mutant.new)
@@ -22,7 +22,7 @@ def catch(mutant: Mutant) -> str:
         library = build.compile_unit(translate(text), instrumented=True)
     except CompileError:
         return "front end"
-    for case in cases.of_kernel(mutant.kernel):
+    for case in problems.of_kernel(mutant.kernel):
         try:
             case.check(Options(instrumented=True), library)
         except KernelError as error:
@@ -40,7 +40,7 @@ def test_no_mutant_survives(mutant: Mutant) -> None:
 @pytest.mark.parametrize("kernel", sorted({m.kernel for m in MUTANTS}))
 def test_the_same_kernels_unharmed_pass(kernel: str) -> None:
     assert lint.lint_text(plans.kernel_source(kernel)) == []
-    for case in cases.of_kernel(kernel):
+    for case in problems.of_kernel(kernel):
         case.check(Options(instrumented=True))
 
 

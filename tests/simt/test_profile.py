@@ -1,4 +1,4 @@
-"""The counters count what can be worked out by hand."""
+"""The counters agree with counts worked out by hand."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_counters_of_mlx_tiles_are_those_of_the_text() -> None:
     assert tiles.matrix_products == TILES * 16 * (P.K // 8)
     # Two in each step, one before the result is stored.
     assert tiles.barriers_per_step == pytest.approx(2 + 32 / P.K)
-    # Both tiles, of two bytes an element, are written once; read by two of the four
-    # simdgroups each.
+    # Both tiles have two bytes an element. Each is written once, and two of the four
+    # simdgroups read it.
     assert tiles.threadgroup_bytes == TILES * (32 + 32) * P.K * 2 * (1 + 2)
     vectors = rows["mlx affine_qmv"]
     # x, w, scales and biases once for each of eight rows of y.

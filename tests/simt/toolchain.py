@@ -1,4 +1,4 @@
-"""The two compilers: clang from the ziglang wheel for kernels, c++ for the rest."""
+"""Runs the two compilers: clang of the ziglang wheel for kernels, c++ for the rest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent.parent
 CACHE = ROOT / "build" / "simt"
 
-# C++ for OpenCL is C++17 with Metal's address spaces as types, and on x86 its
-# object files are ordinary ones. No double: Metal has none.
+# C++ for OpenCL is C++17 with Metal's address spaces as types. On x86 it compiles to
+# ordinary object files. Metal has no double, so it is disabled.
 LANGUAGE = [
     "--target=x86_64-linux-gnu",
     "-x",
@@ -27,11 +27,11 @@ LANGUAGE = [
     "-cl-ext=-cl_khr_fp64,-__opencl_c_fp64,+cl_khr_fp16",
     f"-I{BENCH / 'include'}",
 ]
-# Metal's own attributes mean nothing to clang, and its `constant` is const already.
+# clang does not know Metal's attributes, and Metal's `constant` is const already.
 WARNINGS = ["-Werror", "-Wno-unknown-attributes", "-Wno-duplicate-decl-specifier"]
 
-# Half arithmetic that rounds at each step and no contraction that the text does
-# not ask for: the strictest reading of what a GPU may compute.
+# Half arithmetic rounds at each step, and nothing is contracted without an explicit
+# fma: the strictest of the results that a GPU may compute.
 CODE = [
     "-O1",
     "-mavx2",
@@ -48,7 +48,7 @@ CODE = [
     "-fno-sanitize-merge=alignment",
 ]
 
-# Accesses are reported to the executor's __tsan_* functions (monitor.cpp).
+# Each access calls a __tsan_* function of the executor (monitor.cpp).
 INSTRUMENTED = [
     "-fsanitize=thread",
     "-mllvm",
@@ -61,11 +61,11 @@ INSTRUMENTED = [
 
 
 class CompileError(Exception):
-    """A compiler refused; the message is what it said."""
+    """A compiler failed; the message is its output."""
 
 
 def run(command: Sequence[str | Path], text: str | None = None) -> str:
-    """Standard output of `command`; CompileError if it fails."""
+    """Return the standard output of `command`; raise CompileError if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(done.stderr.strip() or done.stdout.strip())
@@ -83,18 +83,20 @@ def kernel_compiler() -> list[str]:
 def host_compiler() -> str:
     found = os.environ.get("CXX") or shutil.which("c++")
     if not found:
-        raise CompileError("no c++ compiler on the PATH")
+        raise CompileError(
+            "[simt] a C++ compiler is required as CXX or c++ on the PATH"
+        )
     return found
 
 
 @functools.cache
 def versions() -> str:
-    """What, beside the sources and the flags, decides what comes out."""
+    """Return the compilers' versions, an input of every build."""
     return run([*kernel_compiler(), "--version"]) + run([host_compiler(), "--version"])
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """A short name for everything that goes into a build."""
+    """Return a short name for all inputs of a build."""
     hashed = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""What has passed, remembered by the content of everything that it depends on."""
+"""Remembers checks that have passed, by the content of all their inputs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def once(name: str, kernels: Path, check: Callable[[], None]) -> None:
     """Run `check` unless the same check of the same kernels has passed before.
 
     Args:
-        name: Of the check, with its parameters.
-        kernels: The library that it runs; named after its content.
-        check: Raises if something is wrong.
+        name: Name of the check, with its parameters.
+        kernels: Library that it runs, named after its content.
+        check: Function that raises on an error.
     """
     tests = [*BENCH.glob("*.py"), *BENCH.parent.glob("*.py")]
     key = toolchain.digest(

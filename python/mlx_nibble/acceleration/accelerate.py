@@ -42,17 +42,12 @@ def accelerate(
     use MLX's. On a GPU, SwiGLU of one row becomes one launch with gate and up. mlx-lm
     shares some activations among all models of a process: this model gets its own copy.
 
-    The keyword arguments are the fields of :class:`mlx_nibble.Settings`, which
-    documents them.
-
     Args:
         model: Any MLX module; quantized layers are found at any depth.
         predicate: Function of the path and the module of each quantized layer; a false
             result leaves that layer to MLX.
-        activations: ``"int8"`` for 8-bit activations; default: exact.
-        batch_invariant: True for results that do not depend on the number of rows.
-        repack: True for faster copies of the weights on a CPU.
-        tuned: False to ignore the choices of ``nibble tune``.
+        activations, batch_invariant, repack, tuned: The fields of
+            :class:`mlx_nibble.Settings`, which documents them.
 
     Returns:
         The changed layers, and the unchanged ones with the reason. ``report.undo()``

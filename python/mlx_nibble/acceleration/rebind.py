@@ -1,10 +1,10 @@
-"""Subclasses whose code is that of a class, with some names meaning something else.
+"""Make subclasses with the same code, in which some names mean other functions.
 
-What a layer computes is mostly not a module but a function that its code calls by
-name: ``mx.quantized_matmul``, ``mx.fast.rope``, mlx-lm's ``swiglu``. A rebound class
-is a subclass whose methods are the same code, in which those names mean other
-functions. So every architecture is served, none is listed, and nothing global is
-patched: other objects of the same class go on as before.
+Most of a layer's computation is in functions that its code calls by name:
+``mx.quantized_matmul``, ``mx.fast.rope``, mlx-lm's ``swiglu``. A rebound class is a
+subclass whose methods have the same code, but in which those names mean other
+functions. This works for every architecture without a list of them. Nothing global is
+patched: other objects of the same class compute as before.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ import mlx.nn as nn
 
 from mlx_nibble._pickling import pickled_as
 
-# By every rebound class there is: the class that it is a subclass of.
+# From each rebound class to the class that it is made from.
 _originals: dict[type, type] = {}
 
 
 def original(kind: type) -> type:
-    """The class that a rebound one was made from; of any other, itself."""
+    """Return the class that a rebound class was made from; other classes as is."""
     return _originals.get(kind, kind)
 
 
 @dataclass(frozen=True)
 class Rebound:
-    """A subclass, and the operations that each of its methods calls by other means."""
+    """A subclass, and the replaced operations that each of its methods calls."""
 
     kind: type[nn.Module]
     methods: Mapping[str, frozenset[str]]
 
     @property
     def operations(self) -> frozenset[str]:
-        """Names of all operations that have another meaning somewhere in it."""
+        """Names of all replaced operations."""
         return frozenset().union(*self.methods.values())
 
 
 class Rebinding:
-    """Functions that stand in for others, and the subclasses in which they do."""
+    """Replacements of functions, and the subclasses that call the replacements."""
 
     def __init__(
         self,
         functions: Mapping[str, Callable],
         written: Mapping[type[nn.Module], Rebound] | None = None,
     ) -> None:
-        """Say what stands in for what.
+        """Store the replacements.
 
         Args:
-            functions: By the full name of a function, module included, what it
-                shall mean.
-            written: Subclasses of classes that need not be made, for they have been
-                written.
+            functions: From the full name of a function, with its module, to its
+                replacement.
+            written: From a class to its subclass, for subclasses that exist in source
+                code.
         """
         self._functions = dict(functions)
         self._overlays: dict[str, _Overlay] = {}
@@ -66,17 +66,17 @@ class Rebinding:
         )
 
     def subclass(self, kind: type) -> Rebound | None:
-        """The rebound subclass of a module's class; None if nothing is to change."""
+        """Return the rebound subclass of a module's class; None without a change."""
         if kind not in self._classes:
             self._classes[kind] = self._make(kind)
         return self._classes[kind]
 
     def function(self, function: FunctionType) -> FunctionType:
-        """The same code in which, and below which, names have their other meaning."""
+        """Return the same code with replaced names, in all functions it calls too."""
         return self._function(function)[0]
 
     def module(self, module: ModuleType) -> Any:
-        """A module in which the functions below it have their other meaning."""
+        """Return a module whose functions are replaced."""
         return self._overlay(module)
 
     def _make(self, kind: type) -> Rebound | None:
@@ -86,13 +86,13 @@ class Rebinding:
         methods: dict[str, frozenset[str]] = {}
         reaches_bases = False
         for name, method in vars(kind).items():
-            if type(method) is FunctionType:  # what is compiled says it is one, too
+            if type(method) is FunctionType:  # isinstance accepts compiled ones
                 reaches_bases |= "super" in method.__code__.co_names
                 changed, used = self._function(method)
                 if used:
                     own[name], methods[name] = changed, used
-        # In the order of resolution, a base's subclass comes right before the base:
-        # what `super()` of unchanged code finds is rebound, too.
+        # In the method resolution order, a base's subclass comes right before the base.
+        # `super()` in unchanged code therefore finds rebound methods.
         bases = [base for base in map(self.subclass, kind.__bases__) if base]
         for base in bases:
             for name, used in base.methods.items():
@@ -110,9 +110,9 @@ class Rebinding:
         return rebound
 
     def _function(self, function: FunctionType) -> tuple[FunctionType, frozenset[str]]:
-        """The same code with other meanings, and the operations that it calls so."""
+        """Return the code with replaced names, and the replaced operations."""
         if function not in self._seen:
-            self._seen[function] = function, frozenset()  # of one that calls itself
+            self._seen[function] = function, frozenset()  # in case it calls itself
             self._seen[function] = self._copy(function)
         return self._seen[function]
 
@@ -150,7 +150,7 @@ class Rebinding:
         return copy, frozenset(name.rsplit(".", 1)[-1] for name in used)
 
     def _named_in(self, module: str, names: set[str]) -> set[str]:
-        """Functions of ours below a module that code with these names may call."""
+        """Return the replaced functions of a module that these names may call."""
         return {
             full
             for full in self._functions
@@ -159,17 +159,17 @@ class Rebinding:
         }
 
     def _stand_in(self, value: Any) -> str | None:
-        """The full name of a function that has a stand-in, if it is one."""
+        """Return the full name of a value that is replaced; None for other values."""
         for full in self._functions:
             module, _, name = full.rpartition(".")
-            # What has not been imported is not what the code calls.
+            # Code cannot call a function of a module that is not imported.
             home = sys.modules.get(module)
-            if value is getattr(home, name, self):  # self: nothing in a module is
+            if value is getattr(home, name, self):  # self equals no value
                 return full
         return None
 
     def _overlay(self, module: ModuleType) -> _Overlay:
-        """A module in which the functions below it have their other meaning."""
+        """Return an overlay of a module, with its replaced functions."""
         prefix = f"{module.__name__}."
         if prefix not in self._overlays:
             names: dict[str, Any] = {}
@@ -184,7 +184,7 @@ class Rebinding:
 
 
 class _Overlay:
-    """A module of which some names mean something else."""
+    """A module in which some names mean other functions."""
 
     def __init__(self, module: ModuleType, names: dict[str, Any]) -> None:
         self.__dict__.update(names)
@@ -195,7 +195,7 @@ class _Overlay:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Every global and attribute that code names, in nested functions too."""
+    """Yield each global and attribute that code names, in nested functions too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,13 +1,13 @@
-"""Weights laid out anew for the processor, in memory, beside the layer's own.
+"""Copies of the weights, in the order in which the processor reads them fastest.
 
-On a CPU, products of few rows read such a copy faster: it is one stream of memory in
-the order in which the instruction set wants it (docs/cpu.md). Results have the same
-bits. A copy is made by the first product that a layer computes, takes as much memory as
-the layer's weights, and is never written to disk. Formats of 2, 4 and 8 bits have one;
-others are read as they lie.
+On a CPU, products of few rows read a copy faster: it is one stream of memory in the
+order of the instruction set (docs/internals/cpu.md). Results have the same bits. The
+first product of a layer makes the copy. It takes as much memory as the layer's weights,
+and is never written to disk. Formats of 2, 4 and 8 bits have copies; products read
+other formats from the layer's arrays.
 
-A copy belongs to these very arrays. An array that replaces one of them, or that was
-written to, is another array and has no copy. The copy is freed with the first of the
+A copy belongs to three array objects. An array that replaces one of them, or that was
+written to, is another object and has no copy. The copy is freed with the first of the
 three arrays. :mod:`mlx_nibble.acceleration.symmetric` follows the same rule.
 """
 
@@ -21,14 +21,14 @@ import mlx.core as mx
 from mlx_nibble import _native
 
 Matrix = tuple[mx.array, mx.array, mx.array, int, int]
-"""w, scales, biases, the bits and the group size."""
+"""w, scales, biases, bits and group size."""
 
 
 class Copies:
-    """The copies of a model's layers, made and yet to be made."""
+    """The copies of a model's layers, including those that are not made yet."""
 
     def __init__(self, matrices: Iterable[Matrix]) -> None:
-        """Have products with these matrices use copies from now on."""
+        """Let products with these matrices use copies from now on."""
         self._watched: list[weakref.finalize] = []
         self._tokens: list[int] = []
         for matrix in matrices:
@@ -48,19 +48,19 @@ class Copies:
             self._watched.append(watch)
 
     def forget(self) -> None:
-        """Free them all; products read the layers' own arrays again."""
+        """Free all copies; products read the layers' own arrays again."""
         for watch in self._watched:
             watch()
         self._watched, self._tokens = [], []
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the copies will take when each layer has computed a product."""
+        """Bytes of all copies, when each layer has computed a product."""
         return sum(self._bytes(0))
 
     @property
     def nbytes_so_far(self) -> int:
-        """Bytes that they take now."""
+        """Bytes of the copies that are made."""
         return sum(self._bytes(1))
 
     def _bytes(self, which: int) -> Iterable[int]:

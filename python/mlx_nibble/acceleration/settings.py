@@ -26,7 +26,7 @@ class Settings:
             then up to twice as fast, and results have the same bits. The weights take
             twice the memory, which ``report.repacked`` counts.
         tuned: Follow the choices that ``nibble tune`` has measured on this machine, if
-            there are any (docs/tune.md).
+            there are any (docs/guide/tune.md).
 
     Raises:
         ValueError: If ``activations`` is neither None nor ``"int8"``.

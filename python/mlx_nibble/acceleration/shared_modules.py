@@ -1,7 +1,7 @@
-"""Modules that every model of a process shares.
+"""Modules that all models of a process share.
 
-A module that is the default of an argument, as ``activation=SwiGLU()`` of mlx-lm's
-``SwitchGLU``, exists once. What is done to it is done to all models that hold it.
+A module that is the default of an argument exists once, such as ``activation=SwiGLU()``
+of mlx-lm's ``SwitchGLU``. A change of it would change all models that contain it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 @dataclass(frozen=True)
 class Replaced:
-    """A child that a module shared with other models, and its own copy of it."""
+    """A child module that other models share, and the copy that replaces it."""
 
     parent: nn.Module = field(repr=False)
     name: str
@@ -23,18 +23,18 @@ class Replaced:
     own: nn.Module = field(repr=False)
 
     def undo(self) -> None:
-        """Put the shared one back, unless something else has taken its place."""
+        """Put the shared module back, unless another module replaced the copy."""
         if self.parent.get(self.name) is self.own:
             self.parent[self.name] = self.shared
 
 
 def replace(model: nn.Module, of_interest: Callable[[type], bool]) -> list[Replaced]:
-    """Give a model its own copy of what it shares with others.
+    """Give a model its own copies of shared modules.
 
     Args:
         model: Any module.
-        of_interest: Called with the class of a shared module; a false answer leaves
-            it shared.
+        of_interest: Function of the class of a shared module; a false result leaves
+            the module shared.
     """
     copies: dict[int, nn.Module] = {}
     replaced: list[Replaced] = []
@@ -48,7 +48,7 @@ def replace(model: nn.Module, of_interest: Callable[[type], bool]) -> list[Repla
 
 
 def _shared(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a module that are defaults of its arguments, and their names."""
+    """Yield the names and the children that are defaults of a module's arguments."""
     make = type(parent).__init__
     defaults = (*(getattr(make, "__defaults__", None) or ()),)
     defaults += (*(getattr(make, "__kwdefaults__", None) or {}).values(),)

@@ -1,13 +1,13 @@
-"""Recognise matrices whose biases need not be read.
+"""Recognise matrices whose biases our kernels need not read.
 
-A symmetric format, such as GGUF's Q4_0 and Q8_0, and what :func:`mx.quantize` makes of
-2 bits, has ``w_hat = s * (q - 2**(bits-1))``
-and is stored as an affine one with ``b = -2**(bits - 1) * s``. Where that holds of
-every group exactly, our kernels compute b from s, and read 2 or 4 bytes a group less.
+A symmetric format has ``w_hat = s * (q - 2**(bits - 1))``. Examples are GGUF's Q4_0 and
+Q8_0, and the 2-bit matrices of :func:`mx.quantize`. It is stored as an affine format
+with ``b = -2**(bits - 1) * s``. If this is exact for every group, our kernels compute b
+from s, and read 2 or 4 bytes less for each group.
 
-What was recognised is known of these very arrays: the operations look it up, whoever
-calls them. An array that replaces one of them, a tracer of a transformation and an
-array that was written to are others, of which nothing is known.
+The result belongs to the array objects: every call of an operation with them uses it.
+An array that replaces one of them, a tracer of a transformation and an array that was
+written to are other objects, without a result.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ _watched: dict[int, weakref.ref] = {}
 
 
 def recognise(matrices: Iterable[tuple[mx.array, mx.array, int]]) -> list[bool]:
-    """Find out which matrices are symmetric, and remember it.
+    """Find the symmetric matrices, and remember them.
 
-    Evaluates scales and biases; all of them only where the first row is symmetric.
+    Evaluates the first groups of scales and biases, and all others only if these are
+    symmetric.
 
     Args:
         matrices: Scales and biases ``[..., N, K / group_size]``, and the bits.
 
     Returns:
-        The answer for each.
+        True for each symmetric matrix.
     """
     every = list(matrices)
     first = [
@@ -41,7 +42,7 @@ def recognise(matrices: Iterable[tuple[mx.array, mx.array, int]]) -> list[bool]:
     mx.eval(first)
     answers = []
     for (scales, biases, bits), so_far in zip(every, first, strict=True):
-        # One after the other: a comparison takes memory.
+        # One matrix at a time, for a comparison allocates memory.
         answers.append(bool(so_far) and bool(_holds(scales, biases, bits)))
         if answers[-1] and _native.ext is not None:
             token = _native.ext.remember_symmetric(scales, biases, bits)
@@ -49,13 +50,14 @@ def recognise(matrices: Iterable[tuple[mx.array, mx.array, int]]) -> list[bool]:
     return answers
 
 
-# Groups that are looked at first. Of those that mx.quantize makes of 4 bits, up to
-# three in four happen to be symmetric; 64 in a row are not.
+# Number of groups to compare first. Up to three in four of the 4-bit groups from
+# mx.quantize are symmetric by chance; 64 in a row are not.
 _FIRST = 64
 
 
 def _holds(scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    # Exact in float32, for every type and unless it overflows: a power of two.
+    # A power of two: the product is exact in float32 for every type, unless it
+    # overflows.
     zero = -float(2 ** (bits - 1))
     expected = zero * scales.astype(mx.float32)
     return mx.array_equal(expected, biases.astype(mx.float32))

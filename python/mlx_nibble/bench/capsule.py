@@ -1,4 +1,4 @@
-"""Runs as JSON files with all samples; docs/capsule.schema.json is the format."""
+"""Runs as JSON files with all samples (docs/reference/capsule.schema.json)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from mlx_nibble.layerwise.cpu_math import to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 
 # The linear module that consumes an input, and its possible producers, by name.
-_MAKERS = {
+_PRODUCERS = {
     "down_proj": ("up_proj", "gate_up_proj"),
     "o_proj": ("v_proj", "qkv_proj"),
     "dense": ("v_proj",),
@@ -82,7 +82,7 @@ def folds(layer: nn.Module, run: Callable[[], mx.array]) -> Iterator[Fold]:
         run: Function that calls it, always on the same input.
     """
     expected = to_numpy(run())
-    for fold in [*_of_norms(layer, run), *_of_linears(layer)]:
+    for fold in [*_norm_folds(layer, run), *_linear_folds(layer)]:
         if _is_exact(fold, run, expected):
             yield fold
 
@@ -97,7 +97,7 @@ def _is_exact(fold: Fold, run: Callable[[], mx.array], expected: np.ndarray) -> 
     return bool(abs(got - expected).max() <= _CHANGE * abs(expected).max())
 
 
-def _of_norms(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
+def _norm_folds(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
     norms = {p: m for p, m in layer.named_modules() if _is_norm(m)}
     takers = {p: m for p, m in layer.named_modules() if _consumers(p, m)}
     made: dict[int, str] = {}
@@ -165,25 +165,25 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def _of_linears(layer: nn.Module) -> list[Fold]:
+def _linear_folds(layer: nn.Module) -> list[Fold]:
     modules = dict(layer.named_modules())
     found = []
     for path, module in modules.items():
         prefix, _, name = path.rpartition(".")
-        if name not in _MAKERS or not _is_linear(module):
+        if name not in _PRODUCERS or not _is_linear(module):
             continue
         siblings = modules[prefix]
-        for maker in _MAKERS[name]:
-            if maker not in siblings:
+        for producer in _PRODUCERS[name]:
+            if producer not in siblings:
                 continue
-            rows = siblings[maker]["weight"].shape[-2]
-            index = _rows_of(name, module["weight"].shape[-1], rows, siblings)
+            rows = siblings[producer]["weight"].shape[-2]
+            index = _producer_rows(name, module["weight"].shape[-1], rows, siblings)
             if index is not None:
-                found.append(Fold({path: module}, siblings[maker], index))
+                found.append(Fold({path: module}, siblings[producer], index))
     return found
 
 
-def _rows_of(
+def _producer_rows(
     name: str, inputs: int, rows: int, attention: nn.Module
 ) -> np.ndarray | None:
     """Return the producer's row of each input; None if it is unknown."""

@@ -25,16 +25,11 @@ def load(
 ) -> tuple:
     """Load a model and accelerate it: :func:`mlx_lm.load` on our kernels.
 
-    ``activations``, ``batch_invariant``, ``repack`` and ``tuned`` are the fields of
-    :class:`mlx_nibble.Settings`.
-
     Args:
         path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.load`.
-        activations: ``"int8"`` for 8-bit activations; default: exact.
-        batch_invariant: True for results that do not depend on the number of rows.
-        repack: True for faster copies of the weights on a CPU.
-        tuned: False to ignore the choices of ``nibble tune``.
+        activations, batch_invariant, repack, tuned: The fields of
+            :class:`mlx_nibble.Settings`, which documents them.
         **kwargs: Arguments of :func:`mlx_lm.load`.
 
     Returns:
@@ -60,16 +55,11 @@ def sharded_load(
 ) -> tuple:
     """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
 
-    ``activations``, ``batch_invariant``, ``repack`` and ``tuned`` are those of
-    :func:`load`.
-
     Args:
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
-        activations: ``"int8"`` for 8-bit activations; default: exact.
-        batch_invariant: True for results that do not depend on the number of rows.
-        repack: True for faster copies of the weights on a CPU.
-        tuned: False to ignore the choices of ``nibble tune``.
+        activations, batch_invariant, repack, tuned: The fields of
+            :class:`mlx_nibble.Settings`, which documents them.
         **kwargs: Arguments of :func:`mlx_lm.utils.sharded_load`.
 
     Returns:

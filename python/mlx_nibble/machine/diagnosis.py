@@ -81,7 +81,7 @@ def diagnose(
         machine: Machine that the verdicts are valid for.
         gpu: Whether there is a Metal GPU.
         everything: Try all Metal kernels, not only the :func:`usual` ones.
-        progress: Function of the number of tried kernels and the number of all.
+        progress: Receiver of the number of tried kernels.
     """
     kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
     verdicts = []

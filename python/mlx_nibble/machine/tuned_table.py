@@ -235,8 +235,8 @@ def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
         yield key, Choice(name, float(faster))
 
 
-def _require(holds: object, required: str, got: object) -> None:
-    if not holds:
+def _require(met: object, required: str, got: object) -> None:
+    if not met:
         raise ValueError(f"[tune] {required} was required but got {got!r:.80}.")
 
 

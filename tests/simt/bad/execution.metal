@@ -1,4 +1,5 @@
-// Each kernel breaks one rule that every build of the bench watches over. The place that the message must name is marked.
+// Each kernel breaks one rule that every build of the bench checks. A mark shows the
+// place that the message must name.
 #include <metal_stdlib>
 using namespace metal;
 

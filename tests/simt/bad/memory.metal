@@ -1,5 +1,5 @@
-// Each kernel breaks one rule of memory that only the instrumented build sees.
-// The place that the message must name is marked. 128 threads, four simdgroups.
+// Each kernel breaks one rule of memory that only the instrumented build checks. A
+// mark shows the place that the message must name. 128 threads, four simdgroups.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -42,7 +42,7 @@ using namespace metal;
   out[tid] = shared[127 - tid];
 }
 
-// A shuffle makes lanes meet, but says nothing of memory.
+// A shuffle synchronizes lanes, but does not order memory.
 [[kernel]] void shuffle_is_no_barrier(
     device const float* a [[buffer(0)]],
     device float* out [[buffer(1)]],
@@ -53,7 +53,7 @@ using namespace metal;
   out[tid] = one * shared[tid ^ 1];  // here
 }
 
-// The second round writes while others still read what the first one wrote.
+// The second round writes while others still read the values of the first.
 [[kernel]] void reuses_memory_too_early(
     device const float* a [[buffer(0)]],
     device float* out [[buffer(1)]],
@@ -95,7 +95,7 @@ using namespace metal;
   out[tid / 2] = a[tid];  // here
 }
 
-// For two threadgroups: nothing orders them.
+// Two threadgroups run it, and nothing orders them.
 [[kernel]] void two_threadgroups_one_output(
     device const float* a [[buffer(0)]],
     device float* out [[buffer(1)]],
@@ -103,7 +103,7 @@ using namespace metal;
   out[tid] = a[tid];  // here
 }
 
-// Metal does not define it, but all write one value: an option forgives it.
+// Metal does not define it, but all write one value, which an option allows.
 [[kernel]] void one_value_by_many_threads(
     device const float* a [[buffer(0)]],
     device float* out [[buffer(1)]],
@@ -112,7 +112,7 @@ using namespace metal;
   out[0] = a[0];  // here
 }
 
-// Past the end, yet inside what alignment leaves accessible.
+// Past the end, but inside memory that alignment leaves accessible.
 [[kernel]] void reads_one_past_an_odd_end(
     device const float* a [[buffer(0)]],
     device float* out [[buffer(1)]],
@@ -144,7 +144,7 @@ using namespace metal;
   out[tid] = shared[tid ^ 1];
 }
 
-// Bytes that lie side by side are no race.
+// Accesses to neighbouring bytes do not race.
 [[kernel]] void correct_bytes(device const float* a [[buffer(0)]],
                               device float* out [[buffer(1)]],
                               threadgroup uchar* shared [[threadgroup(0)]],

@@ -1,5 +1,5 @@
-// simt_dispatch(): the memory of a dispatch, its threadgroups one after
-// another, and the report; and the functions that kernels call.
+// simt_dispatch(): allocates memory, runs the threadgroups one after another
+// and reports. Also the functions that kernels call.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -155,7 +155,7 @@ void Dispatch::run_group(Threadgroup& group, const uint32_t position[3]) {
   if (monitor_) {
     monitor_->begin_threadgroup(position);
   }
-  // Knuth's multiplier: another order in every threadgroup.
+  // Knuth's multiplier gives each threadgroup another order.
   uint64_t seed = (what_.seed + groups_run_++) * 6364136223846793005u >> 33;
   auto stopped = group.run(position, seed);
   if (monitor_) {

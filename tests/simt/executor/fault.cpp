@@ -19,7 +19,7 @@ struct Fault {
 
 FaultHandler::Explain* explain_fault = nullptr;
 
-// Runs on the faulting fiber, below everything that it had on its stack.
+// Runs on the faulting fiber, below its stack frames.
 void after_fault() {
   Finding finding = (*explain_fault)(fault.address, fault.signal, fault.write);
   finding.code.push_back(fault.code);
@@ -30,18 +30,18 @@ alignas(16) char landing[1 << 16];
 
 void on_signal(int signal, siginfo_t* info, void* context) {
   if (!active_threadgroup || !active_threadgroup->is_running()) {
-    // Not a kernel's: let it happen again under the default action.
+    // Not a kernel's fault: repeat it under the default action.
     ::signal(signal, SIG_DFL);
     return;
   }
   greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-  constexpr greg_t kWriteBit = 2;  // of the page fault's error code
+  constexpr greg_t kWriteBit = 2;  // in the page fault's error code
   fault = {signal,
            info->si_addr,
            reinterpret_cast<void*>(registers[REG_RIP]),
            (registers[REG_ERR] & kWriteBit) != 0};
-  // Return from the handler into after_fault(), on a stack of its own: the
-  // fiber's may be what overflowed.
+  // Return from the handler into after_fault() on another stack, because the
+  // fiber's stack may have overflowed.
   auto top = reinterpret_cast<uintptr_t>(landing + sizeof landing) - 8;
   registers[REG_RSP] = static_cast<greg_t>(top);
   registers[REG_RIP] = reinterpret_cast<greg_t>(&after_fault);

@@ -8,8 +8,8 @@
 
 namespace simt {
 
-// While it lives, SIGSEGV, SIGBUS and SIGILL on a kernel's fiber end up in
-// `explain(address, signal, is_write)`, whose finding stops the threadgroup.
+// While an object lives, SIGSEGV, SIGBUS and SIGILL on a kernel's fiber call
+// `explain(address, signal, is_write)`, and its finding stops the threadgroup.
 class FaultHandler {
  public:
   using Explain = std::function<Finding(void* address, int signal, bool write)>;

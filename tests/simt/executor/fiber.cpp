@@ -10,10 +10,11 @@ namespace simt {
 namespace {
 
 constexpr size_t kPage = 4096;
-// Enough for kernels compiled without optimisation; touched pages alone count.
+// Enough for kernels compiled without optimisation. Only touched pages use
+// memory.
 constexpr size_t kStack = 256 << 10;
 constexpr size_t kColours = 64;
-constexpr size_t kColourBytes = 192;  // three lines: no two colours share one
+constexpr size_t kColourBytes = 192;  // three lines: two colours share none
 
 }  // namespace
 
@@ -21,7 +22,7 @@ constexpr size_t kColourBytes = 192;  // three lines: no two colours share one
 #error "the switch below is for x86-64 (System V)"
 #endif
 
-// The registers that a call preserves, and the stack pointer.
+// Saves the registers that a call preserves, and the stack pointer.
 asm(R"(
 .text
 .globl simt_switch
@@ -73,7 +74,7 @@ Fiber::Fiber(Fiber&& other) noexcept
 void Fiber::reset(void (*entry)(), size_t colour) {
   char* top = memory_ + kPage + kStack - colour % kColours * kColourBytes;
   auto* frame = reinterpret_cast<uint64_t*>(top);
-  *--frame = 0;  // where `entry` would return to
+  *--frame = 0;  // the return address of `entry`, unused
   *--frame = reinterpret_cast<uint64_t>(entry);
   for (int preserved = 0; preserved < 6; ++preserved) {
     *--frame = 0;

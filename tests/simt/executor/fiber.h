@@ -1,4 +1,4 @@
-// A stack to run a thread of a kernel on, and the switch between two of them.
+// A stack for a thread of a kernel, and the switch between two stacks.
 #pragma once
 
 #include <cstddef>
@@ -15,11 +15,11 @@ class Fiber {
   Fiber& operator=(Fiber&&) = delete;
 
   // Makes the next switch to this fiber call `entry`, which must not return.
-  // `colour` moves the first frame, so that the hot lines of many stacks do
-  // not all fall into the same set of the cache.
+  // `colour` moves the first frame, so that the hot lines of many stacks fall
+  // into different sets of the cache.
   void reset(void (*entry)(), size_t colour);
 
-  bool guards(const void* address) const;  // has the stack overflowed to it?
+  bool guards(const void* address) const;  // true after an overflow to it
 
   void* stack_pointer = nullptr;
 
@@ -27,7 +27,7 @@ class Fiber {
   char* memory_ = nullptr;  // a guard page, then the stack
 };
 
-// Leaves the running stack, storing its pointer to *from, for `to`.
+// Switches from the running stack, whose pointer it stores in *from, to `to`.
 extern "C" void simt_switch(void** from, void* to);
 
 }  // namespace simt

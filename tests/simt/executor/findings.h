@@ -1,4 +1,4 @@
-// What a dispatch did wrong, for Python to print.
+// The errors of a dispatch, for Python to print.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ struct Finding {
   std::string text;
   uint32_t group[3] = {0, 0, 0};
   int thread = -1;                     // in the threadgroup; -1: several
-  std::vector<const void*> code = {};  // where in the kernel
-  uint64_t count = 1;                  // how often it was seen
+  std::vector<const void*> code = {};  // places in the kernel
+  uint64_t count = 1;                  // occurrences
 };
 
 struct Counters {

@@ -10,7 +10,7 @@
 namespace simt {
 namespace {
 
-// {"object": path, "offset": n} of an address in a loaded library.
+// Writes {"object": path, "offset": n} for an address in a loaded library.
 std::string place(const void* code) {
   Dl_info info{};
   std::ostringstream out;

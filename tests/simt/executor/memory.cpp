@@ -11,7 +11,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kPage = 4096;
-// Guards are wide enough for the stray index of a row or a tile.
+// Guards are wider than a row or a tile, so that a stray index ends in them.
 constexpr size_t kGuard = 64 * kPage;
 constexpr std::byte kSlack{0xa5};
 constexpr std::byte kPoison{0xff};
@@ -20,15 +20,15 @@ constexpr size_t round_up(size_t value, size_t to) {
   return (value + to - 1) / to * to;
 }
 
-// Kernels may assume what a Metal buffer gives them, aligned vectors; an
-// alignment below this one is met exactly, so that more is not found by luck.
+// Vectors in a Metal buffer are aligned. An alignment below this one is met
+// exactly, so that a kernel never gets a larger one by chance.
 constexpr size_t kVector = 16;
 
 }  // namespace
 
 GuardedMemory::GuardedMemory(std::string name, size_t size, size_t alignment)
     : name_(std::move(name)), size_(size) {
-  // Start at a multiple of `alignment` that is no multiple of twice it.
+  // Start at an odd multiple of `alignment`.
   size_t odd = alignment < kVector ? alignment : 0;
   size_t used = round_up(size + odd, kVector);
   size_t accessible = round_up(std::max<size_t>(used, 1), kPage);

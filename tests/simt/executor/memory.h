@@ -1,4 +1,4 @@
-// Memory whose neighbours cannot be touched unseen.
+// Memory with guards: an access outside it is found.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,9 @@
 
 namespace simt {
 
-// `size` bytes that end at an inaccessible page, up to the rounding that their
-// alignment asks for; that slack, and the one in front, is filled with a
-// pattern whose loss is found afterwards.
+// `size` bytes that end at an inaccessible page, except for the rounding of
+// their alignment. That slack, and the slack before them, has a pattern that is
+// checked after the dispatch.
 class GuardedMemory {
  public:
   GuardedMemory(std::string name, size_t size, size_t alignment);
@@ -26,11 +26,11 @@ class GuardedMemory {
   void poison();  // all bytes 0xff: NaN, or a huge index
   void make_read_only();
 
-  // Does `address` lie in the pages of this memory or in those around it?
+  // True if `address` lies in the pages of this memory or in its guards.
   bool owns(const void* address) const;
   // "byte 68 of x, which has 64"
   std::string describe(const void* address) const;
-  // Empty, or what was written outside.
+  // Describes a write outside; empty if there was none.
   std::string damage() const;
 
  private:

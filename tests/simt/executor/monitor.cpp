@@ -11,13 +11,14 @@ Monitor* active_monitor = nullptr;
 
 namespace {
 
-// Metal's mem_flags, and the index of what they order in epoch_.
+// Metal's mem_flags, and the index of their memory in epoch_.
 constexpr uint32_t kMemDevice = 1;
 constexpr uint32_t kMemThreadgroup = 2;
 constexpr size_t kDeviceEpoch = 0;
 constexpr size_t kThreadgroupEpoch = 1;
 
-// Enough to understand a kernel's mistake; further ones are counted, not told.
+// Findings to report, enough to understand a mistake; the rest are only
+// counted.
 constexpr size_t kMaxFindings = 16;
 
 }  // namespace
@@ -154,7 +155,8 @@ void Monitor::access(const void* address,
   }
 }
 
-// Two threads that write the same value to the same place make no difference.
+// Two threads may write the same value to the same place if the option allows
+// it.
 void Monitor::judge_last_write() {
   for (const ConflictingWrite& w : last_write_) {
     if (!std::equal(w.before.begin(), w.before.end(), w.address)) {
@@ -177,7 +179,7 @@ void Monitor::report(const Region& region,
   text << " at " << region.memory->describe(at);
   if (conflict.kind == Kind::kUninitialised) {
     finding.kind = "uninitialised";
-    text << ", which nobody has written";
+    text << ", which no thread has written";
   } else {
     finding.kind = "race";
     text << ", unordered with a " << (conflict.other_wrote ? "write" : "read")
@@ -205,7 +207,7 @@ void Monitor::out_of_bounds(const Region& region,
   add(std::move(finding));
 }
 
-// The same mistake by the same lines is one finding, however often it is made.
+// One mistake at the same lines is one finding with a count.
 void Monitor::add(Finding finding) {
   for (Finding& known : findings_) {
     if (known.kind == finding.kind && known.code == finding.code) {

@@ -1,5 +1,5 @@
 // Watches the memory accesses of an instrumented kernel: finds races and reads
-// of what nobody wrote, and counts.
+// of uninitialised memory, and counts requests.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,8 @@ namespace simt {
 
 class Monitor {
  public:
-  // `origin`: an address in the kernel's library, from which places in it are
-  // counted.
-  // `forgive`: what redundant_writes says of SimtFlags.
+  // `origin`: an address in the kernel's library; places in it are offsets from
+  // there. `forgive`: the flag redundant_writes of SimtFlags.
   Monitor(const void* origin, size_t simdgroups, bool forgive);
   ~Monitor();
   Monitor(const Monitor&) = delete;
@@ -31,9 +30,9 @@ class Monitor {
   void end_threadgroup();
   void threadgroup_barrier(uint32_t flags);
   void simdgroup_barrier(uint32_t simdgroup, uint32_t flags);
-  // The running thread is about to wait: its last write has been done.
+  // The running thread begins to wait: its last write is done.
   void thread_pauses() { judge_last_write(); }
-  // The lanes of a simdgroup have met.
+  // The lanes of a simdgroup have synchronized.
   void lanes_met(uint32_t simdgroup);
 
   // An access by the running thread; `code` is the address after the call.
@@ -46,7 +45,7 @@ class Monitor {
   struct Region {
     const GuardedMemory* memory;
     bool device;
-    // Inputs are write-protected and need none.
+    // Inputs are write-protected and have no shadow.
     std::vector<Shadow> shadow;  // one or none
     std::vector<bool> was_read, was_written;
     uint64_t bytes_read = 0, bytes_written = 0;
@@ -66,7 +65,8 @@ class Monitor {
   void add(Finding finding);
   void settle_all();
 
-  // A write that conflicts with another write, not done yet when it is told.
+  // A write that conflicts with another write. The callback comes before the
+  // write, so its value is compared later.
   struct ConflictingWrite {
     const Region* region;
     Shadow::Conflict conflict;
@@ -84,13 +84,13 @@ class Monitor {
   size_t last_ = 0;  // region of the last access
   uint32_t position_[3] = {0, 0, 0};
   uint32_t threadgroup_ = 0;
-  // Barriers so far that order device memory, and threadgroup memory.
+  // Number of barriers so far that order device memory and threadgroup memory.
   uint32_t epoch_[2] = {1, 1};
   std::vector<uint32_t> simdgroup_epoch_[2];
   std::vector<Finding> findings_;
 };
 
-// Where the compiler's callbacks report to; null if nobody watches.
+// The monitor that the compiler's callbacks report to; null if there is none.
 extern Monitor* active_monitor;
 
 }  // namespace simt

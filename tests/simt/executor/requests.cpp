@@ -8,7 +8,7 @@ namespace simt {
 namespace {
 
 constexpr uint64_t kBlock = 16;   // the widest load of a lane
-constexpr size_t kLookBack = 16;  // accesses among which a vector's may lie
+constexpr size_t kLookBack = 16;  // last accesses that may belong to a vector
 constexpr uint64_t kBanks = 32;
 constexpr uint64_t kBankBytes = 4;
 
@@ -16,7 +16,7 @@ struct Span {
   uint64_t first, last;  // addresses, the last one inside
 };
 
-// Distinct aligned units of `unit` bytes that the spans touch.
+// Number of distinct aligned units of `unit` bytes that the spans touch.
 uint64_t touched(std::vector<Span> spans, uint64_t unit) {
   std::vector<uint64_t> units;
   for (const Span& s : spans) {
@@ -44,8 +44,8 @@ uint64_t distinct_bytes(std::vector<Span>& spans) {
   return bytes;
 }
 
-// The most words that one bank has to give; a word that many lanes want is
-// given once.
+// The largest number of words that one bank serves. It serves a word once for
+// all lanes.
 uint64_t bank_rounds(const std::vector<Span>& spans, uint64_t* words_wanted) {
   std::vector<uint64_t> words;
   for (const Span& s : spans) {
@@ -110,7 +110,7 @@ void SimdgroupAccesses::settle(std::vector<RequestCounts>& counts) {
     int region;
     std::vector<Span> spans;
   };
-  // By place in the kernel and turn there.
+  // By place in the kernel and by the number of the access there.
   std::unordered_map<uint64_t, Request> requests;
   std::unordered_map<int32_t, uint32_t> turns;
   for (auto& log : lanes_) {

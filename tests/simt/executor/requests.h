@@ -1,6 +1,7 @@
-// How the accesses of 32 lanes fall together into memory requests: how many
-// cache lines a load of a simdgroup touches, how many banks its threadgroup
-// accesses collide in. A model, said in docs/simt.md; no GPU was asked.
+// Groups the accesses of 32 lanes into memory requests: counts the cache lines
+// that a load of a simdgroup touches, and the bank conflicts of threadgroup
+// accesses. A model, which ../README.md describes; it was not compared with a
+// GPU.
 #pragma once
 
 #include <array>
@@ -11,10 +12,11 @@
 
 namespace simt {
 
-// Sums over requests. "Ideal": the same bytes, side by side and aligned.
+// Sums over requests. "Ideal" is the count if the same bytes were contiguous
+// and aligned.
 struct RequestCounts {
   uint64_t requests = 0;
-  // What lanes of one request share counts once.
+  // Bytes that lanes of one request share count once.
   uint64_t bytes = 0;
   uint64_t lines_64 = 0, ideal_lines_64 = 0;
   uint64_t lines_128 = 0, ideal_lines_128 = 0;
@@ -22,11 +24,11 @@ struct RequestCounts {
   uint64_t bank_rounds = 0, ideal_bank_rounds = 0;
 };
 
-// The accesses of one simdgroup between two places where its lanes meet.
+// The accesses of one simdgroup between two synchronizations of its lanes.
 class SimdgroupAccesses {
  public:
-  // Neighbouring accesses of a lane that fall into one 16-byte block count as
-  // one: a GPU's compiler loads a vector where this one loads its elements.
+  // Neighbouring accesses of a lane in one 16-byte block count as one: a GPU's
+  // compiler loads a vector where clang loads its elements.
   void add(uint32_t lane,
            int region,
            uint64_t address,
@@ -34,8 +36,8 @@ class SimdgroupAccesses {
            bool write,
            int32_t code);
 
-  // Matches the lanes' accesses, the n-th at a place of the kernel with the
-  // others' n-th there, adds them to counts[region] and forgets them.
+  // Matches each lane's n-th access at a place of the kernel with the n-th of
+  // the other lanes there, adds the requests to counts[region] and clears them.
   void settle(std::vector<RequestCounts>& counts);
 
  private:

@@ -1,6 +1,8 @@
-// What a kernel compiled by this bench calls, and what Python calls: the whole
-// C interface of the shared library. Kernels see the first part through
-// ../include/simt/backend_opencl.h, Python the second through ../executor.py.
+// The C interface of the shared library. Compiled kernels call the first part,
+// as
+// ../include/simt/backend_opencl.h declares it. Python calls the second part
+// from
+// ../executor.py.
 #pragma once
 
 #include <cstdint>
@@ -30,12 +32,12 @@ SIMT_EXPORT void simt_simdgroup_barrier(uint32_t flags,
                                         int line,
                                         const char* file);
 
-// Waits until every lane of the simdgroup has called it from the same place;
-// returns 32 slots of 16 bytes that hold what each lane gave.
+// Waits until every lane of the simdgroup has called it from the same place.
+// Returns 32 slots of 16 bytes with the lanes' values.
 SIMT_EXPORT const uint8_t* simt_exchange(
     const void* value, uint32_t bytes, uint32_t op, int line, const char* file);
 
-// The variable that was declared at `site`; the same for all threads.
+// Returns the variable declared at `site`, the same for all threads.
 SIMT_EXPORT void* simt_threadgroup_variable(const char* name,
                                             int site,
                                             uint32_t bytes);
@@ -78,5 +80,5 @@ struct SimtDispatch {
 };
 
 // Runs a dispatch. Returns a JSON object {"findings": [...], "counters": {...}}
-// that stays valid until the next call. Findings are empty if all went well.
+// that stays valid until the next call. A correct dispatch has no findings.
 SIMT_EXPORT const char* simt_dispatch(const SimtDispatch* dispatch);

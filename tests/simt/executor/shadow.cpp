@@ -5,8 +5,9 @@ namespace simt {
 Shadow::Shadow(size_t bytes, bool across)
     : across_(across), cells_((bytes + grain_ - 1) / grain_) {}
 
-// Only a barrier of the threadgroup orders two of its threads, or one of the
-// simdgroup two of its lanes; nothing orders threadgroups of one dispatch.
+// A barrier of the threadgroup orders two of its threads, and one of the
+// simdgroup orders two of its lanes. Nothing orders the threadgroups of one
+// dispatch.
 bool Shadow::ordered(const Stamp& before, const Stamp& now) const {
   if (!before.known()) {
     return true;
@@ -26,7 +27,7 @@ Shadow::Conflict::Kind Shadow::kind(const Stamp& other,
              : Conflict::Kind::kBetweenThreadgroups;
 }
 
-// Splits cells until this access covers whole ones.
+// Splits cells until this access covers whole cells.
 void Shadow::refine(size_t offset, size_t size) {
   while (offset % grain_ || size % grain_) {
     std::vector<Cell> finer;

@@ -1,5 +1,5 @@
-// What is known of each byte that threads share: who wrote it last, who has
-// read it since, and whether a barrier lies between.
+// Records the last write and the later reads of each shared byte, and the
+// barriers between them.
 #pragma once
 
 #include <cstddef>
@@ -10,22 +10,22 @@
 
 namespace simt {
 
-// A moment in a dispatch, as far as barriers tell moments apart.
+// A moment in a dispatch, counted in barriers.
 struct Stamp {
   uint32_t threadgroup = 0;      // serial, from 1; 0: never
   uint32_t epoch = 0;            // barriers of the threadgroup so far
   uint32_t simdgroup_epoch = 0;  // barriers of the simdgroup so far
   uint16_t thread = 0;
-  int32_t code = 0;  // where in the kernel
+  int32_t code = 0;  // place in the kernel
 
   uint32_t simdgroup() const { return thread / kLanes; }
   bool known() const { return threadgroup != 0; }
 };
 
-// The accesses to one piece of memory.
+// The accesses to one block of memory.
 class Shadow {
  public:
-  // `across`: threadgroups share it, as they do device memory.
+  // `across`: threadgroups share the block, as in device memory.
   Shadow(size_t bytes, bool across);
 
   struct Conflict {
@@ -36,16 +36,17 @@ class Shadow {
     bool other_wrote = false;
   };
 
-  // Records an access of `size` bytes at `offset`; the first conflict in it.
+  // Record an access of `size` bytes at `offset`, and return its first
+  // conflict.
   Conflict read(size_t offset, size_t size, const Stamp& now);
   Conflict write(size_t offset, size_t size, const Stamp& now);
 
  private:
   struct Cell {
     Stamp written;
-    // The last reader, the last of its simdgroup that is not it, and the last
-    // of another simdgroup: whoever writes next, one of them conflicts with it
-    // if any reader does.
+    // The last reader, the last other reader of its simdgroup, and the last
+    // reader of another simdgroup. If any reader conflicts with the next write,
+    // one of these three does.
     Stamp read, read_beside, read_elsewhere;
   };
 

@@ -86,8 +86,8 @@ std::optional<Finding> Threadgroup::run(const uint32_t position[3],
 void Threadgroup::start(const uint32_t position[3], uint64_t seed) {
   exited_ = 0;
   at_barrier_ = 0;
-  // Simdgroups in a random order, lanes of each in a random order: what is
-  // correct only when thread 0 runs first fails for some seed.
+  // Shuffle the simdgroups, and the lanes of each: a kernel that is correct
+  // only if thread 0 runs first fails for some seed.
   std::minstd_rand random(static_cast<uint32_t>(seed) | 1);
   std::vector<uint32_t> groups(simdgroups_.size());
   std::iota(groups.begin(), groups.end(), 0);
@@ -128,7 +128,7 @@ void Threadgroup::switch_to(uint32_t thread) {
               threads_[thread].fiber.stack_pointer);
 }
 
-// Own simdgroup first: 32 stacks stay in the cache.
+// Takes the own simdgroup first, so that 32 stacks stay in the cache.
 void Threadgroup::run_another() {
   if (monitor_) {
     monitor_->thread_pauses();
@@ -228,7 +228,8 @@ const uint8_t* Threadgroup::exchange(Site site,
   return &slots[0][0];
 }
 
-// Waits for the rest of the simdgroup. True for the lane that came last.
+// Waits for the rest of the simdgroup. Returns true for the lane that came
+// last.
 bool Threadgroup::arrive(Site site) {
   Thread& me = threads_[running_];
   Simdgroup& group = simdgroups_[me.ids.simdgroup];
@@ -251,7 +252,7 @@ bool Threadgroup::arrive(Site site) {
   return true;
 }
 
-// Lets the lanes go on. What lanes that are not there gave reads as zero.
+// Lets the lanes continue. The slots of missing lanes read as zero.
 void Threadgroup::release(Simdgroup& group) {
   uint32_t first = threads_[order_[group.first]].ids.simdgroup * kLanes;
   for (uint32_t lane = 0; lane < group.size; ++lane) {
@@ -304,8 +305,7 @@ void Threadgroup::stop(Finding finding) {
   leave();
 }
 
-// Back to run(); the fibers are abandoned where they stand. Kernels own
-// nothing that would have to be given back.
+// Returns to run() and abandons the fibers. Kernels own nothing to release.
 void Threadgroup::leave() {
   void* nowhere;
   simt_switch(&nowhere, outside_);

@@ -1,5 +1,4 @@
-// The threads of one threadgroup, one fiber each, and the places where they
-// wait for one another.
+// Runs the threads of one threadgroup, one fiber each, and synchronizes them.
 #pragma once
 
 #include <cstddef>
@@ -42,8 +41,8 @@ class Threadgroup {
               Counters& counters,
               Monitor* monitor);
 
-  // Runs all threads of the threadgroup at `position` to their end, in an
-  // order drawn from `seed`; returns what stopped them, if anything did.
+  // Runs all threads of the threadgroup at `position` to their end, in an order
+  // drawn from `seed`. Returns the finding that stopped them, if any.
   std::optional<Finding> run(const uint32_t position[3], uint64_t seed);
 
   // Called on a thread's fiber.
@@ -76,7 +75,7 @@ class Threadgroup {
     uint32_t waiting_at_barrier = 0;
     Site site;
     uint32_t round = 0;
-    // Two sets: lanes still read the last round's while the next is written.
+    // Two sets: lanes may still read one round while others write the next.
     alignas(16) uint8_t slots[2][kLanes][16];
   };
 
@@ -106,7 +105,7 @@ class Threadgroup {
   std::optional<Finding> stopped_;
 };
 
-// The one that runs; kernels find it through the functions of runtime.h.
+// The running threadgroup, which the functions of runtime.h use.
 extern Threadgroup* active_threadgroup;
 
 }  // namespace simt

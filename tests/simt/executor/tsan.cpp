@@ -1,6 +1,6 @@
-// The functions that clang's -fsanitize=thread makes a kernel call at each
+// The functions that a kernel compiled with -fsanitize=thread calls at each
 // access to memory that threads may share. The sanitizer's own runtime is not
-// linked: Metal's threads are not the host's, and its barriers are others.
+// linked, because Metal's threads and barriers are not the host's.
 #include <cstddef>
 #include <cstring>
 
@@ -20,7 +20,7 @@ inline void on_access(const void* address,
 
 }  // namespace
 
-// The caller's place in the kernel.
+// Returns the caller's place in the kernel.
 #define SIMT_CALLER __builtin_return_address(0)
 
 #define SIMT_TSAN_ACCESS(size)                                  \

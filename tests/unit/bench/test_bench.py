@@ -27,7 +27,7 @@ from mlx_nibble.bench.schedule import (
 )
 from tests.support.paths import ROOT
 
-SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 CASE = ProductCase(3, 40, 64, 4, 32, "float32")
 
 

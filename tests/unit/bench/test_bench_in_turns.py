@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 # for each pass. "b" is the same build again; "slow" does a tenth more products. Both
 # have ratios to their neighbours: the median of each pass.
 TRIES = json.loads((Path(__file__).parent / "recorded" / "in_turns.json").read_text())
-SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 SMALL = ProductCase(2, 64, 64, 4, 32, "float32")
 
 

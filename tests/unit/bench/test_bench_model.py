@@ -24,7 +24,7 @@ from mlx_nibble.pictures import page
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
-SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 PROMPTS = [[5, 9, 3, 7, 1, 8], [2, 2, 9, 4, 6, 3], [7, 1, 1, 5, 5, 9]]
 
 

@@ -25,7 +25,7 @@ from mlx_nibble.cli import main
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
-SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 
 
 def nibble(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

@@ -3,76 +3,103 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import tomllib
 
-from mlx_nibble import _ext, _native
+from mlx_nibble import _ext, _native, formats
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "python" / "mlx_nibble"
 
+# csrc/mlx, lowest first. ops.h and fast.h declare in the lowest folder what ops/
+# defines: nodes and fusion call operations too.
+MLX_ORDER = ["csrc/mlx"]
+MLX_ORDER += [f"csrc/mlx/{d}" for d in ("facts", "nodes", "fusion", "ops")]
+# The folders that the files of each folder may include.
 CXX_MAY_INCLUDE = {
     "kernels": {"kernels"},
     "csrc/core": {"csrc/core", "kernels"},
+    "csrc/core/plan": {"csrc/core", "csrc/core/plan", "kernels"},
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
-    "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},
-    "csrc": {"csrc", "csrc/mlx", "mlx", "nanobind"},  # bindings
+    **{
+        folder: {"csrc/core", "csrc/cpu", "csrc/metal", "mlx", *MLX_ORDER[: i + 1]}
+        for i, folder in enumerate(MLX_ORDER)
+    },
+    # Bindings.
+    "csrc": {"csrc", "csrc/mlx", "csrc/mlx/facts", "csrc/mlx/fusion"}
+    | {"mlx", "nanobind"},
 }
-# Parsing an option must not need a model, and only `lm` imports mlx-lm.
+# Every folder and module of the package's root, each above all that it imports.
+# "__init__" is the root itself. Only `lm` and what is above it need mlx-lm.
 PYTHON_ORDER = [
+    "_version",
     "_ext",
     "_native",
-    "rounding",
-    "selfcheck",
-    "pickling",
+    "_pickling",
+    "numerics",
+    "progress",
+    "formats",
+    "io",
     "ops",
-    "symmetric",
-    "tuning",
     "fast",
     "nn",
-    "rebind",
-    "shared",
-    "repack",
-    "report",
-    "route",
-    "accelerate",
-    "diagnosis",
+    "machine",
+    "acceleration",
+    "__init__",
     "lm",
-    "convert",
+    "quantize",
+    "layerwise",
+    "evaluation",
+    "conversion",
+    "bench",
+    "pictures",
+    "tune",
     "cli",
 ]
 
 
 def cxx_sources():
-    for layer in CXX_MAY_INCLUDE:
-        for path in (ROOT / layer).glob("*"):
-            if path.suffix in {".h", ".cpp"}:
-                yield pytest.param(layer, path, id=str(path.relative_to(ROOT)))
+    paths = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp"}]
+    for path in [*paths, *(ROOT / "kernels").glob("*.h")]:
+        folder = str(path.parent.relative_to(ROOT))
+        yield pytest.param(folder, path, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize(("layer", "path"), list(cxx_sources()))
-def test_a_layer_includes_only_what_it_may(layer, path):
-    allowed = CXX_MAY_INCLUDE[layer]
+def includes(path: Path) -> set[str]:
+    """The folders of the files that a C++ file includes; "mlx" for all of MLX's."""
     text = path.read_text()
-    for name in re.findall(r'^#include ["<]([^">]+/[^">]+)[">]', text, re.M):
-        if name.startswith("sys/"):
-            continue
-        home = name.rsplit("/", 1)[0]
-        top = home if home.startswith("csrc") else home.split("/")[0]
-        assert top in allowed, f"{path.name} includes {name}"
+    names = re.findall(r'^#include ["<]([^">]+/[^">]+)[">]', text, re.M)
+    homes = {name.rsplit("/", 1)[0] for name in names} - {"sys"}
+    return {h if h.startswith("csrc") else h.split("/")[0] for h in homes}
+
+
+@pytest.mark.parametrize(("folder", "path"), list(cxx_sources()))
+def test_a_folder_includes_only_what_it_may(folder, path):
+    assert includes(path) <= CXX_MAY_INCLUDE[folder]
+
+
+def test_no_folders_include_each_other():
+    graph: dict[str, set[str]] = {}
+    for folder, path in (source.values for source in cxx_sources()):
+        graph.setdefault(folder, set()).update(includes(path) - {folder})
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def imports_of(path: Path) -> set[str]:
+    """Return the modules that a file imports, in functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path} imports relatively"
             if node.module == "mlx_nibble":
                 found |= {f"mlx_nibble.{alias.name}" for alias in node.names}
             else:
@@ -82,33 +109,76 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", PYTHON_ORDER[1:-2])
-def test_a_module_imports_only_what_is_below(name):
-    place = PYTHON_ORDER.index(name)
-    for module in imports_of(PACKAGE / f"{name}.py"):
-        if module.startswith("mlx_nibble."):
-            other = module.split(".")[1]
-            if other in PYTHON_ORDER:
-                assert PYTHON_ORDER.index(other) < place, f"{name} imports {other}"
+def unit_of(module: str) -> str:
+    """Return the folder or root module that `mlx_nibble.…` belongs to."""
+    name = f"{module}.__init__".split(".")[1]
+    there = (PACKAGE / name).is_dir() or list(PACKAGE.glob(f"{name}.py*"))
+    return name if there else "__init__"  # a name that the root defines
 
 
-@pytest.mark.parametrize(
-    "path", [*(PACKAGE / "quantize").glob("*.py")], ids=lambda path: path.name
-)
+def units() -> set[str]:
+    """Return all folders and root modules of the package."""
+    folders = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    modules = {path.name.split(".")[0] for path in PACKAGE.glob("*.py*")}
+    return modules | {folder.parts[0] for folder in folders if folder.parts}
+
+
+def files_of(unit: str) -> list[Path]:
+    return [*(PACKAGE / unit).rglob("*.py"), *PACKAGE.glob(f"{unit}.py")]
+
+
+def test_the_order_names_every_folder_and_root_module():
+    assert sorted(PYTHON_ORDER) == sorted(units())
+
+
+@pytest.mark.parametrize("unit", PYTHON_ORDER)
+def test_a_folder_imports_only_what_is_below(unit):
+    below = PYTHON_ORDER[: PYTHON_ORDER.index(unit)]
+    for path in files_of(unit):
+        for module in imports_of(path):
+            if module.split(".")[0] == "mlx_nibble":
+                other = unit_of(module)
+                assert other == unit or other in below, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("unit", PYTHON_ORDER)
+def test_the_files_of_a_folder_import_each_other_in_no_circle(unit):
+    names = {
+        ".".join(("mlx_nibble", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for path in files_of(unit)
+    }
+    graph = {}
+    for name, path in names.items():
+        # `from a import b` names the module a.b or something in a.
+        found = imports_of(path) | {
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        graph[name] = found & names.keys() - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("path", files_of("quantize"), ids=lambda path: path.name)
 def test_quantizers_are_functions_of_arrays(path):
     for module in imports_of(path):
         if module.split(".")[0] in ("mlx", "mlx_lm", "pathlib", "os"):
             raise AssertionError(f"{path.name} imports {module}")
         if module.startswith("mlx_nibble."):
-            assert module.split(".")[1] in ("formats", "quantize", "rounding"), module
+            assert module.split(".")[1] in ("formats", "quantize", "numerics"), module
 
 
-def test_only_lm_imports_mlx_lm():
+def test_only_the_folder_lm_imports_mlx_lm():
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "lm.py":
-            continue
-        used = {m for m in imports_of(path) if m.split(".")[0] == "mlx_lm"}
-        assert not used, f"{path.relative_to(ROOT)} imports {used}"
+        if path not in files_of("lm"):
+            used = {m for m in imports_of(path) if m.split(".")[0] == "mlx_lm"}
+            assert not used, f"{path.relative_to(ROOT)} imports {used}"
+
+
+def test_python_and_the_extension_support_the_same_formats():
+    assert list(formats.SUPPORTED_BITS) == _ext.supported_bits()
+    assert list(formats.GROUP_SIZES) == _ext.supported_group_sizes()
 
 
 def test_importing_the_package_imports_nothing_heavy():

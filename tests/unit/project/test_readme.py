@@ -19,7 +19,7 @@ COMMAND = re.compile(
 )
 # A test asserts these.
 ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
-SCHEMA = readme.ROOT / "docs" / "capsule.schema.json"
+SCHEMA = readme.ROOT / "docs" / "reference" / "capsule.schema.json"
 CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
 # Computed, not measured: the text says how.
 COMPUTED = {("formats.md", "## Bytes")}

@@ -28,7 +28,7 @@ from tests.support.paths import ROOT
 
 # Recorded by `nibble tune` on two cores; the planner's choice comes first.
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "tune.json").read_text())
-SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 SMALL = ["tune", "--shape", "64,64", "--group-size", "32", "--rows", "1", "2"]
 
 

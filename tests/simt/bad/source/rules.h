@@ -1,4 +1,4 @@
-// Each marked line breaks a rule of Metal's that C++ for OpenCL alone allows.
+// Each marked line breaks a rule of Metal that C++ for OpenCL does not have.
 #pragma once
 
 #include <metal_stdlib>
@@ -45,7 +45,7 @@ inline T recursion_of_a_template(T n) {  // recursion
   return n == T(0) ? n : recursion_of_a_template(T(n - T(1)));
 }
 
-// None of these is wrong.
+// These are correct.
 constant constexpr int in_constant = 3;
 
 inline float qualified(const device float* from, thread float& to) {

@@ -1,8 +1,9 @@
-// What differs between the machines that kernels run on here. Each back end
-// defines the address-space words, the integer and half types, and `rt::`:
+// The parts that differ between the machines that run kernels here. Each back
+// end defines the address-space words, the integer and half types, and `rt::`:
+//
 //   rt::lane()                    index of the thread in its simdgroup
 //   rt::threadgroup_barrier(...)  rt::simdgroup_barrier(...)
-//   rt::exchange(v, from, ...)    the value that lane from(lane) holds
+//   rt::exchange(v, from, ...)    the value of lane from(lane)
 //   rt::sum(v, ...)               over all 32 lanes
 //   rt::multiply_add_8x8(...)     an 8x8 product in the lanes' fragments
 #pragma once
@@ -15,6 +16,6 @@
 #error "kernels are compiled by clang -x clcpp, nvcc or NVRTC"
 #endif
 
-// Metal 3.1, the least that a kernel of ours may need (macOS 14).
+// Metal 3.1, the version that our kernels need (macOS 14).
 #define __METAL_VERSION__ 310
 #define METAL_FUNC SIMT_DEVICE inline

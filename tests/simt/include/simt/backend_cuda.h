@@ -1,6 +1,6 @@
 // An NVIDIA GPU, through NVRTC with --device-as-default-execution-space: the
 // same kernels on real SIMT hardware, where address spaces are not types. The
-// whole unit stands in a namespace, for CUDA has a float4 of its own.
+// whole unit is in a namespace, because CUDA has a float4 of its own.
 #pragma once
 
 using int8_t = signed char;
@@ -29,12 +29,12 @@ using ulong = unsigned long;
 #define SIMT_BUILTIN(name) ::name##f
 #define SIMT_COPY memcpy
 
-// No sites: compute-sanitizer has its own way to name a line.
+// No sites: compute-sanitizer finds lines by itself.
 #define SIMT_SITE int line = 0, int file = 0
 #define SIMT_AT line, file
 
-// half converts from float unasked, as in Metal; of two halves, or of one and
-// an integer, comes a half, of one and a float a float.
+// half converts from float implicitly, as in Metal. An operation on two halves,
+// or on a half and an integer, gives a half; one with a float gives a float.
 struct half {
   ushort bits;
 

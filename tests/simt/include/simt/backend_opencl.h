@@ -1,6 +1,6 @@
-// The CPU: clang's C++ for OpenCL, where address spaces are types that the
-// compiler checks, and the object that comes out is ordinary x86 code. The
-// executor (../executor) supplies the functions declared here.
+// The CPU, through clang's C++ for OpenCL: the compiler checks address spaces
+// as types, and the object file is ordinary x86 code. The executor
+// (../executor) defines the functions declared here.
 #pragma once
 
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
@@ -19,7 +19,7 @@ using int64_t = long;
 using uint64_t = unsigned long;
 using ulong = unsigned long;
 using size_t = unsigned long;
-// `half` is the compiler's own.
+// `half` is the compiler's own type.
 
 #define device __global
 #define threadgroup __local
@@ -34,8 +34,8 @@ using size_t = unsigned long;
 #define SIMT_BUILTIN(name) __builtin_##name##f
 #define SIMT_COPY __builtin_memcpy
 
-// Where in the kernel's text a call stands: default arguments, so that they
-// speak of the caller.
+// The place of a call in the kernel's text. Default arguments take the line of
+// the caller.
 #define SIMT_SITE \
   int line = __builtin_LINE(), const __constant char *file = __builtin_FILE()
 #define SIMT_AT line, file
@@ -93,7 +93,7 @@ inline T exchange(T value, From from, SIMT_SITE) {
   return slot<T>(slots, from(lane()));
 }
 
-// The order of the hardware's sum is not documented; a tree is the likeliest.
+// The order of the hardware's sum is not documented; a tree is the most likely.
 template <typename T>
 inline T sum(T value, SIMT_SITE) {
   auto slots = simt_exchange(&value, sizeof(T), kReduce, SIMT_AT);
@@ -109,8 +109,8 @@ inline T sum(T value, SIMT_SITE) {
   return all[0];
 }
 
-// d += a @ b for 8x8 matrices spread over the lanes as fragment_row() and
-// fragment_column() of simdgroup_matrix.h say: two neighbours in a row each.
+// d += a @ b for 8x8 matrices. Each lane holds two neighbours of a row, by
+// fragment_row() and fragment_column() of simdgroup_matrix.h.
 inline void multiply_add_8x8(float a0,
                              float a1,
                              float b0,

@@ -1,5 +1,5 @@
 // bfloat: the upper half of a float. A class, because Metal converts float to
-// bfloat only when asked to, and compilers' own __bf16 does it silently.
+// bfloat only explicitly, and compilers' own __bf16 converts implicitly.
 #pragma once
 
 #include "simt/backend.h"
@@ -19,14 +19,14 @@ struct bfloat {
   SIMT_DEVICE constexpr explicit bfloat(half value) : bfloat(float(value)) {}
 
 #if defined(__OPENCL_CPP_VERSION__)
-  // The implicit copy binds to every address space but this one.
+  // The implicit copy binds to every address space except this one.
   template <class B, class = decltype(B().bits)>
   constexpr bfloat(const __constant B& other) : bits(other.bits) {}
 #endif
 
 #if defined(SIMT_BFLOAT_ASSIGNS_FLOAT)
-  // c ? a : bfloat(0) is a float to clang, which tells a's address space from
-  // none; so where MLX assigns one, this lets it.
+  // clang makes c ? a : bfloat(0) a float if `a` is in an address space. MLX
+  // assigns such a value, so this allows it.
   bfloat(const __generic bfloat&) = default;
   __generic bfloat& operator=(const __generic bfloat&) = default;
   __generic bfloat& operator=(float value) { return *this = bfloat(value); }
@@ -37,7 +37,7 @@ struct bfloat {
   }
 
  private:
-  // To nearest, ties to even; a NaN stays one.
+  // Rounds to nearest, ties to even; a NaN stays a NaN.
   SIMT_DEVICE static constexpr ushort round(uint value) {
     bool nan = (value & 0x7fffffffu) > 0x7f800000u;
     uint even = (value >> 16) & 1u;
@@ -46,8 +46,9 @@ struct bfloat {
   }
 };
 
-// Of two bfloats, or of one and an integer, a bfloat; with a float, the
-// conversion above makes it float. Only an integer has a remainder.
+// An operation on two bfloats, or on a bfloat and an integer, gives a bfloat.
+// With a float, the conversion above makes it a float. Only integers have a
+// remainder.
 #define SIMT_BFLOAT_OP(op)                                              \
   SIMT_DEVICE constexpr inline bfloat operator op(bfloat a, bfloat b) { \
     return bfloat(float(a) op float(b));                                \

@@ -1,8 +1,9 @@
-// From a kernel to a function that the executor can call. The translator
-// (../source.py) reads a kernel's attributes and writes
-//   SIMT_ENTRY(host_name, &nibble::qmv<half, half, 4, 64>,
+// Makes a kernel a function that the executor can call. The translator
+// (../source.py) reads a kernel's attributes and writes, with one binder for
+// each parameter in order:
+//
+//   SIMT_ENTRY(host_name, &nibble::align<ushort>,
 //              simt::buffer<0>, ..., simt::thread_index_in_simdgroup)
-// with one binder a parameter, in order.
 #pragma once
 
 #include "simt/metal.h"
@@ -114,7 +115,7 @@ inline void call(List<Binders...>, void (*f)(Parameters...), Bindings all) {
 
 }  // namespace simt
 
-// The label keeps an entry apart from a kernel of the same name.
+// The label keeps an entry distinct from a kernel of the same name.
 #define SIMT_ENTRY(name, function, ...)                                     \
   extern "C" __attribute__((visibility("default"))) void simt_entry_##name( \
       simt::Bindings all) __asm__(#name);                                   \

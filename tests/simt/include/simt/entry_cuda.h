@@ -1,4 +1,4 @@
-// SIMT_ENTRY for CUDA; entry.h says what it is.
+// SIMT_ENTRY for CUDA; entry.h describes it.
 #pragma once
 
 #include "simt/metal.h"
@@ -32,7 +32,7 @@ extern __shared__ uint4 shared_memory[];
 
 template <int i>
 struct threadgroup_memory {
-  static_assert(i == 0, "one piece of dynamic shared memory");
+  static_assert(i == 0, "CUDA has one dynamic shared memory");
   template <class P>
   static P get(const Bindings&) {
     return (P)shared_memory;

@@ -1,5 +1,6 @@
-// <metal_math>, <metal_common>, <metal_integer>, <metal_relational>. None of it
-// takes a bfloat: as in Metal, one becomes a float first, and so is the result.
+// <metal_math>, <metal_common>, <metal_integer>, <metal_relational>. No
+// function takes a bfloat: as in Metal, it becomes a float first, and the
+// result is a float.
 #pragma once
 
 #include "simt/limits.h"

@@ -1,8 +1,8 @@
 // The stand-in for <metal_stdlib> and its siblings: enough of the Metal Shading
 // Language's library to run compute kernels on something that is not a Mac.
 //
-// Freestanding on purpose. A kernel may define its own log1p or hypot, as it
-// may in Metal, because nothing of the host's library is in sight.
+// Nothing of the host's library is included. So a kernel may define its own
+// log1p or hypot, as in Metal.
 #pragma once
 
 #include "simt/backend.h"

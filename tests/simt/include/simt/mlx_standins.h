@@ -1,5 +1,6 @@
-// In the place of three of MLX's headers that the front end cannot take
-// (../../mlx_kernels.py names them): what its other headers mention of them.
+// Replaces three of MLX's headers that the front end refuses
+// (../../mlx_kernels.py names them): the declarations that MLX's other headers
+// use.
 #pragma once
 
 #include "simt/metal.h"

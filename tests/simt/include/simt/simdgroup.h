@@ -22,7 +22,7 @@ SIMT_DEVICE inline void simdgroup_barrier(mem_flags flags, SIMT_SITE) {
   rt::simdgroup_barrier(uint(flags), SIMT_AT);
 }
 
-// Each lane's value becomes that of the lane `source`, an expression of `lane`.
+// Each lane gets the value of lane `source`, an expression of `lane`.
 #define SIMT_SHUFFLE(name, argument, source)                       \
   template <class T>                                               \
   SIMT_DEVICE inline T name(T value, ushort argument, SIMT_SITE) { \

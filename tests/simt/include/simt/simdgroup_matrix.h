@@ -6,8 +6,8 @@
 
 namespace metal {
 
-// Where a lane's two elements lie: (row, column) and (row, column + 1). Apple
-// documents no layout; this is the one that MLX's get_coord relies on.
+// A lane's two elements are (row, column) and (row, column + 1). Apple
+// documents no layout; this is the one of MLX's get_coord.
 SIMT_DEVICE inline int fragment_row(int lane) {
   return (lane & 16) >> 2 | (lane & 6) >> 1;
 }

@@ -113,7 +113,7 @@ template <class From, class To>
 constexpr SIMT_STATIC_CONST bool is_convertible_v =
     is_convertible<From, To>::value;
 
-// The same bits as another type. Not a constant expression: vec counts as not
+// The same bits as another type. Not a constant expression, because vec is not
 // trivially copyable (vec.h says why).
 template <class To, class From>
 SIMT_DEVICE inline To as_type(From from) {

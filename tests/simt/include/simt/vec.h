@@ -8,9 +8,9 @@ namespace metal {
 template <class T, int N>
 struct vec;
 
-// Copies are written out, although the compiler could make them: only then does
-// it see a reference bound to the vector in memory, whose alignment
-// -fsanitize=alignment checks. `element_i` is the member that index i means.
+// Copies are explicit, although the compiler could make them: only then does a
+// reference bind to the vector in memory, and -fsanitize=alignment checks it.
+// `element_i` is the member of index i.
 #define SIMT_VEC_ASSIGN(op, N)                                          \
   template <class S>                                                    \
   SIMT_DEVICE SIMT_ANY_SPACE vec& operator op## = (S b) {               \

@@ -1,6 +1,5 @@
-// Stands in for MLX's header of this name: the few calls of it that csrc/metal
-// makes, recorded. Signatures are MLX's, so that the same source compiles
-// against either.
+// Replaces MLX's header of this name, and records the few calls that csrc/metal
+// makes. The signatures are MLX's: the same source compiles with either.
 #pragma once
 
 #include <cstddef>
@@ -41,8 +40,8 @@ struct ComputePipelineState {
 
 namespace mlx::core::metal {
 
-// What a dispatch was given. Nothing is carried over from the one before, so a
-// call that csrc/metal forgets shows.
+// The arguments of a dispatch. It takes nothing over from the one before, so
+// that a call missing in csrc/metal shows.
 struct Dispatch {
   struct Array {
     array value;
@@ -92,12 +91,12 @@ class Device {
   MTL::ComputePipelineState* get_kernel(const std::string& base_name,
                                         MTL::Library* mtl_lib);
 
-  // What a test says of this GPU.
+  // The GPU that a test describes.
   std::string architecture = "applegpu_g13g";
   std::set<std::string> refused;  // kernels that do not compile
   uint64_t max_threads = 1024;    // of a threadgroup, for any pipeline
 
-  // As if nothing had been compiled yet.
+  // Forgets all that was compiled.
   void forget();
 
  private:

@@ -1,4 +1,4 @@
-// Stands in for MLX's header of this name: here there is a Metal device.
+// Replaces MLX's header of this name: here there is a Metal device.
 #pragma once
 
 namespace mlx::core::metal {

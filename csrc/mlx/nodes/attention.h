@@ -1,0 +1,42 @@
+// Attention as a node of MLX's graph, on the CPU alone.
+#pragma once
+
+#include <vector>
+
+#include "csrc/mlx/nodes/fast_node.h"
+
+namespace nibble {
+
+struct AttentionOptions {
+  float scale;
+  bool causal;
+  bool has_mask, has_sinks;
+  bool batch_invariant;
+  // The number of keys and values to use, of a longer cache; 0: all.
+  int keys = 0;
+  // The output is [B, L, heads * Dv], not [B, heads, L, Dv].
+  bool flat = false;
+
+  bool operator==(const AttentionOptions&) const = default;
+};
+
+// Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]}.
+// If has_mask, a mask follows that broadcasts to [B, heads, L, S]; its last
+// dimension is S. If has_sinks, float32 sinks [heads] follow. If `keys` is set,
+// it replaces S, and k and v may be longer.
+class AttentionPrimitive
+    : public FastNode<AttentionPrimitive, AttentionOptions> {
+ public:
+  using FastNode::FastNode;
+
+  static constexpr const char* kName = "NibbleAttention";
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ protected:
+  mx::array by_mlx(const std::vector<mx::array>& inputs) override;
+};
+
+}  // namespace nibble

@@ -1,0 +1,104 @@
+#include "csrc/mlx/nodes/quantized_matmul.h"
+
+#include <memory>
+
+#include "csrc/core/tuning.h"
+#include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/ops.h"
+#include "csrc/mlx/ops/steps.h"
+#include "csrc/mlx/ops/validate.h"
+#include "mlx/ops.h"
+
+namespace nibble::ops {
+namespace {
+
+constexpr const char* kOp = "quantized_matmul";
+using enum QuantizedMatmul::Input;
+
+// y + bias + residual, where no kernel adds them.
+mx::array add(mx::array y, const Addends& addends, const mx::Stream& stream) {
+  for (const auto& addend : {addends.bias, addends.residual}) {
+    if (addend) {
+      y = mx::add(y, mx::astype(*addend, y.dtype(), stream), stream);
+    }
+  }
+  return y;
+}
+
+}  // namespace
+
+mx::array quantized_matmul(const mx::array& x,
+                           const QuantizedArrays& matrix,
+                           bool transpose,
+                           const QuantArgs& args,
+                           const MatmulOptions& options,
+                           const Addends& addends,
+                           mx::StreamOrDevice s) {
+  mx::Stream stream = mx::to_stream(s);
+  auto by_mlx = [&](const mx::array& x, const QuantizedArrays& q) {
+    return mx::quantized_matmul(x,
+                                q.w,
+                                q.scales,
+                                q.biases,
+                                transpose,
+                                args.group_size,
+                                args.bits,
+                                args.mode,
+                                stream);
+  };
+  auto request = normalise({.op = kOp,
+                            .stream = stream,
+                            .args = args,
+                            .matrices = {&matrix},
+                            .x = &x,
+                            .transpose = transpose,
+                            .options = &options});
+  if (!request) {
+    mx::array y = computable(by_mlx(x, matrix), x, matrix.w, stream);
+    check_addends(kOp, addends, y.shape());
+    return add(y, addends, stream);
+  }
+  align_batches(*request, stream);
+  auto& [format, dtype, inputs] = *request;
+  fusion::flatten_heads(inputs[kX]);
+  Epilogue epilogue;
+  if (transpose) {
+    epilogue = {addends.bias.has_value(), addends.residual.has_value()};
+  }
+  auto node = std::make_shared<QuantizedMatmul>(
+      stream, format, transpose, options, epilogue);
+  // A vector times matrices has been given a dimension.
+  bool vector = x.ndim() == 1 && matrix.w.ndim() > 2;
+  mx::Shape shape = node->output_shapes(inputs)[0], result = shape;
+  if (vector) {
+    result.erase(result.end() - 2);
+  }
+  check_addends(kOp, addends, result);
+  auto finish = [&](const mx::array& y, const Addends& rest) {
+    return add(vector ? mx::squeeze(y, -2, stream) : y, rest, stream);
+  };
+  if (request->is_empty()) {
+    return finish(mx::zeros(shape, dtype, stream), addends);
+  }
+  MatmulProblem problem = node->problem(inputs);
+  if (problem.choice == kLeaveToMlx ||
+      !decide(problem, inputs[kX].is_tracer(), stream)) {
+    mx::array y =
+        by_mlx(inputs[kX], {inputs[kW], inputs[kScales], inputs[kBiases]});
+    return finish(mx::astype(y, dtype, stream), addends);
+  }
+  if (epilogue.bias) {
+    inputs.push_back(mx::astype(*addends.bias, dtype, stream));
+  }
+  if (epilogue.residual) {
+    mx::array residual = mx::astype(*addends.residual, dtype, stream);
+    inputs.push_back(vector ? mx::expand_dims(residual, -2, stream) : residual);
+  }
+  mx::array y = build(node, std::move(inputs), dtype);
+  if (stream.device == mx::Device::gpu) {
+    fusion::join_products(node, x, y.inputs(), problem);
+  }
+  return finish(y, epilogue.any() ? Addends{} : addends);
+}
+
+}  // namespace nibble::ops

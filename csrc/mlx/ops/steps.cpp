@@ -1,0 +1,172 @@
+#include "csrc/mlx/ops/steps.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "csrc/core/error.h"
+#include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/symmetric.h"
+#include "csrc/mlx/ops/validate.h"
+#include "mlx/ops.h"
+#include "mlx/utils.h"
+
+namespace nibble::ops {
+namespace {
+
+// True if all biases are known to follow from the scales.
+bool is_symmetric(const Call& call, const QuantFormat& format) {
+  return call.options &&
+         (call.options->symmetric ||
+          std::ranges::all_of(call.matrices, [&](const QuantizedArrays* q) {
+            return symmetric::known(q->scales, *q->biases, format.bits);
+          }));
+}
+
+// The type of a product: that of x, or a promoted one if x has integers.
+mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
+  return mx::issubdtype(x.dtype(), mx::floating)
+             ? x.dtype()
+             : mx::promote_types(x.dtype(), scales.dtype());
+}
+
+// `a`, contiguous. An array that is available and contiguous needs no node.
+mx::array contiguous(const mx::array& a, const mx::Stream& stream) {
+  return !a.is_tracer() && a.is_available() && a.flags().row_contiguous
+             ? a
+             : mx::contiguous(a, false, stream);
+}
+
+// Indices of `matrices` as uint32.
+mx::array normalise(const char* op,
+                    const std::optional<mx::array>& indices,
+                    const mx::array& matrices,
+                    const mx::Stream& stream) {
+  if (indices) {
+    require(mx::issubdtype(indices->dtype(), mx::integer),
+            op,
+            "indices must be integers but their dtype is ",
+            indices->dtype());
+    return mx::astype(*indices, mx::uint32, stream);
+  }
+  mx::Shape shape = bridge::batch_shape(matrices.shape());
+  int64_t count = 1;
+  for (int d : shape) {
+    count *= d;
+    require(count <= std::numeric_limits<int>::max(),
+            op,
+            "fewer than 2**31 matrices are required without indices but got "
+            "the shape ",
+            text(matrices.shape()));
+  }
+  return mx::reshape(mx::arange(0, static_cast<int>(count), mx::uint32, stream),
+                     shape,
+                     stream);
+}
+
+}  // namespace
+
+bool Request::is_empty() const {
+  return std::ranges::any_of(
+      inputs, [](const mx::array& input) { return input.size() == 0; });
+}
+
+std::optional<Request> normalise(const Call& call) {
+  QuantFormat format = call.args.format();
+  check_format(call.op, format);
+  const QuantizedArrays& first = *call.matrices.front();
+  if (!call.args.is_ours() || first.global_scale) {
+    return std::nullopt;
+  }
+  std::vector<mx::array> parameters;
+  for (const QuantizedArrays* q : call.matrices) {
+    check_weights(call.op, *q, format);
+    parameters.insert(parameters.end(), {q->scales, *q->biases});
+  }
+  mx::Dtype dtype = call.dtype.value_or(first.scales.dtype());
+  if (call.x) {
+    int K = first.scales.shape(-1) * format.group_size;
+    check_activations(call.op,
+                      *call.x,
+                      first.w,
+                      call.transpose ? K : first.w.shape(-2),
+                      call.transpose,
+                      call.gathered);
+    dtype = result_dtype(*call.x, first.scales);
+  }
+  mx::Dtype scale_dtype = mx::result_type(parameters);
+  if (!bridge::to_dtype(dtype) || !bridge::to_dtype(scale_dtype)) {
+    return std::nullopt;
+  }
+  format.mode = affine_mode(is_symmetric(call, format));
+  Request request{format, dtype, {}};
+  if (call.x) {
+    request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
+  }
+  for (const QuantizedArrays* q : call.matrices) {
+    request.inputs.insert(request.inputs.end(),
+                          {q->w,
+                           mx::astype(q->scales, scale_dtype, call.stream),
+                           mx::astype(*q->biases, scale_dtype, call.stream)});
+  }
+  return request;
+}
+
+std::pair<mx::array, mx::array> normalise(const char* op,
+                                          const GatherIndices& indices,
+                                          const mx::array& x,
+                                          const mx::array& w,
+                                          const mx::Stream& stream) {
+  mx::array lhs = normalise(op, indices.lhs, x, stream);
+  mx::array rhs = normalise(op, indices.rhs, w, stream);
+  mx::Shape shape = mx::broadcast_shapes(lhs.shape(), rhs.shape());
+  return {mx::broadcast_to(lhs, shape, stream),
+          mx::broadcast_to(rhs, shape, stream)};
+}
+
+void align_batches(Request& request, const mx::Stream& stream) {
+  mx::array& x = request.inputs[0];
+  const mx::Shape& w = request.inputs[1].shape();
+  if (w.size() == 2) {
+    return;
+  }
+  if (x.ndim() == 1) {
+    x = mx::expand_dims(x, 0, stream);
+  }
+  mx::Shape wanted = bridge::batch_shape(w);
+  mx::Shape batch =
+      mx::broadcast_shapes(bridge::batch_shape(x.shape()), wanted);
+  bool matches = bridge::match_batch(batch, wanted).has_value();
+  auto end = matches ? request.inputs.begin() + 1 : request.inputs.end();
+  for (auto input = request.inputs.begin(); input != end; ++input) {
+    mx::Shape shape = batch;
+    shape.insert(shape.end(), {input->shape(-2), input->shape(-1)});
+    *input = mx::broadcast_to(*input, shape, stream);
+  }
+}
+
+bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches) {
+  return launches && self_check::trusted(*launches);
+}
+
+mx::array build(std::shared_ptr<mx::Primitive> node,
+                std::vector<mx::array> inputs,
+                mx::Dtype dtype) {
+  mx::Shape shape = node->output_shapes(inputs)[0];
+  if (node->device() == mx::Device::gpu) {
+    for (mx::array& input : inputs) {
+      input = contiguous(input, node->stream());
+    }
+  }
+  return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));
+}
+
+mx::array computable(mx::array y,
+                     const mx::array& x,
+                     const mx::array& w,
+                     const mx::Stream& stream) {
+  return x.size() > 0 && w.size() > 0 ? y
+                                      : mx::zeros(y.shape(), y.dtype(), stream);
+}
+
+}  // namespace nibble::ops

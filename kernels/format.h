@@ -1,0 +1,76 @@
+// The quantized formats: the argument Q of a kernel is one of these structs.
+//
+// Q alone knows which arrays a matrix has and what a code stands for:
+//
+//   Q::kBits, Q::kGroupSize    bits of a code, codes of a group
+//   Q::Scale                   type of a scale in memory
+//   Q::Arrays                  the arrays of a stack of matrices [N, K]
+//   Q::affine_at()             scale and bias of a group, in float
+//   Q::code(), Q::unshift()    value of a code: code(words, i) * unshift(i)
+//   Q::reach()                 the largest |w_hat| of a group
+//
+// w_hat = scale * value + bias. A new format is one more struct here and one
+// more row of kModes in csrc/core/format.h, which names the struct.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "kernels/packing.h"
+
+namespace nibble {
+
+using namespace metal;
+
+// One scale for each group, and a bias. A format without biases never reads
+// `biases`: the host binds another array in its place.
+template <typename S>
+struct GroupedArrays {
+  const device uint* words;  // [N, K * bits / 32]
+  const device S* scales;    // [N, K / group_size]
+  const device S* biases;    // as `scales`
+
+  // The arrays from word `word` and group `group` on.
+  GroupedArrays from(size_t word, size_t group) const thread {
+    return {words + word, scales + group, biases + group};
+  }
+};
+
+// Codes that stand for the integers 0 to 2^bits - 1.
+template <typename S, int bits, int group_size>
+struct IntegerCodes {
+  using Scale = S;
+  using Arrays = GroupedArrays<S>;
+  static constant constexpr int kBits = bits;
+  static constant constexpr int kGroupSize = group_size;
+
+  // Code i of a run, still shifted as in its word: too large by 1 / unshift(i).
+  static float code(const thread uint* words, int i) {
+    return float(code_in_place<bits>(words, i));
+  }
+  static constexpr float unshift(int i) { return unplace<bits>(i); }
+
+  // The largest |w_hat| that a group can have: at the first or the last code.
+  static float reach(float2 affine) {
+    constexpr float kLast = float((1 << bits) - 1);
+    return max(abs(affine.y), abs(fma(affine.x, kLast, affine.y)));
+  }
+};
+
+// A scale and a bias for each group.
+template <typename S, int bits, int group_size>
+struct Affine : IntegerCodes<S, bits, group_size> {
+  static float2 affine_at(const thread GroupedArrays<S>& arrays, size_t group) {
+    return float2(float(arrays.scales[group]), float(arrays.biases[group]));
+  }
+};
+
+// A scale alone: a code stands for code - 2^(bits - 1).
+template <typename S, int bits, int group_size>
+struct Symmetric : IntegerCodes<S, bits, group_size> {
+  static float2 affine_at(const thread GroupedArrays<S>& arrays, size_t group) {
+    const float scale = float(arrays.scales[group]);
+    return float2(scale, scale * -float(1 << (bits - 1)));
+  }
+};
+
+}  // namespace nibble

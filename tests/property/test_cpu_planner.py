@@ -1,0 +1,197 @@
+"""The plans of the CPU backend: valid, complete, and thresholds where they belong."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cpu import runner
+from tests.cpu.runner import Profile, Runner
+
+PARALLEL = 64 * 1024  # products that are worth a second thread
+PARALLEL_COLUMNS = 256 * 1024
+BLOCK_ROWS, WAVE_ROWS = 256, 512
+MIN_ROWS, MIN_COLUMNS = 32, 256
+KEY_UNIT = 128
+ONE_MATRIX = (1, 1, 1, 1)  # a wave
+
+PROFILE = st.builds(
+    Profile,
+    threads=st.integers(1, 128),
+    few_rows=st.sampled_from([2, 3, 24]),
+    tile_rows=st.sampled_from([2, 3, 6]),
+)
+ROWS = st.one_of(st.integers(1, 40), st.integers(1, 5000))
+SIZE = st.integers(1, 400).map(lambda n: 32 * n)
+SHAPE = st.tuples(ROWS, st.integers(1, 20000), SIZE)
+
+
+@functools.cache
+def backend() -> Runner:
+    command = runner.native()
+    if command is None:
+        pytest.skip("only an editable installation has the CPU runner")
+    return Runner(command)
+
+
+def chunks(total: int, step: int) -> list[tuple[int, int]]:
+    return [(i, min(total, i + step)) for i in range(0, total, step)]
+
+
+@given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans(), int8=st.booleans())
+def test_a_plan_is_valid_and_first_among_the_candidates(shape, cpu, transpose, int8):
+    M, N, K = shape
+    p = backend().plan(M, N, K, cpu, transpose=transpose, int8=int8)
+    assert p.all_supported
+    assert p.is_first
+    assert p.int8 == (int8 and transpose)
+    assert p.few_rows == cpu.few_rows
+    assert p.columns % (MIN_ROWS if transpose else MIN_COLUMNS) == 0
+    assert p.block_rows == min(M, BLOCK_ROWS)
+    assert 1 <= p.prepared_rows <= p.block_rows
+
+
+@given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans())
+def test_chunks_keep_all_threads_busy_if_a_hand_over_pays(shape, cpu, transpose):
+    M, N, K = shape
+    p = backend().plan(M, N, K, cpu, transpose=transpose, int8=False)
+    out = N if transpose else K
+    unit = MIN_ROWS if transpose else MIN_COLUMNS
+    ranges = chunks(out, p.columns)
+    if M * N * K < (PARALLEL if transpose else PARALLEL_COLUMNS):
+        assert len(ranges) == 1
+    else:
+        assert len(ranges) <= 4 * cpu.threads
+        assert p.columns - unit < out / (4 * cpu.threads)
+    assert M * (K if transpose else N) >= PARALLEL or p.prepared_rows == p.block_rows
+
+
+@given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans(), int8=st.booleans())
+def test_chunks_never_grow_with_rows(shape, cpu, transpose, int8):
+    M, N, K = shape
+    flags = {"transpose": transpose, "int8": int8}
+    one = backend().plan(M, N, K, cpu, **flags)
+    more = backend().plan(M + 1, N, K, cpu, **flags)
+    assert more.columns <= one.columns
+    assert more.whole_rows == one.whole_rows
+    assert more.packed_rows == one.packed_rows
+
+
+@given(
+    rows=st.tuples(ROWS, ROWS),
+    N=st.integers(1, 100),
+    K=st.integers(1, 600).map(lambda n: 32 * n),
+    cpus=st.tuples(PROFILE, PROFILE),
+    int8=st.booleans(),
+)
+def test_the_depth_of_chunks_depends_on_the_weights_alone(rows, N, K, cpus, int8):
+    """It has a part in the bits of a result."""
+    depths = {
+        backend().plan(M, N, K, cpu, transpose=True, int8=int8).depth
+        for M, cpu in zip(rows, cpus, strict=True)
+    }
+    assert depths == {2048 if N <= 64 and K >= 4096 else K}
+
+
+@pytest.mark.parametrize(("int8", "packed_rows"), [(False, 3), (True, 32)])
+def test_measured_limits_of_the_packed_layout(int8, packed_rows):
+    cpu = Profile(2, 24, 6)
+    p = backend().plan(1, 4096, 4096, cpu, transpose=True, int8=int8)
+    assert p.packed_rows == packed_rows
+
+
+@given(shape=SHAPE, cpu=PROFILE)
+def test_rows_are_read_whole_while_x_fits_the_first_level_cache(shape, cpu):
+    M, N, K = shape
+    p = backend().plan(M, N, K, cpu, transpose=True, int8=False)
+    assert (p.whole_rows >= M) == (4 * M * K <= 32 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns"),
+    [
+        ((1, 4096, 4096), 512),
+        ((128, 4096, 4096), 512),
+        ((1, 576, 576), 96),
+        ((1, 64, 576), 64),
+        ((1, 49152, 576), 6144),
+    ],
+)
+def test_columns_of_known_shapes_on_two_threads(shape, columns):
+    p = backend().plan(*shape, Profile(2, 24, 6), transpose=True, int8=False)
+    assert p.columns == columns
+
+
+@given(
+    B=st.integers(1, 3000),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 9000), SIZE),
+    cpu=PROFILE,
+    groups=st.integers(1, 60),
+    largest=st.integers(1, BLOCK_ROWS),
+    matrices=st.sampled_from([1, 2]),
+    transpose=st.booleans(),
+    int8=st.booleans(),
+)
+def test_gathered_products(B, shape, cpu, groups, largest, matrices, transpose, int8):
+    M, N, K = shape
+    rows = largest + groups - 1
+    wave = (groups, rows, largest, matrices)
+    flags = {"transpose": transpose, "int8": int8}
+    p = backend().plan_gather(B, shape, cpu, wave, **flags)
+    assert p.int8 == (int8 and transpose)
+    assert p.block_rows == BLOCK_ROWS
+    # A wave has room for every group, so that waves come to an end.
+    assert p.wave_rows == min(B * M, WAVE_ROWS)
+    assert 1 <= p.prepared_rows <= p.wave_rows
+    unit = MIN_ROWS if transpose else MIN_COLUMNS
+    assert p.columns > 0
+    assert p.columns % MIN_ROWS == 0
+    # Sums of a chunk stay in the second-level cache.
+    assert p.columns == unit or p.columns * matrices * largest <= 64 * 1024
+    out = N if transpose else K
+    few = rows * N * K < (PARALLEL if transpose else PARALLEL_COLUMNS)
+    most = 1 if few else -(-p.chunks // groups)
+    cap = max(MIN_ROWS, 64 * 1024 // (matrices * largest) // MIN_ROWS * MIN_ROWS)
+    assert len(chunks(out, p.columns)) <= most or p.columns == max(unit, cap)
+
+
+ATTENTION = st.tuples(
+    st.integers(1, 8),  # B
+    st.sampled_from([(1, 1), (8, 2), (9, 3), (32, 32), (64, 1), (300, 1)]),
+    st.integers(1, 700),  # L
+    st.integers(1, 9000),  # S
+    st.sampled_from([64, 80, 128]),  # D
+    st.booleans(),
+)
+
+
+def attention_shape(case) -> tuple[int, ...]:
+    B, (heads, kv_heads), L, S, D, invariant = case
+    return (B, heads, kv_heads, L, S, D, D, int(invariant))
+
+
+@given(case=ATTENTION, cpu=PROFILE)
+def test_attention_covers_all_positions_and_keys_once(case, cpu):
+    B, (heads, kv_heads), L, S, _, invariant = case
+    p = backend().plan_attention(attention_shape(case), cpu)
+    assert len(chunks(L, p.positions)) == p.blocks
+    assert len(chunks(S, p.split_keys)) == p.splits
+    assert p.chunks == B * kv_heads * p.blocks * p.splits
+    assert p.positions == 1 or p.positions * (heads // kv_heads) <= 128
+    assert p.split_keys % KEY_UNIT == 0
+    if invariant:
+        assert p.split_keys == 512
+        assert p.few_queries == 2**31 - 1
+    else:
+        assert p.splits == 1 or p.split_keys >= 2 * KEY_UNIT
+        assert p.few_queries == 4 * cpu.tile_rows
+
+
+@given(case=ATTENTION, cpu=PROFILE)
+def test_attention_runs_on_one_thread_below_the_threshold(case, cpu):
+    B, (heads, _), L, S, D, _ = case
+    p = backend().plan_attention(attention_shape(case), cpu)
+    assert p.parallel == (B * heads * L * S * 2 * D >= PARALLEL)
