@@ -14,6 +14,7 @@ from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import rows
 from mlx_nibble.bench.statistics import Estimate
 from mlx_nibble.pictures import generation, products
+from mlx_nibble.pictures.style import settle
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --pale: #57606a; --paper: #fff;
@@ -164,6 +165,7 @@ def _seconds(value: float | None) -> str:
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
+    settle(figure)
     figure.savefig(text, format="svg", metadata={"Date": None})
     # Inside a page, neither a declaration nor links to vocabularies are wanted.
     svg = text.getvalue()[text.getvalue().index("<svg") :]

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import cycler, rc_context
+from cycler import cycler
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -128,9 +129,24 @@ def card(width: float, height: float, title: str, note: str = "") -> Figure:
     return figure
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out, and round the places of its axes.
+
+    The solver's last digits differ from run to run, and so would the picture's bytes.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = axis.get_position().bounds
+        axis.set_position(
+            (round(left, 4), round(bottom, 4), round(width, 4), round(height, 4))
+        )
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture, PNG or SVG by its name."""
     with look():
+        settle(figure)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)
 
