@@ -12,13 +12,14 @@
 
 #include <metal_stdlib>
 
+#include "kernels/shared.h"
+
 namespace nibble {
 
 using namespace metal;
 
-// Codes of the shortest run that fills whole words.
 constexpr int run_codes(int bits) {
-  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+  return nibble_run_codes(bits);
 }
 
 // Words that `codes` codes fill; they begin a word.

@@ -17,6 +17,11 @@
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
+// Codes of the shortest run that fills whole words.
+constexpr int nibble_run_codes(int bits) {
+  return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
+}
+
 // qmm_skinny: neighbouring codes of a row that a lane takes in one step. They
 // fill whole words. Four lanes make a step, which fits one line of 64 bytes,
 // except at 5 bits.

@@ -1,4 +1,4 @@
-// What the planner may know of a GPU.
+// The facts of a GPU that the planner may use.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace nibble {
 struct DeviceProfile {
   int generation = 13;
   char tier = 'g';
-  // The least that any Apple GPU of MLX's offers (Metal feature set tables,
-  // Apple7 and later).
+  // Every Apple GPU that MLX supports has at least these (Metal feature set
+  // tables, Apple7 and later).
   uint32_t max_threads_per_threadgroup = 1024;
   uint32_t max_threadgroup_bytes = NIBBLE_THREADGROUP_BYTES;
 

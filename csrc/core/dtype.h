@@ -1,4 +1,4 @@
-// The floating-point types that activations, scales and biases come in.
+// The floating-point types of activations, scales and biases.
 #pragma once
 
 #include <cstddef>

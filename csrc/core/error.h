@@ -1,4 +1,4 @@
-// How every error of ours is worded: "[op] what was required but got X."
+// The wording of all our errors: "[op] what was required but got X."
 #pragma once
 
 #include <sstream>

@@ -3,9 +3,14 @@
 // the format. docs/format.md shows the layout in a picture.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
+
+#include "csrc/core/dtype.h"
+#include "kernels/shared.h"
 
 namespace nibble {
 
@@ -21,21 +26,34 @@ struct ModeInfo {
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
   std::string_view kernel_type;  // of kernels/format.h
-  bool has_biases;               // true if kernels read them
+  std::span<const int> bits;
+  std::span<const int> group_sizes;
+  std::span<const Dtype> scale_dtypes;  // of scales, and of biases if any
+  bool has_biases;                      // true if kernels read them
 };
 
-inline constexpr ModeInfo kModes[] = {
-    {Mode::kAffine, "affine", "", "Affine", true},
-    {Mode::kSymmetric, "affine", "_sym", "Symmetric", false},
-};
-
-// The widths and group sizes of every mode above.
+// The widths and group sizes of the two affine modes.
 inline constexpr int kBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kGroupSizes[] = {32, 64, 128};
+
+inline constexpr ModeInfo kModes[] = {
+    {Mode::kAffine, "affine", "", "Affine", kBits, kGroupSizes, kDtypes, true},
+    {Mode::kSymmetric,
+     "affine",
+     "_sym",
+     "Symmetric",
+     kBits,
+     kGroupSizes,
+     kDtypes,
+     false},
+};
 
 constexpr const ModeInfo& mode_info(Mode mode) {
   return kModes[static_cast<size_t>(mode)];
 }
+static_assert(std::ranges::all_of(kModes, [](const ModeInfo& info) {
+  return &info == &mode_info(info.mode);
+}));
 
 // Codes are `bits`-wide fields of a row's little-endian bit stream.
 struct QuantFormat {
@@ -45,21 +63,20 @@ struct QuantFormat {
 
   bool operator==(const QuantFormat&) const = default;
 
-  constexpr bool has_biases() const { return mode_info(mode).has_biases; }
+  constexpr const ModeInfo& info() const { return mode_info(mode); }
+  constexpr bool has_biases() const { return info().has_biases; }
   // Arrays of one value for each group: scales, and biases if they are read.
   constexpr int group_arrays() const { return has_biases() ? 2 : 1; }
   constexpr int words_per_row(int K) const {
     return static_cast<int>(static_cast<int64_t>(K) * bits / 32);
   }
   // The shortest run of codes that fills whole words.
-  constexpr int run_codes() const {
-    return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
-  }
+  constexpr int run_codes() const { return nibble_run_codes(bits); }
   constexpr int groups_per_row(int K) const { return K / group_size; }
 };
 
-// The mode of affine arrays whose biases are known, or not, to follow from the
-// scales.
+// The mode of affine arrays, `symmetric` if their biases are known to follow
+// from the scales.
 constexpr Mode affine_mode(bool symmetric) {
   return symmetric ? Mode::kSymmetric : Mode::kAffine;
 }
@@ -67,10 +84,16 @@ constexpr Mode affine_mode(bool symmetric) {
 // True if our kernels support this format; MLX's own operation computes all
 // others.
 constexpr bool supported(const QuantFormat& format) {
-  bool bits = false, group_size = false;
-  for (int b : kBits) bits |= b == format.bits;
-  for (int g : kGroupSizes) group_size |= g == format.group_size;
-  return bits && group_size;
+  auto contains = [](std::span<const int> values, int value) {
+    return std::ranges::find(values, value) != values.end();
+  };
+  return contains(format.info().bits, format.bits) &&
+         contains(format.info().group_sizes, format.group_size);
+}
+
+// True if our kernels support matrices of this format with K columns.
+constexpr bool supported(const QuantFormat& format, int K) {
+  return supported(format) && K % format.group_size == 0;
 }
 
 }  // namespace nibble

@@ -19,9 +19,9 @@ std::string_view text_of(std::string_view name) {
   return {};
 }
 
-// Metal compiles a string without an include path, so siblings are pasted in
-// where they are first included; <metal_stdlib> stays. #line lets a compiler's
-// message name the file and the line that were written.
+// Metal compiles a string without an include path. So each sibling is pasted in
+// at its first include; <metal_stdlib> stays. With #line, a compiler's message
+// names the original file and line.
 void flatten(std::string_view name,
              std::set<std::string, std::less<>>& seen,
              std::ostringstream& out) {
@@ -44,7 +44,7 @@ void flatten(std::string_view name,
   }
 }
 
-// A header with its includes pasted in, and one instance of `call` from it.
+// Returns a header with its includes pasted in, and one instance of `call`.
 std::string source(std::string_view header,
                    std::string_view name,
                    std::string_view call) {

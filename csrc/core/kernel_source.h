@@ -1,5 +1,5 @@
-// The kernels' text, carried inside the extension: what a Mac compiles at the
-// first use of a kernel, and what the tests run on Linux.
+// The kernels' text, which the extension carries. A Mac compiles it at the
+// first use of a kernel; the tests run it on Linux.
 #pragma once
 
 #include <string>
@@ -12,17 +12,17 @@ namespace nibble {
 
 struct EmbeddedFile {
   std::string_view name;  // "qmv.h"
-  std::string_view text;  // of kernels/qmv.h, byte for byte
+  std::string_view text;  // the bytes of kernels/qmv.h
 };
 
 const std::vector<EmbeddedFile>& embedded_kernels();
 
-// A complete Metal source that defines the one kernel kernel_name(id): the
+// Returns a complete Metal source of the one kernel kernel_name(id): the
 // family's header with its includes pasted in, and an instantiation.
 std::string kernel_source(const KernelId& id);
 
-// The copy that an executor makes of an operand that begins at no multiple of
-// NIBBLE_ALIGNMENT; see plan_align(). Of no family, for no problem leads to it.
+// The kernel that copies an operand that does not begin at a multiple of
+// NIBBLE_ALIGNMENT; see plan_align(). It has no family: no problem leads to it.
 inline constexpr std::string_view kAlignKernel = "align";
 std::string align_source();
 

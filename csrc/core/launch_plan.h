@@ -1,4 +1,4 @@
-// A launch as plain data. Executors consume it; nothing in it knows which.
+// A launch as plain data. It does not depend on the executor that runs it.
 #pragma once
 
 #include <cstddef>
@@ -44,12 +44,12 @@ enum class Operand : uint8_t {
 std::string to_string(Operand operand);
 
 struct LaunchPlan {
-  std::string kernel;              // host name; parse_kernel_name() reads it
+  std::string kernel;              // host name, for parse_kernel_name()
   Dim3 threadgroups;               // grid, in threadgroups
   Dim3 threads;                    // of one threadgroup
   std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
   std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
-  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]], if not 0
+  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]] if not 0.
   uint64_t sums_bytes = 0;  // of kSums, if it writes them; else it reads them
 
   bool operator==(const LaunchPlan&) const = default;
@@ -61,7 +61,7 @@ struct LaunchPlan {
   }
 };
 
-// One launch as a line for people and golden files.
+// Returns one launch as a line for people and golden files.
 std::string to_string(const LaunchPlan& plan);
 
 }  // namespace nibble

@@ -1,4 +1,5 @@
-// Problem -> LaunchPlan. The only place that holds a heuristic.
+// Problem -> LaunchPlan. The files of plan/, one for each kind of problem, are
+// the only places with a heuristic for GPUs.
 #pragma once
 
 #include <optional>
@@ -6,19 +7,20 @@
 #include <vector>
 
 #include "csrc/core/device_profile.h"
+#include "csrc/core/families.h"
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/problem.h"
 
 namespace nibble {
 
 // The launches that compute `problem` on `device`, in order; nullopt if no
-// kernel of ours does, so that MLX's own op is to be used. A problem's choice
-// is followed if it names a candidate's first kernel. Needs M, N, K >= 1.
+// kernel of ours does, so that MLX's own operation is used. Follows a problem's
+// choice if it names a candidate's first kernel. Needs M, N, K >= 1.
 std::optional<std::vector<LaunchPlan>> plan(const MatmulProblem& problem,
                                             const DeviceProfile& device);
 
-// Every plan for `problem` that may be the fastest on some device, the one that
-// plan() takes first: what a tuner times. Empty where plan() has none.
+// Every plan for `problem` that may be the fastest on some device, plan()'s own
+// choice first. A tuner times them. Empty if plan() returns nullopt.
 std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
                                                 const DeviceProfile& device);
 
@@ -26,26 +28,28 @@ std::vector<std::vector<LaunchPlan>> candidates(const MatmulProblem& problem,
 std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& problem,
                                             const DeviceProfile& device);
 
-// The names of all kernels that a plan for such a problem may hold, whatever
-// its numbers of rows, batches and products.
-std::vector<std::string> kernels_of_any_shape(const MatmulProblem& problem);
-std::vector<std::string> kernels_of_any_shape(const GatherProblem& problem);
-
 // The launch of y = silu(x @ gate^T) * (x @ up^T), gate and up of one shape
-// and format; nullopt if it is better done as two products.
+// and format; nullopt if two products are better.
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
     const MatmulProblem& problem);
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
     const GatherProblem& problem);
 
 // The launch of two or three products of one x, transposed and without a
-// residual, that computes what those of plan() would, bit for bit; nullopt if
-// they do not go together or are better launched one by one.
+// residual. It computes the same bits as the launches of plan(); nullopt if the
+// products do not go together or are better launched one by one.
 std::optional<std::vector<LaunchPlan>> plan_joint(
     const std::vector<MatmulProblem>& products, const DeviceProfile& device);
 
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
+
+// The names of all kernels that `planner` may use for such a problem, for any
+// numbers of rows, columns, batches and products.
+std::vector<std::string> kernels_of_any_shape(
+    const MatmulProblem& problem, Planner planner = Planner::kMatmul);
+std::vector<std::string> kernels_of_any_shape(
+    const GatherProblem& problem, Planner planner = Planner::kGather);
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);
 
 // The launch that copies an array of `bytes` bytes from Operand::kX to

@@ -1,5 +1,5 @@
-// What is to be computed, with everything a planner may look at and nothing
-// else: no pointers, no device.
+// Problems: everything that a planner may look at, without pointers and without
+// a device.
 #pragma once
 
 #include <string_view>
@@ -8,6 +8,30 @@
 #include "csrc/core/format.h"
 
 namespace nibble {
+
+// The types of an operation's arrays.
+struct Types {
+  Dtype dtype = Dtype::kFloat16;        // of x and y
+  Dtype scale_dtype = Dtype::kFloat16;  // of scales and biases
+  QuantFormat format;
+
+  bool operator==(const Types&) const = default;
+};
+
+// The fields that all products of x and a packed w [N, K] share.
+struct Product : Types {
+  int M = 1;
+  int N = 1;
+  int K = 1;
+  bool transpose = true;
+  // The bits of a row of y may not depend on other rows of x or on other
+  // products.
+  bool batch_invariant = false;
+
+  bool operator==(const Product&) const = default;
+  // Columns of y.
+  constexpr int columns() const { return transpose ? N : K; }
+};
 
 // How a batch of activations finds its weights: batch b uses weight matrix
 // (b / repeat) % count. A plain 2-D weight is {1, 1, 1}.
@@ -19,7 +43,7 @@ struct Batch {
   bool operator==(const Batch&) const = default;
 };
 
-// What is added to a product before it is rounded.
+// Arrays that are added to a product before it is rounded.
 struct Epilogue {
   bool bias = false;      // [N], to every row
   bool residual = false;  // of y's shape
@@ -32,29 +56,24 @@ struct Epilogue {
 //   transpose:     y[b] = x[b] @ W^T, x [size, M, K], y [size, M, N]
 //   not transpose: y[b] = x[b] @ W,   x [size, M, N], y [size, M, K]
 // All row-contiguous.
-struct MatmulProblem {
-  int M = 1;
-  int N = 1;
-  int K = 1;
+struct MatmulProblem : Product {
   Batch batch;
-  Dtype dtype = Dtype::kFloat16;        // of x and y
-  Dtype scale_dtype = Dtype::kFloat16;  // of scales and biases
-  QuantFormat format;
-  bool transpose = true;
-  // The bits of a row of y may not depend on the other rows of x.
-  bool batch_invariant = false;
-  // Tiles may hold bfloat numbers in half, where these fit into it.
+  // Tiles may convert bfloat numbers to half where these fit.
   bool half_tiles = false;
-  Epilogue epilogue;  // only if transposed
-  // The candidate that a tuned table names, for a planner to follow if it is
-  // one; empty: the planner's own choice. Outlives the problem.
-  std::string_view choice;
+  Epilogue epilogue = {};  // only if transposed
+  // The name of a candidate from a tuned table. The planner follows it if the
+  // problem has this candidate. Empty: no choice. Outlives the problem.
+  std::string_view choice = {};
 
   bool operator==(const MatmulProblem&) const = default;
+  // True if tiles compute in half.
+  constexpr bool in_half() const {
+    return half_tiles && dtype == Dtype::kBFloat16;
+  }
 };
 
-// Consecutive batches that share their weights are more rows of one product,
-// which then reads them once.
+// Returns `p` with consecutive batches that share their weights as more rows of
+// one product, which then reads the weights once.
 inline MatmulProblem merge_rows(MatmulProblem p) {
   Batch& batch = p.batch;
   if (batch.count == 1) {
@@ -71,31 +90,19 @@ inline MatmulProblem merge_rows(MatmulProblem p) {
 // With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B]:
 //   transpose:     y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N]
 //   not transpose: y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M, K]
-struct GatherProblem {
+struct GatherProblem : Product {
   int B = 1;
-  int M = 1;
-  int N = 1;
-  int K = 1;
   int experts = 1;
-  int rows = 1;  // matrices of activations
-  Dtype dtype = Dtype::kFloat16;
-  Dtype scale_dtype = Dtype::kFloat16;
-  QuantFormat format;
+  int rows = 1;         // matrices of activations
   bool sorted = false;  // rhs never falls
-  bool transpose = true;
-  // The bits of a row of y may not depend on other rows or products.
-  bool batch_invariant = false;
 
   bool operator==(const GatherProblem&) const = default;
 };
 
 // w_hat [rows, K] of type `dtype` from a packed matrix.
-struct DequantizeProblem {
+struct DequantizeProblem : Types {
   int rows = 1;
   int K = 1;
-  Dtype dtype = Dtype::kFloat16;
-  Dtype scale_dtype = Dtype::kFloat16;
-  QuantFormat format;
 };
 
 }  // namespace nibble

@@ -1,5 +1,5 @@
-// Shapes of threadgroups: the constants of the kernels and the one statement
-// of what a tile may be.
+// The shapes of threadgroups. Each shape knows the numbers in its kernel's name
+// and its grid, threads and threadgroup memory.
 #pragma once
 
 #include <algorithm>
@@ -7,21 +7,95 @@
 #include <vector>
 
 #include "csrc/core/device_profile.h"
-#include "csrc/core/dtype.h"
-#include "csrc/core/format.h"
+#include "csrc/core/launch_plan.h"
+#include "csrc/core/problem.h"
 #include "kernels/shared.h"
 
 namespace nibble {
 
-// Where kernels want an operand to begin, in bytes; elsewhere it is copied.
+// Kernels need operands that begin at a multiple of this number of bytes. Other
+// operands are copied.
 inline constexpr size_t kOperandAlignment = NIBBLE_ALIGNMENT;
 
-// qmv_multi: rows of x from one pass over w. 5 and 7 rows go to the next form:
-// one row too many costs a multiplication a code, another form a compilation.
+constexpr uint32_t ceil_div(int64_t a, int64_t b) {
+  return static_cast<uint32_t>((a + b - 1) / b);
+}
+
+// The size of a result [deep, rows, columns].
+struct Extent {
+  int64_t columns;
+  int rows = 1;
+  int deep = 1;
+
+  // Returns the grid of threadgroups that compute `high` x `wide` elements.
+  constexpr Dim3 blocks(int high, int wide) const {
+    return {ceil_div(columns, wide),
+            ceil_div(rows, high),
+            static_cast<uint32_t>(deep)};
+  }
+};
+
+// qmv, qmv_multi: a threadgroup multiplies `rows` rows of x by NIBBLE_QMV_ROWS
+// rows of w for each simdgroup or, in qmv_quad, for each of its `quads`.
+struct QmvRows {
+  int rows = 1;
+  int quads = 1;
+
+  std::vector<int> shape() const {
+    return rows > 1 ? std::vector{rows} : std::vector<int>{};
+  }
+  constexpr int columns() const {
+    return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS * quads;
+  }
+  constexpr Dim3 grid(const Extent& y) const {
+    return y.blocks(rows, columns());
+  }
+  constexpr Dim3 threads() const {
+    return {NIBBLE_SIMD_WIDTH, NIBBLE_QMV_SIMDGROUPS, 1};
+  }
+  constexpr uint32_t threadgroup_bytes(const Types&) const { return 0; }
+};
+
+// qmv_multi: rows of x from one pass over w. Numbers in between use the next
+// larger form: an unused row costs one multiplication for each code, another
+// form a compilation.
 inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
-// The largest of these forms that joint products come in: beyond, the planner
-// takes qmm_skinny.
+// The largest form of joint products: for more rows the planner takes
+// qmm_skinny.
 inline constexpr int kLastJointForm = 6;
+
+// qvm: NIBBLE_QVM_LANES lanes take a run of codes each from every row of w.
+struct QvmColumns {
+  QuantFormat format;
+
+  std::vector<int> shape() const { return {}; }
+  constexpr int columns() const {
+    return NIBBLE_QVM_LANES * format.run_codes();
+  }
+  constexpr Dim3 grid(const Extent& y) const { return y.blocks(1, columns()); }
+  constexpr Dim3 threads() const {
+    return {NIBBLE_SIMD_WIDTH, NIBBLE_QVM_SIMDGROUPS, 1};
+  }
+  // Each simdgroup's sums, in float.
+  constexpr uint32_t threadgroup_bytes(const Types&) const {
+    return static_cast<uint32_t>(columns()) * NIBBLE_QVM_SIMDGROUPS *
+           sizeof(float);
+  }
+};
+
+// Kernels that stream an array: each thread computes `elements` neighbours of a
+// row.
+struct Elementwise {
+  int width;  // threads of a threadgroup
+  int elements = 1;
+
+  std::vector<int> shape() const { return {}; }
+  constexpr Dim3 grid(const Extent& y) const {
+    return y.blocks(1, width * elements);
+  }
+  constexpr Dim3 threads() const { return {static_cast<uint32_t>(width)}; }
+  constexpr uint32_t threadgroup_bytes(const Types&) const { return 0; }
+};
 
 inline constexpr int kFragment = 8;
 
@@ -33,23 +107,32 @@ struct SkinnyTile {
   bool operator==(const SkinnyTile&) const = default;
 
   std::vector<int> shape() const { return {BM, BN, WK}; }
-  constexpr uint32_t threads() const {
-    return static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH);
+  constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, BN); }
+  constexpr Dim3 threads() const {
+    return {static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH)};
   }
-  // Half of the simdgroups hand their sums, in float, to the other half; and
-  // before, all but the first a line of 64 bytes of each row of w.
-  uint32_t threadgroup_bytes(int bits, int K) const {
+  // Half of the simdgroups pass their sums, in float, to the other half. Before
+  // that, all but the first share a line of 64 bytes of each row of w.
+  uint32_t threadgroup_bytes(const Product& p) const {
     auto sums = static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
-    bool lines = nibble_skinny_cuts_lines(bits, K, WK);
+    bool lines = nibble_skinny_cuts_lines(p.format.bits, p.K, WK);
     return std::max<uint32_t>(sums, lines ? (WK - 1) * BN * 64 : 0);
   }
 };
 
-// BN of 32: four fragments of w for each one of x. WK of 8: llama.cpp's and
-// avlp12's choice for the same split on M3; small N still fills the cores. One
-// WK for every BM, so that a row's sum is the same whatever the number of rows.
+// BN of 32: four fragments of w for each one of x. WK of 8: the choice of
+// llama.cpp and avlp12 for the same split on M3; small N still fills the cores.
+// WK is the same for every BM, so that a row's sum does not depend on the
+// number of rows.
 inline constexpr SkinnyTile kSkinnyTiles[] = {
     {8, 32, 8}, {16, 32, 8}, {32, 32, 8}};
+
+// Returns the smallest tile that takes all rows at once, or else the largest.
+constexpr SkinnyTile skinny_tile(int M) {
+  auto fits = [&](const SkinnyTile& tile) { return tile.BM >= M; };
+  auto found = std::ranges::find_if(kSkinnyTiles, fits);
+  return found == std::end(kSkinnyTiles) ? *std::prev(found) : *found;
+}
 
 // qmm: a threadgroup of WM x WN simdgroups computes BM x BN of y, BK of K at a
 // time, in 8x8 fragments.
@@ -60,82 +143,87 @@ struct Tile {
   bool operator==(const Tile&) const = default;
 
   std::vector<int> shape() const { return {BM, BN, BK, WM, WN}; }
-  constexpr uint32_t threads() const {
-    return static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH);
+  constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, BN); }
+  constexpr Dim3 threads() const {
+    return {static_cast<uint32_t>(WM * WN * NIBBLE_SIMD_WIDTH)};
+  }
+  // Bytes of a block whose rows are padded by 16 bytes, so that the eight rows
+  // of a fragment start in different banks.
+  static constexpr uint32_t padded(int rows, int columns, Dtype dtype) {
+    return static_cast<uint32_t>(rows) *
+           (columns * static_cast<uint32_t>(size_of(dtype)) + 16);
   }
   // Two blocks each of x and w: one is multiplied while the next arrives.
-  // Rows are padded by 16 bytes, so that the eight rows of a fragment start in
-  // different banks.
-  constexpr uint32_t threadgroup_bytes(Dtype dtype) const {
-    auto item = static_cast<uint32_t>(size_of(dtype));
-    return 2 * static_cast<uint32_t>(BM + BN) * (BK * item + 16);
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    return 2 * padded(BM + BN, BK, types.dtype);
   }
 };
 
-// The tiles that instances exist for, the largest first. 64x64: half of the
-// threadgroup traffic a product of the 32x32 that MLX uses everywhere, and the
-// size that llama.cpp (64x32) and uzu (64x64) found best for long prompts on
-// M1 to M4. In float32 it does not fit.
+// The tiles that instances exist for, the largest first. 64x64 needs half of
+// the threadgroup traffic of the 32x32 that MLX uses everywhere. llama.cpp
+// (64x32) and uzu (64x64) found this size best for long prompts on M1 to M4. In
+// float32 it does not fit.
 inline constexpr Tile kTiles[] = {
     {64, 64, 32, 2, 2}, {64, 32, 32, 2, 2}, {32, 32, 32, 2, 2}};
 
-// qmm_splitk: the largest, for its parts fill the cores whatever its size.
+// qmm_splitk: the largest, because its parts fill the cores at any size.
 constexpr const Tile& split_tile(Dtype dtype) {
   return kTiles[dtype == Dtype::kFloat32 ? 1 : 0];
 }
 
-// gather_qmm: 32 rows, for a tile goes through K once for every expert in it,
-// and experts have few rows each.
+// gather_qmm: 32 rows, because a tile goes through K once for every expert in
+// it, and experts have few rows each.
 inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};
 
-// qmm_n: BM x BN of y by BK rows of w. BN codes are whole cache lines of 64
-// bytes of a row, for another threadgroup would read the rest of a line again:
-// one line at 8, 4 and 2 bits, three at 3 and 6, five at 5. BK is what two
-// blocks of w then leave room for, or one, for two of 512 columns in float32 do
-// not fit; BK * BN for each barrier is never less than 2048, as many products
-// as 64 columns and 32 rows. Eight simdgroups at most: what a pipeline may
-// launch shrinks with its registers.
-constexpr Tile not_transposed_tile(Dtype dtype, const QuantFormat& format) {
-  bool wide = dtype == Dtype::kFloat32;
-  switch (format.bits) {
+// qmm_n: BM x BN of y by BK rows of w.
+struct NotTransposedTile : Tile {
+  // Two blocks each of x and w where they fit, or else one.
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    uint32_t stage = padded(BM, BK, types.dtype) + padded(BK, BN, types.dtype);
+    return 2 * stage <= NIBBLE_THREADGROUP_BYTES ? 2 * stage : stage;
+  }
+};
+
+// BN codes are whole cache lines of 64 bytes of a row, because another
+// threadgroup would read the rest of a line again: one line at 8, 4 and 2 bits,
+// three at 3 and 6, five at 5. BK is as large as the memory for two blocks of w
+// allows, or for one: two of 512 columns in float32 do not fit. BK * BN for
+// each barrier is at least 2048, as many products as 64 columns and 32 rows.
+// There are at most eight simdgroups: the threads that a pipeline may launch
+// shrink with its registers.
+constexpr NotTransposedTile not_transposed_tile(const Types& types) {
+  bool wide = types.dtype == Dtype::kFloat32;
+  switch (types.format.bits) {
     case 8:
-      return {32, 64, 32, 2, 2};
+      return {{32, 64, 32, 2, 2}};
     case 4:
-      return {32, 128, wide ? 16 : 32, 1, 4};
+      return {{32, 128, wide ? 16 : 32, 1, 4}};
     case 3:
     case 5:
-      return {32, 512, 8, 1, 8};
+      return {{32, 512, 8, 1, 8}};
     default:
-      return {32, 256, wide ? 8 : 16, 1, 8};
+      return {{32, 256, wide ? 8 : 16, 1, 8}};
   }
 }
 
-constexpr uint32_t not_transposed_threadgroup_bytes(const Tile& tile,
-                                                    Dtype dtype) {
-  auto item = static_cast<uint32_t>(size_of(dtype));
-  uint32_t stage =
-      tile.BM * (tile.BK * item + 16) + tile.BK * (tile.BN * item + 16);
-  return 2 * stage <= NIBBLE_THREADGROUP_BYTES ? 2 * stage : stage;
-}
-
-// The single statement of what makes a tile valid for a format on a device.
+// True if a tile is valid for these types on a device: the only statement of
+// the conditions.
 constexpr bool supports(const Tile& tile,
-                        Dtype dtype,
-                        const QuantFormat& format,
+                        const Types& types,
                         const DeviceProfile& device) {
   bool fragments = tile.BM % (tile.WM * kFragment) == 0 &&
                    tile.BN % (tile.WN * kFragment) == 0 &&
                    tile.BK % kFragment == 0;
   // Every thread moves 16 bytes of x, and four threads share a row of w.
-  auto item = static_cast<int>(size_of(dtype));
-  auto threads = static_cast<int>(tile.threads());
+  auto item = static_cast<int>(size_of(types.dtype));
+  auto threads = static_cast<int>(tile.threads().volume());
   bool shares = tile.BM * tile.BK * item % (16 * threads) == 0 &&
                 tile.BN % (threads / 4) == 0;
   // A block of K lies inside one group and is made of whole words.
-  bool groups =
-      format.group_size % tile.BK == 0 && tile.BK * format.bits % 32 == 0;
-  bool fits = tile.threads() <= device.max_threads_per_threadgroup &&
-              tile.threadgroup_bytes(dtype) <= device.max_threadgroup_bytes;
+  bool groups = types.format.group_size % tile.BK == 0 &&
+                tile.BK * types.format.bits % 32 == 0;
+  bool fits = tile.threads().volume() <= device.max_threads_per_threadgroup &&
+              tile.threadgroup_bytes(types) <= device.max_threadgroup_bytes;
   return fragments && shares && groups && fits;
 }
 

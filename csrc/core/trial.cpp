@@ -9,15 +9,16 @@ namespace {
 using Kind = Trial::Kind;
 using Launches = std::vector<LaunchPlan>;
 
-// Rows of w: two tiles of 32 and a rest that is no multiple of anything.
+// Rows of w: two tiles of 32 and a rest that is no multiple of any block.
 constexpr int kN = 67;
-// Five groups are no multiple of what simdgroups take at a time; kernels for
-// short rows get one, and one that splits K gets two parts or more of it.
+// Groups in K, tried in order. Five is no multiple of the groups that
+// simdgroups take at a time. Kernels for short rows need one group, and kernels
+// that split K need two parts or more.
 constexpr int kGroups[] = {5, 1, 33};
-// Rows of x: the largest that fits, for more than one tile; odd if there is
-// one, for a ragged edge.
+// Rows of x: the largest number that leads to the kernel, for more than one
+// tile; an odd number if there is one, for a ragged edge.
 constexpr int kLargestM = 67;
-// Products that choose among experts: enough for tiles of sorted ones.
+// Products that choose among experts: enough for tiles of sorted products.
 constexpr int kProducts = 67;
 constexpr int kExperts = 3;
 constexpr int kChosenRows = 5;
@@ -33,141 +34,86 @@ std::vector<int> numbers_of_rows() {
   return all;
 }
 
-MatmulProblem dense(const Trial& t) {
+MatmulProblem dense(const Trial& t, const Reach& reach) {
   MatmulProblem p;
-  p.M = t.M;
-  p.N = t.N;
-  p.K = t.K;
-  p.dtype = t.dtype;
-  p.scale_dtype = t.scale_dtype;
-  p.format = t.format;
-  p.transpose = t.kind != Kind::kNotTransposed;
-  p.epilogue = {t.epilogue, t.epilogue};
+  static_cast<Product&>(p) = t;
+  p.half_tiles = reach.in_half.value_or(false);
+  p.epilogue = {t.epilogue, t.epilogue && t.kind != Kind::kJoint};
   return p;
 }
 
 GatherProblem gathered(const Trial& t) {
   GatherProblem p;
+  static_cast<Product&>(p) = t;
   p.B = t.B;
-  p.M = t.M;
-  p.N = t.N;
-  p.K = t.K;
   p.experts = t.experts;
   p.rows = t.rows;
-  p.dtype = t.dtype;
-  p.scale_dtype = t.scale_dtype;
-  p.format = t.format;
   p.sorted = t.sorted;
-  p.transpose = t.kind != Kind::kNotTransposed;
   return p;
 }
 
-// What could be planned for the shapes of `t` by a kernel of this family.
-std::vector<Launches> plans(Family family,
+// Returns all plans of the family's planner for the shapes of `t`.
+std::vector<Launches> plans(const Reach& reach,
                             const Trial& t,
                             const DeviceProfile& device) {
   auto one = [](std::optional<Launches> launches) {
     return launches ? std::vector<Launches>{std::move(*launches)}
                     : std::vector<Launches>{};
   };
-  switch (family) {
-    case Family::kQmv:
-    case Family::kQmvQuad:
-    case Family::kQmvMulti:
-    case Family::kQmmSkinny:
-    case Family::kQmm:
-    case Family::kQmmSplitk:
-    case Family::kQmmSplitkSum:
-    case Family::kQvm:
-    case Family::kQmmN:
-      return candidates(dense(t), device);
-    case Family::kQmmHalf: {
-      MatmulProblem p = dense(t);
-      p.half_tiles = true;
-      return candidates(p, device);
-    }
-    case Family::kGatherQmv:
-    case Family::kGatherQmmSkinny:
-    case Family::kGatherQmm:
-    case Family::kGatherQvm:
-    case Family::kGatherQmmN:
-    case Family::kGatherSortedQmmN:
+  switch (reach.planner) {
+    case Planner::kMatmul:
+      return candidates(dense(t, reach), device);
+    case Planner::kGather:
       return one(plan(gathered(t), device));
-    case Family::kJointQmv:
-    case Family::kJointQmvMulti:
-    case Family::kJointQmmSkinny: {
-      MatmulProblem p = dense(t);
-      p.epilogue.residual = false;
-      return one(plan_joint(std::vector(NIBBLE_JOINT, p), device));
-    }
-    case Family::kSwiglu:
-      return one(plan_swiglu(dense(t)));
-    case Family::kGatherSwiglu:
-      return one(plan_swiglu(gathered(t)));
-    case Family::kDequantize:
+    case Planner::kJoint:
       return one(
-          plan(DequantizeProblem{t.N, t.K, t.dtype, t.scale_dtype, t.format},
-               device));
+          plan_joint(std::vector(NIBBLE_JOINT, dense(t, reach)), device));
+    case Planner::kSwiglu:
+      return one(plan_swiglu(dense(t, reach)));
+    case Planner::kGatherSwiglu:
+      return one(plan_swiglu(gathered(t)));
+    case Planner::kDequantize:
+      return one(plan(DequantizeProblem{t, t.N, t.K}, device));
   }
   return {};
 }
 
-// The trial that the shapes are still to be found for.
-Trial blank(const KernelId& id) {
-  Trial t;
-  t.N = kN;
-  t.dtype = id.dtype;
-  t.scale_dtype = id.scale_dtype;
-  t.format = id.format;
-  switch (id.family) {
-    case Family::kQmv:
-    case Family::kQmvQuad:
-    case Family::kQmvMulti:
-    case Family::kQmmSkinny:
-    case Family::kQmm:
-    case Family::kQmmHalf:
-    case Family::kQmmSplitk:
-    case Family::kQmmSplitkSum:
-      t.epilogue = true;
-      return t;
-    case Family::kQvm:
-    case Family::kQmmN:
-      t.kind = Kind::kNotTransposed;
-      return t;
-    case Family::kJointQmv:
-    case Family::kJointQmvMulti:
-    case Family::kJointQmmSkinny:
-      t.kind = Kind::kJoint;
-      t.epilogue = true;
-      t.B = t.experts = NIBBLE_JOINT;
-      return t;
-    case Family::kDequantize:
-      t.kind = Kind::kDequantize;
-      return t;
-    case Family::kSwiglu:
-      t.kind = Kind::kSwiglu;
-      return t;
-    case Family::kGatherSwiglu:
-      t.kind = Kind::kSwiglu;
-      break;
-    case Family::kGatherQmm:
-      t.sorted = true;
-      break;
-    case Family::kGatherSortedQmmN:
-      t.kind = Kind::kNotTransposed;
-      t.sorted = true;
-      break;
-    case Family::kGatherQvm:
-    case Family::kGatherQmmN:
-      t.kind = Kind::kNotTransposed;
-      break;
-    case Family::kGatherQmv:
-    case Family::kGatherQmmSkinny:
-      break;
+Kind kind_of(const Reach& reach) {
+  switch (reach.planner) {
+    case Planner::kMatmul:
+    case Planner::kGather:
+      return reach.transpose ? Kind::kProduct : Kind::kNotTransposed;
+    case Planner::kJoint:
+      return Kind::kJoint;
+    case Planner::kSwiglu:
+    case Planner::kGatherSwiglu:
+      return Kind::kSwiglu;
+    case Planner::kDequantize:
+      return Kind::kDequantize;
   }
-  t.B = kProducts;
-  t.rows = kChosenRows;
-  t.experts = kExperts;
+  return {};
+}
+
+// Returns the trial without M, K and launches.
+Trial blank(const KernelId& id) {
+  const Reach& reach = row_of(id.family).reach;
+  Trial t;
+  static_cast<Types&>(t) = id;
+  t.N = kN;
+  t.transpose = reach.transpose;
+  t.kind = kind_of(reach);
+  t.sorted = reach.sorted;
+  if (reach.planner == Planner::kMatmul) {
+    t.epilogue = reach.transpose;
+  } else if (reach.planner == Planner::kJoint) {
+    t.epilogue = true;
+    t.B = t.experts = NIBBLE_JOINT;
+  } else if (reach.planner == Planner::kGather ||
+             reach.planner == Planner::kGatherSwiglu) {
+    t.B = kProducts;
+    t.rows = kChosenRows;
+    t.experts = kExperts;
+  }
   return t;
 }
 
@@ -189,7 +135,7 @@ std::optional<Trial> trial(const KernelId& id, const DeviceProfile& device) {
     t.K = groups * id.format.group_size;
     for (int M : numbers_of_rows()) {
       t.M = M;
-      for (Launches& launches : plans(id.family, t, device)) {
+      for (Launches& launches : plans(row_of(id.family).reach, t, device)) {
         if (names(launches, kernel)) {
           t.launches = std::move(launches);
           return t;

@@ -1,5 +1,5 @@
-// A small problem for each kernel: what a machine that has never run the kernel
-// is tried on.
+// A small problem for each kernel. A machine that has never run the kernel
+// tries it on this problem.
 #pragma once
 
 #include <optional>
@@ -13,15 +13,17 @@ namespace nibble {
 
 // With W = dequantize(w), w [experts, N, K], and indices lhs, rhs [B], all zero
 // for a family that has none:
-//   kProduct:    y[b] = x[lhs[b]] @ W[rhs[b]]^T,  x [rows, M, K], y [B, M, N],
-//                with bias [N] and residual [B, M, N] added if `epilogue`
-//   kNotTransposed:   y[b] = x[lhs[b]] @ W[rhs[b]],    x [rows, M, N], y [B, M,
-//   K] kSwiglu:     y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T) * (x[lhs[b]] @
-//                U[rhs[b]]^T)
-//   kJoint:      y[b] = x[0] @ W[b]^T + bias[b], bias [B, N], each b with
-//                operands of its own; B = experts
-//   kDequantize: y = W; there is no x
-struct Trial {
+//   kProduct:        y[b] = x[lhs[b]] @ W[rhs[b]]^T,
+//                    x [rows, M, K], y [B, M, N],
+//                    with bias [N] and residual [B, M, N] added if `epilogue`
+//   kNotTransposed:  y[b] = x[lhs[b]] @ W[rhs[b]],
+//                    x [rows, M, N], y [B, M, K]
+//   kSwiglu:         y[b] = silu(x[lhs[b]] @ W[rhs[b]]^T)
+//                           * (x[lhs[b]] @ U[rhs[b]]^T)
+//   kJoint:          y[b] = x[0] @ W[b]^T + bias[b], bias [B, N], each b with
+//                    operands of its own; B = experts
+//   kDequantize:     y = W; there is no x
+struct Trial : Product {
   enum class Kind : uint8_t {
     kProduct,
     kNotTransposed,
@@ -33,15 +35,9 @@ struct Trial {
   Kind kind = Kind::kProduct;
   int B = 1;
   int rows = 1;
-  int M = 1;
-  int N = 1;
-  int K = 1;
   int experts = 1;
   bool sorted = false;  // rhs never falls
   bool epilogue = false;
-  Dtype dtype = Dtype::kFloat16;
-  Dtype scale_dtype = Dtype::kFloat16;
-  QuantFormat format;
   std::vector<LaunchPlan> launches;
 };
 

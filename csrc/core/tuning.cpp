@@ -6,24 +6,18 @@
 namespace nibble {
 
 Tuning::Key::Key(const MatmulProblem& p, bool int8_activations)
-    : rows(row_class(p.M)),
-      N(p.N),
-      K(p.K),
-      dtype(p.dtype),
-      scale_dtype(p.scale_dtype),
-      format(p.format),
-      int8(int8_activations) {}
+    : rows(row_class(p.M)), N(p.N), K(p.K), types(p), int8(int8_activations) {}
 
 size_t Tuning::Hash::operator()(const Key& key) const {
   uint64_t hash = 0;
   for (int field : {key.rows,
                     key.N,
                     key.K,
-                    static_cast<int>(key.dtype),
-                    static_cast<int>(key.scale_dtype),
-                    key.format.bits,
-                    key.format.group_size,
-                    static_cast<int>(!key.format.has_biases()),
+                    static_cast<int>(key.types.dtype),
+                    static_cast<int>(key.types.scale_dtype),
+                    key.types.format.bits,
+                    key.types.format.group_size,
+                    static_cast<int>(key.types.format.mode),
                     static_cast<int>(key.int8)}) {
     // Knuth's multiplicative hash, field by field.
     hash = (hash ^ static_cast<uint64_t>(field)) * 0x9e3779b97f4a7c15u;

@@ -1,5 +1,5 @@
-// Which candidate was measured to be the fastest, problem by problem: a table
-// that the planner looks at before its heuristics.
+// A table of the fastest measured candidate for each problem. The planner looks
+// at it before its heuristics.
 #pragma once
 
 #include <string>
@@ -10,14 +10,15 @@
 
 namespace nibble {
 
-// The choice that leaves a product to MLX's own op.
+// The choice that leaves a product to MLX's own operation.
 inline constexpr std::string_view kLeaveToMlx = "mlx";
 
-// Rows of the last class, and of all beyond: more rows are more of the same.
+// The largest number of rows of the last class. Larger numbers share its
+// choice: their work differs in amount only.
 inline constexpr int kLastRowClass = 512;
 
-// The numbers of rows that share a choice: 1, 2, 3 and 4, 5 to 8, ... Returns
-// the largest of them, which is what is measured.
+// Returns the largest number of rows that shares a choice with M, the one that
+// is measured. The classes are 1, 2, 3 to 4, 5 to 8, ...
 constexpr int row_class(int M) {
   int most = 1;
   while (most < M && most < kLastRowClass) {
@@ -26,21 +27,21 @@ constexpr int row_class(int M) {
   return most;
 }
 
-// Of products x @ w_hat^T whose weights are one matrix.
+// The choices for products x @ w_hat^T whose weights are one matrix.
 class Tuning {
  public:
-  // `choice` is a candidate's name, or kLeaveToMlx, for all problems of these
-  // shapes and types whose rows are of the same class.
+  // Stores `choice`, a candidate's name or kLeaveToMlx, for all problems of
+  // these shapes and types whose rows are in the same class.
   void put(const MatmulProblem& problem, bool int8, std::string choice);
 
-  // Empty where nothing is known. Lives as long as this table.
+  // Returns the choice, or an empty view if there is none. It lives as long as
+  // this table.
   std::string_view find(const MatmulProblem& problem, bool int8) const;
 
  private:
   struct Key {
     int rows, N, K;
-    Dtype dtype, scale_dtype;
-    QuantFormat format;
+    Types types;
     bool int8;
 
     Key(const MatmulProblem& p, bool int8);

@@ -81,28 +81,11 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   const void* x = array[kX].data();
   void* y = array[kY].data();
 
-  MatmulProblem dense;
-  dense.M = r.M;
-  dense.N = r.N;
-  dense.K = r.K;
-  dense.batch = {r.batch_size, r.batch_count, r.batch_repeat};
-  dense.dtype = dtype;
-  dense.scale_dtype = scale_dtype;
-  dense.format = format;
-  dense.transpose = r.transpose != 0;
+  Types types{dtype, scale_dtype, format};
+  Product product{types, r.M, r.N, r.K, r.transpose != 0};
+  MatmulProblem dense{product, {r.batch_size, r.batch_count, r.batch_repeat}};
   dense.epilogue = {r.bytes[kBias] > 0, r.bytes[kResidual] > 0};
-
-  GatherProblem gathered;
-  gathered.B = r.batch_size;
-  gathered.M = r.M;
-  gathered.N = r.N;
-  gathered.K = r.K;
-  gathered.experts = r.batch_count;
-  gathered.rows = r.batch_repeat;
-  gathered.dtype = dtype;
-  gathered.scale_dtype = scale_dtype;
-  gathered.format = format;
-  gathered.transpose = r.transpose != 0;
+  GatherProblem gathered{product, r.batch_size, r.batch_count, r.batch_repeat};
   cpu::Indices indices{words(kLhs), words(kRhs)};
 
   auto activations =
@@ -114,8 +97,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
           {weights, x, y, array[kBias].data(), array[kResidual].data()},
           activations);
     case kDequantize:
-      return cpu::dequantize(
-          {r.N, r.K, dtype, scale_dtype, format}, weights, y);
+      return cpu::dequantize({types, r.N, r.K}, weights, y);
     case kSwiglu:
       return cpu::swiglu_matmul(dense, {weights, up, x, y}, activations);
     case kGather:

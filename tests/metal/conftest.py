@@ -1,13 +1,15 @@
-"""The extension on a stand-in for MLX's Metal device (recorder.cpp)."""
+"""Provide the extension on a stand-in for MLX's Metal device (recorder.cpp)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
 from tests.metal.replay import execute
+from tests.simt import plans
 
 
 @pytest.fixture
@@ -23,30 +25,23 @@ def recorder() -> Iterator[ModuleType]:
     module.set_executor(None)
 
 
-KERNELS = [
-    "qmv_f16_f16_b4_g64",
-    "qmv_quad_f16_f16_b4_g64",
-    "qmv_multi_bf16_bf16_b8_g64_r3",
-    "qmm_skinny_f16_f16_b4_g32_bm16_bn32_wk8",
-    "qmm_f32_f32_b4_g64_bm32_bn32_bk32_wm2_wn2",
-    "qmm_half_bf16_bf16_b4_g64_bm32_bn32_bk32_wm2_wn2",
-    "qmm_splitk_bf16_bf16_b4_g32_bm64_bn64_bk32_wm2_wn2",
-    "qmm_splitk_sum_f16_f16_b4_g64",
-    "qvm_f16_f16_b4_g64",
-    "qmm_n_f16_f16_b4_g64_bm32_bn128_bk32_wm1_wn4",
-    "joint_qmv_f16_f16_b4_g64",
-    "joint_qmv_multi_bf16_bf16_b4_g64_r6",
-    "joint_qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8",
-    "gather_qmv_bf16_bf16_b4_g64",
-    "gather_qmm_skinny_f16_f16_b4_g64_bm16_bn32_wk8",
-    "gather_qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2",
-    "gather_qvm_bf16_bf16_b4_g64",
-    "gather_qmm_n_f16_f16_b4_g64_bm32_bn128_bk32_wm1_wn4",
-    "gather_sorted_qmm_n_f16_f16_b4_g64_bm32_bn128_bk32_wm1_wn4",
-    "swiglu_f32_f32_b4_g64",
-    "gather_swiglu_f16_f16_b4_g64",
-    "dequantize_bf16_bf16_b4_g64",
-]
+# Types and formats that the families take in turn.
+TYPES = ("f16_f16", "f32_f32", "bf16_bf16")
+FORMATS = ("b4_g64", "b4_g64", "b8_g64", "b4_g32")
+
+
+def _kernels() -> Iterator[str]:
+    """Yield one kernel of each family, for the first types that the family has."""
+    for i, family in enumerate(plans.families()):
+        shapes: list[str] = []
+        for types in TYPES[i % len(TYPES) :] + TYPES:
+            name = f"{family}_{types}_{FORMATS[i % len(FORMATS)]}"
+            pattern = re.compile(rf"{name}(_[a-z]+\d+)*")
+            shapes = shapes or [*filter(pattern.fullmatch, plans.instances())]
+        yield shapes[len(shapes) // 2]
+
+
+KERNELS = list(_kernels())
 
 
 class Extension:

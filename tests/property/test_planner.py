@@ -1,7 +1,8 @@
-"""What holds for every plan, by thousands of problems drawn at random."""
+"""Properties of every plan, checked on thousands of random problems."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -17,7 +18,10 @@ from tests.simt.plans import (
     Launch,
     Problem,
     candidates,
+    families,
+    family_name,
     instances,
+    kernels_of_any_shape,
     plan_choice,
     plan_dequantize,
     plan_gather,
@@ -27,12 +31,16 @@ from tests.simt.plans import (
 )
 
 SIMD_WIDTH = 32
+# Each number of rows that a kernel is made for, and the edges of tiles.
+ROWS = (*range(1, 41), 64, 65, 100, 128, 500)
+DENSE = ("matmul", "joint", "swiglu", "dequantize")
+GATHERED = ("gather", "gather_swiglu")
 INSTANCES = frozenset(instances())
 KNOWN_FORMATS = [
     (bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)
 ]
 
-# Small sizes and the edges of tiles are where plans go wrong.
+# Plans go wrong at small sizes and at the edges of tiles.
 sizes = st.one_of(
     st.integers(1, 40),
     st.builds(
@@ -70,12 +78,12 @@ def problems(draw):
 
 
 def run_codes(bits: int) -> int:
-    """The shortest run of codes that is made of whole words."""
+    """Return the shortest run of codes that fills whole words."""
     return math.lcm(bits, 32) // bits
 
 
 def block(launch: Launch, p: Problem) -> tuple[int, int]:
-    """Columns and rows of y that one threadgroup computes."""
+    """Return the columns and rows of y that one threadgroup computes."""
     if launch.kernel.startswith("qvm_"):
         return 16 * run_codes(p.bits), 1
     if launch.kernel.startswith("qmv_quad_"):
@@ -89,7 +97,7 @@ def block(launch: Launch, p: Problem) -> tuple[int, int]:
 
 
 def merged(p: Problem) -> tuple[int, int]:
-    """M and the size of the batch once batches that share their weights are rows."""
+    """Return M and the size of the batch after batches that share weights merge."""
     shared = p.batch_size if p.batch_count == 1 else p.batch_repeat
     return p.M * shared, p.batch_size // shared
 
@@ -104,7 +112,7 @@ def check_limits(launch: Launch, device: Device) -> None:
 
 
 def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
-    """Every element of y and every column of K once, and sums that go together."""
+    """Check that each element of y and each column of K is covered once."""
     parts, add = launches
     M, size = merged(p)
     assert size == 1 and p.transpose and not p.half_tiles
@@ -119,7 +127,7 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     across, down, deep = parts.threadgroups
     assert (across - 1) * columns < p.N <= across * columns
     assert (down - 1) * rows < M <= down * rows
-    # More would be too many: without one of them cores would be idle.
+    # No part is too many: with one part fewer, cores would be idle.
     wanted = 4 * {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
     assert deep == count >= 2 and across * down * (count - 1) < wanted
     third = "scales" if p.symmetric else "biases"
@@ -139,7 +147,7 @@ def test_k_is_split_by_default_where_that_saves_traffic():
         plan = plan_matmul(down_projection, Device(tier=tier))
         splits = [one.threadgroups[2] for one in plan if one.sums_bytes]
         assert splits == [parts] * (parts > 0)
-    # Its sums would be as many bytes as a second reading of a small matrix.
+    # The sums would take as many bytes as a second reading of a small matrix.
     keys = Problem(M=64, N=1024, K=4096)
     assert len(plan_matmul(keys)) == 1
     assert max(map(len, candidates(keys))) == 2
@@ -215,7 +223,7 @@ def test_gathered_products_are_computed_exactly_once(
     assert launch.threadgroups == (-(-width // columns), -(-down // rows), deep)
     assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
     assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
-    # One order of a row's sum, whatever the company.
+    # The order of a row's sum does not depend on other products.
     alone = plan_gather(replace(g, B=1, M=1, sorted=False))
     assert not invariant or order(launch) == order(alone[0])
     if p.transpose:
@@ -227,7 +235,7 @@ def test_gathered_products_are_computed_exactly_once(
 
 
 def order(launch: Launch) -> str:
-    """The name of a kernel but for its number of rows, which its sums do not see."""
+    """Return a kernel's name without its rows, which do not change its sums."""
     return re.sub(r"_bm\d+", "", launch.kernel)
 
 
@@ -307,11 +315,64 @@ def test_dequantization_covers_every_word_once(p, device):
 
 
 @given(st.sampled_from([(1, 64), (7, 64), (4, 16), (4, 48), (4, 256)]), problems())
-def test_what_no_kernel_holds_has_no_plan(form, p):
+def test_an_unsupported_format_has_no_plan(form, p):
     bits, group_size = form
     unknown = Problem(M=p.M, N=p.N, K=512 * 3, bits=bits, group_size=group_size)
     assert plan_matmul(unknown) is None
     assert plan_dequantize(unknown) is None
+
+
+@settings(max_examples=200)
+@given(
+    problems(),
+    problems(),
+    devices,
+    st.integers(1, 300),
+    st.integers(1, 64),
+    st.booleans(),
+    st.booleans(),
+)
+def test_plans_of_any_shape_name_only_kernels_of_any_shape(
+    p, q, device, B, experts, in_order, invariant
+):
+    p = replace(p, batch_invariant=invariant)
+    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    g = GatherProblem(
+        1, p.M, p.N, p.K, experts, *form, in_order, p.transpose, invariant
+    )
+    sizes = {"N": q.N, "K": q.K // q.group_size * p.group_size}
+    # Asked for one shape, and planned for others.
+    allowed = {planner: set(kernels_of_any_shape(p, planner)) for planner in DENSE}
+    allowed |= {name: set(kernels_of_any_shape(g, name)) for name in GATHERED}
+    for M in ROWS:
+        other = replace(p, M=M, **sizes)
+        one = replace(other, batch_size=1, batch_count=1, batch_repeat=1)
+        joint = replace(one, residual=False)
+        chosen = replace(g, B=B, M=M, **sizes)
+        plans = [("matmul", plan) for plan in candidates(other, device)]
+        plans += [("matmul", plan) for plan in candidates(one, device)]
+        plans += [
+            ("matmul", plan_matmul(other, device)),
+            ("joint", plan_joint([joint, joint], device)),
+            ("swiglu", plan_swiglu(one)),
+            ("gather", plan_gather(chosen)),
+            ("gather_swiglu", plan_swiglu(chosen)),
+            ("dequantize", plan_dequantize(other)),
+        ]
+        for planner, plan in plans:
+            assert {launch.kernel for launch in plan or []} <= allowed[planner]
+
+
+def test_every_family_is_planned_for_some_shape():
+    reached = set()
+    for transpose, half, in_order in itertools.product([False, True], repeat=3):
+        p = Problem(dtype="bfloat16", transpose=transpose, half_tiles=half)
+        g = GatherProblem(dtype="bfloat16", transpose=transpose, sorted=in_order)
+        for planner in DENSE:
+            reached |= set(kernels_of_any_shape(p, planner))
+        for planner in GATHERED:
+            reached |= set(kernels_of_any_shape(g, planner))
+    assert set(map(family_name, reached)) == set(families())
 
 
 def test_names_are_unique():

@@ -43,10 +43,10 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
 @functools.cache
 def executor() -> Path:
     """Return the shared library of executor/ and the project's core."""
-    code = [*BENCH.glob("executor/*.cpp"), *ROOT.glob("csrc/core/*.cpp")]
+    code = [*BENCH.glob("executor/*.cpp"), *ROOT.glob("csrc/core/**/*.cpp")]
     headers = [
         *BENCH.glob("executor/*.h"),
-        *ROOT.glob("csrc/core/*.h"),
+        *ROOT.glob("csrc/core/**/*.h"),
         ROOT / "kernels" / "shared.h",
     ]
     flags = ["-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-fPIC"]

@@ -1,4 +1,4 @@
-"""The project's own planner, kernel list and kernel texts, from csrc/core."""
+"""Give access to the planner, the kernel list and the kernel texts of csrc/core."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from .source import Unit, translate
 from .toolchain import ROOT
 
 DTYPES = ("float32", "float16", "bfloat16")  # in the order of csrc/core/dtype.h
+# The order of nibble::Planner in csrc/core/families.h.
+PLANNERS = ("matmul", "gather", "joint", "swiglu", "gather_swiglu", "dequantize")
 
 
 @dataclass(frozen=True)
 class Problem:
     """y = x @ w_hat.T (+ bias + residual); the fields of csrc/core/problem.h.
 
-    As a problem of dequantization, M is the number of rows of w.
+    In a problem of dequantization, M is the number of rows of w.
     """
 
     M: int = 1
@@ -103,7 +105,7 @@ class _Profile(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The executor; global, for kernels find their runtime in it."""
+    """Return the executor, loaded globally: kernels find their runtime in it."""
     lib = ctypes.CDLL(str(build.executor()), mode=ctypes.RTLD_GLOBAL)
     for name in (
         "plan_matmul",
@@ -114,6 +116,8 @@ def library() -> ctypes.CDLL:
         "plan_gather_swiglu",
         "plan_joint",
         "candidates",
+        "kernels_of_any_shape",
+        "gather_kernels_of_any_shape",
         "instances",
         "kernel_source",
         "dispatch",
@@ -140,7 +144,7 @@ def _profile(device: Device) -> _Profile:
 
 
 def _ask(
-    function: str, p: Problem | GatherProblem, device: Device, *more: bytes
+    function: str, p: Problem | GatherProblem, device: Device, *more: bytes | int
 ) -> Any:
     problem, profile = _structure(p), _profile(device)
     answer = getattr(library(), function)(
@@ -165,7 +169,7 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
 
 
 def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] | None:
-    """What core plans; None where MLX's own op is to be used."""
+    """Return the launches that core plans; None where MLX's operation is used."""
     answer = _ask("simt_plan_matmul", problem, device or Device())
     return None if answer is None else _launches(answer)
 
@@ -173,7 +177,7 @@ def plan_matmul(problem: Problem, device: Device | None = None) -> list[Launch] 
 def plan_choice(
     problem: Problem, choice: str, device: Device | None = None
 ) -> list[Launch] | None:
-    """What core plans where a tuned table has this choice."""
+    """Return the launches that core plans where a tuned table has this choice."""
     answer = _ask("simt_plan_choice", problem, device or Device(), choice.encode())
     return None if answer is None else _launches(answer)
 
@@ -186,7 +190,7 @@ def plan_gather(
 
 
 def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:
-    """silu(x @ gate.T) * (x @ up.T), dense or gathered."""
+    """Plan silu(x @ gate.T) * (x @ up.T), dense or gathered."""
     gathered = "gather_" if isinstance(problem, GatherProblem) else ""
     answer = _ask(f"simt_plan_{gathered}swiglu", problem, Device())
     return None if answer is None else _launches(answer)
@@ -195,7 +199,7 @@ def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:
 def plan_joint(
     products: Sequence[Problem], device: Device | None = None
 ) -> list[Launch] | None:
-    """Products of one x in one launch."""
+    """Plan products of one x in one launch."""
     problems = (_Problem * len(products))(*map(_structure, products))
     profile = _profile(device or Device())
     answer = library().simt_plan_joint(problems, len(products), ctypes.byref(profile))
@@ -204,7 +208,7 @@ def plan_joint(
 
 
 def candidates(problem: Problem, device: Device | None = None) -> list[list[Launch]]:
-    """Every plan that core offers to a tuner, its default first."""
+    """Return every plan that core offers to a tuner, its default first."""
     answer = _ask("simt_candidates", problem, device or Device())
     return [_launches(plan) for plan in answer]
 
@@ -216,22 +220,40 @@ def plan_dequantize(
     return None if answer is None else _launches(answer)
 
 
+def kernels_of_any_shape(problem: Problem | GatherProblem, planner: str) -> list[str]:
+    """Return all kernels that `planner` may use for a problem, whatever its sizes."""
+    gather = "gather_" if isinstance(problem, GatherProblem) else ""
+    function = f"simt_{gather}kernels_of_any_shape"
+    return _ask(function, problem, Device(), PLANNERS.index(planner))
+
+
 @functools.cache
 def instances() -> tuple[str, ...]:
-    """The name of every kernel that a plan can hold."""
+    """Return the name of every kernel that a plan can name."""
     return tuple(entry["name"] for entry in json.loads(library().simt_instances()))
 
 
 def kernel_source(name: str) -> str:
-    """The text that a Mac compiles for this kernel."""
+    """Return the text that a Mac compiles for this kernel."""
     text = library().simt_kernel_source(name.encode()).decode()
     if not text:
-        raise ValueError(f"[simt] no kernel is called {name}")
+        raise ValueError(f"[simt] the name of a kernel was required but got {name}.")
     return text
 
 
+def family_name(kernel: str) -> str:
+    """Return the part of a kernel's name before its types."""
+    return re.split(r"_(?:f32|f16|bf16)_", kernel)[0]
+
+
+@functools.cache
+def families() -> tuple[str, ...]:
+    """Return the name of every family, in the order of csrc/core/families.cpp."""
+    return tuple(dict.fromkeys(map(family_name, instances())))
+
+
 def unit_name(kernel: str) -> str:
-    """What kernels share that are compiled together: family, types and bits."""
+    """Return the name of a kernel's unit of compilation: family, types and bits."""
     return re.split(r"(?<=_b\d)_", kernel)[0]
 
 
@@ -241,7 +263,7 @@ def unit_names() -> tuple[str, ...]:
 
 
 def unit_text(unit: str) -> str:
-    """The Metal source of all kernels of a unit: one header, many instances."""
+    """Return the Metal source of a unit's kernels: one header, many instances."""
     header, lines = "", []
     for kernel in instances():
         if unit_name(kernel) == unit:

@@ -1,5 +1,5 @@
-// The project's own planner and kernel texts, for Python: what runs here is
-// what core says, not what a test believes.
+// The project's own planner and kernel texts for Python. The bench runs the
+// plans of core, not the assumptions of a test.
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -13,7 +13,7 @@
 #include "json.h"
 #include "runtime.h"
 
-// Mirrors of the fields of core's structs, in ../plans.py too.
+// The fields of core's structs. ../plans.py has the same.
 struct SimtProblem {
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
@@ -44,7 +44,7 @@ struct SimtProfile {
 
 namespace {
 
-std::list<std::string> texts;  // what the views of `files` look at
+std::list<std::string> texts;  // the views of `files` point into these
 std::vector<nibble::EmbeddedFile> files;
 
 const std::string& keep_text(std::string text) {
@@ -53,8 +53,8 @@ const std::string& keep_text(std::string text) {
 
 }  // namespace
 
-// The extension carries the kernels inside; here they are read at run time, so
-// that an edited kernel is a new text and not a new executor.
+// The extension carries the kernels inside. The bench reads them at run time,
+// so that an edited kernel needs no new executor.
 namespace nibble {
 const std::vector<EmbeddedFile>& embedded_kernels() {
   return files;
@@ -76,7 +76,7 @@ SIMT_EXPORT void simt_read_kernels(const char* directory) {
 
 namespace {
 
-// Of the calling thread: others ask at the same time.
+// One for each thread: several threads ask at the same time.
 thread_local std::string answer;
 
 const char* keep(std::string text) {
@@ -108,6 +108,10 @@ std::string to_json(const nibble::LaunchPlan& plan) {
   return out.str();
 }
 
+std::string to_json(const std::string& text) {
+  return simt::quoted(text);
+}
+
 template <typename Item>
 std::string to_json(const std::vector<Item>& items) {
   std::string out = "[";
@@ -124,38 +128,36 @@ nibble::DeviceProfile device_of(const SimtProfile& profile) {
           profile.max_threadgroup_bytes};
 }
 
-nibble::MatmulProblem matmul_of(const SimtProblem& p) {
-  nibble::MatmulProblem problem;
-  problem.M = p.M;
-  problem.N = p.N;
-  problem.K = p.K;
-  problem.batch = {p.batch_size, p.batch_count, p.batch_repeat};
-  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
-  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  problem.format = {
+template <typename Problem>
+nibble::Product product_of(const Problem& p) {
+  nibble::Product product;
+  product.dtype = static_cast<nibble::Dtype>(p.dtype);
+  product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
+  product.format = {
       p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
-  problem.transpose = p.transpose != 0;
-  problem.batch_invariant = p.batch_invariant != 0;
-  problem.epilogue = {p.bias != 0, p.residual != 0};
-  problem.half_tiles = p.half_tiles != 0;
-  return problem;
+  product.M = p.M;
+  product.N = p.N;
+  product.K = p.K;
+  product.transpose = p.transpose != 0;
+  product.batch_invariant = p.batch_invariant != 0;
+  return product;
+}
+
+nibble::MatmulProblem matmul_of(const SimtProblem& p) {
+  return {product_of(p),
+          {p.batch_size, p.batch_count, p.batch_repeat},
+          p.half_tiles != 0,
+          {p.bias != 0, p.residual != 0},
+          {}};
 }
 
 nibble::GatherProblem gather_of(const SimtGatherProblem& p) {
-  nibble::GatherProblem problem;
-  problem.B = p.B;
-  problem.M = p.M;
-  problem.N = p.N;
-  problem.K = p.K;
-  problem.experts = p.experts;
-  problem.dtype = static_cast<nibble::Dtype>(p.dtype);
-  problem.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  problem.format = {
-      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
-  problem.sorted = p.sorted != 0;
-  problem.transpose = p.transpose != 0;
-  problem.batch_invariant = p.batch_invariant != 0;
-  return problem;
+  return {product_of(p), p.B, p.experts, 1, p.sorted != 0};
+}
+
+// M counts the rows of the matrix.
+nibble::DequantizeProblem dequantize_of(const SimtProblem& p) {
+  return {product_of(p), p.M, p.K};
 }
 
 std::string to_json(
@@ -195,7 +197,7 @@ SIMT_EXPORT const char* simt_plan_matmul(const SimtProblem* p,
   return keep(to_json(nibble::plan(matmul_of(*p), device_of(*profile))));
 }
 
-// As a problem that a tuned table has a choice for.
+// The plan where a tuned table has this choice.
 SIMT_EXPORT const char* simt_plan_choice(const SimtProblem* p,
                                          const SimtProfile* profile,
                                          const char* choice) {
@@ -210,17 +212,26 @@ SIMT_EXPORT const char* simt_candidates(const SimtProblem* p,
   return keep(to_json(nibble::candidates(matmul_of(*p), device_of(*profile))));
 }
 
-// M counts the rows of the matrix.
 SIMT_EXPORT const char* simt_plan_dequantize(const SimtProblem* p,
                                              const SimtProfile* profile) {
-  nibble::DequantizeProblem problem;
-  problem.rows = p->M;
-  problem.K = p->K;
-  problem.dtype = static_cast<nibble::Dtype>(p->dtype);
-  problem.scale_dtype = static_cast<nibble::Dtype>(p->scale_dtype);
-  problem.format = {
-      p->bits, p->group_size, nibble::affine_mode(p->symmetric != 0)};
-  return keep(to_json(nibble::plan(problem, device_of(*profile))));
+  return keep(to_json(nibble::plan(dequantize_of(*p), device_of(*profile))));
+}
+
+// `planner` is a nibble::Planner.
+SIMT_EXPORT const char* simt_kernels_of_any_shape(const SimtProblem* p,
+                                                  const SimtProfile*,
+                                                  int planner) {
+  auto which = static_cast<nibble::Planner>(planner);
+  return keep(
+      to_json(which == nibble::Planner::kDequantize
+                  ? nibble::kernels_of_any_shape(dequantize_of(*p))
+                  : nibble::kernels_of_any_shape(matmul_of(*p), which)));
+}
+
+SIMT_EXPORT const char* simt_gather_kernels_of_any_shape(
+    const SimtGatherProblem* p, const SimtProfile*, int planner) {
+  return keep(to_json(nibble::kernels_of_any_shape(
+      gather_of(*p), static_cast<nibble::Planner>(planner))));
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.
@@ -234,8 +245,8 @@ SIMT_EXPORT const char* simt_instances() {
   return keep(out + "]");
 }
 
-// The text that a Mac would compile for it; "" if there is no such kernel.
-// simt_read_kernels() comes first.
+// The text that a Mac would compile for the kernel; "" if there is no such
+// kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
   auto id = nibble::parse_kernel_name(name);
   return keep(id ? kernel_source(*id) : "");

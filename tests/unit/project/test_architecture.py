@@ -20,6 +20,7 @@ PACKAGE = ROOT / "python" / "mlx_nibble"
 CXX_MAY_INCLUDE = {
     "kernels": {"kernels"},
     "csrc/core": {"csrc/core", "kernels"},
+    "csrc/core/plan": {"csrc/core", "csrc/core/plan", "kernels"},
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
     "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},

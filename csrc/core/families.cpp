@@ -1,0 +1,152 @@
+#include "csrc/core/families.h"
+
+#include <cassert>
+
+#include "csrc/core/tiles.h"
+
+namespace nibble {
+namespace {
+
+using enum Family;
+
+constexpr std::string_view kRows[] = {"r"};
+constexpr std::string_view kSkinny[] = {"bm", "bn", "wk"};
+constexpr std::string_view kTile[] = {"bm", "bn", "bk", "wm", "wn"};
+
+Shapes no_numbers(const Types&) {
+  return {{}};
+}
+
+Shapes multi_rows(const Types&) {
+  Shapes all;
+  for (int rows : kMultiRows) {
+    all.push_back({rows});
+  }
+  return all;
+}
+
+Shapes joint_multi_rows(const Types& types) {
+  Shapes all = multi_rows(types);
+  std::erase_if(all,
+                [](const auto& shape) { return shape[0] > kLastJointForm; });
+  return all;
+}
+
+Shapes skinny_tiles(const Types&) {
+  Shapes all;
+  for (const SkinnyTile& tile : kSkinnyTiles) {
+    all.push_back(tile.shape());
+  }
+  return all;
+}
+
+Shapes tiles(const Types& types) {
+  Shapes all;
+  for (const Tile& tile : kTiles) {
+    if (supports(tile, types, DeviceProfile{})) {
+      all.push_back(tile.shape());
+    }
+  }
+  return all;
+}
+
+Shapes half_tiles(const Types& types) {
+  return types.dtype == Dtype::kBFloat16 ? tiles(types) : Shapes{};
+}
+
+Shapes splitk_tile(const Types& types) {
+  return {split_tile(types.dtype).shape()};
+}
+
+Shapes gather_tile(const Types&) {
+  return {kGatherTile.shape()};
+}
+
+Shapes n_tile(const Types& types) {
+  return {not_transposed_tile(types).shape()};
+}
+
+// clang-format off
+const FamilyRow kFamilies[] = {
+    {kQmv, "qmv", "qmv.h",
+     "dense", "Qmv", {}, no_numbers,
+     {.planner = Planner::kMatmul}, kJointQmv},
+    {kQmvQuad, "qmv_quad", "qmv.h",
+     "dense", "QmvQuad", {}, no_numbers,
+     {.planner = Planner::kMatmul}},
+    {kQmvMulti, "qmv_multi", "qmv_multi.h",
+     "dense", "QmvMulti", kRows, multi_rows,
+     {.planner = Planner::kMatmul}, kJointQmvMulti},
+    {kQmmSkinny, "qmm_skinny", "qmm_skinny.h",
+     "dense", "QmmSkinny", kSkinny, skinny_tiles,
+     {.planner = Planner::kMatmul, .batch_invariant = true}, kJointQmmSkinny},
+    {kQmm, "qmm", "qmm.h",
+     "dense", "Qmm", kTile, tiles,
+     {.planner = Planner::kMatmul, .in_half = false}},
+    {kQmmHalf, "qmm_half", "qmm_half.h",
+     "dense", "QmmHalf", kTile, half_tiles,
+     {.planner = Planner::kMatmul, .in_half = true}},
+    {kQmmSplitk, "qmm_splitk", "qmm_splitk.h",
+     "", "", kTile, splitk_tile,
+     {.planner = Planner::kMatmul}},
+    {kQmmSplitkSum, "qmm_splitk_sum", "qmm_splitk.h",
+     "", "", {}, no_numbers,
+     {.planner = Planner::kMatmul}},
+    {kQvm, "qvm", "qvm.h",
+     "dense", "Qvm", {}, no_numbers,
+     {.planner = Planner::kMatmul, .transpose = false, .batch_invariant = true}},
+    {kQmmN, "qmm_n", "qmm_n.h",
+     "dense", "QmmN", kTile, n_tile,
+     {.planner = Planner::kMatmul, .transpose = false}},
+    {kJointQmv, "joint_qmv", "joint.h",
+     "joint", "Qmv", {}, no_numbers,
+     {.planner = Planner::kJoint}},
+    {kJointQmvMulti, "joint_qmv_multi", "joint.h",
+     "joint", "QmvMulti", kRows, joint_multi_rows,
+     {.planner = Planner::kJoint}},
+    {kJointQmmSkinny, "joint_qmm_skinny", "joint.h",
+     "joint", "QmmSkinny", kSkinny, skinny_tiles,
+     {.planner = Planner::kJoint, .batch_invariant = true}},
+    {kGatherQmv, "gather_qmv", "qmv.h",
+     "gathered", "Qmv", {}, no_numbers,
+     {.planner = Planner::kGather}},
+    {kGatherQmmSkinny, "gather_qmm_skinny", "qmm_skinny.h",
+     "gathered", "QmmSkinny", kSkinny, skinny_tiles,
+     {.planner = Planner::kGather, .batch_invariant = true}},
+    {kGatherQmm, "gather_qmm", "gather_qmm.h",
+     "gathered_sorted", "Qmm", kTile, gather_tile,
+     {.planner = Planner::kGather, .sorted = true}},
+    {kGatherQvm, "gather_qvm", "qvm.h",
+     "gathered", "Qvm", {}, no_numbers,
+     {.planner = Planner::kGather, .transpose = false, .batch_invariant = true}},
+    {kGatherQmmN, "gather_qmm_n", "qmm_n.h",
+     "gathered", "QmmN", kTile, n_tile,
+     {.planner = Planner::kGather, .transpose = false}},
+    {kGatherSortedQmmN, "gather_sorted_qmm_n", "gather_qmm.h",
+     "gathered_sorted", "QmmN", kTile, n_tile,
+     {.planner = Planner::kGather, .transpose = false, .sorted = true}},
+    {kSwiglu, "swiglu", "swiglu.h",
+     "", "", {}, no_numbers,
+     {.planner = Planner::kSwiglu}},
+    {kGatherSwiglu, "gather_swiglu", "swiglu.h",
+     "", "", {}, no_numbers,
+     {.planner = Planner::kGatherSwiglu}},
+    {kDequantize, "dequantize", "dequantize.h",
+     "", "", {}, no_numbers,
+     {.planner = Planner::kDequantize}},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const FamilyRow> families() {
+  return kFamilies;
+}
+
+const FamilyRow& row_of(Family family) {
+  const FamilyRow& row = kFamilies[static_cast<size_t>(family)];
+  assert(row.family == family);
+  return row;
+}
+
+}  // namespace nibble

@@ -1,0 +1,58 @@
+// The kernels that a problem of any shape may use: the table of families, asked
+// for the problem's types and properties.
+#include "csrc/core/kernel_name.h"
+#include "csrc/core/planner.h"
+
+namespace nibble {
+namespace {
+
+bool reaches(const Reach& reach, const Product& p) {
+  return p.transpose == reach.transpose &&
+         (reach.batch_invariant || !p.batch_invariant);
+}
+
+bool reaches(const Reach& reach, const MatmulProblem& p) {
+  return reaches(reach, static_cast<const Product&>(p)) &&
+         p.in_half() == reach.in_half.value_or(p.in_half());
+}
+
+bool reaches(const Reach& reach, const GatherProblem& p) {
+  return reaches(reach, static_cast<const Product&>(p)) &&
+         (p.sorted || !reach.sorted);
+}
+
+bool reaches(const Reach&, const DequantizeProblem&) {
+  return true;
+}
+
+template <typename Problem>
+std::vector<std::string> kernels_of(Planner planner, const Problem& p) {
+  std::vector<std::string> names;
+  for (const FamilyRow& row : families()) {
+    if (row.reach.planner != planner || !reaches(row.reach, p)) {
+      continue;
+    }
+    for (const KernelId& id : instances(row.family, p)) {
+      names.push_back(kernel_name(id));
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p,
+                                              Planner planner) {
+  return kernels_of(planner, p);
+}
+
+std::vector<std::string> kernels_of_any_shape(const GatherProblem& p,
+                                              Planner planner) {
+  return kernels_of(planner, p);
+}
+
+std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p) {
+  return kernels_of(Planner::kDequantize, p);
+}
+
+}  // namespace nibble

@@ -1,0 +1,68 @@
+// Products whose rows choose their weights by index.
+#include <cassert>
+
+#include "csrc/core/plan/launch.h"
+#include "csrc/core/plan/limits.h"
+#include "csrc/core/planner.h"
+
+namespace nibble {
+namespace {
+
+// Tiles multiply sorted experts from this number of rows on, in total and for
+// each expert: MLX's thresholds for the same choice. Not measured.
+constexpr int kFirstSortedTile = 16;
+constexpr int kSortedRowsAnExpert = 4;
+
+template <typename Shape>
+LaunchPlan gather_launch(const GatherProblem& p,
+                         Family family,
+                         const Shape& shape) {
+  // A tile of sorted products of one row takes rows of several products.
+  Extent y = row_of(family).reach.sorted ? Extent{p.columns(), p.B}
+                                         : Extent{p.columns(), p.M, p.B};
+  LaunchPlan launch = launch_of(p, family, shape, y);
+  bind_weights(launch, p.format);
+  bind(
+      launch,
+      {Operand::kX, Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
+  launch.params = as_bytes(params_of(p));
+  return launch;
+}
+
+LaunchPlan plan_not_transposed(const GatherProblem& p, bool sorted_tiles) {
+  if (sorted_tiles) {
+    return gather_launch(p, Family::kGatherSortedQmmN, not_transposed_tile(p));
+  }
+  if (p.M >= kFirstNotTransposedRow && !p.batch_invariant) {
+    return gather_launch(p, Family::kGatherQmmN, not_transposed_tile(p));
+  }
+  return gather_launch(p, Family::kGatherQvm, QvmColumns{p.format});
+}
+
+LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
+  if (sorted_tiles) {
+    return gather_launch(p, Family::kGatherQmm, kGatherTile);
+  }
+  // All forms of gather_qmm_skinny add up a row in the same order.
+  if (p.M > 1 || p.batch_invariant) {
+    return gather_launch(p, Family::kGatherQmmSkinny, skinny_tile(p.M));
+  }
+  return gather_launch(p, Family::kGatherQmv, QmvRows{});
+}
+
+}  // namespace
+
+std::optional<Launches> plan(const GatherProblem& p, const DeviceProfile&) {
+  assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
+  if (!supported(p.format, p.K)) {
+    return std::nullopt;
+  }
+  // With such tiles the sum of one product depends on the others.
+  bool sorted_tiles = p.M == 1 && p.sorted && !p.batch_invariant &&
+                      p.B >= kFirstSortedTile &&
+                      p.B / p.experts >= kSortedRowsAnExpert;
+  return {{p.transpose ? plan_transposed(p, sorted_tiles)
+                       : plan_not_transposed(p, sorted_tiles)}};
+}
+
+}  // namespace nibble

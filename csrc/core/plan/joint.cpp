@@ -1,0 +1,108 @@
+// Two or three products of one x in one launch.
+#include "csrc/core/plan/launch.h"
+#include "csrc/core/plan/limits.h"
+#include "csrc/core/planner.h"
+
+namespace nibble {
+namespace {
+
+struct JointOperands {
+  WeightOperands weight;
+  Operand bias, out;
+};
+
+constexpr JointOperands kProducts[NIBBLE_JOINT] = {
+    {kWeights, Operand::kBias, Operand::kOut},
+    {{Operand::kWeight1, Operand::kScales1, Operand::kBiases1},
+     Operand::kBias1,
+     Operand::kOut1},
+    {{Operand::kWeight2, Operand::kScales2, Operand::kBiases2},
+     Operand::kBias2,
+     Operand::kOut2},
+};
+// Bound in place of each array that a product lacks. The kernel does not read
+// it.
+constexpr Operand kUnread = Operand::kScales;
+
+void bind_operands(LaunchPlan& launch,
+                   const QuantFormat& format,
+                   size_t count,
+                   int biased) {
+  launch.buffers.clear();
+  for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
+    WeightOperands none{kUnread, kUnread, kUnread};
+    bind_weights(
+        launch, format, i < count ? kProducts[i].weight : none, kUnread);
+  }
+  bind(launch, {Operand::kX});
+  for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
+    bind(launch, {(biased >> i) & 1 ? kProducts[i].bias : kUnread});
+  }
+  for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
+    bind(launch, {i < count ? kProducts[i].out : kUnread});
+  }
+}
+
+// Returns the columns of y that one threadgroup computes.
+int columns_of(const KernelId& id) {
+  return id.family == Family::kQmmSkinny ? id.shape[1] : QmvRows{}.columns();
+}
+
+// True if `p` is a product that may share a launch with `first`: it differs in
+// N and in its bias only.
+bool goes_with(MatmulProblem p, const MatmulProblem& first) {
+  bool alone = p.epilogue.residual || p.batch.size != 1 || !p.choice.empty();
+  p.N = first.N;
+  p.epilogue = first.epilogue;
+  return !alone && p == first;
+}
+
+}  // namespace
+
+std::optional<Launches> plan_joint(const std::vector<MatmulProblem>& products,
+                                   const DeviceProfile& device) {
+  if (products.size() < 2 || products.size() > NIBBLE_JOINT) {
+    return std::nullopt;
+  }
+  const MatmulProblem first = merge_rows(products[0]);
+  const auto alone = plan(first, device);
+  if (!alone) {
+    return std::nullopt;
+  }
+  LaunchPlan launch = alone->front();
+  KernelId id = *parse_kernel_name(launch.kernel);
+  auto family = row_of(id.family).joint;
+  // With more rows, another product by itself might have another kernel.
+  if (!family || first.M > kLastSkinnyRow) {
+    return std::nullopt;
+  }
+  uint64_t simdgroups =
+      launch.threads.volume() * launch.threadgroups.y / NIBBLE_SIMD_WIDTH;
+  JointParams params{first.M, first.K, 0, 0, 0, 0};
+  int* N[] = {&params.N0, &params.N1, &params.N2};
+  launch.threadgroups.x = 0;
+  bool one_is_small = false;
+  for (size_t i = 0; i < products.size(); ++i) {
+    MatmulProblem p = merge_rows(products[i]);
+    if (!goes_with(p, first)) {
+      return std::nullopt;
+    }
+    *N[i] = p.N;
+    params.biased |= (p.epilogue.bias ? 1 : 0) << i;
+    uint32_t across = ceil_div(p.N, columns_of(id));
+    one_is_small |=
+        across * simdgroups < kSimdgroupsPerCore * most_cores(device);
+    launch.threadgroups.x += across;
+  }
+  // Products that fill the GPU one by one have nothing to gain.
+  if (!one_is_small) {
+    return std::nullopt;
+  }
+  id.family = *family;
+  launch.kernel = kernel_name(id);
+  launch.params = as_bytes(params);
+  bind_operands(launch, first.format, products.size(), params.biased);
+  return {{std::move(launch)}};
+}
+
+}  // namespace nibble

@@ -1,0 +1,50 @@
+// The first half of a gated MLP: gate and up in one launch, for one row.
+#include <cassert>
+
+#include "csrc/core/plan/launch.h"
+#include "csrc/core/planner.h"
+
+namespace nibble {
+namespace {
+
+// Binds gate under the ordinary names, then up, then the activations.
+template <typename Problem>
+LaunchPlan swiglu_launch(const Problem& p, Family family, const Extent& y) {
+  LaunchPlan launch = launch_of(p, family, QmvRows{}, y);
+  bind_weights(launch, p.format);
+  bind_weights(launch,
+               p.format,
+               {Operand::kUpWeight, Operand::kUpScales, Operand::kUpBiases},
+               Operand::kUpScales);
+  bind(launch, {Operand::kX});
+  launch.params = as_bytes(params_of(p));
+  return launch;
+}
+
+}  // namespace
+
+std::optional<Launches> plan_swiglu(const MatmulProblem& problem) {
+  MatmulProblem p = merge_rows(problem);
+  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
+  if (!supported(p.format, p.K) || !p.transpose || p.batch_invariant ||
+      p.M > 1) {
+    return std::nullopt;
+  }
+  LaunchPlan launch =
+      swiglu_launch(p, Family::kSwiglu, {p.N, p.M, p.batch.size});
+  bind(launch, {Operand::kOut});
+  return {{std::move(launch)}};
+}
+
+std::optional<Launches> plan_swiglu(const GatherProblem& p) {
+  auto product = plan(p, DeviceProfile{});
+  if (!product ||
+      product->front().kernel != kernel_name({p, Family::kGatherQmv})) {
+    return std::nullopt;
+  }
+  LaunchPlan launch = swiglu_launch(p, Family::kGatherSwiglu, {p.N, p.M, p.B});
+  bind(launch, {Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
+  return {{std::move(launch)}};
+}
+
+}  // namespace nibble
