@@ -21,6 +21,12 @@ namespace nibble {
 
 using namespace metal;
 
+// The operand of product `which` of three.
+template <typename Pointer>
+inline Pointer one_of(int which, Pointer first, Pointer second, Pointer third) {
+  return which == 0 ? first : which == 1 ? second : third;
+}
+
 // One scale for each group, and a bias. A format without biases never reads
 // `biases`: the host binds another array in its place.
 template <typename S>
@@ -32,6 +38,16 @@ struct GroupedArrays {
   // The arrays from word `word` and group `group` on.
   GroupedArrays from(size_t word, size_t group) const thread {
     return {words + word, scales + group, biases + group};
+  }
+
+  // Chooses pointer by pointer: a choice of structs would put them in memory.
+  static GroupedArrays choose(int which,
+                              GroupedArrays a,
+                              GroupedArrays b,
+                              GroupedArrays c) {
+    return {one_of(which, a.words, b.words, c.words),
+            one_of(which, a.scales, b.scales, c.scales),
+            one_of(which, a.biases, b.biases, c.biases)};
   }
 };
 

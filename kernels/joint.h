@@ -20,27 +20,12 @@ namespace nibble {
 
 using namespace metal;
 
-// One value for each product.
-template <typename Value>
-struct Three {
-  Value first;
-  Value second;
-  Value third;
-
-  // A value, not a reference to a member: compilers then keep all in registers.
-  Value of(int which) const thread {
-    return which == 0   ? Value(first)
-           : which == 1 ? Value(second)
-                        : Value(third);
-  }
-};
-
 template <typename T, typename Q>
 struct JointOperands {
-  Three<typename Q::Arrays> w;
+  typename Q::Arrays w[NIBBLE_JOINT];
   const device T* x;
-  Three<const device T*> bias;
-  Three<device T*> y;
+  const device T* bias[NIBBLE_JOINT];
+  device T* y[NIBBLE_JOINT];
 };
 
 // Returns the product that threadgroup `tile` works on, and changes `tile` to
@@ -59,12 +44,16 @@ inline Product<T, Q> product_of_joint(const thread JointOperands<T, Q>& all,
   const int N = which == 0 ? params.N0 : which == 1 ? params.N1 : params.N2;
   tile.x = uint(across - (which == 0 ? 0 : which == 1 ? second : third));
   const int epilogue = (params.biased >> which) & 1 ? NIBBLE_BIAS : 0;
-  return {{all.w.of(which), N, params.K, 0},
-          all.x,
-          {all.bias.of(which), all.x, epilogue, 0},
-          all.y.of(which),
-          params.M,
-          N};
+  return {
+      {Q::Arrays::choose(which, all.w[0], all.w[1], all.w[2]), N, params.K, 0},
+      all.x,
+      {one_of(which, all.bias[0], all.bias[1], all.bias[2]),
+       all.x,
+       epilogue,
+       0},
+      one_of(which, all.y[0], all.y[1], all.y[2]),
+      params.M,
+      N};
 }
 
 template <typename Family, typename T, typename Q>

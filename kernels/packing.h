@@ -18,7 +18,6 @@ namespace nibble {
 
 using namespace metal;
 
-// Codes of the shortest run that fills whole words.
 constexpr int run_codes(int bits) {
   return nibble_run_codes(bits);
 }

@@ -139,11 +139,11 @@ struct RowLoader {
       return;
     }
     const int first = place * count * Q::kBits / 32;
-    const int shift = place * count * Q::kBits % 32;
     uint passed[4];
     pass_four(first, passed);
     uint mine[share_words(count, Q::kBits)];
-    take_share<count, Q::kBits>(passed, first, shift, mine);
+    take_share<count, Q::kBits>(
+        passed, first, place * count * Q::kBits % 32, mine);
     put_dequantized<T, Q, count>(mine, affine, to);
   }
 

@@ -17,7 +17,7 @@
 #define NIBBLE_QVM_LANES 16
 #define NIBBLE_QVM_SIMDGROUPS 8
 
-// The shortest run of codes that fills whole words.
+// Codes of the shortest run that fills whole words.
 constexpr int nibble_run_codes(int bits) {
   return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
 }

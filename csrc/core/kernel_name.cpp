@@ -60,9 +60,8 @@ std::string template_call(const KernelId& id) {
     numbers << (i ? ", " : "") << id.shape[i];
   }
   std::ostringstream types;
-  types << metal_name(id.dtype)
-        << ", nibble::" << mode_info(id.format.mode).kernel_type << '<'
-        << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
+  types << metal_name(id.dtype) << ", nibble::" << id.format.info().kernel_type
+        << '<' << metal_name(id.scale_dtype) << ", " << id.format.bits << ", "
         << id.format.group_size << '>';
   bool shaped = !id.shape.empty();
   std::ostringstream out;

@@ -67,12 +67,12 @@ LaunchPlan launch_of(const Problem& p,
   launch.kernel = kernel_name({p, family, shape.shape()});
   launch.threadgroups = shape.grid(y);
   launch.threads = shape.threads();
-  // The entries of kernels/product.h and joint.h always take threadgroup
-  // memory.
-  bool own_entry = row_of(family).entry.empty();
-  launch.threadgroup_bytes =
-      std::max<uint32_t>(shape.threadgroup_bytes(p),
-                         own_entry ? 0 : NIBBLE_LEAST_THREADGROUP_BYTES);
+  launch.threadgroup_bytes = shape.threadgroup_bytes(p);
+  if (!row_of(family).entry.empty()) {
+    // The shared entries always take threadgroup memory.
+    launch.threadgroup_bytes = std::max<uint32_t>(
+        launch.threadgroup_bytes, NIBBLE_LEAST_THREADGROUP_BYTES);
+  }
   return launch;
 }
 
