@@ -10,13 +10,13 @@ mlx_version: str = '0.32.4'
 def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
 
-def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.gather_qmm."""
 
 def swiglu_matmul(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.swiglu."""
 
-def gather_swiglu(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, sorted_indices: bool = False, int8_activations: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def gather_swiglu(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, sorted_indices: bool = False, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.gather_swiglu."""
 
 def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
@@ -39,76 +39,78 @@ def swiglu(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.St
 
 def gated_products(arg0: mlx.core.array, arg1: mlx.core.array, /, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array | None:
     """
-    silu(gate) * up with the products that both are yet to be computed from, in one node; None if there is none for them.
+    Compute silu(gate) * up and the two products that gate and up are waiting for in one node. Returns None if no kernel supports that.
     """
 
 def remember_symmetric(scales: mlx.core.array, biases: mlx.core.array, bits: int) -> int:
     """
-    See mlx_nibble.acceleration.symmetric. Keeps both until forget_symmetric().
+    Remember that these biases are -2**(bits - 1) * scales, and keep both arrays until forget_symmetric() gets the token that this returns. mlx_nibble.acceleration.symmetric calls it.
     """
 
 def forget_symmetric(token: int) -> None:
-    """Of what remember_symmetric() returned."""
+    """Forget the pair of this token of remember_symmetric()."""
 
 def remember_repack(w: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, bits: int, group_size: int) -> int:
     """
-    See mlx_nibble.acceleration.repack. Keeps all until forget_repack(); 0 of a format that is read as it lies.
+    Have products copy this matrix into the CPU backend's own layout, and keep the arrays until forget_repack() gets the token that this returns; 0 if the backend has no other layout for the format. mlx_nibble.acceleration.repack calls it.
     """
 
 def forget_repack(token: int) -> None:
-    """Of what remember_repack() returned."""
+    """Forget the matrix of this token of remember_repack()."""
 
 def repack_bytes(token: int) -> tuple[int, int]:
     """
-    Bytes of the copy that remember_repack() asked for, and of it those that are there by now.
+    The bytes that the copy of this token needs, and those allocated so far; (0, 0) after forget_repack().
     """
 
 def supports(mode: str, bits: int, group_size: int) -> bool:
-    """Whether our kernels compute a format, on any device."""
+    """Tell whether our kernels support a format, on any device."""
 
-def supported_bits() -> list[int]:
+def supported_bits() -> "std::vector<int, std::allocator<int> >":
     """Return the code widths that our kernels support."""
 
-def supported_group_sizes() -> list[int]:
+def supported_group_sizes() -> "std::vector<int, std::allocator<int> >":
     """Return the group sizes that our kernels support."""
-
-def kernels() -> list[str]:
-    """The names of all Metal kernels."""
 
 def cpu_isa() -> str:
     """The instruction set that the CPU backend uses."""
 
+def cpu_threads() -> int:
+    """The number of threads that the CPU backend uses."""
+
+def cpu_multiply(times: int) -> int:
+    """
+    Run `times` rounds of multiplications on all threads of the CPU backend. Returns their number of floating-point operations.
+    """
+
+def kernels() -> list[str]:
+    """The names of all Metal kernels."""
+
 def trial(kernel: str) -> dict | None:
     """
-    The fields of a selfcheck.Trial of this kernel on this machine's GPU; None if it is never used there.
+    The fields of this kernel's trial.Trial on this machine's GPU; None if the planner never uses the kernel there.
     """
 
 def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
-    """y of the kernel's trial, from arrays by the names of the operands."""
+    """
+    Run the kernel's trial. `operands` maps names of operands to arrays. Returns y.
+    """
 
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""
 
 def row_class(rows: int) -> int:
-    """The largest number of rows that has the choice of this one."""
-
-def cpu_threads() -> int:
-    """The number of threads that the CPU backend uses."""
+    """The largest number of rows that shares a choice with this one."""
 
 def add_tuning(choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], bool, str]]) -> int:
     """
-    Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, symmetric), int8_activations, candidate); returns what the operations take as `tuning`.
+    Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, symmetric), int8_activations, candidate). Returns its number, the argument `tuning` of the operations.
     """
 
 def candidates(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[str]:
     """
-    Names of all that may compute x @ w_hat.T, the planner's own choice first; none where it is MLX's.
+    The names of all candidates for x @ w_hat.T, the planner's own choice first; none if only MLX computes it.
     """
 
 def chosen(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, tuning: int = 0, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> str:
-    """The one of them that runs, or 'mlx'."""
-
-def cpu_multiply(times: int) -> int:
-    """
-    The operations of so many rounds of multiplications on all threads of the CPU backend, which are done when it returns.
-    """
+    """The name of the candidate that runs; 'mlx' if none does."""
