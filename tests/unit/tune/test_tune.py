@@ -167,7 +167,7 @@ def test_a_model_s_products_are_its_matrices(tmp_path):
 
 def test_all_candidates_take_turns_and_mlx_is_never_left_out_silently(hurried):
     problem = Problem(2, 64, 64, 4, 32, "float32", "bfloat16")
-    (contest,) = timing.measure([problem], lambda what, step: None).values()
+    (contest,) = timing.measure([problem], lambda what, step, total: None).values()
     tried = contest.samples.keys() | contest.given_up.keys()
     assert tried == set(problem.candidates())
     own = problem.candidates()[0]
