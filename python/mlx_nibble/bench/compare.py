@@ -112,7 +112,9 @@ def compare(before: Capsule, after: Capsule, least: float | None = None) -> Outc
     old, new = (dict(_measured(c)) for c in (before, after))
     both = [key for key in old if key in new]
     if not any(_is_ours(name) for _, name in both):
-        raise ValueError("[compare] a common case is required but got none.")
+        raise ValueError(
+            "[compare] two runs of a case are required but got no case in common."
+        )
     paired = in_turns(before, after)
     judge = change_in_turns if paired else change
     if least is None:

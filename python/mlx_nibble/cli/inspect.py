@@ -154,7 +154,7 @@ def _print(inventory: Inventory, context: int) -> None:
     out.print(f"fits a Mac with (three quarters of it for the GPU): {', '.join(fits)}")
     if s["tuned"]:
         out.print(
-            f"{s['tuned']} matrices use the kernels that nibble tune found fastest on "
+            f"{s['tuned']} matrices are multiplied as nibble tune found fastest on "
             "this machine: nibble tune --show"
         )
 
