@@ -1,8 +1,9 @@
 """Writes the .tbd lists of sdk/usr/lib: what macOS libraries are known to export.
 
 A name is listed if a published arm64 wheel for macOS 14 or earlier imports it
-from that library. It then exists on every Mac that accepts the wheel. No file of Apple's is read. Run again, with one more wheel, when the build
-needs a name that is missing:
+from that library. It then exists on every Mac that accepts the wheel. No file of
+Apple's is read. Run again, with one more wheel, when the build needs a name that
+is missing:
 
     python cmake/macos/make_tbd.py WHEEL...
 
