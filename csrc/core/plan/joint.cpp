@@ -6,20 +6,6 @@
 namespace nibble {
 namespace {
 
-struct JointOperands {
-  WeightOperands weight;
-  Operand bias, out;
-};
-
-constexpr JointOperands kProducts[NIBBLE_JOINT] = {
-    {kWeights, Operand::kBias, Operand::kOut},
-    {{Operand::kWeight1, Operand::kScales1, Operand::kBiases1},
-     Operand::kBias1,
-     Operand::kOut1},
-    {{Operand::kWeight2, Operand::kScales2, Operand::kBiases2},
-     Operand::kBias2,
-     Operand::kOut2},
-};
 // Bound in place of each array that a product lacks. The kernel does not read
 // it.
 constexpr Operand kUnread = Operand::kScales;
@@ -30,16 +16,17 @@ void bind_operands(LaunchPlan& launch,
                    int biased) {
   launch.buffers.clear();
   for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
+    const JointOperands& of = kJointOperands[i];
+    WeightOperands weight{of.w, of.scales, of.biases};
     WeightOperands none{kUnread, kUnread, kUnread};
-    bind_weights(
-        launch, format, i < count ? kProducts[i].weight : none, kUnread);
+    bind_weights(launch, format, i < count ? weight : none, kUnread);
   }
   bind(launch, {Operand::kX});
   for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
-    bind(launch, {(biased >> i) & 1 ? kProducts[i].bias : kUnread});
+    bind(launch, {(biased >> i) & 1 ? kJointOperands[i].bias : kUnread});
   }
   for (size_t i = 0; i < NIBBLE_JOINT; ++i) {
-    bind(launch, {i < count ? kProducts[i].out : kUnread});
+    bind(launch, {i < count ? kJointOperands[i].out : kUnread});
   }
 }
 
