@@ -9,7 +9,7 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test bench lint format stubs wheel wheel-macos clean help
+.PHONY: demo test test-quick bench lint format stubs wheel wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -21,6 +21,9 @@ demo: $(VENV)/installed  ## Set up, then answer a question with a 4-bit model
 test: $(VENV)/installed  ## Set up, then run all tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
+test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit tests/property
+
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels
 
@@ -30,6 +33,7 @@ FORMATTED = $$(git ls-files 'kernels/*.h' 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' \
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/prose.py
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	$(BIN)/python -m tests.simt.lint
 	$(BIN)/pyright

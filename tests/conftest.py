@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The device that MLX is to use where a test does not say: on a Mac, the GPU is
-# its own choice.
+# Sets MLX's default device. On a Mac, MLX would choose the GPU.
 if device := os.environ.get("NIBBLE_TEST_DEVICE"):
     mx.set_default_device(getattr(mx, device))
 
-# A job in the background ignores Ctrl-C, and so would the programs that tests start.
+# A background job ignores Ctrl-C, and the programs that tests start inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Programs for Linux: the SIMT bench and what it computes for, the cross toolchain.
+# These tests run on Linux only: the SIMT bench, its users and the cross toolchain.
 if sys.platform != "linux":
     collect_ignore = ["macos", "metal", "simt"]
     collect_ignore += ["property/test_gather_kernels.py", "property/test_kernels.py"]
     collect_ignore += ["property/test_planner.py"]
 
-# Deadlines are for users; a test never asserts a time.
+# No deadline: a test never asserts a time.
 settings.register_profile(
     "default",
     deadline=None,
@@ -33,9 +32,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("default")
-# For what decides whether a change lands: the examples follow from the test's own
-# text, so that the same change is judged the same way each time. Anywhere else each
-# run draws new ones.
+# For `.ci/run`: the examples depend on the test's own text only, so that a change gets
+# the same verdict each time. All other runs draw new examples.
 settings.register_profile(
     "repeatable", settings.get_profile("default"), derandomize=True
 )
@@ -48,14 +46,14 @@ def _seed() -> None:
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch) -> Path:
-    """A cache folder of the test's own, in which a tuned table counts."""
+    """Give the test an empty cache folder, whose tuned table is used."""
     monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path))
     return tmp_path / "tuned"
 
 
 @pytest.fixture(autouse=True)
 def _as_the_planner_chooses(request, monkeypatch) -> None:
-    """What was tuned on this machine has no part in other tests."""
+    """Hide this machine's tuned table from tests that do not ask for one."""
     if "tables" not in request.fixturenames:
         monkeypatch.setattr("mlx_nibble.machine.tuned_table.in_use", lambda: (0, {}))
 
@@ -67,9 +65,9 @@ def rng() -> np.random.Generator:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Where system packages are promised, a skip for want of one is a failure.
+    """Turn a skip for a missing system package into a failure, if asked to.
 
-    Such skips give the package's name: "... is not installed (Debian: lld-19)".
+    Such a skip names the package: "... is not installed (Debian: lld-19)".
     """
     report = yield
     promised = os.environ.get("NIBBLE_REQUIRE_SYSTEM_PACKAGES")
@@ -79,7 +77,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the score of the seeded mistakes: tests/simt/test_mutants.py."""
+    """Print how many mutants tests/simt/test_mutants.py caught."""
     caught, survived = (
         sum("test_no_mutant_survives" in report.nodeid for report in reports)
         for reports in map(terminalreporter.getreports, ("passed", "failed"))

@@ -24,10 +24,10 @@ ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
 DTYPE = st.sampled_from(runner.DTYPES)
 FORMAT = st.tuples(st.sampled_from([2, 3, 4, 5, 6, 8]), st.sampled_from([32, 64, 128]))
-# At and beside the edges of tiles; 300 is more than one block of rows.
+# Sizes at and beside the edges of tiles; 300 is more than one block of rows.
 ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
 COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))
-# Groups of a row: 33 groups of 32 are just more than one block of codes.
+# Groups in a row: 33 groups of 32 are slightly more than one block of codes.
 GROUPS = st.sampled_from([1, 1, 2, 3, 5, 9, 33])
 BATCH = st.sampled_from([(1, 1, 1), (1, 1, 1), (3, 1, 1), (4, 2, 2), (6, 3, 1)])
 
@@ -60,7 +60,7 @@ def make(
     batch: tuple[int, int, int] = (1, 1, 1),
     transpose: bool = True,
 ) -> tuple[np.ndarray, oracle.Weights]:
-    """x [size, M, K or N] and weights [count, N, K], both as stored."""
+    """Return x [size, M, K or N] and weights [count, N, K], both as stored."""
     bits, group_size = fmt
     M, N, groups, spread = shape
     rng = np.random.default_rng(seed)
@@ -72,21 +72,21 @@ def make(
         biases=numbers.rounded(w.biases, types.scale_dtype),
     )
     x = rng.standard_normal((batch[0], M, K if transpose else N))
-    # Groups of very different size, some of nothing but zero.
+    # Groups of very different magnitude, some all zero.
     x *= np.exp(rng.normal(0, spread, x.shape)) * (rng.random(x.shape) > 0.1)
     return numbers.rounded(x, types.dtype), w
 
 
 def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
-    """Which weights each batch of activations meets."""
+    """Return the index of the weights of each batch of activations."""
     size, count, repeat = batch
     return np.arange(size) // repeat % count
 
 
 def as_symmetric(w: oracle.Weights) -> tuple[oracle.Weights, oracle.Weights]:
-    """What is stored of a symmetric matrix, and what it stands for.
+    """Return the stored arrays of a symmetric matrix, and its value.
 
-    Kernels that read its biases are wrong everywhere.
+    Its biases are NaN: a kernel that reads them is wrong everywhere.
     """
     stored = replace(w, biases=np.full_like(w.biases, np.nan))
     return stored, replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
@@ -170,7 +170,7 @@ def test_swiglu(backend, seed, fmt, types, shape, batch, int8):
 GATHERED = st.tuples(
     st.sampled_from([1, 2, 7, 40, 300]),  # products
     st.sampled_from([1, 1, 1, 3, 12]),  # rows of each
-    st.sampled_from([1, 2, 5, 9]),  # matrices to choose from
+    st.sampled_from([1, 2, 5, 9]),  # matrices of weights
     st.sampled_from([1, 4, 33]),  # matrices of x
 )
 
@@ -185,7 +185,7 @@ def gathered(
     in_order: bool,
     transpose: bool = True,
 ) -> tuple[np.ndarray, oracle.Weights, np.ndarray, np.ndarray]:
-    """x, w and indices, of which some matrices of w may have none."""
+    """Return x, w and indices; some matrices of w may have no index."""
     B, M, experts, rows = form
     x, w = make(
         seed, fmt, types, (M, N, groups, 0), (max(rows, experts), experts, 1), transpose
@@ -250,7 +250,7 @@ def test_a_wrong_index_reads_nothing_astray(backend):
 
 
 def test_threads_leave_each_other_s_rows_alone(backend):
-    """Rows of x that end within a vector, arranged by several threads."""
+    """Rows of x end within a vector, and several threads pack them."""
     types = Types("float16", "float16")
     x, w = make(0, (4, 32), types, (2048, 37, 1, 0), transpose=False)
     y = backend.matmul(x, w, types, transpose=False)
@@ -316,7 +316,7 @@ def test_a_row_does_not_depend_on_the_others(
 def test_few_columns_of_long_rows(
     backend, seed, bits, groups, types, N, M, int8, addends
 ):
-    """Parts of k are multiplied apart there."""
+    """Parts of k are multiplied separately there."""
     x, w = make(seed, (bits, 128), types, (M, N, groups, 0))
     rng = np.random.default_rng(seed)
     b = r = None
@@ -351,7 +351,7 @@ def test_few_columns_of_long_rows(
 def test_packed_weights_give_the_same_bits(
     backend, seed, fmt, types, shape, batch, symmetric, int8
 ):
-    """And so whatever holds of the others holds of them."""
+    """All other tests therefore cover these instruction sets, too."""
     x, w = make(seed, fmt, types, shape, batch)
     stored = as_symmetric(w)[0] if symmetric else w
     form = dict(batch=batch, symmetric=symmetric, int8=int8)
@@ -401,7 +401,7 @@ def test_packed_weights_give_the_same_bits_in_all_that_multiplies(
 def test_dequantize(backend, seed, fmt, types, N, groups):
     _, w = make(seed, fmt, types, (1, N, groups, 0))
     exact, magnitude = w.dequantize()[0], w.magnitude()[0]
-    # One term: a product and a sum, then the rounding of the result.
+    # One term: a product, a sum, and the rounding of the result.
     allowed = tolerance.bound(exact, magnitude, 1, types.dtype)
     tolerance.assert_close(backend.dequantize(w, types), exact, allowed)
 

@@ -1,4 +1,4 @@
-"""Quantized models of five kinds, as MLX runs them, as we do, and in float64."""
+"""Quantized models of five families: stock, accelerated, and in float64."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GROUP_SIZE = 32
 def stock(
     family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
 ) -> nn.Module:
-    """Every layer quantized, none accelerated."""
-    # A quantized cache has groups of 32.
+    """Return a model with every layer quantized and none accelerated."""
+    # A quantized cache needs head sizes that are multiples of 32.
     heads = {} if family == "deepseek_v3" else {"head_dim": 32}
     model = tiny_models.build(family, seed, **heads)
     model.set_dtype(dtype)
@@ -37,7 +37,7 @@ def stock(
 def ours(
     family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
 ) -> nn.Module:
-    """The same model, accelerated."""
+    """Return the same model, accelerated."""
     model = stock(family, dtype, bits, seed)
     report = mlx_nibble.accelerate(model)
     assert report.swapped and not report.kept, str(report)
@@ -47,13 +47,13 @@ def ours(
 def exact(
     family: str, dtype: mx.Dtype = mx.float32, bits: int = 4, seed: int = 0
 ) -> nn.Module:
-    """The same model's dequantized weights, evaluated in float64."""
+    """Return the logits of the same dequantized weights, computed in float64."""
     model = stock(family, dtype, bits, seed)
     quantized = [(p, m) for p, m in model.named_modules() if is_quantized(m)]
     dense = [(path, _Dense(module)) for path, module in quantized]
     model.update_modules(tree_unflatten(dense))
     model.apply(lambda a: a.astype(mx.float64))
-    # Even of float64, MLX takes angles, norms and exponentials in float32.
+    # MLX computes angles, norms and exponentials in float32, even for float64 arrays.
     rebinding = Rebinding(
         {
             "mlx.core.fast.rms_norm": _rms_norm,
@@ -71,7 +71,7 @@ def exact(
 
 
 def logit_errors(family: str, dtype: mx.Dtype, seed: int) -> tuple[float, float]:
-    """Of all logits of a prompt of 40: relative RMS errors of MLX's and of ours."""
+    """Return the relative RMS errors of stock and our logits, for a prompt of 40."""
     ids = tiny_models.tokens(1, 40, seed=100 + seed)[0]
     reference = to_numpy(exact(family, dtype, seed=seed)(ids))
     off_stock, off_ours = (
@@ -110,7 +110,7 @@ def _swiglu(gate, x):
 
 
 class _Dense(nn.Module):
-    """What a quantized layer computes, by its definition."""
+    """Computes a quantized layer by its definition."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Write small GGUF files, right or wrong, by the specification."""
+"""Writes small GGUF files, valid or broken, by the specification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TYPE_NUMBER = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 
 @dataclass(frozen=True)
 class Tensor:
-    """Data in its stored form. `shape` is outermost first."""
+    """A tensor in its stored form. `shape` is outermost first."""
 
     shape: tuple[int, ...]
     kind: int
@@ -27,7 +27,7 @@ def string(text: str | bytes) -> bytes:
 
 
 def value(content: Any) -> bytes:
-    """A typed metadata value: the type that a writer would choose."""
+    """Return a typed metadata value, with the type that a writer would choose."""
     match content:
         case bool():
             return struct.pack("<I?", 7, content)
@@ -52,7 +52,7 @@ def gguf(
     version: int = 3,
     alignment: int = 32,
 ) -> bytes:
-    """The file, its parts in order and its data aligned."""
+    """Return the bytes of the file, its parts in order and its data aligned."""
     parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
     parts += [string(key) + value(content) for key, content in metadata.items()]
     data = b""
@@ -68,7 +68,7 @@ def gguf(
 
 
 def plain(values: np.ndarray, kind: str) -> Tensor:
-    """F32, F16 or BF16 (truncated)."""
+    """Return a tensor as F32, F16 or BF16 (truncated)."""
     if kind == "BF16":
         raw = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
     else:
@@ -77,7 +77,7 @@ def plain(values: np.ndarray, kind: str) -> Tensor:
 
 
 def quantized(rng: np.random.Generator, shape: tuple[int, int], kind: str) -> Tensor:
-    """Random blocks of 32: every code occurs, scales and offsets are moderate."""
+    """Return random blocks of 32: all codes occur, scales and offsets are moderate."""
     rows, columns = shape
     codes = rng.integers(0, 256 if kind == "Q8_0" else 16, (rows, columns // 32, 32))
     codes = codes.astype(np.uint8)
@@ -94,7 +94,7 @@ HIDDEN, FFN, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
 
 
 def tiny_tokens() -> list[str]:
-    """Two special tokens, the 256 of byte-level BPE, and two merges' results."""
+    """Return two special tokens, the 256 of byte-level BPE, and two merged ones."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     characters = [chr(b) for b in printable] + [
@@ -132,7 +132,7 @@ def tiny_metadata() -> dict[str, Any]:
 
 
 def tiny_tensors(kind: str = "Q4_1", seed: int = 0) -> dict[str, Tensor]:
-    """A llama of two layers: matrices of `kind`, a Q8_0 embedding, F32 norms."""
+    """Return a llama of two layers: matrices of `kind`, Q8_0 embedding, F32 norms."""
     rng = np.random.default_rng(seed)
     kv = HIDDEN * KV_HEADS // HEADS
 
@@ -166,5 +166,5 @@ def tiny_tensors(kind: str = "Q4_1", seed: int = 0) -> dict[str, Tensor]:
 
 
 def tiny_llama(kind: str = "Q4_1") -> bytes:
-    """A whole model file of about 60 KB."""
+    """Return a whole model file of about 60 KB."""
     return gguf(tiny_metadata(), tiny_tensors(kind))

@@ -1,4 +1,4 @@
-"""What a graph that is yet to be computed is made of."""
+"""Counts the nodes of a graph that is not computed yet."""
 
 import re
 import tempfile
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 
 def node_names(*arrays: mx.array) -> Counter:
-    """How many nodes of which name are yet to be computed for these arrays."""
+    """Return how many nodes of each name these arrays still depend on."""
     with tempfile.NamedTemporaryFile("r", suffix=".dot") as file:
         mx.export_to_dot(file.name, *arrays)
         return Counter(re.findall(r'"([^"]+)", shape=rectangle', file.read()))

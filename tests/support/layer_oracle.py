@@ -1,6 +1,6 @@
 """The oracle of the layers between the products: float64, by the definition.
 
-Each returns the exact result and what its rounding errors scale with, for
+Each function returns the exact result and the magnitude of its rounding errors, for
 :func:`tests.support.tolerance.bound`.
 """
 
@@ -36,14 +36,14 @@ def rope(
     offsets: np.ndarray,
     freqs: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x [B, ..., L, D] rotated, and the sums of the products' magnitudes.
+    """Return x [B, ..., L, D] rotated, and the sums of the products' magnitudes.
 
     Args:
         x: Rows.
         dims: How many leading elements of a row are rotated.
         traditional: Whether pairs are neighbours.
-        base: Of the frequencies, unless ``freqs`` are given.
-        scale: Of the positions.
+        base: Base of the frequencies, unless ``freqs`` are given.
+        scale: Factor of the positions.
         offsets: int [B].
         freqs: [dims / 2] reciprocals of the frequencies.
     """
@@ -87,10 +87,10 @@ def attention(
     mask: None | str | np.ndarray = None,
     sinks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """softmax(scale q k^T + mask) v, and a bound on float32's error.
+    """Return softmax(scale q k^T + mask) v, and a bound on float32's error.
 
-    A query that sees nothing gives zeros. The bound is of first order: a score's
-    error becomes its weight's relative error, and
+    A query that sees nothing gives zeros. The bound is a first-order one: the error
+    of a score becomes the relative error of its weight, and
 
         |dy| <= sum_j w_j e_j (|v_j| + |y|) + rounding of two sums.
     """
@@ -122,8 +122,8 @@ def attention(
         total = total + np.exp(sink - largest)
     weights = weights / np.where(total == 0, 1, total)
     y = weights @ v
-    # Of a weight: its score's, the subtraction's, twice where the largest score
-    # was found late, and the exponential's own 2 units.
+    # Errors of a weight: its score, the subtraction (twice where the largest score
+    # was found late), and 2 units of the exponential.
     with np.errstate(invalid="ignore"):
         distance = np.where(weights > 0, abs(scores - largest), 0)
     error = weights * (error + 2 * u * distance + 8 * u)

@@ -1,4 +1,4 @@
-"""Tiny models on disk, as mlx-lm loads them: weights, a configuration, a tokenizer."""
+"""Tiny model folders that mlx-lm loads: weights, a configuration, a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlx_lm.utils import save_config, save_model
 from mlx_nibble.conversion.gguf_import import import_gguf
 from tests.support.gguf_writer import tiny_llama
 
-# Of the tokenizer, and so of the models.
+# Size of the tokenizer's vocabulary, and so of the models'.
 VOCABULARY = 320
 
 

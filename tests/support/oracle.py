@@ -1,6 +1,6 @@
 """The one oracle: quantized products in float64, by the definition.
 
-Knows nothing of MLX and nothing of our kernels. Everything is numpy; a bfloat16
+It uses neither MLX nor our kernels. Everything is numpy; a bfloat16
 array travels as float32 (each bfloat16 is exactly one float32).
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [..., K] of packed words [..., K * bits / 32].
+    """Return the codes [..., K] of packed words [..., K * bits / 32].
 
     A row is a little-endian bit stream: code k is bits [k * bits, (k + 1) * bits).
     """
@@ -26,7 +26,7 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse of :func:`unpack`: codes [..., K] to uint32 words."""
+    """Return uint32 words of codes [..., K]: the inverse of :func:`unpack`."""
     fields = (codes[..., None].astype(np.int64) >> np.arange(bits)) & 1
     stream = fields.astype(np.uint8).reshape(*codes.shape[:-1], -1)
     return np.packbits(stream, axis=-1, bitorder="little").view("<u4")
@@ -34,7 +34,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Weights:
-    """A quantized matrix [..., N, K] by its parts, and what it stands for."""
+    """A quantized matrix [..., N, K]: its arrays and its dequantized value."""
 
     words: np.ndarray  # uint32 [..., N, K * bits / 32]
     scales: np.ndarray  # float [..., N, K / group_size]
@@ -51,17 +51,17 @@ class Weights:
         return self._spread(self.scales) * codes + self._spread(self.biases)
 
     def magnitude(self) -> np.ndarray:
-        """|scale| * code + |bias|: what the rounding errors of w_hat scale with.
+        """|scale| * code + |bias|, the magnitude of the rounding errors of w_hat.
 
-        Not |w_hat|: where scale * code and bias nearly cancel, an algorithm that
-        adds them up separately keeps the errors of both.
+        |w_hat| would be too small: where scale * code and bias nearly cancel, an
+        algorithm that sums them separately keeps the errors of both.
         """
         codes = unpack(self.words, self.bits)
         return self._spread(abs(self.scales)) * codes + self._spread(abs(self.biases))
 
 
 def matmul(x: np.ndarray, w: np.ndarray, transpose: bool = True) -> np.ndarray:
-    """x @ w.T (or x @ w) in float64, with numpy's broadcasting of batches."""
+    """Return x @ w.T (or x @ w) in float64, with numpy's broadcasting of batches."""
     w = w.astype(np.float64)
     return x.astype(np.float64) @ (w.swapaxes(-1, -2) if transpose else w)
 
@@ -69,7 +69,7 @@ def matmul(x: np.ndarray, w: np.ndarray, transpose: bool = True) -> np.ndarray:
 def random_weights(
     rng: np.random.Generator, shape: tuple[int, ...], bits: int, group_size: int
 ) -> Weights:
-    """Weights [..., N, K] with every code possible, scales of both signs."""
+    """Return weights [..., N, K] with all codes possible and scales of both signs."""
     codes = rng.integers(0, 2**bits, size=shape)
     groups = (*shape[:-1], shape[-1] // group_size)
     scales = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)

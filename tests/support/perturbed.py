@@ -1,13 +1,15 @@
-"""What the rounding errors of its products can do to a model: a computed tolerance.
+"""A computed tolerance: the effect of the products' rounding errors on a model.
 
-How far rounding carries through layers, a softmax and steps of training has no formula.
-So it is tried (D. S. Parker, "Monte Carlo arithmetic", 1997): the same model runs once
-more while every element of every quantized product, and of its gradients, is moved by
-u * sum |x| (|scale| code + |bias|), up or down at random, and what is looked up
-likewise. Where the terms of sums are of either sign, as in a model, that is what
-rounding comes to, however long the sums (Higham and Mary, "Sharper probabilistic
-backward error analysis for basic linear algebra kernels with random data", 2020); and
-what is compared are norms over many elements, which need no allowance for the unlikely.
+No formula says how far rounding carries through layers, a softmax and steps of
+training. So it is measured (D. S. Parker, "Monte Carlo arithmetic", 1997). The same
+model runs once more with perturbed products. Every element of every quantized
+product, and of its gradients, moves by u * sum |x| (|scale| code + |bias|), up or down
+at random. Rows that are looked up move likewise.
+
+Where a sum has terms of both signs, as in a model, its rounding error is of that size.
+The length of the sum does not matter (Higham and Mary, "Sharper probabilistic backward
+error analysis for basic linear algebra kernels with random data", 2020). Only
+norms over many elements are compared, so no allowance for the unlikely is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tests.support.arrays import to_numpy
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model, its products off by their rounding errors from now on."""
+    """Perturb the model's products by their rounding errors from now on."""
     rng = np.random.default_rng(seed)
     rebinding = Rebinding(
         {
@@ -42,7 +44,7 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class _Off:
-    """An operation of MLX's, moved at random by what its rounding may come to."""
+    """Return an MLX operation whose result is perturbed by its rounding error."""
 
     def __init__(self, operation: Callable, rng: np.random.Generator) -> None:
         self._operation, self._rng = operation, rng
@@ -82,10 +84,10 @@ class _Off:
 def assert_as_close(
     ours: Mapping[str, Any], stock: Mapping[str, Any], moved: Mapping[str, Any]
 ) -> None:
-    """Each array is no further from the stock model's than the perturbed model's is.
+    """Fail if an array is further from the stock one than the perturbed one is.
 
-    By the norm of the difference, for all arrays as one too. What is learned so slowly
-    that a step is less than a rounding of the float32 it is added to may be off by one.
+    Norms of differences are compared, for each array and for all together. A weight
+    whose steps are smaller than one float32 rounding may differ by one rounding.
     """
     assert ours.keys() == stock.keys() == moved.keys() and stock
 

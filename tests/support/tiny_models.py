@@ -1,4 +1,4 @@
-"""Small random models of mlx-lm's families, for tests of what walks a model."""
+"""Small random models of mlx-lm's families, for tests that walk a model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     },
     "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": False},
-    # Mistral itself is a llama to mlx-lm.
+    # mlx-lm loads Mistral as a llama.
     "ministral3": {
         "max_position_embeddings": 64,
         "rope_parameters": {
@@ -64,7 +64,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
 }
 FAMILIES = tuple(_EXTRA)
 
-# Multi-head latent attention, and experts beside shared ones.
+# Multi-head latent attention, and experts beside shared experts.
 _EXTRA["deepseek_v3"] = {
     "moe_intermediate_size": 64,
     "n_shared_experts": 1,
@@ -81,12 +81,12 @@ _EXTRA["deepseek_v3"] = {
 
 
 def config(family: str, **changes: Any) -> dict[str, Any]:
-    """What its config.json says."""
+    """Return the model's config.json."""
     return {"model_type": family, **_SIZES, **_EXTRA[family], **changes}
 
 
 def build(family: str, seed: int = 0, **changes: Any) -> nn.Module:
-    """A model with random weights, of outputs that differ from token to token."""
+    """Return a model with random weights, whose outputs differ between tokens."""
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{family}")
     model = module.Model(module.ModelArgs.from_dict(config(family, **changes)))
@@ -100,6 +100,6 @@ def build(family: str, seed: int = 0, **changes: Any) -> nn.Module:
 
 
 def tokens(count: int = 4, length: int = 48, seed: int = 1) -> list[mx.array]:
-    """Batches [1, length] of token ids."""
+    """Return batches [1, length] of token ids."""
     mx.random.seed(seed)
     return [mx.random.randint(0, 160, (1, length)) for _ in range(count)]

@@ -1,6 +1,6 @@
-"""How far a result may lie from the oracle: computed, never tuned.
+"""Tolerances of results against the oracle: computed, never tuned.
 
-The bounds themselves are the library's, whose self-check holds kernels to them.
+The bounds are the library's own: its self-check applies the same ones to kernels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def bound(
     dtype: str,
     weight_dtype: str = "float32",
 ) -> np.ndarray:
-    """Elementwise bound on |result - exact|.
+    """Return the elementwise bound on |result - exact|.
 
     Args:
-        exact: The oracle's result.
-        magnitude: sum |x| (|scale| code + |bias|), the same shape.
+        exact: Result of the oracle.
+        magnitude: Array of the same shape: sum |x| (|scale| code + |bias|).
         terms: Length of each sum.
         dtype: Type of the result, rounded to once, at the store.
         weight_dtype: Type that w_hat is rounded to before it is multiplied.
@@ -32,10 +32,10 @@ def bound(
 
 
 def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
-    """What rounding activations to 8 bits, group by group, adds to `bound`.
+    """Return what rounding activations to 8 bits, group by group, adds to `bound`.
 
-    step[m, g] = max(max |x[m, k]| / 127, 2^-126) over the k in g; an activation is
-    off by half a step, and by a little more for the rounding of the quotient:
+    step[m, g] = max(max |x[m, k]| / 127, 2^-126) over the k in g. An activation is
+    off by half a step, and slightly more because the quotient is rounded:
     sum over g of (1/2 + 2^-15) step[m, g] sum over k in g of |w_hat[n, k]|.
 
     Args:
@@ -57,15 +57,15 @@ def swiglu(
     dtype: str,
     int8: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """silu(g) * u in float64, and the bound of a result that rounds it once.
+    """Return silu(g) * u in float64, and the bound of a result that rounds it once.
 
     Args:
         x: [B, M, K].
-        gate: [E, N, K], of which g = x @ gate_hat[which].T.
-        up: [E, N, K], of which u is made likewise.
-        which: The matrix of each of the B.
+        gate: [E, N, K]; g = x @ gate_hat[which].T.
+        up: [E, N, K]; u = x @ up_hat[which].T.
+        which: Index of the matrix for each of the B.
         dtype: Type of the result.
-        int8: Whether x is rounded to 8 bits first.
+        int8: True if x is rounded to 8 bits first.
     """
     products, offs = [], []
     for w in (gate, up):
@@ -85,9 +85,9 @@ def swiglu(
 def assert_close(
     result: np.ndarray, exact: np.ndarray, allowed: np.ndarray, label: str = ""
 ) -> None:
-    """Fail with the worst element, its neighbourhood and its bound.
+    """Fail with the worst element, its neighbours and its bound.
 
-    An infinity has no neighbourhood: where the oracle has one, it is asked for.
+    Where the oracle has an infinity, the result must have the same one.
     """
     assert result.shape == exact.shape, f"{label}: {result.shape} != {exact.shape}"
     endless = np.isinf(exact)
@@ -108,6 +108,6 @@ def assert_close(
 
 
 def relative_rms(result: np.ndarray, exact: np.ndarray) -> float:
-    """sqrt(mean (result - exact)^2 / mean exact^2)."""
+    """Return sqrt(mean (result - exact)^2 / mean exact^2)."""
     error = result.astype(np.float64) - exact
     return float(np.sqrt((error**2).mean() / (exact**2).mean()))

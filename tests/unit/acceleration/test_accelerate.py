@@ -1,4 +1,4 @@
-"""accelerate(): what it swaps, what it leaves, and that it can be undone."""
+"""accelerate(): swapped layers, kept layers, and undo()."""
 
 import copy
 import pickle

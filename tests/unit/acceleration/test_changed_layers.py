@@ -1,4 +1,4 @@
-"""Layers that are changed after accelerate(), or stand in more than one place."""
+"""Layers that change after accelerate(), or that a model uses in two places."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -49,7 +49,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("repack", [False, True])
-@pytest.mark.parametrize("bits", [2, 4])  # biases of 2 bits are known and not read
+@pytest.mark.parametrize("bits", [2, 4])  # the 2-bit biases are recognised and not read
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_layer_computes_by_what_it_holds_now(change, bits, repack):
     model = nn.Sequential(quantized(bits), nn.ReLU(), quantized())

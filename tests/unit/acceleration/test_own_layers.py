@@ -1,4 +1,4 @@
-"""Quantized layers of mlx-lm's own, each in a model: accelerated, compared, undone."""
+"""mlx-lm's own quantized layers, each in a model: accelerated, compared, undone."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ IDS = tiny_models.tokens(1, 40)[0]
 
 
 def afm7() -> nn.Module:
-    """Queries, keys and values from one layer, and layers that reuse the keys."""
+    """Return afm7: joint queries, keys and values, and layers that reuse keys."""
     from mlx_lm.models.afm7 import Model, ModelArgs
 
     mx.random.seed(0)
     model = Model(ModelArgs("afm7", 160, 64, 4, 2, 4, 2, 3))
-    # FusedLinear.to_quantized() knows no mode.
+    # FusedLinear.to_quantized() takes no mode.
     nn.quantize(
         model,
         class_predicate=lambda path, module: (
@@ -37,7 +37,7 @@ def afm7() -> nn.Module:
 
 
 def prism_hadamard_qwen35() -> nn.Module:
-    """Every layer packed, behind rotations of its input."""
+    """Return a model whose layers are packed and rotate their input."""
     from mlx_lm.models import prism_hadamard_qwen35, qwen3_5
 
     config = {
@@ -90,7 +90,7 @@ def prism_hadamard_qwen35() -> nn.Module:
     return model
 
 
-# By what is quantized in them beside QuantizedLinear and QuantizedEmbedding.
+# Keyed by their quantized layers beside QuantizedLinear and QuantizedEmbedding.
 MODELS = {
     "afm7.FusedQuantizedLinear": afm7,
     "prism_hadamard_qwen35.HadamardQuantizedLinear": prism_hadamard_qwen35,
@@ -101,7 +101,7 @@ MODELS = {
 
 
 def own_layers() -> set[str]:
-    """Classes of mlx-lm that call a product, or derive from one that does."""
+    """Return mlx-lm's classes that call a product, or derive from one that does."""
     found: set[str] = set()
     bases = {"QuantizedLinear", "QuantizedEmbedding", "QQLinear"}
     parsed = {

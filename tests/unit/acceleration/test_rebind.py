@@ -1,4 +1,4 @@
-"""Rebinding: the same code with other functions behind its names."""
+"""Rebinding: the same code, with its names bound to other functions."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Weights laid out anew: the same results, and no copy outlives what it is of."""
+"""Repacked weights: the same results, and no copy outlives its arrays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def layer(bits: int = 4, group_size: int = 64, rows: int = 96) -> nn.QuantizedLi
 
 
 def both(made: nn.Module, x: mx.array, **settings) -> tuple[mx.array, mx.array]:
-    """A layer's results without copies, and with them."""
+    """Return a layer's results without copies, and with them."""
     plain = mlx_nibble.accelerate(made, **settings)
     expected = made(x)
     mx.eval(expected)
@@ -115,12 +115,12 @@ def test_new_weights_are_never_read_from_an_old_copy(name, how):
     gc.collect()
     expected = ops.quantized_matmul(x, *map(mx.array, weights(made))) + made.bias
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
-    if how != "written to":  # there the array, though not what it was, is still held
+    if how != "written to":  # the array is still referenced there, with other values
         assert report.repacked.nbytes == 0
 
 
 def test_what_training_changes_is_read_anew():
-    """DWQ's: scales and biases that an optimizer moves."""
+    """Training as in DWQ: an optimizer changes scales and biases."""
     made = layer()
     report = mlx_nibble.accelerate(made, repack=True)
     x = mx.random.normal((1, 256))
@@ -196,6 +196,6 @@ def test_prepared_models_have_copies_of_the_arrays_they_end_up_with():
     lm.prepare(model, repack=True)
     report = mlx_nibble.accelerate(model, repack=True)
     mx.eval(model(mx.array([[1, 2, 3]])))
-    # All but the embedding's, if it is not the head, too.
+    # All copies but the embedding's, unless the embedding is the head, too.
     assert report.repacked.nbytes_so_far > report.repacked.nbytes / 2
     report.undo()

@@ -1,4 +1,4 @@
-"""Routing: whole models of mlx-lm on our CPU operations, and back."""
+"""Routing: whole mlx-lm models on our CPU operations, and back."""
 
 import importlib
 
@@ -43,7 +43,7 @@ IDS = mx.array([[(7 * i * i + 3) % 97 for i in range(21)] for _ in range(2)])
 
 
 def tiny(name: str, dtype: mx.Dtype = mx.float32) -> nn.Module:
-    """Random weights, the same for one name."""
+    """Return a model with random weights that depend on its name only."""
     module = importlib.import_module(f"mlx_lm.models.{name.split()[0]}")
     config = COMMON | MODELS[name] | {"model_type": name.split()[0]}
     args = module.ModelArgs.from_dict(config)
@@ -55,7 +55,7 @@ def tiny(name: str, dtype: mx.Dtype = mx.float32) -> nn.Module:
 
 
 def in_steps(model: nn.Module, ids: mx.array, sizes=(9, 1, 4, 1, 1), **kwargs):
-    """Logits with a prompt cache, the prompt cut into steps."""
+    """Return logits with a prompt cache, the prompt cut into steps."""
     cache = make_prompt_cache(model, **kwargs)
     at, parts = 0, []
     for size in (*sizes, ids.shape[1] - sum(sizes)):
@@ -69,7 +69,7 @@ def by_class(model):
 
 
 def assert_no_worse(ours, stock, exact):
-    """Within twice the error that MLX's own float32 has against float64."""
+    """Allow twice the error that MLX's own float32 has against float64."""
     ours, stock, exact = (to_numpy(a) for a in (ours, stock, exact))
     assert relative_rms(ours, exact) <= 2 * relative_rms(stock, exact)
 
@@ -98,7 +98,7 @@ def test_undo_restores_the_model_exactly(name):
     mx.eval(before)
     report = mlx_nibble.accelerate(model)
     assert by_class(model) != classes
-    assert not mx.array_equal(model(IDS), before)  # so it was routed
+    assert not mx.array_equal(model(IDS), before)  # this shows that it was routed
     assert all(isinstance(r.module, r.original) for r in report.routed)
     report.undo()
     assert by_class(model) == classes

@@ -1,6 +1,6 @@
-"""Two models that hold the same activation: what is done to one is not to the other.
+"""Two models that share one activation module: accelerating one leaves the other.
 
-mlx-lm's SwitchGLU has an instance as the default of an argument.
+mlx-lm's SwitchGLU has a module as the default value of an argument.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IDS = tiny_models.tokens(1, 12)[0]
 
 
 def activations(model):
-    """Of the experts of every layer."""
+    """Return the activation modules of every layer's experts."""
     return [m["activation"] for m in model.modules() if isinstance(m, SwitchGLU)]
 
 
@@ -104,6 +104,6 @@ def test_defaults_by_keyword_and_by_inheritance():
     plain = one.plain
     report = mlx_nibble.accelerate(nn.Sequential(one, with_given))
     assert one.gate is not other.gate and one.plain is plain
-    assert with_given.gate is given  # its own already
+    assert with_given.gate is given  # it has its own already
     report.undo()
     assert one.gate is other.gate and type(given) is Gate

@@ -1,4 +1,4 @@
-"""Which matrices are recognised as symmetric, and what that changes."""
+"""Recognition of symmetric matrices, and its effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOLERANCE = dict(rtol=1e-5, atol=1e-4)
 
 
 def matrix(bits=4, dtype=mx.float32):
-    """(w, scales, biases), symmetric."""
+    """Return (w, scales, biases) of a symmetric matrix."""
     w, scales, _ = mx.quantize(mx.random.normal((48, 256)), 64, bits)
     scales = scales.astype(dtype)
     q = (w, scales, -(2 ** (bits - 1)) * scales)
@@ -60,7 +60,7 @@ def test_a_group_of_nothing_but_zeros_may_have_either_zero():
 
 
 def unread(q):
-    """Whether the operations leave these biases, NaN, alone."""
+    """Return True if the operations do not read these biases, which are NaN."""
     x = mx.ones((2, 256))
     rhs = mx.zeros((2,), mx.uint32)
     results = [
@@ -82,7 +82,7 @@ def test_what_is_known_is_not_read():
     assert not unread(q)
     token = _native.ext.remember_symmetric(scales, nothing, 4)
     assert unread(q)
-    # Other arrays of the same values are not the ones that are known.
+    # Other arrays with the same values are not recognised.
     assert not unread((w, mx.array(scales), nothing))
     assert not unread((w, scales, mx.array(nothing)))
     _native.ext.forget_symmetric(token)
@@ -148,7 +148,7 @@ def test_accelerate_recognises_and_training_goes_on():
     accelerate(model)
     assert id(layer.biases) in {id(ref()) for ref in symmetric._watched.values()}
     assert mx.allclose(layer(x), stock, rtol=1e-4, atol=1e-3)
-    # What an optimizer puts in their place is read.
+    # Arrays that an optimizer puts in their place are read.
     layer.biases = layer.biases + 1
     moved = layer(x) - stock
     expected = mx.broadcast_to(x.sum(-1, keepdims=True), moved.shape)

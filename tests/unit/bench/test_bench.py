@@ -71,7 +71,7 @@ def test_the_interval_of_a_median_holds_as_often_as_it_says():
     rng = np.random.default_rng(1)
     runs = [statistics.median(rng.lognormal(0, 0.3, 60)) for _ in range(60)]
     held = sum(1.0 in estimate for estimate in runs)
-    # 95 % of 60, less four standard deviations.
+    # 95 % of 60, minus four standard deviations.
     assert held >= 57 - 4 * math.sqrt(60 * 0.05 * 0.95)
     assert all(e.low <= e.value <= e.high for e in runs)
     one = statistics.median([2.5])
@@ -105,7 +105,7 @@ def test_cold_weights_are_larger_than_the_cache():
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_a_product_waits_for_the_one_before(device, monkeypatch):
-    # On a GPU by what it reads; on the CPU by its place in the graph.
+    # On a GPU by its reads; on the CPU by its place in the graph.
     class Device:
         type = getattr(mx.DeviceType, device)
 
@@ -120,7 +120,7 @@ def test_a_product_waits_for_the_one_before(device, monkeypatch):
 
 def test_peaks_are_plausible():
     found = peaks.measure("float32")
-    # Slower than any machine that runs this, and faster than any there is.
+    # Slower than any machine that runs this, and faster than any machine.
     assert 1e8 < found.read_bytes_per_second < 1e14
     assert 1e8 < found.flops_per_second < 1e16
 

@@ -1,4 +1,4 @@
-"""Comparing two runs: what is planted is found, and nothing else."""
+"""Comparing two runs: a planted change is found, and nothing else."""
 
 from __future__ import annotations
 

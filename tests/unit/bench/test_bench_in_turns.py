@@ -1,4 +1,4 @@
-"""Builds in turns: a planted tenth is found, no change is not, in recorded tries."""
+"""Builds in turns: recorded tries show a planted 10 %, and no change as none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = Case(2, 64, 64, 4, 32, "float32")
 
 
 def run(recorded, build: str):
-    """A run of a try; a median of each pass stands for its samples."""
+    """Return a run of a try; the median of each pass stands for its samples."""
     results = []
     for number, product in enumerate(recorded):
         scale = [1.0] * len(product["a"]) if build == "a" else product[build]
@@ -76,7 +76,7 @@ def test_two_builds_are_measured_in_turns(tmp_path, capsys):
         for one in made
     ]
     assert counts[0] == counts[1] and min(counts[0]) > 0
-    # What was kept is compared as what was measured.
+    # A stored run compares like a measured one.
     assert main(["bench", "compare", *map(str, paths)]) == 0
     assert "Of 1 cases: 1 unknown." in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Measuring a model: what takes turns, what is kept, and what is said."""
+"""Measuring a model: the schedule, the capsule and the printed table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_subject_computes_as_each_configuration_and_is_itself_again(folder):
         subject.become(configuration)
         alone = ours.get(configuration, stock)
         assert np.array_equal(logits(model), logits(alone)), configuration.name
-        # The same layers, of the same types: neither slower nor larger.
+        # The same layers with the same types: neither slower nor larger.
         assert [type(m) for m in model.modules()] == [type(m) for m in alone.modules()]
         assert subject.nbytes(1) == sum(
             a.nbytes for _, a in tree_flatten(alone.parameters())
@@ -95,7 +95,7 @@ def test_an_answer_may_begin_often_where_the_prompt_ends(folder, mode, prompts):
         assert answer.seconds > 0
         assert answer.tokens == 5 if mode.name != "speculative" else answer.tokens >= 5
     assert all(map(np.array_equal, before, held()))
-    # A model agrees with all that it drafts for itself.
+    # A model accepts every token that it drafts for itself.
     assert answer.accepted == (1.0 if mode.name == "speculative" else None)
 
 
@@ -258,7 +258,7 @@ def test_two_runs_are_compared_in_all_of_our_modes(run, tmp_path, capsys):
     for result in slower["results"]:
         passes = result["candidates"]["nibble int8"]["passes"]
         passes[:] = [[3 * s for s in taken] for taken in passes]
-    # Passes enough that something can be said of each.
+    # Enough passes for an interval of each.
     for one in (made, slower):
         for result in one["results"]:
             for candidate in result["candidates"].values():

@@ -1,4 +1,4 @@
-"""Pictures of a run: files that open, and a page that needs nothing else."""
+"""Pictures of a run: files that open, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = ROOT / "bench" / "capsules" / "matmul.json"
 
 
 class Page(HTMLParser):
-    """What a page refers to, and whether its elements are closed."""
+    """Collects the references of a page, and checks that its elements are closed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The `nibble` command as a user meets it: its own processes."""
+"""The `nibble` command as a user runs it: in processes of its own."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_serve_answers_and_ends_when_told(folder):
             json.dumps({"prompt": "the hen", "max_tokens": 3}).encode(),
             {"Content-Type": "application/json"},
         )
-        while server.poll() is None:  # until it listens
+        while server.poll() is None:  # waits until it listens
             try:
                 with urllib.request.urlopen(request) as response:
                     answer = json.load(response)
@@ -301,7 +301,7 @@ def test_demo_compares_any_model(tiny):
     prompt, decode = (result["candidates"] for result in found["results"])
     for side in ("mlx", "nibble"):
         assert [len(taken) for taken in prompt[side]["passes"]] == [1, 1]
-        # Sums of at most 96 terms, in two layers: nothing is lost.
+        # Sums of at most 96 terms, in two layers: no loss.
         assert prompt[side]["largest_logit_difference"] < 1e-4
         assert len(decode[side]["tokens"]) == found["settings"]["decode_tokens"]
 
@@ -323,7 +323,7 @@ def test_a_closed_pipe_is_no_error(folder):
 
 
 def test_ctrl_c_ends_the_demo_at_once(tiny):
-    """On a terminal, while MLX computes."""
+    """Press Ctrl-C on a terminal while MLX computes."""
     pid, terminal = pty.fork()
     if pid == 0:
         arguments = ["demo", "--model", str(tiny), "--rounds", "100000"]

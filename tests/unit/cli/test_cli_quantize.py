@@ -144,7 +144,7 @@ def test_a_budget_of_bits_is_kept(home):
     ids=["quantizing", "measuring"],
 )
 def test_a_killed_conversion_goes_on_where_it_was(home, tmp_path, more, finished):
-    """SIGKILL after the first layer or block; the same command then ends alike."""
+    """Kill after the first layer or block; a second run gives the same files."""
 
     def command(name: str) -> list[str]:
         return [

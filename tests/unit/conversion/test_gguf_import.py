@@ -305,7 +305,7 @@ def test_a_signal_leaves_nothing_behind(source, tmp_path, number):
     program = (
         "import os, sys\n"
         "from mlx_nibble.cli import main\n"
-        "from mlx_nibble.io import gguf_import\n"
+        "from mlx_nibble.conversion import gguf_import\n"
         "read = gguf_import.read_tensor\n"
         "def interrupted(*args):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"

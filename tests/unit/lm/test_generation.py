@@ -1,7 +1,7 @@
 """mlx-lm's ways to generate and to score, unpatched, on accelerated models.
 
-Tokens are compared with those of the same model before: differences of a few units
-in the last place of float32 do not change them.
+Tokens are compared with those of the same model without acceleration. Differences of a
+few units in the last place of float32 do not change them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PROMPT = [(7 * i * i + 3) % 160 for i in range(21)]
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def pair(request):
-    """A family's model as MLX runs it, and accelerated."""
+    """Return a family's model, stock and accelerated."""
     return families.stock(request.param), families.ours(request.param)
 
 
 def outcome(run: Callable) -> object:
-    """What it returns, or the type of what it raises: both must stay the same."""
+    """Return the call's result, or the type of its exception; neither may change."""
     try:
         return run()
     except Exception as error:
@@ -51,15 +51,15 @@ def assert_same(pair, run):
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_logits_are_nearer_to_the_exact_ones_than_mlxs_own(family, dtype):
-    """By the ratio of both errors, over models and prompts of six seeds.
+    """Compare the ratio of both errors, over models and prompts of six seeds.
 
-    Of one model it is chance which is nearer, when both are off by a few roundings.
+    For one model chance decides which is nearer: both are off by a few roundings.
     """
     logs = []
     for seed in range(6):
         stock, ours = families.logit_errors(family, dtype, seed)
         logs.append(np.log(ours / stock))
-    # The 95 % interval of the mean, by Student's t of five degrees of freedom.
+    # The 95 % interval of the mean, by Student's t with five degrees of freedom.
     most = np.mean(logs) + 2.571 * np.std(logs, ddof=1) / np.sqrt(len(logs))
     assert np.median(logs) <= 0 and most <= 0, np.exp(logs)
 
@@ -95,7 +95,7 @@ def test_a_rotating_cache(pair):
 def test_a_quantized_cache(pair, bits):
     options = dict(kv_bits=bits, kv_group_size=32, quantized_kv_start=8)
     made = assert_same(pair, lambda model: tokens_of(model, **options))
-    # mlx-lm itself quantizes no rotating cache and attends to no quantized latents.
+    # mlx-lm cannot quantize a rotating cache, nor attend to quantized latents.
     expected = {"gemma3_text": NotImplementedError, "deepseek_v3": AttributeError}
     assert made == expected.get(pair[0].model_type) or len(made) == 24
 
@@ -130,12 +130,12 @@ def test_perplexity(pair):
     data = mx.concatenate(tiny_models.tokens(4, 33))
     (stock, error), ours = (eval_ppl(model, data, 2) for model in pair)
     assert ours == pytest.approx((stock, error), rel=1e-4)
-    assert stock > 160  # random weights know less than a uniform guess
+    assert stock > 160  # random weights are worse than a uniform guess
 
 
 @pytest.fixture
 def evaluate(monkeypatch):
-    """mlx_lm.evaluate; of lm-eval, only a base class is needed to score."""
+    """Run mlx_lm.evaluate, which needs only a base class of lm-eval to score."""
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:

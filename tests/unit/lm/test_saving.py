@@ -1,4 +1,4 @@
-"""mlx-lm's own saving, loading and converting, unpatched, of accelerated models."""
+"""mlx-lm's saving, loading and converting, unpatched, with accelerated models."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_quantizing_what_is_quantized_leaves_it_alone(family):
 
 
 def test_quantized_after_it_was_accelerated_it_can_be_accelerated(family):
-    """On the CPU a dense model's norms and attention are ours; its products come."""
+    """Quantize a dense model whose norms and attention are ours (on the CPU)."""
 
     def quantized(first: bool):
         model = tiny_models.build(family)
@@ -111,7 +111,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_folder_that_mlx_lm_saves_is_the_one_it_was(folder, tmp_path):
-    """mlx_lm.utils.save of what lm.load returned, and mlx_lm.load of that."""
+    """Save the result of lm.load by mlx_lm.utils.save, and load it by mlx_lm.load."""
     model, tokenizer, config = lm.load(str(folder), return_config=True)
     want = model(IDS)
     mlx_lm_utils.save(
@@ -127,7 +127,7 @@ def test_a_folder_that_mlx_lm_saves_is_the_one_it_was(folder, tmp_path):
 def test_convert_quantizes_a_model_loaded_accelerated_as_one_that_is_not(
     family, tmp_path
 ):
-    """On the CPU the dense model's norms and attention are ours."""
+    """Save a dense model whose norms and attention are ours (on the CPU)."""
     sizes = {"vocab_size": model_folders.VOCABULARY}
     dense = tiny_models.build(family, **sizes)
     config = tiny_models.config(family, **sizes)

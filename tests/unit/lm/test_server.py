@@ -1,4 +1,4 @@
-"""mlx_lm.server, unpatched, of models loaded accelerated: its own handler, by HTTP."""
+"""mlx_lm.server, unpatched, with accelerated models: its own handler, over HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Ask = Callable[..., dict[str, Any]]
 def folder(request, tmp_path_factory) -> Path:
     sizes = {"vocab_size": model_folders.VOCABULARY}
     if request.param != "deepseek_v3":
-        sizes["head_dim"] = 32  # with 16, gemma3 has nothing to say
+        sizes["head_dim"] = 32  # with 16, gemma3 generates nothing
     path = tmp_path_factory.mktemp("served") / "tiny"
     model = tiny_models.build(request.param, **sizes)
     config = tiny_models.config(request.param, **sizes)
@@ -39,7 +39,7 @@ def folder(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def provide(monkeypatch) -> Callable[..., server.ModelProvider]:
-    """What mlx_lm.server's command line comes to, before it listens."""
+    """Return the server that mlx_lm.server's command line makes, before it listens."""
 
     def provider(*arguments: str) -> server.ModelProvider:
         made = []
@@ -84,7 +84,7 @@ def tokens_of(answer: dict[str, Any]) -> list[int]:
 
 
 def session(ask: Ask) -> list[list[int]]:
-    """Greedy, sampled, a prompt whose beginning is in its cache, and two at once."""
+    """Send greedy and sampled requests, one with a cached prefix, and two at once."""
     answers = [
         ask("the hen", max_tokens=9),
         ask("the hen", max_tokens=9, temperature=0.8, seed=4),
@@ -108,5 +108,5 @@ def test_it_answers_as_without_us(folder, provide, drafts):
         assert (ours_nn.QuantizedLinear in kinds) == (loading is not nullcontext)
     stock, ours = answers
     assert ours == stock
-    # At most 41; a sampled end of the text may come early.
+    # At most 41: a sampled end of text may come early.
     assert all(stock) and sum(map(len, stock)) > 30

@@ -1,4 +1,4 @@
-"""Exact speculation: drafts change how soon a token comes, and no bit of it."""
+"""Exact speculation: drafts change the speed and no bit of the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import tiny_models
 
 
 def model(family: str, noise: float = 0.0, layers: int = 3) -> nn.Module:
-    """An accelerated model; with noise in its weights, one that guesses its tokens."""
+    """Return an accelerated model; noise in its weights makes a draft model of it."""
     made = tiny_models.build(family)
     made.model.layers = made.model.layers[:layers]
     made.update(
@@ -32,7 +32,7 @@ def prompt(length: int) -> mx.array:
 
 
 def assert_exact(target: nn.Module, draft: nn.Module, length: int, count: int) -> float:
-    """Tokens and every log-probability agree; returns the share of good drafts."""
+    """Return the rate of accepted drafts; tokens and log-probabilities must agree."""
     plain = generate_step(prompt(length), target, max_tokens=count)
     speculative = speculative_generate_step(
         prompt(length), target, draft, max_tokens=count, num_draft_tokens=3
@@ -47,14 +47,14 @@ def assert_exact(target: nn.Module, draft: nn.Module, length: int, count: int) -
     return drafted / count
 
 
-# Together 10,000 tokens. mlx-lm reads a prompt in steps of 2048 for the one and of
-# 512 for the other, and the keys cross the borders of what threads share out.
+# Together 10,000 tokens. mlx-lm reads a prompt in steps of 2048 for one model and 512
+# for the other, and the keys cross the borders of the ranges of threads.
 @pytest.mark.parametrize("length", [1, 20, 127, 700, 1300])
 def test_greedy_speculation_is_greedy_decoding_bit_for_bit(length):
     good = assert_exact(
         model("llama", layers=2), model("llama", 0.02, layers=2), length, 2000
     )
-    assert 0.2 < good < 0.7  # drafts were often wrong, and often right
+    assert 0.2 < good < 0.7  # drafts were often wrong and often right
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3", "qwen3_moe"])

@@ -1,9 +1,9 @@
 """mlx-lm's training, unpatched, on accelerated models: LoRA, DoRA, fuse, DWQ.
 
-What is learned is compared with what the same model learns without us, and may differ
-by as much as it does when MLX's own products are moved by their rounding errors
-(tests/perturbed.py). Plain gradient descent, so that a small difference of gradients
-stays one.
+The trained weights are compared with those of the same model on stock MLX. They may
+differ as much as when MLX's own products are perturbed by their rounding errors
+(tests/support/perturbed.py). Plain gradient descent keeps a small difference of
+gradients small.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXPERTS = {"mlp.switch_mlp.up_proj", "mlp.switch_mlp.down_proj"}
 
 @pytest.fixture(scope="module", autouse=True)
 def eagerly():
-    """Compiling each family's step takes a C++ compiler far longer than its run."""
+    """Disable compilation: compiling a step takes far longer than running it."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -40,7 +40,7 @@ def eagerly():
 
 @pytest.fixture(params=families.FAMILIES)
 def models(request):
-    """A family's model as MLX runs it, as we do, and perturbed."""
+    """Return a family's model: stock, accelerated and perturbed."""
     return three(request.param)
 
 
@@ -54,7 +54,7 @@ def three(family):
 
 def fine_tune(model, keys, folder, dora=False, **options):
     mx.random.seed(3)
-    np.random.seed(3)  # of mlx-lm's order of batches
+    np.random.seed(3)  # seed of mlx-lm's order of batches
     model.freeze()
     config = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, 2, config, use_dora=dora)
@@ -70,7 +70,7 @@ def fine_tune(model, keys, folder, dora=False, **options):
 
 
 def fuse(model):
-    """As mlx_lm.fuse does."""
+    """Fuse the adapters as mlx_lm.fuse does."""
     fused = [(n, m.fuse()) for n, m in model.named_modules() if hasattr(m, "fuse")]
     assert fused
     model.update_modules(tree_unflatten(fused))
@@ -90,7 +90,7 @@ def test_adapters_learn_the_same_and_fuse(models, dora, tmp_path):
     assert all(mx.abs(a).max() > 0 for n, a in ours.items() if "lora_b" in n)
     assert_logits_as_close(models)
     stock, ours, moved = (fuse(model) for model in models)
-    # What was fused is a layer of MLX's again, and can be ours again.
+    # A fused layer is one of MLX's again, and can be accelerated again.
     perturb(moved)
     assert_logits_as_close(models)
     again = mlx_nibble.accelerate(ours)
@@ -135,7 +135,7 @@ def test_undo_reaches_a_layer_inside_an_adapter():
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_distilled_scales_and_biases(family):
-    """DWQ: the gradients of every scale and bias, those of experts included."""
+    """Compute DWQ's gradients of every scale and bias, experts included."""
     models = three(family)
     teacher = families.stock("llama", bits=8)
     for model in models:

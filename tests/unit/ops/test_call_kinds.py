@@ -1,16 +1,15 @@
-"""Every kind of call that MLX's own tests and mlx-lm's models make of the products.
+"""Every kind of call that MLX's own tests and mlx-lm's models make to the products.
 
 A kind of call is the operation, mode, bits, group size, transposition, rank and type.
-MLX's own suite (0.32.4, python/tests/test_quantized.py, on a CPU) makes 95 of them, as
-was counted by running it with a counter in the place of both operations. Here is the
-whole product of what such a kind can be, of which those are a part: every format of
-MLX's, transposed and not, every rank of x from 1 to 5, every type.
+MLX's own suite (0.32.4, python/tests/test_quantized.py, on a CPU) makes 95 of them.
+They were counted by replacing both operations by counters. The tests here include them:
+every MLX format, transposed and not, every rank of x from 1 to 5, every type.
 
-Which ranks, batches and indices mlx-lm's models call them with is recorded from models
-of each family, and each of these calls is made with every format and type.
+The ranks, batches and indices that mlx-lm's models use are recorded from a model of
+each family. Each of these calls is made with every format and type.
 
-What our kernels hold is compared with the float64 oracle, what they do not with MLX
-itself, bit by bit.
+Formats that our kernels support are compared with the float64 oracle, all others with
+MLX itself, bit by bit.
 """
 
 from __future__ import annotations
@@ -39,26 +38,26 @@ FORMATS = pytest.mark.parametrize(("mode", "bits", "group_size"), AFFINE + FLOAT
 N, K = 64, 128
 
 # The calls of mlx-lm's models: operation, rank of x, rank of w, transposed, sorted.
-# By these, the batch dimensions of an x and a w, and the shape of rhs_indices.
+# Keys for the batch dimensions of x and w, and for the shape of rhs_indices.
 CALLS = {
     # QuantizedLinear, and QuantizedEmbedding.as_linear.
     ("quantized_matmul", 3, 2, True, None): ((2, 3), (), None),
-    # Latent attention: heads that have a matrix each, one way and the other.
+    # Latent attention: one matrix for each head, transposed and not.
     ("quantized_matmul", 4, 3, True, None): ((2, 4, 3), (4,), None),
     ("quantized_matmul", 4, 3, False, None): ((2, 4, 3), (4,), None),
-    # A quantized cache, scores and values: heads of their own, and heads that share.
+    # A quantized cache, scores and values: with and without shared heads.
     ("quantized_matmul", 4, 4, True, None): ((2, 4, 1), (2, 4), None),
     ("quantized_matmul", 4, 4, False, None): ((2, 4, 1), (2, 4), None),
     ("quantized_matmul", 5, 5, True, None): ((2, 2, 3, 1), (2, 2, 1), None),
     ("quantized_matmul", 5, 5, False, None): ((2, 2, 3, 1), (2, 2, 1), None),
-    # Experts, for a few tokens, and sorted for many.
+    # Experts: unsorted for few tokens, sorted for many.
     ("gather_qmm", 5, 3, True, False): ((1, 3, 1, 1), (4,), (1, 3, 2)),
     ("gather_qmm", 3, 3, True, True): ((24, 1), (4,), (24,)),
 }
 
 
 def quantized(rng, shape, mode, bits, group_size, dtype):
-    """Arrays as MLX stores them, and what they stand for if it is affine."""
+    """Return arrays as MLX stores them, and their value if the mode is affine."""
     w = to_mlx(rng.standard_normal(shape), dtype)
     arrays = mx.quantize(w, group_size, bits, mode=mode)
     if mode != "affine":
@@ -68,7 +67,7 @@ def quantized(rng, shape, mode, bits, group_size, dtype):
 
 
 def assert_right(y, same_by_mlx, x, weights, pick=None, transpose=True):
-    """By the oracle, or MLX's own if the format is not ours."""
+    """Return the oracle's result, or MLX's own if our kernels lack the format."""
     if weights is None or not ops.holds("affine", weights.bits, weights.group_size):
         theirs = same_by_mlx()
         assert y.dtype == theirs.dtype and mx.array_equal(y, theirs, equal_nan=True)
@@ -90,8 +89,8 @@ def assert_right(y, same_by_mlx, x, weights, pick=None, transpose=True):
 @FORMATS
 def test_quantized_matmul(mode, bits, group_size, rng):
     settings = dict(group_size=group_size, bits=bits, mode=mode)
-    # The ranks of x and w: a vector, a matrix, models' batches, MLA's heads, and the
-    # heads that share the keys of a quantized cache.
+    # Ranks of x and w: a vector, a matrix, batches of models, heads of latent
+    # attention, and heads that share the keys of a quantized cache.
     shapes = [
         ((), ()),
         ((5,), ()),
@@ -123,7 +122,7 @@ def test_gather_qmm(mode, bits, group_size, rng):
     for dtype, transpose in product(DTYPES, (True, False)):
         inner = K if transpose else N
         arrays, weights = quantized(rng, (experts, N, K), **settings, dtype=dtype)
-        # Of each rank; the last sorted.
+        # One for each rank; the last is sorted.
         cases = [((1,), (3,)), ((3, 1), (3,)), ((3, 1, 1), (3, chosen))]
         cases += [((2, 3, 1, 1), (2, 3, chosen)), ((24, 1), (24,))]
         for lead, picked in cases:
@@ -150,7 +149,7 @@ def test_gather_qmm(mode, bits, group_size, rng):
 
 
 def recorded(model):
-    """The kinds of calls that a model makes: prompt, decode, and a quantized cache."""
+    """Return the kinds of calls of a model: prompt, decode, and a quantized cache."""
     calls = set()
 
     def recorder(name):
@@ -211,7 +210,7 @@ def test_a_call_of_mlx_lms_models(kind, mode, bits, group_size, rng):
 
 @FORMATS
 def test_dequantize(mode, bits, group_size, rng):
-    """Rows of an embedding, and whole matrices, as LoRA's fuse reads them."""
+    """Dequantize rows, as an embedding does, and matrices, as LoRA's fuse does."""
     settings = dict(group_size=group_size, bits=bits, mode=mode)
     for dtype in DTYPES:
         arrays, _ = quantized(rng, (2, N, K), **settings, dtype=dtype)
@@ -221,13 +220,13 @@ def test_dequantize(mode, bits, group_size, rng):
         if not ops.holds(mode, bits, group_size):
             assert mx.array_equal(ours, theirs)
             continue
-        # Both round once or twice from values of this size.
+        # Both round values of this size once or twice.
         slack = 2 * mx.finfo(ours.dtype).eps * mx.abs(theirs).max()
         assert mx.abs(ours - theirs).max() <= slack
 
 
 def test_scales_of_another_type_than_the_activations(rng):
-    """A model of float16 scales that computes in float32: prism_hadamard_qwen35."""
+    """Compute in float32 with float16 scales, as prism_hadamard_qwen35 does."""
     (w, scales, biases), _ = quantized(rng, (N, K), "affine", 2, 128, "float16")
     parts = (np.array(w), to_numpy(scales), to_numpy(biases))
     x = to_mlx(rng.standard_normal((2, 3, K)), "float32")

@@ -1,4 +1,4 @@
-"""Accelerated models compiled, exported, on streams of their own, and in threads."""
+"""Accelerated models: compiled, exported, on other streams, and in threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_nibble.numerics import UNIT_ROUNDOFF
 
 
 class Block(nn.Module):
-    """Without one of mlx-lm's compiled functions, so that no compiler is needed."""
+    """Replace one of mlx-lm's compiled functions, so that no compiler is needed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -142,7 +142,7 @@ def test_gradients_and_tangents():
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (1, 0, 2)], ids=str)
 @pytest.mark.parametrize("vector", [False, True])
 def test_vmap_is_a_loop(axes, w_axis, vector):
-    """Over x, bias and residual."""
+    """Map over x, bias and residual."""
     shapes = [[64], [48], [48]] if vector else [[2, 64], [48], [2, 48]]
     axes = [
         a if a is None else min(a, len(s)) for a, s in zip(axes, shapes, strict=True)

@@ -16,7 +16,7 @@ from tests.support import layer_oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
 from tests.support.tolerance import assert_close, bound
 
-# Rows at and beside the widths of vectors, and the heads that models have.
+# Row lengths at and beside vector widths, and the head sizes of models.
 WIDTHS = st.sampled_from([1, 7, 15, 16, 17, 32, 33, 40, 64, 80, 96, 128, 256])
 dtypes = st.sampled_from(sorted(DTYPES))
 # In the runs of test_every_instruction_set, once for each.
@@ -28,7 +28,7 @@ def rng_of(data) -> np.random.Generator:
 
 
 def laid_out(data, a: np.ndarray, dtype: str) -> mx.array:
-    """The same rows as a slice of a larger buffer, or with axes swapped."""
+    """Return the same rows as a slice of a larger buffer, or with axes swapped."""
     how = data.draw(st.sampled_from(["own", "slice", "swapped", "columns"]))
     if how == "slice":
         room = np.pad(a, [(0, 0)] * (a.ndim - 2) + [(1, 3), (0, 0)])
@@ -75,8 +75,8 @@ def test_logsumexp(data):
     y = fast.logsumexp(x, axis, keepdims=True)
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], 1)
     exact = layer_oracle.log_sum_exp(to_numpy(x))
-    # Relative errors of terms and sums are absolute ones of their logarithm; what is
-    # subtracted, and the sum, are rounded in units of the largest input.
+    # A relative error of a term or a sum is an absolute error of its logarithm. The
+    # subtraction and the result are rounded in units of the largest input.
     scale = abs(exact) + abs(to_numpy(x).astype(np.float64).max(-1)) + 1
     assert_close(to_numpy(y[..., 0]), exact, bound(exact, scale, min(D, 64), dtype))
 
@@ -163,7 +163,7 @@ def test_swiglu(data):
 
 
 def masks(data, rng, shape, dtype):
-    """A mask as MLX takes it and as the oracle does."""
+    """Return a mask in MLX's form and in the oracle's."""
     kind = data.draw(st.sampled_from(["none", "causal", "bool", "window", "added"]))
     if kind == "none":
         return None, None
@@ -219,7 +219,7 @@ def test_attention(data):
 
 
 def test_attention_over_a_growing_cache(rng):
-    """Keys and values are slices of a buffer, as mlx-lm's cache hands them out."""
+    """Take keys and values as slices of a buffer, as mlx-lm's cache returns them."""
     buffer = to_mlx(rng.standard_normal((2, 1, 3, 256, 64)), "float32")
     q = to_mlx(rng.standard_normal((1, 9, 1, 64)), "float32")
     for S in (1, 100, 255, 256):
@@ -248,7 +248,7 @@ def test_nan_is_not_swallowed():
     )
 
 
-# Every one is MLX's to answer or to refuse.
+# MLX answers or refuses each of these calls.
 NOT_HELD = {
     "rms_norm of integers": lambda f: f.rms_norm(mx.arange(8), None, 1e-5),
     "rms_norm in float64": lambda f: f.rms_norm(
@@ -318,7 +318,7 @@ def test_what_we_do_not_hold_is_mlx_own(name):
 
 
 def some_calls(rng):
-    """Each operation of a module on the same float32 arrays."""
+    """Return the result of each operation of a module for the same float32 arrays."""
     x = to_mlx(rng.standard_normal((2, 6, 5, 64)), "float32")
     k = to_mlx(rng.standard_normal((2, 2, 9, 64)), "float32")
     w = to_mlx(rng.standard_normal(64), "float32")
@@ -358,7 +358,7 @@ def test_gradients_and_tangents_are_mlx_own(rng, name):
         gradients = mx.vjp(make(module), arrays, [cotangent])[1]
         try:
             return gradients + mx.jvp(make(module), arrays, tangents)[1]
-        except ValueError as error:  # MLX has no tangent of some
+        except ValueError as error:  # MLX has no tangent for some
             return [*gradients, str(error)]
 
     for ours, theirs in zip(run(fast), run(mx.fast), strict=True):
@@ -426,16 +426,22 @@ def test_without_the_extension_every_op_is_mlx_own(rng, monkeypatch):
 @pytest.mark.skipif("NIBBLE_CPU_ISA" in os.environ, reason="one instruction set only")
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    """The oracle's tests again: the instruction set is chosen at first use."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        + ["-k", "rms_norm or rope or swiglu or attention"],
-        env=os.environ | {"NIBBLE_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-    )
-    if "must be one of" in result.stdout:
+    """Run the oracle's tests again: the instruction set is chosen at first use."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | {"NIBBLE_CPU_ISA": isa},
+            capture_output=True,
+            text=True,
+        )
+
+    if "must be one of" in run("-c", "import mlx_nibble").stderr:
         pytest.skip(f"this machine has no {isa}")
+    result = run(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
+        *("-k", "rms_norm or rope or swiglu or attention"),
+    )
     assert result.returncode == 0, result.stdout
 
 
@@ -444,9 +450,9 @@ def test_every_instruction_set(isa):
 def test_batch_invariant_attention_of_a_query_has_the_same_bits_in_any_company(
     dtype, group
 ):
-    """One query alone, four as a draft is verified, and all, in one prompt.
+    """Compare one query alone, four (as for a draft), and all of a prompt at once.
 
-    The keys cross the borders of blocks and of what threads share out.
+    The keys cross the borders of blocks and of the ranges of threads.
     """
     S, D = 1111, 40
     q = mx.random.normal((1, 2 * group, S, D)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Nodes that become one while a graph is built: fewer, of the same values."""
+"""Fusion while a graph is built: fewer nodes, the same values."""
 
 from collections import Counter
 
@@ -43,7 +43,7 @@ MATRICES = [matrix(rows * D, i) for i, rows in enumerate((HEADS, KV_HEADS, KV_HE
 
 
 def attention(x: mx.array, held: list[mx.array], norm=None) -> mx.array:
-    """Attention as models write it; what it computes on the way goes to `held`."""
+    """Compute attention as models do; append the intermediate arrays to `held`."""
     q, k, v = (product(x, w) for w in MATRICES)
     held += [q, k, v]
     q, k, v = heads(q, HEADS), heads(k, KV_HEADS), heads(v, KV_HEADS)
@@ -57,7 +57,7 @@ def attention(x: mx.array, held: list[mx.array], norm=None) -> mx.array:
 
 
 def apart(x: mx.array, **kwargs) -> list[mx.array]:
-    """The same, each step computed before the next: nothing can be taken over."""
+    """Compute the same, and evaluate each step before the next: nothing can fuse."""
     held: list[mx.array] = []
 
     def step(function):
@@ -91,7 +91,7 @@ def test_queries_keys_and_values_are_one_node_of_the_same_bits(norm):
         "NibbleQuantizedMatmul": 1,
     }
     assert mx.array_equal(y, want[-1])
-    # What was taken over is still there for who holds it.
+    # A fused array is still available to whoever references it.
     for ours, theirs in zip(held, want, strict=False):
         assert ours.shape == theirs.shape
         assert mx.array_equal(ours, theirs)
@@ -181,7 +181,7 @@ def test_a_sum_and_its_norm_are_one_node_of_the_same_bits(bias, weight, product_
         h = y + residual if product_first else residual + y
         if not joined:
             mx.eval(h)
-        later = 2 * h  # built before h is taken over
+        later = 2 * h  # built before h is fused
         normed = fast.rms_norm(h, weight, 1e-5)
         if joined:
             assert node_names(normed, later, h)["NibbleResidualNorm"] == 1
@@ -214,7 +214,7 @@ def test_gate_up_and_swiglu_are_one_node(int8, dtype):
     assert node_names(y)["NibbleSwiGLU"] == 0
     mx.eval(gate, up)
     apart = fast.swiglu(gate, up)
-    # Rounded once instead of thrice.
+    # One rounding in place of three.
     assert relative_rms(to_numpy(y), to_numpy(apart)) < 4 * mx.finfo(dtype).eps
 
 
@@ -264,7 +264,7 @@ def test_a_models_steps_with_a_cache(family):
 
     stock = to_numpy(run(False))
     report = mlx_nibble.accelerate(model)
-    # MLX's own float32 products are this far from each other, too.
+    # MLX's own float32 products differ from each other as much.
     assert relative_rms(to_numpy(run(False)), stock) < 1e-5
     assert mx.array_equal(run(False), run(True))
     cache = make_prompt_cache(model)

@@ -1,4 +1,4 @@
-"""Experts' gate, up and SwiGLU: one node, as where there are no experts."""
+"""Gate, up and SwiGLU of experts: one node, as in dense layers."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,7 +26,7 @@ GATE, UP = experts(4), experts(5)
 
 
 def routed(dtype: mx.Dtype, in_order: bool) -> tuple[mx.array, mx.array]:
-    """Rows and their experts, as SwitchGLU passes them for few tokens and for many."""
+    """Return rows and experts, as SwitchGLU passes them for few or many tokens."""
     x = mx.random.normal((B, L, 1, 1, K), key=mx.random.key(9)).astype(dtype)
     chosen = mx.random.randint(0, EXPERTS, (B, L, 3), key=mx.random.key(8))
     chosen = chosen.astype(mx.uint32)
@@ -58,7 +58,7 @@ def test_gate_up_and_swiglu_of_experts_are_one_node(in_order, int8, dtype):
     apart = fast.swiglu(gate, up)
     assert node_names(apart)["NibbleSwigluMatmul"] == 0
     assert y.shape == apart.shape and y.dtype == apart.dtype
-    # Rounded once instead of thrice.
+    # One rounding in place of three.
     assert relative_rms(to_numpy(y), to_numpy(apart)) < 4 * mx.finfo(dtype).eps
 
 
@@ -144,7 +144,7 @@ def test_a_mixtures_steps_with_a_cache(family):
 
     def run() -> mx.array:
         cache = make_prompt_cache(model)
-        # 64 choices and more are sorted by expert.
+        # mlx-lm sorts 64 or more choices by expert.
         parts = [model(ids[:, :40], cache=cache)]
         parts += [model(ids[:, i : i + 1], cache=cache) for i in range(40, 50)]
         return mx.concatenate(parts, axis=1)
@@ -154,7 +154,7 @@ def test_a_mixtures_steps_with_a_cache(family):
     assert relative_rms(to_numpy(run()), stock) < 1e-5
     for length in (40, 1):
         names = node_names(model(ids[:, :length]))
-        # One of gate and up, and one of down, in each of three layers.
+        # One node for gate and up, and one for down, in each of three layers.
         assert names["NibbleSwigluMatmul"] == names["NibbleGatherQMM"] == 3
     report.undo()
     assert "NibbleSwigluMatmul" not in node_names(model(ids))

@@ -1,4 +1,4 @@
-"""gather_qmm as a drop-in: what MLX accepts, what it returns, and its errors."""
+"""gather_qmm as a drop-in: arguments, results and errors as in MLX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
 
 
 def check(y, x, w, lhs, rhs, transpose=True):
-    """Compare with the oracle; x [rows, M, in], w of [experts, N, K]."""
+    """Compare with the oracle: x [rows, M, in], w [experts, N, K]."""
     name = str(y.dtype).removeprefix("mlx.core.")
     x = to_numpy(x).reshape(-1, *x.shape[-2:])[lhs]
     w_hat, magnitude = (
@@ -71,7 +71,7 @@ def indices(*shape):
     return mx.array(np.arange(np.prod(shape)).reshape(shape) % 3)
 
 
-# What MLX makes of (batch of x, batch of w, lhs, rhs).
+# MLX's result for (batch of x, batch of w, lhs, rhs).
 CALLS = [
     ((6,), (4,), None, indices(6)),
     ((), (4,), None, indices(2)),
@@ -97,7 +97,7 @@ def test_indices_mean_what_they_mean_to_mlx(x_batch, w_batch, lhs, rhs, transpos
 
 
 def test_a_mixture_s_layers_as_mlx_lm_calls_them(rng):
-    """Unsorted for few tokens, sorted from 64 on; each token several experts."""
+    """Return several experts a token: unsorted for few tokens, sorted from 64 on."""
     q, w = make(rng, (8, 48, 64))
     for tokens in (3, 40):
         x = to_mlx(rng.standard_normal((tokens, 1, 1, 64)), "bfloat16")
@@ -111,7 +111,7 @@ def test_a_mixture_s_layers_as_mlx_lm_calls_them(rng):
         by_expert = x.reshape(tokens, 1, 64)[mx.array(order // 2)]
         rhs = mx.array(chosen.reshape(-1)[order])
         y = ops.gather_qmm(by_expert, *q, rhs_indices=rhs, sorted_indices=True)
-        # On a CPU it is the same arithmetic, whatever the order.
+        # On a CPU the arithmetic is the same, in any order.
         assert mx.array_equal(y, flat[mx.array(order)])
 
 
@@ -303,7 +303,7 @@ def test_integers_have_no_gradient(argument):
     ids=str,
 )
 def test_vmap_is_a_loop(axes):
-    """Over x, all of w, lhs and rhs."""
+    """Map over x, all of w, lhs and rhs."""
     size = 3
     shapes = [(4, 2, 64), (5, 32, 64), (6,), (6,)]
     rng = np.random.default_rng(0)
@@ -345,7 +345,7 @@ def test_compile(shapeless):
     q = mx.quantize(mx.random.normal((4, 32, 64)))
     mx.eval(q)
 
-    # Indices that are not given count what is there when the graph is built.
+    # Default indices count the matrices that exist when the graph is built.
     def plain(x, lhs, rhs):
         return mx.tanh(ops.gather_qmm(x + 1, *q, lhs, rhs)) * 2
 

@@ -1,4 +1,4 @@
-"""ops.swiglu and ops.gather_swiglu: one node for two products and what joins them."""
+"""ops.swiglu and ops.gather_swiglu: two products and SwiGLU as one node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may include and import whom, and that what is stated twice agrees."""
+"""The layers of C++ and Python, and facts that two places state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CXX_MAY_INCLUDE = {
     "csrc/mlx": {"csrc/core", "csrc/cpu", "csrc/metal", "csrc/mlx", "mlx"},
     "csrc": {"csrc", "csrc/mlx", "mlx", "nanobind"},  # bindings
 }
-# Who parses an option must not need a model, and only one module needs mlx-lm.
+# Parsing an option must not need a model, and only `lm` imports mlx-lm.
 PYTHON_ORDER = [
     "_ext",
     "_native",
@@ -144,6 +144,8 @@ def test_one_package_version_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["version"] == mlx_nibble.__version__
     assert f"## [{mlx_nibble.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {mlx_nibble.__version__}\n" in citation
 
 
 def test_the_committed_stub_is_the_extension(tmp_path):

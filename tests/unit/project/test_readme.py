@@ -1,4 +1,4 @@
-"""The figures of README and docs are those of the capsules that are committed."""
+"""The figures of README and docs come from the committed capsules."""
 
 import json
 import re
@@ -12,15 +12,15 @@ from bench import tables as tables_of
 from mlx_nibble.bench import capsule
 
 DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").glob("*.md"))]
-# A figure as measured: with a fraction or a unit.
+# A measured figure has a fraction or a unit.
 FIGURE = re.compile(r"\d\.\d|\d ?(×|%|ms|µs|s|MB|GB)(?!\w)")
 COMMAND = re.compile(
     r"python -m (bench|tests|pytest)\b|\bnibble (bench|convert|demo|eval|tune)\b"
 )
-# Or a test holds them.
+# A test asserts these.
 ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
 CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
-# Reckoned, not measured: the text says how.
+# Computed, not measured: the text says how.
 RECKONED = {("format.md", "## Bytes")}
 
 
@@ -29,7 +29,7 @@ def sections(path: Path) -> list[str]:
 
 
 def tables(section: str) -> list[list[list[str]]]:
-    """Rows of cells, the heading first, without the rule below it."""
+    """Return rows of cells, the heading first, without the rule below it."""
     found = []
     for block in re.findall(r"(?m)(?:^\|.*\n)+", section):
         lines = [line.strip().strip("|").split("|") for line in block.splitlines()]

@@ -1,4 +1,4 @@
-"""``nibble tune``: what is measured, what is decided from samples, and the command."""
+"""``nibble tune``: the measurements, the decision from samples, and the command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlx_nibble.tune.decide import LEAST_GAIN, PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
 from tests.support.paths import ROOT
 
-# Of `nibble tune` on two cores: what the planner chooses comes first.
+# Recorded by `nibble tune` on two cores; the planner's choice comes first.
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "tune.json").read_text())
 SCHEMA = json.loads((ROOT / "docs" / "capsule.schema.json").read_text())
 SMALL = ["tune", "--shape", "64,64", "--group-size", "32", "--rows", "1", "2"]
@@ -34,7 +34,7 @@ SMALL = ["tune", "--shape", "64,64", "--group-size", "32", "--rows", "1", "2"]
 
 @pytest.fixture
 def hurried(monkeypatch) -> None:
-    """On a busy machine small products would take all passes, a minute of them."""
+    """Limit the passes: on a busy machine small products would take a minute."""
     for module in (decide_module, timing):
         monkeypatch.setattr(module, "PASSES", PASSES[:1])
 
@@ -49,7 +49,7 @@ def test_the_choice_is_a_function_of_the_samples(record):
     choice = decide(samples)
     assert choice.name == record["choice"]
     assert decide(samples) == choice
-    # The order of the others has no part in it, nor has the unit of time.
+    # Neither the order of the others nor the unit of time matters.
     own, *others = samples
     random.Random(0).shuffle(others)
     assert decide({name: samples[name] for name in (own, *others)}) == choice
@@ -64,7 +64,7 @@ def test_ties_and_noise_go_to_the_planner(record):
     assert decide({"own": own, "same": own, LEAVE_TO_MLX: own}) == Choice(None)
     little = 1 + LEAST_GAIN / 2
     assert decide({"own": own, "little": scaled(own, 1 / little)}) == Choice(None)
-    # Faster by much in most passes, but slower in some: that is noise, so far.
+    # Much faster in most passes but slower in some: still noise.
     mixed = [scaled([t], 1.5 if i % 3 == 0 else 0.7)[0] for i, t in enumerate(own)]
     assert decide({"own": own, "mixed": mixed}) == Choice(None)
     assert contenders({"own": own, "mixed": mixed, "same": own}, "own") == {"mixed"}
@@ -75,7 +75,7 @@ def test_ties_and_noise_go_to_the_planner(record):
 def test_after_all_passes_the_median_decides(record):
     own = next(iter(record["samples"].values()))[: PASSES[0]]
     own = [own[i % len(own)] for i in range(PASSES[-1])]
-    # Faster by 3 % in most passes, and slower in more than noise leaves out.
+    # 3 % faster in most passes, and slower in more than noise explains.
     mixed = [scaled([t], 1.5 if i % 5 < 2 else 1 / 1.03)[0] for i, t in enumerate(own)]
     less = scaled(own, 1 / (1 + LEAST_GAIN / 2))
     samples = {"own": own, "mixed": mixed, "less": less}
@@ -99,11 +99,11 @@ def test_a_contest_ends_when_nobody_can_beat_who_is_chosen():
     contest = timing.Contest(
         dict(by_name), dict(by_name), kept=frozenset({"own", "asked for"})
     )
-    assert not contest.settled(contest.choose_fastest)
+    assert not contest.settled(timing.choose_fastest)
     assert contest.active.keys() == {"own", "open", "asked for"}
     del contest.active["open"], contest.everyone["open"]
-    assert contest.settled(contest.choose_fastest)
-    # Against a slow one the others can win.
+    assert contest.settled(timing.choose_fastest)
+    # Against a slow candidate the others can win.
     assert not contest.settled(lambda samples: "asked for")
 
 
@@ -113,7 +113,7 @@ def test_who_wins_beyond_noise_is_taken(record):
     samples = {"own": own, LEAVE_TO_MLX: scaled(own, 1 / 1.3), "b": scaled(own, 0.9)}
     choice = decide(samples)
     assert choice.name == LEAVE_TO_MLX and choice.faster == pytest.approx(1.3)
-    # Who was given up early is not, however fast it was.
+    # A candidate that was dropped early does not win, however fast it was.
     samples[LEAVE_TO_MLX] = samples[LEAVE_TO_MLX][:2]
     assert decide(samples).name == "b"
 
@@ -154,7 +154,7 @@ def test_a_model_s_products_are_its_matrices(tmp_path):
         (32, 64, 4, True),
     }
     assert len(found) == 8 and {p.activations for p in found} == {"int8"}
-    # With an output matrix of its own, the embedding is only looked up.
+    # With an output matrix beside it, the embedding is only looked up.
     more = tensors | matrix("lm_head", 160, 64)
     mx.save_safetensors(str(tmp_path / "model.safetensors"), more)
     shapes = {(p.N, p.K) for p in problems.of_model(tmp_path, (1,), None, None)}
@@ -216,7 +216,7 @@ def test_the_command(hurried, tables, tmp_path, capsys):
     made = capsule.read(samples)
     jsonschema.validate(made, SCHEMA)
     assert made["complete"] and len(made["results"]) == 2
-    # From the samples, anybody comes to the same choices.
+    # The samples alone give the same choices.
     for result in made["results"]:
         passes = {
             name: candidate["passes"]
@@ -225,7 +225,7 @@ def test_the_command(hurried, tables, tmp_path, capsys):
         }
         choice = decide(passes)
         assert tuned_table.load()[Problem(**result["case"]).key].name == choice.name
-    # A second run measures what is missing.
+    # A second run measures the rest.
     before = tuned_table.path().stat().st_mtime_ns
     assert main(SMALL) == 0
     captured = capsys.readouterr()
