@@ -41,13 +41,13 @@ struct GroupedArrays {
   }
 
   // Chooses pointer by pointer: a choice of structs would put them in memory.
-  static GroupedArrays one_of(int which,
+  static GroupedArrays choose(int which,
                               GroupedArrays a,
                               GroupedArrays b,
                               GroupedArrays c) {
-    return {nibble::one_of(which, a.words, b.words, c.words),
-            nibble::one_of(which, a.scales, b.scales, c.scales),
-            nibble::one_of(which, a.biases, b.biases, c.biases)};
+    return {one_of(which, a.words, b.words, c.words),
+            one_of(which, a.scales, b.scales, c.scales),
+            one_of(which, a.biases, b.biases, c.biases)};
   }
 };
 

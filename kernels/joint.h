@@ -45,7 +45,7 @@ inline Product<T, Q> product_of_joint(const thread JointOperands<T, Q>& all,
   tile.x = uint(across - (which == 0 ? 0 : which == 1 ? second : third));
   const int epilogue = (params.biased >> which) & 1 ? NIBBLE_BIAS : 0;
   return {
-      {Q::Arrays::one_of(which, all.w[0], all.w[1], all.w[2]), N, params.K, 0},
+      {Q::Arrays::choose(which, all.w[0], all.w[1], all.w[2]), N, params.K, 0},
       all.x,
       {one_of(which, all.bias[0], all.bias[1], all.bias[2]),
        all.x,
