@@ -66,10 +66,10 @@ def repack_bytes(token: int) -> tuple[int, int]:
 def supports(mode: str, bits: int, group_size: int) -> bool:
     """Tell whether our kernels support a format, on any device."""
 
-def supported_bits() -> "std::vector<int, std::allocator<int> >":
+def supported_bits() -> list[int]:
     """Return the code widths that our kernels support."""
 
-def supported_group_sizes() -> "std::vector<int, std::allocator<int> >":
+def supported_group_sizes() -> list[int]:
     """Return the group sizes that our kernels support."""
 
 def cpu_isa() -> str:

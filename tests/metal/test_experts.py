@@ -104,8 +104,9 @@ def test_a_token_s_bits_do_not_depend_on_its_neighbours(accelerated, batch, laun
     for first, last in ((0, 1), (7, 8), (8, 13)):
         alone = model(x[:, first:last], chosen[:, first:last])
         assert mx.array_equal(alone, together[:, first:last]), (first, last)
-    assert len(launched) == 12
-    assert all(name.startswith("gather_qmm_skinny_") for name in launched), launched
+    products = [name for name in launched if name != "align"]
+    assert len(products) == 12
+    assert all(name.startswith("gather_qmm_skinny_") for name in products), products
 
 
 def test_without_it_the_number_of_tokens_decides(accelerated, batch, launched):

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
-from mlx_nibble import _native, ops
+from mlx_nibble import _native, nn, ops
 from mlx_nibble.acceleration.route import quantized_layers
 
 X = mx.zeros((2, 64))
@@ -49,9 +49,9 @@ def test_int8_activations_reach_the_extension(ext, name):
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_experts_have_the_settings_of_their_model(ext, batch_invariant):
     experts = QuantizedSwitchLinear(64, 32, 4)
-    rebound = quantized_layers("int8", batch_invariant, on_cpu=False).subclass(
-        QuantizedSwitchLinear
-    )
+    options = nn.Options(activations="int8", batch_invariant=batch_invariant)
+    layers = quantized_layers(options, on_cpu=False)
+    rebound = layers.subclass(QuantizedSwitchLinear)
     assert rebound is not None
     experts.__class__ = rebound.kind
     experts.pop("bias")
