@@ -321,3 +321,6 @@ def check_activations(op: str, activations: str | None) -> None:
 def supports(mode: str, bits: int, group_size: int) -> bool:
     """Return whether our kernels support a format; MLX computes all others."""
     return _native.ext is not None and _native.ext.supports(mode, bits, group_size)
+
+
+holds = supports  # its name in earlier checkouts
