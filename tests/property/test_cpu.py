@@ -19,6 +19,8 @@ from tests.cpu.runner import Runner, Types
 from tests.simt import numbers
 from tests.support import oracle, tolerance
 
+pytestmark = pytest.mark.slow
+
 X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tests import simt
 from tests.simt import cases
 
+pytestmark = pytest.mark.slow
+
 Fields = tuple[str, str, int, int, bool]
 # (dtype, scale_dtype, bits, group_size, symmetric)
 FORMATS: list[Fields] = [

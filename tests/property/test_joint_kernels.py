@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests import simt
 from tests.simt import cases
 
+pytestmark = pytest.mark.slow
+
 FORMATS = [
     ("float16", "float16", 4, 64, False),
     ("bfloat16", "bfloat16", 8, 32, True),

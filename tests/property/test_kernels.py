@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tests import simt
 from tests.simt import cases, products
 
+pytestmark = pytest.mark.slow
+
 # To compile a kernel takes a second, so these are not all combinations. They cover
 # every type, width, group size and symmetry, and the pairs of types in checkpoints.
 # (dtype, scale_dtype, bits, group_size, symmetric)

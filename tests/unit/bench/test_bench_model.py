@@ -24,6 +24,8 @@ from mlx_nibble.pictures import page
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 PROMPTS = [[5, 9, 3, 7, 1, 8], [2, 2, 9, 4, 6, 3], [7, 1, 1, 5, 5, 9]]
 

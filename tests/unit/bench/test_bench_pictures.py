@@ -14,6 +14,8 @@ from mlx_nibble.cli import main
 from mlx_nibble.pictures.page import report
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 RUN = ROOT / "bench" / "capsules" / "matmul.json"
 
 

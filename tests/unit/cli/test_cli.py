@@ -25,6 +25,8 @@ from mlx_nibble.cli import main
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 
 

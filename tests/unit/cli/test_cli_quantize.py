@@ -16,6 +16,8 @@ import pytest
 
 from tests.support.gguf_writer import tiny_llama
 
+pytestmark = pytest.mark.slow
+
 MEASURED = "sensitivity-model.layers.0.self_attn.json"
 TEXT = "to be, or not to be: that is the question. " * 60
 

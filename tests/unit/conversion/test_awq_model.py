@@ -19,6 +19,8 @@ from tests.support import tiny_models
 from tests.support.arrays import to_numpy
 from tests.unit.conversion.test_quantize_model import load_back, plan
 
+pytestmark = pytest.mark.slow
+
 FORM = Format(4, 32, "float32")
 AWQ = Method(awq=True, gptq=False, sweeps=0)
 ROUNDED = Method("affine", gptq=False, sweeps=0)

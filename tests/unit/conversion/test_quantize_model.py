@@ -22,6 +22,8 @@ from mlx_nibble.quantize.method import Method
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy
 
+pytestmark = pytest.mark.slow
+
 FORM = Format(4, 32, "float32")
 PLAIN = Method("affine", gptq=False, sweeps=0)
 

@@ -20,6 +20,8 @@ from mlx_lm.sample_utils import make_sampler
 
 from tests.support import families, tiny_models
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [(7 * i * i + 3) % 160 for i in range(21)]
 
 

@@ -22,6 +22,8 @@ from mlx_nibble import lm
 from mlx_nibble import nn as ours_nn
 from tests.support import families, model_folders, tiny_models
 
+pytestmark = pytest.mark.slow
+
 Ask = Callable[..., dict[str, Any]]
 
 

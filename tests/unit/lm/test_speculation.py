@@ -11,6 +11,8 @@ from mlx_lm.generate import generate_step, speculative_generate_step
 import mlx_nibble
 from tests.support import tiny_models
 
+pytestmark = pytest.mark.slow
+
 
 def model(family: str, noise: float = 0.0, layers: int = 3) -> nn.Module:
     """Return an accelerated model; noise in its weights makes a draft model of it."""

@@ -118,7 +118,8 @@ def test_refine_reaches_the_brute_force_optimum_of_small_problems(rng):
 def test_no_sweep_of_refinement_raises_the_error(rng, symmetric, scale_dtype):
     w, x = layer(rng)
     h = x.T @ x
-    form = Format(3, 32, scale_dtype, symmetric)
+    mode = "symmetric" if symmetric else "affine"
+    form = Format(3, 32, scale_dtype, mode)
     q = search(w, form)
     full = damped(h, 0.01).astype(np.float32)
     errors = [error(w, q, full)]

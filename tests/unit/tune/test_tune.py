@@ -26,6 +26,8 @@ from mlx_nibble.tune.decide import LEAST_GAIN, PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Recorded by `nibble tune` on two cores; the planner's choice comes first.
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "tune.json").read_text())
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
