@@ -81,7 +81,7 @@ std::optional<Request> normalise(const Call& call) {
   std::vector<mx::array> parameters;
   for (const QuantizedArrays* q : call.matrices) {
     check_weights(call.op, *q, format);
-    parameters.insert(parameters.end(), {q->scales, *q->biases});
+    parameters.insert(parameters.end(), {q->scales, q->biases_input()});
   }
   mx::Dtype dtype = call.dtype.value_or(first.scales.dtype());
   if (call.x) {
@@ -98,16 +98,19 @@ std::optional<Request> normalise(const Call& call) {
   if (!bridge::to_dtype(dtype) || !bridge::to_dtype(scale_dtype)) {
     return std::nullopt;
   }
-  format.mode = affine_mode(is_symmetric(call, format));
+  if (format.mode == Mode::kAffine) {
+    format.mode = affine_mode(is_symmetric(call, format));
+  }
   Request request{format, dtype, {}};
   if (call.x) {
     request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
   }
   for (const QuantizedArrays* q : call.matrices) {
-    request.inputs.insert(request.inputs.end(),
-                          {q->w,
-                           mx::astype(q->scales, scale_dtype, call.stream),
-                           mx::astype(*q->biases, scale_dtype, call.stream)});
+    request.inputs.insert(
+        request.inputs.end(),
+        {q->w,
+         mx::astype(q->scales, scale_dtype, call.stream),
+         mx::astype(q->biases_input(), scale_dtype, call.stream)});
   }
   return request;
 }
