@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
@@ -28,6 +29,12 @@ mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
   return mx::issubdtype(x.dtype(), mx::floating)
              ? x.dtype()
              : mx::promote_types(x.dtype(), scales.dtype());
+}
+
+// True if MLX's type is one of ours in this list.
+bool is_one_of(mx::Dtype dtype, std::span<const Dtype> list) {
+  std::optional<Dtype> ours = bridge::to_dtype(dtype);
+  return ours && std::ranges::find(list, *ours) != list.end();
 }
 
 // `a`, contiguous. An array that is available and contiguous needs no node.
@@ -95,7 +102,8 @@ std::optional<Request> normalise(const Call& call) {
     dtype = result_dtype(*call.x, first.scales);
   }
   mx::Dtype scale_dtype = mx::result_type(parameters);
-  if (!bridge::to_dtype(dtype) || !bridge::to_dtype(scale_dtype)) {
+  if (!is_one_of(dtype, kDtypes) ||
+      !is_one_of(scale_dtype, format.info().scale_dtypes)) {
     return std::nullopt;
   }
   if (format.mode == Mode::kAffine) {
