@@ -56,7 +56,7 @@ nb::dict as_dict(const Trial& t) {
   d["scale_dtype"] = bridge::to_mlx(t.scale_dtype);
   d["bits"] = t.format.bits;
   d["group_size"] = t.format.group_size;
-  d["symmetric"] = !t.format.has_biases();
+  d["mode"] = std::string(t.format.info().name);
   return d;
 }
 

@@ -23,13 +23,18 @@ enum class Mode : uint8_t {
 // One row of the table of modes.
 struct ModeInfo {
   Mode mode;
+  std::string_view name;         // in MODES of formats.py, and of a trial
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
   std::string_view kernel_type;  // of kernels/format.h
   std::span<const int> bits;
   std::span<const int> group_sizes;
   std::span<const Dtype> scale_dtypes;  // of scales, and of biases if any
+  int default_bits;                     // of MLX
+  int default_group_size;               // of MLX
+  bool stores_biases;                   // true if MLX's mode has them
   bool has_biases;                      // true if kernels read them
+  float bias_of_range = 0;  // bias / (scale * 2^bits), if none is read
 };
 
 // The widths and group sizes of the two affine modes.
@@ -37,15 +42,31 @@ inline constexpr int kBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kGroupSizes[] = {32, 64, 128};
 
 inline constexpr ModeInfo kModes[] = {
-    {Mode::kAffine, "affine", "", "Affine", kBits, kGroupSizes, kDtypes, true},
-    {Mode::kSymmetric,
-     "affine",
-     "_sym",
-     "Symmetric",
-     kBits,
-     kGroupSizes,
-     kDtypes,
-     false},
+    {.mode = Mode::kAffine,
+     .name = "affine",
+     .mlx_name = "affine",
+     .label = "",
+     .kernel_type = "Affine",
+     .bits = kBits,
+     .group_sizes = kGroupSizes,
+     .scale_dtypes = kDtypes,
+     .default_bits = 4,
+     .default_group_size = 64,
+     .stores_biases = true,
+     .has_biases = true},
+    {.mode = Mode::kSymmetric,
+     .name = "symmetric",
+     .mlx_name = "affine",
+     .label = "_sym",
+     .kernel_type = "Symmetric",
+     .bits = kBits,
+     .group_sizes = kGroupSizes,
+     .scale_dtypes = kDtypes,
+     .default_bits = 4,
+     .default_group_size = 64,
+     .stores_biases = true,
+     .has_biases = false,
+     .bias_of_range = -0.5f},
 };
 
 constexpr const ModeInfo& mode_info(Mode mode) {
@@ -58,10 +79,25 @@ static_assert(std::ranges::all_of(kModes, [](const ModeInfo& info) {
 // ModeInfo::has_biases as bits, one for each mode.
 inline constexpr uint32_t kModesWithBiases = [] {
   uint32_t bits = 0;
-  for (const ModeInfo& mode : kModes) {
-    bits |= uint32_t{mode.has_biases} << static_cast<int>(mode.mode);
+  for (const ModeInfo& info : kModes) {
+    bits |= uint32_t{info.has_biases} << static_cast<int>(info.mode);
   }
   return bits;
+}();
+
+// The first mode that MLX gives this name; null if our kernels support none.
+constexpr const ModeInfo* find_mode(std::string_view mlx_name) {
+  auto found = std::ranges::find(kModes, mlx_name, &ModeInfo::mlx_name);
+  return found == std::end(kModes) ? nullptr : found;
+}
+
+// The smallest group of all modes.
+inline constexpr int kSmallestGroup = [] {
+  int smallest = kModes[0].group_sizes[0];
+  for (const ModeInfo& info : kModes) {
+    smallest = std::min(smallest, std::ranges::min(info.group_sizes));
+  }
+  return smallest;
 }();
 
 // Codes are `bits`-wide fields of a row's little-endian bit stream.
@@ -80,7 +116,7 @@ struct QuantFormat {
   }
   // bias / scale of a group, if no biases are read.
   constexpr float bias_of_scale() const {
-    return -static_cast<float>(1 << (bits - 1));
+    return info().bias_of_range * static_cast<float>(1 << bits);
   }
   // Arrays of one value for each group: scales, and biases if they are read.
   constexpr int group_arrays() const { return has_biases() ? 2 : 1; }

@@ -10,7 +10,7 @@ namespace nibble::cpu {
 namespace {
 
 // The most groups in a block of a row.
-constexpr int kMostGroups = kBlockK / kGroupSizes[0];
+constexpr int kMostGroups = kBlockK / kSmallestGroup;
 
 template <class V, Dtype kDtype>
 void to_floats(const uint8_t* p, int count, float* out) {

@@ -16,6 +16,20 @@ struct QuantizedArrays {
   mx::array w, scales;
   std::optional<mx::array> biases;
   std::optional<mx::array> global_scale = {};  // of MLX's nvfp4 mode only
+
+  // The inputs of a node as MLX takes them: without biases if the mode stores
+  // none.
+  static QuantizedArrays of(const QuantFormat& format,
+                            const mx::array& w,
+                            const mx::array& scales,
+                            const mx::array& biases) {
+    return {w,
+            scales,
+            format.info().stores_biases ? std::optional(biases) : std::nullopt};
+  }
+  // The input of a node in the place of the biases: the scales if the mode
+  // stores none.
+  const mx::array& biases_input() const { return biases ? *biases : scales; }
 };
 
 // The mode that MLX's functions take by default.
@@ -33,12 +47,16 @@ struct QuantArgs {
             std::string(mode_info(format.mode).mlx_name)};
   }
 
-  // The format that these mean in the default mode.
+  // The format that these mean, in the default mode if the mode is not ours.
   QuantFormat format() const {
-    return {bits.value_or(4), group_size.value_or(64)};
+    const ModeInfo* ours = find_mode(mode);
+    const ModeInfo& info = ours ? *ours : *find_mode(kDefaultMode);
+    return {bits.value_or(info.default_bits),
+            group_size.value_or(info.default_group_size),
+            info.mode};
   }
   // True if our kernels support the format; MLX computes all others.
-  bool is_ours() const { return mode == kDefaultMode && supported(format()); }
+  bool is_ours() const { return find_mode(mode) && supported(format()); }
 };
 
 // The matrices that each product chooses; without indices, each in turn.

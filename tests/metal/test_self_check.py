@@ -83,7 +83,7 @@ def test_every_kernel_has_a_trial(ext, recorder):
         trial = Trial(**recorder.trial(kernel))
         assert trial.K % trial.group_size == 0
         assert (trial.kind == "dequantize") == kernel.startswith("dequantize")
-        assert trial.symmetric == ("_sym" in kernel)
+        assert trial.mode == ("symmetric" if "_sym" in kernel else "affine")
 
 
 def layer(recorder):

@@ -54,10 +54,11 @@ std::optional<mx::array> gated(const mx::array& gate,
                                mx::StreamOrDevice s) {
   const auto &g = gate.inputs(), &u = up.inputs();
   const auto& product = static_cast<const Product&>(gate.primitive());
-  auto matrix = [](const std::vector<mx::array>& inputs) {
-    return ops::QuantizedArrays{inputs[Product::kW],
-                                inputs[Product::kScales],
-                                inputs[Product::kBiases]};
+  auto matrix = [&](const std::vector<mx::array>& inputs) {
+    return ops::QuantizedArrays::of(product.format(),
+                                    inputs[Product::kW],
+                                    inputs[Product::kScales],
+                                    inputs[Product::kBiases]);
   };
   return ops::swiglu_node(source(g[Product::kX]),
                           matrix(g),

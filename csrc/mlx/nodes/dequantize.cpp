@@ -58,11 +58,13 @@ std::vector<mx::array> Dequantize::jvp(const std::vector<mx::array>& primals,
             "the packed weights are integers: they have no tangent");
     (argnums[i] == kScales ? d_scales : d_biases) = tangents[i];
   }
-  return {ops::dequantize(
-      {primals[kW], d_scales.value_or(zeros), d_biases.value_or(zeros)},
-      ops::QuantArgs::of(format_),
-      dtype_,
-      stream())};
+  return {ops::dequantize(ops::QuantizedArrays::of(format_,
+                                                   primals[kW],
+                                                   d_scales.value_or(zeros),
+                                                   d_biases.value_or(zeros)),
+                          ops::QuantArgs::of(format_),
+                          dtype_,
+                          stream())};
 }
 
 std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
@@ -94,11 +96,12 @@ std::pair<std::vector<mx::array>, std::vector<int>> Dequantize::vmap(
   auto mapped = [&](Input i) {
     return to_front(inputs[i], axes[i], size, stream());
   };
-  mx::array w_hat =
-      ops::dequantize({mapped(kW), mapped(kScales), mapped(kBiases)},
-                      ops::QuantArgs::of(format_),
-                      dtype_,
-                      stream());
+  mx::array w_hat = ops::dequantize(
+      ops::QuantizedArrays::of(
+          format_, mapped(kW), mapped(kScales), mapped(kBiases)),
+      ops::QuantArgs::of(format_),
+      dtype_,
+      stream());
   return {{w_hat}, {0}};
 }
 

@@ -78,13 +78,15 @@ GatherProblem GatherQmm::problem(const std::vector<mx::array>& inputs) const {
 
 mx::array GatherQmm::apply(const std::vector<mx::array>& inputs,
                            const ops::MatmulOptions& options) {
-  return ops::gather_qmm(inputs[kX],
-                         {inputs[kW], inputs[kScales], inputs[kBiases]},
-                         {inputs[kLhs], inputs[kRhs], sorted_},
-                         transpose_,
-                         ops::QuantArgs::of(format_),
-                         options,
-                         stream());
+  return ops::gather_qmm(
+      inputs[kX],
+      ops::QuantizedArrays::of(
+          format_, inputs[kW], inputs[kScales], inputs[kBiases]),
+      {inputs[kLhs], inputs[kRhs], sorted_},
+      transpose_,
+      ops::QuantArgs::of(format_),
+      options,
+      stream());
 }
 
 std::vector<mx::array> GatherQmm::jvp(const std::vector<mx::array>& primals,
@@ -150,14 +152,15 @@ std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& primals,
   const mx::Stream& s = stream();
   const mx::array& dy = cotangents[0];
   auto x_gradient = [&] {
-    mx::array parts =
-        ops::gather_qmm(dy,
-                        {primals[kW], primals[kScales], primals[kBiases]},
-                        {std::nullopt, primals[kRhs], sorted_},
-                        !transpose_,
-                        ops::QuantArgs::of(format_),
-                        options_,
-                        s);
+    mx::array parts = ops::gather_qmm(
+        dy,
+        ops::QuantizedArrays::of(
+            format_, primals[kW], primals[kScales], primals[kBiases]),
+        {std::nullopt, primals[kRhs], sorted_},
+        !transpose_,
+        ops::QuantArgs::of(format_),
+        options_,
+        s);
     parts = mx::astype(as_matrices(parts, s), mx::float32, s);
     const mx::array& x = primals[kX];
     mx::array sums = mx::zeros(as_matrices(x, s).shape(), mx::float32, s);

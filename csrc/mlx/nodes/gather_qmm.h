@@ -31,7 +31,7 @@ class GatherQmm : public mx::Primitive {
         sorted_(sorted),
         in_turn_(in_turn),
         options_(options) {
-    options_.symmetric = !format.has_biases();
+    options_.symmetric = format.mode == Mode::kSymmetric;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs,

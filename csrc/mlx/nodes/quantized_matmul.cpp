@@ -81,17 +81,18 @@ MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
 }
 
 mx::array QuantizedMatmul::apply(const mx::array& x,
-                                 const ops::QuantizedArrays& matrix,
+                                 const Matrix& matrix,
                                  bool transpose,
                                  const ops::MatmulOptions& options,
                                  const ops::Addends& addends) {
-  return ops::quantized_matmul(x,
-                               matrix,
-                               transpose,
-                               ops::QuantArgs::of(format_),
-                               options,
-                               addends,
-                               stream());
+  return ops::quantized_matmul(
+      x,
+      ops::QuantizedArrays::of(format_, matrix.w, matrix.scales, matrix.biases),
+      transpose,
+      ops::QuantArgs::of(format_),
+      options,
+      addends,
+      stream());
 }
 
 std::vector<mx::array> QuantizedMatmul::jvp(

@@ -46,7 +46,7 @@ class QuantizedMatmul : public mx::Primitive {
         transpose_(transpose),
         options_(options),
         epilogue_(epilogue) {
-    options_.symmetric = !format.has_biases();
+    options_.symmetric = format.mode == Mode::kSymmetric;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs,
@@ -83,9 +83,14 @@ class QuantizedMatmul : public mx::Primitive {
   }
 
  private:
+  // The three inputs of a matrix.
+  struct Matrix {
+    mx::array w, scales, biases;
+  };
+
   // quantized_matmul of other arrays, with these options.
   mx::array apply(const mx::array& x,
-                  const ops::QuantizedArrays& matrix,
+                  const Matrix& matrix,
                   bool transpose,
                   const ops::MatmulOptions& options,
                   const ops::Addends& addends = {});

@@ -59,7 +59,8 @@ std::optional<std::vector<LaunchPlan>> SwigluMatmul::launches(
 
 mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& inputs) {
   auto matrix = [&](int i) {
-    return ops::QuantizedArrays{inputs[i], inputs[i + 1], inputs[i + 2]};
+    return ops::QuantizedArrays::of(
+        format_, inputs[i], inputs[i + 1], inputs[i + 2]);
   };
   ops::GatherIndices indices;
   if (gathered_) {

@@ -43,7 +43,7 @@ class SwigluMatmul : public FastPrimitive {
         gathered_(gathered),
         sorted_(sorted),
         options_(options) {
-    options_.symmetric = !format.has_biases();
+    options_.symmetric = format.mode == Mode::kSymmetric;
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs,

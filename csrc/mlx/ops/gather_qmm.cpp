@@ -73,7 +73,9 @@ mx::array gather_qmm(const mx::array& x,
   bool traced = inputs[kX].is_tracer() || lhs.is_tracer() || rhs.is_tracer();
   if (!decide(node->problem(inputs), traced, stream)) {
     mx::array y =
-        by_mlx(inputs[kX], {inputs[kW], inputs[kScales], inputs[kBiases]});
+        by_mlx(inputs[kX],
+               QuantizedArrays::of(
+                   format, inputs[kW], inputs[kScales], inputs[kBiases]));
     return mx::astype(y, dtype, stream);
   }
   return build(std::move(node), std::move(inputs), dtype);

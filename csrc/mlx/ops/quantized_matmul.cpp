@@ -84,7 +84,9 @@ mx::array quantized_matmul(const mx::array& x,
   if (problem.choice == kLeaveToMlx ||
       !decide(problem, inputs[kX].is_tracer(), stream)) {
     mx::array y =
-        by_mlx(inputs[kX], {inputs[kW], inputs[kScales], inputs[kBiases]});
+        by_mlx(inputs[kX],
+               QuantizedArrays::of(
+                   format, inputs[kW], inputs[kScales], inputs[kBiases]));
     return finish(mx::astype(y, dtype, stream), addends);
   }
   if (epilogue.bias) {

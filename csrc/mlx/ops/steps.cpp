@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
@@ -28,6 +29,12 @@ mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
   return mx::issubdtype(x.dtype(), mx::floating)
              ? x.dtype()
              : mx::promote_types(x.dtype(), scales.dtype());
+}
+
+// True if MLX's type is one of ours in this list.
+bool is_one_of(mx::Dtype dtype, std::span<const Dtype> list) {
+  std::optional<Dtype> ours = bridge::to_dtype(dtype);
+  return ours && std::ranges::find(list, *ours) != list.end();
 }
 
 // `a`, contiguous. An array that is available and contiguous needs no node.
@@ -81,7 +88,7 @@ std::optional<Request> normalise(const Call& call) {
   std::vector<mx::array> parameters;
   for (const QuantizedArrays* q : call.matrices) {
     check_weights(call.op, *q, format);
-    parameters.insert(parameters.end(), {q->scales, *q->biases});
+    parameters.insert(parameters.end(), {q->scales, q->biases_input()});
   }
   mx::Dtype dtype = call.dtype.value_or(first.scales.dtype());
   if (call.x) {
@@ -95,19 +102,23 @@ std::optional<Request> normalise(const Call& call) {
     dtype = result_dtype(*call.x, first.scales);
   }
   mx::Dtype scale_dtype = mx::result_type(parameters);
-  if (!bridge::to_dtype(dtype) || !bridge::to_dtype(scale_dtype)) {
+  if (!is_one_of(dtype, kDtypes) ||
+      !is_one_of(scale_dtype, format.info().scale_dtypes)) {
     return std::nullopt;
   }
-  format.mode = affine_mode(is_symmetric(call, format));
+  if (format.mode == Mode::kAffine) {
+    format.mode = affine_mode(is_symmetric(call, format));
+  }
   Request request{format, dtype, {}};
   if (call.x) {
     request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
   }
   for (const QuantizedArrays* q : call.matrices) {
-    request.inputs.insert(request.inputs.end(),
-                          {q->w,
-                           mx::astype(q->scales, scale_dtype, call.stream),
-                           mx::astype(*q->biases, scale_dtype, call.stream)});
+    request.inputs.insert(
+        request.inputs.end(),
+        {q->w,
+         mx::astype(q->scales, scale_dtype, call.stream),
+         mx::astype(q->biases_input(), scale_dtype, call.stream)});
   }
   return request;
 }

@@ -11,8 +11,12 @@ namespace {
 
 using enum SwigluMatmul::Input;
 
-bool are_alike(const QuantizedArrays& gate, const QuantizedArrays& up) {
-  return gate.w.shape() == up.w.shape() && gate.biases && up.biases &&
+bool are_alike(const QuantizedArrays& gate,
+               const QuantizedArrays& up,
+               const ModeInfo& mode) {
+  return gate.w.shape() == up.w.shape() &&
+         gate.biases.has_value() == mode.stores_biases &&
+         up.biases.has_value() == mode.stores_biases &&
          gate.scales.shape() == up.scales.shape();
 }
 
@@ -38,7 +42,7 @@ std::optional<mx::array> swiglu_node(const mx::array& x,
                                      const QuantArgs& args,
                                      const MatmulOptions& options,
                                      mx::StreamOrDevice s) {
-  if (!are_alike(gate, up)) {
+  if (!are_alike(gate, up, args.format().info())) {
     return std::nullopt;
   }
   mx::Stream stream = mx::to_stream(s);

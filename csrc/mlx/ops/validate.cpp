@@ -27,33 +27,37 @@ void check_format(const char* op, const QuantFormat& format) {
 void check_weights(const char* op,
                    const QuantizedArrays& matrix,
                    const QuantFormat& format) {
-  const auto& [w, scales, biases, _] = matrix;
+  const mx::array &w = matrix.w, &scales = matrix.scales;
+  const mx::array& biases = matrix.biases_input();
+  const ModeInfo& mode = format.info();
   require(w.dtype() == mx::uint32,
           op,
           "w must be packed in uint32 but its dtype is ",
           w.dtype());
-  require(biases.has_value(),
+  require(matrix.biases.has_value() == mode.stores_biases,
           op,
           "mode '",
-          kDefaultMode,
-          "' needs biases but got none");
+          mode.mlx_name,
+          mode.stores_biases ? "' needs biases but got none"
+                             : "' must have no biases but got some");
   require(w.ndim() >= 2,
           op,
           "w must have two or more dimensions but its shape is ",
           text(w.shape()));
-  require(scales.shape() == biases->shape(),
+  require(scales.shape() == biases.shape(),
           op,
           "scales and biases must have the same shape but are ",
           text(scales.shape()),
           " and ",
-          text(biases->shape()));
-  require(mx::issubdtype(scales.dtype(), mx::floating) &&
-              mx::issubdtype(biases->dtype(), mx::floating),
-          op,
-          "scales and biases must be floating point but are ",
-          scales.dtype(),
-          " and ",
-          biases->dtype());
+          text(biases.shape()));
+  require(
+      !mode.stores_biases || (mx::issubdtype(scales.dtype(), mx::floating) &&
+                              mx::issubdtype(biases.dtype(), mx::floating)),
+      op,
+      "scales and biases must be floating point but are ",
+      scales.dtype(),
+      " and ",
+      biases.dtype());
   mx::Shape expected = w.shape();
   int64_t K = int64_t{w.shape(-1)} * 32 / format.bits;
   expected.back() = static_cast<int>(K / format.group_size);

@@ -163,7 +163,7 @@ def _cpu_verdict(
         scale_dtype=dtype,
         bits=bits,
         group_size=group_size,
-        symmetric=False,
+        mode="affine",
     )
 
     def run(operands: dict[str, mx.array]) -> mx.array:

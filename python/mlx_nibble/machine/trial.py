@@ -57,7 +57,7 @@ class Trial:
         epilogue: True if a bias and a residual are added to the product.
         dtype: Type of x and y.
         scale_dtype: Type of scales and biases.
-        symmetric: True if the biases are -2^(bits - 1) * scales.
+        mode: One of `formats.MODES`.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Trial:
     scale_dtype: mx.Dtype
     bits: int
     group_size: int
-    symmetric: bool
+    mode: str
 
 
 def check(kernel: str, ext: Any) -> Verdict | None:
@@ -120,6 +120,8 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
     """
     import numpy as np
 
+    from mlx_nibble.formats import MODES
+
     rng = np.random.default_rng(0)
     operands = {}
     for prefix in ("", "up_"):
@@ -129,7 +131,7 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
         scales = mx.array((scales / 2**trial.bits).astype(np.float32))
         scales = scales.astype(trial.scale_dtype)
         zero = 2 ** (trial.bits - 1)
-        if not trial.symmetric:
+        if not MODES[trial.mode].symmetric:
             zero = mx.array(rng.uniform(0, 2**trial.bits, groups).astype(np.float32))
         operands |= {
             f"{prefix}w": mx.array(rng.integers(0, 2**32, words, dtype=np.uint32)),
