@@ -3,6 +3,11 @@
 // never merge code of one with code of another.
 #pragma once
 
+#include <cstddef>
+#include <iterator>
+#include <utility>
+
+#include "csrc/core/format.h"
 #include "csrc/cpu/codes-inl.h"
 #include "csrc/cpu/kernels.h"
 
@@ -18,23 +23,19 @@ constexpr int smaller(int a, int b) {
   return a < b ? a : b;
 }
 
+// Calls fn with Int<value>, if the array kValues has this value.
+template <const auto& kValues, typename Fn>
+void with_value(int value, Fn&& fn) {
+  [&]<size_t... kAt>(std::index_sequence<kAt...>) {
+    static_cast<void>(
+        ((value == kValues[kAt] && (fn(Int<kValues[kAt]>{}), true)) || ...));
+  }(std::make_index_sequence<std::size(kValues)>{});
+}
+
 // Calls fn with Int<bits>.
 template <typename Fn>
 void with_bits(int bits, Fn&& fn) {
-  switch (bits) {
-    case 2:
-      return fn(Int<2>{});
-    case 3:
-      return fn(Int<3>{});
-    case 4:
-      return fn(Int<4>{});
-    case 5:
-      return fn(Int<5>{});
-    case 6:
-      return fn(Int<6>{});
-    case 8:
-      return fn(Int<8>{});
-  }
+  with_value<kBits>(bits, fn);
 }
 
 // Calls fn with the type of the format's codes.
@@ -53,14 +54,7 @@ constexpr bool lie_in_bytes(int bits) {
 // Calls fn with Int<group size>.
 template <typename Fn>
 void with_group(int group_size, Fn&& fn) {
-  switch (group_size) {
-    case 32:
-      return fn(Int<32>{});
-    case 64:
-      return fn(Int<64>{});
-    case 128:
-      return fn(Int<128>{});
-  }
+  with_value<kGroupSizes>(group_size, fn);
 }
 
 template <Dtype kValue>
