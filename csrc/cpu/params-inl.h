@@ -25,9 +25,11 @@ void to_floats(const uint8_t* p, int count, float* out) {
   }
 }
 
-// Calls fn with each array that the format has.
+// Calls fn with each array that the format has. Inlined: left to GCC 12, a
+// product of one row in int8 on AVX2 takes 1.3 times as long (4096 x 4096,
+// 4 bits).
 template <typename Fn>
-void by_param_arrays(const Weights& w, Fn&& fn) {
+[[gnu::always_inline]] inline void by_param_arrays(const Weights& w, Fn&& fn) {
   fn(w.scales);
   if (w.format.has_biases()) fn(w.biases);
 }
