@@ -23,19 +23,20 @@ constexpr int smaller(int a, int b) {
   return a < b ? a : b;
 }
 
-// Calls fn with Int<value>, if the array kValues has this value.
-template <const auto& kValues, typename Fn>
-void with_value(int value, Fn&& fn) {
-  [&]<size_t... kAt>(std::index_sequence<kAt...>) {
-    static_cast<void>(
-        ((value == kValues[kAt] && (fn(Int<kValues[kAt]>{}), true)) || ...));
-  }(std::make_index_sequence<std::size(kValues)>{});
+// Calls fn with Int<value>, if the array kValues has this value. Inlined: left
+// to GCC 12, the functions that fn calls are inlined differently.
+template <const auto& kValues, typename Fn, size_t... kAt>
+[[gnu::always_inline]] inline void with_value(int value,
+                                              Fn&& fn,
+                                              std::index_sequence<kAt...>) {
+  static_cast<void>(
+      ((value == kValues[kAt] && (fn(Int<kValues[kAt]>{}), true)) || ...));
 }
 
 // Calls fn with Int<bits>.
 template <typename Fn>
 void with_bits(int bits, Fn&& fn) {
-  with_value<kBits>(bits, fn);
+  with_value<kBits>(bits, fn, std::make_index_sequence<std::size(kBits)>{});
 }
 
 // Calls fn with the type of the format's codes.
@@ -54,7 +55,8 @@ constexpr bool lie_in_bytes(int bits) {
 // Calls fn with Int<group size>.
 template <typename Fn>
 void with_group(int group_size, Fn&& fn) {
-  with_value<kGroupSizes>(group_size, fn);
+  with_value<kGroupSizes>(
+      group_size, fn, std::make_index_sequence<std::size(kGroupSizes)>{});
 }
 
 template <Dtype kValue>
