@@ -1,5 +1,11 @@
 # Finds the MLX that the extension is compiled against: the one installed for
 # this Python, or MLX_ROOT (an mlx package folder) when cross-building.
+# pyproject.toml states its version.
+file(READ pyproject.toml pyproject)
+string(REGEX MATCH "\"mlx==([^;]+);" pin "${pyproject}")
+set(NIBBLE_MLX_VERSION "${CMAKE_MATCH_1}")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS pyproject.toml)
+
 if(NOT MLX_ROOT)
   execute_process(
     COMMAND "${Python_EXECUTABLE}" -m mlx --cmake-dir

@@ -20,9 +20,12 @@ NB_MODULE(_ext, m) {
   // Registers mx.array, mx.Stream ... in the type table that both share.
   nb::module_::import_("mlx.core");
 
-  m.attr("mlx_version") = NIBBLE_MLX_VERSION;
   nibble::machine::check_environment();
 
+  m.def(
+      "mlx_version",
+      [] { return NIBBLE_MLX_VERSION; },
+      "Return the mlx version that this extension was compiled against.");
   nibble::bind_ops(m);
 
   m.def("remember_symmetric",

@@ -86,6 +86,15 @@ inline void take_line(const threadgroup uint4* from, thread uint* words) {
   words[3] = v.w;
 }
 
+// True if every window of this length lies in at most two lines. A window
+// begins at a multiple of its length, so at a multiple of this power of two in
+// a line.
+constexpr bool fits_two_lines(int window_words) {
+  const int power = window_words & -window_words;
+  const int apart = power < line_words() ? power : line_words();
+  return line_words() - apart + window_words <= 2 * line_words();
+}
+
 // Fetches the lines of a window that begins at word `window`, unless an earlier
 // window has fetched them: `have` is the last line of that one (-1: none). The
 // last line of the window goes to `held`. If the window begins in the line
@@ -99,6 +108,7 @@ inline void fetch_window(const thread QuantizedMatrix<Q>& weight,
                          int quad_lane,
                          thread uint* before,
                          thread uint* held) {
+  static_assert(fits_two_lines(window_words), "a lane keeps two lines");
   const int first = window / line_words();
   const int last = (window + window_words - 1) / line_words();
   if (last == have) {

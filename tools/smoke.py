@@ -12,13 +12,14 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
 import mlx_nibble  # noqa: E402
+from mlx_nibble.formats import GROUP_SIZES  # noqa: E402
 
 
 def main() -> None:
     """Compare an accelerated layer of each format with the dequantized product."""
     mx.random.seed(0)
     for bits in (4, 8):
-        for group_size in (32, 64, 128):
+        for group_size in GROUP_SIZES:
             layer = nn.Linear(512, 96).to_quantized(group_size, bits)
             # MLX computes, per group: w_hat = scale * code + bias.
             w_hat = mx.dequantize(

@@ -192,18 +192,11 @@ struct NotTransposedTile : Tile {
 // There are at most eight simdgroups: the threads that a pipeline may launch
 // shrink with its registers.
 constexpr NotTransposedTile not_transposed_tile(const Types& types) {
-  bool wide = types.dtype == Dtype::kFloat32;
-  switch (types.format.bits) {
-    case 8:
-      return {{32, 64, 32, 2, 2}};
-    case 4:
-      return {{32, 128, wide ? 16 : 32, 1, 4}};
-    case 3:
-    case 5:
-      return {{32, 512, 8, 1, 8}};
-    default:
-      return {{32, 256, wide ? 8 : 16, 1, 8}};
-  }
+  int columns = 16 * types.format.run_codes();
+  int values = types.dtype == Dtype::kFloat32 ? 2048 : 4096;  // 8 KiB of w
+  int rows = std::clamp(values / columns, 8, 32);
+  if (columns == 64) return {{32, columns, rows, 2, 2}};
+  return {{32, columns, rows, 1, std::min(columns / 32, 8)}};
 }
 
 // True if a tile is valid for these types on a device: the only statement of

@@ -342,9 +342,11 @@ struct Avx2 {
       } else if constexpr (kBits == 4) {
         words = _mm256_set1_epi32(read<uint32_t>(p));
       } else {
-        // Lanes whose code extends beyond the first 4 bytes read the last 4.
+        // Lanes whose code extends beyond the first 4 bytes read the last 4:
+        // all but the first 32 / kBits lanes.
+        static_assert(kBits > 4);
         constexpr int kSkipped = 8 * (kBits - 4);
-        constexpr int kLate = kBits == 5 ? 0xc0 : 0xe0;
+        constexpr int kLate = 0xff << 32 / kBits & 0xff;
         words =
             _mm256_blend_epi32(_mm256_set1_epi32(read<uint32_t>(p)),
                                _mm256_set1_epi32(read<uint32_t>(p + kBits - 4)),

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import mlx.core
 
 
-mlx_version: str = '0.32.4'
+def mlx_version() -> str:
+    """Return the mlx version that this extension was compiled against."""
 
 def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""

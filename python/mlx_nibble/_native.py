@@ -13,7 +13,11 @@ from types import ModuleType
 import mlx.core as mx
 
 MLX_VERSION = "0.32.4"
-"""The mlx version that this package is compiled against and requires."""
+"""The mlx version that this package is compiled against and requires.
+
+This file states the version, because the extension cannot be asked before it is loaded,
+and a bundled program may lack the metadata of packages.
+"""
 
 
 def _load(mlx_version: str) -> tuple[ModuleType | None, str | None]:

@@ -12,6 +12,7 @@ import pytest
 import mlx_nibble
 from mlx_nibble import _native, ops
 from mlx_nibble.cli import main
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.machine import trial
 from mlx_nibble.machine.diagnosis import diagnose
 from mlx_nibble.machine.trial import Verdict
@@ -21,8 +22,8 @@ from tests.metal.conftest import KERNELS
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 FORMATS = sum(
     ops.supports("affine", bits, group_size)
-    for bits in (2, 3, 4, 5, 6, 8)
-    for group_size in (32, 64, 128)
+    for bits in SUPPORTED_BITS
+    for group_size in GROUP_SIZES
 )
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlx_nibble
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests import simt
 from tests.metal.replay import execute
 from tests.support import oracle, tolerance
@@ -56,7 +57,7 @@ def problems(draw):
     count, repeat = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     # With one matrix, every batch repeats it.
     outer = draw(st.integers(1, 2)) if count > 1 else 1
-    group_size = draw(st.sampled_from((32, 64, 128)))
+    group_size = draw(st.sampled_from(GROUP_SIZES))
     return simt.Problem(
         M=draw(st.integers(1, 70)),
         N=draw(st.integers(1, 70)),
@@ -66,7 +67,7 @@ def problems(draw):
         batch_repeat=repeat,
         dtype=draw(st.sampled_from(DTYPES)),
         scale_dtype=draw(st.sampled_from(DTYPES)),
-        bits=draw(st.sampled_from((2, 3, 4, 5, 6, 8))),
+        bits=draw(st.sampled_from(SUPPORTED_BITS)),
         group_size=group_size,
         transpose=draw(st.booleans()),
     )

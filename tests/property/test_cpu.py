@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
@@ -25,7 +26,7 @@ X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
 DTYPE = st.sampled_from(runner.DTYPES)
-FORMAT = st.tuples(st.sampled_from([2, 3, 4, 5, 6, 8]), st.sampled_from([32, 64, 128]))
+FORMAT = st.tuples(st.sampled_from(SUPPORTED_BITS), st.sampled_from(GROUP_SIZES))
 # Edges of tiles and their neighbours; 300 is more than one block of rows.
 ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
 COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests.simt.plans import (
     DTYPES,
     Device,
@@ -36,9 +37,7 @@ ROWS = (*range(1, 41), 64, 65, 100, 128, 500)
 DENSE = ("matmul", "joint", "swiglu", "dequantize")
 GATHERED = ("gather", "gather_swiglu")
 INSTANCES = frozenset(instances())
-KNOWN_FORMATS = [
-    (bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)
-]
+KNOWN_FORMATS = list(itertools.product(SUPPORTED_BITS, GROUP_SIZES))
 
 # Plans go wrong at small sizes and at the edges of tiles.
 sizes = st.one_of(

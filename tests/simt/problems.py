@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 
+from mlx_nibble.formats import GROUP_SIZES
+
 from . import plans
 from .cases import Case, dequantize, gather, joint, matmul, swiglu
 from .plans import GatherProblem, Problem
 
 _LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_GROUP_SIZES = (32, 64, 128)
 # Not a multiple of any tile or of a simdgroup's rows.
 _N = 37
 # Groups in K: three; one and twenty for kernels of very short and very long rows.
@@ -33,7 +34,7 @@ def of_unit(unit: str) -> Iterator[Case]:
         dtype=_LONG[dtype], scale_dtype=_LONG[scale_dtype], bits=int(bits[1:])
     )
     seen: set[str] = set()
-    for group_size in _GROUP_SIZES:
+    for group_size in GROUP_SIZES:
         for symmetric in (False, True):
             p = replace(base, group_size=group_size, symmetric=symmetric)
             for groups in _GROUPS:

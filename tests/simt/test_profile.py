@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mlx_nibble.formats import SUPPORTED_BITS
 from tests.simt import cases, profile
 from tests.simt.executor import Options, run
 from tests.simt.plans import Problem, candidates
@@ -31,7 +32,7 @@ def test_counters_of_mlx_tiles_are_those_of_the_text() -> None:
     assert vectors.read >= P.M * P.N * P.K // 2
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", SUPPORTED_BITS)
 @pytest.mark.parametrize("K", [512, 1024, 1536, 2560])
 def test_no_two_simdgroups_ask_for_a_line_of_a_row(bits: int, K: int) -> None:
     p = Problem(M=16, N=32, K=K, bits=bits)

@@ -14,6 +14,7 @@ from mlx_lm.generate import generate_step
 import mlx_nibble
 from mlx_nibble import _native, lm, ops
 from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.formats import GROUP_SIZES
 from tests.support import tiny_models
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +47,7 @@ def both(made: nn.Module, x: mx.array, **settings) -> tuple[mx.array, mx.array]:
 
 @pytest.mark.parametrize("activations", [None, "int8"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 def test_the_bits_are_the_same(bits, group_size, rows, activations):
     x = mx.random.normal((rows, 256))

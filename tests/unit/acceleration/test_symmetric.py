@@ -11,6 +11,7 @@ import pytest
 
 from mlx_nibble import _native, accelerate, ops
 from mlx_nibble.acceleration import symmetric
+from mlx_nibble.formats import SUPPORTED_BITS
 from tests.support.arrays import DTYPES
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-4)
@@ -30,7 +31,7 @@ def recognise(q, bits=4):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", SUPPORTED_BITS)
 def test_exactly_the_symmetric_is_recognised(bits, dtype):
     _, scales, biases = matrix(bits, dtype)
     other = matrix(bits, dtype)

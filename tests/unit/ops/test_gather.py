@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble import _native, ops
+from mlx_nibble.formats import SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 from tests.support.tolerance import assert_close, bound
@@ -39,7 +40,7 @@ def check(y, x, w, lhs, rhs, transpose=True):
     N=st.sampled_from([1, 9, 33]),
     groups=st.integers(1, 3),
     experts=st.integers(1, 70),  # some unused
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
+    bits=st.sampled_from(SUPPORTED_BITS),
     dtype=st.sampled_from(list(DTYPES)),
     in_order=st.booleans(),
     transpose=st.booleans(),

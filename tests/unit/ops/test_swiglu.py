@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble import _native, ops
+from mlx_nibble.formats import SUPPORTED_BITS
 from tests.support import oracle, tolerance
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 
@@ -37,7 +38,7 @@ def check(y, x, gate, up, which, lhs=None, int8=False):
     M=st.integers(1, 40),
     N=st.sampled_from([1, 9, 33, 70]),
     groups=st.integers(1, 5),
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
+    bits=st.sampled_from(SUPPORTED_BITS),
     dtype=st.sampled_from(list(DTYPES)),
     scale_dtype=st.sampled_from(list(DTYPES)),
     activations=st.sampled_from([None, "int8"]),
