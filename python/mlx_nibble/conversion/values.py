@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import mlx.core as mx
 
@@ -38,12 +37,24 @@ def require_finite(name: str, value: mx.array, dtype: str | None = None) -> None
         )
     if dtype is None:
         return
-    rounded = mx.array(top, mx.float32).astype(getattr(mx, dtype))
-    if not mx.isfinite(rounded).item():
+    nearest = mx.array(top, mx.float32).astype(getattr(mx, dtype))
+    if not mx.isfinite(nearest).item():
         raise ValueError(
             f"[convert] weights must be in the range of {dtype} but the largest of "
             f"{name!r} is {top:.4g}: choose another --dtype."
         )
+
+
+def rounded(name: str, value: mx.array, dtype: str | None) -> mx.array:
+    """Return a tensor in another type, if it is floating and one is asked for.
+
+    Raises:
+        ValueError: If it has a NaN or an infinity, or is too large for the type.
+    """
+    if dtype is None or not mx.issubdtype(value.dtype, mx.floating):
+        return value
+    require_finite(name, value, dtype)
+    return value.astype(getattr(mx, dtype))
 
 
 def largest(value: mx.array) -> float:
@@ -56,20 +67,18 @@ def largest(value: mx.array) -> float:
 
 
 def require_all_finite(
-    values: Mapping[str, mx.array],
+    values: dict[str, mx.array],
     dtype: str | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Check tensors in turn. Their memory is freed if nobody else has them.
+    """Check tensors in turn, and take each out of the dictionary, to free its memory.
 
     Raises:
         ValueError: If one has a NaN or an infinity, or is too large for `dtype`.
     """
-    left = list(values.items())
-    del values
-    total = len(left)
-    left.reverse()
-    while left:
-        progress("Checking the weights", total - len(left), total)
-        require_finite(*left.pop(), dtype)
+    total = len(values)
+    while values:
+        progress("Checking the weights", total - len(values), total)
+        name = next(iter(values))
+        require_finite(name, values.pop(name), dtype)
     progress("Checking the weights", total, total)

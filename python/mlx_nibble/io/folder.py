@@ -129,13 +129,13 @@ def filling(place: Reserved) -> Iterator[Path]:
     try:
         yield partial
         for file in partial.rglob("*"):
-            _flush(file)
+            flush(file)
         partial.chmod(0o777 & ~_umask())  # mkdtemp made it private
         if place.work.is_dir():
             write_text(place.work / _FINISHED, str(partial.stat().st_ino))
         place.require_absent()
         partial.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -162,7 +162,7 @@ def _parents(folder: Path) -> Iterator[None]:
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Write to the disk, so that a power cut leaves no renamed empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

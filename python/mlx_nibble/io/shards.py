@@ -9,17 +9,21 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+USUAL = "model*.safetensors"
+"""The files that mlx-lm reads, whatever an index says."""
 _INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
-def weight_files(folder: Path, op: str, usual: str = "model*.safetensors") -> list[Path]:
+def weight_files(
+    folder: Path, op: str, usual: str = "model*.safetensors"
+) -> list[Path]:
     """Return the safetensors of a model folder, checked to be complete.
 
     Args:
         folder: The model folder.
         op: Name of the operation in errors: ``[op] …``.
-        usual: Pattern of the files. Those that the loader reads, whatever an index says.
+        usual: Pattern of the names of the files.
 
     Raises:
         ValueError: If a file or a tensor is missing, or a tensor is in two files.
