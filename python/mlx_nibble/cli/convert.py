@@ -27,6 +27,7 @@ from mlx_nibble.cli.convert_options import (
     method,
     quantizing_path,
     require_used,
+    unused_text,
 )
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
@@ -113,7 +114,10 @@ def main(arguments: Sequence[str]) -> None:
     source = args.source or args.hf_path
     folder = args.out or args.mlx_path or "mlx_model"
     if args.quantize:
-        require_used(args, quantizing_path(args))
+        path = quantizing_path(args)
+        require_used(args, path)
+        if (option := unused_text(args, path)) is not None:
+            _tell(f"{option} has no effect: {args.method} needs no text")
         _quantize(args, source, folder)
     elif is_gguf(source):
         require_used(args, GGUF)

@@ -35,7 +35,9 @@ CALIBRATED = "quantizing by a calibrated method"
 TARGET = "quantizing with --target-bpw"
 PATHS = (GGUF, PACKED, ROUNDING, CALIBRATED, TARGET)
 _QUANTIZING = (ROUNDING, CALIBRATED, TARGET)
-_WITH_TEXT = (CALIBRATED, TARGET)
+
+# One command line compares methods: the text of those that need none is no mistake.
+_OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 
 USED_BY = {
     "dtype": PATHS,
@@ -46,9 +48,7 @@ USED_BY = {
     "target_bpw": (TARGET,),
     "plot": (TARGET,),
     "symmetric": _QUANTIZING,
-    "calibration": _WITH_TEXT,
-    "samples": _WITH_TEXT,
-    "sequence_length": _WITH_TEXT,
+    **dict.fromkeys(_OF_THE_TEXT, _QUANTIZING),
 }
 """Each option that is for some paths, and these paths."""
 
@@ -72,6 +72,12 @@ def _refuse(option: str, where: str) -> NoReturn:
     raise ValueError(
         f"[convert] options must be of use but {flag(option)} is not used in {where}."
     )
+
+
+def unused_text(args: argparse.Namespace, path: str) -> str | None:
+    """Return the first option of the text if the path needs no text."""
+    given = [o for o in _OF_THE_TEXT if getattr(args, o) is not None]
+    return flag(given[0]) if given and path == ROUNDING else None
 
 
 def fill_defaults(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ class Workspace:
         if not self.finished:
             return []
         layers = [f"layer-{i:05}" for i in range(self.finished)]
-        return ["outside", *layers, f"states-{self.finished:05}"]
+        return [*layers, f"states-{self.finished:05}"]
 
     def _empty(self) -> None:
         """Delete all but the imported source, which the caller has just made."""
