@@ -13,7 +13,7 @@ import numpy as np
 from mlx_nibble import lm
 from mlx_nibble.conversion.packed_layouts import METHODS, Parts
 from mlx_nibble.conversion.source import Source, require_outside
-from mlx_nibble.conversion.values import require_all_finite, rounded
+from mlx_nibble.conversion.values import require_all_finite, require_unclipped, rounded
 from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
 from mlx_nibble.io.checkpoint import (
     dtype_name,
@@ -105,7 +105,9 @@ def import_packed(
         lm.require_family(config)
         files = _weight_files(source)
         state = Source([*files, source / "config.json"])
-        run = _Import(config["quantization_config"], read_tensors(files), dtype)
+        tensors = read_tensors(files)
+        require_all_finite(dict(tensors))
+        run = _Import(config["quantization_config"], tensors, dtype)
         run.read(progress)
         arrays = run.arrays()
         require_all_finite(dict(arrays))
@@ -233,6 +235,7 @@ class _Import:
                     f"[import] groups must be of {GROUP_SIZES} inputs but those of "
                     f"{path} have {q.group_size}."
                 )
+            require_unclipped(path, q, self.dtype)
             arrays |= quantized_tensors(path, q.words(), q.scales, q.biases, self.dtype)
         return arrays
 

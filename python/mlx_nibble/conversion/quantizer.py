@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.conversion.awq_layer import fold_scales
-from mlx_nibble.conversion.values import require_all_finite
+from mlx_nibble.conversion.values import require_all_finite, require_unclipped
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
 from mlx_nibble.io.checkpoint import quantized_tensors
@@ -197,9 +197,11 @@ class _Run:
 
     def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
         weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
-        if inputs is None:
-            return quantize(weight, form, self.method)
-        return quantize(weight, form, self.method, inputs.hessian, inputs.rows)
+        known = () if inputs is None else (inputs.hessian, inputs.rows)
+        q = quantize(weight, form, self.method, *known)
+        top = float(abs(weight).max(initial=0))
+        require_unclipped(matrix.path, q, form.scale_dtype, top)
+        return q
 
     def _dequantized(
         self, matrix: Matrix, parameters: Mapping[str, mx.array]

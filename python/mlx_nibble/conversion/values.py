@@ -6,6 +6,7 @@ import math
 
 import mlx.core as mx
 
+from mlx_nibble.formats import Quantized
 from mlx_nibble.progress import Progress, silent
 
 # The bits of a magnitude are an integer that grows with it. NaN's are the largest.
@@ -42,6 +43,29 @@ def require_finite(name: str, value: mx.array, dtype: str | None = None) -> None
         raise ValueError(
             f"[convert] weights must be in the range of {dtype} but the largest of "
             f"{name!r} is {top:.4g}: choose another --dtype."
+        )
+
+
+def require_unclipped(path: str, q: Quantized, dtype: str, top: float = 0.0) -> None:
+    """Check that no scale and no bias was clipped to the range of its stored type.
+
+    A clipped scale is finite, but stands for other weights.
+
+    Args:
+        path: Path of the matrix.
+        q: The matrix.
+        dtype: The stored type.
+        top: The largest magnitude of the weights; a bias may be as large.
+
+    Raises:
+        ValueError: If one was clipped.
+    """
+    largest_of_type = mx.finfo(getattr(mx, dtype)).max
+    scale, bias = (float(abs(a).max(initial=0)) for a in (q.scales, q.biases))
+    if scale >= largest_of_type or (bias >= largest_of_type > top):
+        raise ValueError(
+            f"[convert] scales and biases must be in the range of {dtype} but some of "
+            f"{path!r} are not: choose another --dtype."
         )
 
 

@@ -53,19 +53,32 @@ class Reserved:
                 f"does{why}: remove it, or name another."
             )
 
-    def remove_leftovers(self) -> None:
-        """Remove all that killed runs left and that no run continues.
+    def leftovers(self) -> list[Path]:
+        """Return the folders that killed runs left and that no run continues."""
+        partial = re.compile(re.escape(f".{self.path.name}.partial-") + r"\w+")
+        return [
+            self.path.with_name(entry.name)
+            for entry in os.scandir(self.path.parent)
+            if partial.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+
+    def clean(self) -> None:
+        """Remove leftovers.
 
         Raises:
             ValueError: If an earlier run was killed after it had made the output.
         """
-        partial = re.compile(re.escape(f".{self.path.name}.partial-") + r"\w+")
-        for entry in os.scandir(self.path.parent):
-            if partial.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
+        for folder in self.leftovers():
+            shutil.rmtree(folder)
         if self._is_finished():
-            shutil.rmtree(self.work)
+            self.remove_work()
             self.require_absent(", which an earlier run has finished")
+
+    def remove_work(self) -> None:
+        """Remove the folder of unfinished work; a kill leaves a leftover."""
+        if self.work.is_dir():
+            name = f".{self.path.name}.partial-{os.getpid()}"
+            shutil.rmtree(self.work.rename(self.path.with_name(name)))
 
     def _is_finished(self) -> bool:
         try:
@@ -93,16 +106,17 @@ def reserved(path: str | os.PathLike[str], op: str) -> Iterator[Reserved]:
     path = Path(os.path.abspath(path))
     # The same folder by another spelling has the same lock.
     place = Reserved(path.parent.resolve() / path.name, op)
-    if not place.work.is_dir():
-        place.require_absent()
+    if place.path.parent.is_dir() and not place.work.is_dir():
+        if not place.leftovers():
+            place.require_absent()  # also where a lock cannot be written
     lock = place.path.with_name(f".{place.path.name}.lock")
     with _parents(place.path.parent):
         try:
             with exclusive(lock):
-                place.remove_leftovers()
+                place.clean()
                 place.require_absent()
                 yield place
-                shutil.rmtree(place.work, ignore_errors=True)
+                place.remove_work()
         except Held as error:
             raise ValueError(
                 f"[{op}] one process at a time may make {str(place.path)!r} but "
