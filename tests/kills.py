@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+
+# Matrices are tiny. Several threads would only wait for each other.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import random
 import shutil
 import signal
@@ -34,7 +37,7 @@ from mlx_nibble.cli import main as nibble
 from tests.support import gptq_folders, model_folders, tiny_models
 from tests.support.gguf_writer import tiny_llama
 
-_QUICK = "--q-group-size 32 --calibration {home}/text.txt --samples 8".split()
+_QUICK = "--q-group-size 32 --calibration {home}/text.txt --samples 4".split()
 _QUICK += ["--sequence-length", "32"]
 CASES = {
     "gguf": ["{home}/tiny.gguf"],
@@ -208,8 +211,9 @@ def _write_sources(home: Path) -> None:
     (home / "text.txt").write_text("to be, or not to be: that is the question. " * 60)
     stored = gptq_folders.tensors("llama", np.random.default_rng(0))
     gptq_folders.write(home / "gptq", stored)
-    config = tiny_models.config("llama", vocab_size=model_folders.VOCABULARY)
-    model = tiny_models.build("llama", vocab_size=model_folders.VOCABULARY)
+    sizes = gptq_folders.SIZES | {"num_hidden_layers": 3}
+    config = tiny_models.config("llama", **sizes)
+    model = tiny_models.build("llama", **sizes)
     model_folders.write(home / "model", model, config)
     mx.synchronize()
 

@@ -12,13 +12,15 @@ from mlx.utils import tree_flatten
 
 from tests.support import model_folders, tiny_models
 
+SIZES = {"vocab_size": model_folders.VOCABULARY, "hidden_size": 32}
+SIZES |= {"intermediate_size": 64, "num_hidden_layers": 2}
 SETTINGS = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
 
 
 def tensors(family: str, rng: np.random.Generator) -> dict[str, mx.array]:
     """Return a random model's tensors, its projections as GPTQ stores them."""
     stored = {}
-    model = tiny_models.build(family, vocab_size=model_folders.VOCABULARY)
+    model = tiny_models.build(family, **SIZES)
     for path, value in tree_flatten(model.parameters()):
         if not path.endswith("_proj.weight"):
             stored[path] = value.astype(mx.float16)
@@ -45,7 +47,7 @@ def write(
     **settings: Any,
 ) -> Path:
     """Write a folder of these tensors, with a tokenizer; return it."""
-    config = tiny_models.config(family, vocab_size=model_folders.VOCABULARY)
+    config = tiny_models.config(family, **SIZES)
     model_folders.write_tokenizer(folder)
     mx.save_safetensors(str(folder / "model.safetensors"), stored, {"format": "pt"})
     config["quantization_config"] = SETTINGS | settings
