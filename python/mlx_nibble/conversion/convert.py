@@ -25,7 +25,7 @@ from mlx_nibble.conversion.packed_import import (
 )
 from mlx_nibble.conversion.plan import make_plan
 from mlx_nibble.conversion.quantizer import quantize_model
-from mlx_nibble.conversion.source import require_outside, weights_of
+from mlx_nibble.conversion.source import weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import SOURCE, Workspace
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
@@ -96,7 +96,6 @@ def convert(
             folder = import_gguf(source, imported).path
         else:
             folder = lm.model_folder(source)
-            require_outside(place, folder)
             if is_packed(folder) and has_integers(folder):
                 tell(f"Importing {source}")
                 folder = import_packed(folder, imported).path

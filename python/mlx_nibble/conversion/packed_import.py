@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_nibble import lm
 from mlx_nibble.conversion.packed_layouts import METHODS, Parts
-from mlx_nibble.conversion.source import Source, require_outside
+from mlx_nibble.conversion.source import Source
 from mlx_nibble.conversion.values import require_all_finite, require_unclipped, rounded
 from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
 from mlx_nibble.io.checkpoint import (
@@ -100,7 +100,6 @@ def import_packed(
         OSError: If a file cannot be read or written.
     """
     with reserved(out, "convert") as place:
-        require_outside(place, source)
         config = read_config(source, "convert")
         lm.require_family(config)
         files = _weight_files(source)

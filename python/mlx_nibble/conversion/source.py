@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from mlx_nibble.io.folder import Reserved
 from mlx_nibble.io.shards import weight_files
 from mlx_nibble.progress import Progress, silent
 
@@ -79,19 +78,6 @@ def weights_of(folder: Path, progress: Progress = silent) -> Source:
     """
     files = weight_files(folder, "convert")
     return Source([*files, folder / "config.json"], progress)
-
-
-def require_outside(place: Reserved, folder: Path) -> None:
-    """Check that an output folder is not inside the source.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if place.path.is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"[{place.op}] the output must be outside of the source but "
-            f"{str(place.path)!r} is inside: name another."
-        )
 
 
 def _state(files: Sequence[Path]) -> list[tuple[int, ...]]:

@@ -401,16 +401,17 @@ def test_a_source_that_changes_meanwhile(stored, source, tmp_path, same):
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("inside", [".", "out", "deep/er/out"])
-def test_an_output_inside_the_source(stored, source, tmp_path, inside):
+def test_an_output_inside_the_source(stored, source, tmp_path):
+    """`nibble convert .` writes to ./mlx_model, as mlx-lm does."""
     before = files(source)
-    with pytest.raises(ValueError, match="must be outside of the source|not exist yet"):
-        convert(str(source), source / inside, options(stored))
-    packed = gptq_folders.write(tmp_path / "gptq", packed_tensors())
-    with pytest.raises(ValueError, match="must be outside of the source|not exist yet"):
-        import_packed(packed, packed / inside)
+    with pytest.raises(ValueError, match="must not exist yet"):
+        convert(str(source), source, options(stored))
     assert files(source) == before
-    assert not (source / "deep").exists() and not (packed / "deep").exists()
+    convert(str(source), source / "deep/er", options(stored))
+    convert(str(source), tmp_path / "out", options(stored))
+    assert files(source / "deep/er") == files(tmp_path / "out")
+    shutil.rmtree(source / "deep")
+    assert files(source) == before
 
 
 def test_other_options_are_other_work(stored):
