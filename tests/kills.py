@@ -47,7 +47,7 @@ CASES = {
     "gptq": ["{home}/model", "-q", *_QUICK],
     "awq": ["{home}/model", "-q", "--method", "awq", *_QUICK],
     "awq+gptq": ["{home}/model", "-q", "--method", "awq+gptq", *_QUICK],
-    "target": ["{home}/model", "-q", "--target-bpw", "8", *_QUICK],
+    "target": ["{home}/model", "-q", "--target-bpw", "12", *_QUICK],
     "gguf, gptq": ["{home}/tiny.gguf", "-q", *_QUICK],
     "packed, gptq": ["{home}/gptq", "-q", *_QUICK],
 }
