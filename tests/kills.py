@@ -244,7 +244,9 @@ def main() -> int:
         bench = Bench(Path(home), args.seed)
         work = [(bench.kill, cases[i % len(cases)]) for i in range(args.count)]
         work += [(bench.race, cases[i % len(cases)]) for i in range(args.races)]
-        for run, case in work:
+        for done, (run, case) in enumerate(work):
+            if done % 10 == 0:
+                print(f"{done} of {len(work)} done, {dict(bench.counts)}", flush=True)
             try:
                 if case not in bench.expected:
                     bench.prepare(case)

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_nibble.io.checkpoint import save_tensors
 from mlx_nibble.io.folder import flush, work_folder
 from mlx_nibble.progress import Tell, untold
 
@@ -133,10 +134,7 @@ class Workspace:
 
     def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         partial = self.folder / f"partial-{name}"
-        try:
-            mx.save_safetensors(str(partial), dict(arrays))
-        except RuntimeError as error:  # MLX's error, which lacks the reason
-            raise OSError(f"[save] {partial} could not be written: {error}.") from error
+        save_tensors(partial, arrays)
         self._rename(partial, name)
 
     def _replace(self, name: str, text: str) -> None:

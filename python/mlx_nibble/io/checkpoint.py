@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,7 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     ]
     weight_map = {}
     for name, shard in zip(names, shards, strict=True):
-        try:
-            mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:  # MLX's error, which lacks the reason
-            message = f"[save] {folder / name} could not be written: {error}"
-            raise OSError(message) from error
+        save_tensors(folder / name, shard, {"format": "mlx"})
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for array in weights.values())
     save_json(
@@ -111,6 +107,33 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
             "weight_map": dict(sorted(weight_map.items())),
         },
     )
+
+
+def save_tensors(
+    path: Path,
+    arrays: Mapping[str, mx.array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If it cannot be written whole.
+    """
+    try:
+        mx.save_safetensors(str(path), dict(arrays), metadata and dict(metadata))
+    except RuntimeError as error:  # MLX's error, which lacks the reason
+        reason = _why_not_written(path) or str(error).rstrip(".")
+        raise OSError(f"[save] {path} could not be written: {reason}.") from error
+
+
+def _why_not_written(path: Path) -> str | None:
+    """Return the system's words, from one more attempt to write."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 # Tokenizers (of Hugging Face, SentencePiece, tiktoken), chat templates, settings of
 # generation and of preprocessing, Python code: mlx-lm downloads these.
 _CARRIED = ("*.json", "*.jsonl", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
-# What describes the weights, which are other ones in the new folder.
+# Descriptions of the old weights.
 _NOT_CARRIED = ("config.json", "*.index.json", "quant*_config.json")
 _NOT_CARRIED += ("hf_quant_config.json",)
 # transformers keeps templates that are not the default one in this folder.

@@ -337,7 +337,7 @@ def go_on(stored: Path, source: Path, out: Path, **others) -> tuple[list[str], b
 
 def test_a_conversion_goes_on(stored, source, tmp_path):
     start(stored, source, tmp_path / "out")
-    # What has no part in the weights, other times, and a copy elsewhere are no change.
+    # Other files, other times and another path are no change.
     (source / "README.md").write_text("more words")
     os.utime(source / "model.safetensors")
     moved = source.rename(tmp_path / "moved")

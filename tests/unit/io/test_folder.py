@@ -148,3 +148,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     for parent in (tmp_path / "file", Path("/proc")):
         with pytest.raises(OSError, match=r"out|file"):
             make(parent / "out")
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """A limit of file sizes fails in the middle of a file as a full disk does."""
+    program = (
+        "import resource, sys; from pathlib import Path; import mlx.core as mx\n"
+        "from mlx_nibble.io.checkpoint import save_weights\n"
+        "from mlx_nibble.io.folder import new_folder\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "with new_folder(sys.argv[1], 'test') as folder:\n"
+        "    save_weights(folder, {'w': mx.ones(10_000)})\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "could not be written: File too large." in done.stderr
+    assert not entries(tmp_path)

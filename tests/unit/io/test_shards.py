@@ -1,4 +1,4 @@
-"""What is read of a checkpoint is complete."""
+"""An incomplete checkpoint is refused, with the name of the missing part."""
 
 from __future__ import annotations
 
