@@ -14,7 +14,7 @@ import hashlib
 import os
 
 # Matrices are tiny. Several threads would only wait for each other.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ.update(OPENBLAS_NUM_THREADS="1")
 import random
 import shutil
 import signal
