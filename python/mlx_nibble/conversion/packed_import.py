@@ -101,12 +101,12 @@ def import_packed(
     """
     with reserved(out, "convert") as place:
         config = read_config(source, "convert")
-        lm.require_family(config)
         files = _weight_files(source)
         state = Source([*files, source / "config.json"])
         tensors = read_tensors(files)
         require_all_finite(dict(tensors))
         run = _Import(config["quantization_config"], tensors, dtype)
+        lm.require_family(config)
         run.read(progress)
         arrays = run.arrays()
         require_all_finite(dict(arrays))

@@ -71,7 +71,12 @@ def require_family(config: dict[str, Any]) -> None:
     Raises:
         ValueError: If it has not.
     """
-    mlx_lm_utils._get_classes(config=config)
+    try:
+        mlx_lm_utils._get_classes(config=config)
+    except KeyError as error:
+        raise ValueError(
+            f"[convert] a configuration must have {error} but has none."
+        ) from error
 
 
 def require_loadable(folder: Path) -> None:
