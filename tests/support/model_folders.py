@@ -18,10 +18,17 @@ VOCABULARY = 320
 
 def write(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
     """Write a model of :data:`VOCABULARY` tokens beside the tiny GGUF's tokenizer."""
+    write_tokenizer(folder)
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the tiny GGUF's tokenizer to a new folder, without a model."""
     with tempfile.TemporaryDirectory() as name:
         gguf = Path(name, "tiny.gguf")
         gguf.write_bytes(tiny_llama())
         import_gguf(gguf, folder)
-    save_model(folder, model)
-    save_config(config, folder / "config.json")
-    return folder
+    for file in ("config.json", "model.safetensors", "model.safetensors.index.json"):
+        (folder / file).unlink()

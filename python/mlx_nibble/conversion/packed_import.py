@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nibble import lm
 from mlx_nibble.conversion.packed_layouts import METHODS, Parts
+from mlx_nibble.conversion.source import Source
+from mlx_nibble.conversion.values import require_all_finite, require_unclipped, rounded
 from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
 from mlx_nibble.io.checkpoint import (
     dtype_name,
@@ -20,8 +22,10 @@ from mlx_nibble.io.checkpoint import (
     save_json,
     save_weights,
 )
+from mlx_nibble.io.companions import copy_companions
 from mlx_nibble.io.config import read_config, with_quantization
-from mlx_nibble.io.folder import new_folder
+from mlx_nibble.io.folder import filling, reserved
+from mlx_nibble.io.shards import USUAL, weight_files
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.search import search
 
@@ -34,9 +38,6 @@ _PRODUCERS = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
 # Experts stored one by one, and mlx-lm's names of the stacked experts.
 _EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)")
 _STACKED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-# Files beside the weights that the new folder needs too.
-_COMPANIONS = ("tokenizer*", "*.py", "*.jinja", "vocab*", "merges.txt")
-_COMPANIONS += ("generation_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,17 @@ def is_packed(folder: Path) -> bool:
     return (config.get("quantization_config") or {}).get("quant_method") in METHODS
 
 
+def has_integers(folder: Path) -> bool:
+    """Tell whether a packed folder has integer codes, not the floats mlx-lm loads."""
+    settings = read_config(folder, "convert")["quantization_config"]
+    return settings.get("format", "pack-quantized") == "pack-quantized"
+
+
 def import_packed(
     source: Path,
     out: Path,
     progress: Progress = silent,
+    dtype: str | None = None,
 ) -> PackedReport:
     """Convert a packed checkpoint to a folder that mlx-lm loads.
 
@@ -83,26 +91,38 @@ def import_packed(
         source: A folder with `config.json` and safetensors.
         out: The folder to make; it must not exist.
         progress: Function of the current work, matrices done and all matrices.
+        dtype: Type to round scales, biases and plain tensors to, one of
+            ``SCALE_DTYPES``. Default: the type of the scales; plain tensors keep
+            theirs.
 
     Raises:
         ValueError: If the checkpoint is malformed or not supported, or `out` exists.
         OSError: If a file cannot be read or written.
     """
-    config = read_config(source, "convert")
-    run = _Import(config["quantization_config"], _load(source))
-    run.read(progress)
-    with new_folder(out, "convert") as folder:
+    with reserved(out, "convert") as place:
+        config = read_config(source, "convert")
+        files = _weight_files(source)
+        state = Source([*files, source / "config.json"])
+        tensors = read_tensors(files)
+        require_all_finite(dict(tensors))
+        run = _Import(config["quantization_config"], tensors, dtype)
+        lm.require_family(config)
+        run.read(progress)
         arrays = run.arrays()
-        save_weights(folder, arrays)
-        config = with_quantization(config, run.usual(), run.plan())
-        save_json(folder / "config.json", config)
-        for pattern in _COMPANIONS:
-            for file in source.glob(pattern):
-                shutil.copy(file, folder)
+        require_all_finite(dict(arrays))
+        with filling(place) as folder:
+            save_weights(folder, arrays)
+            config = with_quantization(config, run.usual(), run.plan())
+            if dtype is not None:
+                config["torch_dtype"] = dtype
+            copy_companions(source, folder)
+            save_json(folder / "config.json", config)
+            lm.require_loadable(folder)
+            state.require_unchanged()
     widths = [q.bits for q in run.done.values()]
     quantized = sum(q.codes.size for q in run.done.values())
     return PackedReport(
-        out,
+        place.path,
         quantized + sum(a.size for a in run.plain.values()),
         sum(a.nbytes for a in arrays.values()),
         {b: widths.count(b) for b in sorted(set(widths))},
@@ -111,13 +131,10 @@ def import_packed(
     )
 
 
-def _load(source: Path) -> dict[str, mx.array]:
-    tensors = read_tensors(sorted(source.glob("*.safetensors")))
-    if not tensors:
-        raise ValueError(
-            f"[import] safetensors are required but {str(source)!r} has none."
-        )
-    return tensors
+def _weight_files(source: Path) -> list[Path]:
+    """Return the complete weights; some tools name one file after the method."""
+    named = any(file.match(USUAL) for file in source.iterdir())
+    return weight_files(source, "convert", USUAL if named else "*.safetensors")
 
 
 class _Import:
@@ -128,7 +145,12 @@ class _Import:
         plain: Tensors that stay as they are.
     """
 
-    def __init__(self, settings: dict[str, Any], tensors: dict[str, mx.array]):
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        tensors: dict[str, mx.array],
+        dtype: str | None = None,
+    ):
         method = settings["quant_method"]
         self.layout = METHODS[method](settings)
         self.tensors = tensors
@@ -137,9 +159,13 @@ class _Import:
         if not self.paths:
             raise ValueError(f"[import] {method} weights are required but got none.")
         scales = tensors[f"{self.paths[0]}.{self.layout.scales}"]
-        self.dtype = dtype_name(scales.dtype)
+        self.dtype = dtype or dtype_name(scales.dtype)
         parts = {f"{p}.{part}" for p in self.paths for part in self.layout.parts}
-        self.plain = {k: v for k, v in tensors.items() if k not in parts}
+        self.plain = {
+            name: rounded(name, value, dtype)
+            for name, value in tensors.items()
+            if name not in parts
+        }
         self.done: dict[str, Quantized] = {}
         self.permuted = self.rounded_again = 0
 
@@ -208,6 +234,7 @@ class _Import:
                     f"[import] groups must be of {GROUP_SIZES} inputs but those of "
                     f"{path} have {q.group_size}."
                 )
+            require_unclipped(path, q, self.dtype)
             arrays |= quantized_tensors(path, q.words(), q.scales, q.biases, self.dtype)
         return arrays
 

@@ -10,13 +10,14 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.conversion.awq_layer import fold_scales
+from mlx_nibble.conversion.values import require_all_finite, require_unclipped
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
 from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.hessians import Collector, Inputs, hessian
 from mlx_nibble.layerwise.intercept import intercepted
-from mlx_nibble.layerwise.matrices import Matrix, matrices, parameters
+from mlx_nibble.layerwise.matrices import Matrix, matrices, natural, parameters
 from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
@@ -87,7 +88,8 @@ class _Run:
         parameters = self.workspace.load_part("outside")
         for index in range(total):
             parameters |= self.workspace.load_part(f"layer-{index:05}")
-        return parameters
+        # MLX loads tensors in an order of its own.
+        return dict(sorted(parameters.items(), key=lambda item: natural(item[0])))
 
     def _head_inputs(self) -> Inputs | None:
         """Return the inputs of the output projection of the full-precision model."""
@@ -195,9 +197,11 @@ class _Run:
 
     def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
         weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
-        if inputs is None:
-            return quantize(weight, form, self.method)
-        return quantize(weight, form, self.method, inputs.hessian, inputs.rows)
+        known = () if inputs is None else (inputs.hessian, inputs.rows)
+        q = quantize(weight, form, self.method, *known)
+        top = float(abs(weight).max(initial=0))
+        require_unclipped(matrix.path, q, form.scale_dtype, top)
+        return q
 
     def _dequantized(
         self, matrix: Matrix, parameters: Mapping[str, mx.array]
@@ -227,6 +231,8 @@ class _Run:
                 )
             else:
                 stored[path] = value.astype(self.dtypes[path])
+        # AWQ's scales, or a weight at the edge of the range, can leave it.
+        require_all_finite(dict(stored))
         return stored
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.io.config import read_config
+from mlx_nibble.io.shards import weight_files
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
 
@@ -28,20 +29,18 @@ def read_checkpoint(
         The configuration, and parameter path to lazy array.
 
     Raises:
-        ValueError: If it is no model folder.
-        RuntimeError: If a safetensors file is truncated.
+        ValueError: If it is no model folder, or a part of it is missing.
     """
     if not folder.exists():
         raise ValueError(
             f"[{op}] a model folder is required but '{folder}' does not exist."
         )
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(
             f"[{op}] a model folder must hold config.json and model*.safetensors but "
             f"'{folder}' does not."
         )
-    return read_config(folder, op), read_tensors(files)
+    return read_config(folder, op), read_tensors(weight_files(folder, op))
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:
@@ -98,11 +97,7 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
     ]
     weight_map = {}
     for name, shard in zip(names, shards, strict=True):
-        try:
-            mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:  # MLX's error, which lacks the reason
-            message = f"[save] {folder / name} could not be written: {error}"
-            raise OSError(message) from error
+        save_tensors(folder / name, shard, {"format": "mlx"})
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for array in weights.values())
     save_json(
@@ -112,6 +107,33 @@ def save_weights(folder: Path, weights: dict[str, mx.array]) -> None:
             "weight_map": dict(sorted(weight_map.items())),
         },
     )
+
+
+def save_tensors(
+    path: Path,
+    arrays: Mapping[str, mx.array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If it cannot be written whole.
+    """
+    try:
+        mx.save_safetensors(str(path), dict(arrays), metadata and dict(metadata))
+    except RuntimeError as error:  # MLX's error, which lacks the reason
+        reason = _why_not_written(path) or str(error).rstrip(".")
+        raise OSError(f"[save] {path} could not be written: {reason}.") from error
+
+
+def _why_not_written(path: Path) -> str | None:
+    """Return the system's words, from one more attempt to write."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

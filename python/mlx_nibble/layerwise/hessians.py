@@ -90,7 +90,9 @@ def token_factors(rows: np.ndarray) -> np.ndarray:
     """
     power = np.einsum("tk,tk->t", rows, rows)
     median = np.median(power)
-    return np.sqrt(np.minimum(1, median / np.maximum(power, median)))[:, None]
+    share = np.ones_like(power)
+    np.divide(median, power, out=share, where=power > median)
+    return np.sqrt(share)[:, None]
 
 
 def hessian(

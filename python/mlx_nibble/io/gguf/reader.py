@@ -115,6 +115,11 @@ class GGUF:
         return value
 
 
+def is_gguf(source: str) -> bool:
+    """Tell whether a source is taken for a GGUF file, whatever its name."""
+    return source.endswith(".gguf") or Path(source).is_file()
+
+
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
     """Read and check a GGUF file's metadata and tensor table.
 
