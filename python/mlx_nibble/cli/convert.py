@@ -119,13 +119,13 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--plot needs --target-bpw, which measures the matrices")
     if args.quantize:
         _quantize(args, source, folder)
-    elif source.endswith(".gguf") or Path(source).is_file():
+    elif _is_file(source):
         with byte_progress() as progress:
             report = import_gguf(source, folder, args.dtype, progress)
         _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
     elif is_packed(Path(source)):
         with step_progress() as progress:
-            report = import_packed(Path(source), Path(folder), progress)
+            report = import_packed(Path(source), Path(folder), args.dtype, progress)
         order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
         _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
     else:
@@ -134,6 +134,12 @@ def main(arguments: Sequence[str]) -> None:
             f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
             "say -q to quantize it"
         )
+
+
+def _is_file(source: str) -> bool:
+    """Tell whether a source is a file, which must be GGUF, whatever its name is."""
+    path = Path(source)
+    return path.is_file() or (source.endswith(".gguf") and not path.is_dir())
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
@@ -153,10 +159,14 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
         dtype=args.dtype,
     )
     with tempfile.TemporaryDirectory() as temporary, step_progress() as progress:
-        if source.endswith(".gguf"):
+        imported = Path(temporary) / "model"
+        if _is_file(source):
             err.print(f"Importing {source}")
-            imported = Path(temporary) / "model"
             import_gguf(source, imported)
+            report = convert(str(imported), folder, options, progress, source)
+        elif is_packed(Path(source)):
+            err.print(f"Importing {source}, which is quantized: more of it is lost")
+            import_packed(Path(source), imported)
             report = convert(str(imported), folder, options, progress, source)
         else:
             require_model("convert", "SOURCE", source)

@@ -14,6 +14,7 @@ from mlx_nibble.lm.dtypes import prepare, set_activation_dtype, use_stock
 from mlx_nibble.lm.folders import (
     load_for_evaluation,
     load_full_precision,
+    require_loadable,
     save_companions,
 )
 from mlx_nibble.lm.load import load, load_as_it_is, load_stock, sharded_load
@@ -37,6 +38,7 @@ __all__ = [
     "loops",
     "make_prompt_cache",
     "prepare",
+    "require_loadable",
     "run_command",
     "save_companions",
     "set_activation_dtype",

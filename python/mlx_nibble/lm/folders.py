@@ -58,6 +58,22 @@ def save_companions(
             shutil.copy(file, folder)
 
 
+def require_loadable(folder: Path) -> None:
+    """Check that mlx-lm loads a folder: each parameter, of its shape, and no other.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        mlx_lm_utils.load_model(folder, lazy=True)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            "[convert] a configuration and tensors that mlx-lm loads are required but "
+            f"got: {reason}."
+        ) from error
+
+
 def load_for_evaluation(
     path_or_hf_repo: str, settings: Settings = DEFAULTS
 ) -> tuple[mlx_nn.Module, Any]:

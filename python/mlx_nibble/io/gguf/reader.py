@@ -115,6 +115,14 @@ class GGUF:
         return value
 
 
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a regular file starts as GGUF files do."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
     """Read and check a GGUF file's metadata and tensor table.
 
