@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Tell = Callable[[str], None]
+"""A function that is told a fact of the work, in one line."""
 
 
 class Progress(Protocol):
@@ -21,3 +25,7 @@ class Progress(Protocol):
 
 def silent(what: str, done: float, total: float, /) -> None:
     """Report nothing."""
+
+
+def untold(fact: str, /) -> None:
+    """Tell nobody."""

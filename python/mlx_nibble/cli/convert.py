@@ -10,28 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from rich.markup import escape
+
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
+from mlx_nibble.cli.convert_options import (
+    GGUF,
+    METHODS,
+    PACKED,
+    fill_defaults,
+    method,
+    quantizing_path,
+    require_used,
+)
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.conversion.gguf_import import import_gguf
-from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
-from mlx_nibble.quantize.method import Method
+from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.quantize.recipes import RECIPES
-
-METHODS = {
-    "rtn": Method("affine", gptq=False, sweeps=0),
-    "search": Method("search", gptq=False, sweeps=0),
-    "awq": Method(awq=True, gptq=False, sweeps=0),
-    "gptq": Method(),
-    "awq+gptq": Method(awq=True),
-}
 
 
 class _Report(Protocol):
@@ -62,12 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("quantizing")
     add = how.add_argument
     add("-q", "--quantize", action="store_true", help="quantize")
-    add("--q-bits", type=int, choices=BITS, default=4, help="default: 4")
-    add("--q-group-size", type=int, choices=GROUP_SIZES, default=64, help="default: 64")
+    add("--q-bits", type=int, choices=BITS, help="default: 4")
+    add("--q-group-size", type=int, choices=GROUP_SIZES, help="default: 64")
     add(
         "--method",
         choices=METHODS,
-        default="gptq",
         help="rtn: mlx-lm's rounding, bit for bit; search: the best grid of each "
         "group; awq: scaled inputs and clipping, on calibration text; gptq: on "
         "calibration text, with search and coordinate descent (default); awq+gptq: "
@@ -77,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe",
         "--quant-predicate",
         choices=RECIPES,
-        default="uniform",
         help="which matrices get how many bits (default: uniform)",
     )
     add(
@@ -85,23 +83,22 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="B",
         help="bits per weight at most, everything counted, spent where a measurement "
-        "on the calibration text says they matter; --q-bits is then not used",
+        "on the calibration text says they matter; without --q-bits and --recipe",
     )
     add(
         "--plot",
         metavar="FILE",
         help="with --target-bpw: draw each matrix's loss in 4 bits (.png, .svg)",
     )
-    add("--symmetric", action="store_true", help="weights without biases")
+    add("--symmetric", action="store_const", const=True, help="weights without biases")
     add(
         "--calibration",
-        default="builtin",
         metavar="TEXT",
         help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
         "Python's own documentation (default)",
     )
-    add("--samples", type=int, default=64, help="calibration sequences; default: 64")
-    add("--sequence-length", type=int, default=256, help="their tokens; default: 256")
+    add("--samples", type=int, help="calibration sequences; default: 64")
+    add("--sequence-length", type=int, help="their tokens; default: 256")
     return parser
 
 
@@ -115,69 +112,77 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("name one output folder")
     source = args.source or args.hf_path
     folder = args.out or args.mlx_path or "mlx_model"
-    if args.plot is not None and args.target_bpw is None:
-        parser.error("--plot needs --target-bpw, which measures the matrices")
     if args.quantize:
+        require_used(args, quantizing_path(args))
         _quantize(args, source, folder)
-    elif _is_file(source):
-        with byte_progress() as progress:
-            report = import_gguf(source, folder, args.dtype, progress)
-        _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
-    elif is_packed(Path(source)):
-        with step_progress() as progress:
-            report = import_packed(Path(source), Path(folder), args.dtype, progress)
-        order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
-        _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
+    elif is_gguf(source):
+        require_used(args, GGUF)
+        _import_gguf(args, source, folder)
     else:
+        require_used(args, PACKED)
+        _import_packed(args, parser, source, folder)
+
+
+def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> None:
+    from mlx_nibble.conversion.gguf_import import import_gguf
+
+    with byte_progress() as progress:
+        report = import_gguf(source, folder, args.dtype, progress)
+    _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
+
+
+def _import_packed(
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    source: str,
+    folder: str,
+) -> None:
+    from mlx_nibble.conversion.packed_import import import_packed, is_packed
+
+    if not is_packed(Path(source)):
         require_model("convert", "SOURCE", source)
         parser.error(
             f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
             "say -q to quantize it"
         )
-
-
-def _is_file(source: str) -> bool:
-    """Tell whether a source is a file, which must be GGUF, whatever its name is."""
-    path = Path(source)
-    return path.is_file() or (source.endswith(".gguf") and not path.is_dir())
+    with step_progress() as progress:
+        report = import_packed(Path(source), Path(folder), progress, args.dtype)
+    order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
+    _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
 
 
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
     from mlx_nibble.conversion.convert import convert
     from mlx_nibble.conversion.options import Calibration, Options
+    from mlx_nibble.conversion.packed_import import is_packed
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)
+    fill_defaults(args)
     options = Options(
         bits=args.q_bits,
         group_size=args.q_group_size,
         recipe=args.recipe,
         target_bpw=args.target_bpw,
-        method=METHODS[args.method],
+        method=method(args),
         calibration=Calibration(args.calibration, args.samples, args.sequence_length),
-        symmetric=args.symmetric,
+        symmetric=bool(args.symmetric),
         dtype=args.dtype,
     )
-    with tempfile.TemporaryDirectory() as temporary, step_progress() as progress:
-        imported = Path(temporary) / "model"
-        if _is_file(source):
-            err.print(f"Importing {source}")
-            import_gguf(source, imported)
-            report = convert(str(imported), folder, options, progress, source)
-        elif is_packed(Path(source)):
-            err.print(f"Importing {source}, which is quantized: more of it is lost")
-            import_packed(Path(source), imported)
-            report = convert(str(imported), folder, options, progress, source)
-        else:
-            require_model("convert", "SOURCE", source)
-            with hub_errors("convert"):
-                report = convert(source, folder, options, progress)
+    if not is_gguf(source) and not is_packed(Path(source)):
+        require_model("convert", "SOURCE", source)
+    with step_progress() as progress, hub_errors("convert"):
+        report = convert(source, folder, options, progress, _tell)
     if picture is not None:
         from mlx_nibble.pictures import losses, style
 
         style.save(losses.by_layer(report.losses), picture)
     widths = Counter(form.bits for form in report.plan.values())
     _print_report(args, report, widths)
+
+
+def _tell(fact: str) -> None:
+    err.print(escape(fact), soft_wrap=True)
 
 
 def _print_report(

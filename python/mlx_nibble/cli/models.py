@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_nibble.io.config import read_config
-from mlx_nibble.io.gguf.reader import is_gguf
+from mlx_nibble.io.gguf.reader import starts_as_gguf
 from mlx_nibble.io.packing import require_readable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -29,14 +29,16 @@ def require_model(command: str, what: str, path: str) -> None:
     """
     folder = Path(path).expanduser()
     if folder.is_file():
-        advice = f": run {_import_of(folder)}, and use OUT" if is_gguf(folder) else ""
+        advice = (
+            f": run {_import_of(folder)}, and use OUT" if starts_as_gguf(folder) else ""
+        )
         raise ValueError(
             f"[{command}] {what} must be a model folder but {path!r} is a file{advice}."
         )
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             file = next(iter(sorted(folder.glob("*.gguf"))), None)
-            advice = "" if file is None else f": run {_import_of(file)}, and use OUT"
+            advice = "" if file is None else _import_of(file)
             raise ValueError(
                 f"[{command}] {what} must be a model folder but {path!r} has no "
                 f"config.json{advice}."
@@ -48,7 +50,7 @@ def require_model(command: str, what: str, path: str) -> None:
 
 
 def _import_of(file: Path) -> str:
-    return f"nibble convert {shlex.quote(str(file))} OUT"
+    return f": run nibble convert {shlex.quote(str(file))} OUT, and use OUT"
 
 
 @contextmanager

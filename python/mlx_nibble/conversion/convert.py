@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_nibble import lm
+from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.options import Calibration, Options
+from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.conversion.plan import make_plan
 from mlx_nibble.conversion.quantizer import quantize_model
-from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.conversion.source import require_outside, weights_of
+from mlx_nibble.conversion.values import require_all_finite
+from mlx_nibble.conversion.workspace import SOURCE, Workspace
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.formats import Format
 from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.config import with_quantization
-from mlx_nibble.io.folder import new_folder
+from mlx_nibble.io.folder import Reserved, filling, reserved
+from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.layerwise.matrices import parameters
-from mlx_nibble.progress import Progress, silent
+from mlx_nibble.progress import Progress, Tell, silent, untold
 from mlx_nibble.quantize.recipes import Plan
 
 
@@ -57,50 +65,91 @@ def convert(
     out: str | Path,
     options: Options,
     progress: Progress = silent,
-    origin: str | None = None,
+    tell: Tell = untold,
 ) -> Converted:
-    """Quantize a model that mlx-lm loads.
+    """Quantize a model that mlx-lm loads, a GGUF file, or another tool's packed folder.
 
     A killed conversion continues when it is called again with the same arguments:
-    measurements and finished layers are kept beside `out`.
+    measurements and finished layers are kept beside `out`. They are used only if the
+    content of the source, the options, the text and all versions are the same.
 
     Args:
-        source: A model folder, or a repository of the Hugging Face Hub.
+        source: A model folder, a GGUF file, or a repository of the Hugging Face Hub.
         out: The folder to make; it must not exist.
         options: How to quantize.
         progress: Function of the current work, steps done and all steps.
-        origin: Name that distinguishes this run from a run on another model. Default:
-            `source`. For a temporary folder it is the file that the folder was made
-            from.
+        tell: Function that is told what else the user should know, in one line.
 
     Raises:
-        ValueError: If an option is wrong, or `out` exists.
+        ValueError: If an option or the source is wrong, `out` exists, or another
+            process makes it.
         OSError: If files cannot be read or written.
     """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"[convert] the output must not exist yet but {out} does.")
-    model, tokenizer, config = lm.load_full_precision(source)
-    if options.dtype is not None:
-        model.set_dtype(getattr(mx, options.dtype))
+    with reserved(out, "convert") as place, _imported(place) as imported:
+        folder = Path(source)
+        if is_gguf(source):
+            tell(f"Importing {source}")
+            folder = import_gguf(source, imported).path
+        else:
+            folder = lm.model_folder(source)
+            require_outside(place, folder)
+            if is_packed(folder):
+                tell(f"Importing {source}, whose rounding adds to that of -q")
+                folder = import_packed(folder, imported).path
+        return _convert(folder, place, options, progress, tell)
+
+
+@contextmanager
+def _imported(place: Reserved) -> Iterator[Path]:
+    """Yield the path of a folder to import to, which is removed afterwards."""
+    path = place.work / SOURCE
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # not empty: it has finished layers
+            place.work.rmdir()
+
+
+def _convert(
+    source: Path, place: Reserved, options: Options, progress: Progress, tell: Tell
+) -> Converted:
+    files = weights_of(source, progress)
+    model, config = lm.load_full_precision(source, options.dtype)
+    tokenizer = lm.load_tokenizer(source, config)
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
         tokens = _calibration_batches(tokenizer, options.calibration)
-    settings = _fingerprint(origin or source, options, tokens)
-    open_workspace = partial(Workspace, out, settings)
+
+    @cache
+    def open_workspace() -> Workspace:
+        _require_values(source, options.dtype, progress)
+        settings = _settings(files.digest, options, tokens)
+        return Workspace(place.path, settings, tell)
+
     plan, losses = make_plan(model, options, tokens, open_workspace, progress)
     workspace = open_workspace()
     workspace.keep_plan({path: asdict(form) for path, form in plan.items()})
     arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
     nbytes = sum(a.nbytes for a in arrays.values())
-    with new_folder(out, "convert") as folder:
+    with filling(place) as folder:
         save_weights(folder, arrays)
         usual = Format(options.bits, options.group_size)
         config = with_quantization(config, usual, plan)
-        lm.save_companions(folder, source, tokenizer, config)
-    workspace.remove()
-    return Converted(out, count, nbytes, plan, losses)
+        lm.save_companions(folder, source, config)
+        lm.require_loadable(folder)
+        files.require_unchanged()
+    return Converted(place.path, count, nbytes, plan, losses)
+
+
+def _require_values(source: Path, dtype: str | None, progress: Progress) -> None:
+    """Check the values of a second, lazy model, whose tensors are freed one by one."""
+    model, _ = lm.load_full_precision(source)
+    values = parameters(model)
+    del model
+    require_all_finite(values, dtype, progress)
 
 
 def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.array]:
@@ -108,15 +157,16 @@ def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.ar
     return batches(ids, calibration.length, calibration.samples)
 
 
-def _fingerprint(
-    origin: str, options: Options, tokens: Sequence[mx.array]
+def _settings(
+    source: str, options: Options, tokens: Sequence[mx.array]
 ) -> dict[str, Any]:
     """Return all that measurements and finished layers depend on."""
     digest = hashlib.sha256()
     for batch in tokens:
         digest.update(json.dumps(batch.tolist()).encode())
     return {
-        "origin": str(Path(origin).absolute()) if Path(origin).exists() else origin,
+        "source": source,
         "options": {k: v for k, v in asdict(options).items() if k != "calibration"},
-        "tokens": digest.hexdigest(),
+        "text": digest.hexdigest(),
+        "version": [version(name) for name in ("mlx-nibble", "mlx", "mlx-lm", "numpy")],
     }

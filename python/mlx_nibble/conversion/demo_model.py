@@ -35,8 +35,7 @@ def smollm2(progress: Progress = silent) -> Path:
         if _is_intact(folder):
             return folder
         gguf = fetch(SMOLLM2, progress)
-        for stale in (folder, *cache.glob(f".{_NAME}.partial-*")):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         import_gguf(gguf, folder, progress=progress)
         # Written last: a folder without its seal is not trusted.
         save_json(folder / _SEAL, _contents(folder))

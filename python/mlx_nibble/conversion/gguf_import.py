@@ -11,10 +11,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_nibble import lm
 from mlx_nibble.conversion.gguf_architectures import architecture_of
 from mlx_nibble.conversion.gguf_config import generation_config, model_config
 from mlx_nibble.conversion.gguf_tensors import tensor_names, unpermute
 from mlx_nibble.conversion.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mlx_nibble.conversion.source import Source
+from mlx_nibble.conversion.values import require_finite, rounded
 from mlx_nibble.formats import SCALE_DTYPES, Format
 from mlx_nibble.io.checkpoint import quantized_tensors, save_json, save_weights
 from mlx_nibble.io.config import with_quantization
@@ -78,6 +81,7 @@ def import_gguf(
         raise ValueError(
             f"[convert] dtype must be one of {SCALE_DTYPES} but got {dtype!r}."
         )
+    state = Source([Path(source)])
     file = read_gguf(source)
     architecture = architecture_of(file)
     config = model_config(file, architecture)
@@ -101,6 +105,8 @@ def import_gguf(
         context = config["max_position_embeddings"]
         save_json(folder / "tokenizer_config.json", tokenizer_config(file, context))
         (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+        lm.require_loadable(folder)
+        state.require_unchanged()
     return ImportReport(
         path=Path(out),
         parameters=sum(int(np.prod(file.tensors[n].shape)) for n in names.values()),
@@ -138,9 +144,12 @@ def _to_mlx(tensors: Tensors, dtype: str) -> dict[str, mx.array]:
     weights = {}
     for path, t in tensors.items():
         if isinstance(t, Affine):
+            require_finite(f"{path}.scales", mx.array(t.scales), dtype)
+            require_finite(f"{path}.biases", mx.array(t.biases), dtype)
             weights |= quantized_tensors(path, t.weight, t.scales, t.biases, dtype)
         else:
-            weights[f"{path}.weight"] = mx.array(t).astype(getattr(mx, dtype))
+            name = f"{path}.weight"
+            weights[name] = rounded(name, mx.array(t), dtype)
     return weights
 
 

@@ -17,6 +17,8 @@ from mlx_nibble.conversion.packed_experts import stack_experts
 from mlx_nibble.conversion.packed_gptq import GPTQ
 from mlx_nibble.conversion.packed_layouts import Layout, Parts
 from mlx_nibble.conversion.packed_strangers import require_plain
+from mlx_nibble.conversion.source import Source, require_outside
+from mlx_nibble.conversion.values import require_all_finite, rounded
 from mlx_nibble.formats import SCALE_DTYPES, Format, Quantized
 from mlx_nibble.io.checkpoint import (
     dtype_name,
@@ -27,9 +29,10 @@ from mlx_nibble.io.checkpoint import (
 )
 from mlx_nibble.io.companions import copy_companions
 from mlx_nibble.io.config import read_config, with_quantization
-from mlx_nibble.io.folder import new_folder
+from mlx_nibble.io.folder import filling, reserved
 from mlx_nibble.io.packed import in_mlx_groups
 from mlx_nibble.io.packing import is_imported, packing
+from mlx_nibble.io.shards import USUAL, weight_files
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.search import search
 
@@ -79,8 +82,8 @@ def is_packed(folder: Path) -> bool:
 def import_packed(
     source: Path,
     out: Path,
-    dtype: str | None = None,
     progress: Progress = silent,
+    dtype: str | None = None,
 ) -> PackedReport:
     """Convert a packed checkpoint to a folder that mlx-lm loads.
 
@@ -93,37 +96,41 @@ def import_packed(
         source: A folder with `config.json` and safetensors.
         out: The folder to make; it must not exist.
         dtype: Type to round scales, biases and plain tensors to, one of
-            ``SCALE_DTYPES``. In float32 no bias is rounded.
-        progress: Function of the current work, matrices done and all matrices.
+            ``SCALE_DTYPES``. Default: the type of the scales; plain tensors keep
+            theirs. In float32 no bias of scales in half precision is rounded.
 
     Raises:
         ValueError: If the checkpoint is malformed or not supported, or `out` exists.
         OSError: If a file cannot be read or written.
     """
-    if dtype not in (None, *SCALE_DTYPES):
-        raise ValueError(
-            f"[convert] dtype must be one of {SCALE_DTYPES} but got {dtype!r}."
-        )
-    config = read_config(source, "convert")
-    settings = packing(source, config, "convert")
-    assert settings is not None
-    layout = METHODS[settings["quant_method"]](settings)
-    run = _Import(layout, _load(source), dtype)
-    run.read(progress)
-    with new_folder(out, "convert") as folder:
+    with reserved(out, "convert") as place:
+        require_outside(place, source)
+        config = read_config(source, "convert")
+        lm.require_family(config)
+        settings = packing(source, config, "convert")
+        assert settings is not None
+        layout = METHODS[settings["quant_method"]](settings)
+        files = _weight_files(source)
+        state = Source([*files, source / "config.json"])
+        run = _Import(layout, read_tensors(files), dtype)
+        run.read(progress)
         arrays = run.arrays()
-        save_weights(folder, arrays)
-        config = with_quantization(config, run.usual(), run.plan())
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"].pop("quantization_config", None)
-        save_json(folder / "config.json", config)
-        copy_companions(source, folder)
-        if "model_file" not in config:  # mlx-lm would run the folder's own code
+        require_all_finite(dict(arrays))
+        with filling(place) as folder:
+            save_weights(folder, arrays)
+            config = with_quantization(config, run.usual(), run.plan())
+            if isinstance(config.get("text_config"), dict):
+                config["text_config"].pop("quantization_config", None)
+            if dtype is not None:
+                config["torch_dtype"] = dtype
+            copy_companions(source, folder)
+            save_json(folder / "config.json", config)
             lm.require_loadable(folder)
+            state.require_unchanged()
     widths = [q.bits for q in run.done.values()]
     quantized = sum(q.codes.size for q in run.done.values())
     return PackedReport(
-        out,
+        place.path,
         quantized + sum(a.size for a in run.plain.values()),
         sum(a.nbytes for a in arrays.values()),
         {b: widths.count(b) for b in sorted(set(widths))},
@@ -132,13 +139,10 @@ def import_packed(
     )
 
 
-def _load(source: Path) -> dict[str, mx.array]:
-    tensors = read_tensors(sorted(source.glob("*.safetensors")))
-    if not tensors:
-        raise ValueError(
-            f"[import] safetensors are required but {str(source)!r} has none."
-        )
-    return tensors
+def _weight_files(source: Path) -> list[Path]:
+    """Return the complete weights; some tools name one file after the method."""
+    named = any(file.match(USUAL) for file in source.iterdir())
+    return weight_files(source, "convert", USUAL if named else "*.safetensors")
 
 
 class _Import:
@@ -155,11 +159,10 @@ class _Import:
         if not self.paths:
             raise ValueError("[import] packed weights are required but there are none.")
         parts = {f"{p}.{part}" for p in self.paths for part in layout.parts(p)}
-        self.plain = {k: v for k, v in tensors.items() if k not in parts}
-        require_plain(self.plain, self.paths)
+        plain = {k: v for k, v in tensors.items() if k not in parts}
+        require_plain(plain, self.paths)
         self.dtype = dtype or self._dtype()
-        if dtype is not None:
-            self.plain = {k: _rounded(v, dtype) for k, v in self.plain.items()}
+        self.plain = {k: rounded(k, v, dtype) for k, v in plain.items()}
         self.done: dict[str, Quantized] = {}
         self.permuted = self.rounded_again = 0
 
@@ -227,8 +230,3 @@ class _Import:
         kinds = [(q.group_size, q.bits) for q in self.done.values()]
         group_size, bits = max(set(kinds), key=kinds.count)
         return Format(bits, group_size, self.dtype)
-
-
-def _rounded(value: mx.array, dtype: str) -> mx.array:
-    is_floating = mx.issubdtype(value.dtype, mx.floating)
-    return value.astype(getattr(mx, dtype)) if is_floating else value

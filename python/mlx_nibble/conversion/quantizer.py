@@ -10,13 +10,14 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.conversion.awq_layer import fold_scales
+from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
 from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.hessians import Collector, Inputs, hessian
 from mlx_nibble.layerwise.intercept import intercepted
-from mlx_nibble.layerwise.matrices import Matrix, matrices, parameters
+from mlx_nibble.layerwise.matrices import Matrix, matrices, natural, parameters
 from mlx_nibble.layerwise.stream import LayerStream
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
@@ -87,7 +88,8 @@ class _Run:
         parameters = self.workspace.load_part("outside")
         for index in range(total):
             parameters |= self.workspace.load_part(f"layer-{index:05}")
-        return parameters
+        # MLX loads tensors in an order of its own.
+        return dict(sorted(parameters.items(), key=lambda item: natural(item[0])))
 
     def _head_inputs(self) -> Inputs | None:
         """Return the inputs of the output projection of the full-precision model."""
@@ -227,6 +229,8 @@ class _Run:
                 )
             else:
                 stored[path] = value.astype(self.dtypes[path])
+        # AWQ's scales, or a weight at the edge of the range, can leave it.
+        require_all_finite(dict(stored))
         return stored
 
 

@@ -11,6 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_nibble.io.folder import flush, work_folder
+from mlx_nibble.progress import Tell, untold
+
+SOURCE = "source"
+"""The folder, within that of a workspace, of a model that was imported first."""
+
 
 class Workspace:
     """Measurements, finished layers and the hidden states after them, on disk.
@@ -23,16 +29,60 @@ class Workspace:
         finished: Number of finished layers.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]):
-        """Open the workspace of an output folder; empty it if settings differ."""
-        self.folder = out.parent / f".{out.name}.nibble"
-        stated = json.dumps(settings, sort_keys=True)
-        if self._read("settings.json") != stated:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            self._replace("settings.json", stated)
-        progress = self._read("progress.json")
-        self.finished = json.loads(progress)["finished"] if progress else 0
+    def __init__(self, out: Path, settings: Mapping[str, Any], tell: Tell = untold):
+        """Open the workspace of an output folder; empty it if settings differ.
+
+        Args:
+            out: The output folder.
+            settings: All that the work depends on, by the words that name it.
+            tell: Function that is told why earlier work is not continued.
+        """
+        self.folder = work_folder(out)
+        self.finished = 0
+        if (why := self._unusable(settings)) is None:
+            return
+        if why:
+            tell(f"Starting afresh: {why}.")
+        self._empty()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._replace("settings.json", json.dumps(settings))
+
+    def _unusable(self, settings: Mapping[str, Any]) -> str | None:
+        """Return why the work that is there cannot be continued; None if it can."""
+        if not (self.folder / "settings.json").exists():
+            return ""
+        try:
+            then = json.loads(self._read("settings.json") or "")
+            # As it would be read back.
+            now = json.loads(json.dumps(settings))
+            if other := [k for k in now if k not in then or then[k] != now[k]]:
+                return f"the unfinished conversion has another {' and '.join(other)}"
+            if then != now:
+                raise ValueError(then)
+            progress = self._read("progress.json")
+            self.finished = int(json.loads(progress)["finished"]) if progress else 0
+            if not all(self.has_part(name) for name in self._needed()):
+                raise ValueError(self.finished)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            self.finished = 0
+            return f"the unfinished conversion in '{self.folder}' is damaged"
+        return None
+
+    def _needed(self) -> list[str]:
+        """Return the parts that the recorded progress needs."""
+        if not self.finished:
+            return []
+        layers = [f"layer-{i:05}" for i in range(self.finished)]
+        return ["outside", *layers, f"states-{self.finished:05}"]
+
+    def _empty(self) -> None:
+        """Delete all but the imported source, which the caller has just made."""
+        for entry in self.folder.glob("*"):
+            if entry.is_dir() and not entry.is_symlink():
+                if entry.name != SOURCE:
+                    shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def save_record(self, name: str, value: Any) -> None:
         """Write a value that JSON can represent."""
@@ -81,21 +131,21 @@ class Workspace:
         loaded = self.load_part(f"states-{self.finished:05}")
         return [loaded[str(i)] for i in range(len(loaded))]
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder)
-
     def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         partial = self.folder / f"partial-{name}"
         try:
             mx.save_safetensors(str(partial), dict(arrays))
         except RuntimeError as error:  # MLX's error, which lacks the reason
             raise OSError(f"[save] {partial} could not be written: {error}.") from error
-        os.replace(partial, self.folder / name)
+        self._rename(partial, name)
 
     def _replace(self, name: str, text: str) -> None:
         partial = self.folder / f"partial-{name}"
         partial.write_text(text)
+        self._rename(partial, name)
+
+    def _rename(self, partial: Path, name: str) -> None:
+        flush(partial)  # a power cut must not leave a whole name of half a file
         os.replace(partial, self.folder / name)
 
     def _read(self, name: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.packing import require_plain
+from mlx_nibble.io.shards import weight_files
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
 
@@ -29,22 +30,21 @@ def read_checkpoint(
         The configuration, and parameter path to lazy array.
 
     Raises:
-        ValueError: If it is no model folder, or another tool packed it.
-        RuntimeError: If a safetensors file is truncated.
+        ValueError: If it is no model folder, a part of it is missing, or another tool
+            packed it.
     """
     if not folder.exists():
         raise ValueError(
             f"[{op}] a model folder is required but '{folder}' does not exist."
         )
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(
             f"[{op}] a model folder must hold config.json and model*.safetensors but "
             f"'{folder}' does not."
         )
     config = read_config(folder, op)
     require_plain(folder, config, op)
-    return config, read_tensors(files)
+    return config, read_tensors(weight_files(folder, op))
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:

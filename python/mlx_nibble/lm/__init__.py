@@ -14,6 +14,9 @@ from mlx_nibble.lm.dtypes import prepare, set_activation_dtype, use_stock
 from mlx_nibble.lm.folders import (
     load_for_evaluation,
     load_full_precision,
+    load_tokenizer,
+    model_folder,
+    require_family,
     require_loadable,
     save_companions,
 )
@@ -35,9 +38,12 @@ __all__ = [
     "load_for_evaluation",
     "load_full_precision",
     "load_stock",
+    "load_tokenizer",
     "loops",
     "make_prompt_cache",
+    "model_folder",
     "prepare",
+    "require_family",
     "require_loadable",
     "run_command",
     "save_companions",

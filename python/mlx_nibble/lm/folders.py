@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +11,67 @@ import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.io.companions import copy_companions
 from mlx_nibble.lm.dtypes import on_cpu
 from mlx_nibble.lm.load import load
 
 
+def model_folder(path_or_hf_repo: str) -> Path:
+    """Return a model's folder; download it from the Hub if there is none here."""
+    return Path(mlx_lm_utils._download(path_or_hf_repo))
+
+
 def load_full_precision(
-    path_or_hf_repo: str, trust_remote_code: bool = False
-) -> tuple[mlx_nn.Module, Any, dict[str, Any]]:
+    folder: Path, dtype: str | None = None
+) -> tuple[mlx_nn.Module, dict[str, Any]]:
     """Load a model lazily, and dequantize it if it is quantized.
 
+    Args:
+        folder: The model folder.
+        dtype: Type to round all parameters to. Default: their own.
+
     Returns:
-        The model, its tokenizer, and its configuration without a quantization.
+        The model, and its configuration without a quantization.
+
+    Raises:
+        ValueError: If a parameter of the model is missing, or a tensor is none.
     """
-    model, tokenizer, *others = mlx_lm.load(
-        path_or_hf_repo,
-        lazy=True,
-        return_config=True,
-        trust_remote_code=trust_remote_code,
-    )
-    (config,) = others
+    model, config = _load_model(folder)
     if config.pop("quantization", None) is not None:
         model = mlx_lm_utils.dequantize_model(model)
     config.pop("quantization_config", None)
-    return model, tokenizer, config
+    if dtype is not None:
+        model.set_dtype(getattr(mx, dtype))
+    return model, config
 
 
-def save_companions(
-    folder: Path, source: str, tokenizer: Any, config: dict[str, Any]
-) -> None:
-    """Write the files beside the weights of a model folder, as mlx-lm does.
+def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    """Load the tokenizer of a model as :func:`mlx_lm.load` does."""
+    end = config.get("eos_token_id")
+    return mlx_lm_utils.load_tokenizer(folder, eos_token_ids=end)
+
+
+def save_companions(folder: Path, source: Path, config: dict[str, Any]) -> None:
+    """Write the files beside the weights of a model folder.
+
+    mlx-lm writes the tokenizer anew. The original files give the same tokens for sure.
 
     Args:
         folder: The unfinished model folder.
-        source: Origin of the model: a folder, or a repository of the Hub.
-        tokenizer: Tokenizer from :func:`mlx_lm.load`.
+        source: The folder of the original model.
         config: Configuration with its quantization.
     """
-    path = Path(source)
-    if not path.exists():
-        path = Path(mlx_lm_utils.hf_repo_to_path(source))
+    copy_companions(source, folder)
     mlx_lm_utils.save_config(config, config_path=folder / "config.json")
-    tokenizer.save_pretrained(folder)
-    for file in [*path.glob("*.py"), path / "generation_config.json"]:
-        if file.exists():
-            shutil.copy(file, folder)
+
+
+def require_family(config: dict[str, Any]) -> None:
+    """Check that mlx-lm has a model's family.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    mlx_lm_utils._get_classes(config=config)
 
 
 def require_loadable(folder: Path) -> None:
@@ -64,10 +80,17 @@ def require_loadable(folder: Path) -> None:
     Raises:
         ValueError: If it does not.
     """
+    _load_model(folder)
+
+
+def _load_model(folder: Path) -> tuple[mlx_nn.Module, dict[str, Any]]:
+    """Load a model lazily; turn mlx-lm's errors about its tensors into one line."""
     try:
-        mlx_lm_utils.load_model(folder, lazy=True)
+        return mlx_lm_utils.load_model(folder, lazy=True)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, KeyError):  # a family that renames tensors misses one
+            reason = f"{reason} is missing"
         raise ValueError(
             "[convert] a configuration and tensors that mlx-lm loads are required but "
             f"got: {reason}."

@@ -115,12 +115,16 @@ class GGUF:
         return value
 
 
-def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a regular file starts as GGUF files do."""
-    if not Path(path).is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+def is_gguf(source: str) -> bool:
+    """Tell whether a source is taken for a GGUF file, whatever its name."""
+    path = Path(source)
+    return path.is_file() or (source.endswith(".gguf") and not path.is_dir())
+
+
+def starts_as_gguf(file: Path) -> bool:
+    """Tell whether a regular file begins as GGUF files do."""
+    with file.open("rb") as opened:
+        return opened.read(len(_MAGIC)) == _MAGIC
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
