@@ -117,10 +117,10 @@ def _convert(
 ) -> Converted:
     files = weights_of(source, progress)
     model, config = lm.load_full_precision(source, options.dtype)
-    tokenizer = lm.load_tokenizer(source, config)
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
+        tokenizer = lm.load_tokenizer(source, config)
         tokens = _calibration_batches(tokenizer, options.calibration)
 
     @cache
