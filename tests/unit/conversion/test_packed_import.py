@@ -13,7 +13,7 @@ from mlx_lm.utils import load_model
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy
-from tests.unit.io.test_packed import words
+from tests.support import packers
 
 
 def gptq_matrix(
