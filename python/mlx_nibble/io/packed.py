@@ -130,7 +130,8 @@ def affine(
 ) -> Unpacked:
     """Return a matrix of codes `[N, K]`, and scales and integer zeros `[N, G]`."""
     scales = np.asarray(scales, np.float32)
-    biases = -scales * zeros.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # in_mlx_groups refuses infinite scales
+        biases = -scales * zeros.astype(np.float32)
     return Unpacked(codes, scales, biases, groups, bits)
 
 
