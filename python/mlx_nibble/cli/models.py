@@ -29,9 +29,7 @@ def require_model(command: str, what: str, path: str) -> None:
     """
     folder = Path(path).expanduser()
     if folder.is_file():
-        advice = (
-            f": run {_import_of(folder)}, and use OUT" if starts_as_gguf(folder) else ""
-        )
+        advice = _import_of(folder) if starts_as_gguf(folder) else ""
         raise ValueError(
             f"[{command}] {what} must be a model folder but {path!r} is a file{advice}."
         )
@@ -50,6 +48,7 @@ def require_model(command: str, what: str, path: str) -> None:
 
 
 def _import_of(file: Path) -> str:
+    """Return the part of an error that names the command for a GGUF file."""
     return f": run nibble convert {shlex.quote(str(file))} OUT, and use OUT"
 
 

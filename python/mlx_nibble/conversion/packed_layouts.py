@@ -1,4 +1,4 @@
-"""What the layouts of packed checkpoints share.
+"""The parts that the layouts of packed checkpoints share.
 
 A layout finds the matrices of a checkpoint and reads them. It is made from, and checks,
 the `quantization_config`. The shapes of tensors must say the same as the configuration:

@@ -1,4 +1,4 @@
-"""What commands say of folders that other tools packed leads to what works."""
+"""The advice of commands about folders that other tools packed leads to one that works."""
 
 from __future__ import annotations
 
