@@ -143,7 +143,6 @@ def gptqmodel(rng) -> Iterator[Case]:
                 torch.from_numpy(zeros.astype(np.int32)),
                 torch.from_numpy(g_idx.astype(np.int32)),
             )
-            layer.post_init()
             half = layer.scales
             layer.scales = half.float()
             weights = layer.dequantize_weight().T.float().numpy().copy()

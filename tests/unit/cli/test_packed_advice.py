@@ -1,4 +1,4 @@
-"""The advice of commands about folders that other tools packed leads to one that works."""
+"""The advice of commands about folders of other tools leads to one that works."""
 
 from __future__ import annotations
 
