@@ -141,10 +141,10 @@ def _import_packed(
     source: str,
     folder: str,
 ) -> None:
-    require_model("convert", "SOURCE", source)
     from mlx_nibble.conversion.packed_import import import_packed, is_packed
 
     if not is_packed(Path(source)):
+        require_model("convert", "SOURCE", source)
         parser.error(
             f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
             "say -q to quantize it"
@@ -158,6 +158,7 @@ def _import_packed(
 def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
     from mlx_nibble.conversion.convert import convert
     from mlx_nibble.conversion.options import Calibration, Options
+    from mlx_nibble.conversion.packed_import import is_packed
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)
@@ -172,7 +173,7 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
         symmetric=bool(args.symmetric),
         dtype=args.dtype,
     )
-    if not is_gguf(source):
+    if not is_gguf(source) and not is_packed(Path(source)):
         require_model("convert", "SOURCE", source)
     with step_progress() as progress, hub_errors("convert"):
         report = convert(source, folder, options, progress, _tell)

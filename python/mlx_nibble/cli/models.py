@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_nibble.io.config import read_config
+from mlx_nibble.io.gguf.reader import starts_as_gguf
+from mlx_nibble.io.packing import require_readable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -21,24 +24,32 @@ def require_model(command: str, what: str, path: str) -> None:
         path: Path or name.
 
     Raises:
-        ValueError: If it is neither, or its config.json is not a JSON object.
+        ValueError: If it is neither, its config.json is not a JSON object, or mlx-lm
+            does not read its weights.
     """
     folder = Path(path).expanduser()
     if folder.is_file():
+        advice = _import_of(folder) if starts_as_gguf(folder) else ""
         raise ValueError(
-            f"[{command}] {what} must be a model folder but {path!r} is a file; "
-            "nibble convert makes a folder of a GGUF file."
+            f"[{command}] {what} must be a model folder but {path!r} is a file{advice}."
         )
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            file = next(iter(sorted(folder.glob("*.gguf"))), None)
+            advice = "" if file is None else _import_of(file)
             raise ValueError(
                 f"[{command}] {what} must be a model folder but {path!r} has no "
-                "config.json."
+                f"config.json{advice}."
             )
-        read_config(folder, command)
+        require_readable(folder, read_config(folder, command), command)
         return
     if path.startswith(".") or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
+
+
+def _import_of(file: Path) -> str:
+    """Return the part of an error that names the command for a GGUF file."""
+    return f": run nibble convert {shlex.quote(str(file))} OUT, and use OUT"
 
 
 @contextmanager

@@ -18,11 +18,7 @@ import mlx.core as mx
 from mlx_nibble import lm
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.options import Calibration, Options
-from mlx_nibble.conversion.packed_import import (
-    has_integers,
-    import_packed,
-    is_packed,
-)
+from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.conversion.plan import make_plan
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.source import weights_of
@@ -96,8 +92,8 @@ def convert(
             folder = import_gguf(source, imported).path
         else:
             folder = lm.model_folder(source)
-            if is_packed(folder) and has_integers(folder):
-                tell(f"Importing {source}")
+            if is_packed(folder):
+                tell(f"Importing {source}, whose rounding adds to that of -q")
                 folder = import_packed(folder, imported).path
         return _convert(folder, place, options, progress, tell)
 
@@ -120,10 +116,10 @@ def _convert(
 ) -> Converted:
     files = weights_of(source, progress)
     model, config = lm.load_full_precision(source, options.dtype)
-    tokenizer = lm.load_tokenizer(source, config)
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
+        tokenizer = lm.load_tokenizer(source, config)
         tokens = _calibration_batches(tokenizer, options.calibration)
 
     @cache

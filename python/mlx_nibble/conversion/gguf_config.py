@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 from mlx_nibble.conversion.gguf_architectures import Architecture
+from mlx_nibble.conversion.gguf_metadata import require_known, rope_scaling
+from mlx_nibble.conversion.gguf_special_tokens import end_ids, token_id
 from mlx_nibble.io.gguf.errors import fail
 from mlx_nibble.io.gguf.reader import GGUF
 
 
 def model_config(file: GGUF, architecture: Architecture) -> dict[str, Any]:
     """Return the ``config.json`` of the model, without its quantization.
+
+    Metadata that change the model are used here, or refused.
 
     Raises:
         ValueError: If the metadata lack a value, have a wrong one, or need what
@@ -30,7 +34,9 @@ def model_config(file: GGUF, architecture: Architecture) -> dict[str, Any]:
     if hidden % heads and not metadata.has("attention.key_length"):
         fail(f"embedding_length must be a multiple of {heads} heads but is {hidden}.")
     head_dim = metadata.size("attention.key_length", hidden // heads)
-    _require_plain_rope(metadata, head_dim)
+    _require_whole_rotation(metadata, head_dim)
+    scaling = rope_scaling(file, architecture.name)
+    require_known(file, architecture.name, head_dim)
     eps = metadata.get("attention.layer_norm_rms_epsilon", float)
     theta = metadata.get("rope.freq_base", float, 10000.0)
     if not (0 < eps < 1 and 0 < theta < float("inf")):
@@ -55,7 +61,8 @@ def model_config(file: GGUF, architecture: Architecture) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": token_id(file, "bos"),
-        "eos_token_id": token_id(file, "eos"),
+        "eos_token_id": _stops(file),
+        **({} if scaling is None else {"rope_scaling": scaling}),
     }
 
 
@@ -65,20 +72,10 @@ def generation_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ids if config[key] is not None}
 
 
-def token_id(file: GGUF, role: str) -> int | None:
-    """Return the id of the ``bos``, ``eos``, ``unknown`` or ``padding`` token, if any.
-
-    Raises:
-        ValueError: If the vocabulary has no such token.
-    """
-    key = f"tokenizer.ggml.{role}_token_id"
-    if key not in file.metadata:
-        return None
-    value = file.get(key, int)
-    vocabulary = len(file.get("tokenizer.ggml.tokens", list))
-    if not 0 <= value < vocabulary:
-        fail(f"{key} must be below {vocabulary} but is {value}.")
-    return value
+def _stops(file: GGUF) -> int | list[int] | None:
+    """Return the id at which generation ends, or the list of them, the first first."""
+    ids = end_ids(file)
+    return ids if len(ids) > 1 else (ids[0] if ids else None)
 
 
 class _Metadata:
@@ -100,13 +97,10 @@ class _Metadata:
         return value
 
 
-def _require_plain_rope(metadata: _Metadata, head_dim: int) -> None:
+def _require_whole_rotation(metadata: _Metadata, head_dim: int) -> None:
     rotated = metadata.size("rope.dimension_count", head_dim)
     if rotated != head_dim or head_dim % 2:
         fail(
             f"rotary embedding must cover heads of an even size but covers {rotated} "
             f"of {head_dim}."
         )
-    scaling = metadata.get("rope.scaling.type", str, "none")
-    if scaling != "none":
-        fail(f"rope scaling must be 'none' but is {scaling!r}.")

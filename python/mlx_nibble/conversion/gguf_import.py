@@ -23,7 +23,8 @@ from mlx_nibble.io.checkpoint import quantized_tensors, save_json, save_weights
 from mlx_nibble.io.config import with_quantization
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.io.gguf.blocks import Affine
-from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
+from mlx_nibble.io.gguf.parts import part_files, read_parts
+from mlx_nibble.io.gguf.reader import read_tensor
 from mlx_nibble.progress import Progress, silent
 
 Tensors = dict[str, Affine | np.ndarray]
@@ -67,7 +68,7 @@ def import_gguf(
     their type is the first of float16, bfloat16 and float32 that is exact for all.
 
     Args:
-        source: The GGUF file.
+        source: The GGUF file, or any part of a split one, beside the others.
         out: The folder to make; it must not exist.
         dtype: Type to round scales, biases and plain tensors to, one of
             ``SCALE_DTYPES``.
@@ -81,8 +82,9 @@ def import_gguf(
         raise ValueError(
             f"[convert] dtype must be one of {SCALE_DTYPES} but got {dtype!r}."
         )
-    state = Source([Path(source)])
-    file = read_gguf(source)
+    files = part_files(source)
+    state = Source(files)
+    file = read_parts(files)
     architecture = architecture_of(file)
     config = model_config(file, architecture)
     names = tensor_names(file, architecture, config)

@@ -18,12 +18,16 @@ from tokenizers import (
     processors,
 )
 
-from mlx_nibble.conversion.gguf_config import token_id
+from mlx_nibble.conversion.gguf_special_tokens import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    flag,
+    token_id,
+    token_types,
+)
 from mlx_nibble.io.gguf.errors import fail
 from mlx_nibble.io.gguf.reader import GGUF
-
-# tokenizer.ggml.token_type, from llama.h.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 
 def _gpt2() -> pre_tokenizers.PreTokenizer:
@@ -59,23 +63,23 @@ def build_tokenizer(file: GGUF) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(file)))
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
-    types = _token_types(file, len(tokens))
+    types = token_types(file, len(tokens))
     typed = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [
             AddedToken(token, special=True, normalized=False)
             for token, kind in typed
-            if kind in (_UNKNOWN, _CONTROL)
+            if kind in (UNKNOWN, CONTROL)
         ]
     )
     tokenizer.add_tokens(
         [
             AddedToken(token, normalized=False)
             for token, kind in typed
-            if kind == _USER_DEFINED
+            if kind == USER_DEFINED
         ]
     )
-    _add_bos(tokenizer, file)
+    _add_ends(tokenizer, file)
     return tokenizer
 
 
@@ -98,8 +102,9 @@ def tokenizer_config(file: GGUF, context: int) -> dict[str, Any]:
         "eos_token": token("eos"),
         "unk_token": token("unknown"),
         "pad_token": token("padding"),
-        "add_prefix_space": file.get("tokenizer.ggml.add_space_prefix", bool, False),
-        "add_bos_token": file.get("tokenizer.ggml.add_bos_token", bool, False),
+        "add_prefix_space": False,
+        "add_bos_token": flag(file, "add_bos_token"),
+        "add_eos_token": flag(file, "add_eos_token"),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
     }
@@ -108,16 +113,27 @@ def tokenizer_config(file: GGUF, context: int) -> dict[str, Any]:
     return config
 
 
-def _add_bos(tokenizer: Tokenizer, file: GGUF) -> None:
-    """Begin every text with the ``bos`` token, if the file says so."""
-    if not file.get("tokenizer.ggml.add_bos_token", bool, False):
+def _add_ends(tokenizer: Tokenizer, file: GGUF) -> None:
+    """Begin and end every text with the tokens that the file says."""
+    tokens = file.get("tokenizer.ggml.tokens", list)
+    ends = {}
+    for role in ("bos", "eos"):
+        if flag(file, f"add_{role}_token"):
+            index = token_id(file, role)
+            if index is None:
+                fail(
+                    f"add_{role}_token requires tokenizer.ggml.{role}_token_id but "
+                    "there is none."
+                )
+            ends[role] = (tokens[index], index)
+    if not ends:
         return
-    index = token_id(file, "bos")
-    if index is None:
-        fail("add_bos_token requires tokenizer.ggml.bos_token_id but there is none.")
-    bos = file.get("tokenizer.ggml.tokens", list)[index]
+    before = [ends["bos"][0]] if "bos" in ends else []
+    after = [ends["eos"][0]] if "eos" in ends else []
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, index)]
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", "$B", *after],
+        special_tokens=list(dict.fromkeys(ends.values())),
     )
 
 
@@ -130,12 +146,3 @@ def _merges(file: GGUF) -> list[tuple[str, str]]:
             fail(f"merge {rule!r} must join two tokens into a third but does not.")
         merges.append((left, right))
     return merges
-
-
-def _token_types(file: GGUF, count: int) -> list[int]:
-    types = file.metadata.get("tokenizer.ggml.token_type")
-    if types is None:
-        return [1] * count  # llama.cpp's default: a normal token
-    if isinstance(types, list) or getattr(types, "shape", None) != (count,):
-        fail(f"tokenizer.ggml.token_type must be {count} numbers but is not.")
-    return types.tolist()

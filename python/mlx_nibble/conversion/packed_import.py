@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble import lm
-from mlx_nibble.conversion.packed_layouts import METHODS, Parts
+from mlx_nibble.conversion.packed_awq import AWQ
+from mlx_nibble.conversion.packed_compressed import CompressedTensors
+from mlx_nibble.conversion.packed_experts import stack_experts
+from mlx_nibble.conversion.packed_gptq import GPTQ
+from mlx_nibble.conversion.packed_layouts import Layout, Parts
+from mlx_nibble.conversion.packed_strangers import require_plain
 from mlx_nibble.conversion.source import Source
 from mlx_nibble.conversion.values import require_all_finite, require_unclipped, rounded
-from mlx_nibble.formats import GROUP_SIZES, Format, Quantized
+from mlx_nibble.formats import SCALE_DTYPES, Format, Quantized
 from mlx_nibble.io.checkpoint import (
     dtype_name,
     quantized_tensors,
@@ -25,9 +30,18 @@ from mlx_nibble.io.checkpoint import (
 from mlx_nibble.io.companions import copy_companions
 from mlx_nibble.io.config import read_config, with_quantization
 from mlx_nibble.io.folder import filling, reserved
+from mlx_nibble.io.packed import in_mlx_groups
+from mlx_nibble.io.packing import is_imported, packing
 from mlx_nibble.io.shards import USUAL, weight_files
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.search import search
+
+METHODS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
+    "awq": AWQ,
+    "gptq": GPTQ,
+    "compressed-tensors": CompressedTensors,
+}
+"""`quant_method` of a checkpoint to a function from its settings to its layout."""
 
 # A group of MLX's format is a run of consecutive inputs. Where act-order scattered a
 # group and no other layer can undo that, the matrix is rounded again. This format is so
@@ -35,9 +49,6 @@ from mlx_nibble.quantize.search import search
 _AGAIN_BITS, _AGAIN_GROUP = 8, 32
 # The down projection's inputs are these layers' outputs, one to one.
 _PRODUCERS = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
-# Experts stored one by one, and mlx-lm's names of the stacked experts.
-_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)")
-_STACKED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @dataclass(frozen=True)
@@ -65,14 +76,7 @@ def is_packed(folder: Path) -> bool:
     """Tell whether a folder is a checkpoint that `import_packed` reads."""
     if not (folder / "config.json").is_file():
         return False
-    config = read_config(folder, "convert")
-    return (config.get("quantization_config") or {}).get("quant_method") in METHODS
-
-
-def has_integers(folder: Path) -> bool:
-    """Tell whether a packed folder has integer codes, not the floats mlx-lm loads."""
-    settings = read_config(folder, "convert")["quantization_config"]
-    return settings.get("format", "pack-quantized") == "pack-quantized"
+    return is_imported(folder, read_config(folder, "convert"), "convert")
 
 
 def import_packed(
@@ -84,16 +88,16 @@ def import_packed(
     """Convert a packed checkpoint to a folder that mlx-lm loads.
 
     Codes and scales stay. A bias is exact if the zero is a power of two, and otherwise
-    rounded once. Act-order scatters the inputs of a group. For down projections the
-    layers that make the inputs are permuted; other matrices are rounded again.
+    rounded once. Groups that MLX lacks are divided, by repeating their scales.
+    Act-order scatters the inputs of a group. For down projections the layers that make
+    the inputs are permuted; other matrices are rounded again.
 
     Args:
         source: A folder with `config.json` and safetensors.
         out: The folder to make; it must not exist.
-        progress: Function of the current work, matrices done and all matrices.
         dtype: Type to round scales, biases and plain tensors to, one of
             ``SCALE_DTYPES``. Default: the type of the scales; plain tensors keep
-            theirs.
+            theirs. In float32 no bias of scales in half precision is rounded.
 
     Raises:
         ValueError: If the checkpoint is malformed or not supported, or `out` exists.
@@ -101,18 +105,21 @@ def import_packed(
     """
     with reserved(out, "convert") as place:
         config = read_config(source, "convert")
+        settings = packing(source, config, "convert")
+        assert settings is not None
+        layout = METHODS[settings["quant_method"]](settings)
+        lm.require_family(config)
         files = _weight_files(source)
         state = Source([*files, source / "config.json"])
-        tensors = read_tensors(files)
-        require_all_finite(dict(tensors))
-        run = _Import(config["quantization_config"], tensors, dtype)
-        lm.require_family(config)
+        run = _Import(layout, read_tensors(files), dtype)
         run.read(progress)
         arrays = run.arrays()
         require_all_finite(dict(arrays))
         with filling(place) as folder:
             save_weights(folder, arrays)
             config = with_quantization(config, run.usual(), run.plan())
+            if isinstance(config.get("text_config"), dict):
+                config["text_config"].pop("quantization_config", None)
             if dtype is not None:
                 config["torch_dtype"] = dtype
             copy_companions(source, folder)
@@ -145,42 +152,43 @@ class _Import:
         plain: Tensors that stay as they are.
     """
 
-    def __init__(
-        self,
-        settings: dict[str, Any],
-        tensors: dict[str, mx.array],
-        dtype: str | None = None,
-    ):
-        method = settings["quant_method"]
-        self.layout = METHODS[method](settings)
-        self.tensors = tensors
-        mark = f".{self.layout.codes}"
-        self.paths = [k.removesuffix(mark) for k in tensors if k.endswith(mark)]
+    def __init__(self, layout: Layout, tensors: dict[str, mx.array], dtype: str | None):
+        self.layout, self.tensors = layout, tensors
+        self.paths = layout.paths(tensors)
         if not self.paths:
-            raise ValueError(f"[import] {method} weights are required but got none.")
-        scales = tensors[f"{self.paths[0]}.{self.layout.scales}"]
-        self.dtype = dtype or dtype_name(scales.dtype)
-        parts = {f"{p}.{part}" for p in self.paths for part in self.layout.parts}
-        self.plain = {
-            name: rounded(name, value, dtype)
-            for name, value in tensors.items()
-            if name not in parts
-        }
+            raise ValueError("[import] packed weights are required but there are none.")
+        parts = {f"{p}.{part}" for p in self.paths for part in layout.parts(p)}
+        plain = {k: v for k, v in tensors.items() if k not in parts}
+        require_plain(plain, self.paths)
+        self.dtype = dtype or self._dtype()
+        self.plain = {k: rounded(k, v, dtype) for k, v in plain.items()}
         self.done: dict[str, Quantized] = {}
         self.permuted = self.rounded_again = 0
+
+    def _dtype(self) -> str:
+        """Return the type of all scales; float32 if they differ."""
+        names = [f"{path}.{self.layout.scales(path)}" for path in self.paths]
+        kinds = {dtype_name(self.tensors[n].dtype) for n in names if n in self.tensors}
+        (kind, *others) = kinds or {"float32"}
+        return "float32" if others or kind not in SCALE_DTYPES else kind
 
     def read(self, progress: Progress) -> None:
         """Convert all matrices, and settle the order of their inputs."""
         orders: dict[str, np.ndarray] = {}
         for i, path in enumerate(self.paths):
-            parts = Parts(self.tensors, path)
-            self.done[path], order = self.layout.read(parts, self.dtype)
+            try:
+                unpacked = self.layout.read(Parts(self.tensors, path))
+                self.done[path], order = in_mlx_groups(unpacked, self.dtype)
+            except ValueError as error:
+                if str(error).startswith("["):
+                    raise
+                raise ValueError(f"[import] {path} {error}.") from error
             if order is not None:
                 orders[path] = order
             progress("Converting", i + 1, len(self.paths))
         for path, order in orders.items():
             self._settle(path, order)
-        self._stack_experts()
+        self.done = stack_experts(self.done)
 
     def _settle(self, path: str, order: np.ndarray) -> None:
         """Permute the outputs that are a matrix's inputs, or round it again."""
@@ -202,38 +210,10 @@ class _Import:
         self.done[path] = search(weight, Format(_AGAIN_BITS, _AGAIN_GROUP, self.dtype))
         self.rounded_again += 1
 
-    def _stack_experts(self) -> None:
-        """Stack experts that are stored one by one, as mlx-lm stores them."""
-        experts: dict[str, dict[int, str]] = {}
-        for path in self.done:
-            if found := _EXPERT.fullmatch(path):
-                block, number, name = found.groups()
-                stacked = f"{block}.switch_mlp.{_STACKED.get(name, name)}"
-                experts.setdefault(stacked, {})[int(number)] = path
-        for stacked, by_number in experts.items():
-            parts = [self.done.pop(path) for _, path in sorted(by_number.items())]
-            kinds = {(q.bits, q.codes.shape, q.scales.shape) for q in parts}
-            if sorted(by_number) != list(range(len(parts))) or len(kinds) != 1:
-                raise ValueError(
-                    f"[import] the experts of {stacked} must be numbered from 0 and "
-                    f"be alike but are {sorted(by_number)}, of {len(kinds)} shapes."
-                )
-            self.done[stacked] = Quantized(
-                np.stack([q.codes for q in parts]),
-                np.stack([q.scales for q in parts]),
-                np.stack([q.biases for q in parts]),
-                parts[0].bits,
-            )
-
     def arrays(self) -> dict[str, mx.array]:
         """Return all tensors as MLX stores them."""
         arrays = dict(self.plain)
         for path, q in self.done.items():
-            if q.group_size not in GROUP_SIZES:
-                raise ValueError(
-                    f"[import] groups must be of {GROUP_SIZES} inputs but those of "
-                    f"{path} have {q.group_size}."
-                )
             require_unclipped(path, q, self.dtype)
             arrays |= quantized_tensors(path, q.words(), q.scales, q.biases, self.dtype)
         return arrays

@@ -1,22 +1,21 @@
-"""The layouts of packed checkpoints: a new quantization method is a row of a table.
+"""The parts that the layouts of packed checkpoints share.
 
-A layout names the tensors of a matrix and reads them. It is made from, and checks, the
-`quantization_config` of a checkpoint.
+A layout finds the matrices of a checkpoint and reads them. It is made from, and checks,
+the `quantization_config`. The shapes of tensors must say the same as the configuration:
+nothing is guessed where they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_nibble.formats import Quantized
-from mlx_nibble.io.packed import from_awq, from_compressed_tensors, from_gptq
-
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+from mlx_nibble.conversion.packed_settings import Scheme
+from mlx_nibble.io.packed import Unpacked
 
 
 @dataclass(frozen=True)
@@ -31,106 +30,104 @@ class Parts:
     tensors: Mapping[str, mx.array]
     path: str
 
-    def get(self, name: str) -> np.ndarray | None:
-        """Return a tensor, floating types as float32; None if it is absent."""
-        tensor = self.tensors.get(f"{self.path}.{name}")
-        if tensor is None:
-            return None
-        if mx.issubdtype(tensor.dtype, mx.floating):
-            tensor = tensor.astype(mx.float32)
-        return np.array(tensor)
+    def has(self, name: str) -> bool:
+        """Tell whether the checkpoint has a tensor of the matrix."""
+        return f"{self.path}.{name}" in self.tensors
 
-    def need(self, name: str) -> np.ndarray:
-        """Return a tensor, floating types as float32.
+    def integers(self, name: str, *ranks: int) -> np.ndarray:
+        """Return a tensor of integers; `ranks` default to 2, a matrix."""
+        return np.array(self._need(name, ranks or (2,), mx.integer, "integers"))
 
-        Raises:
-            ValueError: If it is absent.
-        """
-        part = self.get(name)
+    def values(self, name: str, *ranks: int) -> np.ndarray:
+        """Return a tensor of floating-point numbers, as float32."""
+        part = self._need(name, ranks or (2,), mx.floating, "floating-point numbers")
+        return np.array(part.astype(mx.float32))
+
+    def _need(
+        self, name: str, ranks: tuple[int, ...], kind: mx.DtypeCategory, what: str
+    ) -> mx.array:
+        part = self.tensors.get(f"{self.path}.{name}")
         if part is None:
-            raise ValueError(f"[import] {self.path}.{name} is required but missing.")
+            raise ValueError(f"must have a tensor {name} but it is missing")
+        if part.ndim not in ranks or not mx.issubdtype(part.dtype, kind):
+            raise ValueError(
+                f"must have a {name} of {ranks[-1]} dimensions and {what} but it is "
+                f"{part.dtype} of {part.shape}"
+            )
         return part
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a checkpoint stores a matrix.
+class Layout(Protocol):
+    """How a checkpoint stores its matrices."""
 
-    Attributes:
-        codes: Name of the tensor of codes.
-        scales: Name of the tensor of scales.
-        parts: Names of all tensors of a matrix.
-        read: Function from the parts and the type of biases to the weight and the
-            order of its inputs, see :mod:`mlx_nibble.io.packed`.
+    def paths(self, tensors: Mapping[str, mx.array]) -> list[str]:
+        """Return the paths of all packed matrices."""
+        ...
+
+    def parts(self, path: str) -> tuple[str, ...]:
+        """Return the names of all tensors that a matrix may have."""
+        ...
+
+    def scales(self, path: str) -> str:
+        """Return the name of the tensor of scales."""
+        ...
+
+    def read(self, parts: Parts) -> Unpacked:
+        """Return a matrix.
+
+        Raises:
+            ValueError: If it is malformed. The message lacks the name of the matrix.
+        """
+        ...
+
+
+def require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise unless a tensor has the shape that the configuration gives it."""
+    if array.shape != shape:
+        raise ValueError(
+            f"must have {name} of shape {shape} by its configuration but it has "
+            f"{array.shape}"
+        )
+
+
+def group_map(
+    parts: Parts, name: str, inputs: int, scheme: Scheme, groups: int
+) -> np.ndarray:
+    """Return the group of each input, from a tensor or from the group size.
+
+    A tensor whose values are all -1 stands for groups in order.
     """
-
-    codes: str
-    scales: str
-    parts: tuple[str, ...]
-    read: Callable[[Parts, str], tuple[Quantized, np.ndarray | None]]
-
-
-def _awq(settings: Mapping[str, Any]) -> Layout:
-    if settings.get("version", "gemm") != "gemm" or settings.get("bits", 4) != 4:
+    if parts.has(name):
+        index = parts.integers(name, 1)
+        require_shape(name, index, (inputs,))
+        if not (index == -1).all():
+            if not ((0 <= index) & (index < groups)).all():
+                raise ValueError(
+                    f"must have {name} from 0 to {groups - 1} but has "
+                    f"{index.min()} to {index.max()}"
+                )
+            return index.astype(np.int64)
+    if groups != scheme.groups(inputs):
         raise ValueError(
-            "[import] an AWQ checkpoint must be of version gemm and 4 bits but "
-            f"is of {settings.get('version')} and {settings.get('bits')}."
+            f"must have {scheme.groups(inputs)} groups by its configuration but has "
+            f"{groups}"
         )
-
-    def read(parts: Parts, dtype: str) -> tuple[Quantized, None]:
-        codes, zeros = parts.need("qweight"), parts.need("qzeros")
-        return from_awq(codes, zeros, parts.need("scales"), dtype), None
-
-    return Layout("qweight", "scales", _PARTS, read)
+    size = inputs if scheme.group_size == -1 else scheme.group_size
+    return np.arange(inputs) // size
 
 
-def _gptq(settings: Mapping[str, Any]) -> Layout:
-    bits = int(settings["bits"])
-    zero_offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
+class QWeight:
+    """The part that layouts share whose codes are named qweight."""
 
-    def read(parts: Parts, dtype: str) -> tuple[Quantized, np.ndarray | None]:
-        return from_gptq(
-            parts.need("qweight"),
-            parts.need("qzeros"),
-            parts.need("scales"),
-            parts.get("g_idx"),
-            bits,
-            dtype,
-            zero_offset=zero_offset,
-        )
+    def paths(self, tensors: Mapping[str, mx.array]) -> list[str]:
+        """Return the paths of all packed matrices."""
+        end = ".qweight"
+        return [name.removesuffix(end) for name in tensors if name.endswith(end)]
 
-    return Layout("qweight", "scales", _PARTS, read)
+    def parts(self, path: str) -> tuple[str, ...]:
+        """Return the names of all tensors that a matrix may have."""
+        return ("qweight", "qzeros", "scales", "g_idx")
 
-
-def _compressed_tensors(settings: Mapping[str, Any]) -> Layout:
-    groups = list(settings.get("config_groups", {}).values())
-    weights = groups[0].get("weights", {}) if len(groups) == 1 else {}
-    if settings.get("format") != "pack-quantized" or weights.get("type") != "int":
-        raise ValueError(
-            "[import] a compressed-tensors checkpoint must be pack-quantized with "
-            f"one group of int weights but is {settings.get('format')!r} with "
-            f"{len(groups)}."
-        )
-    bits = int(weights["num_bits"])
-
-    def read(parts: Parts, dtype: str) -> tuple[Quantized, np.ndarray | None]:
-        return from_compressed_tensors(
-            parts.need("weight_packed"),
-            parts.need("weight_scale"),
-            parts.get("weight_zero_point"),
-            parts.get("weight_g_idx"),
-            bits,
-            dtype,
-        )
-
-    names = ("packed", "scale", "zero_point", "shape", "g_idx")
-    parts = tuple(f"weight_{name}" for name in names)
-    return Layout("weight_packed", "weight_scale", parts, read)
-
-
-METHODS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
-    "awq": _awq,
-    "gptq": _gptq,
-    "compressed-tensors": _compressed_tensors,
-}
-"""`quant_method` of a checkpoint to a function from its settings to its layout."""
+    def scales(self, path: str) -> str:
+        """Return the name of the tensor of scales."""
+        return "scales"

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble.io.config import read_config
+from mlx_nibble.io.packing import require_plain
 from mlx_nibble.io.shards import weight_files
 
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
@@ -29,7 +30,8 @@ def read_checkpoint(
         The configuration, and parameter path to lazy array.
 
     Raises:
-        ValueError: If it is no model folder, or a part of it is missing.
+        ValueError: If it is no model folder, a part of it is missing, or another tool
+            packed it.
     """
     if not folder.exists():
         raise ValueError(
@@ -40,7 +42,9 @@ def read_checkpoint(
             f"[{op}] a model folder must hold config.json and model*.safetensors but "
             f"'{folder}' does not."
         )
-    return read_config(folder, op), read_tensors(weight_files(folder, op))
+    config = read_config(folder, op)
+    require_plain(folder, config, op)
+    return config, read_tensors(weight_files(folder, op))
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:

@@ -1,62 +1,146 @@
-r"""The layouts of AutoAWQ, GPTQ and compressed-tensors, converted to MLX's codes.
+r"""The codes of AutoAWQ, GPTQ and compressed-tensors, and their form in MLX's groups.
 
-All three store integers with a scale and an integer zero for each group,
+All of them store integers with a scale and a zero for each group,
 :math:`\hat w = s (q - z)`: MLX's format with a bias of :math:`-s z`. The bias is exact
-if z is a power of two, as in every symmetric checkpoint. Otherwise it is rounded once,
-to the type of the scales.
+if z is a power of two, as in every symmetric checkpoint, or if it is stored in float32.
+Otherwise it is rounded once, to the type of the scales.
+
+Words are little-endian streams of codes here, whatever their width: 16-, 32- and
+64-bit words have the same bytes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from mlx_nibble.formats import Quantized, round_to, unpack
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS, Quantized, round_to, unpack
 
 # AutoAWQ interleaves the 8 columns of a word: its CUDA kernel reads even and odd
 # columns from halves. Nibble i is column _AWQ_ORDER[i].
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-# GPTQ's widths whose codes never straddle two words.
-_GPTQ_BITS = (2, 4, 8)
+# AutoAWQ's GEMVFast stores 4 rows in a 16-bit word, and 64 inputs in a tile.
+_FAST_ROWS, _FAST_TILE = 4, 64
+# GPTQModel's gptq_p splits a code into planes, low bits first. These are their widths.
+_PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+_WORD = 32
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-def from_awq(
-    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, dtype: str
-) -> Quantized:
-    """Convert AutoAWQ's GEMM layout, 4 bits.
+@dataclass(frozen=True)
+class Unpacked:
+    r"""A matrix of another tool, :math:`\hat w_{nk} = s_{ng} q_{nk} + b_{ng}`.
 
-    Args:
-        qweight: int32 `[K, N / 8]`.
-        qzeros: int32 `[G, N / 8]`.
-        scales: `[G, N]`.
-        dtype: Stored type of biases.
-
-    Raises:
-        ValueError: If shapes do not fit together.
-    """
-    codes, zeros = _awq_columns(qweight), _awq_columns(qzeros)
-    return _affine(codes.T, scales.T, zeros.T, 4, dtype)
-
-
-def from_gptq(
-    qweight: np.ndarray,
-    qzeros: np.ndarray,
-    scales: np.ndarray,
-    g_idx: np.ndarray | None,
-    bits: int,
-    dtype: str,
-    *,
-    zero_offset: int = 1,
-) -> tuple[Quantized, np.ndarray | None]:
-    """Convert the layout of AutoGPTQ and GPTQModel, 2, 4 or 8 bits.
-
-    Args:
-        qweight: int32 `[K * bits / 32, N]`, packed along K.
-        qzeros: int32 `[G, N * bits / 32]`.
-        scales: `[G, N]`.
-        g_idx: Group of each input, `[K]`, or None.
+    Attributes:
+        codes: uint8 `[N, K]`.
+        scales: float32 `[N, G]`.
+        biases: float32 `[N, G]`, :math:`-s z`.
+        groups: Group of each input, `[K]`, from 0 to G - 1.
         bits: Width of a code.
-        dtype: Stored type of biases.
-        zero_offset: Difference of the zero and the stored zero: 1; 0 in format v2.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    biases: np.ndarray
+    groups: np.ndarray
+    bits: int
+
+
+def stream(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpack the first `count` codes of rows that are dense streams of bits.
+
+    Args:
+        words: Integers `[R, W]` of any width.
+        bits: Width of a code.
+        count: Number of codes, for which the words have room.
+
+    Returns:
+        uint8 `[R, count]`.
+    """
+    octets = np.ascontiguousarray(words).view(np.uint8)
+    octets = np.pad(octets, ((0, 0), (0, -octets.shape[-1] % (4 * bits))))
+    return unpack(octets.view(np.uint32), bits)[:, :count]
+
+
+def whole_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpack rows whose 32-bit words hold whole codes, with a rest of unused bits.
+
+    compressed-tensors stored 3, 5, 6 and 7 bits so before it stored dense streams.
+    """
+    shifts = np.arange(_WORD // bits, dtype=np.uint32) * np.uint32(bits)
+    raw = np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts
+    codes = (raw & np.uint32((1 << bits) - 1)).astype(np.uint8)
+    return codes.reshape(len(words), -1)[:, :count]
+
+
+def planes(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpack rows in GPTQModel's planar layout: `bits` words hold 32 codes."""
+    blocks = np.ascontiguousarray(words).view(np.uint32)
+    blocks = blocks.reshape(len(words), -1, bits)
+    codes = np.zeros((*blocks.shape[:2], _WORD), np.uint8)
+    at = 0
+    for width in _PLANES[bits]:
+        codes |= unpack(blocks[..., at : at + width], width) << at
+        at += width
+    return codes.reshape(len(words), -1)[:, :count]
+
+
+def awq_columns(words: np.ndarray) -> np.ndarray:
+    """Unpack AutoAWQ's GEMM layout, int32 `[R, C / 8]`, to codes `[R, C]`."""
+    nibbles = stream(words, 4, 8 * words.shape[-1]).reshape(len(words), -1, 8)
+    columns = np.empty_like(nibbles)
+    columns[..., _AWQ_ORDER] = nibbles
+    return columns.reshape(len(words), -1)
+
+
+def awq_fast_rows(words: np.ndarray) -> np.ndarray:
+    """Unpack AutoAWQ's GEMVFast layout, int16 `[N / 4, K]`, to codes `[N, K]`."""
+    blocks, inputs = words.shape
+    tiles = stream(words, 4, 4 * inputs)
+    tiles = tiles.reshape(blocks, -1, _FAST_ROWS, _FAST_TILE).swapaxes(1, 2)
+    # Within 32 inputs, pairs were dealt to four eights, and each eight is stored in
+    # the order 0 2 4 6 1 3 5 7.
+    eights = tiles.reshape(blocks * _FAST_ROWS, -1, 4, 2, 4).swapaxes(-1, -2)
+    pairs = eights.reshape(len(eights), -1, 4, 4, 2).swapaxes(2, 3)
+    return pairs.reshape(len(eights), inputs)
+
+
+def plus_one(words: np.ndarray, bits: int) -> np.ndarray:
+    """Add 1 to each zero of GPTQ's format v1, as GPTQModel does.
+
+    It subtracted 1 from all fields of a word at once, so a zero of 0 borrowed from its
+    neighbours. The sum modulo the word gives all of them back.
+
+    Args:
+        words: Integers of any width.
+        bits: 2, 4 or 8: no field straddles two words.
+    """
+    width = 8 * words.dtype.itemsize
+    raw = np.ascontiguousarray(words).view(f"u{words.dtype.itemsize}")
+    return raw + raw.dtype.type(((1 << width) - 1) // ((1 << bits) - 1))
+
+
+def affine(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    groups: np.ndarray,
+    bits: int,
+) -> Unpacked:
+    """Return a matrix of codes `[N, K]`, and scales and integer zeros `[N, G]`."""
+    scales = np.asarray(scales, np.float32)
+    with np.errstate(invalid="ignore"):  # in_mlx_groups refuses infinite scales
+        biases = -scales * zeros.astype(np.float32)
+    return Unpacked(codes, scales, biases, groups, bits)
+
+
+def in_mlx_groups(matrix: Unpacked, dtype: str) -> tuple[Quantized, np.ndarray | None]:
+    """Convert a matrix to MLX's runs of inputs, by repeating scales and biases.
+
+    Args:
+        matrix: The matrix; its groups have any sizes, and may be scattered.
+        dtype: Type of scales and biases.
 
     Returns:
         The weight, and the order of its inputs. With act-order a group is no run of
@@ -64,94 +148,40 @@ def from_gptq(
         The order is None if inputs are in order.
 
     Raises:
-        ValueError: If shapes do not fit together.
+        ValueError: If no group size of MLX divides the groups, or if a scale or a bias
+            is not finite in `dtype`. The message lacks the name of the matrix.
     """
-    if bits not in _GPTQ_BITS:
-        raise ValueError(f"[import] bits must be 2, 4 or 8 but got {bits}.")
-    codes = unpack(np.ascontiguousarray(qweight.T).view(np.uint32), bits)
-    zeros = unpack(qzeros.view(np.uint32), bits).astype(np.int32) + zero_offset
-    order = None
-    if g_idx is not None:
-        order = _order(g_idx, codes.shape[-1], len(scales))
-    if order is not None:
-        codes = codes[:, order]
-    return _affine(codes, scales.T, zeros.T, bits, dtype), order
-
-
-def from_compressed_tensors(
-    weight_packed: np.ndarray,
-    weight_scale: np.ndarray,
-    weight_zero_point: np.ndarray | None,
-    g_idx: np.ndarray | None,
-    bits: int,
-    dtype: str,
-) -> tuple[Quantized, np.ndarray | None]:
-    """Convert the `pack-quantized` layout of compressed-tensors, 4 or 8 bits.
-
-    Args:
-        weight_packed: int32 `[N, K * bits / 32]`, each code plus `2**(bits - 1)`.
-        weight_scale: `[N, G]`.
-        weight_zero_point: int32 `[N * bits / 32, G]`, packed likewise, or None.
-        g_idx: Group of each input, `[K]`; None or all -1 if in order.
-        bits: Width of a code.
-        dtype: Stored type of biases.
-
-    Returns:
-        The weight, and the order of its inputs, as `from_gptq` returns them.
-
-    Raises:
-        ValueError: If shapes do not fit together.
-    """
-    codes = unpack(weight_packed.view(np.uint32), bits)
-    zeros = np.full(weight_scale.shape, 2 ** (bits - 1), np.int32)
-    if weight_zero_point is not None:
-        stored = np.ascontiguousarray(weight_zero_point.T).view(np.uint32)
-        zeros = unpack(stored, bits).T.astype(np.int32)
-    order = None
-    if g_idx is not None and not (g_idx == -1).all():
-        order = _order(g_idx, codes.shape[-1], weight_scale.shape[-1])
-    if order is not None:
-        codes = codes[:, order]
-    return _affine(codes, weight_scale, zeros, bits, dtype), order
-
-
-def _awq_columns(packed: np.ndarray) -> np.ndarray:
-    """Unpack int32 `[rows, N / 8]` to codes `[rows, N]`."""
-    nibbles = unpack(packed.view(np.uint32), 4).reshape(len(packed), -1, 8)
-    columns = np.empty_like(nibbles)
-    columns[..., _AWQ_ORDER] = nibbles
-    return columns.reshape(len(packed), -1)
-
-
-def _order(g_idx: np.ndarray, inputs: int, groups: int) -> np.ndarray | None:
-    """Return the inputs sorted by group; None if they are in order already."""
-    if g_idx.shape != (inputs,) or not ((0 <= g_idx) & (g_idx < groups)).all():
+    codes, order = matrix.codes, None
+    size = _run(matrix.groups)
+    if size is None:
+        order = np.argsort(matrix.groups, kind="stable")
+        codes, size = codes[:, order], _run(matrix.groups[order])
+    if size is None:
+        least = np.unique(matrix.groups, return_counts=True)[1].min()
         raise ValueError(
-            f"[import] g_idx must name one of {groups} groups for each of {inputs} "
-            f"inputs but has shape {g_idx.shape} and values up to {g_idx.max()}."
+            f"must have groups of a multiple of {GROUP_SIZES[0]} inputs but one has "
+            f"{least}"
         )
-    if (np.bincount(g_idx, minlength=groups) != inputs // groups).any():
-        raise ValueError(
-            "[import] all groups of g_idx must be of the same size but are not."
-        )
-    order = np.argsort(g_idx, kind="stable")
-    return None if (order == np.arange(inputs)).all() else order
+    groups = matrix.groups if order is None else matrix.groups[order]
+    values = []
+    for name, value in (("scales", matrix.scales), ("biases", matrix.biases)):
+        if not np.isfinite(value).all():
+            raise ValueError(f"must have finite {name} but some are not")
+        if dtype == "float16" and (abs(value) > _LARGEST_HALF).any():
+            raise ValueError(
+                f"must have {name} up to {_LARGEST_HALF:.0f} in float16 but one is "
+                f"{abs(value).max():.6g} (--dtype float32 has room)"
+            )
+        values.append(round_to(value[:, groups[::size]], dtype))
+    bits = matrix.bits if matrix.bits in SUPPORTED_BITS else 8
+    return Quantized(np.ascontiguousarray(codes), *values, bits), order
 
 
-def _affine(
-    codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int, dtype: str
-) -> Quantized:
-    rows, inputs = codes.shape
-    groups = scales.shape[-1]
-    if scales.shape != (rows, groups) or zeros.shape[-1] != groups or inputs % groups:
-        raise ValueError(
-            f"[import] codes [N, K], scales and zeros [N, G] are required but got "
-            f"shapes {codes.shape}, {scales.shape} and {zeros.shape}."
-        )
-    if zeros.shape != scales.shape:
-        raise ValueError(
-            f"[import] zeros must be of shape {scales.shape} but are {zeros.shape}."
-        )
-    s = np.ascontiguousarray(scales, np.float32)
-    biases = round_to(-s * zeros.astype(np.float32), dtype)
-    return Quantized(np.ascontiguousarray(codes), round_to(s, dtype), biases, bits)
+def _run(groups: np.ndarray) -> int | None:
+    """Return the largest of MLX's group sizes whose runs of inputs share a group."""
+    for size in reversed(GROUP_SIZES):
+        if len(groups) % size == 0:
+            runs = groups.reshape(-1, size)
+            if (runs == runs[:, :1]).all():
+                return size
+    return None

@@ -10,10 +10,11 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlx_nibble.conversion.packed_experts import stack_experts
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
-from tests.support import tiny_models
+from mlx_nibble.formats import Quantized
+from tests.support import packers, tiny_models
 from tests.support.arrays import to_numpy
-from tests.unit.io.test_packed import words
 
 
 def gptq_matrix(
@@ -27,13 +28,8 @@ def gptq_matrix(
     g_idx = np.arange(inputs) // 32
     if act_order:
         g_idx = rng.permutation(g_idx)
-    zeros = np.full((groups, rows), 7)  # GPTQ stores the zero less one
-    parts = {
-        "qweight": mx.array(words(codes, 4).T),
-        "qzeros": mx.array(words(zeros, 4)),
-        "scales": mx.array(scales.T),
-        "g_idx": mx.array(g_idx.astype(np.int32)),
-    }
+    parts = packers.gptq(codes, scales, np.full((rows, groups), 8), 4, "gptq", g_idx)
+    parts = {name: mx.array(part) for name, part in parts.items()}
     return parts, scales.astype(np.float32)[:, g_idx] * (codes - 8)
 
 
@@ -104,8 +100,63 @@ def test_other_folders_are_not_packed(tmp_path):
     assert not is_packed(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert not is_packed(tmp_path)
-    quantized = {"quantization_config": {"quant_method": "awq", "version": "gemv"}}
-    (tmp_path / "config.json").write_text(json.dumps(quantized))
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.ones(1)})
-    with pytest.raises(ValueError, match="must be of version gemm"):
-        import_packed(tmp_path, tmp_path / "out")
+    for settings in (
+        {"quant_method": "bitsandbytes"},
+        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+        {"group_size": 64, "bits": 4},  # MLX's own
+    ):
+        config = {"model_type": "llama", "quantization_config": settings}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert not is_packed(tmp_path)
+
+
+def test_values_are_exact_in_float32(rng, tmp_path):
+    exact = gptq_folder(tmp_path / "gptq", "llama", False, rng)
+    import_packed(tmp_path / "gptq", tmp_path / "mlx", dtype="float32")
+    model, _ = load_model(tmp_path / "mlx")
+    for path, module in model.named_modules():
+        if path in exact:
+            got = mx.dequantize(
+                module.weight,
+                module.scales,
+                module.biases,
+                module.group_size,
+                module.bits,
+            )
+            assert got.dtype == mx.float32
+            np.testing.assert_array_equal(to_numpy(got), exact[path])
+
+
+STRANGERS = {
+    "self_attn.k_scale": "a scale of the KV cache",
+    "self_attn.k_proj.input_scale": "a scale of activations",
+    "mlp.down_proj.hadamard_K": "a rotation",
+    "mlp.down_proj.weight_scale_inv": "a part of a weight in another format",
+    "mlp.down_proj.extra": "belongs to a packed matrix",
+}
+
+
+@pytest.mark.parametrize(("name", "what"), STRANGERS.items())
+def test_tensors_without_a_place_are_refused_by_name(name, what, rng, tmp_path):
+    gptq_folder(tmp_path / "gptq", "llama", False, rng)
+    file = tmp_path / "gptq" / "model.safetensors"
+    tensors = mx.load(str(file)) | {f"model.layers.0.{name}": mx.ones(1)}
+    mx.save_safetensors(str(file), tensors)
+    with pytest.raises(ValueError, match=f"{name} (is )?{what}"):
+        import_packed(tmp_path / "gptq", tmp_path / "mlx")
+    assert not (tmp_path / "mlx").exists()
+
+
+def test_experts_of_two_widths_get_the_larger(rng):
+    def expert(bits, groups):
+        codes = rng.integers(0, 1 << bits, (8, 128)).astype(np.uint8)
+        scales = rng.normal(size=(8, groups)).astype(np.float32)
+        return Quantized(codes, scales, -scales, bits)
+
+    experts = [expert(4, 1), expert(8, 4), expert(2, 2)]
+    (stacked,) = stack_experts(
+        {f"a.experts.{i}.w1": q for i, q in enumerate(experts)}
+    ).values()
+    assert (stacked.bits, stacked.group_size) == (8, 32)
+    expected = np.stack([q.dequantize() for q in experts])
+    np.testing.assert_array_equal(stacked.dequantize(), expected)

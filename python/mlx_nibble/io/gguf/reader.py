@@ -42,6 +42,7 @@ class TensorInfo:
     """One row of the tensor table.
 
     Attributes:
+        file: The file that has the data.
         name: The name in the file, for example ``blk.0.attn_q.weight``.
         type: How the values are stored.
         shape: Outermost dimension first (GGUF writes it last).
@@ -49,6 +50,7 @@ class TensorInfo:
         nbytes: Bytes of data.
     """
 
+    file: Path
     name: str
     type: BlockType
     shape: tuple[int, ...]
@@ -58,16 +60,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUF:
-    """The checked contents of a GGUF file, without the tensors' data.
+    """The checked contents of a GGUF model, without the tensors' data.
 
     Attributes:
-        path: The file.
         metadata: Key to value: int, float, bool, str, a list of str, or a
             one-dimensional numpy array.
         tensors: Name to table row, in the file's order.
     """
 
-    path: Path
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
@@ -79,7 +79,7 @@ class GGUF:
         """
         info = self.tensors[name]
         data = np.empty(info.nbytes, np.uint8)
-        with open(self.path, "rb") as file:
+        with open(info.file, "rb") as file:
             file.seek(info.offset)
             got = file.readinto(data.data)
         if got != info.nbytes:
@@ -117,7 +117,14 @@ class GGUF:
 
 def is_gguf(source: str) -> bool:
     """Tell whether a source is taken for a GGUF file, whatever its name."""
-    return source.endswith(".gguf") or Path(source).is_file()
+    path = Path(source)
+    return path.is_file() or (source.endswith(".gguf") and not path.is_dir())
+
+
+def starts_as_gguf(file: Path) -> bool:
+    """Tell whether a regular file begins as GGUF files do."""
+    with file.open("rb") as opened:
+        return opened.read(len(_MAGIC)) == _MAGIC
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
@@ -145,11 +152,13 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         table = cursor.entries(tensor_count, "tensor", _read_tensor_entry)
         data_start = -(-cursor.position // alignment) * alignment
     tensors = {
-        name: _place(name, shape, kind, offset, data_start, alignment, status.st_size)
+        name: _place(
+            path, name, shape, kind, offset, data_start, alignment, status.st_size
+        )
         for name, (shape, kind, offset) in table.items()
     }
     _require_disjoint(tensors)
-    return GGUF(path, metadata, tensors)
+    return GGUF(metadata, tensors)
 
 
 def read_tensor(file: GGUF, name: str) -> Affine | np.ndarray:
@@ -222,6 +231,7 @@ def _read_tensor_entry(cursor: Cursor) -> tuple[str, tuple]:
 
 
 def _place(
+    file: Path,
     name: str,
     shape: tuple[int, ...],
     kind: int,
@@ -253,7 +263,7 @@ def _place(
             f"tensor {name!r} {shape} {block.name} needs {nbytes} bytes at {start} "
             f"but the file has {file_size}: it is truncated or corrupt."
         )
-    return TensorInfo(name, block, shape, start, nbytes)
+    return TensorInfo(file, name, block, shape, start, nbytes)
 
 
 def _require_disjoint(tensors: dict[str, TensorInfo]) -> None:

@@ -1,0 +1,271 @@
+"""Small matrices that other tools' own code packed and dequantized.
+
+`python -m tests.support.packed_by_tools FOLDER` writes a file for each tool that is
+installed. The committed ones are of the versions in their names. Packages that their
+`__init__` ties to other versions of transformers are imported without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+N, K = 32, 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packed matrix.
+
+    Attributes:
+        settings: The `quantization_config`.
+        parts: Its tensors.
+        digest: The digest of the values that the tool's code dequantizes to.
+    """
+
+    settings: dict[str, Any]
+    parts: dict[str, np.ndarray]
+    digest: str
+
+
+def digest_of(weights: np.ndarray) -> str:
+    """Return the digest of float32 values; zeros have no sign."""
+    values = weights.astype(np.float32) + np.float32(0)
+    return hashlib.sha256(values.tobytes()).hexdigest()
+
+
+def _case(settings: dict[str, Any], parts: dict[str, Any], weights: np.ndarray) -> Case:
+    return Case(settings, parts, digest_of(weights))
+
+
+def _bare(*names: str) -> None:
+    """Let submodules of packages be imported without the packages' own code."""
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        module = types.ModuleType(name)
+        module.__path__ = list(spec.submodule_search_locations or ())
+        module.__spec__ = spec
+        sys.modules[name] = module
+
+
+def _matrix(rng, bits: int, groups: int, least: int) -> tuple[np.ndarray, ...]:
+    """Return codes, float16 scales and zeros from `least` on."""
+    codes = rng.integers(0, 1 << bits, (N, K))
+    scales = rng.uniform(0.01, 0.02, (N, groups)).astype(np.float16)
+    zeros = np.arange(N * groups) % ((1 << bits) - least) + least
+    return codes, scales, rng.permuted(zeros.reshape(N, groups), axis=1)
+
+
+def _linear(codes, scales, zeros, g_idx):
+    """Return a layer whose weights are exactly on the grid."""
+    import torch
+
+    wide = scales.astype(np.float64)[:, g_idx] * (codes - zeros[:, g_idx])
+    linear = torch.nn.Linear(K, N, bias=False)
+    linear.weight.data = torch.from_numpy(wide.astype(np.float32))
+    return linear
+
+
+def _arrays(module, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return {name: getattr(module, name).detach().numpy() for name in names}
+
+
+_GPTQ = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def auto_gptq(rng) -> Iterator[Case]:
+    """Pack with AutoGPTQ (format v1). Zeros of 0 spoil its words: none are used."""
+    import torch
+
+    _bare("auto_gptq", "auto_gptq.nn_modules", "auto_gptq.nn_modules.qlinear")
+    module = importlib.import_module("auto_gptq.nn_modules.qlinear.qlinear_cuda")
+    for bits in (2, 3, 4, 8):
+        for size, order in ((32, False), (64, True), (-1, False)):
+            inputs = np.arange(K) // (K if size == -1 else size)
+            g_idx = rng.permutation(inputs) if order else inputs
+            codes, scales, zeros = _matrix(rng, bits, inputs[-1] + 1, 1)
+            layer = module.QuantLinear(
+                bits, size, K, N, False, weight_dtype=torch.float32
+            )
+            layer.pack(
+                _linear(codes, scales, zeros, g_idx),
+                torch.from_numpy(scales.astype(np.float32)),
+                torch.from_numpy(zeros.astype(np.float32)),
+                torch.from_numpy(g_idx.astype(np.int32)),
+            )
+            weights = layer(torch.eye(K)).T.numpy()
+            parts = _arrays(layer, _GPTQ) | {"scales": layer.scales.half().numpy()}
+            settings = {"quant_method": "gptq", "bits": bits, "group_size": size}
+            yield _case({**settings, "desc_act": order}, parts, weights)
+
+
+def gptqmodel(rng) -> Iterator[Case]:
+    """Pack with GPTQModel: formats gptq, gptq_v2 and gptq_p, all zeros."""
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.quantization.config import FORMAT, QuantizeConfig
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    kinds = [(form, bits) for form in ("gptq", "gptq_v2") for bits in (2, 3, 4, 8)]
+    kinds += [("gptq_p", bits) for bits in (3, 5, 6, 7)]
+    for form, bits in kinds:
+        for size, order in ((32, False), (64, True), (-1, False)):
+            inputs = np.arange(K) // (K if size == -1 else size)
+            g_idx = rng.permutation(inputs) if order else inputs
+            codes, scales, zeros = _matrix(rng, bits, inputs[-1] + 1, 0)
+            layer = TorchLinear(
+                bits=bits,
+                group_size=size,
+                sym=False,
+                desc_act=order,
+                in_features=K,
+                out_features=N,
+                bias=False,
+                pack_dtype=torch.int32,
+                register_buffers=True,
+                format=FORMAT(form),
+            )
+            layer.pack_original(
+                _linear(codes, scales, zeros, g_idx),
+                torch.from_numpy(scales.astype(np.float32)),
+                torch.from_numpy(zeros.astype(np.int32)),
+                torch.from_numpy(g_idx.astype(np.int32)),
+            )
+            half = layer.scales
+            layer.scales = half.float()
+            weights = layer.dequantize_weight().T.float().numpy().copy()
+            layer.scales = half
+            if form == "gptq":
+                config = QuantizeConfig(bits=bits, group_size=size)
+                convert_gptq_v2_to_v1_format_module(layer, config)
+            settings = {"quant_method": "gptq", "bits": bits, "group_size": size}
+            settings |= {"desc_act": order, "checkpoint_format": form}
+            yield _case(settings, _arrays(layer, _GPTQ), weights)
+
+
+def autoawq(rng) -> Iterator[Case]:
+    """Pack with AutoAWQ: gemm, gemv and gemv_fast. Only gemm dequantizes on a CPU."""
+    import torch
+
+    _bare("awq", "awq.modules", "awq.modules.linear", "awq.utils")
+    unpack = importlib.import_module("awq.utils.packing_utils").dequantize_gemm
+    names = ("qweight", "qzeros", "scales")
+    for form, of in (
+        ("gemm", "gemm.WQLinear_GEMM"),
+        ("gemv", "gemv.WQLinear_GEMV"),
+        ("gemv_fast", "gemv_fast.WQLinear_GEMVFast"),
+    ):
+        file, _, name = of.partition(".")
+        layer_class = getattr(
+            importlib.import_module(f"awq.modules.linear.{file}"), name
+        )
+        for size in (32, 64, 128):
+            g_idx = np.arange(K) // size
+            codes, scales, zeros = _matrix(rng, 4, K // size, 0)
+            s, z = torch.from_numpy(scales), torch.from_numpy(zeros)
+            if form == "gemm":
+                s, z = s.T.contiguous(), z.T.contiguous()
+            linear = _linear(codes, scales, zeros, g_idx)
+            layer = layer_class.from_linear(linear, 4, size, scales=s, zeros=z)
+            parts = _arrays(layer, names)
+            weights = linear.weight.detach().numpy()
+            if form == "gemm":
+                wide = layer.scales.float()
+                weights = unpack(layer.qweight, layer.qzeros, wide, 4, size).T.numpy()
+            elif form == "gemv_fast":  # it stores rounded products of scale and zero
+                biases = parts["qzeros"].T[:, : K // size].astype(np.float32)
+                weights = scales.astype(np.float32)[:, g_idx] * codes + biases[:, g_idx]
+            settings = {"quant_method": "awq", "bits": 4, "group_size": size}
+            yield _case({**settings, "version": form}, parts, weights)
+
+
+def compressed_tensors(rng) -> Iterator[Case]:
+    """Pack with compressed-tensors: pack-quantized and int-quantized."""
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    kinds = [("pack-quantized", bits) for bits in (2, 3, 4, 5, 6, 7, 8)]
+    kinds += [("int-quantized", 8), ("naive-quantized", 4)]
+    for form, bits in kinds:
+        for size, symmetric in ((32, True), (64, False), (-1, True), (-1, False)):
+            g_idx = np.arange(K) // (K if size == -1 else size)
+            codes, scales, zeros = _matrix(rng, bits, g_idx[-1] + 1, 0)
+            half = 1 << (bits - 1)
+            if symmetric:
+                zeros = np.full(zeros.shape, half)
+            args = {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": symmetric,
+                "strategy": "channel" if size == -1 else "group",
+                "group_size": None if size == -1 else size,
+            }
+            own = QuantizationArgs(**args)
+            scheme = QuantizationScheme(targets=["Linear"], weights=own)
+            state = {
+                "weight": _linear(codes, scales, zeros, g_idx).weight.detach(),
+                "weight_scale": torch.from_numpy(scales.astype(np.float32)),
+                "weight_zero_point": torch.from_numpy((zeros - half).astype(np.int8)),
+            }
+            tool = BaseCompressor.get_value_from_registry(form)
+            packed = tool.compress(state, scheme)
+            weights = tool.decompress(packed, scheme)["weight"].float().numpy()
+            parts = {k: v.numpy() for k, v in packed.items()}
+            parts["weight_scale"] = scales
+            settings = {"quant_method": "compressed-tensors", "format": form}
+            group = {"targets": ["Linear"], "weights": args}
+            yield _case({**settings, "config_groups": {"g": group}}, parts, weights)
+
+
+TOOLS: dict[str, Callable[[Any], Iterator[Case]]] = {
+    "auto-gptq": auto_gptq,
+    "gptqmodel": gptqmodel,
+    "autoawq": autoawq,
+    "compressed-tensors": compressed_tensors,
+}
+"""Package to the function that packs with it."""
+
+
+def save(file: Path, cases: Iterator[Case]) -> int:
+    """Write cases to a file; return their number."""
+    arrays: dict[str, np.ndarray] = {}
+    for count, case in enumerate(cases, 1):
+        arrays[f"{count}/settings"] = np.array(json.dumps(case.settings))
+        arrays[f"{count}/digest"] = np.array(case.digest)
+        arrays |= {f"{count}/parts/{k}": v for k, v in case.parts.items()}
+    np.savez_compressed(file, **arrays)
+    return count
+
+
+def load(file: Path) -> Iterator[Case]:
+    """Read the cases of a file."""
+    with np.load(file) as arrays:
+        for name in (n for n in arrays.files if n.endswith("/settings")):
+            number = name.removesuffix("settings")
+            start = f"{number}parts/"
+            names = [n for n in arrays.files if n.startswith(start)]
+            yield Case(
+                json.loads(str(arrays[name])),
+                {n.removeprefix(start): arrays[n] for n in names},
+                str(arrays[f"{number}digest"]),
+            )
+
+
+if __name__ == "__main__":
+    for tool, make in TOOLS.items():
+        if importlib.util.find_spec(tool.replace("-", "_").replace("autoawq", "awq")):
+            path = Path(sys.argv[1], f"{tool}-{version(tool)}.npz")
+            print(path, save(path, make(np.random.default_rng(0))))
