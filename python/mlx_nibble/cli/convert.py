@@ -22,6 +22,7 @@ from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -113,8 +114,8 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("name one GGUF file, model folder or Hub repository")
     if args.out is not None and args.mlx_path is not None:
         parser.error("name one output folder")
-    source = args.source or args.hf_path
-    folder = args.out or args.mlx_path or "mlx_model"
+    source = local_path(args.source or args.hf_path)
+    folder = local_path(args.out or args.mlx_path or "mlx_model")
     if args.plot is not None and args.target_bpw is None:
         parser.error("--plot needs --target-bpw, which measures the matrices")
     if args.quantize:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_nibble.io.config import read_config
+from mlx_nibble.io.checkpoint import check_folder
+from mlx_nibble.io.stranger import local_path
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -21,9 +23,9 @@ def require_model(command: str, what: str, path: str) -> None:
         path: Path or name.
 
     Raises:
-        ValueError: If it is neither, or its config.json is not a JSON object.
+        ValueError: If it is neither, or a file of it is damaged.
     """
-    folder = Path(path).expanduser()
+    folder = Path(local_path(path))
     if folder.is_file():
         raise ValueError(
             f"[{command}] {what} must be a model folder but {path!r} is a file; "
@@ -35,8 +37,13 @@ def require_model(command: str, what: str, path: str) -> None:
                 f"[{command}] {what} must be a model folder but {path!r} has no "
                 "config.json."
             )
-        read_config(folder, command)
+        check_folder(folder, command)
         return
+    if os.path.lexists(folder):
+        raise ValueError(
+            f"[{command}] {what} must be a model folder but {path!r} is neither a "
+            "folder nor a file."
+        )
     if path.startswith(".") or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -78,7 +79,7 @@ def convert(
         OSError: If files cannot be read or written.
     """
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise ValueError(f"[convert] the output must not exist yet but {out} does.")
     model, tokenizer, config = lm.load_full_precision(source)
     if options.dtype is not None:

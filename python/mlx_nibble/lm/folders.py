@@ -8,12 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
-import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.lm.dtypes import on_cpu
-from mlx_nibble.lm.load import load
+from mlx_nibble.lm.load import load, load_as_it_is
 
 
 def load_full_precision(
@@ -24,7 +24,7 @@ def load_full_precision(
     Returns:
         The model, its tokenizer, and its configuration without a quantization.
     """
-    model, tokenizer, *others = mlx_lm.load(
+    model, tokenizer, *others = load_as_it_is(
         path_or_hf_repo,
         lazy=True,
         return_config=True,
@@ -48,7 +48,7 @@ def save_companions(
         tokenizer: Tokenizer from :func:`mlx_lm.load`.
         config: Configuration with its quantization.
     """
-    path = Path(source)
+    path = Path(local_path(source))
     if not path.exists():
         path = Path(mlx_lm_utils.hf_repo_to_path(source))
     mlx_lm_utils.save_config(config, config_path=folder / "config.json")
@@ -69,6 +69,6 @@ def load_for_evaluation(
     """
     if settings.activations is not None or not on_cpu():
         return load(path_or_hf_repo, **vars(settings))[:2]
-    model, tokenizer = mlx_lm.load(path_or_hf_repo, lazy=True)[:2]
+    model, tokenizer = load_as_it_is(path_or_hf_repo, lazy=True)[:2]
     model.set_dtype(mx.float32)  # scales, too, so that weights are not rounded
     return mlx_lm_utils.dequantize_model(model), tokenizer
