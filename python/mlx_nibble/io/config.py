@@ -197,6 +197,8 @@ def _limits(key: str) -> tuple[int, int] | None:
         return int(_SIZES.fullmatch(key) is not None), _MOST_LAYERS
     if _EXPERTS.fullmatch(key):
         return 0, _MOST_EXPERTS
+    if key == "intermediate_size":  # a model of experts alone has none
+        return 0, _LARGEST_SIZE
     return (1, _LARGEST_SIZE) if _SIZES.fullmatch(key) else None
 
 

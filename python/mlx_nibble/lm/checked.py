@@ -84,7 +84,9 @@ def load_tokenizer(
     # Without an answer, transformers would ask on a terminal.
     extra = {**(extra or {})}
     extra["trust_remote_code"] = bool(extra.get("trust_remote_code"))
-    with one_line(f"a tokenizer is required in {str(model_path)!r}"):
+    with one_line(
+        f"a tokenizer that transformers can load is required in {str(model_path)!r}"
+    ):
         return _load_tokenizer(model_path, extra, *args, **kwargs)
 
 
@@ -97,17 +99,17 @@ def one_line(required: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, RuntimeError, KeyboardInterrupt, SystemExit):
+    except (OSError, RuntimeError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        # BaseException: a panic of the tokenizers package is none of Exception.
-        if type(error).__name__ != "PanicException" and not isinstance(
-            error, Exception
-        ):
+        # A panic of the tokenizers package is no Exception.
+        panic = type(error).__name__ == "PanicException"
+        if not panic and not isinstance(error, Exception):
             raise
-        raise ValueError(
-            f"[load] {required} but got {type(error).__name__}: {error}"
-        ) from error
+        if str(error).startswith("[load] "):
+            raise
+        kind = "" if isinstance(error, ValueError) else f" {type(error).__name__}"
+        raise ValueError(f"[load] {required} but got{kind}: {error}") from error
 
 
 def _check_arguments(kind: type, config: Mapping[str, Any], file: str) -> None:
