@@ -31,8 +31,8 @@ from tests.fuzz.targets import TARGETS
 
 SECONDS_OF_PROCESSOR, SECONDS_OF_WALL, BYTES = 5, 60, 1 << 30
 CORPUS = Path(__file__).with_name("corpus")
-# What the parent reads of a worker: inputs done, those refused, the current number.
-_SLOT = struct.Struct("QQQ")
+# What the parent reads of a worker: inputs done, those refused, the time of its end.
+_SLOT = struct.Struct("QQd")
 
 
 @dataclass
@@ -153,9 +153,7 @@ class Worker:
         self.target, self.inputs, self.seed = target, inputs, seed
         self.outcome = Outcome()
         self.numbers = iter(numbers)
-        self._begun: list[int | str] = []
-        self.end = time.monotonic() + seconds
-        self.started = time.monotonic()
+        self.seconds = seconds
         self._slot = mmap.mmap(-1, _SLOT.size)
         self._found = tempfile.TemporaryFile()
         self._fork()
@@ -177,14 +175,14 @@ class Worker:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
             return False
-        done, refused, _ = _SLOT.unpack(self._slot)
+        done, refused, end = _SLOT.unpack(self._slot)
         died = not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0)
         read = done - self._known[0]
         current = next(itertools.islice(self.numbers, read, None), None)
         if died and current is not None:
             self._blame(current, status)
-            _SLOT.pack_into(self._slot, 0, done + 1, refused, 0)
-            if time.monotonic() < self.end and len(self.outcome.findings) < 200:
+            _SLOT.pack_into(self._slot, 0, done + 1, refused, end)
+            if time.monotonic() < end and len(self.outcome.findings) < 200:
                 self._fork()
                 return False
         self._finish()
@@ -200,8 +198,8 @@ class Worker:
 
     def _finish(self) -> None:
         outcome = self.outcome
-        outcome.inputs, outcome.refused, _ = _SLOT.unpack(self._slot)
-        outcome.seconds = time.monotonic() - self.started
+        outcome.inputs, outcome.refused, end = _SLOT.unpack(self._slot)
+        outcome.seconds = time.monotonic() - (end - self.seconds)
         self._found.seek(0)
         for line in self._found:
             number, kind, where = json.loads(line)
@@ -226,20 +224,22 @@ def _work(worker: Worker, numbers: Iterable[int | str]) -> None:
         most = pages * resource.getpagesize() + BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         written: Files = {}
+        done, refused, end = _SLOT.unpack(worker._slot)
+        end = end or time.monotonic() + worker.seconds
         for number in numbers:
-            if time.monotonic() > worker.end:
+            _SLOT.pack_into(worker._slot, 0, done, refused, end)
+            if time.monotonic() > end:
                 break
             signal.setitimer(signal.ITIMER_PROF, SECONDS_OF_PROCESSOR)
             signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_WALL)
             files = worker.inputs.make(worker.target, worker.seed, number)
             files = {**worker.inputs.around, **files}
             problem = _read(target, folder, files, written)
-            done, refused, _ = _SLOT.unpack(worker._slot)
-            refused += problem == "refused"
+            done, refused = done + 1, refused + (problem == "refused")
             if problem and problem != "refused":
                 line = json.dumps([number, *problem]).encode() + b"\n"
                 os.write(worker._found.fileno(), line)
-            _SLOT.pack_into(worker._slot, 0, done + 1, refused, 0)
+        _SLOT.pack_into(worker._slot, 0, done, refused, end)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 

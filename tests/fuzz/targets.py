@@ -13,9 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mlx_nibble.bench import capsule, kernels, rates
+from mlx_nibble.bench.compare import compare
+from mlx_nibble.cli import inspect
+from mlx_nibble.cli.bench_compare import _as_json, label
+from mlx_nibble.conversion.gguf_import import import_gguf
+from mlx_nibble.conversion.packed_import import import_packed, is_packed
+from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.evaluation.inventory import read_inventory
+from mlx_nibble.evaluation.memory import by_layer, what_if
+from mlx_nibble.io.checkpoint import read_tensors
+from mlx_nibble.lm.checked import load_model, load_tokenizer
+from mlx_nibble.machine import tuned_table
+from mlx_nibble.machine.verdicts import Machine, Verdicts
 from tests.fuzz import seeds
 from tests.fuzz.mutate import Files
 
+# Imported before the workers are forked, each of which would need seconds for it.
+assert AutoTokenizer and PreTrainedTokenizerFast
 DOCUMENTED = (ValueError, OSError, RuntimeError)
 
 
@@ -37,7 +55,6 @@ class Target:
 
 
 def _gguf(folder: Path) -> None:
-    from mlx_nibble.conversion.gguf_import import import_gguf
 
     try:
         import_gguf(folder / "m.gguf", folder / "out")
@@ -46,17 +63,11 @@ def _gguf(folder: Path) -> None:
 
 
 def _safetensors(folder: Path) -> None:
-    import mlx.core as mx
-
-    from mlx_nibble.io.checkpoint import read_tensors
 
     mx.eval(read_tensors([folder / "model.safetensors"], "load"))
 
 
 def _inspect(folder: Path) -> None:
-    from mlx_nibble.cli import inspect
-    from mlx_nibble.evaluation.inventory import read_inventory
-    from mlx_nibble.evaluation.memory import by_layer, what_if
 
     inventory = read_inventory(folder)
     by_layer(inventory)
@@ -65,23 +76,18 @@ def _inspect(folder: Path) -> None:
 
 
 def _model(folder: Path) -> None:
-    import mlx.core as mx
-
-    from mlx_nibble.lm.checked import load_model
 
     model, _ = load_model(folder, lazy=True)
     mx.eval(model(mx.array([[1, 2, 3]])))
 
 
 def _tokenizer(folder: Path) -> None:
-    from mlx_nibble.lm.checked import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     tokenizer.decode(tokenizer.encode("the hen\n é <|im_end|>"))
 
 
 def _packed(folder: Path) -> None:
-    from mlx_nibble.conversion.packed_import import import_packed, is_packed
 
     try:
         if is_packed(folder):
@@ -91,9 +97,6 @@ def _packed(folder: Path) -> None:
 
 
 def _workspace(folder: Path) -> None:
-    import mlx.core as mx
-
-    from mlx_nibble.conversion.workspace import Workspace
 
     state = folder / ".out.nibble"
     shutil.rmtree(state, ignore_errors=True)
@@ -111,7 +114,6 @@ def _workspace(folder: Path) -> None:
 
 
 def _tuned(folder: Path) -> None:
-    from mlx_nibble.machine import tuned_table
 
     os.environ["NIBBLE_CACHE_DIR"] = str(folder)
     path = tuned_table.path()
@@ -123,7 +125,6 @@ def _tuned(folder: Path) -> None:
 
 
 def _verdicts(folder: Path) -> None:
-    from mlx_nibble.machine.verdicts import Machine, Verdicts
 
     os.environ["NIBBLE_CACHE_DIR"] = str(folder)
     verdicts = Verdicts(Machine("gpu", "system", "mlx", "nibble"), None)
@@ -134,9 +135,6 @@ def _verdicts(folder: Path) -> None:
 
 
 def _capsule(folder: Path) -> None:
-    from mlx_nibble.bench import capsule, kernels, rates
-    from mlx_nibble.bench.compare import compare
-    from mlx_nibble.cli.bench_compare import _as_json, label
 
     run = capsule.read(folder / "run.json")
     json.dumps(_as_json(compare(run, run)))

@@ -111,7 +111,7 @@ def _compressed_tensors(settings: Mapping[str, Any]) -> Layout:
             f"one group of int weights but is {settings.get('format')!r} with "
             f"{len(groups)}."
         )
-    bits = int(weights["num_bits"])
+    bits = int(weights.get("num_bits", 8))  # 8 is the format's own default
 
     def read(parts: Parts, dtype: str) -> tuple[Quantized, np.ndarray | None]:
         return from_compressed_tensors(

@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_nibble.io.checkpoint import read_tensors
+
 
 class Workspace:
     """Measurements, finished layers and the hidden states after them, on disk.
@@ -31,8 +33,8 @@ class Workspace:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self._replace("settings.json", stated)
-        progress = self._read("progress.json")
-        self.finished = json.loads(progress)["finished"] if progress else 0
+        progress = self.load_record("progress")
+        self.finished = 0 if progress is None else self._checked(progress)
 
     def save_record(self, name: str, value: Any) -> None:
         """Write a value that JSON can represent."""
@@ -41,7 +43,10 @@ class Workspace:
     def load_record(self, name: str) -> Any:
         """Return the value of a name; None if there is none."""
         text = self._read(f"{name}.json")
-        return None if text is None else json.loads(text)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"{name}.json") from error
 
     def keep_plan(self, plan: Any) -> None:
         """Record the plan of the layers; delete layers of another plan."""
@@ -63,9 +68,7 @@ class Workspace:
 
     def load_part(self, name: str) -> dict[str, mx.array]:
         """Return the lazy arrays of a part."""
-        loaded = mx.load(str(self.folder / f"{name}.safetensors"))
-        assert isinstance(loaded, dict)
-        return loaded
+        return read_tensors([self.folder / f"{name}.safetensors"], "convert")
 
     def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
         """Record `count` finished layers and the hidden states after them."""
@@ -78,12 +81,28 @@ class Workspace:
 
     def states(self) -> list[mx.array]:
         """Return the states recorded last, one for each batch."""
-        loaded = self.load_part(f"states-{self.finished:05}")
+        name = f"states-{self.finished:05}"
+        loaded = self.load_part(name)
+        if loaded.keys() != set(map(str, range(len(loaded)))):
+            raise self._damaged(f"{name}.safetensors")
         return [loaded[str(i)] for i in range(len(loaded))]
 
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder)
+
+    def _checked(self, progress: Any) -> int:
+        """Return the number of finished layers."""
+        finished = progress.get("finished") if isinstance(progress, dict) else None
+        if type(finished) is not int or finished < 0:
+            raise self._damaged("progress.json")
+        return finished
+
+    def _damaged(self, name: str) -> ValueError:
+        return ValueError(
+            f"[convert] the state of the unfinished conversion is damaged: {name!r} in "
+            f"{str(self.folder)!r}. Remove that folder to start afresh."
+        )
 
     def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         partial = self.folder / f"partial-{name}"
@@ -100,4 +119,4 @@ class Workspace:
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name
-        return path.read_text() if path.exists() else None
+        return path.read_text(encoding="utf-8") if path.exists() else None
