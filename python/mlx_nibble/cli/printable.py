@@ -7,6 +7,7 @@ a line break that fakes a second message, bytes that are no text.
 from __future__ import annotations
 
 import sys
+from unicodedata import category
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -19,7 +20,7 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() or c in keep or c.isspace() and c > "\xa0" else _escaped(c)
+        c if c.isprintable() or c in keep or category(c) == "Zs" else _escaped(c)
         for c in text
     )
 

@@ -136,11 +136,10 @@ class _Import:
         self.paths = [k.removesuffix(mark) for k in tensors if k.endswith(mark)]
         if not self.paths:
             raise ValueError(f"[import] {method} weights are required but got none.")
-        scales = tensors.get(f"{self.paths[0]}.{self.layout.scales}")
-        if scales is None:
-            raise ValueError(
-                f"[import] {self.paths[0]}.{self.layout.scales} is required but missing."
-            )
+        first = f"{self.paths[0]}.{self.layout.scales}"
+        if first not in tensors:
+            raise ValueError(f"[import] {first} is required but missing.")
+        scales = tensors[first]
         self.dtype = dtype_name(scales.dtype)
         parts = {f"{p}.{part}" for p in self.paths for part in self.layout.parts}
         self.plain = {k: v for k, v in tensors.items() if k not in parts}

@@ -54,13 +54,21 @@ def read_config(folder: Path, op: str) -> dict[str, Any]:
     return config
 
 
-def check_config(config: Mapping[str, Any], file: str, op: str) -> None:
+def check_config(
+    config: Mapping[str, Any], file: str, op: str, prefix: str = ""
+) -> None:
     """Check every value that mlx-nibble uses, and the sizes that mlx-lm uses.
+
+    Args:
+        config: The contents of a `config.json`, or a part of them.
+        file: The file that errors name.
+        op: Name of the operation in errors.
+        prefix: Start of the keys in errors.
 
     Raises:
         ValueError: If a value cannot be right. The error names file and key.
     """
-    check = _Check(file, op)
+    check = _Check(file, op, prefix)
     check.model(config)
     own = config.get("quantization") is not None
     if own:
@@ -70,7 +78,8 @@ def check_config(config: Mapping[str, Any], file: str, op: str) -> None:
         if not own:
             check.foreign(settings)
     if "text_config" in config:
-        check_config(check.mapping(config, "text_config"), file, op)
+        text = check.mapping(config, "text_config")
+        check_config(text, file, op, f"{prefix}text_config.")
 
 
 def with_quantization(
@@ -107,8 +116,8 @@ def stored_settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
 class _Check:
     """The checks of one file."""
 
-    def __init__(self, file: str, op: str):
-        self._file, self._op = file, op
+    def __init__(self, file: str, op: str, prefix: str):
+        self._file, self._op, self._prefix = file, op, prefix
 
     def model(self, config: Mapping[str, Any]) -> None:
         """Check the keys that describe a model."""
@@ -186,8 +195,8 @@ class _Check:
     def _fail(self, key: str, required: str, got: Any) -> NoReturn:
         got = got if got == "no such key" else _shown(got)
         raise ValueError(
-            f"[{self._op}] {required} is required as {key!r} in {self._file!r} but got "
-            f"{got}."
+            f"[{self._op}] {required} is required as {self._prefix + key!r} in "
+            f"{self._file!r} but got {got}."
         )
 
 

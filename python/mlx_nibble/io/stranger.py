@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 
 
 def local_path(name: str) -> str:
-    """Return a path; `~` is the home folder unless a file has that name."""
-    return name if os.path.lexists(name) else os.path.expanduser(name)
+    """Return a path; `~/` is the home folder unless there is a folder named `~`."""
+    known = os.path.lexists(name) or not name.startswith("~/")
+    return name if known else os.path.expanduser(name)
 
 
 def open_regular(path: str | os.PathLike[str], op: str) -> BinaryIO:
