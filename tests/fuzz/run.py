@@ -8,6 +8,7 @@ worker that read it has died.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import itertools
 import json
@@ -210,7 +211,7 @@ class Worker:
 def _work(worker: Worker, numbers: Iterable[int | str]) -> None:
     """Read inputs; the process is a fork of its own."""
     target = TARGETS[worker.target]
-    os.setpgid(0, 0)
+    faulthandler.disable()  # the parent reports
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save
 
+from mlx_nibble.conversion.gguf_import import import_gguf
+from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.machine import tuned_table
+from mlx_nibble.machine.tuned_table import Choice, Key
 from tests.fuzz.mutate import Files
 from tests.support import tiny_models
 from tests.support.gguf_writer import tiny_llama
@@ -23,8 +29,6 @@ def gguf() -> list[Files]:
 
 def imported() -> Files:
     """Return the folder of a whole tiny model, with its tokenizer."""
-    from mlx_nibble.conversion.gguf_import import import_gguf
-
     with tempfile.TemporaryDirectory() as name:
         (source := Path(name, "m.gguf")).write_bytes(tiny_llama())
         import_gguf(source, folder := Path(name, "m"))
@@ -51,7 +55,10 @@ def families() -> list[Files]:
 def packed() -> list[Files]:
     """Return a folder of each tool that packs weights."""
     rng = np.random.default_rng(0)
-    words = lambda *shape: rng.integers(-(2**31), 2**31, shape).astype(np.int32)  # noqa: E731
+
+    def words(*shape: int) -> np.ndarray:
+        return rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+
     groups = _INPUTS // _GROUP
     scales = rng.uniform(0.01, 0.02, (groups, _ROWS)).astype(np.float16)
     order = np.arange(_INPUTS, dtype=np.int32) // _GROUP
@@ -127,9 +134,6 @@ def index() -> list[Files]:
 
 def workspace() -> list[Files]:
     """Return the state of a conversion of which two layers are finished."""
-    import mlx.core as mx
-
-    from mlx_nibble.conversion.workspace import Workspace
 
     with tempfile.TemporaryDirectory() as name:
         state = Workspace(Path(name, "out"), {"origin": "m"})
@@ -141,24 +145,21 @@ def workspace() -> list[Files]:
         return [{file.name: file.read_bytes() for file in sorted(folder.iterdir())}]
 
 
-def tuned() -> list[Files]:
-    from dataclasses import asdict
-
-    from mlx_nibble.machine import tuned_table
-    from mlx_nibble.machine.tuned_table import Choice, Key
-
+def cache() -> list[Files]:
+    """Return a tuned table of this machine, and verdicts on kernels."""
     table = {
         Key(1, 64, 64, 4, 64, "float32", "float16"): Choice("mlx", 1.5),
         Key(8, 64, 64, 4, 64, "float32", "float16", True, "int8"): Choice(None),
     }
     rows = [asdict(key) | asdict(choice) for key, choice in table.items()]
     whole = {"schema": tuned_table.SCHEMA, "machine": tuned_table.machine()}
-    return [{"table.json": json.dumps({**whole, "choices": rows}).encode()}]
-
-
-def verdicts() -> list[Files]:
-    whole = {"machine": {"gpu": ""}, "failures": {"qmv_a": None, "qmv_b": "wrong by 2"}}
-    return [{"verdicts.json": json.dumps(whole).encode()}]
+    failures = {"qmv_a": None, "qmv_b": "wrong by 2"}
+    return [
+        {
+            "table.json": json.dumps({**whole, "choices": rows}).encode(),
+            "verdicts.json": json.dumps({"failures": failures}).encode(),
+        }
+    ]
 
 
 def capsules() -> list[Files]:

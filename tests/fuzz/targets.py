@@ -113,23 +113,18 @@ def _workspace(folder: Path) -> None:
         mx.eval(found.states())
 
 
-def _tuned(folder: Path) -> None:
-
+def _cache(folder: Path) -> None:
+    """Read the tuned table, then the verdicts on kernels."""
     os.environ["NIBBLE_CACHE_DIR"] = str(folder)
-    path = tuned_table.path()
-    path.parent.mkdir(exist_ok=True)
-    os.replace(folder / "table.json", path)
+    verdicts = Verdicts(Machine("gpu", "system", "mlx", "nibble"), None)
+    places = {"table.json": tuned_table.path(), "verdicts.json": verdicts.path}
+    for name, path in places.items():
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.link(folder / name, path)
     with warnings.catch_warnings(record=True):
         tuned_table._warned.clear()
         tuned_table.register(tuned_table.load())
-
-
-def _verdicts(folder: Path) -> None:
-
-    os.environ["NIBBLE_CACHE_DIR"] = str(folder)
-    verdicts = Verdicts(Machine("gpu", "system", "mlx", "nibble"), None)
-    verdicts.path.parent.mkdir(exist_ok=True)
-    os.replace(folder / "verdicts.json", verdicts.path)
     for verdict in verdicts._load().values():
         f"{verdict.kernel}: {verdict.failure}".encode("utf-8", "backslashreplace")
 
@@ -174,7 +169,6 @@ TARGETS = {
     ),
     "packed": Target(seeds.packed, _packed),
     "workspace": Target(seeds.workspace, _workspace),
-    "tuned": Target(seeds.tuned, _tuned, errors=()),
-    "verdicts": Target(seeds.verdicts, _verdicts, errors=()),
+    "cache": Target(seeds.cache, _cache, errors=()),
     "capsule": Target(seeds.capsules, _capsule),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -18,12 +19,15 @@ def open_regular(path: str | os.PathLike[str], op: str) -> BinaryIO:
     """Open a regular file, or a link to one; never wait for a pipe or a device.
 
     Raises:
-        ValueError: If it is something else.
-        OSError: If it cannot be opened.
+        ValueError: If it is a pipe, a socket or a device.
+        OSError: If it cannot be opened, or is a folder.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise ValueError(
             f"[{op}] a regular file is required but {os.fspath(path)!r} is not one."
         )

@@ -87,7 +87,10 @@ def load_tokenizer(
     with one_line(
         f"a tokenizer that transformers can load is required in {str(model_path)!r}"
     ):
-        return _load_tokenizer(model_path, extra, *args, **kwargs)
+        loaded = _load_tokenizer(model_path, extra, *args, **kwargs)
+        # Some wrong settings are found when they are used.
+        loaded.decode(loaded.encode("a"))
+        return loaded
 
 
 @contextmanager

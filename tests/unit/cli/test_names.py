@@ -47,6 +47,7 @@ def shown(capfd) -> str:
     return captured.out + captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_takes_any_name(name, whole, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
