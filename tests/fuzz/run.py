@@ -32,7 +32,7 @@ from tests.fuzz.targets import TARGETS
 
 SECONDS_OF_PROCESSOR, SECONDS_OF_WALL, BYTES = 5, 60, 1 << 30
 CORPUS = Path(__file__).with_name("corpus")
-# What the parent reads of a worker: inputs done, those refused, the time of its end.
+# Shared with the parent: inputs done, those refused, the time of the end.
 _SLOT = struct.Struct("QQd")
 
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of files, each as a function of a folder that holds an input.
+"""The fuzzed readers of files, each as a function of a folder that holds an input.
 
 A reader may raise its documented errors only. The command line shows these as one line.
 """
