@@ -103,8 +103,8 @@ def _gptq(settings: Mapping[str, Any]) -> Layout:
 
 
 def _compressed_tensors(settings: Mapping[str, Any]) -> Layout:
-    groups = list(settings.get("config_groups", {}).values())
-    weights = groups[0].get("weights", {}) if len(groups) == 1 else {}
+    groups = list((settings.get("config_groups") or {}).values())
+    weights = (groups[0].get("weights") or {}) if len(groups) == 1 else {}
     if settings.get("format") != "pack-quantized" or weights.get("type") != "int":
         raise ValueError(
             "[import] a compressed-tensors checkpoint must be pack-quantized with "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.models.base import BaseModelArgs
 
 from mlx_nibble.io.checkpoint import check_folder
 from mlx_nibble.io.config import check_config
@@ -102,12 +103,13 @@ def one_line(required: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, KeyboardInterrupt, SystemExit):
+    except (OSError, RuntimeError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # A panic of the tokenizers package is no Exception.
-        panic = type(error).__name__ == "PanicException"
-        if not panic and not isinstance(error, Exception):
+        # No Exception: a panic of the tokenizers package, and the exit of a module of
+        # mlx-lm that misses a package.
+        ended = type(error).__name__ in ("PanicException", "SystemExit")
+        if not ended and not isinstance(error, Exception):
             raise
         if str(error).startswith("[load] "):
             raise
@@ -123,10 +125,10 @@ def _check_arguments(kind: type, config: Mapping[str, Any], file: str) -> None:
     """
     if not dataclasses.is_dataclass(kind):
         return
-    with one_line(f"known types of {kind.__module__} are"):
-        hints = typing.get_type_hints(kind)
-    plain = getattr(kind, "from_dict", None)
-    own = plain is None or plain.__func__.__module__ != "mlx_lm.models.base"
+    hints = typing.get_type_hints(kind)
+    # A class that reads the dictionary itself may find an argument elsewhere.
+    reads = getattr(kind, "from_dict", None)
+    own = getattr(reads, "__func__", None) is not BaseModelArgs.from_dict.__func__
     missing = []
     for field in dataclasses.fields(kind):
         absent = dataclasses.MISSING
@@ -136,7 +138,9 @@ def _check_arguments(kind: type, config: Mapping[str, Any], file: str) -> None:
                 missing.append(field.name)
             continue
         value = config[field.name]
-        if value is None and field.default is None:
+        # mlx-lm's types say less than its defaults, and null is often "unused".
+        alike = type(value) is type(field.default) and type(value) is not float
+        if alike or (value is None and not needed):
             continue
         if not _fits(value, hints[field.name]):
             name = getattr(hints[field.name], "__name__", str(hints[field.name]))
