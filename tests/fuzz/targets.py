@@ -34,6 +34,8 @@ from tests.fuzz.mutate import Files
 
 # Imported before the workers are forked, each of which would need seconds for it.
 assert AutoTokenizer and PreTrainedTokenizerFast
+# A comparison resamples each case, for about 20 ms.
+_MOST_CASES = 20
 DOCUMENTED = (ValueError, OSError, RuntimeError)
 
 
@@ -132,7 +134,8 @@ def _cache(folder: Path) -> None:
 def _capsule(folder: Path) -> None:
 
     run = capsule.read(folder / "run.json")
-    json.dumps(_as_json(compare(run, run)))
+    if len(run["results"]) <= _MOST_CASES:
+        json.dumps(_as_json(compare(run, run)))
     for result in run["results"]:
         label(result["case"])
     if run["kind"] != "tune":

@@ -64,7 +64,11 @@ def load_model(model_path: Path, *args: Any, **kwargs: Any) -> Any:
             raise ValueError(f"[load] 'model_type' is required in {file!r} but absent.")
         # mlx-lm has changed what it read: tagged numbers, arguments of the caller.
         check_config(config, file, "load")
-        found = _find_classes(config)
+        kind = config["model_type"]
+        with one_line(
+            f"a model_type of mlx-lm is required, unlike {kind!r} in {file!r}"
+        ):
+            found = _find_classes(config)
         _check_arguments(found[1], config, file)
         return found
 

@@ -324,6 +324,7 @@ def test_no_entry_point_runs_a_folders_code(
 def test_code_runs_with_consent(in_config, folder, monkeypatch):
     canary = write_code(folder, in_config)
     monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    change(folder, auto_map={})
     trust: dict = {"trust_remote_code": True}
     lm.load(str(folder), **trust if in_config else {"tokenizer_config": trust})
     assert canary.exists()
