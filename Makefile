@@ -9,7 +9,7 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick kills bench lint format stubs wheel wheel-macos clean help
+.PHONY: demo test test-quick fuzz kills bench lint format stubs wheel wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -32,6 +32,11 @@ kills: $(VENV)/installed  ## Kill conversions at random moments, and compare
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels
+
+SECONDS ?= 20
+
+fuzz: $(VENV)/installed  ## Fuzz what reads files, each reader for SECONDS=20
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 FORMATTED = $$(git ls-files 'kernels/*.h' 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' \
   'tests/*.cpp')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nibble.bench import machine
+from mlx_nibble.bench.capsule_form import KINDS, SCHEMA, check
 from mlx_nibble.io.atomic import write_text
+from mlx_nibble.io.stranger import read_json
 
-SCHEMA = "mlx-nibble/bench/1"
-KINDS = ("kernels", "model", "tune")
 # More than any run writes: a file may come from a stranger.
-_LARGEST_FILE = 256 << 20
+_LARGEST_FILE = 32 << 20
 
+__all__ = ["KINDS", "SCHEMA", "Capsule", "check", "default_path", "new", "read"]
+__all__ += ["require_writable", "write"]
 Capsule = dict[str, Any]
 
 
@@ -87,73 +88,15 @@ def read(path: str | os.PathLike[str]) -> Capsule:
         OSError: If there is no such file.
         ValueError: If it is not a capsule.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    if size > _LARGEST_FILE:
-        raise ValueError(
-            f"[bench] a capsule of at most {_LARGEST_FILE} bytes was required but got "
-            f"{size} bytes in {str(path)!r}."
-        )
     try:
-        capsule = json.loads(path.read_text(encoding="utf-8"))
+        capsule = read_json(path, "bench", _LARGEST_FILE)
         check(capsule)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = str(error).removeprefix("[bench] ")
         raise ValueError(
             f"[bench] a capsule was required but got {str(path)!r}: {reason}"
         ) from error
     return capsule
-
-
-def check(capsule: Any) -> None:
-    """Check every value that is used.
-
-    Raises:
-        ValueError: If a value is missing or wrong.
-    """
-    schema, kind = _part(capsule, "schema", str), _part(capsule, "kind", str)
-    if schema != SCHEMA:
-        raise ValueError(f"[bench] schema {SCHEMA!r} was required but got {schema!r}.")
-    if kind not in KINDS:
-        kinds = ", ".join(KINDS)
-        raise ValueError(f"[bench] a kind of {kinds} was required but got {kind!r}.")
-    for key in ("machine", "versions", "settings"):
-        _part(capsule, key, dict)
-    for part in _part(capsule, "command", list):
-        _require(part, str, "a part of the command")
-    for result in _part(capsule, "results", list):
-        _part(result, "case", dict)
-        for candidate in _part(result, "candidates", dict).values():
-            _check_candidate(candidate)
-
-
-def _check_candidate(candidate: Any) -> None:
-    if "skipped" in _require(candidate, dict, "a candidate"):
-        _part(candidate, "skipped", str)
-        return
-    for values in _part(candidate, "passes", list):
-        for value in _require(values, list, "a pass"):
-            if not (isinstance(value, float | int) and 0 < value < math.inf):
-                raise ValueError(
-                    f"[bench] a positive sample was required but got {value!r}."
-                )
-
-
-def _part(holder: Any, key: str, kind: type) -> Any:
-    """Return a value of a dict, of this type."""
-    if key not in _require(holder, dict, f"the holder of {key!r}"):
-        raise ValueError(f"[bench] {key!r} was required but got {list(holder)}.")
-    return _require(holder[key], kind, repr(key))
-
-
-def _require(value: Any, kind: type, what: str) -> Any:
-    """Return a value of this type."""
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"[bench] {what} of type {kind.__name__} was required but got "
-            f"{type(value).__name__}."
-        )
-    return value
 
 
 def _rounded(value: Any) -> Any:

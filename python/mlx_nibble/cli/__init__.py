@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mlx_nibble.cli.commands import Commands
+from mlx_nibble.cli.printable import never_fail_to_print, printable
 
 COMMANDS = Commands(
     program="nibble",
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    never_fail_to_print()
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -98,6 +100,15 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         )
     except (ValueError, OSError, RuntimeError) as error:
         return complain(command, str(error) or type(error).__name__)
+    except Exception as error:
+        # A fault of ours, or of a package on a file that no check foresaw.
+        if sys.flags.dev_mode:
+            raise
+        return complain(
+            command,
+            f"an error that was not expected, {type(error).__name__}: {error}; "
+            "PYTHONDEVMODE=1 shows where",
+        )
     return 0
 
 
@@ -106,6 +117,7 @@ def complain(command: str, message: str) -> int:
     # A message of several lines lists missing parameters, perhaps all of a model.
     message = textwrap.shorten(message, _LONGEST_MESSAGE, placeholder=" ...")
     named = message if _NAMED.match(message) else f"[{command}] {message}"
+    named = printable(named)
     print(f"nibble: {named}", file=sys.stderr)
     return 1
 

@@ -63,7 +63,7 @@ def draw(made: Capsule, path: Path, part: str = "overview") -> None:
     """
     from mlx_nibble.pictures import generation, page, products, style
 
-    if not made["results"] or not made["peaks"]:
+    if not made["results"] or not made.get("peaks"):
         raise ValueError(
             "[plot] a run of nibble bench with results is required but got none."
         )

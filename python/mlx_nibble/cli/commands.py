@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from mlx_nibble.cli.printable import printable
 
 
 @dataclass(frozen=True)
@@ -80,4 +83,11 @@ def help_text(module: str) -> str:
 def parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command, such as "bench kernels", without options."""
     text = help_text(command.replace(" ", "_"))
-    return argparse.ArgumentParser(prog=f"nibble {command}", description=text)
+    return Parser(prog=f"nibble {command}", description=text)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages hold no control characters of a name."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message, keep="\n"), file)

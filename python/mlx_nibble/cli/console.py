@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,16 +28,30 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
+from mlx_nibble.cli.printable import printable
 from mlx_nibble.progress import Progress
 
 if TYPE_CHECKING:
     from mlx_nibble.bench.statistics import Estimate
 
+
+class _Plain(Console):
+    """A console that prints text as it is: without markup and without escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turn each text, of a line or of a cell, into what is shown."""
+        return super().render_str(printable(text), **options)
+
+
 # Progress and remarks go to stderr: stdout holds answers and tables only.
-err = Console(stderr=True, highlight=False)
+err = _Plain(stderr=True)
 # A pipe has no width; a table that wraps there is hard to read and to parse.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+out = _Plain(width=None if sys.stdout.isatty() else 200)
 
 # Characters between cells, at the edges, and the least width of folded text.
 _PADDING, _EDGES, _FOLDED = 3, 2, 8
@@ -53,7 +67,7 @@ def table(header: Sequence[str], text_columns: int = 1, title: str = "") -> Tabl
     """
     made = Table(
         box=SIMPLE_HEAD if out.is_terminal else None,
-        title=title or None,
+        title=Text(printable(title)) if title else None,
         title_justify="left",
         title_style="bold",
         header_style="bold" if out.is_terminal else "",
@@ -104,6 +118,10 @@ def times(ratio: Estimate) -> list[str]:
     ]
 
 
+def _description() -> TextColumn:
+    return TextColumn("{task.description}", markup=False)
+
+
 @contextmanager
 def _stages(*columns: ProgressColumn) -> Iterator[Progress]:
     """Show a bar for each description, from its first report on."""
@@ -113,7 +131,7 @@ def _stages(*columns: ProgressColumn) -> Iterator[Progress]:
         def update(what: str, done: float, total: float) -> None:
             if what not in stages:
                 # The first report of a resumed run starts where it was.
-                stages[what] = bars.add_task(what, total=total)
+                stages[what] = bars.add_task(printable(what), total=total)
             bars.update(stages[what], completed=done, total=total)
 
         yield update
@@ -122,7 +140,7 @@ def _stages(*columns: ProgressColumn) -> Iterator[Progress]:
 def byte_progress() -> AbstractContextManager[Progress]:
     """Return a context with a progress bar for each stage, in bytes."""
     return _stages(
-        TextColumn("{task.description}"),
+        _description(),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
@@ -132,7 +150,7 @@ def byte_progress() -> AbstractContextManager[Progress]:
 def step_progress() -> AbstractContextManager[Progress]:
     """Return a context with a progress bar for each stage, in steps."""
     return _stages(
-        TextColumn("{task.description}"),
+        _description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -143,7 +161,7 @@ def step_progress() -> AbstractContextManager[Progress]:
 def run_progress() -> Iterator[Progress]:
     """Show one progress bar, with the current step and the time left."""
     columns = (
-        TextColumn("{task.description}"),
+        _description(),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -156,7 +174,7 @@ def run_progress() -> Iterator[Progress]:
         task = bar.add_task("", total=None)
 
         def update(what: str, done: float, total: float) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+            bar.update(task, description=printable(what), completed=done, total=total)
 
         yield update
 
@@ -183,7 +201,7 @@ def countdown() -> Iterator[Progress]:
                 text = label
             if left != math.inf:
                 text += f", about {max(left, 0):.0f} s left"
-            status.update(text)
+            status.update(Text(printable(text)))
 
         def keep_drawing() -> None:
             while not ended.wait(0.5):

@@ -32,6 +32,7 @@ from mlx_nibble.cli.convert_options import (
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
 from mlx_nibble.io.gguf.reader import is_gguf
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.quantize.recipes import RECIPES
 
 
@@ -111,8 +112,8 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("name one GGUF file, model folder or Hub repository")
     if args.out is not None and args.mlx_path is not None:
         parser.error("name one output folder")
-    source = args.source or args.hf_path
-    folder = args.out or args.mlx_path or "mlx_model"
+    source = local_path(args.source or args.hf_path)
+    folder = local_path(args.out or args.mlx_path or "mlx_model")
     if args.quantize:
         path = quantizing_path(args)
         require_used(args, path)

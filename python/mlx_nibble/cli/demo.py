@@ -133,7 +133,9 @@ def _show(question: str, parts: Iterable[str], quiet: bool) -> str:
     """Print an answer as it comes; return all of it."""
     if quiet:
         return "".join(parts)
-    out.print(f"\n[bold]{question}[/bold]\n")
+    out.print()
+    out.print(question, style="bold")
+    out.print()
     answer = ""
     for part in parts:
         print(part, end="", flush=True)

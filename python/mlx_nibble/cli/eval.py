@@ -21,6 +21,7 @@ from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.lm import load_for_evaluation
 from mlx_nibble.pictures.path import require_picture
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             _print(name, result)
         if result.comparison is not None and picture is not None:
-            kl, path = result.comparison.kl, Path(name)
+            kl, path = result.comparison.kl, Path(local_path(name))
             bits = read_inventory(path).bits_per_weight
             points.append((path.name, bits, kl.mean, kl.error))
     if picture is not None:

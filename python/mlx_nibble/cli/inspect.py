@@ -19,6 +19,7 @@ from mlx_nibble.cli.console import filled, out
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
 from mlx_nibble.formats import Format
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.quantize.recipes import RECIPES
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         weights = float(count[1]) * {"M": 1e6, "B": 1e9}[count[2]]
         _print_formats(weights, args.json)
         return
-    inventory = read_inventory(Path(args.model).expanduser())
+    inventory = read_inventory(Path(local_path(args.model)))
     if args.what_if:
         inventory = what_if(inventory, _plan(inventory, args.what_if))
     if args.json:

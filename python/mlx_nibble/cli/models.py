@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_nibble.io.checkpoint import check_folder
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.gguf.reader import starts_as_gguf
 from mlx_nibble.io.packing import require_readable
+from mlx_nibble.io.stranger import local_path
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -24,10 +27,10 @@ def require_model(command: str, what: str, path: str) -> None:
         path: Path or name.
 
     Raises:
-        ValueError: If it is neither, its config.json is not a JSON object, or mlx-lm
-            does not read its weights.
+        ValueError: If it is neither, a file of it is damaged, or mlx-lm does not read
+            its weights.
     """
-    folder = Path(path).expanduser()
+    folder = Path(local_path(path))
     if folder.is_file():
         advice = _import_of(folder) if starts_as_gguf(folder) else ""
         raise ValueError(
@@ -41,8 +44,14 @@ def require_model(command: str, what: str, path: str) -> None:
                 f"[{command}] {what} must be a model folder but {path!r} has no "
                 f"config.json{advice}."
             )
+        check_folder(folder, command)
         require_readable(folder, read_config(folder, command), command)
         return
+    if os.path.lexists(folder):
+        raise ValueError(
+            f"[{command}] {what} must be a model folder but {path!r} is neither a "
+            "folder nor a file."
+        )
     if path.startswith(".") or not _HUB_NAME.fullmatch(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
 

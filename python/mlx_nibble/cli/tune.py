@@ -22,6 +22,7 @@ from mlx_nibble.cli import activations, sizes
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, out, run_progress, table
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.io.stranger import local_path
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from mlx_nibble.ops import DTYPES
@@ -41,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "path",
         nargs="?",
-        type=Path,
         metavar="PATH",
         help="a model folder, whose matrices are measured; default: those of the "
         "models of nibble bench kernels",
@@ -127,7 +127,7 @@ def _wanted(args: argparse.Namespace) -> list[Problem]:
     # Other devices always compute exactly, so exact products are asked for.
     setting = activations.setting(args) if device() == "cpu" else None
     if args.path is not None:
-        return problems.of_model(args.path, rows, args.dtype, setting)
+        return problems.of_model(Path(local_path(args.path)), rows, args.dtype, setting)
     shapes = args.shape or problems.default_shapes()
     form = (args.dtype, args.bits, args.group_size, setting)
     return problems.of_shapes(shapes, rows, *form)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_nibble.io.checkpoint import save_tensors
+from mlx_nibble.io.checkpoint import read_tensors, save_tensors
 from mlx_nibble.io.folder import flush, work_folder
 from mlx_nibble.progress import Tell, untold
 
@@ -69,12 +69,11 @@ class Workspace:
             return f"the unfinished conversion in '{self.folder}' is damaged"
         return None
 
-    def _needed(self) -> list[str]:
-        """Return the parts that the recorded progress needs."""
-        if not self.finished:
-            return []
-        layers = [f"layer-{i:05}" for i in range(self.finished)]
-        return [*layers, f"states-{self.finished:05}"]
+    def _needed(self) -> Iterator[str]:
+        """Yield the parts that the recorded progress needs, which may be too many."""
+        if self.finished:
+            yield from (f"layer-{i:05}" for i in range(self.finished))
+            yield f"states-{self.finished:05}"
 
     def _empty(self) -> None:
         """Delete all but the imported source, which the caller has just made."""
@@ -92,7 +91,10 @@ class Workspace:
     def load_record(self, name: str) -> Any:
         """Return the value of a name; None if there is none."""
         text = self._read(f"{name}.json")
-        return None if text is None else json.loads(text)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"{name}.json") from error
 
     def keep_plan(self, plan: Any) -> None:
         """Record the plan of the layers; delete layers of another plan."""
@@ -114,9 +116,7 @@ class Workspace:
 
     def load_part(self, name: str) -> dict[str, mx.array]:
         """Return the lazy arrays of a part."""
-        loaded = mx.load(str(self.folder / f"{name}.safetensors"))
-        assert isinstance(loaded, dict)
-        return loaded
+        return read_tensors([self.folder / f"{name}.safetensors"], "convert")
 
     def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
         """Record `count` finished layers and the hidden states after them."""
@@ -129,8 +129,17 @@ class Workspace:
 
     def states(self) -> list[mx.array]:
         """Return the states recorded last, one for each batch."""
-        loaded = self.load_part(f"states-{self.finished:05}")
+        name = f"states-{self.finished:05}"
+        loaded = self.load_part(name)
+        if loaded.keys() != set(map(str, range(len(loaded)))):
+            raise self._damaged(f"{name}.safetensors")
         return [loaded[str(i)] for i in range(len(loaded))]
+
+    def _damaged(self, name: str) -> ValueError:
+        return ValueError(
+            f"[convert] the state of the unfinished conversion is damaged: {name!r} in "
+            f"{str(self.folder)!r}. Remove that folder to start afresh."
+        )
 
     def _save(self, name: str, arrays: Mapping[str, mx.array]) -> None:
         partial = self.folder / f"partial-{name}"
@@ -148,4 +157,4 @@ class Workspace:
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name
-        return path.read_text() if path.exists() else None
+        return path.read_text(encoding="utf-8") if path.exists() else None

@@ -24,9 +24,13 @@ def read_inventory(folder: Path) -> Inventory:
     """Count the tensors of a model folder.
 
     Raises:
-        ValueError: If it is no model folder.
+        ValueError: If it is no model folder, or a matrix is malformed.
     """
     config, tensors = read_checkpoint(folder, "inspect")
+    if not tensors:
+        raise ValueError(
+            f"[inspect] tensors are required but {str(folder)!r} has none."
+        )
     rows = tuple(
         _row(path, tensor, tensors, config)
         for path, tensor in sorted(tensors.items(), key=lambda item: natural(item[0]))
@@ -48,8 +52,13 @@ def _row(
     scales = tensors.get(f"{owner}.scales")
     if not path.endswith(".weight") or scales is None:
         return MatrixBytes(path, tuple(tensor.shape), tensor.nbytes)
-    group_size = int(stored_settings(config, owner)["group_size"])
-    inputs = scales.shape[-1] * group_size
+    group_size = stored_settings(config, owner)["group_size"]
+    inputs = scales.shape[-1] * group_size if scales.ndim else 0
+    if tensor.shape[:-1] != scales.shape[:-1] or inputs == 0:
+        raise ValueError(
+            f"[inspect] weights and scales with the same rows are required but those "
+            f"of {owner!r} have shapes {tensor.shape} and {scales.shape}."
+        )
     bits = tensor.shape[-1] * 32 // inputs
     biases = tensors.get(f"{owner}.biases")
     return MatrixBytes(

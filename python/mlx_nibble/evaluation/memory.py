@@ -90,7 +90,7 @@ class Inventory:
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight, with scales and biases counted."""
-        return 8 * self.nbytes / self.parameters
+        return 8 * self.nbytes / max(self.parameters, 1)
 
     def total(self, context: int) -> int:
         """Return the bytes to run a sequence of `context` tokens."""
@@ -146,7 +146,7 @@ def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
         width = int(text.get("head_dim") or text["hidden_size"] // heads)
         kv_heads = int(text.get("num_key_value_heads") or heads)
         return 2 * int(text["num_hidden_layers"]) * kv_heads * width * _HALF
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError):  # absent, null, or a list with a size for each layer
         return 0
 
 
@@ -161,6 +161,6 @@ def activation_bytes(config: Mapping[str, Any], prefill: int = 2048) -> int:
     try:
         hidden = int(text["hidden_size"])
         inner = int(text.get("intermediate_size") or 4 * hidden)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return 0
     return prefill * (2 * inner + 2 * hidden) * _HALF

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import numpy as np
 
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.packing import require_plain
+from mlx_nibble.io.safetensors import check_safetensors
 from mlx_nibble.io.shards import weight_files
+from mlx_nibble.io.stranger import open_regular
 
+# Suffixes of the files beside the weights that mlx-lm and transformers open.
+_OPENED = {".json", ".jinja", ".jsonl", ".model", ".py", ".tiktoken", ".txt"}
 MAX_SHARD_BYTES = 5 << 30  # mlx-lm's MAX_FILE_SIZE_GB
 
 
@@ -44,13 +49,37 @@ def read_checkpoint(
         )
     config = read_config(folder, op)
     require_plain(folder, config, op)
-    return config, read_tensors(weight_files(folder, op))
+    return config, read_tensors(weight_files(folder, op), op)
 
 
-def read_tensors(files: Iterable[Path]) -> dict[str, mx.array]:
-    """Read the headers of files; return parameter path to lazy array."""
+def check_folder(folder: Path, op: str) -> None:
+    """Check the files of a model folder that mlx-lm and transformers open.
+
+    Raises:
+        ValueError: If one is a pipe, a device or damaged. The error names it.
+        OSError: If one cannot be read.
+    """
+    read_config(folder, op)
+    for file in sorted(folder.iterdir()):
+        if fnmatch(file.name, "model*.safetensors"):
+            check_safetensors(file, op)
+        elif file.suffix in _OPENED and not file.is_dir():
+            open_regular(file, op).close()
+
+
+def read_tensors(files: Iterable[Path], op: str = "load") -> dict[str, mx.array]:
+    """Read the headers of files; return parameter path to lazy array.
+
+    Args:
+        files: Safetensors files.
+        op: Name of the operation in errors: ``[op] …``.
+
+    Raises:
+        ValueError: If one is no safetensors file.
+    """
     tensors: dict[str, mx.array] = {}
     for file in files:
+        check_safetensors(file, op)
         loaded = mx.load(str(file))
         assert isinstance(loaded, dict)
         tensors |= loaded

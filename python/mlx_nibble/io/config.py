@@ -1,16 +1,40 @@
-"""config.json of a model folder: read, checked, and its entry of quantization."""
+"""config.json of a model folder: read, checked, and its entry of quantization.
+
+Everything that reads a model folder checks its configuration here first. Keys of one
+architecture are checked where mlx-lm's class is known: :mod:`mlx_nibble.lm.checked`.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from mlx_nibble.formats import Format
+from mlx_nibble.formats import BITS, GROUP_SIZES, Format
+from mlx_nibble.io.stranger import read_json
 
+# A hundred times the largest that we know. A stranger's file may have any size.
+_LARGEST_FILE = 16 << 20
 # MLX's name of the mode, and its values of settings that a config.json leaves out.
 _DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
+# MLX's modes, with the group sizes and widths of each.
+_MODES = {
+    "affine": (GROUP_SIZES, BITS),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+_LARGEST_SIZE = 2**31 - 1  # MLX's sizes are int32
+_MOST_LAYERS, _MOST_EXPERTS = 4096, 1 << 16  # 16 times the most that we know
+# Keys of sizes; a list has one for each layer.
+_SIZES = re.compile(
+    r"vocab_size|hidden_size|head_dim|num_attention_heads|num_key_value_heads|"
+    r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?"
+)
+_LAYERS = re.compile(r"(n|num)_(\w+_)?layers?")
+_EXPERTS = re.compile(r"(n|num)_(\w+_)?experts")
+_MODEL_TYPE = re.compile(r"[\w.-]+")
 
 
 def read_config(folder: Path, op: str) -> dict[str, Any]:
@@ -21,28 +45,41 @@ def read_config(folder: Path, op: str) -> dict[str, Any]:
         op: Name of the operation in errors: ``[op] …``.
 
     Raises:
-        ValueError: If it is no JSON object.
+        ValueError: If it is no JSON object, or a value cannot be right.
         OSError: If it cannot be read.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"[{op}] a JSON object is required in '{file}' but got: {error}."
-        ) from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"[{op}] a JSON object is required in '{file}' but got a "
-            f"{type(config).__name__}."
-        )
-    for key in ("quantization", "quantization_config"):
-        if not isinstance(config.get(key), dict | None):
-            raise ValueError(
-                f"[{op}] a JSON object is required as {key!r} in '{file}' but got a "
-                f"{type(config[key]).__name__}."
-            )
+    config = read_json(file, op, _LARGEST_FILE)
+    check_config(config, str(file), op)
     return config
+
+
+def check_config(
+    config: Mapping[str, Any], file: str, op: str, prefix: str = ""
+) -> None:
+    """Check every value that mlx-nibble uses, and the sizes that mlx-lm uses.
+
+    Args:
+        config: The contents of a `config.json`, or a part of them.
+        file: The file that errors name.
+        op: Name of the operation in errors.
+        prefix: Start of the keys in errors.
+
+    Raises:
+        ValueError: If a value cannot be right. The error names file and key.
+    """
+    check = _Check(file, op, prefix)
+    check.model(config)
+    own = config.get("quantization") is not None
+    if own:
+        check.quantization(check.mapping(config, "quantization"))
+    if config.get("quantization_config"):
+        settings = check.mapping(config, "quantization_config")
+        if not own:
+            check.foreign(settings)
+    if "text_config" in config:
+        text = check.mapping(config, "text_config")
+        check_config(text, file, op, f"{prefix}text_config.")
 
 
 def with_quantization(
@@ -74,3 +111,118 @@ def stored_settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     own = usual.get(path)
     stated = own if isinstance(own, dict) else usual
     return {key: stated.get(key, value) for key, value in _DEFAULTS.items()}
+
+
+class _Check:
+    """The checks of one file."""
+
+    def __init__(self, file: str, op: str, prefix: str):
+        self._file, self._op, self._prefix = file, op, prefix
+
+    def model(self, config: Mapping[str, Any]) -> None:
+        """Check the keys that describe a model."""
+        kind = config.get("model_type", "")
+        if not isinstance(kind, str) or (kind and not _MODEL_TYPE.fullmatch(kind)):
+            self._fail("model_type", "a name", kind)
+        names = config.get("architectures") or []
+        if not all(isinstance(n, str) for n in self._items("architectures", names)):
+            self._fail("architectures", "a list of names", names)
+        for key in ("bos_token_id", "eos_token_id"):
+            for value in _listed(config.get(key)):
+                self._whole(key, value, -1, _LARGEST_SIZE)
+        for key, value in config.items():
+            limits = _limits(key)
+            for size in _listed(value) if limits else ():
+                self._whole(key, size, *limits)
+
+    def quantization(self, settings: Mapping[str, Any]) -> None:
+        """Check MLX's own settings: those of all matrices, and entries of paths."""
+        for key in ("group_size", "bits"):
+            if key not in settings:
+                self._fail(f"quantization.{key}", "a number", "no such key")
+        self._format("quantization", settings)
+        for path, own in settings.items():
+            if isinstance(own, dict):
+                self._format(f"quantization.{path}", own)
+            elif "." in path and not isinstance(own, bool):
+                self._fail(f"quantization.{path}", "settings, true or false", own)
+
+    def foreign(self, settings: Mapping[str, Any]) -> None:
+        """Check another tool's settings, as far as mlx-lm and all imports use them."""
+        name = "quantization_config"
+        method = settings.get("quant_method")
+        if not isinstance(method, str):
+            self._fail(f"{name}.quant_method", "a name", method)
+        if method in ("awq", "gptq"):
+            for key, least, most in (("bits", 1, 16), ("group_size", -1, 1 << 20)):
+                if key in settings or (key, method) == ("bits", "gptq"):
+                    self._whole(f"{name}.{key}", settings.get(key), least, most)
+        for group in self.mapping(settings, "config_groups", {}).values():
+            if not isinstance(group, dict):
+                self._fail(f"{name}.config_groups", "JSON objects", group)
+            weights = group.get("weights")
+            if weights is not None and not isinstance(weights, dict):
+                self._fail(f"{name}.config_groups.weights", "a JSON object", weights)
+            bits = (weights or {}).get("num_bits", 4)
+            self._whole(f"{name}.config_groups.weights.num_bits", bits, 1, 16)
+
+    def mapping(self, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+        """Return a value that must be a JSON object."""
+        value = config.get(key, default)
+        if not isinstance(value, dict):
+            self._fail(key, "a JSON object", value)
+        return value
+
+    def _format(self, key: str, settings: Mapping[str, Any]) -> None:
+        mode = settings.get("mode", "affine")
+        if not isinstance(mode, str) or mode not in _MODES:
+            self._fail(f"{key}.mode", f"one of {', '.join(_MODES)}", mode)
+        for name, allowed in zip(("group_size", "bits"), _MODES[mode], strict=True):
+            value = settings.get(name)
+            if name in settings and (type(value) is not int or value not in allowed):
+                choices = ", ".join(map(str, allowed))
+                self._fail(f"{key}.{name}", f"one of {choices} ({mode})", value)
+
+    def _items(self, key: str, value: Any) -> list[Any]:
+        if not isinstance(value, list | str):
+            self._fail(key, "a list", value)
+        return [value] if isinstance(value, str) else value
+
+    def _whole(self, key: str, value: Any, least: int, most: int) -> None:
+        if type(value) is not int or not least <= value <= most:
+            self._fail(key, f"a whole number from {least} to {most}", value)
+
+    def _fail(self, key: str, required: str, got: Any) -> NoReturn:
+        got = got if got == "no such key" else _shown(got)
+        raise ValueError(
+            f"[{self._op}] {required} is required as {self._prefix + key!r} in "
+            f"{self._file!r} but got {got}."
+        )
+
+
+def _limits(key: str) -> tuple[int, int] | None:
+    """Return the least and the largest value of a size; None if it is none."""
+    if _LAYERS.fullmatch(key):
+        return int(_SIZES.fullmatch(key) is not None), _MOST_LAYERS
+    if _EXPERTS.fullmatch(key):
+        return 0, _MOST_EXPERTS
+    if key == "intermediate_size":  # a model of experts alone has none
+        return 0, _LARGEST_SIZE
+    return (1, _LARGEST_SIZE) if _SIZES.fullmatch(key) else None
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """Return the values of a key that may be absent, null, or a list."""
+    if isinstance(value, list):
+        yield from value
+    elif value is not None:
+        yield value
+
+
+def _shown(value: Any) -> str:
+    """Return a value for an error; of a container, its type."""
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and abs(value) > 2**64:
+        return "a number of more than 64 bits"
+    return f"{value!r:.80}"

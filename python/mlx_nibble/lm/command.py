@@ -9,7 +9,8 @@ from functools import partial
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.lm.load import sharded_load
-from mlx_nibble.lm.patches import accelerated_generation, accelerated_loading, replaced
+from mlx_nibble.lm.patches import accelerated_generation, accelerated_loading
+from mlx_nibble.lm.replaced import replaced
 
 
 def run_command(

@@ -7,18 +7,19 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
-import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.io.companions import copy_companions
+from mlx_nibble.lm.checked import checked_loading
 from mlx_nibble.lm.dtypes import on_cpu
-from mlx_nibble.lm.load import load
+from mlx_nibble.lm.load import load, load_as_it_is
 
 
 def model_folder(path_or_hf_repo: str) -> Path:
     """Return a model's folder; download it from the Hub if there is none here."""
-    return Path(mlx_lm_utils._download(path_or_hf_repo))
+    with checked_loading():
+        return Path(mlx_lm_utils._download(path_or_hf_repo))
 
 
 def load_full_precision(
@@ -48,7 +49,8 @@ def load_full_precision(
 def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     """Load the tokenizer of a model as :func:`mlx_lm.load` does."""
     end = config.get("eos_token_id")
-    return mlx_lm_utils.load_tokenizer(folder, eos_token_ids=end)
+    with checked_loading():
+        return mlx_lm_utils.load_tokenizer(folder, eos_token_ids=end)
 
 
 def save_companions(folder: Path, source: Path, config: dict[str, Any]) -> None:
@@ -89,17 +91,9 @@ def require_loadable(folder: Path) -> None:
 
 
 def _load_model(folder: Path) -> tuple[mlx_nn.Module, dict[str, Any]]:
-    """Load a model lazily; turn mlx-lm's errors about its tensors into one line."""
-    try:
+    """Load a model lazily, after a check of its files."""
+    with checked_loading():
         return mlx_lm_utils.load_model(folder, lazy=True)
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        if isinstance(error, KeyError):  # a family that renames tensors misses one
-            reason = f"{reason} is missing"
-        raise ValueError(
-            "[convert] a configuration and tensors that mlx-lm loads are required but "
-            f"got: {reason}."
-        ) from error
 
 
 def load_for_evaluation(
@@ -113,6 +107,6 @@ def load_for_evaluation(
     """
     if settings.activations is not None or not on_cpu():
         return load(path_or_hf_repo, **vars(settings))[:2]
-    model, tokenizer = mlx_lm.load(path_or_hf_repo, lazy=True)[:2]
+    model, tokenizer = load_as_it_is(path_or_hf_repo, lazy=True)[:2]
     model.set_dtype(mx.float32)  # scales, too, so that weights are not rounded
     return mlx_lm_utils.dequantize_model(model), tokenizer

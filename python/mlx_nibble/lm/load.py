@@ -8,10 +8,15 @@ import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.lm.checked import checked_loading
 from mlx_nibble.lm.dtypes import prepare, use_stock
 from mlx_nibble.lm.patches import accelerated_loading
 
-load_as_it_is = mlx_lm.load
+
+def load_as_it_is(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
+    """Load a model with :func:`mlx_lm.load`, after a check of its files."""
+    with checked_loading():
+        return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
 def load(
@@ -37,8 +42,8 @@ def load(
 
     Raises:
         FileNotFoundError: If the model's files are not found.
-        ValueError: If mlx-lm does not know the model's architecture, or
-            ``activations`` is neither None nor ``"int8"``.
+        ValueError: If a file of the model is damaged, if mlx-lm does not know its
+            architecture, or if ``activations`` is neither None nor ``"int8"``.
     """
     with accelerated_loading(Settings(activations, batch_invariant, repack, tuned)):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
@@ -55,6 +60,9 @@ def sharded_load(
 ) -> tuple:
     """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
 
+    A tokenizer's Python code is run only with ``trust_remote_code`` (mlx-lm runs it
+    without being told to).
+
     Args:
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
@@ -66,8 +74,12 @@ def sharded_load(
         The results of :func:`mlx_lm.utils.sharded_load`.
     """
     settings = Settings(activations, batch_invariant, repack, tuned)
+    trust = bool(kwargs.get("trust_remote_code"))
+    given = kwargs.get("tokenizer_config") or {}
+    kwargs["tokenizer_config"] = {"trust_remote_code": trust, **given}
     # Accelerate afterwards: sharding replaces layers.
-    model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
+    with checked_loading():
+        model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
     prepare(model, settings)
     return (model, *others)
 
@@ -77,6 +89,6 @@ def load_stock(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
 
     See :func:`mlx_nibble.lm.use_stock`.
     """
-    model, *others = mlx_lm.load(path_or_hf_repo, *args, **kwargs)
+    model, *others = load_as_it_is(path_or_hf_repo, *args, **kwargs)
     use_stock(model)
     return (model, *others)

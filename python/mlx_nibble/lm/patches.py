@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +13,9 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_nibble import fast
 from mlx_nibble.acceleration.rebind import Rebinding
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.lm.checked import checked_loading, load_model
 from mlx_nibble.lm.dtypes import prepare
+from mlx_nibble.lm.replaced import replaced
 
 # The probabilities of a token over the whole vocabulary: on the CPU, MLX needs as much
 # time for them as for three layers of a small model.
@@ -32,14 +33,13 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
 
     All of mlx-lm's entry points load through ``mlx_lm.utils.load_model``.
     """
-    original = mlx_lm_utils.load_model
 
-    def load_model(*args: Any, **kwargs: Any) -> Any:
-        model, config = original(*args, **kwargs)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        model, config = load_model(*args, **kwargs)
         prepare(model, settings)
         return model, config
 
-    with replaced(mlx_lm_utils, "load_model", load_model):
+    with checked_loading(), replaced(mlx_lm_utils, "load_model", prepared):
         yield
 
 
@@ -48,17 +48,3 @@ def accelerated_generation() -> Iterator[None]:
     """Let all of mlx-lm's :data:`loops` compute probabilities with our kernel."""
     with replaced(loops, "mx", _probabilities.module(mx)):
         yield
-
-
-@contextmanager
-def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Replace a name of a module inside this context, if the module has that name."""
-    if not hasattr(module, name):
-        yield
-        return
-    original = vars(module)[name]
-    vars(module)[name] = value
-    try:
-        yield
-    finally:
-        vars(module)[name] = original

@@ -23,6 +23,7 @@ from mlx_nibble import _native
 from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
+from mlx_nibble.io.stranger import read_json
 from mlx_nibble.ops import DTYPES, check_activations
 
 SCHEMA = "mlx-nibble/tuned/1"
@@ -127,10 +128,8 @@ def load() -> Table:
     except OSError:
         return {}
     try:
-        fits = stat.st_size <= _LARGEST_FILE
-        _require(fits, f"a file of at most {_LARGEST_FILE} bytes", stat.st_size)
-        return _parse(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return _parse(read_json(file, "tune", _LARGEST_FILE))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         _warn_once(file, stat.st_mtime_ns, error)
         return {}
 

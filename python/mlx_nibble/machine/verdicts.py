@@ -23,8 +23,12 @@ import mlx.core as mx
 from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
+from mlx_nibble.io.stranger import read_json
 from mlx_nibble.machine import trial
 from mlx_nibble.machine.trial import Verdict
+
+# 20 times the verdicts of all kernels.
+_LARGEST_FILE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Verdicts:
 
     def _load(self) -> dict[str, Verdict]:
         try:
-            stored = json.loads(self.path.read_text())
+            stored = read_json(self.path, "self-check", _LARGEST_FILE)
             return {
                 kernel: Verdict(kernel, None if failure is None else str(failure))
                 for kernel, failure in stored["failures"].items()

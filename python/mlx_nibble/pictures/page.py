@@ -201,14 +201,14 @@ def _table(
 def _facts(capsule: Capsule, more: Mapping[str, str]) -> str:
     machine, versions = capsule["machine"], capsule["versions"]
     facts = {
-        "processor": f"{machine['cpu']}, {machine['threads']} threads",
+        "processor": f"{machine.get('cpu')}, {machine.get('threads')} threads",
         "device": machine.get("gpu") or f"CPU, {machine.get('cpu_isa')}",
-        "system": machine["system"],
+        "system": machine.get("system") or "not known",
         "power": machine.get("power") or "not known",
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
         **more,
-        "started": capsule["started"],
-        "complete": "yes" if capsule["complete"] else "no: it was interrupted",
+        "started": capsule.get("started"),
+        "complete": "yes" if capsule.get("complete") else "no: it was interrupted",
     }
     lines = [f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()]
     command = escape(" ".join(capsule["command"]))

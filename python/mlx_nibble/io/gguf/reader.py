@@ -11,7 +11,6 @@ a bus error.
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,6 +27,7 @@ from mlx_nibble.io.gguf.metadata import (
     data_alignment,
     read_metadata,
 )
+from mlx_nibble.io.stranger import open_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # 1 had 32-bit lengths and was replaced within a month
@@ -79,7 +79,7 @@ class GGUF:
         """
         info = self.tensors[name]
         data = np.empty(info.nbytes, np.uint8)
-        with open(info.file, "rb") as file:
+        with open_regular(info.file, "gguf") as file:
             file.seek(info.offset)
             got = file.readinto(data.data)
         if got != info.nbytes:
@@ -141,10 +141,8 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
         OSError: If it cannot be opened.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with open_regular(path, "gguf") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            fail(f"a regular file is required but {str(path)!r} is not one.")
         cursor = Cursor(file, status.st_size)
         tensor_count, metadata_count = _read_header(cursor)
         metadata = read_metadata(cursor, metadata_count)
