@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 
 
 class Workspace:
-    """Measurements, finished layers and the hidden states after them, on disk.
+    """Measurements and finished layers, on disk.
 
     Each file is written under another name and then renamed. A kill at any moment
     leaves it whole or absent.
@@ -67,19 +67,9 @@ class Workspace:
         assert isinstance(loaded, dict)
         return loaded
 
-    def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
-        """Record `count` finished layers and the hidden states after them."""
-        name = f"states-{count:05}.safetensors"
-        self._save(name, {str(i): x for i, x in enumerate(states)})
+    def finish_layer(self, count: int) -> None:
+        """Record `count` finished layers."""
         self._replace("progress.json", json.dumps({"finished": count}))
-        for old in self.folder.glob("states-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-
-    def states(self) -> list[mx.array]:
-        """Return the states recorded last, one for each batch."""
-        loaded = self.load_part(f"states-{self.finished:05}")
-        return [loaded[str(i)] for i in range(len(loaded))]
 
     def remove(self) -> None:
         """Delete the folder."""

@@ -104,6 +104,8 @@ def steps(
             last = path not in traced.calls[index + 1 :]
             step = Step(path, traced.parts[path], first, last, calls)
             yield step
+            if index + 1 == len(traced.calls):
+                break
             results = [(y,) for y in step.proceed()]
     finally:
         for one in passes:
@@ -141,7 +143,11 @@ def _copy(value: Any, known: dict[int, Any]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_copied(v, known) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if callable(value) or isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
+    if (
+        callable(value)
+        or isinstance(value, nn.Module)
+        or not hasattr(value, "__dict__")
+    ):
         return value
     twin = copy.copy(value)
     vars(twin).update({k: _copied(v, known) for k, v in vars(value).items()})

@@ -7,7 +7,7 @@ matrix. Where a model calls the modules of its layers one by one, each of these 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,6 @@ class Trace:
     parts: dict[str, nn.Module]
     calls: list[str]
     first: dict[str, int]
-
-    def part_of(self, path: str) -> str | None:
-        """Return the path of the part that contains a module; None outside of all."""
-        names = path.split(".")
-        prefixes = (".".join(names[: i + 1]) for i in range(len(names)))
-        return next((p for p in prefixes if p in self.parts), None)
 
 
 def trace(model: nn.Module, tokens: mx.array) -> Trace:
@@ -77,6 +71,13 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the elements of the model's outermost lists, by path."""
     everything = {path for path, _ in model.named_modules() if path}
     return {p: m for p, m in _unique(model) if p and _largest(p, everything)}
+
+
+def part_of(path: str, parts: Container[str]) -> str | None:
+    """Return the path of the part that contains a module; None outside of all."""
+    names = path.split(".")
+    prefixes = (".".join(names[: i + 1]) for i in range(len(names)))
+    return next((p for p in prefixes if p in parts), None)
 
 
 def _largest(path: str, among: set[str]) -> bool:
