@@ -19,7 +19,10 @@ LAYERS = 4
 
 _VALUES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "model_dim", "block_dim"), 64),
-    **dict.fromkeys(("intermediate_size", "ffn_hidden_size", "hidden_dim"), 128),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_hidden_size", "hidden_dim", "ff_intermediate_size"),
+        128,
+    ),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), LAYERS),
     "num_transformer_layers": LAYERS,
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
@@ -33,6 +36,13 @@ _VALUES: dict[str, Any] = {
     **dict.fromkeys(("sliding_window", "attention_window_size", "window_size"), 8),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
+    **dict.fromkeys(("shared_intermediate_size", "expert_ffn_hidden_size"), 64),
+    **dict.fromkeys(("intermediate_size_mlp", "n_inner"), 128),
+    **dict.fromkeys(("a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim"), 32),
+    **dict.fromkeys(("decay_low_rank_dim", "time_step_rank", "mamba_dt_rank"), 32),
+    **dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state"), 16),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 32),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts"), 1),
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank"), 32),
@@ -260,6 +270,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "ffn_multipliers": [1.0, 2.0, 2.0, 2.0],
         "ffn_dim_divisor": 32,
     },
+    "phi3small": {"vocab_size": 100352},  # it masks tokens by their numbers
     "phixtral": {"rotary_dim": 8},
     "plamo": {"n_shared_head": 2},
     "qwen3_moe": {**_MOE, "mlp_only_layers": [], "decoder_sparse_step": 1},

@@ -23,6 +23,7 @@ from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.config import with_quantization
 from mlx_nibble.io.folder import new_folder
 from mlx_nibble.layerwise.matrices import parameters
+from mlx_nibble.layerwise.trace import trace
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.recipes import Plan
 
@@ -87,6 +88,7 @@ def convert(
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
         tokens = _calibration_batches(tokenizer, options.calibration)
+        trace(model, tokens[0])  # refuse a model that cannot be calibrated
     settings = _fingerprint(origin or source, options, tokens)
     open_workspace = partial(Workspace, out, settings)
     plan, losses = make_plan(model, options, tokens, open_workspace, progress)

@@ -131,11 +131,11 @@ def _norm_folds(
         return hook
 
     def take(path: str) -> Hook:
-        def hook(original: Callable, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        def hook(original: Callable, *args: Any, **kwargs: Any) -> Any:
             called.add(path)
-            if id(x) in made:
-                taken.setdefault(made[id(x)], []).append(path)
-            return original(x, *args, **kwargs)
+            if args and id(args[0]) in made:
+                taken.setdefault(made[id(args[0])], []).append(path)
+            return original(*args, **kwargs)
 
         return hook
 

@@ -144,8 +144,10 @@ def token_factors(rows: np.ndarray) -> np.ndarray:
     factors such tokens alone would determine the Hessian.
     """
     power = np.einsum("tk,tk->t", rows, rows)
-    median = np.median(power)
-    return np.sqrt(np.minimum(1, median / np.maximum(power, median)))[:, None]
+    if not power.any():
+        return np.ones_like(power)[:, None]
+    median = np.median(power[power > 0])
+    return np.sqrt(median / np.maximum(power, median))[:, None]
 
 
 def hessian(found: Rows, module: nn.Module) -> np.ndarray:
