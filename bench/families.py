@@ -21,6 +21,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
+
 from mlx_nibble.io.atomic import write_text
 from tests.support import family_configs, family_models
 
@@ -104,8 +106,8 @@ def totals(rows: dict[str, Row]) -> str:
         for r in every
     )
     return (
-        f"{len(rows)} families, mlx-lm {version('mlx-lm')}: {count['right']} conversions "
-        f"right, {count['refused']} refused, {count['wrong']} wrong, "
+        f"{len(rows)} families of mlx-lm {version('mlx-lm')}: {count['right']} "
+        f"conversions right, {count['refused']} refused, {count['wrong']} wrong, "
         f"{count['failed']} failed."
     )
 
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("families", nargs="*", help="default: all")
     args = parser.parse_args()
+    mx.disable_compile()  # else each fused expression takes a run of the C++ compiler
     if not args.table:
         run(tuple(args.families) or family_configs.all_families())
     write(table(load()))

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_nibble.conversion.fold import Fold, block_of, folds, values
 from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import to_numpy
-from mlx_nibble.layerwise.hessians import token_factors
+from mlx_nibble.layerwise.hessians import not_finite, token_factors
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.stream import copied
 from mlx_nibble.quantize.awq import candidates
@@ -64,10 +64,7 @@ def _search(
     around = name if len(fold.consumers) == 1 else block_of(list(fold.consumers))
     block, calls, magnitude = _record(layer, around, first, run, count)
     if not np.isfinite(magnitude).all():
-        raise ValueError(
-            f"[calibrate] the inputs of {name} must be finite but are not: the model's "
-            "activations overflow on this text; use --method rtn."
-        )
+        raise not_finite(f"inputs of {name}")
     expected = [values(block(*args, **kwargs)) for args, kwargs in copied(calls)]
     weights = {path: module["weight"] for path, module in rounded.items()}
 

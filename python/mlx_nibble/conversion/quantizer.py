@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,9 +14,10 @@ from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
 from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
-from mlx_nibble.layerwise.hessians import Collector, Inputs
+from mlx_nibble.layerwise.hessians import Collector, Inputs, not_finite
+from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.matrices import Matrix, matrices, parameters
-from mlx_nibble.layerwise.stream import Step, steps
+from mlx_nibble.layerwise.stream import Step, arrays, steps
 from mlx_nibble.layerwise.trace import layers, part_of, trace
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
@@ -137,7 +139,8 @@ class _Run:
         # A quarter of the text is enough for one matrix.
         some = self.tokens[:: 4 if len(self.tokens) >= 8 else 1]
         collector = Collector({m.path: m.module for m in outside})
-        with collector.watching():
+        parts = [(part, _checked(path)) for path, part in self.parts.items()]
+        with intercepted(parts), collector.watching():
             for i, batch in enumerate(some):
                 self.progress("Reading the output projection", i, len(some))
                 mx.eval(self.model(batch))
@@ -225,6 +228,18 @@ class _Run:
             else:
                 stored[path] = value.astype(self.dtypes[path])
         return stored
+
+
+def _checked(path: str) -> Hook:
+    """Return a hook that names the first part whose result is not a number."""
+
+    def hook(original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if any(mx.isnan(a).any() for a in arrays(result)):
+            raise not_finite(f"results of {path}")
+        return result
+
+    return hook
 
 
 def _drop(layer: nn.Module) -> None:

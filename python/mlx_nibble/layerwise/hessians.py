@@ -95,7 +95,7 @@ class Collector:
         self._known.add(path)
         for found, (_, _, result) in zip(calls, self._seen[path], strict=True):
             if found and not np.isfinite(found.x).all():
-                raise _not_finite(path)
+                raise not_finite(f"inputs of {path}")
             if not found or not is_product(self.modules[path], found, result):
                 self._other.add(path)
 
@@ -129,7 +129,7 @@ class Collector:
         """
         for inputs in self._inputs.values():
             if not np.isfinite(inputs.hessian).all():
-                raise _not_finite(inputs.paths[0])
+                raise not_finite(f"inputs of {inputs.paths[0]}")
             if inputs.hessian.ndim == 3:
                 inputs.hessian += _EXPERT_PRIOR * inputs.hessian.mean(0)
         return {path: i for i in self._inputs.values() for path in i.paths}
@@ -162,11 +162,12 @@ def hessian(found: Rows, module: nn.Module) -> np.ndarray:
     return result
 
 
-def _not_finite(path: str) -> ValueError:
+def not_finite(values: str) -> ValueError:
+    """Return the error about values that a model computes on calibration text."""
     return ValueError(
-        f"[calibrate] the inputs of {path} must be finite but are not: the model's "
-        "activations overflow on this text, or its weights have NaN; use another "
-        "--calibration text or --method rtn."
+        f"[calibrate] the {values} must be finite but are not: the model's activations "
+        "overflow on this text, or its weights have NaN; use another --calibration "
+        "text or --method rtn."
     )
 
 
