@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +32,8 @@ METHODS = {
     "awq+gptq": Method("affine", awq=True, sweeps=1),
     "target": Method("affine", gptq=False, sweeps=0),
 }
-_TARGET = 9.5
+# Above 8 bits in groups of 32 and all that is not quantized.
+_TARGET = 16.0
 _TEXT = "A hen, a pen and a den. The rest is another sentence. " * 40
 
 
@@ -62,9 +63,10 @@ class Outcome:
     def right(self) -> bool:
         """True if the conversion is refused, or what it wrote is right.
 
-        Eight bits must lose less than mlx-lm's four, whose steps are 17 times as large.
+        The error must be below that of rounding to 6 bits. Its steps are a quarter of
+        those of 4 bits, and 4 times those of 8 bits.
         """
-        near = self.error <= max(self.coarse, 2 * self.rounded)
+        near = self.error <= max(self.coarse / 4, 4 * self.rounded)
         return bool(self.refused) or (near and not self.missing)
 
 
@@ -107,35 +109,43 @@ def convert_tiny(family: str, method: str) -> Outcome:
         try:
             convert(str(top / "model"), top / "out", options)
         except ValueError as error:
-            assert not [p for p in top.iterdir() if p.name not in ("model", "text.txt")]
+            assert {p.name for p in top.iterdir()} == {"model", "text.txt"}, error
             return Outcome(refused=str(error))
-        model = load_model(top / "out")[0]
-        return _compare(family, model)
+        # A model's sanitize() may change weights, so the reference is loaded, too.
+        full, rounded, coarse = (load_model(top / "model")[0] for _ in range(3))
+        return _compare(load_model(top / "out")[0], full, rounded, coarse)
 
 
-def _compare(family: str, model: nn.Module) -> Outcome:
-    expected, rounded, coarse, paths = _references(family)
-    stock = _logits(model)
-    mine = {p for p, m in model.named_modules() if is_quantized(m)}
+def _compare(
+    model: nn.Module, full: nn.Module, rounded: nn.Module, coarse: nn.Module
+) -> Outcome:
+    expected, stock = _logits(full), _logits(model)
+    for other, bits in ((rounded, 8), (coarse, 4)):
+        # mlx-lm itself fails on afm7, where a module's to_quantized takes no mode.
+        own = getattr(other, "quant_predicate", None)
+        quantize_model(
+            other,
+            {},
+            GROUP_SIZE,
+            bits,
+            quant_predicate=lambda path, m, own=own: (
+                "mode" in inspect.signature(m.to_quantized).parameters
+                and (own is None or own(path, m))
+            ),
+        )
+    mine, theirs = (
+        {p for p, m in each.named_modules() if is_quantized(m)}
+        for each in (model, rounded)
+    )
     report = mlx_nibble.accelerate(model)
     return Outcome(
         error=distance(stock, expected),
-        rounded=distance(rounded, expected),
-        coarse=distance(coarse, expected),
-        missing=tuple(sorted(paths - mine)),
+        rounded=distance(_logits(rounded), expected),
+        coarse=distance(_logits(coarse), expected),
+        missing=tuple(sorted(theirs - mine)),
         accelerated=distance(_logits(model), stock),
         layers=(len(mine), len(report.swapped)),
     )
-
-
-@cache
-def _references(family: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, set[str]]:
-    """Return logits in full precision, and by mlx-lm in 8 and 4 bits; its matrices."""
-    config = family_configs.config(family)
-    models = [quantize_model(build(family), config, GROUP_SIZE, b)[0] for b in (8, 4)]
-    paths = {p for p, m in models[0].named_modules() if is_quantized(m)}
-    logits = [_logits(model) for model in models]
-    return _logits(build(family)), logits[0], logits[1], paths
 
 
 def _logits(model: nn.Module) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
     wants = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     found: dict[int, Matrix] = {}  # a module may have several paths
     for path, module in model.named_modules():
-        if not hasattr(module, "to_quantized") or "weight" not in module:
+        if not _is_quantizable(module):
             continue
         answer = wants(path, module)
         if answer and id(module) not in found:
@@ -55,6 +56,14 @@ def matrices(model: nn.Module) -> list[Matrix]:
             shape = tuple(module["weight"].shape)
             found[id(module)] = Matrix(path, shape, module, own)
     return sorted(found.values(), key=lambda m: natural(m.path))
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    """Tell whether mlx-lm loads the module's quantized form: it passes a mode."""
+    convert = getattr(module, "to_quantized", None)
+    if convert is None or "weight" not in module:
+        return False
+    return "mode" in inspect.signature(convert).parameters
 
 
 def parameters(module: nn.Module) -> dict[str, mx.array]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble.layerwise.intercept import Hook, intercepted
-from mlx_nibble.layerwise.stream import arrays, copied
+from mlx_nibble.layerwise.stream import arrays, copied, has_cache
 from mlx_nibble.layerwise.trace import Trace
 
 
@@ -24,8 +24,11 @@ class Replay:
         """Run the model once."""
         self._model, self._parts, self._batch = model, traced.parts, batch
         self._results: list[Any] = []
+        # A part that is not run fills no cache, which later parts may read.
+        self._from_start = False
 
-        def record(call: Callable[[], Any]) -> Any:
+        def record(call: Callable[[], Any], given: Any) -> Any:
+            self._from_start = self._from_start or has_cache(given)
             result = call()
             mx.eval(arrays(result))
             self._results.append(copied(result))
@@ -35,10 +38,11 @@ class Replay:
 
     def after(self, calls: int) -> mx.array:
         """Return the logits with recorded results for the first calls of parts."""
-        recorded = [copied(result) for result in reversed(self._results[:calls])]
-        return self._run(lambda call: recorded.pop() if recorded else call())
+        known = [] if self._from_start else self._results[:calls]
+        recorded = [copied(result) for result in reversed(known)]
+        return self._run(lambda call, _: recorded.pop() if recorded else call())
 
-    def _run(self, handle: Callable[[Callable[[], Any]], Any]) -> mx.array:
+    def _run(self, handle: Callable[[Callable[[], Any], Any], Any]) -> mx.array:
         inside = False  # a part that another part calls belongs to the latter
 
         def hook(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +51,7 @@ class Replay:
                 return original(*args, **kwargs)
             inside = True
             try:
-                return handle(lambda: original(*args, **kwargs))
+                return handle(lambda: original(*args, **kwargs), (args, kwargs))
             finally:
                 inside = False
 

@@ -143,12 +143,22 @@ def _copy(value: Any, known: dict[int, Any]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_copied(v, known) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if (
-        callable(value)
-        or isinstance(value, nn.Module)
-        or not hasattr(value, "__dict__")
-    ):
+    if not _is_cache(value):
         return value
     twin = copy.copy(value)
     vars(twin).update({k: _copied(v, known) for k, v in vars(value).items()})
     return twin
+
+
+def has_cache(value: Any) -> bool:
+    """Tell whether a tree has an object that a part may change beside its result."""
+    if isinstance(value, (list, tuple)):
+        return any(map(has_cache, value))
+    return (
+        any(map(has_cache, value.values())) if type(value) is dict else _is_cache(value)
+    )
+
+
+def _is_cache(value: Any) -> bool:
+    known = callable(value) or isinstance(value, (nn.Module, mx.array))
+    return hasattr(value, "__dict__") and not known
