@@ -99,11 +99,12 @@ def _is_exact(
     fold: Fold, run: Callable[[], Any], expected: Sequence[np.ndarray]
 ) -> bool:
     touched = [*fold.consumers.values(), fold.producer]
-    before = [dict(module) for module in touched]
+    before = [{k: m[k] for k in ("weight", "bias") if k in m} for m in touched]
     fold.apply(2.0 ** (fold.index % 3 - 1).astype(np.float32))
     got = values(run())
     for module, parameters in zip(touched, before, strict=True):
-        module.update(parameters)
+        for name, value in parameters.items():
+            module[name] = value
     return all(
         abs(y - x).max(initial=0) <= _CHANGE * abs(x).max(initial=0)
         for y, x in zip(got, expected, strict=True)
