@@ -3,7 +3,7 @@
     python -m bench.families           # runs what is missing, then writes the table
     python -m bench.families --table   # writes the table of what has run
 
-Results are kept in `bench/capsules/families.json`, one family after another, so a run
+Results are kept in `bench/families.json`, one family after another, so a run
 that was stopped goes on. Delete the file to run all of them again. The table goes into
 `docs/results/families.md`.
 """
@@ -27,7 +27,7 @@ from mlx_nibble.io.atomic import write_text
 from tests.support import family_configs, family_models
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "bench" / "capsules" / "families.json"
+KEPT = ROOT / "bench" / "families.json"
 PAGE = ROOT / "docs" / "results" / "families.md"
 METHODS = tuple(m for m in family_models.METHODS if m != "rtn")
 Row = dict[str, dict]
@@ -121,7 +121,7 @@ def write(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Converts all families.")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("families", nargs="*", help="default: all")
     args = parser.parse_args()

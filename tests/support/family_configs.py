@@ -123,7 +123,11 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "index_head_dim": 32,
         "o_groups": 2,
     },
-    "exaone4": {"sliding_window_pattern": "LLLG", "rope_scaling": None},
+    "exaone4": {
+        "sliding_window_pattern": "LLLG",
+        "layer_types": _SWA,
+        "rope_scaling": None,
+    },
     "exaone_moe": {
         **_MOE,
         "layer_types": _SWA,
@@ -290,6 +294,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 64,
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    # mlx-lm's tied head reads the embedding's weight, which fails when quantized.
+    "seed_oss": {"tie_word_embeddings": False},
     "spark2_5": {"rope_parameters": _BOTH_ROPES},
     "step3p5": {
         **_MOE,

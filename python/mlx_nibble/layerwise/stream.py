@@ -119,7 +119,9 @@ def arrays(tree: Any) -> list[mx.array]:
 
 def _pause(path: str) -> Hook:
     def hook(_: Any, *args: Any, **kwargs: Any) -> Any:
-        return getcurrent().parent.switch(_Call(path, args, kwargs))
+        outside = getcurrent().parent
+        assert outside is not None  # the hooks are only in place inside a pass
+        return outside.switch(_Call(path, args, kwargs))
 
     return hook
 
