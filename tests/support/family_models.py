@@ -23,7 +23,7 @@ from tests.support import family_configs, model_folders
 from tests.support.arrays import to_numpy
 
 GROUP_SIZE = 32
-# What depends on a family is in all of these. Rules and sweeps see one matrix at a
+# All parts that depend on a family are in these. Rules and sweeps see one matrix at a
 # time, so the cheapest are enough.
 METHODS = {
     "rtn": Method("affine", gptq=False, sweeps=0),

@@ -42,7 +42,7 @@ class Matrix:
 def matrices(model: nn.Module) -> list[Matrix]:
     """Return the quantizable modules of a full-precision model, in its order.
 
-    mlx-lm's models may have a `quant_predicate`. What it excludes is excluded here.
+    mlx-lm's models may have a `quant_predicate`. It may exclude modules.
     """
     wants = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     found: dict[int, Matrix] = {}  # a module may have several paths

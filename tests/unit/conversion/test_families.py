@@ -25,7 +25,7 @@ from tests.unit.conversion.test_quantize_model import plan
 
 pytestmark = pytest.mark.slow
 
-# What is special about each, and the method to try it with.
+# The special structure of each, and the method to try it with.
 FAMILIES = {
     "deepseek_v3": "awq+gptq",  # latent attention: products for each head
     "gemma4_text": "gptq",  # layers return keys and values, and reuse those of others
