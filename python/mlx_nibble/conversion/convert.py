@@ -31,6 +31,7 @@ from mlx_nibble.io.config import with_quantization
 from mlx_nibble.io.folder import Reserved, filling, reserved
 from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.layerwise.matrices import parameters
+from mlx_nibble.layerwise.trace import trace
 from mlx_nibble.progress import Progress, Tell, silent, untold
 from mlx_nibble.quantize.recipes import Plan
 
@@ -121,6 +122,7 @@ def _convert(
     if options.method.calibrated or options.target_bpw is not None:
         tokenizer = lm.load_tokenizer(source, config)
         tokens = _calibration_batches(tokenizer, options.calibration)
+        trace(model, tokens[0])  # refuse a model that cannot be calibrated
 
     @cache
     def open_workspace() -> Workspace:

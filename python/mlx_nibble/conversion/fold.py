@@ -21,6 +21,7 @@ import numpy as np
 
 from mlx_nibble.layerwise.cpu_math import to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
+from mlx_nibble.layerwise.stream import arrays
 
 # The linear module that consumes an input, and its possible producers, by name.
 _PRODUCERS = {
@@ -74,39 +75,56 @@ class Fold:
             self.producer["bias"] = self.producer["bias"] / d
 
 
-def folds(layer: nn.Module, run: Callable[[], mx.array]) -> Iterator[Fold]:
+def folds(layer: nn.Module, run: Callable[[], Any]) -> Iterator[Fold]:
     """Yield the exact folds of a decoder layer: into norms, then linear modules.
 
     Args:
         layer: A layer in float32.
         run: Function that calls it, always on the same input.
     """
-    expected = to_numpy(run())
-    for fold in [*_norm_folds(layer, run), *_linear_folds(layer)]:
+    expected = values(run())
+    norm_folds, called = _norm_folds(layer, run)
+    for fold in [*norm_folds, *_linear_folds(layer, called)]:
         if _is_exact(fold, run, expected):
             yield fold
 
 
-def _is_exact(fold: Fold, run: Callable[[], mx.array], expected: np.ndarray) -> bool:
+def values(result: Any) -> list[np.ndarray]:
+    """Return the floating arrays of a call's result."""
+    floating = [a for a in arrays(result) if mx.issubdtype(a.dtype, mx.floating)]
+    return [to_numpy(a) for a in floating]
+
+
+def _is_exact(
+    fold: Fold, run: Callable[[], Any], expected: Sequence[np.ndarray]
+) -> bool:
     touched = [*fold.consumers.values(), fold.producer]
-    before = [dict(module) for module in touched]
+    before = [{k: m[k] for k in ("weight", "bias") if k in m} for m in touched]
     fold.apply(2.0 ** (fold.index % 3 - 1).astype(np.float32))
-    got = to_numpy(run())
+    got = values(run())
     for module, parameters in zip(touched, before, strict=True):
-        module.update(parameters)
-    return bool(abs(got - expected).max() <= _CHANGE * abs(expected).max())
+        for name, value in parameters.items():
+            module[name] = value
+    return all(
+        abs(y - x).max(initial=0) <= _CHANGE * abs(x).max(initial=0)
+        for y, x in zip(got, expected, strict=True)
+    )
 
 
-def _norm_folds(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
+def _norm_folds(
+    layer: nn.Module, run: Callable[[], Any]
+) -> tuple[list[Fold], set[str]]:
+    """Return the folds into norms, and the paths of all linear modules called."""
     norms = {p: m for p, m in layer.named_modules() if _is_norm(m)}
     takers = {p: m for p, m in layer.named_modules() if _consumers(p, m)}
     made: dict[int, str] = {}
     taken: dict[str, list[str]] = {}
+    called: set[str] = set()
     kept = []  # an id is unique only while its array is alive
 
     def make(path: str) -> Hook:
-        def hook(original: Callable, x: mx.array) -> mx.array:
-            y = original(x)
+        def hook(original: Callable, *args: Any, **kwargs: Any) -> Any:
+            y = original(*args, **kwargs)
             kept.append(y)
             made[id(y)] = path
             return y
@@ -114,28 +132,31 @@ def _norm_folds(layer: nn.Module, run: Callable[[], mx.array]) -> list[Fold]:
         return hook
 
     def take(path: str) -> Hook:
-        def hook(original: Callable, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            if id(x) in made:
-                taken.setdefault(made[id(x)], []).append(path)
-            return original(x, *args, **kwargs)
+        def hook(original: Callable, *args: Any, **kwargs: Any) -> Any:
+            called.add(path)
+            if args and id(args[0]) in made:
+                taken.setdefault(made[id(args[0])], []).append(path)
+            return original(*args, **kwargs)
 
         return hook
 
     hooks = [(m, make(p)) for p, m in norms.items()]
     hooks += [(m, take(p)) for p, m in takers.items()]
     with intercepted(hooks):
-        mx.eval(run())
+        run()
     found = []
     for path, paths in taken.items():
         consumers = {k: v for p in paths for k, v in _consumers(p, takers[p]).items()}
         norm = norms[path]
-        index = np.arange(norm["weight"].shape[0])
-        found.append(Fold(consumers, norm, index, _has_offset(norm)))
-    return found
+        index = np.arange(norm["weight"].size)
+        if all(m["weight"].shape[-1] == len(index) for m in consumers.values()):
+            found.append(Fold(consumers, norm, index, _has_offset(norm)))
+    return found, called
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__ and "weight" in module
+    name = type(module).__name__
+    return "Norm" in name and "weight" in module and module["weight"].ndim == 1
 
 
 def _has_offset(norm: nn.Module) -> bool:
@@ -165,16 +186,16 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def _linear_folds(layer: nn.Module) -> list[Fold]:
+def _linear_folds(layer: nn.Module, called: set[str]) -> list[Fold]:
     modules = dict(layer.named_modules())
     found = []
     for path, module in modules.items():
         prefix, _, name = path.rpartition(".")
-        if name not in _PRODUCERS or not _is_linear(module):
+        if name not in _PRODUCERS or path not in called:
             continue
         siblings = modules[prefix]
         for producer in _PRODUCERS[name]:
-            if producer not in siblings:
+            if f"{prefix}.{producer}".lstrip(".") not in called:
                 continue
             rows = siblings[producer]["weight"].shape[-2]
             index = _producer_rows(name, module["weight"].shape[-1], rows, siblings)

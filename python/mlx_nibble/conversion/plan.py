@@ -51,7 +51,10 @@ def make_plan(
     base = Format(options.bits, options.group_size, dtype, options.mode)
     if options.target_bpw is None:
         shapes = {m.path: m.shape for m in found}
-        return RECIPES[options.recipe](shapes, base), {}
+        plan = RECIPES[options.recipe](shapes, base)
+        if options.recipe == "uniform":  # as in mlx-lm, a recipe overrules the model
+            plan |= _own_formats(found, base)
+        return plan, {}
     # Widths two bits below the mean cost more than they save elsewhere. On SmolLM2 a
     # plan of 5 bits with widths of 2 and 3 lost more than 4 bits throughout.
     fewest = min(max(2, int(options.target_bpw) - 1), max(SUPPORTED_BITS))
@@ -70,6 +73,12 @@ def make_plan(
         if choice.form == measured[-1].fitted(m.inputs)
     }
     return solve(choices, budget), losses
+
+
+def _own_formats(found: Sequence[Matrix], base: Format) -> dict[str, Format]:
+    """Return the formats that the model itself asks for, such as a router's 8 bits."""
+    own = {m.path: replace(base, **m.own).fitted(m.inputs) for m in found if m.own}
+    return {path: form for path, form in own.items() if form is not None}
 
 
 def _budget(

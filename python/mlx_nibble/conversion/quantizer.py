@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -15,10 +15,11 @@ from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
 from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
-from mlx_nibble.layerwise.hessians import Collector, Inputs, hessian
-from mlx_nibble.layerwise.intercept import intercepted
+from mlx_nibble.layerwise.hessians import Collector, Inputs, not_finite
+from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.matrices import Matrix, matrices, natural, parameters
-from mlx_nibble.layerwise.stream import LayerStream
+from mlx_nibble.layerwise.stream import Step, arrays, steps
+from mlx_nibble.layerwise.trace import layers, part_of, trace
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.method import Method, quantize
 from mlx_nibble.quantize.recipes import Plan
@@ -69,131 +70,130 @@ class _Run:
         progress: Progress,
     ):
         self.model, self.plan, self.method = model, plan, method
+        self.tokens = tokens if method.calibrated else []
         self.workspace, self.progress = workspace, progress
-        self.stream = LayerStream(model, tokens if method.calibrated else [])
-        names = {id(module): path for path, module in model.named_modules()}
-        self.layer_paths = [names[id(layer)] for layer in self.stream.layers]
-        self.matrices = [m for m in matrices(model) if m.path in plan]
+        # Without inputs nothing runs, so a model that cannot run is quantized too.
+        self.trace = trace(model, self.tokens[0]) if self.tokens else None
+        self.parts = self.trace.parts if self.trace else layers(model)
+        self.matrices: dict[str | None, list[Matrix]] = {}
+        for matrix in matrices(model):
+            if matrix.path in plan:
+                part = part_of(matrix.path, self.parts)
+                self.matrices.setdefault(part, []).append(matrix)
         self.dtypes = {k: v.dtype for k, v in parameters(model).items()}
 
     def all_parameters(self) -> dict[str, mx.array]:
-        total = len(self.stream.layers)
-        head = self._head_inputs()
-        self._outside(head)
-        states = self._states()
-        for index in range(self.workspace.finished, total):
-            self.progress("Quantizing", index, total)
-            states = self._layer(index, states)
+        total = len(self.parts)
+        self._outside()
+        for index, (path, step) in enumerate(self._first_calls()):
+            name = f"layer-{index:05}"
+            if index < self.workspace.finished:
+                self.progress("Running finished layers", index, total)
+            else:
+                self.progress("Quantizing", index, total)
+                self._part(path, step, name)
+                self.workspace.finish_layer(index + 1)
+            self._restore(path, name)
         self.progress("Quantizing", total, total)
-        parameters = self.workspace.load_part("outside")
+        stored = self.workspace.load_part("outside")
         for index in range(total):
-            parameters |= self.workspace.load_part(f"layer-{index:05}")
+            stored |= self.workspace.load_part(f"layer-{index:05}")
         # MLX loads tensors in an order of its own.
-        return dict(sorted(parameters.items(), key=lambda item: natural(item[0])))
+        return dict(sorted(stored.items(), key=lambda item: natural(item[0])))
 
-    def _head_inputs(self) -> Inputs | None:
-        """Return the inputs of the output projection of the full-precision model."""
-        head = self._head()
-        if head is None or not self.stream.tokens or self.workspace.has_part("outside"):
-            return None
-        method = "as_linear" if isinstance(head, nn.Embedding) else "__call__"
-        # A quarter of the text is enough for one matrix.
-        some = self.stream.tokens[:: 4 if len(self.stream.tokens) >= 8 else 1]
-        inputs: list[Inputs] = []
+    def _first_calls(self) -> Iterator[tuple[str, Step | None]]:
+        """Yield each part once, before later parts run; with its inputs, if any."""
+        if self.trace is None or self.workspace.finished == len(self.parts):
+            for path in self.parts:
+                yield path, None
+            return
+        before = None
+        for step in steps(self.model, self.trace, self.tokens):
+            if before is not None and before.last:
+                _drop(before.part)
+            before = step
+            if step.first:
+                yield step.path, step
+        if before is not None:
+            _drop(before.part)
 
-        def see(_: Any, x: mx.array) -> mx.array:
-            inputs.append(Inputs([], hessian(x), x.size // x.shape[-1]))
-            return x
-
-        with intercepted([(head, see)], method):
-            for i, batch in enumerate(some):
-                self.progress("Reading the output projection", i, len(some))
-                mx.eval(self.model(batch))
-        if not inputs:
-            return None
-        return Inputs(
-            [], np.sum([i.hessian for i in inputs], 0), sum(i.rows for i in inputs)
-        )
-
-    def _head(self) -> nn.Module | None:
-        """Return the module that computes the logits: the head, or a tied embedding."""
-        outside = [m for m in self.matrices if not self._layer_of(m.path)]
-        heads = [m.module for m in outside if m.path.split(".")[-1] == "lm_head"]
-        tied = [m.module for m in outside if isinstance(m.module, nn.Embedding)]
-        return (heads or tied or [None])[0]
-
-    def _layer_of(self, path: str) -> str | None:
-        for layer in self.layer_paths:
-            if path.startswith(f"{layer}."):
-                return layer
-        return None
-
-    def _outside(self, head_inputs: Inputs | None) -> None:
-        """Quantize the matrices outside the layers, and put them into the model."""
-        outside = [m for m in self.matrices if not self._layer_of(m.path)]
+    def _outside(self) -> None:
+        """Quantize the matrices outside all parts, and put them into the model."""
         if not self.workspace.has_part("outside"):
-            head = self._head()
+            outside = self.matrices.get(None, [])
+            known = self._outside_inputs(outside)
             done = {}
             for matrix in outside:
-                inputs = head_inputs if matrix.module is head else None
+                inputs = known.get(matrix.path)
                 if inputs is not None and isinstance(matrix.module, nn.Embedding):
                     share = _EMBEDDING_SHARE * np.diagonal(inputs.hessian).mean()
                     inputs.hessian[np.diag_indices_from(inputs.hessian)] += share
                 done[matrix.path] = self._quantize(matrix, inputs)
-            part = self._parameters("", self.model, done)
-            part = {k: v for k, v in part.items() if not self._layer_of(k)}
-            self.workspace.save_part("outside", part)
-        loaded = self.workspace.load_part("outside")
-        for matrix in outside:
-            matrix.module["weight"] = self._dequantized(matrix, loaded)
+            stored = self._parameters("", self.model, done)
+            stored = {k: v for k, v in stored.items() if not part_of(k, self.parts)}
+            self.workspace.save_part("outside", stored)
+        self._restore(None, "outside")
 
-    def _states(self) -> list[mx.array]:
-        """Return the inputs of the first layer that is not finished."""
-        if not self.stream.tokens:
-            return []
-        embedded = self.stream.embed()  # also records the layers' arguments
-        finished = self.workspace.finished
-        return self.workspace.states() if finished else embedded
+    def _outside_inputs(self, outside: list[Matrix]) -> dict[str, Inputs]:
+        """Return inputs in the full-precision model, above all the head's."""
+        if not self.tokens or not outside:
+            return {}
+        # A quarter of the text is enough for one matrix.
+        some = self.tokens[:: 4 if len(self.tokens) >= 8 else 1]
+        collector = Collector({m.path: m.module for m in outside})
+        parts = [(part, _checked(path)) for path, part in self.parts.items()]
+        with intercepted(parts), collector.watching():
+            for i, batch in enumerate(some):
+                self.progress("Reading the output projection", i, len(some))
+                mx.eval(self.model(batch))
+                collector.observe()
+        return collector.result()
 
-    def _layer(self, index: int, states: list[mx.array]) -> list[mx.array]:
-        layer, prefix = self.stream.layers[index], self.layer_paths[index]
-        mine = [m for m in self.matrices if self._layer_of(m.path) == prefix]
-        # NumPy's BLAS computes in float32, and a Hessian needs float32.
-        layer.set_dtype(mx.float32)
-        if self.method.awq:
-            self._scale_inputs(index, mine, states)
-        known = self._inputs(index, mine, states)
+    def _part(self, path: str, step: Step | None, name: str) -> None:
+        """Quantize a part, and save it under a name."""
+        part, mine = self.parts[path], self.matrices.get(path, [])
+        known: dict[str, Inputs] = {}
+        if step is not None:
+            # NumPy's BLAS computes in float32, and a Hessian needs float32.
+            part.set_dtype(mx.float32)
+            if self.method.awq:
+                self._scale_inputs(path, mine, step)
+            known = self._inputs(mine, step)
         done = {m.path: self._quantize(m, known.get(m.path)) for m in mine}
-        part = self._parameters(prefix, layer, done)
-        self.workspace.save_part(f"layer-{index:05}", part)
-        for matrix in mine:
-            matrix.module["weight"] = self._dequantized(matrix, part)
-        after = [self.stream.call(index, i, x) for i, x in enumerate(states)]
-        self.workspace.finish_layer(index + 1, after)
-        _drop(layer)
-        return after
+        self.workspace.save_part(name, self._parameters(path, part, done))
+        if step is None:
+            _drop(part)
 
-    def _scale_inputs(
-        self, index: int, mine: list[Matrix], states: list[mx.array]
-    ) -> None:
-        some = states[:: max(1, len(states) * states[0].shape[1] // _AWQ_TOKENS)]
-        prefix = f"{self.layer_paths[index]}."
+    def _restore(self, path: str | None, name: str) -> None:
+        """Put a saved part into the model, its matrices dequantized."""
+        if self.trace is None:
+            return
+        stored = self.workspace.load_part(name)
+        quantized = self.matrices.get(path, [])
+        dense = {f"{m.path}.weight": self._dequantized(m, stored) for m in quantized}
+        gone = {f"{m.path}.{k}" for m in quantized for k in ("scales", "biases")}
+        plain = {k: v for k, v in stored.items() if k not in gone}
+        self.model.load_weights([*{**plain, **dense}.items()], strict=False)
+        if path is not None:
+            self.parts[path].set_dtype(mx.float32)
+
+    def _scale_inputs(self, path: str, mine: list[Matrix], step: Step) -> None:
+        every = max(1, sum(t.size for t in self.tokens) // _AWQ_TOKENS)
+        some = range(step.count)[::every]
         fold_scales(
-            self.stream.layers[index],
-            {m.path.removeprefix(prefix): self.plan[m.path] for m in mine},
-            lambda i: self.stream.call(index, i, some[i]),
+            step.part,
+            {m.path.removeprefix(f"{path}."): self.plan[m.path] for m in mine},
+            lambda i: step.run(some[i]),
             len(some),
         )
 
-    def _inputs(
-        self, index: int, mine: list[Matrix], states: list[mx.array]
-    ) -> dict[str, Inputs]:
+    def _inputs(self, mine: list[Matrix], step: Step) -> dict[str, Inputs]:
         collector = Collector({m.path: m.module for m in mine})
-        with intercepted(collector.hooks()):
-            for i, x in enumerate(states):
-                self.stream.call(index, i, x)
+        with collector.watching():
+            for batch in range(step.count):
+                step.run(batch)
                 collector.observe()
-        return {path: i for i in collector.result() for path in i.paths}
+        return collector.result()
 
     def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
         weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
@@ -233,7 +233,20 @@ class _Run:
                 stored[path] = value.astype(self.dtypes[path])
         # AWQ's scales, or a weight at the edge of the range, can leave it.
         require_all_finite(dict(stored))
-        return stored
+        # MLX loads tensors in an order of its own.
+        return dict(sorted(stored.items(), key=lambda item: natural(item[0])))
+
+
+def _checked(path: str) -> Hook:
+    """Return a hook that names the first part whose result is not a number."""
+
+    def hook(original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if any(mx.isnan(a).any() for a in arrays(result)):
+            raise not_finite(f"results of {path}")
+        return result
+
+    return hook
 
 
 def _drop(layer: nn.Module) -> None:

@@ -27,7 +27,9 @@ from mlx_nibble.formats import Format
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.matrices import Matrix, matrices
-from mlx_nibble.layerwise.stream import LayerStream
+from mlx_nibble.layerwise.replay import Replay
+from mlx_nibble.layerwise.rows import rows
+from mlx_nibble.layerwise.trace import trace
 from mlx_nibble.progress import Progress, silent
 from mlx_nibble.quantize.budget import FormatCost
 from mlx_nibble.quantize.search import search
@@ -78,7 +80,8 @@ class _Measurement:
         self.model, self.formats = model, formats
         self.measured = sorted(measured, key=lambda form: form.bits)
         self.workspace, self.progress = workspace, progress
-        self.stream = LayerStream(model, tokens)
+        self.trace = trace(model, tokens[0])
+        self.tokens = tokens
         self.matrices = [m for m in matrices(model) if measured[0].fitted(m.inputs)]
 
     def run(self) -> dict[str, list[FormatCost]]:
@@ -116,7 +119,9 @@ class _Measurement:
         kept: dict[str, dict[str, list[FormatCost]] | None],
     ) -> None:
         """Measure the blocks that the workspace does not have."""
-        squares, states = self._reference()
+        squares = self._squares()
+        passes = [Replay(self.model, self.trace, batch) for batch in self.tokens]
+        self.log_r = [log_softmax(one.logits) for one in passes]
         total = len(blocks) * len(self.measured)
         for i, (name, block) in enumerate(blocks.items()):
             if kept[name] is not None:
@@ -125,38 +130,33 @@ class _Measurement:
             for j, form in enumerate(self.measured):
                 done = i * len(self.measured) + j
                 self.progress("Measuring sensitivity", done, total)
-                divergences[form] = self._divergence(block, form, states)
+                divergences[form] = self._divergence(block, form, passes)
             choices = self._share(block, divergences, squares)
             self._keep(name, choices)
             kept[name] = choices
         self.progress("Measuring sensitivity", total, total)
 
-    def _reference(self) -> tuple[dict[str, np.ndarray], list[list[mx.array]]]:
-        """Return mean squares of inputs, and the states before every layer."""
+    def _squares(self) -> dict[str, np.ndarray]:
+        """Return the mean squares of inputs of the matrices whose inputs are known."""
         squares: dict[str, np.ndarray] = {}
+        modules = {m.path: m.module for m in self.matrices}
 
         def hook(path: str) -> Hook:
-            def see(original: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-                if mx.issubdtype(x.dtype, mx.floating):
-                    rows = to_numpy(x).reshape(-1, x.shape[-1])
-                    squares[path] = squares.get(path, 0) + (rows**2).sum(0)
-                return original(x, *args, **kwargs)
+            def see(original: Any, *args: Any, **kwargs: Any) -> Any:
+                found = rows(modules[path], *args, **kwargs)
+                if found is not None:
+                    squares[path] = squares.get(path, 0) + (found.x**2).sum(0)
+                return original(*args, **kwargs)
 
             return see
 
-        states = [self.stream.embed()]
-        with intercepted([(m.module, hook(m.path)) for m in self.matrices]):
-            for index in range(len(self.stream.layers)):
-                states.append(
-                    [self.stream.call(index, i, x) for i, x in enumerate(states[-1])]
-                )
-        self.log_r = [
-            log_softmax(self.stream.logits(i, x)) for i, x in enumerate(states[-1])
-        ]
-        return squares, states
+        with intercepted([(module, hook(path)) for path, module in modules.items()]):
+            for batch in self.tokens:
+                mx.eval(self.model(batch))
+        return squares
 
     def _divergence(
-        self, block: list[Matrix], form: Format, states: list[list[mx.array]]
+        self, block: list[Matrix], form: Format, passes: list[Replay]
     ) -> float:
         """Return the mean KL divergence with one block quantized."""
         originals = [m.module["weight"] for m in block]
@@ -164,27 +164,17 @@ class _Measurement:
             weight = to_numpy(matrix.module["weight"])
             approx = search(weight, _fitted(form, matrix)).dequantize()
             matrix.module["weight"] = mx.array(approx)
+        # An unseen matrix may be used anywhere: its weight is read without a call.
+        first = min(self.trace.first.get(m.path, 0) for m in block)
         try:
-            first = self._layer_index(block[0].path)
-            if first is None:  # the embedding or the head
-                first, now = 0, self.stream.embed()
-            else:
-                now = states[first]
-            for index in range(first, len(self.stream.layers)):
-                now = [self.stream.call(index, i, x) for i, x in enumerate(now)]
             divergences = [
-                kl_divergence(log_r, log_softmax(self.stream.logits(i, x)))
-                for i, (x, log_r) in enumerate(zip(now, self.log_r, strict=True))
+                kl_divergence(log_r, log_softmax(one.after(first)))
+                for one, log_r in zip(passes, self.log_r, strict=True)
             ]
         finally:
             for matrix, weight in zip(block, originals, strict=True):
                 matrix.module["weight"] = weight
         return float(np.concatenate(divergences).mean())
-
-    def _layer_index(self, path: str) -> int | None:
-        parts = path.split(".")
-        numbers = [int(p) for p in parts if p.isdigit()]
-        return numbers[0] if numbers else None
 
     def _share(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ SOURCE = "source"
 
 
 class Workspace:
-    """Measurements, finished layers and the hidden states after them, on disk.
+    """Measurements and finished layers, on disk.
 
     Each file is written under another name and then renamed. A kill at any moment
     leaves it whole or absent.
@@ -71,9 +71,7 @@ class Workspace:
 
     def _needed(self) -> Iterator[str]:
         """Yield the parts that the recorded progress needs, which may be too many."""
-        if self.finished:
-            yield from (f"layer-{i:05}" for i in range(self.finished))
-            yield f"states-{self.finished:05}"
+        yield from (f"layer-{i:05}" for i in range(self.finished))
 
     def _empty(self) -> None:
         """Delete all but the imported source, which the caller has just made."""
@@ -118,22 +116,9 @@ class Workspace:
         """Return the lazy arrays of a part."""
         return read_tensors([self.folder / f"{name}.safetensors"], "convert")
 
-    def finish_layer(self, count: int, states: Sequence[mx.array]) -> None:
-        """Record `count` finished layers and the hidden states after them."""
-        name = f"states-{count:05}.safetensors"
-        self._save(name, {str(i): x for i, x in enumerate(states)})
+    def finish_layer(self, count: int) -> None:
+        """Record `count` finished layers."""
         self._replace("progress.json", json.dumps({"finished": count}))
-        for old in self.folder.glob("states-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-
-    def states(self) -> list[mx.array]:
-        """Return the states recorded last, one for each batch."""
-        name = f"states-{self.finished:05}"
-        loaded = self.load_part(name)
-        if loaded.keys() != set(map(str, range(len(loaded)))):
-            raise self._damaged(f"{name}.safetensors")
-        return [loaded[str(i)] for i in range(len(loaded))]
 
     def _damaged(self, name: str) -> ValueError:
         return ValueError(

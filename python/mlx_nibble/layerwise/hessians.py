@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_nibble.layerwise.cpu_math import to_numpy
-from mlx_nibble.layerwise.intercept import Hook
+from mlx_nibble.layerwise.intercept import Hook, intercepted
+from mlx_nibble.layerwise.rows import Rows, is_product, rows
+
+_Seen = tuple[tuple, dict[str, Any], Any]
+"""Arguments and result of a call."""
 
 # An expert with fewer tokens than inputs has a Hessian of low rank. Each Hessian gets
 # this share of the mean over all experts: a share of an average expert's tokens.
@@ -22,8 +26,8 @@ class Inputs:
     """Statistics of one input that one or more modules share.
 
     Attributes:
-        paths: Paths of the modules within the layer.
-        hessian: `X^T X`, `[K, K]`; `[E, K, K]` for experts.
+        paths: Paths of the modules.
+        hessian: `X^T X`, `[K, K]`; `[E, K, K]` for a weight `[E, N, K]`.
         rows: Number of tokens.
     """
 
@@ -34,50 +38,101 @@ class Inputs:
 
 @dataclass
 class Collector:
-    """Statistics of the inputs of modules, collected over batches."""
+    """Statistics of the inputs of modules, collected over batches.
 
-    modules: dict[str, nn.Module]
-    _seen: dict[str, tuple[mx.array, mx.array | None]] = field(default_factory=dict)
+    A module whose calls are not products of rows with its weight has none.
+    """
+
+    modules: Mapping[str, nn.Module]
+    _seen: dict[str, list[_Seen]] = field(default_factory=dict)
     _inputs: dict[tuple[str, ...], Inputs] = field(default_factory=dict)
+    _other: set[str] = field(default_factory=set)
+    _known: set[str] = field(default_factory=set)
 
-    def hooks(self) -> list[tuple[nn.Module, Hook]]:
-        """Return the hooks for `intercepted`."""
-        return [(module, self._hook(path)) for path, module in self.modules.items()]
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the calls of the modules inside the context."""
+        dense = [(m, p) for p, m in self.modules.items() if not _is_embedding(m)]
+        tied = [(m, p) for p, m in self.modules.items() if _is_embedding(m)]
+        with (
+            intercepted([(m, self._hook(p)) for m, p in dense]),
+            intercepted([(m, self._hook(p)) for m, p in tied], "as_linear"),
+        ):
+            yield
 
     def _hook(self, path: str) -> Hook:
-        def see(original: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            indices = args[0] if args and isinstance(args[0], mx.array) else None
-            self._seen[path] = (x, indices)
-            return original(x, *args, **kwargs)
+        def see(original: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if path not in self._other:
+                kept = None if path in self._known else result
+                self._seen.setdefault(path, []).append((args, kwargs, kept))
+            return result
 
         return see
 
     def observe(self) -> None:
         """Add the batch that just ran."""
         for paths in self._shared():
-            x, indices = self._seen[paths[0]]
+            calls = [self._rows(paths[0], call) for call in self._seen[paths[0]]]
+            if any(found is None for found in calls):
+                self._other.update(paths)
+                continue
+            for path in paths:
+                self._check(path, calls)
+            mine = tuple(p for p in paths if p not in self._other)
+            if mine:
+                self._add(mine, [found for found in calls if found])
+        self._seen = {}
+
+    def _rows(self, path: str, call: _Seen) -> Rows | None:
+        args, kwargs, _ = call
+        return rows(self.modules[path], *args, **kwargs)
+
+    def _check(self, path: str, calls: Sequence[Rows | None]) -> None:
+        """Compare a module's first result with the product of its rows."""
+        if path in self._known:
+            return
+        self._known.add(path)
+        for found, (_, _, result) in zip(calls, self._seen[path], strict=True):
+            if found and not np.isfinite(found.x).all():
+                raise not_finite(f"inputs of {path}")
+            if not found or not is_product(self.modules[path], found, result):
+                self._other.add(path)
+
+    def _add(self, paths: tuple[str, ...], calls: list[Rows]) -> None:
+        for found in calls:
+            seen = hessian(found, self.modules[paths[0]])
             inputs = self._inputs.get(paths)
-            seen = hessian(x, indices, self.modules[paths[0]])
             if inputs is None:
                 inputs = Inputs(list(paths), np.zeros_like(seen))
                 self._inputs[paths] = inputs
             inputs.hessian += seen
-            inputs.rows += x.size // x.shape[-1]
-        self._seen = {}
+            inputs.rows += found.tokens
 
     def _shared(self) -> list[tuple[str, ...]]:
-        """Group the modules whose input was the same array."""
-        groups: dict[tuple[int, int], list[str]] = {}
-        for path, (x, indices) in self._seen.items():
-            groups.setdefault((id(x), id(indices)), []).append(path)
+        """Group the modules whose inputs were the same arrays."""
+        groups: dict[tuple, list[str]] = {}
+        for path, calls in self._seen.items():
+            module = self.modules[path]
+            key = tuple(
+                tuple(map(id, (*args, *kwargs.values()))) for args, kwargs, _ in calls
+            )
+            lead = tuple(module["weight"].shape[:-2])
+            groups.setdefault((key, lead), []).append(path)
         return [tuple(paths) for paths in groups.values()]
 
-    def result(self) -> list[Inputs]:
-        """Return all statistics; experts' Hessians include a share of their mean."""
+    def result(self) -> dict[str, Inputs]:
+        """Return the inputs of each path; experts' include a share of their mean.
+
+        Raises:
+            ValueError: If the inputs of a module were not finite.
+        """
         for inputs in self._inputs.values():
+            if not np.isfinite(inputs.hessian).all():
+                raise not_finite(f"inputs of {inputs.paths[0]}")
             if inputs.hessian.ndim == 3:
                 inputs.hessian += _EXPERT_PRIOR * inputs.hessian.mean(0)
-        return list(self._inputs.values())
+        return {path: i for i in self._inputs.values() for path in i.paths}
 
 
 def token_factors(rows: np.ndarray) -> np.ndarray:
@@ -89,32 +144,32 @@ def token_factors(rows: np.ndarray) -> np.ndarray:
     factors such tokens alone would determine the Hessian.
     """
     power = np.einsum("tk,tk->t", rows, rows)
-    median = np.median(power)
-    share = np.ones_like(power)
-    np.divide(median, power, out=share, where=power > median)
-    return np.sqrt(share)[:, None]
+    if not power.any():
+        return np.ones_like(power)[:, None]
+    median = np.median(power[power > 0])
+    return np.sqrt(median / np.maximum(power, median))[:, None]
 
 
-def hessian(
-    x: mx.array, indices: mx.array | None = None, module: nn.Module | None = None
-) -> np.ndarray:
-    """Return `X^T X` of one batch, float32; one matrix for each expert.
-
-    Args:
-        x: Inputs, `[..., K]`.
-        indices: Expert of each row; None without experts.
-        module: Module of the experts, its weight `[E, N, K]`; None without experts.
-    """
-    rows = to_numpy(x).reshape(-1, x.shape[-1])
-    rows = rows * token_factors(rows)
-    if indices is None or module is None:
-        return rows.T @ rows
-    chosen = np.array(indices).reshape(-1)
-    # Each row goes to one expert (rows are sorted), or to several one after another.
-    rows = np.repeat(rows, len(chosen) // len(rows), 0)
-    experts = module["weight"].shape[0]
-    result = np.zeros((experts, rows.shape[1], rows.shape[1]), np.float32)
-    for expert in np.unique(chosen):
-        picked = rows[chosen == expert]
-        result[expert] = picked.T @ picked
+def hessian(found: Rows, module: nn.Module) -> np.ndarray:
+    """Return `X^T X` of a call, float32; one for each matrix of `[E, N, K]`."""
+    x = found.x * token_factors(found.x)
+    if found.matrix is None:
+        return x.T @ x
+    result = np.zeros((module["weight"].shape[0], *2 * x.shape[1:]), np.float32)
+    for index in np.unique(found.matrix):
+        picked = x[found.matrix == index]
+        result[index] = picked.T @ picked
     return result
+
+
+def not_finite(values: str) -> ValueError:
+    """Return the error about values that a model computes on calibration text."""
+    return ValueError(
+        f"[calibrate] the {values} must be finite but are not: the model's activations "
+        "overflow on this text, or its weights have NaN; use another --calibration "
+        "text or --method rtn."
+    )
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return hasattr(module, "as_linear")

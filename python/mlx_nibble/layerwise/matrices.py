@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,11 +20,13 @@ class Matrix:
         path: Path in the model.
         shape: Shape of the weight, `[..., N, K]`.
         module: The module.
+        own: Bits and group size that the model itself asks for, as a router may.
     """
 
     path: str
     shape: tuple[int, ...]
     module: nn.Module
+    own: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -36,12 +40,30 @@ class Matrix:
 
 
 def matrices(model: nn.Module) -> list[Matrix]:
-    """Return the quantizable modules of a full-precision model, in its order."""
-    found = []
+    """Return the quantizable modules of a full-precision model, in its order.
+
+    mlx-lm's models may have a `quant_predicate`. It may exclude modules.
+    """
+    wants = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+    found: dict[int, Matrix] = {}  # a module may have several paths
     for path, module in model.named_modules():
-        if hasattr(module, "to_quantized") and "weight" in module:
-            found.append(Matrix(path, tuple(module["weight"].shape), module))
-    return sorted(found, key=lambda m: natural(m.path))
+        if not _is_quantizable(module):
+            continue
+        answer = wants(path, module)
+        if answer and id(module) not in found:
+            own = answer if isinstance(answer, dict) else {}
+            own = {k: v for k, v in own.items() if k in ("bits", "group_size")}
+            shape = tuple(module["weight"].shape)
+            found[id(module)] = Matrix(path, shape, module, own)
+    return sorted(found.values(), key=lambda m: natural(m.path))
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    """Tell whether mlx-lm loads the module's quantized form: it passes a mode."""
+    convert = getattr(module, "to_quantized", None)
+    if convert is None or "weight" not in module:
+        return False
+    return "mode" in inspect.signature(convert).parameters
 
 
 def parameters(module: nn.Module) -> dict[str, mx.array]:

@@ -1,96 +1,166 @@
-"""A model run layer by layer, with one layer at a time in memory.
+"""A model run part by part on several batches, with one part at a time in memory.
 
-It works for all families of mlx-lm: the decoder layers are `model.layers`, take the
-hidden state first and return it. Masks and all other arguments are recorded from the
-model's own forward pass.
+The model's own forward pass runs, once for each batch, and pauses whenever it calls a
+part. So arguments, results and everything between parts are the model's, whatever they
+are. A pass is a greenlet: it pauses inside calls that it did not make itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from greenlet import getcurrent, greenlet
+from mlx.utils import tree_flatten
 
 from mlx_nibble.layerwise.intercept import Hook, intercepted
+from mlx_nibble.layerwise.trace import Trace
 
 
-class _Recorded(Exception):
-    """All arguments have been recorded."""
+@dataclass(frozen=True)
+class _Call:
+    path: str
+    args: tuple
+    kwargs: dict[str, Any]
 
 
-class LayerStream:
-    """The decoder layers of a model, called in turn with recorded arguments.
+@dataclass(frozen=True)
+class Step:
+    """One call of a part, which all batches have reached.
 
     Attributes:
-        model: The model; its layers are not evaluated before they are called.
-        layers: Its decoder layers.
-        tokens: Batches of token ids `[B, L]`.
+        path: Path of the part.
+        part: The part.
+        first: True for the first call of this part.
+        last: True for the last call of this part.
+        count: Number of batches.
     """
 
-    def __init__(self, model: nn.Module, tokens: Sequence[mx.array]):
-        """Check that the model has layers."""
-        layers = getattr(model, "layers", None)
-        if not layers:
-            raise ValueError(
-                "[stream] the model must have decoder layers as `model.layers` but "
-                f"{type(model).__name__} has none."
-            )
-        self.model = model
-        self.layers: list[nn.Module] = list(layers)
-        self.tokens = list(tokens)
-        self._calls: list[list[tuple[tuple, dict]]] = []
+    path: str
+    part: nn.Module
+    first: bool
+    last: bool
+    _calls: Sequence[_Call]
 
-    def embed(self) -> list[mx.array]:
-        """Return the input of the first layer for each batch, `[B, L, D]`."""
-        recorded = [self._record(batch) for batch in self.tokens]
-        self._calls = [calls for _, calls in recorded]
-        return [state for state, _ in recorded]
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return len(self._calls)
 
-    def _record(self, batch: mx.array) -> tuple[mx.array, list[tuple[tuple, dict]]]:
-        """Return the first layer's input, and the other arguments of every layer."""
-        states: list[mx.array] = []
-        calls: list[tuple[tuple, dict]] = []
+    def run(self, batch: int) -> Any:
+        """Call the part on one batch, as often as needed.
 
-        def skip(_: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-            states.append(x)
-            calls.append((args, kwargs))
-            if len(calls) == len(self.layers):
-                raise _Recorded  # skip the rest of the model, above all the head
-            return x
-
-        with suppress(_Recorded):
-            self._forward(batch, skip)
-        if len(calls) != len(self.layers):
-            raise ValueError(
-                f"[stream] each of {len(self.layers)} layers must be called once but "
-                f"{len(calls)} calls were seen."
-            )
-        mx.eval(states[0])
-        return states[0], calls
-
-    def call(self, index: int, batch: int, state: mx.array) -> mx.array:
-        """Run layer `index` on the hidden state of one batch."""
-        args, kwargs = self._calls[batch][index]
-        y = self.layers[index](state, *args, **kwargs)
-        if not isinstance(y, mx.array):
-            raise ValueError(
-                "[stream] a decoder layer must return the hidden state alone but "
-                f"{type(self.layers[index]).__name__} returned a {type(y).__name__}."
-            )
-        mx.eval(y)
+        A cache that the model passes along stays as it is.
+        """
+        call = self._calls[batch]
+        args, kwargs = copied((call.args, call.kwargs))
+        y = self.part(*args, **kwargs)
+        mx.eval(arrays(y))
         return y
 
-    def logits(self, batch: int, state: mx.array) -> mx.array:
-        """Return the logits of the last layer's output, `[B, L, vocabulary]`."""
+    def proceed(self) -> list[Any]:
+        """Return the results of all batches, with all side effects; call it once."""
+        results = []
+        for call in self._calls:
+            y = self.part(*call.args, **call.kwargs)
+            mx.eval(arrays(y))
+            results.append(y)
+        return results
 
-        def replay(_: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-            return state
 
-        return self._forward(self.tokens[batch], replay)
+def steps(
+    model: nn.Module, traced: Trace, tokens: Sequence[mx.array]
+) -> Iterator[Step]:
+    """Yield every call of a part, in order; the part runs after its step.
 
-    def _forward(self, tokens: mx.array, hook: Hook) -> mx.array:
-        with intercepted([(layer, hook) for layer in self.layers]):
-            return self.model(tokens)
+    A part may be changed during its step: later parts see the results of the change.
+    The pass ends with the last part, so the head does not run.
+
+    Args:
+        model: The model; a part is not evaluated before its step.
+        traced: The trace of the model.
+        tokens: Batches of token ids `[B, L]`.
+    """
+    passes = [greenlet(lambda batch=batch: model(batch)) for batch in tokens]
+    hooks = [(part, _pause(path)) for path, part in traced.parts.items()]
+    results: list[tuple] = [()] * len(passes)  # what each pass goes on with
+    try:
+        for index, path in enumerate(traced.calls):
+            with intercepted(hooks):
+                calls = [
+                    one.switch(*given)
+                    for one, given in zip(passes, results, strict=True)
+                ]
+            if any(not isinstance(c, _Call) or c.path != path for c in calls):
+                raise ValueError(
+                    f"[calibrate] every batch must call {path} next but one does not: "
+                    "the model's forward pass depends on its tokens: use --method rtn."
+                )
+            first = path not in traced.calls[:index]
+            last = path not in traced.calls[index + 1 :]
+            step = Step(path, traced.parts[path], first, last, calls)
+            yield step
+            if index + 1 == len(traced.calls):
+                break
+            results = [(y,) for y in step.proceed()]
+    finally:
+        for one in passes:
+            one.throw()
+
+
+def arrays(tree: Any) -> list[mx.array]:
+    """Return the arrays of a part's result."""
+    return [v for _, v in tree_flatten([tree]) if isinstance(v, mx.array)]
+
+
+def _pause(path: str) -> Hook:
+    def hook(_: Any, *args: Any, **kwargs: Any) -> Any:
+        outside = getcurrent().parent
+        assert outside is not None  # the hooks are only in place inside a pass
+        return outside.switch(_Call(path, args, kwargs))
+
+    return hook
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a tree that the model may change: arrays, containers, caches."""
+    return _copied(value, {})
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    if id(value) not in known:
+        known[id(value)] = _copy(value, known)
+    return known[id(value)]
+
+
+def _copy(value: Any, known: dict[int, Any]) -> Any:
+    if isinstance(value, mx.array):
+        return mx.array(value)  # `x[i] = y` changes an array in place
+    if type(value) is dict:
+        return {k: _copied(v, known) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_copied(v, known) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if not _is_cache(value):
+        return value
+    twin = copy.copy(value)
+    vars(twin).update({k: _copied(v, known) for k, v in vars(value).items()})
+    return twin
+
+
+def has_cache(value: Any) -> bool:
+    """Tell whether a tree has an object that a part may change beside its result."""
+    if isinstance(value, (list, tuple)):
+        return any(map(has_cache, value))
+    return (
+        any(map(has_cache, value.values())) if type(value) is dict else _is_cache(value)
+    )
+
+
+def _is_cache(value: Any) -> bool:
+    known = callable(value) or isinstance(value, (nn.Module, mx.array))
+    return hasattr(value, "__dict__") and not known

@@ -13,7 +13,8 @@ from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.formats import Format
-from mlx_nibble.layerwise.stream import LayerStream
+from mlx_nibble.layerwise.stream import steps
+from mlx_nibble.layerwise.trace import trace
 from mlx_nibble.quantize.method import Method
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy
@@ -65,10 +66,9 @@ EXPECTED = {
 
 
 def first_layer(family: str):
-    model = tiny_models.build(family)
-    stream = LayerStream(model, tiny_models.tokens(2))
-    states = stream.embed()
-    return stream.layers[0], lambda i: stream.call(0, i, states[i])
+    model, tokens = tiny_models.build(family), tiny_models.tokens(2)
+    step = next(steps(model, trace(model, tokens[0]), tokens))
+    return step.part, step.run
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
