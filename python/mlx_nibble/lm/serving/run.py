@@ -21,6 +21,10 @@ from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.policy import Policy, memory_bytes
 from mlx_nibble.lm.serving.sockets import Server
 
+# Of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm bounds
+# only the number of sequences, each of which may fill the model's context.
+_CACHE_SHARE = 16
+
 
 @contextmanager
 def checked_serving(policy: Policy, module: ModuleType) -> Iterator[None]:
@@ -37,45 +41,46 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
 
     Raises:
         OSError: If the address cannot be had.
+        ValueError: If no model may be served.
         RuntimeError: If the engine has failed for good.
     """
-    cli = provider.cli_args
-    if cli.model is None and not policy.trust_requests:
+    if provider.cli_args.model is None and not policy.trust_requests:
         raise ValueError(
             "[serve] --model is required, or --trust-requests, which lets each "
             "request name a model."
         )
-    most = cli.prompt_cache_bytes or memory_bytes() // 16
-
-    def make_cache() -> LRUPromptCache:
-        return LRUPromptCache(cli.prompt_cache_size, most)
-
     if mx.distributed.init().rank() > 0:
-        engine = Engine(provider, make_cache, lambda: os._exit(1))
-        engine.join()
+        # Without this process its peers wait forever.
+        Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
         return
-    info = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    Server.address_family = info[0]
-    listening: list[Server] = []
-
-    def stop() -> None:
-        for http in listening:
-            http.shutdown()
-
-    http = Server(info[4], None, policy.max_connections)
-    engine = Engine(provider, make_cache, stop)
-    fingerprint = server.get_system_fingerprint()
-    http.RequestHandlerClass = partial(
-        Handler, engine, policy, system_fingerprint=fingerprint
-    )
-    listening.append(http)
+    http, engine = start(policy, host, port, provider)
     logging.info("Serving at %s on port %d.", host, http.server_port)
     with suppress(KeyboardInterrupt):
-        if engine.generation_available():
-            http.serve_forever(poll_interval=0.1)
+        http.serve_forever(poll_interval=0.1)
     http.server_close()
     if engine.death is not None:
         raise RuntimeError(f"[serve] the engine has failed: {engine.death}")
     engine.stop_and_join()
+
+
+def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, Engine]:
+    """Return a server that listens, and its engine, which loads the model.
+
+    The server's ``serve_forever`` ends when the engine has failed for good.
+    """
+    kind, *_, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    http = Server(kind, address, policy.max_connections)
+    engine = Engine(provider, partial(prompt_cache, provider), http.shutdown)
+    http.RequestHandlerClass = partial(
+        Handler, engine, policy, system_fingerprint=server.get_system_fingerprint()
+    )
+    return http, engine
+
+
+def prompt_cache(provider: Any) -> LRUPromptCache:
+    """Return an empty cache of prompts, which has a bound."""
+    cli = provider.cli_args
+    most = cli.prompt_cache_bytes or memory_bytes() // _CACHE_SHARE
+    return LRUPromptCache(cli.prompt_cache_size, most)

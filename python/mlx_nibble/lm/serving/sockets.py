@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
+from socketserver import BaseRequestHandler
 from typing import Any
 
 from mlx_nibble.lm.serving.refusal import Refusal
@@ -68,10 +69,11 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
     allow_reuse_address = True
 
-    def __init__(self, address: Any, handler: Any, most: int) -> None:
+    def __init__(self, kind: socket.AddressFamily, address: Any, most: int) -> None:
         """Listen; ``most`` connections may be open."""
+        self.address_family = kind
         self._free = threading.BoundedSemaphore(most)
-        super().__init__(address, handler)
+        super().__init__(address, BaseRequestHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, if one is free."""
