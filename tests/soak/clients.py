@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -42,6 +43,7 @@ class Load:
             self.counts[f"{kind}: {outcome}"] += 1
             if fault is not None and len(self.faults) < 20:
                 self.faults.append(f"{kind}: {outcome}: {fault!s:.300}")
+                print(self.faults[-1], file=sys.stderr, flush=True)
 
     def connect(self, patience: float = _PATIENCE) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), patience)

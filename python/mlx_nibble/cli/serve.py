@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _checked(ours: argparse.Namespace, module: ModuleType) -> AbstractContextManager:
+    from mlx_nibble.lm.serving.expected import require
+
+    require(module)
     from mlx_nibble.lm.serving.run import checked_serving
 
     return checked_serving(policy.from_options(ours), module)

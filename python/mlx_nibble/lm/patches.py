@@ -9,12 +9,14 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble import fast
 from mlx_nibble.acceleration.rebind import Rebinding
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.lm.dtypes import prepare
+from mlx_nibble.lm.upstream import fits
 
 # The probabilities of a token over the whole vocabulary: on the CPU, MLX needs as much
 # time for them as for three layers of a small model.
@@ -22,8 +24,16 @@ _probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
 # The module. The package's attribute `generate` is a function of the same name.
 loops = importlib.import_module("mlx_lm.generate")
 
-generate_step = _probabilities.function(loops.generate_step)
-stream_generate = _probabilities.function(loops.stream_generate)
+
+def _faster(name: str) -> Any:
+    """Return a loop of mlx-lm that computes probabilities with our kernel."""
+    if not fits(f"its own {name}", loops, {"mx": "", name: "model prompt"}):
+        return getattr(loops, name, None) or getattr(mlx_lm, name, None)
+    return _probabilities.function(getattr(loops, name))
+
+
+generate_step = _faster("generate_step")
+stream_generate = _faster("stream_generate")
 
 
 @contextmanager
@@ -32,12 +42,17 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
 
     All of mlx-lm's entry points load through ``mlx_lm.utils.load_model``.
     """
+    if not fits(
+        "acceleration while mlx-lm loads", mlx_lm_utils, {"load_model": "model_path"}
+    ):
+        yield
+        return
     original = mlx_lm_utils.load_model
 
     def load_model(*args: Any, **kwargs: Any) -> Any:
-        model, config = original(*args, **kwargs)
-        prepare(model, settings)
-        return model, config
+        loaded = original(*args, **kwargs)
+        prepare(loaded[0], settings)
+        return loaded
 
     with replaced(mlx_lm_utils, "load_model", load_model):
         yield
@@ -46,6 +61,9 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
 @contextmanager
 def accelerated_generation() -> Iterator[None]:
     """Let all of mlx-lm's :data:`loops` compute probabilities with our kernel."""
+    if not fits("its own logsumexp in mlx-lm's loops", loops, {"mx": ""}):
+        yield
+        return
     with replaced(loops, "mx", _probabilities.module(mx)):
         yield
 

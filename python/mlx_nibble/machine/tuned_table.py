@@ -121,8 +121,8 @@ def load() -> Table:
     The table is empty if there is no file. It is empty, too, if the file cannot be
     used; each such file causes one warning.
     """
-    file = path()
     try:
+        file = path()
         stat = file.stat()
     except OSError:
         return {}
@@ -162,7 +162,7 @@ def clear() -> Path | None:
     file = path()
     try:
         file.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return file
 
@@ -174,8 +174,8 @@ def in_use() -> tuple[int, Table]:
     """
     if _native.ext is None:
         return 0, {}
-    file = path()
     try:
+        file = path()
         stat = file.stat()
     except OSError:
         return 0, {}
