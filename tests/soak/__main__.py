@@ -26,7 +26,7 @@ from tests.support import model_folders, tiny_models
 _TIMEOUT = 4.0
 _WARM_UP = 600.0
 _FLAT = 1.1
-# Of each kind, at once.
+# Clients at once.
 _CLIENTS = {
     clients.good: 4,
     clients.bad: 2,

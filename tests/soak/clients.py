@@ -23,10 +23,10 @@ class Load:
     """The server under load, and what has happened.
 
     Attributes:
-        port: Of the server, on this machine.
+        port: The server's, on this machine.
         timeout: The server's ``--client-timeout``.
         known: Good requests with their right answers.
-        counts: Of outcomes, as "kind: outcome".
+        counts: Number of each outcome, by "kind: outcome".
         faults: Texts of the first unexpected outcomes.
     """
 

@@ -1,4 +1,4 @@
-"""What our patches expect of mlx-lm, whose internals may change with any release."""
+"""Checks that mlx-lm's internals, which may change with any release, fit our patches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fits(feature: str, owner: Any, expected: Mapping[str, str]) -> bool:
     """Return whether a patch can be made; warn in one line if it cannot.
 
     Args:
-        feature: What the user loses without the patch.
+        feature: Name of the patch's benefit.
         owner: See :func:`difference`.
         expected: See :func:`difference`.
     """

@@ -1,4 +1,4 @@
-"""What our server expects of mlx-lm's, whose engine and handler it extends."""
+"""The parts of mlx-lm's server that ours extends, as it expects them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model can take: its vocabulary, its context, and the memory for it."""
+"""The capacity of a model: its vocabulary, its context, and the memory for it."""
 
 from __future__ import annotations
 

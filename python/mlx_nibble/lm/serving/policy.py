@@ -17,7 +17,7 @@ _SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Policy:
-    """What clients may do.
+    """Rights and limits of clients.
 
     Attributes:
         trust_requests: Whether a request may name other models, adapters and images by

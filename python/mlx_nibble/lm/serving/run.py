@@ -21,8 +21,8 @@ from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.policy import Policy, memory_bytes
 from mlx_nibble.lm.serving.sockets import Server
 
-# Of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm bounds
-# only the number of sequences, each of which may fill the model's context.
+# A share of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm
+# bounds only the number of sequences, each of which may fill the model's context.
 _CACHE_SHARE = 16
 
 

@@ -1,4 +1,4 @@
-"""What a request may contain: types and ranges, checked before the engine sees any."""
+"""The fields of a request: types and ranges, checked before the engine sees any."""
 
 from __future__ import annotations
 
