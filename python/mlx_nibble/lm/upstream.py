@@ -1,4 +1,4 @@
-"""Checks that mlx-lm's internals, which may change with any release, fit our patches."""
+"""Checks that mlx-lm's internals, which may change at any time, fit our patches."""
 
 from __future__ import annotations
 
