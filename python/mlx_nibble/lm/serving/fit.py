@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_nibble.lm.serving.policy import memory_bytes
+from mlx_nibble.lm.serving.memory import machine_bytes
 from mlx_nibble.lm.serving.refusal import Refusal
 
 # Tokens after which the bytes of a cache are counted. MLX's caches grow in steps of
@@ -42,7 +42,7 @@ class Capacity:
         args = getattr(model, "args", None)
         context = getattr(args, "max_position_embeddings", None)
         # Half, for weights and other sequences need memory too.
-        return cls(logits.shape[-1], context, size / _PROBE, memory_bytes() // 2)
+        return cls(logits.shape[-1], context, size / _PROBE, machine_bytes() // 2)
 
     def fit(self, prompt: list[int], args: Any) -> None:
         """Check a tokenized request, and bring its arguments into the model's range.

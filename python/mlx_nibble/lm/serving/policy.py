@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -104,11 +103,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def from_options(options: argparse.Namespace) -> Policy:
     """Return the policy of a parsed command line."""
     return Policy(**{name: getattr(options, name) for name in vars(Policy())})
-
-
-def memory_bytes() -> int:
-    """Return the size of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _is_loopback(name: str) -> bool:

@@ -18,7 +18,8 @@ from mlx_lm.models.cache import LRUPromptCache
 from mlx_nibble.lm.patches import replaced
 from mlx_nibble.lm.serving.engine import Engine, make_sampler
 from mlx_nibble.lm.serving.handler import Handler
-from mlx_nibble.lm.serving.policy import Policy, memory_bytes
+from mlx_nibble.lm.serving.memory import give_back, machine_bytes
+from mlx_nibble.lm.serving.policy import Policy
 from mlx_nibble.lm.serving.sockets import Server
 
 # A share of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm
@@ -49,6 +50,7 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
             "[serve] --model is required, or --trust-requests, which lets each "
             "request name a model."
         )
+    give_back()
     if mx.distributed.init().rank() > 0:
         # Without this process its peers wait forever.
         Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
@@ -82,5 +84,5 @@ def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, 
 def prompt_cache(provider: Any) -> LRUPromptCache:
     """Return an empty cache of prompts, which has a bound."""
     cli = provider.cli_args
-    most = cli.prompt_cache_bytes or memory_bytes() // _CACHE_SHARE
+    most = cli.prompt_cache_bytes or machine_bytes() // _CACHE_SHARE
     return LRUPromptCache(cli.prompt_cache_size, most)
