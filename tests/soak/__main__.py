@@ -112,7 +112,7 @@ def serving(model: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     server = subprocess.Popen(command)
     try:
         load = Load(port, _TIMEOUT)
-        for _ in range(600):
+        while server.poll() is None:  # it listens, or ends with an error
             try:
                 if get(load, "/health") == 200:
                     break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,7 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
         return
     original = mlx_lm_utils.load_model
 
+    @wraps(original)  # so that this context fits within another
     def load_model(*args: Any, **kwargs: Any) -> Any:
         loaded = original(*args, **kwargs)
         prepare(loaded[0], settings)

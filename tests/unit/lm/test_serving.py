@@ -178,7 +178,7 @@ def test_no_body_is_a_fault_of_the_server(load, kind):
         st.dictionaries(st.sampled_from(list(kind.model_fields)), JSON, max_size=3),
         st.lists(message, max_size=2),
     )
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def never_500(body, messages):
         sent = {"messages": messages, **plain, **body}
         sent["max_tokens"] = 2

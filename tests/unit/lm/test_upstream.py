@@ -22,8 +22,10 @@ from tests.support.paths import ROOT
 def test_the_installed_mlx_lm_is_as_every_patch_expects():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with lm.accelerated_loading(), lm.accelerated_generation():
-            pass
+        for _ in range(2):
+            with lm.accelerated_loading(), lm.accelerated_generation():
+                with lm.accelerated_loading(), lm.accelerated_generation():
+                    pass
         importlib.reload(patches)
     expected.require(server)
 
