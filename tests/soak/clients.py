@@ -87,6 +87,13 @@ def text_of(status: int, body: bytes) -> str:
     return f"{''.join(texts)} ({choices[-1]['finish_reason']})"
 
 
+def least_lead(body: bytes) -> float:
+    """Return the least difference of the two likeliest tokens' logarithms."""
+    tokens = json.loads(body)["choices"][0]["logprobs"]["content"]
+    pairs = [[top["logprob"] for top in token["top_logprobs"]] for token in tokens]
+    return min(abs(first - second) for first, second in pairs)
+
+
 def _said(choice: dict[str, Any]) -> str:
     return (choice.get("message") or choice.get("delta") or {}).get("content") or ""
 

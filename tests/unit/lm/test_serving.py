@@ -33,6 +33,12 @@ DEFAULTS = Policy()
 HEN = {"prompt": "the hen", "max_tokens": 12}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patched() -> Iterator[None]:
+    with checked_serving(DEFAULTS, upstream):
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return soak.tiny(tmp_path_factory.mktemp("served") / "tiny")
@@ -53,7 +59,7 @@ def serving(folder, *arguments, policy=DEFAULTS):
     """Serve in this process; give the load, whose ``engine`` is the engine."""
     provider = provider_of("--model", str(folder), *arguments)
     exact = Settings(batch_invariant=True)
-    with lm.accelerated_loading(exact), checked_serving(policy, upstream):
+    with lm.accelerated_loading(exact):
         http, engine = start(policy, "127.0.0.1", 0, provider)
         thread = threading.Thread(target=http.serve_forever, args=(0.02,))
         thread.start()
@@ -375,7 +381,7 @@ def test_the_server_ends_when_its_engine_has_ended(folder, monkeypatch):
     def end(*_):
         raise SystemExit("the test's end")
 
-    with lm.accelerated_loading(), checked_serving(Policy(), upstream):
+    with lm.accelerated_loading():
         monkeypatch.setattr(upstream.ResponseGenerator, "_generate", end)
         with pytest.raises(RuntimeError, match="engine has failed: the test's end"):
             run(Policy(), "127.0.0.1", 0, provider)
@@ -383,7 +389,7 @@ def test_the_server_ends_when_its_engine_has_ended(folder, monkeypatch):
 
 def test_a_model_that_does_not_load_ends_the_server(tmp_path):
     provider = provider_of("--model", str(tmp_path))
-    with checked_serving(Policy(), upstream), pytest.raises(RuntimeError, match="load"):
+    with pytest.raises(RuntimeError, match="load"):
         run(Policy(), "127.0.0.1", 0, provider)
 
 
