@@ -9,7 +9,8 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick fuzz kills bench lint format stubs wheel wheel-macos clean help
+.PHONY: demo test test-quick differential fuzz kills sanitize soak bench lint format \
+  stubs wheel wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -29,6 +30,9 @@ RACES ?= 20
 
 kills: $(VENV)/installed  ## Kill conversions at random moments, and compare
 	$(BIN)/python -m tests.kills --count $(COUNT) --races $(RACES)
+MINUTES ?= 1
+soak: $(VENV)/installed  ## Load the server for MINUTES; ARGS="--json" and others
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels

@@ -14,6 +14,7 @@ layers, and :mod:`mlx_nibble.lm` functions for mlx-lm.
 
 from __future__ import annotations
 
+from mlx_nibble import _interpreter as _interpreter  # before MLX, which would hang
 from mlx_nibble import _native, fast, nn, ops
 from mlx_nibble._version import __version__
 from mlx_nibble.acceleration.accelerate import accelerate

@@ -62,7 +62,7 @@ def exact(
             "mlx_lm.models.activations.swiglu": _swiglu,
         }
     )
-    shared_modules.replace(model, lambda kind: True)
+    shared_modules.replace(model, lambda kind: True, [])
     for module in model.modules():
         rebound = rebinding.subclass(type(module))
         if rebound is not None:

@@ -56,6 +56,8 @@ def accelerate(
     Raises:
         TypeError: If ``model`` is not a module.
         ValueError: If ``activations`` is neither None nor ``"int8"``.
+
+    After an exception of any kind the model is as it was before.
     """
     settings = Settings(activations, batch_invariant, repack, tuned)
     if not isinstance(model, mlx_nn.Module):
@@ -70,27 +72,36 @@ def accelerate(
         quantized_layers(options, on_cpu), others, "CPU" if on_cpu else "GPU", predicate
     )
     report = Report()
+    try:
+        _change(model, rules, report)
+        recognise_symmetric(swap.module for swap in report.swapped)
+        report.tuned = _tuned_layers(report, table, settings.activations)
+        if settings.repack and on_cpu:
+            report.repacked = repacked(model)
+    except BaseException:
+        report.undo()
+        raise
+    return report
+
+
+def _change(model: mlx_nn.Module, rules: Rules, report: Report) -> None:
+    """Change the classes of layers; report each change before it is made."""
     if _native.ext is not None:
-        report.replaced = shared_modules.replace(
-            model, lambda kind: bool(others.subclass(kind))
+        shared_modules.replace(
+            model, lambda kind: bool(rules.others.subclass(kind)), report.replaced
         )
     for path, module in model.named_modules():
         match decide(path, module, rules):
             case Kept() as kept:
                 report.kept.append(kept)
             case Swap() as swap:
-                module.__class__ = swap.rebound
                 report.swapped.append(swap)
+                module.__class__ = swap.rebound
             case Routed() as routed:
-                module.__class__ = routed.rebound
                 report.routed.append(routed)
+                module.__class__ = routed.rebound
             case None:
                 report.unchanged += is_quantized(module)
-    recognise_symmetric(swap.module for swap in report.swapped)
-    report.tuned = _tuned_layers(report, table, settings.activations)
-    if settings.repack and on_cpu:
-        report.repacked = repacked(model)
-    return report
 
 
 def repacked(model: mlx_nn.Module) -> Copies:

@@ -82,6 +82,8 @@ def _reason_to_keep(
         return (
             f"no kernel for mode {mode}, {module.bits} bits, group {module.group_size}"
         )
+    if original(type(module)) in rules.quantized.refused:
+        return "its class allows no subclass"
     if rebound is None or not rebound.operations & PRODUCTS:
         return "its code calls none of our operations"
     if rules.predicate is not None and not rules.predicate(path, module):

@@ -61,6 +61,7 @@ class Rebinding:
         self._overlays: dict[str, _Overlay] = {}
         self._seen: dict[FunctionType, tuple[FunctionType, frozenset[str]]] = {}
         self._classes: dict[type, Rebound | None] = dict(written or {})
+        self.refused: set[type] = set()  # classes that allow no such subclass
         _originals.update(
             {rebound.kind: kind for kind, rebound in (written or {}).items()}
         )
@@ -105,7 +106,12 @@ class Rebinding:
             for name in ("__doc__", "__module__", "__qualname__")
         } | {"__reduce_ex__": pickled_as(kind)}
         parents = (kind, *(base.kind for base in bases))
-        rebound = Rebound(type(kind.__name__, parents, own | described), methods)
+        try:
+            made = type(kind.__name__, parents, own | described)
+        except Exception:  # of the class's own code, such as __init_subclass__
+            self.refused.add(kind)
+            return None
+        rebound = Rebound(made, methods)
         _originals[rebound.kind] = kind
         return rebound
 

@@ -31,8 +31,12 @@ class Copies:
         """Let products with these matrices use copies from now on."""
         self._watched: list[weakref.finalize] = []
         self._tokens: list[int] = []
-        for matrix in matrices:
-            self._remember(*matrix)
+        try:
+            for matrix in matrices:
+                self._remember(*matrix)
+        except BaseException:
+            self.forget()
+            raise
 
     def _remember(
         self, w: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int

@@ -28,23 +28,24 @@ class Replaced:
             self.parent[self.name] = self.shared
 
 
-def replace(model: nn.Module, of_interest: Callable[[type], bool]) -> list[Replaced]:
+def replace(
+    model: nn.Module, of_interest: Callable[[type], bool], replaced: list[Replaced]
+) -> None:
     """Give a model its own copies of shared modules.
 
     Args:
         model: Any module.
         of_interest: Function of the class of a shared module; a false result leaves
             the module shared.
+        replaced: List that receives each replacement, so that they can be undone.
     """
     copies: dict[int, nn.Module] = {}
-    replaced: list[Replaced] = []
     for parent in model.modules():
         for name, child in _shared(parent):
             if of_interest(type(child)):
                 own = copies.setdefault(id(child), copy.copy(child))
                 replaced.append(Replaced(parent, name, child, own))
                 parent[name] = own
-    return replaced
 
 
 def _shared(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:

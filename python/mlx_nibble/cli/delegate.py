@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations
@@ -23,7 +26,15 @@ _REPACK = (
 )
 
 
-def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
+def run_accelerated(
+    name: str,
+    command: str,
+    arguments: Sequence[str],
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    within: Callable[
+        [argparse.Namespace, ModuleType], AbstractContextManager
+    ] = lambda ours, module: nullcontext(),
+) -> None:
     """Run an mlx-lm command.
 
     Args:
@@ -31,6 +42,9 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
         command: Our name for it, as in ``nibble COMMAND``.
         arguments: Command line. We add ``--activations``, ``--batch-invariant`` and
             ``--repack`` to mlx-lm's options.
+        add_options: Adds further options of ours.
+        within: Function of our options and of mlx-lm's module; the command runs in its
+            context.
 
     Raises:
         ValueError: If ``--model`` is a path that does not exist.
@@ -42,6 +56,7 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
     activations.add_option(parser)
     parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
     parser.add_argument("--repack", action="store_true", help=_REPACK)
+    add_options(parser)
     ours, arguments = parser.parse_known_args(arguments)
     for option in ("--model", "--draft-model"):
         if path := _value(command, option, arguments):
@@ -56,6 +71,7 @@ def run_accelerated(name: str, command: str, arguments: Sequence[str]) -> None:
                 f"nibble {command}",
                 arguments,
                 Settings(activations.setting(ours), ours.batch_invariant, ours.repack),
+                partial(within, ours),
             )
     except SystemExit as end:
         if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):

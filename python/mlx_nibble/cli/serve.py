@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
 
 from mlx_nibble.cli import complain
 from mlx_nibble.cli.delegate import run_accelerated
+from mlx_nibble.lm.serving import policy
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``mlx_lm.server`` with these arguments, until it is told to end."""
     status = 0
     try:
-        run_accelerated("server", "serve", arguments)
+        run_accelerated("server", "serve", arguments, policy.add_options, _checked)
     except (BrokenPipeError, KeyboardInterrupt):
         # The reader of --help has enough. Or Ctrl-C came before mlx-lm expects it, or a
         # second time.
@@ -29,3 +33,12 @@ def main(arguments: Sequence[str]) -> None:
     # At Python's exit, the thread of the MLX stream that belonged to the server's
     # thread may abort the process: one shutdown of stock mlx_lm.server in three.
     os._exit(status)
+
+
+def _checked(ours: argparse.Namespace, module: ModuleType) -> AbstractContextManager:
+    from mlx_nibble.lm.serving.expected import require
+
+    require(module)
+    from mlx_nibble.lm.serving.run import checked_serving
+
+    return checked_serving(policy.from_options(ours), module)

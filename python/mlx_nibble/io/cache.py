@@ -15,14 +15,23 @@ def cache_dir() -> Path:
 
     It is ``$NIBBLE_CACHE_DIR`` if set. The default is ``~/Library/Caches/mlx-nibble``
     on macOS, and ``$XDG_CACHE_HOME/mlx-nibble`` or ``~/.cache/mlx-nibble`` elsewhere.
+
+    Raises:
+        OSError: If the user has no home folder, and the environment names none.
     """
-    if chosen := os.environ.get("NIBBLE_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mlx-nibble"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says to ignore relative paths.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "mlx-nibble"
+    try:
+        if chosen := os.environ.get("NIBBLE_CACHE_DIR"):
+            return Path(chosen).expanduser()
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "mlx-nibble"
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification says to ignore relative paths.
+        return (base if base.is_absolute() else Path.home() / ".cache") / "mlx-nibble"
+    except RuntimeError as error:  # a user id without an entry, as in containers
+        raise OSError(
+            "[cache] a home folder was required but this user has none; set "
+            "NIBBLE_CACHE_DIR to a folder."
+        ) from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 All of mlx-lm's entry points load through functions of ``mlx_lm.utils``. Inside
 :func:`checked_loading`, these functions check a folder first, and find a folder of any
-name. Read against mlx-lm 0.32.2.
+name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from mlx_nibble.io.checkpoint import check_folder
 from mlx_nibble.io.config import check_config
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.lm.replaced import replaced
+from mlx_nibble.lm.upstream import fits
 
-_load_model = mlx_lm_utils.load_model
-_load_tokenizer = mlx_lm_utils._load_tokenizer
-_download = mlx_lm_utils._download
-_find_classes = mlx_lm_utils._get_classes
+_INTERNALS = {
+    "load_model": "model_path",
+    "_load_tokenizer": "model_path",
+    "_download": "path_or_hf_repo",
+    "_get_classes": "config",
+    "glob": "",
+}
+_load_model, _load_tokenizer, _download, _find_classes, _ = (
+    getattr(mlx_lm_utils, name, None) for name in _INTERNALS
+)
 
 
 @contextmanager
@@ -39,6 +46,9 @@ def checked_loading() -> Iterator[None]:
     Raises:
         ValueError: If a file of the folder is damaged. The error names it.
     """
+    if not fits("its checks of model folders", mlx_lm_utils, _INTERNALS):
+        yield
+        return
     with ExitStack() as stack:
         for name, value in (
             ("load_model", load_model),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from types import ModuleType
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.lm.load import sharded_load
@@ -14,7 +16,11 @@ from mlx_nibble.lm.replaced import replaced
 
 
 def run_command(
-    name: str, prog: str, arguments: Sequence[str], settings: Settings = DEFAULTS
+    name: str,
+    prog: str,
+    arguments: Sequence[str],
+    settings: Settings = DEFAULTS,
+    within: Callable[[ModuleType], AbstractContextManager] = nullcontext,
 ) -> None:
     """Run one of mlx-lm's commands; accelerate every model that it loads.
 
@@ -23,6 +29,7 @@ def run_command(
         prog: Name of the command in its help.
         arguments: Command line without the program's name.
         settings: Settings of the models.
+        within: Function of the command's module; the command runs in its context.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
@@ -30,5 +37,6 @@ def run_command(
         accelerated_loading(settings),
         replaced(command, "sharded_load", partial(sharded_load, **vars(settings))),
         accelerated_generation(),
+        within(command),
     ):
         command.main()

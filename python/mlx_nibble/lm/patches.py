@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble import fast
@@ -16,6 +18,7 @@ from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.lm.checked import checked_loading, load_model
 from mlx_nibble.lm.dtypes import prepare
 from mlx_nibble.lm.replaced import replaced
+from mlx_nibble.lm.upstream import fits
 
 # The probabilities of a token over the whole vocabulary: on the CPU, MLX needs as much
 # time for them as for three layers of a small model.
@@ -23,8 +26,16 @@ _probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
 # The module. The package's attribute `generate` is a function of the same name.
 loops = importlib.import_module("mlx_lm.generate")
 
-generate_step = _probabilities.function(loops.generate_step)
-stream_generate = _probabilities.function(loops.stream_generate)
+
+def _faster(name: str) -> Any:
+    """Return a loop of mlx-lm that computes probabilities with our kernel."""
+    if not fits(f"its own {name}", loops, {"mx": "", name: "model prompt"}):
+        return getattr(loops, name, None) or getattr(mlx_lm, name, None)
+    return _probabilities.function(getattr(loops, name))
+
+
+generate_step = _faster("generate_step")
+stream_generate = _faster("stream_generate")
 
 
 @contextmanager
@@ -33,11 +44,17 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
 
     All of mlx-lm's entry points load through ``mlx_lm.utils.load_model``.
     """
+    if not fits(
+        "acceleration while mlx-lm loads", mlx_lm_utils, {"load_model": "model_path"}
+    ):
+        yield
+        return
 
+    @wraps(load_model)  # so that this context fits within another
     def prepared(*args: Any, **kwargs: Any) -> Any:
-        model, config = load_model(*args, **kwargs)
-        prepare(model, settings)
-        return model, config
+        loaded = load_model(*args, **kwargs)
+        prepare(loaded[0], settings)
+        return loaded
 
     with checked_loading(), replaced(mlx_lm_utils, "load_model", prepared):
         yield
@@ -46,5 +63,8 @@ def accelerated_loading(settings: Settings = DEFAULTS) -> Iterator[None]:
 @contextmanager
 def accelerated_generation() -> Iterator[None]:
     """Let all of mlx-lm's :data:`loops` compute probabilities with our kernel."""
+    if not fits("its own logsumexp in mlx-lm's loops", loops, {"mx": ""}):
+        yield
+        return
     with replaced(loops, "mx", _probabilities.module(mx)):
         yield

@@ -5,10 +5,10 @@ The trial decides whether the kernel may be used on this machine; see :mod:`verd
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -255,4 +255,4 @@ def _disagreement(y: np.ndarray, exact: np.ndarray, allowed: np.ndarray) -> str 
 def _one_line(error: Exception) -> str:
     """Return an error's text without line breaks and without the home folder."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.replace(str(Path.home()), "~")
+    return text.replace(os.path.expanduser("~"), "~")

@@ -122,8 +122,8 @@ def load() -> Table:
     The table is empty if there is no file. It is empty, too, if the file cannot be
     used; each such file causes one warning.
     """
-    file = path()
     try:
+        file = path()
         stat = file.stat()
     except OSError:
         return {}
@@ -161,7 +161,7 @@ def clear() -> Path | None:
     file = path()
     try:
         file.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return file
 
@@ -173,8 +173,8 @@ def in_use() -> tuple[int, Table]:
     """
     if _native.ext is None:
         return 0, {}
-    file = path()
     try:
+        file = path()
         stat = file.stat()
     except OSError:
         return 0, {}

@@ -43,6 +43,7 @@ CXX_MAY_INCLUDE = {
 PYTHON_ORDER = [
     "_version",
     "_ext",
+    "_interpreter",
     "_native",
     "_pickling",
     "numerics",

@@ -1,0 +1,285 @@
+"""One connection: checks of its request, then mlx-lm's own answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from mlx_lm import server
+
+from mlx_nibble.lm.serving.engine import Engine
+from mlx_nibble.lm.serving.policy import Policy
+from mlx_nibble.lm.serving.refusal import Refusal, internal_error
+from mlx_nibble.lm.serving.schema import Chat, Completion, check, read_json
+from mlx_nibble.lm.serving.sockets import DeadlineReader, has_left
+
+_ROUTES = {
+    "/v1/completions": Completion,
+    "/v1/chat/completions": Chat,
+    "/chat/completions": Chat,
+}
+# mlx-lm's name for the model of the command line.
+_DEFAULT = "default_model"
+
+
+class _Failed(BaseException):
+    """Carries an error past mlx-lm's handler, which answers each with status 404."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Client:
+    """The engine, as mlx-lm's handler uses it, for one client."""
+
+    def __init__(self, engine: Engine, gone: Callable[[], bool]) -> None:
+        self._engine, self._gone = engine, gone
+        self.cli_args = engine.cli_args
+
+    def generate(
+        self, request: Any, args: Any, progress_callback: Any = None
+    ) -> tuple[Any, Any]:
+        # By one name: by another, mlx-lm would load the same model again.
+        if args.model.model in _names(self.cli_args.model):
+            args.model.model = _DEFAULT
+        if args.model.draft in _names(self.cli_args.draft_model):
+            args.model.draft = _DEFAULT
+        try:
+            return self._engine.generate(request, args, progress_callback, self._gone)
+        except Exception as error:
+            raise _Failed(error) from error
+
+
+class Handler(server.APIHandler):
+    """Answers the requests of one connection."""
+
+    server_version = "nibble"
+    sys_version = ""
+
+    def __init__(self, engine: Engine, policy: Policy, *args: Any, **kw: Any) -> None:
+        """Answer at once."""
+        self._engine, self._policy = engine, policy
+        self._started = False  # the answer
+        super().__init__(engine, *args, **kw)
+
+    def setup(self) -> None:
+        """Bound the time of every read and write."""
+        self.timeout = self._policy.client_timeout
+        super().setup()
+        self._reader = DeadlineReader(self.connection, self._policy.client_timeout)
+        self.rfile = io.BufferedReader(self._reader)
+        self.response_generator: Any = _Client(
+            self._engine, lambda: has_left(self.connection)
+        )
+
+    def do_GET(self) -> None:
+        """Answer a request that changes nothing."""
+        self._guarded(self._get)
+
+    def do_HEAD(self) -> None:
+        """Answer a GET without its body."""
+        self._guarded(self._get)
+
+    def do_OPTIONS(self) -> None:
+        """Answer what a browser asks before a request of a page elsewhere."""
+        self._guarded(lambda: self._send(204, b""))
+
+    def do_POST(self) -> None:
+        """Answer a request to generate."""
+        self._guarded(self._post)
+
+    def _guarded(self, answer: Callable[[], None]) -> None:
+        try:
+            self._check_origin()
+            answer()
+        except (_Failed, Exception) as error:
+            cause = error.error if isinstance(error, _Failed) else error
+            if isinstance(cause, OSError):  # the client has left, or is too slow
+                logging.info("%s: %s", self.client_address[0], cause)
+                self.close_connection = True
+            elif isinstance(cause, Refusal):
+                self._refuse(cause)
+            else:
+                logging.error("A request failed.", exc_info=cause)
+                self._refuse(internal_error())
+
+    def _check_origin(self) -> None:
+        host, origin = self.headers.get("Host"), self.headers.get("Origin")
+        if not self._policy.allows_host(host, self.server.server_address[0]):
+            raise Refusal(403, f"Host {host!r} is not this server; see --allowed-hosts")
+        own = origin is not None and origin.partition("://")[2] == host
+        if origin is not None and not own and not self._policy.allows(origin):
+            raise Refusal(
+                403, f"Origin {origin!r} is not allowed; see --allowed-origins"
+            )
+
+    def _get(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/health":
+            healthy = self._engine.is_healthy
+            status = "ok" if healthy else "unavailable"
+            body = json.dumps({"status": status}).encode()
+            self._send(200 if healthy else 503, body)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            self._send_models(path.removeprefix("/v1/models").strip("/"))
+        else:
+            raise Refusal(404, f"there is nothing at {path!r}")
+
+    def _post(self) -> None:
+        path = self.path.partition("?")[0]
+        if path not in _ROUTES:
+            raise Refusal(404, f"there is nothing at {path!r}")
+        body = read_json(self._read_body())
+        cli = self._engine.cli_args
+        defaults = {
+            "max_tokens": cli.max_tokens,
+            "num_draft_tokens": cli.num_draft_tokens,
+            "temperature": cli.temp,
+            "top_p": cli.top_p,
+            "top_k": cli.top_k,
+            "min_p": cli.min_p,
+        }
+        checked = check(_ROUTES[path], body, defaults)
+        if not self._policy.trust_requests:
+            self._check_trust(checked)
+        # mlx-lm's handler reads these from the body itself, or from its attributes.
+        self.body = body
+        fields = checked.model_dump(exclude={"messages", "tools", "prompt", "stop"})
+        vars(self).update(fields)
+        self.adapter = checked.adapters
+        self.requested_model = checked.model
+        self.requested_draft_model = checked.draft_model
+        make = self.handle_text_completions
+        if isinstance(checked, Chat):
+            make = self.handle_chat_completions
+        request = make()
+        self.handle_completion(request, checked.stop)
+
+    def _read_body(self) -> bytes:
+        lengths = set(self.headers.get_all("Content-Length") or ())
+        if "Transfer-Encoding" in self.headers or not lengths:
+            raise Refusal(411, "the header Content-Length is required")
+        text = lengths.pop().strip()
+        if lengths or not (text.isascii() and text.isdecimal()):
+            raise Refusal(400, "the header Content-Length must be one number")
+        most = self._policy.max_body_bytes
+        if len(text) > 18 or int(text) > most:
+            raise Refusal(413, f"the body must have at most {most} bytes")
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._reader.restart()
+        try:
+            raw = self.rfile.read(int(text))
+        except TimeoutError:
+            raise Refusal(408, "the body came too slowly") from None
+        if len(raw) < int(text):
+            raise Refusal(400, "the body is shorter than Content-Length says")
+        return raw
+
+    def _check_trust(self, checked: Any) -> None:
+        cli = self._engine.cli_args
+        for name, own in (("model", cli.model), ("draft_model", cli.draft_model)):
+            value = getattr(checked, name)
+            if value != _DEFAULT and value not in _names(own):
+                raise Refusal(
+                    404,
+                    f"this server serves no {name} {value!r}; see --trust-requests",
+                    name,
+                    "model_not_found",
+                )
+        if checked.adapters is not None:
+            raise Refusal(
+                400, "adapters: are not allowed; see --trust-requests", "adapters"
+            )
+        if isinstance(checked, Chat):
+            for url in checked.image_urls:
+                if not url.startswith("data:"):
+                    raise Refusal(
+                        400,
+                        "messages: an image must be a data URL; see --trust-requests",
+                        "messages",
+                    )
+
+    def _send_models(self, wanted: str) -> None:
+        names = _names(self._engine.cli_args.model)[-1:]
+        if self._policy.trust_requests:
+            names += [name for name in _hub_models() if name not in names]
+        made = {"object": "model", "created": self.created}
+        models = [{"id": name, **made} for name in names]
+        if wanted:
+            models = [model for model in models if model["id"].strip("/") == wanted]
+        body = json.dumps({"object": "list", "data": models}).encode()
+        self._send(200, body)
+
+    def _send(self, status: int, body: bytes) -> None:
+        self._set_completion_headers(status)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        try:
+            if self._started:  # a stream
+                self.wfile.write(b"data: " + refusal.body() + b"\n")
+                return
+            self._headers_buffer: list[bytes] = []
+            self._send(refusal.status, refusal.body())
+        except OSError as error:
+            logging.info("%s: %s", self.client_address[0], error)
+        self.close_connection = True
+
+    def end_headers(self) -> None:
+        """Remember that errors can change the status no more."""
+        super().end_headers()
+        self._started = True
+
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
+        """Answer what is no HTTP request that we know."""
+        unknown = code == HTTPStatus.NOT_IMPLEMENTED
+        status = 405 if unknown else 400 if code >= 500 else int(code)
+        self.command = getattr(self, "command", None) or "GET"
+        self.request_version = "HTTP/1.0"  # not 0.9, whose answers have no status
+        self.headers = getattr(self, "headers", None) or {}
+        self._refuse(Refusal(status, message or HTTPStatus(status).phrase))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log at a level that the command line can switch off."""
+        text = (format % args).encode("unicode_escape").decode()
+        logging.info("%s: %s", self.client_address[0], text)
+
+    def _set_cors_headers(self) -> None:
+        origin = self.headers.get("Origin")
+        if origin is None or not self._policy.allows(origin):
+            return
+        self.send_header("Access-Control-Allow-Origin", origin)
+        self.send_header("Vary", "Origin")
+        self.send_header("Access-Control-Allow-Methods", "*")
+        self.send_header("Access-Control-Allow-Headers", "*")
+
+
+def _names(model: str | None) -> list[str]:
+    """Return the names of a model, best last: as given, and the whole path."""
+    if model is None:
+        return []
+    path = Path(model)
+    return [model, str(path.resolve())] if path.exists() else [model]
+
+
+def _hub_models() -> list[str]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(repo.repo_id for repo in repos if repo.repo_type == "model")

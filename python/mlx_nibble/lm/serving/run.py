@@ -1,0 +1,88 @@
+"""Run mlx-lm's server with our engine and our handler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import server
+from mlx_lm.models.cache import LRUPromptCache
+
+from mlx_nibble.lm.patches import replaced
+from mlx_nibble.lm.serving.engine import Engine, make_sampler
+from mlx_nibble.lm.serving.handler import Handler
+from mlx_nibble.lm.serving.memory import give_back, machine_bytes
+from mlx_nibble.lm.serving.policy import Policy
+from mlx_nibble.lm.serving.sockets import Server
+
+# A share of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm
+# bounds only the number of sequences, each of which may fill the model's context.
+_CACHE_SHARE = 16
+
+
+@contextmanager
+def checked_serving(policy: Policy, module: ModuleType) -> Iterator[None]:
+    """Let ``mlx_lm.server.main`` serve through our checks inside this context."""
+    with (
+        replaced(module, "run", partial(run, policy)),
+        replaced(module, "_make_sampler", partial(make_sampler, module._make_sampler)),
+    ):
+        yield
+
+
+def run(policy: Policy, host: str, port: int, provider: Any) -> None:
+    """Serve until the process is told to end.
+
+    Raises:
+        OSError: If the address cannot be had.
+        ValueError: If no model may be served.
+        RuntimeError: If the engine has failed for good.
+    """
+    if provider.cli_args.model is None and not policy.trust_requests:
+        raise ValueError(
+            "[serve] --model is required, or --trust-requests, which lets each "
+            "request name a model."
+        )
+    give_back()
+    if mx.distributed.init().rank() > 0:
+        # Without this process its peers wait forever.
+        Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
+        return
+    http, engine = start(policy, host, port, provider)
+    logging.info("Serving at %s on port %d.", host, http.server_port)
+    with suppress(KeyboardInterrupt):
+        http.serve_forever(poll_interval=0.1)
+    http.server_close()
+    if engine.death is not None:
+        raise RuntimeError(f"[serve] the engine has failed: {engine.death}")
+    engine.stop_and_join()
+
+
+def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, Engine]:
+    """Return a server that listens, and its engine, which loads the model.
+
+    The server's ``serve_forever`` ends when the engine has failed for good.
+    """
+    kind, *_, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    http = Server(kind, address, policy.max_connections)
+    engine = Engine(provider, partial(prompt_cache, provider), http.shutdown)
+    http.RequestHandlerClass = partial(
+        Handler, engine, policy, system_fingerprint=server.get_system_fingerprint()
+    )
+    return http, engine
+
+
+def prompt_cache(provider: Any) -> LRUPromptCache:
+    """Return an empty cache of prompts, which has a bound."""
+    cli = provider.cli_args
+    most = cli.prompt_cache_bytes or machine_bytes() // _CACHE_SHARE
+    return LRUPromptCache(cli.prompt_cache_size, most)
