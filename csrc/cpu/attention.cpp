@@ -35,9 +35,47 @@ const uint8_t* at(const void* data, Dtype dtype, int64_t index) {
   return static_cast<const uint8_t*>(data) + index * int64_t(size_of(dtype));
 }
 
+template <typename Word>
+bool all_finite(const void* p, int count, Word infinity) {
+  const Word* words = static_cast<const Word*>(p);
+  Word bad = 0;
+  for (int i = 0; i < count; ++i) {
+    bad |= (words[i] & infinity) == infinity;
+  }
+  return bad == 0;
+}
+
+bool all_finite(Dtype dtype, const void* p, int count) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return all_finite<uint32_t>(p, count, 0x7f800000);
+    case Dtype::kFloat16:
+      return all_finite<uint16_t>(p, count, 0x7c00);
+    case Dtype::kBFloat16:
+      return all_finite<uint16_t>(p, count, 0x7f80);
+  }
+  return true;
+}
+
+// Returns true if a causal mask may be followed by leaving keys out. The weight
+// of a key that a query does not see is 0, and 0 times infinity is NaN.
+bool may_leave_out(const Attention& p, const AttentionOperands& o) {
+  for (int b = 0; b < p.B; ++b) {
+    for (int h = 0; h < p.kv_heads; ++h) {
+      for (int s = std::max(0, p.S - p.L + 1); s < p.S; ++s) {
+        int64_t row = b * p.v_strides[0] + h * p.v_strides[1] +
+                      int64_t{s} * p.v_strides[2];
+        if (!all_finite(p.dtype, at(o.v, p.dtype, row), p.Dv)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 AttendArgs args_of(const Attention& p,
                    const AttentionOperands& o,
                    int few_queries,
+                   bool leave_out,
                    const Unit& u) {
   int group = p.heads / p.kv_heads, head = u.kv_head * group;
   AttendArgs a;
@@ -69,11 +107,12 @@ AttendArgs args_of(const Attention& p,
   }
   a.dtype = p.dtype;
   a.scale = p.scale;
+  a.value_scale = 1;
   a.causal = p.causal;
   a.few_queries = few_queries;
   a.visible = p.S - p.L + u.position + 1;
   a.begin = 0;
-  a.end = p.causal ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;
+  a.end = leave_out ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;
   return a;
 }
 
@@ -89,10 +128,11 @@ struct Sums {
 
 // Adds the sums of another range of keys to row r of `a`.
 void merge_row(Attended a, Attended b, int r, int width) {
-  float largest = std::max(a.largest[r], b.largest[r]);
-  if (b.sum[r] == 0) return;
-  float keep = std::exp(a.largest[r] - largest);
-  float gain = std::exp(b.largest[r] - largest);
+  float largest = std::max(a.largest[r], b.largest[r]), keep = 1, gain = 1;
+  if (b.sum[r] != 0) {
+    keep = std::exp(a.largest[r] - largest);
+    gain = std::exp(b.largest[r] - largest);
+  }
   float *x = a.values + size_t(r) * width, *y = b.values + size_t(r) * width;
   for (int i = 0; i < width; ++i) x[i] = x[i] * keep + y[i] * gain;
   a.sum[r] = a.sum[r] * keep + b.sum[r] * gain;
@@ -102,30 +142,51 @@ void merge_row(Attended a, Attended b, int r, int width) {
 // A sink is one more key whose value is 0.
 void add_sink(Attended a, int r, int width, float sink) {
   float largest = std::max(a.largest[r], sink);
+  if (largest == -INFINITY && !std::isnan(sink)) return;
   float keep = std::exp(a.largest[r] - largest);
   float* x = a.values + size_t(r) * width;
   for (int i = 0; i < width; ++i) x[i] *= keep;
   a.sum[r] = a.sum[r] * keep + std::exp(sink - largest);
 }
 
-void store(const LayerKernels& kernels,
-           const Attention& p,
-           const AttentionOperands& o,
-           const Unit& u,
-           Attended sums) {
+// Stores the rows of `which`, or all if it is empty; sums are those of values
+// times value_scale. Returns the rows whose sums, but not weights, overflowed.
+// They are not stored, unless value_scale makes overflow impossible.
+std::vector<int> store(const LayerKernels& kernels,
+                       const Attention& p,
+                       const AttentionOperands& o,
+                       const Unit& u,
+                       Attended sums,
+                       float value_scale,
+                       const std::vector<int>& which) {
   int group = p.heads / p.kv_heads, width = whole_vectors(p.Dv);
-  for (int r = 0; r < u.positions * group; ++r) {
+  std::vector<int> overflowed;
+  auto store_row = [&](int r) {
     int head = u.kv_head * group + r % group;
     int64_t row =
         (int64_t{u.batch} * p.L + u.position + r / group) * p.heads + head;
     if (o.sinks) add_sink(sums, r, width, o.sinks[head]);
+    const float* values = sums.values + size_t(r) * width;
+    float sum = sums.sum[r];
+    if (value_scale == 1 && std::isfinite(sum) &&
+        !all_finite(Dtype::kFloat32, values, p.Dv)) {
+      return overflowed.push_back(r);
+    }
+    // Weights of keys that are seen, and are all 0, have no quotient.
+    if (sum == 0 && sums.largest[r] > -INFINITY) sum = NAN;
     kernels.divide(
         p.dtype,
-        sums.values + size_t(r) * width,
-        sums.sum[r],
+        values,
+        sum * value_scale,
         p.Dv,
         static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
+  };
+  if (which.empty()) {
+    for (int r = 0; r < u.positions * group; ++r) store_row(r);
+  } else {
+    for (int r : which) store_row(r);
   }
+  return overflowed;
 }
 
 }  // namespace
@@ -140,9 +201,22 @@ void attention(const Attention& p,
   std::vector<float> partial;
   if (plan.splits > 1) partial.resize(plan.chunks * sums.size());
 
+  bool leave_out = p.causal && may_leave_out(p, o);
+  // Stores a unit. Sums of values beyond float32's range are formed once more,
+  // of smaller values: the quotient may be within it.
+  auto finish = [&](const Unit& u, Attended all) {
+    std::vector<int> again = store(kernels, p, o, u, all, 1, {});
+    if (again.empty()) return;
+    AttendArgs args = args_of(p, o, plan.few_queries, leave_out, u);
+    args.value_scale = 0x1p-64f;
+    std::vector<float> room(scratch + sums.size());
+    Attended smaller = sums.in(room.data() + scratch);
+    kernels.attend(args, smaller, room.data());
+    store(kernels, p, o, u, smaller, args.value_scale, again);
+  };
   auto attend = [&](int chunk) {
     Unit u = unit_at(p, plan, chunk / plan.splits);
-    AttendArgs args = args_of(p, o, plan.few_queries, u);
+    AttendArgs args = args_of(p, o, plan.few_queries, leave_out, u);
     int split = chunk % plan.splits;
     args.begin = split * plan.split_keys;
     args.end = std::min(args.end, args.begin + plan.split_keys);
@@ -150,7 +224,7 @@ void attention(const Attention& p,
     Attended out = sums.in(plan.splits > 1 ? &partial[chunk * sums.size()]
                                            : room + scratch);
     kernels.attend(args, out, room);
-    if (plan.splits == 1) store(kernels, p, o, u, out);
+    if (plan.splits == 1) finish(u, out);
   };
   if (plan.parallel) {
     parallel_for(plan.chunks, [&](int i) { attend(i); });
@@ -168,7 +242,7 @@ void attention(const Attention& p,
         merge_row(all, other, r, sums.width);
       }
     }
-    store(kernels, p, o, u, all);
+    finish(u, all);
   }
 }
 

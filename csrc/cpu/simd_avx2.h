@@ -54,7 +54,8 @@ struct Avx2 {
   static F round(F v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127, infinity if
+  // it is 128.
   static F exp2_integral(F n) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n, set1(127))), 23));
@@ -75,7 +76,7 @@ struct Avx2 {
   // ---- 16-bit floats ----------------------------------------------------
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
-    alignas(16) uint8_t part[kLanes * 4];
+    alignas(32) uint8_t part[kLanes * 4];
     if (count < kLanes) {
       constexpr int kSize = size_of(kDtype);
       __m256i none = _mm256_setzero_si256();

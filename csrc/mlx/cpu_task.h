@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -33,6 +34,22 @@ class Backlog {
   int tasks_ = 0;
 };
 
+// The part of a backlog that one task computes. Its end takes it off: the task
+// is done, has thrown, or was dropped by the stream.
+class Share {
+ public:
+  Share(Backlog& backlog, size_t bytes) : backlog_(backlog), bytes_(bytes) {
+    backlog_.add(bytes_);
+  }
+  Share(const Share&) = delete;
+  Share& operator=(const Share&) = delete;
+  ~Share() { backlog_.finish(bytes_); }
+
+ private:
+  Backlog& backlog_;
+  size_t bytes_;
+};
+
 // Has the stream run task(), which computes `outputs`. They have memory
 // already. MLX keeps the inputs until the task is done.
 template <typename Task>
@@ -44,11 +61,12 @@ void dispatch(const mx::Stream& stream,
     bytes += output.nbytes();
   }
   Backlog& backlog = Backlog::of(stream);
-  backlog.add(bytes);
   mx::cpu::get_command_encoder(stream).dispatch(
-      [task = std::move(task), &backlog, bytes]() mutable {
+      [task = std::move(task),
+       share = std::make_shared<Share>(backlog, bytes)]() mutable {
+        // Ends with this call, also if task() throws.
+        std::shared_ptr<Share> until_done = std::move(share);
         task();
-        backlog.finish(bytes);
       });
   backlog.wait();
 }
