@@ -126,7 +126,9 @@ def attention(
     # was found late), and 2 units of the exponential.
     with np.errstate(invalid="ignore"):
         distance = np.where(weights > 0, abs(scores - largest), 0)
-    error = weights * (error + 2 * u * distance + 8 * u)
+        error = weights * (error + 2 * u * distance + 8 * u)
+    # A key that is not seen may be anything.
+    error = np.where(weights > 0, error, 0)
     allowed = error @ abs(v) + error.sum(-1, keepdims=True) * abs(y)
     sums = 2 * LAMBDA * np.sqrt(k.shape[-2] + 4) * u * (weights @ abs(v))
     return y, allowed + sums
