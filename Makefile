@@ -9,7 +9,7 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick bench lint format stubs wheel wheel-macos clean help
+.PHONY: demo test test-quick sanitize differential bench lint format stubs wheel wheel-macos clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -23,6 +23,12 @@ test: $(VENV)/installed  ## Set up, then run all tests
 
 test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit tests/property
+
+sanitize: $(VENV)/installed  ## Run the native code's tests under sanitizers
+	$(BIN)/python tools/sanitize.py
+
+differential: $(VENV)/installed  ## Compare 100,000 random calls with float64
+	$(BIN)/python -m tests.differential --cases 100000
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels

@@ -24,8 +24,8 @@ class Backlog {
   void add(size_t bytes);
   void finish(size_t bytes);
 
-  // Returns when few bytes are left, or after a time limit.
-  void wait();
+  // Returns true when few bytes are left, false after a time limit.
+  bool wait();
 
  private:
   std::mutex mutex_;
