@@ -35,6 +35,7 @@ typename V::F exp(typename V::F v) {
        {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.f, 1.f}) {
     p = V::fma(p, r, V::set1(c));
   }
+  // 2^128 is infinity: its exponent has all bits set.
   return V::mul(p, V::exp2_integral(n));
 }
 

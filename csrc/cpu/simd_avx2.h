@@ -54,8 +54,7 @@ struct Avx2 {
   static F round(F v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127, infinity if
-  // it is 128.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n, set1(127))), 23));

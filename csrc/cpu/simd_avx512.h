@@ -63,8 +63,7 @@ struct Avx512 {
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F round(F v) { return _mm512_roundscale_ps(v, 0); }
-  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127, infinity if
-  // it is 128.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n, set1(127))), 23));

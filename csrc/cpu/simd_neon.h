@@ -73,8 +73,7 @@ struct Neon {
             vbslq_f32(vcltq_f32(a.hi, b.hi), a.hi, b.hi)};
   }
   static F round(F v) { return {vrndnq_f32(v.lo), vrndnq_f32(v.hi)}; }
-  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127, infinity if
-  // it is 128.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     auto power = [](float32x4_t n) {
       int32x4_t exponent = vcvtq_s32_f32(vaddq_f32(n, vdupq_n_f32(127)));

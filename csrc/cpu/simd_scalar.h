@@ -91,8 +91,7 @@ struct Scalar {
   static F round(F v) {
     return by_lane([&](int i) { return (v.lane[i] + 0x1.8p23f) - 0x1.8p23f; });
   }
-  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127, infinity if
-  // it is 128.
+  // Returns 2^n for an integral n from -126 to 127; 0 if n is -127.
   static F exp2_integral(F n) {
     return by_lane([&](int i) {
       return std::bit_cast<float>(static_cast<int32_t>(n.lane[i] + 127) << 23);
