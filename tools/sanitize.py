@@ -109,7 +109,9 @@ def _program(name: str) -> str:
 
 def _run(command: list[str | Path], env: dict[str, str] | None = None) -> None:
     print("+", *command, flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | OPTIONS | (env or {}))
+    subprocess.run(
+        command, check=True, cwd=ROOT, env=os.environ | OPTIONS | (env or {})
+    )
 
 
 def quick() -> None:

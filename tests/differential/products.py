@@ -44,9 +44,7 @@ class Format:
     @staticmethod
     def of(d: Draw) -> Format:
         bits, group_size = d.pick("bits", *SUPPORTED_BITS), d.pick("gs", *GROUP_SIZES)
-        return Format(
-            bits, group_size, d.dtype("scales"), d.chance("symmetric", 0.2)
-        )
+        return Format(bits, group_size, d.dtype("scales"), d.chance("symmetric", 0.2))
 
     def matrix(self, d: Draw, shape: tuple[int, ...]) -> Matrix:
         """Return random matrices [..., N, K]."""
