@@ -14,6 +14,9 @@ namespace {
 
 static_assert(kKeyUnit % kKeyBlock == 0);
 
+// The factor of values whose sums overflow: 2^64 of the largest still fit.
+constexpr float kSmaller = 0x1p-64f;
+
 // A block of positions of one head of keys and values.
 struct Unit {
   int batch, kv_head;
@@ -149,44 +152,47 @@ void add_sink(Attended a, int r, int width, float sink) {
   a.sum[r] = a.sum[r] * keep + std::exp(sink - largest);
 }
 
-// Stores the rows of `which`, or all if it is empty; sums are those of values
-// times value_scale. Returns the rows whose sums, but not weights, overflowed.
-// They are not stored, unless value_scale makes overflow impossible.
-std::vector<int> store(const LayerKernels& kernels,
-                       const Attention& p,
-                       const AttentionOperands& o,
-                       const Unit& u,
-                       Attended sums,
-                       float value_scale,
-                       const std::vector<int>& which) {
+// Rounds row r of sums to the result.
+void divide_row(const LayerKernels& kernels,
+                const Attention& p,
+                const AttentionOperands& o,
+                const Unit& u,
+                Attended sums,
+                int r) {
+  int group = p.heads / p.kv_heads;
+  int64_t row = (int64_t{u.batch} * p.L + u.position + r / group) * p.heads +
+                u.kv_head * group + r % group;
+  float sum = sums.sum[r];
+  // Weights of keys that are seen, and are all 0, have no quotient.
+  if (sum == 0 && sums.largest[r] > -INFINITY) sum = NAN;
+  kernels.divide(p.dtype,
+                 sums.values + size_t(r) * whole_vectors(p.Dv),
+                 sum,
+                 p.Dv,
+                 static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
+}
+
+// Adds the sinks to all sums of a unit.
+void add_sinks(const Attention& p,
+               const AttentionOperands& o,
+               const Unit& u,
+               Attended sums) {
   int group = p.heads / p.kv_heads, width = whole_vectors(p.Dv);
-  std::vector<int> overflowed;
-  auto store_row = [&](int r) {
-    int head = u.kv_head * group + r % group;
-    int64_t row =
-        (int64_t{u.batch} * p.L + u.position + r / group) * p.heads + head;
-    if (o.sinks) add_sink(sums, r, width, o.sinks[head]);
-    const float* values = sums.values + size_t(r) * width;
-    float sum = sums.sum[r];
-    if (value_scale == 1 && std::isfinite(sum) &&
-        !all_finite(Dtype::kFloat32, values, p.Dv)) {
-      return overflowed.push_back(r);
-    }
-    // Weights of keys that are seen, and are all 0, have no quotient.
-    if (sum == 0 && sums.largest[r] > -INFINITY) sum = NAN;
-    kernels.divide(
-        p.dtype,
-        values,
-        sum * value_scale,
-        p.Dv,
-        static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
-  };
-  if (which.empty()) {
-    for (int r = 0; r < u.positions * group; ++r) store_row(r);
-  } else {
-    for (int r : which) store_row(r);
+  for (int r = 0; o.sinks && r < u.positions * group; ++r) {
+    add_sink(sums, r, width, o.sinks[u.kv_head * group + r % group]);
   }
-  return overflowed;
+}
+
+// Replaces the sums of row r by quotients: those of `smaller`, of values times
+// kSmaller, where a sum overflowed.
+void take_smaller(Attended sums, Attended smaller, int r, int Dv) {
+  float *x = sums.values + size_t(r) * whole_vectors(Dv),
+        *y = smaller.values + size_t(r) * whole_vectors(Dv);
+  float factor = 1 / sums.sum[r], factor_of_y = 1 / smaller.sum[r];
+  for (int i = 0; i < Dv; ++i) {
+    x[i] = std::isfinite(x[i]) ? x[i] * factor : y[i] * factor_of_y / kSmaller;
+  }
+  sums.sum[r] = 1;
 }
 
 }  // namespace
@@ -204,15 +210,29 @@ void attention(const Attention& p,
   bool leave_out = p.causal && may_leave_out(p, o);
   // Stores a unit. Sums of values beyond float32's range are formed once more,
   // of smaller values: the quotient may be within it.
-  auto finish = [&](const Unit& u, Attended all) {
-    std::vector<int> again = store(kernels, p, o, u, all, 1, {});
-    if (again.empty()) return;
+  auto store = [&](const Unit& u, Attended all) {
+    add_sinks(p, o, u, all);
+    std::vector<int> overflowed;
+    for (int r = 0; r < u.positions * group; ++r) {
+      if (std::isfinite(all.sum[r]) &&
+          !all_finite(
+              Dtype::kFloat32, all.values + size_t(r) * sums.width, p.Dv)) {
+        overflowed.push_back(r);
+      } else {
+        divide_row(kernels, p, o, u, all, r);
+      }
+    }
+    if (overflowed.empty()) return;
     AttendArgs args = args_of(p, o, plan.few_queries, leave_out, u);
-    args.value_scale = 0x1p-64f;
+    args.value_scale = kSmaller;
     std::vector<float> room(scratch + sums.size());
     Attended smaller = sums.in(room.data() + scratch);
     kernels.attend(args, smaller, room.data());
-    store(kernels, p, o, u, smaller, args.value_scale, again);
+    add_sinks(p, o, u, smaller);
+    for (int r : overflowed) {
+      take_smaller(all, smaller, r, p.Dv);
+      divide_row(kernels, p, o, u, all, r);
+    }
   };
   auto attend = [&](int chunk) {
     Unit u = unit_at(p, plan, chunk / plan.splits);
@@ -224,7 +244,7 @@ void attention(const Attention& p,
     Attended out = sums.in(plan.splits > 1 ? &partial[chunk * sums.size()]
                                            : room + scratch);
     kernels.attend(args, out, room);
-    if (plan.splits == 1) finish(u, out);
+    if (plan.splits == 1) store(u, out);
   };
   if (plan.parallel) {
     parallel_for(plan.chunks, [&](int i) { attend(i); });
@@ -242,7 +262,7 @@ void attention(const Attention& p,
         merge_row(all, other, r, sums.width);
       }
     }
-    finish(u, all);
+    store(u, all);
   }
 }
 

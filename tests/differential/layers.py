@@ -59,9 +59,11 @@ def swiglu(d: Draw) -> Case:
     gate = d.laid_out("gate as", d.numbers(shape) * d.pick("by", 1, 30), DTYPES[dtype])
     up = d.laid_out("up as", d.numbers(shape), DTYPES[dtype])
     g, u = wide(gate), wide(up)
-    exact = g / (1 + np.exp(-g)) * u
+    silu = g / (1 + np.exp(-g))
+    # There the kernel's exponential is infinite.
+    silu = np.where((g < -88.37) & (g > -np.inf), 0, silu)
+    exact = silu * u
     allowed = bound(exact, abs(exact), 4, dtype)
-    # The kernel's exponential is infinite a little early.
     allowed = allowed + abs(g * u) * 2.0**-127
     return Case(compiled(d, fast.swiglu, gate, up), exact, allowed, dtype)
 
@@ -212,6 +214,8 @@ def _softmax_form(q, k, v, scale, meaning, sinks) -> np.ndarray:
         sink = np.broadcast_to(sink, (*scores.shape[:-1], 1))
         scores = np.concatenate([scores, sink], -1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
+    # The kernel's exponential is 0 there, which matters for an infinite value.
+    weights = np.where(weights < np.exp(-87.68), 0, weights)
     weights = weights / weights.sum(-1, keepdims=True)
     if sinks is not None:
         weights = weights[..., :-1]

@@ -101,7 +101,7 @@ class Product:
         off = numerics.of_sum(A + sum(map(abs, addends)), x.shape[-1] + 2)
         off = off + 2 * UNIT * A
         exact = exact + sum(addends)
-        if int8_group and x.size:
+        if int8_group and x.size and w_hat.size:
             off = off + tolerance.int8_bound(x, w_hat, int8_group)
         return Product(exact, off)
 

@@ -131,7 +131,15 @@ def check_attention(rng, special, where, mask, shape):
         seen = mx.array(rng.random((L, S)) < 0.8) | (mx.arange(S) == 1)
         form["mask"] = seen if mask == "bool" else mx.where(seen, 0.5, -mx.inf)
     ours = fast.scaled_dot_product_attention(q, k, v, **form)
-    check(ours, mx.fast.scaled_dot_product_attention(q, k, v, **form), dtype)
+    if mask in ("causal", "bool"):
+        if mask == "causal":
+            seen = mx.tri(L, S, S - L, dtype=mx.bool_)
+        # MLX's CPU operation puts a finite number for -infinity here.
+        scores = mx.where(seen, (0.1 * q) @ k.swapaxes(-1, -2), -mx.inf)
+        theirs = mx.softmax(scores, -1) @ v
+    else:
+        theirs = mx.fast.scaled_dot_product_attention(q, k, v, **form)
+    check(ours, theirs, dtype)
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
@@ -154,6 +162,16 @@ def test_a_mean_of_the_largest_numbers_is_finite(L, S):
     large = mx.full((1, 1, S, 16), LARGEST["float32"] / 2)
     y = fast.scaled_dot_product_attention(q, k, large, scale=1.0)
     assert mx.allclose(y, large[:, :, :L], rtol=1e-6)
+
+
+def test_an_infinite_value_leaves_small_ones_alone():
+    values = mx.array([np.inf, 1e-40, LARGEST["float32"], -np.inf] * 4)
+    v = mx.broadcast_to(values, (1, 1, 3, 16))
+    y = fast.scaled_dot_product_attention(v * 0, mx.zeros(v.shape), v, scale=1.0)
+    assert mx.isnan(y).all()
+    zeros = mx.zeros(v.shape)
+    y = fast.scaled_dot_product_attention(zeros, zeros, v, scale=1.0)
+    assert np.allclose(to_numpy(y), to_numpy(v), rtol=1e-4, atol=0)
 
 
 def product(rng, special, dtype, rows):
