@@ -214,7 +214,7 @@ void attention(const Attention& p,
     add_sinks(p, o, u, all);
     std::vector<int> overflowed;
     for (int r = 0; r < u.positions * group; ++r) {
-      if (std::isfinite(all.sum[r]) &&
+      if (std::isfinite(all.sum[r]) && all.sum[r] > 0 &&
           !all_finite(
               Dtype::kFloat32, all.values + size_t(r) * sums.width, p.Dv)) {
         overflowed.push_back(r);

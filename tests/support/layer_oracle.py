@@ -132,4 +132,5 @@ def attention(
     error = np.where(weights > 0, error, 0)
     allowed = error @ abs(v) + error.sum(-1, keepdims=True) * abs(y)
     sums = 2 * LAMBDA * np.sqrt(k.shape[-2] + 4) * u * (weights @ abs(v))
+    sums = sums + k.shape[-2] * 2.0**-149  # subnormal sums
     return y, allowed + sums

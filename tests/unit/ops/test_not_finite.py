@@ -164,6 +164,14 @@ def test_a_mean_of_the_largest_numbers_is_finite(L, S):
     assert mx.allclose(y, large[:, :, :L], rtol=1e-6)
 
 
+def test_a_query_that_sees_no_key_gives_zeros_beside_an_infinite_value():
+    q, v = mx.zeros((1, 1, 1, 16)), mx.ones((1, 1, 1, 16))
+    v[..., 3] = np.inf
+    mask = mx.zeros((1, 1), mx.bool_)
+    y = fast.scaled_dot_product_attention(q, q, v, scale=1.0, mask=mask)
+    assert np.isnan(y[0, 0, 0, 3].item()) and mx.isnan(y).sum() == 1
+
+
 def test_an_infinite_value_leaves_small_ones_alone():
     values = mx.array([np.inf, 1e-40, LARGEST["float32"], -np.inf] * 4)
     v = mx.broadcast_to(values, (1, 1, 3, 16))
