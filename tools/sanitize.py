@@ -36,24 +36,20 @@ sys.meta_path[:] = [f for f in sys.meta_path if "Redirecting" not in type(f).__n
 class Build:
     """The native code, compiled with one set of sanitizers."""
 
-    def __init__(self, name: str, sanitizers: str, extension: bool) -> None:
-        """Compile what is not up to date; without the extension it takes a minute."""
+    def __init__(self, name: str, sanitizers: str) -> None:
+        """Compile what is not up to date."""
         self.folder = ROOT / "build" / f"sanitize-{name}"
         self.runtime = "libtsan.so" if sanitizers == "thread" else "libasan.so"
-        if not extension:
-            self.folder = self.folder.with_name(f"{self.folder.name}-cpu")
         defines = {
             "CMAKE_BUILD_TYPE": "None",
             "CMAKE_CXX_FLAGS": "-O1 -g1",
             "CMAKE_MAKE_PROGRAM": _program("ninja"),
-            "NIBBLE_EXTENSION": "ON" if extension else "OFF",
             "NIBBLE_SANITIZE": sanitizers,
             "NIBBLE_TESTING": "ON",
             "Python_EXECUTABLE": sys.executable,
         }
         flags = [f"-D{name}={value}" for name, value in defines.items()]
-        targets = ["cpu_runner", "pool_test"]
-        targets += ["_ext", "task_test"] if extension else []
+        targets = ["cpu_runner", "pool_test", "_ext", "task_test"]
         _run([_program("cmake"), "-S", ROOT, "-B", self.folder, "-G", "Ninja", *flags])
         _run([_program("ninja"), "-C", self.folder, *targets])
 
@@ -115,20 +111,14 @@ def _run(command: list[str | Path], env: dict[str, str] | None = None) -> None:
 
 
 def quick() -> None:
-    """Run what fits `.ci/run`: the backend without Python."""
-    backend = Build("address", "address,undefined", extension=False)
-    backend.program("pool_test", "300")
-    backend.backend("-k", "test_products or gathered or finite or columns or packed")
-    _threads_of_the_pool()
-
-
-def _threads_of_the_pool() -> None:
-    """Compile the pool alone with ThreadSanitizer, and run it."""
-    out = ROOT / "build" / "pool_test_thread"
+    """Run what fits `.ci/run`: the pool of threads, which compiles in seconds."""
     sources = [ROOT / "tests/cpu/pool_test.cpp", ROOT / "csrc/cpu/thread_pool.cpp"]
-    flags = ["-std=c++20", "-O1", "-g1", "-pthread", "-fsanitize=thread", f"-I{ROOT}"]
-    _run([os.environ.get("CXX", "c++"), *flags, *sources, "-o", out])
-    _run([out, "300"], {"NIBBLE_NUM_THREADS": "4"})
+    for name, sanitizers in (("thread", "thread"), ("address", "address,undefined")):
+        out = ROOT / "build" / f"pool_test_{name}"
+        flags = ["-std=c++20", "-O1", "-g1", "-pthread", f"-I{ROOT}"]
+        flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+        _run([os.environ.get("CXX", "c++"), *flags, *sources, "-o", out])
+        _run([out, "300"], {"NIBBLE_NUM_THREADS": "4"})
 
 
 def full() -> None:
@@ -137,13 +127,13 @@ def full() -> None:
     # It starts Python again for each instruction set.
     once = ["--deselect", f"{ops}/test_fast.py::test_every_instruction_set"]
     differential = ["-m", "tests.differential", "--seed", "0", "--cases"]
-    address = Build("address", "address,undefined", extension=True)
+    address = Build("address", "address,undefined")
     address.program("pool_test", "1000")
     address.program("task_test")
     address.backend()
     address.python(*PYTEST, ops, *once)
     address.python(*differential, "5000")
-    thread = Build("thread", "thread", extension=True)
+    thread = Build("thread", "thread")
     thread.program("pool_test", "3000")
     thread.program("task_test")
     thread.backend("-k", "products or gathered or columns or threads_leave")
