@@ -22,6 +22,8 @@ class Case:
     exact: np.ndarray
     allowed: np.ndarray
     dtype: str
+    # Another value that is right where it is not finite.
+    otherwise: np.ndarray | None = None
 
 
 def fault(case: Case) -> str | None:
@@ -41,6 +43,8 @@ def fault(case: Case) -> str | None:
     beyond &= reach >= LARGEST[case.dtype]
     finite = np.isfinite(exact)
     same = (result == exact) | (np.isnan(result) & np.isnan(exact))
+    if case.otherwise is not None:
+        same |= ~finite & (result == case.otherwise)
     bad = np.argwhere(~np.where(finite, close | beyond, same))
     if len(bad) == 0:
         return None

@@ -50,6 +50,8 @@ def rms_norm(d: Draw) -> Case:
 
     arrays = [x] if weight is None else [x, weight]
     allowed = bound(exact, abs(exact), shape[-1], out)
+    # A subnormal quotient is rounded before the weight.
+    allowed = allowed + 2.0**-150 * (0 if weight is None else abs(wide(weight)))
     return Case(compiled(d, call, *arrays), exact, allowed, out)
 
 
@@ -179,7 +181,11 @@ def attention(d: Draw) -> Case:
     if d.chance("sinks", 0.2):
         sinks = d.laid_out("sinks as", d.numbers((heads,), False), DTYPES[dtype])
     invariant = d.chance("batch_invariant", 0.2)
-    exact = _softmax_form(q, k, v, scale, meaning, sinks)
+    # A weight that the kernel's exponential rounds to 0 matters for infinite values.
+    exact, unrounded = (
+        _softmax_form(q, k, v, scale, meaning, sinks, least)
+        for least in (np.exp(-87.68), 0)
+    )
     _, allowed = layer_oracle.attention(
         *(to_numpy(a) for a in (q, k, v)),
         scale,
@@ -194,10 +200,11 @@ def attention(d: Draw) -> Case:
             q, k, v, scale=scale, mask=mask, sinks=sinks, batch_invariant=invariant
         )
 
-    return Case(compiled(d, call, q, k, v), exact, allowed, dtype)
+    run = compiled(d, call, q, k, v)
+    return Case(run, exact, allowed, dtype, unrounded)
 
 
-def _softmax_form(q, k, v, scale, meaning, sinks) -> np.ndarray:
+def _softmax_form(q, k, v, scale, meaning, sinks, least) -> np.ndarray:
     """Return softmax(scale q k^T + mask) v; zeros where no key is seen."""
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(wide(a), group, axis=1) for a in (k, v))
@@ -214,8 +221,7 @@ def _softmax_form(q, k, v, scale, meaning, sinks) -> np.ndarray:
         sink = np.broadcast_to(sink, (*scores.shape[:-1], 1))
         scores = np.concatenate([scores, sink], -1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    # The kernel's exponential is 0 there, which matters for an infinite value.
-    weights = np.where(weights < np.exp(-87.68), 0, weights)
+    weights = np.where(weights < least, 0, weights)
     weights = weights / weights.sum(-1, keepdims=True)
     if sinks is not None:
         weights = weights[..., :-1]

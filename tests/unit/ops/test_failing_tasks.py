@@ -1,4 +1,4 @@
-"""A task that throws leaves nothing behind: no wait, no wrong result, no dead process."""
+"""A task that throws leaves no wait, no wrong result and no dead process."""
 
 import subprocess
 import sys
