@@ -30,9 +30,17 @@ RACES ?= 20
 
 kills: $(VENV)/installed  ## Kill conversions at random moments, and compare
 	$(BIN)/python -m tests.kills --count $(COUNT) --races $(RACES)
+
 MINUTES ?= 1
+
 soak: $(VENV)/installed  ## Load the server for MINUTES; ARGS="--json" and others
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+sanitize: $(VENV)/installed  ## Run the native code's tests under sanitizers
+	$(BIN)/python tools/sanitize.py
+
+differential: $(VENV)/installed  ## Compare 100,000 random calls with float64
+	$(BIN)/python -m tests.differential --cases 100000
 
 bench: $(VENV)/installed  ## Measure the kernels against MLX's
 	$(BIN)/nibble bench kernels

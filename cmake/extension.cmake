@@ -66,9 +66,6 @@ set_target_properties(_ext PROPERTIES
   INSTALL_RPATH "${origin}/../mlx/lib")
 install(TARGETS _ext LIBRARY DESTINATION mlx_nibble)
 
-# Set by editable installs; wheels leave it out.
-option(NIBBLE_TESTING "Build what the tests need besides" OFF)
 if(NIBBLE_TESTING)
-  add_subdirectory(tests/cpu)
   add_subdirectory(tests/metal)
 endif()

@@ -11,6 +11,9 @@ namespace nibble::cpu {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
+// The largest score of a row that sees keys whose scores are all -inf. It is
+// below every other finite score, and its weights are 0.
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 // ---- products -----------------------------------------------------------
 
@@ -163,6 +166,18 @@ Panel as_panel(Dtype dtype,
   return {room, width};
 }
 
+// Returns rows [count, D] times a factor, in `room`.
+template <class V>
+Panel scaled(Panel rows, int count, int D, float factor, float* room) {
+  for (int r = 0; r < count; ++r) {
+    const float* from = rows.data + r * rows.stride;
+    for (int i = 0; i < D; i += V::kLanes) {
+      V::store(room + r * D + i, V::mul(V::load(from + i), V::set1(factor)));
+    }
+  }
+  return {room, D};
+}
+
 // out [D, kKeyBlock] = rows [count, D]^T, zeros beyond count.
 inline void transpose(Panel rows, int count, int D, float* out) {
   constexpr int kRows = kMaxLanes;
@@ -232,11 +247,28 @@ void apply_mask(
 
 // ---- softmax ------------------------------------------------------------
 
-// Replaces the scores [count] of a row by exp(score - largest), and scales the
-// sums so far to the new largest.
+// Returns the largest masked score of row r where a maximum that may pass over
+// NaN found -inf: NaN, kLowest, or kMasked if the row sees none of these keys.
 template <class V>
+float look_closer(
+    const AttendArgs& args, int r, int begin, int count, const float* scores) {
+  for (int i = 0; i < count; ++i) {
+    if (scores[i] != scores[i]) return scores[i];
+  }
+  alignas(64) float zeros[kKeyBlock] = {};
+  apply_mask<V>(args, r, begin, count, zeros);
+  for (int i = 0; i < count; ++i) {
+    if (zeros[i] != kMasked) return kLowest;
+  }
+  return kMasked;
+}
+
+// Replaces the scores [count] of a row by exp(score - largest), and scales the
+// sums so far to the new largest. `look_closer` is called if that is -inf.
+template <class V, typename Fn>
 void accumulate_row(float* scores,
                     int count,
+                    Fn&& look_closer,
                     float& largest,
                     float& sum,
                     float* values,
@@ -249,6 +281,7 @@ void accumulate_row(float* scores,
   }
   float before = largest, now = V::largest(top);
   if (before > now) now = before;
+  if (now == kMasked) now = look_closer();
   if (now == kMasked) {  // no key is visible so far
     for (int i = 0; i < width; ++i) scores[i] = 0;
     return;
@@ -324,12 +357,14 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
     for (int r = 0; r < M; ++r) {
       float* row = scores + size_t(r) * kKeyBlock;
       apply_mask<V>(args, r, begin, count, row);
-      accumulate_row<V>(row,
-                        count,
-                        out.largest[r],
-                        out.sum[r],
-                        out.values + size_t(r) * Dv,
-                        Dv);
+      accumulate_row<V>(
+          row,
+          count,
+          [&] { return look_closer<V>(args, r, begin, count, row); },
+          out.largest[r],
+          out.sum[r],
+          out.values + size_t(r) * Dv,
+          Dv);
     }
     Panel values =
         as_panel<V>(args.dtype,
@@ -338,6 +373,9 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
                     count,
                     kv.Dv,
                     value_room);
+    if (args.value_scale != 1) {
+      values = scaled<V>(values, count, Dv, args.value_scale, value_room);
+    }
     add_product<V>(scores,
                    kKeyBlock,
                    M,

@@ -14,6 +14,9 @@ namespace {
 
 static_assert(kKeyUnit % kKeyBlock == 0);
 
+// The factor of values whose sums overflow: 2^64 of the largest still fit.
+constexpr float kSmaller = 0x1p-64f;
+
 // A block of positions of one head of keys and values.
 struct Unit {
   int batch, kv_head;
@@ -35,9 +38,47 @@ const uint8_t* at(const void* data, Dtype dtype, int64_t index) {
   return static_cast<const uint8_t*>(data) + index * int64_t(size_of(dtype));
 }
 
+template <typename Word>
+bool all_finite(const void* p, int count, Word infinity) {
+  const Word* words = static_cast<const Word*>(p);
+  Word bad = 0;
+  for (int i = 0; i < count; ++i) {
+    bad |= (words[i] & infinity) == infinity;
+  }
+  return bad == 0;
+}
+
+bool all_finite(Dtype dtype, const void* p, int count) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return all_finite<uint32_t>(p, count, 0x7f800000);
+    case Dtype::kFloat16:
+      return all_finite<uint16_t>(p, count, 0x7c00);
+    case Dtype::kBFloat16:
+      return all_finite<uint16_t>(p, count, 0x7f80);
+  }
+  return true;
+}
+
+// Returns true if a causal mask may be followed by leaving keys out. The weight
+// of a key that a query does not see is 0, and 0 times infinity is NaN.
+bool may_leave_out(const Attention& p, const AttentionOperands& o) {
+  for (int b = 0; b < p.B; ++b) {
+    for (int h = 0; h < p.kv_heads; ++h) {
+      for (int s = std::max(0, p.S - p.L + 1); s < p.S; ++s) {
+        int64_t row = b * p.v_strides[0] + h * p.v_strides[1] +
+                      int64_t{s} * p.v_strides[2];
+        if (!all_finite(p.dtype, at(o.v, p.dtype, row), p.Dv)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 AttendArgs args_of(const Attention& p,
                    const AttentionOperands& o,
                    int few_queries,
+                   bool leave_out,
                    const Unit& u) {
   int group = p.heads / p.kv_heads, head = u.kv_head * group;
   AttendArgs a;
@@ -69,11 +110,12 @@ AttendArgs args_of(const Attention& p,
   }
   a.dtype = p.dtype;
   a.scale = p.scale;
+  a.value_scale = 1;
   a.causal = p.causal;
   a.few_queries = few_queries;
   a.visible = p.S - p.L + u.position + 1;
   a.begin = 0;
-  a.end = p.causal ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;
+  a.end = leave_out ? std::clamp(a.visible + u.positions - 1, 0, p.S) : p.S;
   return a;
 }
 
@@ -89,10 +131,11 @@ struct Sums {
 
 // Adds the sums of another range of keys to row r of `a`.
 void merge_row(Attended a, Attended b, int r, int width) {
-  float largest = std::max(a.largest[r], b.largest[r]);
-  if (b.sum[r] == 0) return;
-  float keep = std::exp(a.largest[r] - largest);
-  float gain = std::exp(b.largest[r] - largest);
+  float largest = std::max(a.largest[r], b.largest[r]), keep = 1, gain = 1;
+  if (b.sum[r] != 0) {
+    keep = std::exp(a.largest[r] - largest);
+    gain = std::exp(b.largest[r] - largest);
+  }
   float *x = a.values + size_t(r) * width, *y = b.values + size_t(r) * width;
   for (int i = 0; i < width; ++i) x[i] = x[i] * keep + y[i] * gain;
   a.sum[r] = a.sum[r] * keep + b.sum[r] * gain;
@@ -102,30 +145,54 @@ void merge_row(Attended a, Attended b, int r, int width) {
 // A sink is one more key whose value is 0.
 void add_sink(Attended a, int r, int width, float sink) {
   float largest = std::max(a.largest[r], sink);
+  if (largest == -INFINITY && !std::isnan(sink)) return;
   float keep = std::exp(a.largest[r] - largest);
   float* x = a.values + size_t(r) * width;
   for (int i = 0; i < width; ++i) x[i] *= keep;
   a.sum[r] = a.sum[r] * keep + std::exp(sink - largest);
 }
 
-void store(const LayerKernels& kernels,
-           const Attention& p,
-           const AttentionOperands& o,
-           const Unit& u,
-           Attended sums) {
+// Rounds row r of sums to the result.
+void divide_row(const LayerKernels& kernels,
+                const Attention& p,
+                const AttentionOperands& o,
+                const Unit& u,
+                Attended sums,
+                int r) {
+  int group = p.heads / p.kv_heads;
+  int64_t row = (int64_t{u.batch} * p.L + u.position + r / group) * p.heads +
+                u.kv_head * group + r % group;
+  float sum = sums.sum[r];
+  // Weights of keys that are seen, and are all 0, have no quotient.
+  if (sum == 0 && sums.largest[r] > -INFINITY) sum = NAN;
+  kernels.divide(p.dtype,
+                 sums.values + size_t(r) * whole_vectors(p.Dv),
+                 sum,
+                 p.Dv,
+                 static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
+}
+
+// Adds the sinks to all sums of a unit.
+void add_sinks(const Attention& p,
+               const AttentionOperands& o,
+               const Unit& u,
+               Attended sums) {
   int group = p.heads / p.kv_heads, width = whole_vectors(p.Dv);
-  for (int r = 0; r < u.positions * group; ++r) {
-    int head = u.kv_head * group + r % group;
-    int64_t row =
-        (int64_t{u.batch} * p.L + u.position + r / group) * p.heads + head;
-    if (o.sinks) add_sink(sums, r, width, o.sinks[head]);
-    kernels.divide(
-        p.dtype,
-        sums.values + size_t(r) * width,
-        sums.sum[r],
-        p.Dv,
-        static_cast<uint8_t*>(o.out) + row * p.Dv * size_of(p.dtype));
+  for (int r = 0; o.sinks && r < u.positions * group; ++r) {
+    add_sink(sums, r, width, o.sinks[u.kv_head * group + r % group]);
   }
+}
+
+// Replaces the sums of row r by quotients: those of `smaller`, of values times
+// kSmaller, where a sum overflowed.
+void take_smaller(Attended sums, Attended smaller, int r, int Dv) {
+  float *x = sums.values + size_t(r) * whole_vectors(Dv),
+        *y = smaller.values + size_t(r) * whole_vectors(Dv);
+  float factor = 1 / sums.sum[r], factor_of_y = 1 / smaller.sum[r];
+  for (int i = 0; i < Dv; ++i) {
+    x[i] = std::isfinite(x[i]) ? x[i] * factor : y[i] * factor_of_y / kSmaller;
+  }
+  sums.sum[r] = 1;
 }
 
 }  // namespace
@@ -140,9 +207,36 @@ void attention(const Attention& p,
   std::vector<float> partial;
   if (plan.splits > 1) partial.resize(plan.chunks * sums.size());
 
+  bool leave_out = p.causal && may_leave_out(p, o);
+  // Stores a unit. Sums of values beyond float32's range are formed once more,
+  // of smaller values: the quotient may be within it.
+  auto store = [&](const Unit& u, Attended all) {
+    add_sinks(p, o, u, all);
+    std::vector<int> overflowed;
+    for (int r = 0; r < u.positions * group; ++r) {
+      if (std::isfinite(all.sum[r]) && all.sum[r] > 0 &&
+          !all_finite(
+              Dtype::kFloat32, all.values + size_t(r) * sums.width, p.Dv)) {
+        overflowed.push_back(r);
+      } else {
+        divide_row(kernels, p, o, u, all, r);
+      }
+    }
+    if (overflowed.empty()) return;
+    AttendArgs args = args_of(p, o, plan.few_queries, leave_out, u);
+    args.value_scale = kSmaller;
+    std::vector<float> room(scratch + sums.size());
+    Attended smaller = sums.in(room.data() + scratch);
+    kernels.attend(args, smaller, room.data());
+    add_sinks(p, o, u, smaller);
+    for (int r : overflowed) {
+      take_smaller(all, smaller, r, p.Dv);
+      divide_row(kernels, p, o, u, all, r);
+    }
+  };
   auto attend = [&](int chunk) {
     Unit u = unit_at(p, plan, chunk / plan.splits);
-    AttendArgs args = args_of(p, o, plan.few_queries, u);
+    AttendArgs args = args_of(p, o, plan.few_queries, leave_out, u);
     int split = chunk % plan.splits;
     args.begin = split * plan.split_keys;
     args.end = std::min(args.end, args.begin + plan.split_keys);
@@ -150,7 +244,7 @@ void attention(const Attention& p,
     Attended out = sums.in(plan.splits > 1 ? &partial[chunk * sums.size()]
                                            : room + scratch);
     kernels.attend(args, out, room);
-    if (plan.splits == 1) store(kernels, p, o, u, out);
+    if (plan.splits == 1) store(u, out);
   };
   if (plan.parallel) {
     parallel_for(plan.chunks, [&](int i) { attend(i); });
@@ -168,7 +262,7 @@ void attention(const Attention& p,
         merge_row(all, other, r, sums.width);
       }
     }
-    store(kernels, p, o, u, all);
+    store(u, all);
   }
 }
 

@@ -54,6 +54,7 @@ struct AttendArgs {
   Mask mask;
   Dtype dtype;
   float scale;
+  float value_scale;  // factor of the values
   // Keys from begin on and before end. With `causal`, the first position sees
   // the keys before `visible`; each next position sees one more.
   int begin, end;
@@ -65,6 +66,8 @@ struct AttendArgs {
 // Sums of a softmax that is not yet divided: for row r,
 //   values[r, :] = sum over keys of exp(score - largest[r]) * value
 //   sum[r] = sum over keys of exp(score - largest[r])
+// largest[r] is -inf if the row sees no key. If it sees keys and all scores are
+// -inf, it is finite and sum[r] is 0.
 // values has rows of whole_vectors(Dv).
 struct Attended {
   float* values;
@@ -106,8 +109,8 @@ struct LayerKernels {
                  size_t count,
                  uint8_t* y);
 
-  // largest = max(x), sum = sum over x of exp(x - largest), 0 if largest is not
-  // finite. count is at least 1.
+  // largest = max(x), sum = sum over x of exp(x - largest), 0 if largest is
+  // infinite. sum is NaN if an element is. count is at least 1.
   void (*sum_exponentials)(
       Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum);
 

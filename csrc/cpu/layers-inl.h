@@ -17,12 +17,12 @@ void widen(Dtype dtype, const uint8_t* x, int count, float* out) {
 }
 
 // Returns e^v with an error of at most 2 units in the last place. The result is
-// 0 for v below -87.68, where it would be subnormal, and e^88 for v beyond 88.
-// NaN stays NaN.
+// 0 for v below -87.68, where it would be subnormal, and infinity for v beyond
+// 88.37, a little early. NaN stays NaN.
 template <class V>
 typename V::F exp(typename V::F v) {
   using F = typename V::F;
-  v = V::max(V::set1(-88.0f), V::min(V::set1(88.0f), v));
+  v = V::max(V::set1(-88.0f), V::min(V::set1(89.0f), v));
   F n = V::round(V::mul(v, V::set1(0x1.715476p0f)));
   n = V::max(n, V::set1(-127.0f));
   // r = v - n ln 2, with ln 2 in two parts. The product of the first part is
@@ -35,6 +35,7 @@ typename V::F exp(typename V::F v) {
        {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.f, 1.f}) {
     p = V::fma(p, r, V::set1(c));
   }
+  // 2^128 is infinity: its exponent has all bits set.
   return V::mul(p, V::exp2_integral(n));
 }
 
@@ -118,6 +119,17 @@ void swiglu(const uint8_t* gate, const uint8_t* up, size_t count, uint8_t* y) {
   }
 }
 
+// Returns true if one of the bits of magnitudes is a NaN's.
+template <class V>
+bool is_nan(typename V::I magnitudes) {
+  int32_t lanes[V::kLanes];
+  V::int_store(lanes, magnitudes);
+  for (int32_t lane : lanes) {
+    if (lane > 0x7f800000) return true;
+  }
+  return false;
+}
+
 template <class V, Dtype kDtype>
 void sum_exponentials(const uint8_t* x,
                       size_t count,
@@ -141,8 +153,13 @@ void sum_exponentials(const uint8_t* x,
   F top = V::load(tail);
   each([&](F v, size_t) { top = V::max(v, top); });
   *largest = V::largest(top);
-  *sum = 0;
-  if (std::isinf(*largest)) return;
+  if (std::isinf(*largest)) {
+    // The maximum may have passed over a NaN.
+    typename V::I bits = V::int_zero();
+    each([&](F v, size_t) { bits = V::max_magnitude(bits, v); });
+    *sum = is_nan<V>(bits) ? NAN : 0;
+    return;
+  }
   F base = V::set1(-*largest);
   F sums[2] = {V::zero(), V::zero()};
   each([&](F v, size_t which) {

@@ -197,16 +197,20 @@ void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
   for (int64_t row = 0; row < rows; ++row) {
     const Part* part = &found[row * parts];
     float largest = part[0].largest;
-    for (int64_t i = 1; i < parts; ++i) {
+    bool nan = false;
+    for (int64_t i = 0; i < parts; ++i) {
       largest = std::max(largest, part[i].largest);
+      nan = nan || std::isnan(part[i].sum);
+    }
+    if (nan || std::isinf(largest)) {
+      results[row] = nan ? NAN : largest;
+      continue;
     }
     double sum = 0;
     for (int64_t i = 0; i < parts; ++i) {
       sum += part[i].sum * std::exp(double{part[i].largest} - largest);
     }
-    results[row] = std::isinf(largest)
-                       ? largest
-                       : static_cast<float>(largest + std::log(sum));
+    results[row] = static_cast<float>(largest + std::log(sum));
   }
   kernels.add_and_round(dtype,
                         results.data(),

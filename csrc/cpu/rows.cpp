@@ -11,6 +11,10 @@ static_assert(kBlockRows <= kMaxRows);
 static_assert(kDepth % kBlockK == 0);
 static_assert(kMinColumns % kColumnBlockK == 0);
 
+// Steps of 8-bit activations are below this. A sum of a group is below 2^22
+// steps, so it is finite.
+constexpr float kMostStep = 0x1p100f;
+
 // x @ w_hat broadcasts single activations, which stay in natural order.
 int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
@@ -80,6 +84,7 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
   int8_.scales = memory_.get();
   int8_.sums = int8_.scales + groups;
   int8_.codes = reinterpret_cast<int8_t*>(int8_.sums + groups);
+  exact_.resize(capacity);
 }
 
 void Rows::fill(const void* x, int count) {
@@ -116,6 +121,27 @@ void Rows::put(int first, const void* x, int count) {
       count,
       form_.K,
       {int8_.codes + begin, int8_.scales + group, int8_.sums + group});
+  put_exactly(first, x, count);
+}
+
+// Keeps those of the `count` rows at x whose steps are too large, infinite or
+// NaN.
+void Rows::put_exactly(int first, const void* x, int count) {
+  int groups = form_.format.groups_per_row(form_.K);
+  const float* steps = int8_.scales + size_t(first) * groups;
+  for (int r = 0; r < count; ++r, steps += groups) {
+    bool fit = true;
+    for (int g = 0; g < groups; ++g) fit &= steps[g] < kMostStep;
+    Floats& exact = exact_[first + r];
+    exact.reset();
+    if (fit) continue;
+    exact = make_floats(form_.in());
+    isa_.kernels.arrange(form_.dtype,
+                         bits_of_order(form_),
+                         at(x, size_t(r) * form_.in(), form_.dtype),
+                         form_.in(),
+                         exact.get());
+  }
 }
 
 void Rows::multiply(const Weights& weights,
@@ -129,31 +155,41 @@ void Rows::multiply(const Weights& weights,
   if (count > form_.plan.packed_rows) {
     w.packed = nullptr;
   }
-  float* scratch = thread_scratch();
-  if (form_.plan.int8) {
-    size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
-    isa_.int8.multiply(
-        w,
-        {int8_.codes + begin, int8_.scales + group, int8_.sums + group},
-        count,
-        range,
-        dtype,
-        y,
-        scratch);
-  } else if (form_.transpose) {
+  if (!form_.plan.int8) {
     bool decode = count <= form_.plan.few_rows;
     bool whole_rows = count <= form_.plan.whole_rows;
-    isa_.kernels.multiply(w,
-                          floats_ + begin,
-                          count,
-                          {decode, whole_rows},
-                          range,
-                          dtype,
-                          y,
-                          scratch);
+    return multiply_exactly(
+        w, floats_ + begin, count, {decode, whole_rows}, range, dtype, y);
+  }
+  size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
+  isa_.int8.multiply(
+      w,
+      {int8_.codes + begin, int8_.scales + group, int8_.sums + group},
+      count,
+      range,
+      dtype,
+      y,
+      thread_scratch());
+  for (int r = 0; r < count; ++r) {
+    if (const float* x = exact_[first + r].get()) {
+      void* row = at(y, size_t(r) * w.N, dtype);
+      multiply_exactly(w, x, 1, {true, true}, range, dtype, row);
+    }
+  }
+}
+
+void Rows::multiply_exactly(const Weights& w,
+                            const float* x,
+                            int count,
+                            Reading reading,
+                            Range range,
+                            Dtype dtype,
+                            void* y) const {
+  float* scratch = thread_scratch();
+  if (form_.transpose) {
+    isa_.kernels.multiply(w, x, count, reading, range, dtype, y, scratch);
   } else {
-    isa_.kernels.multiply_columns(
-        w, floats_ + begin, count, range, dtype, y, scratch);
+    isa_.kernels.multiply_columns(w, x, count, range, dtype, y, scratch);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "csrc/core/cpu_plan.h"
 #include "csrc/core/dtype.h"
@@ -95,11 +96,22 @@ class Rows {
                 void* y) const;
 
  private:
+  void put_exactly(int first, const void* x, int count);
+  void multiply_exactly(const Weights& w,
+                        const float* x,
+                        int count,
+                        Reading reading,
+                        Range range,
+                        Dtype dtype,
+                        void* y) const;
+
   const Form form_;
   const Isa& isa_;
   Floats memory_;
   const float* floats_ = nullptr;
   QuantizedRows int8_{};
+  // The rows that 8 bits cannot express, in fp32; null for all others.
+  std::vector<Floats> exact_;
 };
 
 // Calls body(range) on all threads for ranges of `step` columns of y [.., out].

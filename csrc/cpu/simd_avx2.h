@@ -75,7 +75,7 @@ struct Avx2 {
   // ---- 16-bit floats ----------------------------------------------------
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
-    alignas(16) uint8_t part[kLanes * 4];
+    alignas(32) uint8_t part[kLanes * 4];
     if (count < kLanes) {
       constexpr int kSize = size_of(kDtype);
       __m256i none = _mm256_setzero_si256();

@@ -8,10 +8,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -70,11 +71,12 @@ void pause() {
 class Pool {
  public:
   explicit Pool(int workers) {
+    threads_.reserve(workers);
     try {
       for (int i = 0; i < workers; ++i) {
         threads_.emplace_back([this] { work(); });
       }
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       // The system gives no more threads: the existing ones do the work.
     }
   }
@@ -112,6 +114,9 @@ class Pool {
         std::this_thread::yield();
       }
     }
+    if (failed_.exchange(false)) {
+      std::rethrow_exception(std::exchange(failure_, nullptr));
+    }
     return true;
   }
 
@@ -120,8 +125,15 @@ class Pool {
   static constexpr int kClosed = 1 << 30;
 
   void take() {
-    for (int i; (i = next_.fetch_add(1)) < kClosed && i < count_;) {
-      body_(context_, i);
+    try {
+      for (int i; (i = next_.fetch_add(1)) < kClosed && i < count_;) {
+        body_(context_, i);
+      }
+    } catch (...) {
+      next_ = kClosed;
+      if (!failed_.exchange(true)) {
+        failure_ = std::current_exception();
+      }
     }
   }
 
@@ -164,6 +176,8 @@ class Pool {
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   int count_ = 0;
+  std::atomic<bool> failed_ = false;
+  std::exception_ptr failure_;                   // the first of this call
   alignas(64) std::atomic<uint32_t> epoch_ = 0;  // number of calls so far
   alignas(64) std::atomic<int> next_ = kClosed;  // the next item
   alignas(64) std::atomic<int> active_ = 0;      // workers that take items

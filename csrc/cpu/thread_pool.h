@@ -11,7 +11,8 @@ int thread_count();
 // Calls body(context, i) for each i < count, on the pool and the calling
 // thread, and returns when all are done. While another caller uses the pool,
 // the calling thread does everything: there are never more busy threads than
-// callers and pool together. body must not throw.
+// callers and pool together. If body throws, no more items begin. When those
+// that have begun are done, the first exception is thrown to the caller.
 void parallel_for(int count, void (*body)(void* context, int i), void* context);
 
 // The same for a callable.

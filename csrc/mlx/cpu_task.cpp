@@ -39,9 +39,9 @@ void Backlog::finish(size_t bytes) {
   finished_.notify_all();
 }
 
-void Backlog::wait() {
+bool Backlog::wait() {
   std::unique_lock lock(mutex_);
-  finished_.wait_for(
+  return finished_.wait_for(
       lock, kPatience, [&] { return bytes_ <= kAheadBytes || tasks_ <= 1; });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -23,14 +24,30 @@ class Backlog {
   void add(size_t bytes);
   void finish(size_t bytes);
 
-  // Returns when few bytes are left, or after a time limit.
-  void wait();
+  // Returns true when few bytes are left, false after a time limit.
+  bool wait();
 
  private:
   std::mutex mutex_;
   std::condition_variable finished_;
   size_t bytes_ = 0;
   int tasks_ = 0;
+};
+
+// The part of a backlog that one task computes. Its end takes it off: the task
+// is done, has thrown, or was dropped by the stream.
+class Share {
+ public:
+  Share(Backlog& backlog, size_t bytes) : backlog_(backlog), bytes_(bytes) {
+    backlog_.add(bytes_);
+  }
+  Share(const Share&) = delete;
+  Share& operator=(const Share&) = delete;
+  ~Share() { backlog_.finish(bytes_); }
+
+ private:
+  Backlog& backlog_;
+  size_t bytes_;
 };
 
 // Has the stream run task(), which computes `outputs`. They have memory
@@ -44,11 +61,12 @@ void dispatch(const mx::Stream& stream,
     bytes += output.nbytes();
   }
   Backlog& backlog = Backlog::of(stream);
-  backlog.add(bytes);
   mx::cpu::get_command_encoder(stream).dispatch(
-      [task = std::move(task), &backlog, bytes]() mutable {
+      [task = std::move(task),
+       share = std::make_shared<Share>(backlog, bytes)]() mutable {
+        // Ends with this call, also if task() throws.
+        std::shared_ptr<Share> until_done = std::move(share);
         task();
-        backlog.finish(bytes);
       });
   backlog.wait();
 }

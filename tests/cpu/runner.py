@@ -326,6 +326,8 @@ def _shape(w: Weights) -> tuple[int, int]:
 
 def native() -> list[str] | None:
     """Return the command of this machine's runner; None if it was not installed."""
+    if other := os.environ.get("NIBBLE_CPU_RUNNER"):
+        return [other]
     import mlx_nibble._ext
 
     path = Path(mlx_nibble._ext.__file__).parent / "cpu_runner"

@@ -420,6 +420,20 @@ def test_what_is_not_finite_stays_so_and_in_its_row(backend, value, int8):
     assert not np.isfinite(y[0, 1]).any()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e35, 3.4e38])
+@pytest.mark.parametrize("fmt", [(4, 64), (3, 32), (8, 128)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_that_8_bits_cannot_express_are_exact(backend, value, fmt, packed):
+    types = Types("float32", "float32")
+    x, w = make(0, fmt, types, (3, 40, 3, 0))
+    ordinary = backend.matmul(x, w, types, int8=True)
+    x[0, 1, 70] = value
+    y = backend.matmul(x, w, types, int8=True, packed=packed)
+    exact = backend.matmul(x, w, types)
+    np.testing.assert_array_equal(y[0, 1], exact[0, 1])
+    np.testing.assert_array_equal(y[0, ::2], ordinary[0, ::2])
+
+
 def test_relative_rms_at_4096(backend):
     types = Types("float32", "float16")
     x, w = make(0, (4, 64), types, (4, 64, 64, 0))

@@ -126,7 +126,11 @@ def attention(
     # was found late), and 2 units of the exponential.
     with np.errstate(invalid="ignore"):
         distance = np.where(weights > 0, abs(scores - largest), 0)
-    error = weights * (error + 2 * u * distance + 8 * u)
+        # An exponential below 2^-126 is 0.
+        error = weights * (error + 2 * u * distance + 8 * u) + 2.0**-126
+    # A key that is not seen may be anything.
+    error = np.where(weights > 0, error, 0)
     allowed = error @ abs(v) + error.sum(-1, keepdims=True) * abs(y)
     sums = 2 * LAMBDA * np.sqrt(k.shape[-2] + 4) * u * (weights @ abs(v))
+    sums = sums + k.shape[-2] * 2.0**-149  # subnormal sums
     return y, allowed + sums

@@ -73,9 +73,10 @@ uint64_t remember(const mx::array& w,
   Registry& r = registry();
   std::lock_guard lock(r.mutex);
   uint64_t token = ++r.last_token;
-  auto [at, added] = r.by_weights.insert_or_assign(
+  // First: if the next line throws, a token without an entry does no harm.
+  r.weights_of[token] = w.id();
+  r.by_weights.insert_or_assign(
       w.id(), Held{token, w, scales, biases, std::make_shared<Copy>(bytes)});
-  r.weights_of[token] = at->first;
   r.size = r.by_weights.size();
   return token;
 }

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -157,8 +158,8 @@ def test_swiglu(data):
     y = fast.swiglu(gate, up)
     exact = layer_oracle.swiglu(to_numpy(gate), to_numpy(up))
     allowed = bound(exact, abs(exact), 4, dtype)
-    # Below -88 the kernel's exponential stays at e^88 > 2^126.
-    allowed += abs(to_numpy(gate) * to_numpy(up)) * 2.0**-126
+    # Below -88.37 the kernel's exponential is infinite.
+    allowed += abs(to_numpy(gate) * to_numpy(up)) * 2.0**-127
     assert_close(to_numpy(y), exact, allowed)
 
 
@@ -440,7 +441,8 @@ def test_every_instruction_set(isa):
         pytest.skip(f"this machine has no {isa}")
     result = run(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
-        *("-k", "rms_norm or rope or swiglu or attention"),
+        str(Path(__file__).with_name("test_not_finite.py")),
+        *("-k", "rms_norm or rope or swiglu or attention or test_not_finite"),
     )
     assert result.returncode == 0, result.stdout
 

@@ -1,0 +1,321 @@
+"""Random products of quantized matrices.
+
+The exact value is the product, in float64, of the matrix that MLX's `dequantize` gives
+in float32. Two roundings of each element of that matrix are added to the bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_nibble import numerics, ops
+from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from tests.differential.compare import Case
+from tests.differential.draw import Draw
+from tests.support import tolerance
+from tests.support.arrays import DTYPES, to_numpy
+
+UNIT = numerics.UNIT_ROUNDOFF["float32"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Quantized matrices [..., N, K] and their values in float64."""
+
+    arrays: tuple[mx.array, mx.array, mx.array]
+    w_hat: np.ndarray
+    magnitude: np.ndarray  # |scale| code + |bias|
+
+
+@dataclass(frozen=True)
+class Format:
+    """The format of a case's matrices, and the type of scales and biases."""
+
+    bits: int
+    group_size: int
+    scale_dtype: str
+    symmetric: bool
+
+    @staticmethod
+    def of(d: Draw) -> Format:
+        bits, group_size = d.pick("bits", *SUPPORTED_BITS), d.pick("gs", *GROUP_SIZES)
+        return Format(bits, group_size, d.dtype("scales"), d.chance("symmetric", 0.2))
+
+    def matrix(self, d: Draw, shape: tuple[int, ...]) -> Matrix:
+        """Return random matrices [..., N, K]."""
+        *lead, K = shape
+        words = d.rng.integers(0, 2**32, (*lead, K * self.bits // 32), dtype=np.uint32)
+        groups = (*lead, K // self.group_size)
+        scales = d.rng.standard_normal(groups) * 2.0**-self.bits
+        scales = to_numpy(mx.array(scales.astype(np.float32)).astype(self.type))
+        biases = -scales * d.rng.uniform(0, 2**self.bits, groups)
+        if self.symmetric:
+            biases = -scales * 2.0 ** (self.bits - 1)
+        w = d.laid_out("w as", words, mx.uint32)
+        s = d.laid_out("scales as", scales, self.type)
+        b = d.laid_out("biases as", biases.astype(np.float32), self.type)
+        if d.chance("shared scales", 0.05) and len(lead) > 1 and lead[0] > 0:
+            s, b = (mx.broadcast_to(a[:1], a.shape) for a in (s, b))
+        form = (self.group_size, self.bits)
+        if 0 in lead:
+            return Matrix((w, s, b), np.zeros(shape), np.zeros(shape))
+        s32, b32 = (mx.contiguous(a).astype(mx.float32) for a in (s, b))
+        plain = mx.contiguous(w)
+        w_hat = mx.dequantize(plain, s32, b32, *form)
+        magnitude = mx.dequantize(plain, abs(s32), abs(b32), *form)
+        w_hat, magnitude = (np.array(a).astype(np.float64) for a in (w_hat, magnitude))
+        return Matrix((w, s, b), w_hat, magnitude)
+
+    @property
+    def type(self) -> mx.Dtype:
+        return DTYPES[self.scale_dtype]
+
+
+@dataclass(frozen=True)
+class Product:
+    """x times matrices: the exact result and its bound before the one rounding."""
+
+    exact: np.ndarray
+    off: np.ndarray
+
+    @staticmethod
+    def of(
+        x: np.ndarray,
+        w_hat: np.ndarray,
+        magnitude: np.ndarray,
+        transpose: bool = True,
+        int8_group: int = 0,
+        addends: tuple[np.ndarray, ...] = (),
+    ) -> Product:
+        x = x.astype(np.float64)
+        if transpose:
+            columns, sizes = w_hat.swapaxes(-1, -2), magnitude.swapaxes(-1, -2)
+        else:
+            columns, sizes = w_hat, magnitude
+        exact, A = x @ columns, abs(x) @ sizes
+        off = numerics.of_sum(A + sum(map(abs, addends)), x.shape[-1] + 2)
+        off = off + 2 * UNIT * A
+        exact = exact + sum(addends)
+        if int8_group and x.size and w_hat.size:
+            off = off + tolerance.int8_bound(x, w_hat, int8_group)
+        return Product(exact, off)
+
+
+def transformed(d: Draw, call, arrays: list[mx.array], mapped: list[bool] | None):
+    """Return a call of the arrays, at times compiled or mapped over the first axis."""
+    if mapped is not None and d.chance("vmap", 0.4):
+        call = mx.vmap(call, in_axes=tuple(0 if m else None for m in mapped))
+    elif d.chance("compile", 0.08):
+        call = mx.compile(call, shapeless=d.chance("shapeless", 0.3))
+    return lambda: call(*arrays)
+
+
+def options(d: Draw, fmt: Format, transpose: bool = True) -> dict:
+    """Return keywords that every product takes."""
+    form = {"group_size": fmt.group_size, "bits": fmt.bits}
+    if d.chance("int8", 0.35):
+        form["activations"] = "int8"
+    form["batch_invariant"] = d.chance("batch_invariant", 0.2)
+    form["symmetric"] = fmt.symmetric and d.chance("promised", 0.7)
+    return form
+
+
+def columns(d: Draw) -> int:
+    return 0 if d.chance("no columns", 0.01) else d.size("N", d.pick("most N", 9, 80))
+
+
+def depth(d: Draw, fmt: Format) -> int:
+    groups = d.size("groups", 4 if d.rng.random() < 0.96 else 4200 // fmt.group_size)
+    return groups * fmt.group_size
+
+
+def rows(d: Draw) -> int:
+    return 0 if d.chance("no rows", 0.01) else d.size("M", d.pick("most M", 4, 4, 40))
+
+
+def quantized_matmul(d: Draw) -> Case:
+    fmt, dtype = Format.of(d), d.dtype()
+    transpose = not d.chance("not transposed", 0.3)
+    M, N, K = rows(d), columns(d), depth(d, fmt)
+    if not transpose:
+        N = max(N, 1)
+    both, extra = d.lead("batch of both", 1), d.lead("batch of x", 2)
+    w_lead = both if d.chance("batch of w", 0.3) else ()
+    x_lead = (*extra, *w_lead) if w_lead else extra
+    vector = not w_lead and not x_lead and M == 1 and d.chance("vector", 0.5)
+    w = fmt.matrix(d, (*w_lead, N, K))
+    inside, outside = (K, N) if transpose else (N, K)
+    values = d.numbers((inside,) if vector else (*x_lead, M, inside))
+    x = d.laid_out("x as", values, DTYPES[dtype])
+    if not vector and x_lead and x_lead[0] > 1 and d.chance("x broadcast", 0.1):
+        x = mx.broadcast_to(x[:1], x.shape)
+    shape = (*x.shape[:-1], outside)
+    form = options(d, fmt) | {"transpose": transpose}
+    addends = {}
+    if d.chance("bias", 0.25):
+        bias = d.laid_out("bias as", d.numbers((outside,), False), DTYPES[dtype])
+        addends["bias"] = bias
+    if d.chance("residual", 0.25):
+        residual = d.laid_out("residual as", d.numbers(shape, False), DTYPES[dtype])
+        addends["residual"] = residual
+    product = Product.of(
+        to_numpy(x),
+        w.w_hat,
+        w.magnitude,
+        transpose,
+        fmt.group_size if "activations" in form and transpose else 0,
+        tuple(to_numpy(a).astype(np.float64) for a in addends.values()),
+    )
+    allowed = numerics.of_result(product.exact, product.off, dtype)
+    if addends and not transpose:
+        # This product is rounded before each addend is added.
+        steps = abs(product.exact) + 2 * sum(abs(to_numpy(a)) for a in addends.values())
+        allowed = allowed + 4 * numerics.UNIT_ROUNDOFF[dtype] * steps
+    arrays = [x, *w.arrays, *addends.values()]
+
+    def call(x, w, s, b, *rest):
+        more = dict(zip(addends, rest, strict=True))
+        return ops.quantized_matmul(x, w, s, b, **form, **more)
+
+    mapped = None
+    if x_lead and "bias" not in addends and (not w_lead or x_lead == w_lead):
+        mapped = [True, *[bool(w_lead)] * 3, *[True] * len(addends)]
+    run = transformed(d, call, arrays, mapped)
+    if d.chance("repacked", 0.2) and transpose and w.w_hat.size:
+        run = partial(_repacked, run, w, fmt)
+    return Case(run, product.exact, allowed, dtype)
+
+
+def _repacked(run, w: Matrix, fmt: Format) -> mx.array:
+    copies = Copies([(*w.arrays, fmt.bits, fmt.group_size)])
+    y = run()
+    mx.eval(y)
+    copies.forget()
+    return y
+
+
+def _indices(d: Draw, x_count: int, w_count: int):
+    """Return the indices and the arguments that choose the same matrices."""
+    shape = d.lead("indices", 2) or (d.size("index", 12),)
+    lhs = d.rng.integers(0, x_count, shape).astype(np.uint32)
+    rhs = d.rng.integers(0, w_count, shape).astype(np.uint32)
+    given = {}
+    if len(shape) == 1 and d.chance("sorted", 0.4):
+        rhs = np.sort(rhs)
+        given["sorted_indices"] = True
+    kind = d.pick("index type", mx.uint32, mx.int32)
+    if len(shape) == 2 and d.chance("indices broadcast", 0.3):
+        lhs = np.broadcast_to(lhs[:, :1], shape)
+        left = mx.array(lhs[:, :1]).astype(kind)
+    else:
+        left = d.laid_out("lhs as", lhs, kind)
+    given["lhs_indices"] = left
+    given["rhs_indices"] = d.laid_out("rhs as", rhs, kind)
+    mx.eval(given["lhs_indices"], given["rhs_indices"])
+    return lhs, rhs, given
+
+
+def gather_qmm(d: Draw) -> Case:
+    fmt, dtype = Format.of(d), d.dtype()
+    transpose = not d.chance("not transposed", 0.25)
+    M, N, K = max(rows(d), 1), max(columns(d), 1), depth(d, fmt)
+    x_count, experts = d.size("x matrices", 6), d.size("experts", 7)
+    w = fmt.matrix(d, (experts, N, K))
+    values = d.numbers((x_count, M, K if transpose else N))
+    x = d.laid_out("x as", values, DTYPES[dtype])
+    lhs, rhs, given = _indices(d, x_count, experts)
+    form = options(d, fmt) | {"transpose": transpose}
+    product = Product.of(
+        to_numpy(x)[lhs],
+        w.w_hat[rhs],
+        w.magnitude[rhs],
+        transpose,
+        fmt.group_size if "activations" in form and transpose else 0,
+    )
+    allowed = numerics.of_result(product.exact, product.off, dtype)
+
+    def call(x, w, s, b):
+        return ops.gather_qmm(x, w, s, b, **given, **form)
+
+    run = transformed(d, call, [x, *w.arrays], None)
+    if d.chance("repacked", 0.15) and transpose:
+        run = partial(_repacked, run, w, fmt)
+    return Case(run, product.exact, allowed, dtype)
+
+
+def _gated(
+    x: np.ndarray,
+    pair: list[tuple[np.ndarray, np.ndarray]],
+    group: int,
+    dtype: str,
+    in_steps: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return silu(g) u and its bound; in steps, each of them is rounded to dtype."""
+    gate, up = (Product.of(x, *w, int8_group=group) for w in pair)
+    offs = [p.off for p in (gate, up)]
+    if in_steps:
+        offs = [numerics.of_result(p.exact, p.off, dtype) for p in (gate, up)]
+    exact, off = numerics.of_swiglu(gate.exact, up.exact, *offs)
+    if in_steps:
+        off = off + 4 * numerics.UNIT_ROUNDOFF[dtype] * abs(exact)
+        off = off + numerics.UNDERFLOW[dtype] * (1 + abs(up.exact))
+    return exact, numerics.of_result(exact, off, dtype)
+
+
+def swiglu(d: Draw) -> Case:
+    fmt, dtype = Format.of(d), d.dtype()
+    M, N, K = rows(d), columns(d), depth(d, fmt)
+    lead = d.lead("batch", 2)
+    gate, up = fmt.matrix(d, (N, K)), fmt.matrix(d, (N, K))
+    x = d.laid_out("x as", d.numbers((*lead, M, K)), DTYPES[dtype])
+    form = options(d, fmt)
+    group = fmt.group_size if "activations" in form else 0
+    pair = [(w.w_hat, w.magnitude) for w in (gate, up)]
+
+    def call(x, *a):
+        return ops.swiglu(x, a[:3], a[3:], **form)
+
+    arrays = [x, *gate.arrays, *up.arrays]
+    mapped = [True, *[False] * 6] if lead else None
+    run = transformed(d, call, arrays, mapped)
+    exact, allowed = _gated(to_numpy(x), pair, group, dtype, "vmap" in d.notes)
+    return Case(run, exact, allowed, dtype)
+
+
+def gather_swiglu(d: Draw) -> Case:
+    fmt, dtype = Format.of(d), d.dtype()
+    M, N, K = d.size("M", 4), max(columns(d), 1), depth(d, fmt)
+    x_count, experts = d.size("x matrices", 6), d.size("experts", 7)
+    gate, up = (fmt.matrix(d, (experts, N, K)) for _ in range(2))
+    x = d.laid_out("x as", d.numbers((x_count, M, K)), DTYPES[dtype])
+    lhs, rhs, given = _indices(d, x_count, experts)
+    form = options(d, fmt)
+    group = fmt.group_size if "activations" in form else 0
+    pair = [(w.w_hat[rhs], w.magnitude[rhs]) for w in (gate, up)]
+    exact, allowed = _gated(to_numpy(x)[lhs], pair, group, dtype)
+
+    def call(x, *a):
+        return ops.gather_swiglu(x, a[:3], a[3:], **given, **form)
+
+    run = transformed(d, call, [x, *gate.arrays, *up.arrays], None)
+    return Case(run, exact, allowed, dtype)
+
+
+def dequantize(d: Draw) -> Case:
+    fmt = Format.of(d)
+    dtype = d.dtype() if d.chance("own dtype", 0.5) else fmt.scale_dtype
+    w = fmt.matrix(d, (*d.lead("batch", 2), columns(d), depth(d, fmt)))
+    off = numerics.of_sum(w.magnitude, 1) + 2 * UNIT * w.magnitude
+    allowed = numerics.of_result(w.w_hat, off, dtype)
+
+    def call(w, s, b):
+        form = (fmt.group_size, fmt.bits)
+        return ops.dequantize(w, s, b, *form, dtype=DTYPES[dtype])
+
+    run = transformed(d, call, list(w.arrays), None)
+    return Case(run, w.w_hat, allowed, dtype)
