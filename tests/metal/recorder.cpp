@@ -44,7 +44,10 @@ void evaluate(mx::array a) {
     }
   }
   std::vector<mx::array> outputs{a};
+  auto& encoder = mx::metal::get_command_encoder(kGpu);
+  encoder.begin_node();
   a.primitive().eval_gpu(a.inputs(), outputs);
+  encoder.end_node(a.inputs());
   a.set_status(mx::array::Status::available);
 }
 
@@ -84,7 +87,6 @@ NB_MODULE(_recorder, m) {
                      }
                      return all;
                    })
-      .def_ro("threadgroup_memory", &Dispatch::threadgroup_memory)
       .def_prop_ro("threadgroups",
                    [](const Dispatch& d) { return to_tuple(d.threadgroups); })
       .def_prop_ro("threads",

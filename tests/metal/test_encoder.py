@@ -48,8 +48,6 @@ def assert_encoded(recorder, dispatches, launches, arrays):
             for index, name in enumerate(launch.buffers)
         ]
         assert dispatch.bytes == [(len(launch.buffers), launch.params)]
-        length = launch.threadgroup_bytes
-        assert dispatch.threadgroup_memory == ([(0, length)] if length else [])
 
 
 @st.composite

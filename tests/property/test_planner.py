@@ -105,7 +105,7 @@ def check_limits(launch: Launch, device: Device) -> None:
     x, y, z = launch.threads
     assert 0 < x * y * z <= device.max_threads
     assert x * y * z % SIMD_WIDTH == 0
-    assert launch.threadgroup_bytes <= device.max_threadgroup_bytes
+    assert launch.declared_bytes <= device.max_threadgroup_bytes
     assert all(0 < n < 2**31 for n in launch.threadgroups)
     assert launch.kernel in INSTANCES
 
@@ -261,7 +261,7 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     check_limits(launch, device)
     assert launch.kernel == f"joint_{name}"
     assert launch.threads == alone.threads
-    assert launch.threadgroup_bytes == alone.threadgroup_bytes
+    assert launch.declared_bytes == alone.declared_bytes
     assert launch.threadgroups == (sum(each), *alone.threadgroups[1:])
     N = [product.N for product in products] + [0] * (3 - len(products))
     biased = sum(product.bias << i for i, product in enumerate(products))

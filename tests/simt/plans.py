@@ -82,7 +82,8 @@ class Launch:
     threads: tuple[int, int, int]
     buffers: tuple[str, ...]
     params: bytes = b""
-    threadgroup_bytes: int = 0
+    threadgroup_bytes: int = 0  # to bind as [[threadgroup(0)]]
+    declared_bytes: int = 0  # of threadgroup variables, as planned
     sums_bytes: int = 0
 
 
@@ -161,7 +162,7 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
             threads=tuple(launch["threads"]),
             buffers=tuple(launch["buffers"]),
             params=bytes.fromhex(launch["params"]),
-            threadgroup_bytes=launch["threadgroup_bytes"],
+            declared_bytes=launch["threadgroup_bytes"],
             sums_bytes=launch["sums_bytes"],
         )
         for launch in answer

@@ -16,7 +16,8 @@ from pathlib import Path
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
-_KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
+# A kernel's declaration, up to its parameters.
+ENTRY = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
 # An explicit instantiation with the name that the host uses.
 INSTANCE = re.compile(
@@ -107,7 +108,7 @@ def translate(text: str, prologue: str = "") -> Unit:
 
     `prologue` comes first, before the stand-in library.
     """
-    plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
+    plain = [m[1] for m in ENTRY.finditer(text) if not _is_template(text, m.start())]
     text, binders = rewrite(text)
     exported: list[str] = []
 
@@ -147,7 +148,7 @@ def _bind(text: str) -> tuple[str, dict[str, list[str]]]:
     """Blank the attributes of every kernel; return the bindings by kernel."""
     binders: dict[str, list[str]] = {}
     out, end = [], 0
-    for kernel in _KERNEL.finditer(text):
+    for kernel in ENTRY.finditer(text):
         close = _closing(text, kernel.end())
         parameters = text[kernel.end() : close]
         binders[kernel[1]] = [_binder(p, i) for i, p in enumerate(_split(parameters))]

@@ -66,7 +66,8 @@ __local void* simt_threadgroup_variable(const __constant char* name,
 namespace rt {
 
 // Operations that the executor counts apart; ../executor/runtime.h.
-enum Op : uint32_t { kShuffle = 1, kReduce = 2, kMatrix = 3 };
+// kFixed: a shuffle that Apple GPUs have one instruction for.
+enum Op : uint32_t { kShuffle = 1, kReduce = 2, kMatrix = 3, kFixed = 5 };
 
 constexpr uint32_t kSlotBytes = 16;
 
@@ -86,10 +87,10 @@ inline T slot(__global const uint8_t* slots, int lane) {
   return *(__global const T*)(slots + kSlotBytes * (lane & 31));
 }
 
-template <typename T, typename From>
+template <typename T, Op op, typename From>
 inline T exchange(T value, From from, SIMT_SITE) {
   static_assert(sizeof(T) <= kSlotBytes, "a slot holds 16 bytes");
-  auto slots = simt_exchange(&value, sizeof(T), kShuffle, SIMT_AT);
+  auto slots = simt_exchange(&value, sizeof(T), op, SIMT_AT);
   return slot<T>(slots, from(lane()));
 }
 
