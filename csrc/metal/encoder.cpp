@@ -111,7 +111,8 @@ bool is_available() {
 }
 
 DeviceProfile device_profile(mx::Device device) {
-  return parse_architecture(mx::metal::device(device).get_architecture());
+  return with_facts(
+      parse_architecture(mx::metal::device(device).get_architecture()));
 }
 
 void encode(const std::vector<LaunchPlan>& launches,

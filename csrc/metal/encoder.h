@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "csrc/core/device_profile.h"
@@ -33,6 +34,11 @@ bool is_available();
 
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mlx::core::Device device);
+
+// Compiles these kernels in one library, where encode() then finds them: the
+// compiler reads their common text once. Does nothing if Metal refuses the
+// library; encode() then compiles each kernel by itself and names the culprit.
+void compile(const std::vector<std::string>& kernels);
 
 // Appends the launches to the stream's command buffer, in order; MLX commits
 // it. Allocates kSums. Throws std::runtime_error if a kernel does not compile

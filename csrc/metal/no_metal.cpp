@@ -23,6 +23,10 @@ DeviceProfile device_profile(mlx::core::Device) {
   no_metal("device_profile");
 }
 
+void compile(const std::vector<std::string>&) {
+  no_metal("compile");
+}
+
 void encode(const std::vector<LaunchPlan>&,
             const Operands&,
             mlx::core::Stream) {

@@ -108,6 +108,11 @@ NB_MODULE(_recorder, m) {
       "Describe the GPU, and forget what was compiled.");
 
   m.def(
+      "compiled",
+      [] { return gpu().compiled; },
+      "The names of the libraries that were compiled, in order.");
+
+  m.def(
       "set_executor",
       [](std::optional<nb::callable> run) {
         auto& encoder = mx::metal::get_command_encoder(kGpu);
@@ -133,6 +138,22 @@ NB_MODULE(_recorder, m) {
       [](mx::array& a) { return reinterpret_cast<uintptr_t>(a.data<void>()); },
       "a"_a,
       "The address of the first element of an evaluated array.");
+  m.def(
+      "evaluate_with",
+      [](mx::array a, const mx::array& x) {
+        std::vector<mx::array> inputs = a.inputs();
+        inputs[0] = x;
+        mx::array y(a.primitive().output_shapes(inputs)[0],
+                    a.dtype(),
+                    a.primitive_ptr(),
+                    inputs);
+        evaluate(y);
+        return y;
+      },
+      "a"_a,
+      "x"_a,
+      "Run the node of `a` with another first input, as a graph that is traced "
+      "without shapes. Returns the result.");
   m.def("evaluate", &evaluate, "Run the node that computes an array.");
   m.def(
       "node",

@@ -74,6 +74,7 @@ MTL::Library* Device::get_library(
   auto found = libraries_.find(name);
   if (found == libraries_.end()) {
     std::string source = builder();
+    compiled.push_back(name);
     for (const std::string& kernel : refused) {
       if (source.find("host_name(\"" + kernel + "\")") != std::string::npos) {
         throw std::runtime_error(
@@ -99,6 +100,7 @@ MTL::ComputePipelineState* Device::get_kernel(const std::string& base_name,
 }
 
 void Device::forget() {
+  compiled.clear();
   pipelines_.clear();
   libraries_.clear();
 }

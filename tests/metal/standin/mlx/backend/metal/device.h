@@ -104,6 +104,9 @@ class Device {
   std::set<std::string> refused;  // kernels that do not compile
   uint64_t max_threads = 1024;    // of a threadgroup, for any pipeline
 
+  // Libraries that were compiled, in order.
+  std::vector<std::string> compiled;
+
   // Forgets all that was compiled.
   void forget();
 
