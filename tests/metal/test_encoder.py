@@ -406,3 +406,59 @@ def test_too_many_threads_for_a_pipeline_are_refused(recorder):
 )
 def test_architectures(recorder, architecture, expected):
     assert recorder.parse_architecture(architecture) == expected
+
+
+def test_a_graph_that_is_run_without_rows_launches_nothing(recorder):
+    w = mx.quantize(mx.zeros((32, 64), mx.float16))
+    x = mx.zeros((2, 64), mx.float16)
+    none, lhs = mx.zeros((0, 64), mx.float16), mx.array([0, 1], mx.uint32)
+    mx.eval(w, x, none, lhs)
+    dispatches = []
+    y = recorder.quantized_matmul(x, *w)
+    recorder.set_executor(dispatches.append)
+    assert recorder.evaluate_with(y, none).shape == (0, 32)
+    assert dispatches == []
+
+
+def test_the_core_count_of_the_machine_decides(recorder):
+    """128 threadgroups of 64x32 keep 20 cores busy, the most that 'g' may have."""
+    w = mx.quantize(mx.zeros((2048, 64), mx.float16))
+    x = mx.zeros((64, 64), mx.float16)
+    mx.eval(w, x)
+
+    def kernel() -> str:
+        _, (dispatch,) = recorded(recorder, lambda: recorder.quantized_matmul(x, *w))
+        return dispatch.kernel
+
+    assert "_bm32_bn32_" in kernel()
+    asked = []
+    recorder.set_gpu_facts(lambda: asked.append(0) or (8, False, True))
+    assert "_bm64_bn64_" in kernel()
+    kernel()
+    assert len(asked) == 1
+    recorder.set_gpu_facts(lambda: (0, False, True))
+    assert "_bm32_bn32_" in kernel()
+
+
+@pytest.mark.parametrize("neural", [False, True])
+def test_prompts_are_mlx_s_where_it_has_neural_kernels(recorder, neural):
+    recorder.configure("applegpu_g17s")
+    recorder.set_gpu_facts(lambda: (16, neural, True))
+    w = mx.quantize(mx.zeros((64, 256), mx.float16))
+    rows = {M: mx.zeros((M, 256), mx.float16) for M in (1, 8, 32, 33, 512)}
+    mx.eval(w, rows)
+    for M, x in rows.items():
+        ours = not (neural and M > 32)
+        y = recorder.quantized_matmul(x, *w)
+        assert (recorder.node(y) == "NibbleQuantizedMatmul") == ours, M
+        # Results with the same bits for any number of rows stay ours.
+        y = recorder.quantized_matmul(x, *w, batch_invariant=True)
+        assert recorder.node(y) == "NibbleQuantizedMatmul"
+    # A traced graph may be run with more rows.
+    nodes = []
+    mx.compile(
+        lambda x: (
+            nodes.append(recorder.node(y := recorder.quantized_matmul(x, *w))) or y
+        )
+    )(rows[1])
+    assert (nodes[0] == "NibbleQuantizedMatmul") == (not neural)

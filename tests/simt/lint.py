@@ -5,9 +5,9 @@ code that C++ for OpenCL accepts and Apple's compiler refuses: pointers and refe
 without an address space, variables at program scope outside `constant`, virtual
 functions and recursion.
 
-Two rules are this project's own. Every device function is NIBBLE_INLINE (shared.h), and
-none calls simd_shuffle(): quad_shuffle() and simd_shuffle_xor() are native instructions,
-the other takes 28 to 32 cycles on M1 (metal-benchmarks, intra-simd communication).
+Two rules are this project's own. Every device function is NIBBLE_INLINE (shared.h).
+None calls simd_shuffle(), which takes 28 to 32 cycles on M1 (metal-benchmarks,
+"Intra-simd communication"): quad_shuffle() and simd_shuffle_xor() take 2.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def _lint(
             where = cursor.location
             found.add(Offence(_name(where, virtual), where.line, message))
     if own_rules:
-        entries = {match[1] for text in texts.values() for match in ENTRY.finditer(text)}
+        entries = {
+            match[1] for text in texts.values() for match in ENTRY.finditer(text)
+        }
         for cursor in ours:
             for message in _own_offences(cursor, entries):
                 where = cursor.location

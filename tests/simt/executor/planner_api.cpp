@@ -266,5 +266,5 @@ SIMT_EXPORT const char* simt_instances() {
 // kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
   auto id = nibble::parse_kernel_name(name);
-  return keep(id ? kernel_source({*id}) : "");
+  return keep(id ? nibble::kernel_source({*id}) : "");
 }
