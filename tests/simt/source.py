@@ -78,12 +78,13 @@ def flatten(
     return "".join(paste(path) for path in wanted if path not in seen)
 
 
-def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
+def rewrite(text: str, unroll: bool = False) -> tuple[str, dict[str, list[str]]]:
     """Return `text` as C++, and the bindings of its kernels by name."""
     text = _COMMENT.sub(_blank, text)
     # Unrolled loops keep arrays in registers on a GPU. Here they only take ten times
     # as long to compile.
-    text = _UNROLL.sub("", text)
+    if not unroll:
+        text = _UNROLL.sub("", text)
     text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
     text = _without_thread_on_constructors(text)
     text = _THREADGROUP_VARIABLE.sub(_variable, text)
@@ -103,13 +104,14 @@ def translate_for_cuda(text: str) -> Unit:
     return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
 
 
-def translate(text: str, prologue: str = "") -> Unit:
+def translate(text: str, prologue: str = "", unroll: bool = False) -> Unit:
     """Translate `text`, one flat Metal source, into a unit of C++ for OpenCL.
 
-    `prologue` comes first, before the stand-in library.
+    `prologue` comes first, before the stand-in library. `unroll` keeps the requests to
+    unroll loops.
     """
     plain = [m[1] for m in ENTRY.finditer(text) if not _is_template(text, m.start())]
-    text, binders = rewrite(text)
+    text, binders = rewrite(text, unroll)
     exported: list[str] = []
 
     def entry(name: str, function: str) -> str:

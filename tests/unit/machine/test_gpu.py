@@ -122,11 +122,10 @@ def test_mlx_has_neural_kernels_where_its_own_rule_says_so(
     assert gpu.has_neural_kernels(architecture) is expected
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(None, True), ("1", True), ("0", False)]
-)
-def test_tf32_is_mlx_s_setting(monkeypatch, value, expected):
+def test_tf32_is_mlx_s_setting(monkeypatch):
+    tool(monkeypatch, ioreg="", sysctl="")
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
-    if value is not None:
+    assert gpu.facts() == (0, False, True)
+    for value, expected in ("1", True), ("0", False):
         monkeypatch.setenv("MLX_ENABLE_TF32", value)
-    assert gpu.facts() == (0, False, expected)
+        assert gpu.facts() == (0, False, expected)

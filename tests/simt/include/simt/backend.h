@@ -21,4 +21,6 @@
 #define METAL_FUNC SIMT_DEVICE inline
 // Our kernels' own macro (kernels/shared.h): inlining everything makes x86 code
 // that takes several times as long to compile.
+#ifndef NIBBLE_INLINE
 #define NIBBLE_INLINE inline
+#endif
