@@ -106,6 +106,11 @@ void bind_self_check(nb::module_& m) {
         "kernels"_a,
         nb::call_guard<nb::gil_scoped_release>(),
         "Compile these kernels in one library, for their trials.");
+  m.def("set_fences",
+        &metal::set_fences,
+        "fences"_a,
+        "Compile kernels with or without barriers between the loads of "
+        "fragments and their products, from now on.");
   m.def(
       "set_gpu_facts",
       [](std::optional<nb::callable> find) {

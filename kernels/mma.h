@@ -39,6 +39,12 @@ NIBBLE_INLINE thread float2& elements(thread Fragment& fragment) {
   return reinterpret_cast<thread float2&>(fragment.thread_elements());
 }
 
+NIBBLE_INLINE void fence_products() {
+  if (NIBBLE_FENCES) {
+    simdgroup_barrier(mem_flags::mem_none);
+  }
+}
+
 // Loads `count` fragments, one below the other. `from` points to this lane's
 // elements of the first one.
 template <typename T, int count, int stride>
@@ -104,7 +110,9 @@ struct Accumulator {
             w_tile + (j * 8 + column) * stride + k + row;
         elements(b[j]) = float2(float(from[0]), float(from[stride]));
       }
+      fence_products();
       accumulate(a, b);
+      fence_products();
     }
   }
 
@@ -125,7 +133,9 @@ struct Accumulator {
         load_rows<T, 1, w_stride>(
             b + j, w_tile + (k + row) * w_stride + j * 8 + column);
       }
+      fence_products();
       accumulate(a, b);
+      fence_products();
     }
   }
 

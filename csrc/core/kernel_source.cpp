@@ -55,8 +55,11 @@ void instantiate(std::string_view name,
 
 }  // namespace
 
-std::string kernel_source(const std::vector<KernelId>& ids) {
+std::string kernel_source(const std::vector<KernelId>& ids, bool fences) {
   std::ostringstream out;
+  if (fences) {
+    out << "#define NIBBLE_FENCES 1\n";
+  }
   std::set<std::string, std::less<>> seen;
   for (const KernelId& id : ids) {
     flatten(kernel_header(id), seen, out);

@@ -1,5 +1,6 @@
 #include "csrc/metal/library.h"
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,8 @@ namespace nibble::metal {
 namespace {
 
 namespace mx = mlx::core;
+
+std::atomic<bool> fences = false;
 
 // Kernels that are compiled in one library.
 struct Group {
@@ -44,7 +47,7 @@ KernelId id_of(const std::string& kernel) {
 
 std::string source_of(const std::string& kernel) {
   return kernel == kAlignKernel ? align_source()
-                                : kernel_source({id_of(kernel)});
+                                : kernel_source({id_of(kernel)}, fences);
 }
 
 // The name names this package, its version and every parameter: MLX finds a
@@ -52,14 +55,16 @@ std::string source_of(const std::string& kernel) {
 MTL::Library* compiled(mx::metal::Device& device,
                        const std::string& names,
                        const std::function<std::string()>& source) {
-  return device.get_library("mlx_nibble_" NIBBLE_VERSION "_" + names, source);
+  std::string variant = fences ? "_fences_" : "_";
+  return device.get_library("mlx_nibble_" NIBBLE_VERSION + variant + names,
+                            source);
 }
 
 // Null if Metal refuses the library.
 MTL::Library* compiled(mx::metal::Device& device, const Group& group) {
   try {
     return compiled(
-        device, group.names, [&] { return kernel_source(group.ids); });
+        device, group.names, [&] { return kernel_source(group.ids, fences); });
   } catch (const std::runtime_error&) {
     return nullptr;
   }
@@ -82,6 +87,10 @@ MTL::ComputePipelineState* pipeline(mx::metal::Device& device,
     library = compiled(device, kernel, [&] { return source_of(kernel); });
   }
   return device.get_kernel(kernel, library);
+}
+
+void set_fences(bool wanted) {
+  fences = wanted;
 }
 
 void compile(const std::vector<std::string>& kernels) {

@@ -420,6 +420,21 @@ def test_a_graph_that_is_run_without_rows_launches_nothing(recorder):
     assert dispatches == []
 
 
+def test_barriers_around_products_are_a_switch_of_the_source(recorder):
+    w = mx.quantize(mx.zeros((64, 64), mx.float16))
+    x = mx.zeros((64, 64), mx.float16)
+    mx.eval(w, x)
+    found = {}
+    for fences in (False, True):
+        recorder.set_fences(fences)
+        _, (dispatch,) = recorded(recorder, lambda: recorder.quantized_matmul(x, *w))
+        found[fences] = dispatch.library, dispatch.source
+    recorder.set_fences(False)
+    # MLX finds a library by its name alone.
+    assert found[False][0] != found[True][0]
+    assert found[True][1] == "#define NIBBLE_FENCES 1\n" + found[False][1]
+
+
 def test_the_core_count_of_the_machine_decides(recorder):
     """128 threadgroups of 64x32 keep 20 cores busy, the most that 'g' may have."""
     w = mx.quantize(mx.zeros((2048, 64), mx.float16))

@@ -95,7 +95,8 @@ class Verdicts:
     @property
     def path(self) -> Path:
         """The machine's file."""
-        name = "_".join(asdict(self.machine).values())
+        variant = ["fences"] if _fences() else []
+        name = "_".join([*asdict(self.machine).values(), *variant])
         return (
             cache_dir() / "self-check" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
         )
@@ -183,6 +184,11 @@ def _verdicts(stored: _Stored) -> dict[str, Verdict]:
     return known
 
 
+def _fences() -> bool:
+    """Return whether kernels are compiled with barriers around their products."""
+    return os.environ.get("NIBBLE_SIMDGROUP_BARRIERS", "0") != "0"
+
+
 def _is_other_process(identifier: int) -> bool:
     if identifier <= 0 or identifier == os.getpid():
         return False
@@ -204,6 +210,7 @@ def install(ext: Any) -> None:
         return
     ext.set_judge(Verdicts(None, ext))
     ext.set_gpu_facts(gpu.facts)
+    ext.set_fences(_fences())
     # The extension outlives the interpreter: drop its references to Python's objects.
     atexit.register(ext.set_judge, None)
     atexit.register(ext.set_gpu_facts, None)

@@ -88,8 +88,8 @@ inline T slot(__global const uint8_t* slots, int lane) {
 }
 
 #ifdef SIMT_REGISTERS
-// For the study of the compiler's code alone (../../build.py): what lanes
-// exchange stays in registers, as on a GPU.
+// For the study of the compiler's code alone (../../build.py): values that
+// lanes exchange stay in registers, as on a GPU.
 template <typename T, Op, typename From>
 inline T exchange(T value, From, SIMT_SITE) {
   uint32_t words[(sizeof(T) + 3) / 4] = {};
