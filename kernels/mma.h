@@ -19,6 +19,14 @@
 #include "kernels/epilogue.h"
 #include "kernels/shared.h"
 
+// 1: a barrier without memory stands between the loads of fragments and their
+// products, as in MLX and llama.cpp. It keeps the compiler from hoisting all
+// loads, which may spill registers. Nobody has timed it here: the host sets it
+// before the text (NIBBLE_SIMDGROUP_BARRIERS).
+#ifndef NIBBLE_FENCES
+#define NIBBLE_FENCES 0
+#endif
+
 namespace nibble {
 
 using namespace metal;

@@ -8,14 +8,6 @@
 #define NIBBLE_INLINE inline __attribute__((always_inline))
 #endif
 
-// 1: a barrier without memory stands between the loads of fragments and their
-// products, as in MLX and llama.cpp. It keeps the compiler from hoisting all
-// loads, which may spill registers. Nobody has timed it here: the host sets it
-// before the text (NIBBLE_SIMDGROUP_BARRIERS).
-#ifndef NIBBLE_FENCES
-#define NIBBLE_FENCES 0
-#endif
-
 // Threads of a simdgroup, on every Apple GPU (Metal feature set tables).
 #define NIBBLE_SIMD_WIDTH 32
 

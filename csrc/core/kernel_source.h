@@ -19,7 +19,7 @@ const std::vector<EmbeddedFile>& embedded_kernels();
 
 // Returns a complete Metal source of the kernels of these names: the families'
 // headers with their includes pasted in, and an instantiation of each. `fences`
-// is NIBBLE_FENCES of kernels/shared.h.
+// is NIBBLE_FENCES of kernels/mma.h.
 std::string kernel_source(const std::vector<KernelId>& ids,
                           bool fences = false);
 

@@ -35,7 +35,7 @@ bool is_available();
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mlx::core::Device device);
 
-// Has kernels compiled with NIBBLE_FENCES of kernels/shared.h from now on.
+// Has kernels compiled with NIBBLE_FENCES of kernels/mma.h from now on.
 void set_fences(bool fences);
 
 // Compiles these kernels in one library, where encode() then finds them: the
