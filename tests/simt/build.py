@@ -92,8 +92,8 @@ def compile_unit(unit: Unit, *, instrumented: bool = False) -> Path:
 def optimised(text: str, inline: bool = True) -> str:
     """Return a Metal source as LLVM's optimiser at -O2 leaves it, loops unrolled.
 
-    Values that lanes exchange stay in registers, as on a GPU. The result shows what a GPU's
-    compiler is given: which arrays became registers, and which calls are left.
+    Values that lanes exchange stay in registers, as on a GPU. The result shows what a
+    GPU's compiler is given: which arrays became registers, and which calls are left.
 
     Args:
         text: A flat Metal source.
