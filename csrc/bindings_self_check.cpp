@@ -8,9 +8,8 @@
 #include <tuple>
 
 #include "csrc/bindings.h"
-#include "csrc/metal/device_profile.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/gpu.h"
 #include "csrc/mlx/facts/self_check.h"
 #include "mlx/utils.h"
 
@@ -30,12 +29,12 @@ self_check::Judge as_judge(nb::callable judge) {
   };
 }
 
-std::function<metal::GpuFacts()> as_facts(nb::callable find) {
+std::function<gpu::GpuFacts()> as_facts(nb::callable find) {
   return [find = std::move(find)] {
     nb::gil_scoped_acquire lock;
     auto [cores, neural, tf32] =
         nb::cast<std::tuple<uint32_t, bool, bool>>(find());
-    return metal::GpuFacts{cores, neural, tf32};
+    return gpu::GpuFacts{cores, neural, tf32};
   };
 }
 
@@ -102,20 +101,20 @@ void bind_self_check(nb::module_& m) {
       "Run the kernel's trial. `operands` maps names of operands to arrays. "
       "Returns y.");
   m.def("compile_kernels",
-        &metal::compile,
+        &gpu::compile,
         "kernels"_a,
         nb::call_guard<nb::gil_scoped_release>(),
         "Compile these kernels in one library, for their trials.");
   m.def("set_fences",
-        &metal::set_fences,
+        &gpu::set_fences,
         "fences"_a,
         "Compile kernels with or without barriers between the loads of "
         "fragments and their products, from now on.");
   m.def(
       "set_gpu_facts",
       [](std::optional<nb::callable> find) {
-        metal::set_facts(find ? as_facts(*find)
-                              : std::function<metal::GpuFacts()>());
+        gpu::set_facts(find ? as_facts(*find)
+                            : std::function<gpu::GpuFacts()>());
       },
       "find"_a.none(),
       "Ask find() -> (cores, neural accelerators, TF32) before the first plan "
