@@ -154,6 +154,21 @@ NB_MODULE(_recorder, m) {
       "x"_a,
       "Run the node of `a` with another first input, as a graph that is traced "
       "without shapes. Returns the result.");
+  m.def(
+      "settle",
+      [](mx::array a) {
+        for (mx::array& input : a.inputs()) {
+          if (!input.is_available()) {
+            mx::array from = input.inputs()[0];
+            input.copy_shared_buffer(from);
+            input.set_status(mx::array::Status::available);
+          }
+        }
+      },
+      "a"_a,
+      "Have the copies that the node of `a` waits for count as available, as "
+      "in "
+      "an evaluation once they are enqueued.");
   m.def("evaluate", &evaluate, "Run the node that computes an array.");
   m.def(
       "node",

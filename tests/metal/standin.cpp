@@ -94,7 +94,8 @@ MTL::ComputePipelineState* Device::get_kernel(const std::string& base_name,
                              base_name);
   }
   auto [found, _] = pipelines_.try_emplace(
-      base_name, MTL::ComputePipelineState{base_name, mtl_lib, max_threads});
+      mtl_lib->name + "/" + base_name,
+      MTL::ComputePipelineState{base_name, mtl_lib, max_threads});
   found->second.max_threads = max_threads;
   return &found->second;
 }
