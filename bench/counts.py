@@ -4,7 +4,8 @@
     python -m bench.counts --widths [--json FILE]
 
 Both run the same problems in the SIMT bench (tests/simt). It counts reads of the
-weights, cache lines that their loads touch, threadgroup traffic and barriers. With
+weights, cache lines that their loads touch, threadgroup traffic and barriers, and the
+instructions between lanes, with their published cycles on M1. With
 --widths, it runs every width of a code, and every number of rows for which the weights
 are read once. Both end with x @ w_hat, w not transposed. These are counts, not times:
 they do not say how fast a GPU is.
@@ -24,6 +25,16 @@ from mlx_nibble.formats import SUPPORTED_BITS
 from tests import simt
 from tests.simt import executor, mlx_kernels, numbers, plans, products
 from tests.support import oracle
+
+# Cycles that one instruction of a simdgroup takes on M1: the throughputs of
+# philipturner/metal-benchmarks (README of commit dc2adc6), under "Intra-simd
+# communication". Newer GPUs have no published ones.
+CYCLES = {
+    "shuffles": 28.25,  # SHUFFLE_RANDOM_SAME32: simd_shuffle by an index of each lane
+    "fixed_shuffles": 2.04,  # SHUFFLE_ROTATE32, and those of quads
+    "reductions": 14.54,  # SUM<F32>
+    "matrix_products": 18.0,  # MATMUL<8x8xF32>
+}
 
 # K spans several steps of every kernel and is a multiple of MLX's 512.
 BASE = simt.Problem(N=128, K=2048)
@@ -60,19 +71,23 @@ READ_ONCE = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 32)
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one plan, relative to a single read. Lines have 64 bytes.
+    """Counts of one plan, relative to a single read. Lines have 64 bytes or 128.
 
     Attributes:
         M: Rows of x.
         kernel: Name of the kernel.
         weights: Bytes of w read, over the bytes of w.
         weight_lines: Cache lines that loads of w touch, over the lines of w.
+        weight_lines_128: As weight_lines, for lines of 128 bytes.
         scales: Bytes of scales and biases that simdgroups request, over their bytes.
             Bytes that lanes share count once.
         scale_lines: As weight_lines, for scales and biases.
         x_lines: Cache lines that loads of x touch, over the lines of x.
         threadgroup_bytes: Bytes read and written, per 1000 multiplications.
         barriers: Barriers of a threadgroup, per million multiplications.
+        shuffle_cycles: Cycles of shuffles and reductions of a simdgroup, per 1000
+            multiplications, by `CYCLES`.
+        product_cycles: As shuffle_cycles, for 8x8 products.
         sums: Bytes of the sums written and read between launches, over the bytes of w.
     """
 
@@ -80,11 +95,14 @@ class Counts:
     kernel: str
     weights: float
     weight_lines: float
+    weight_lines_128: float
     scales: float
     scale_lines: float
     x_lines: float
     threadgroup_bytes: float
     barriers: float
+    shuffle_cycles: float
+    product_cycles: float
     sums: float
 
 
@@ -101,6 +119,10 @@ def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts
     def moved(*regions: dict[str, Any]) -> int:
         return sum(r["read"] + r["written"] for r in regions)
 
+    def cycles(*instructions: str) -> float:
+        used = sum(o.counters[i] * CYCLES[i] for o in outcomes for i in instructions)
+        return 1e3 * used / multiplications
+
     barriers = sum(o.counters["threadgroup_barriers"] for o in outcomes)
     sums = [r for r in memory if r["name"] == "sums"]
     shared = [r for r in memory if r["space"] == "threadgroup"]
@@ -109,11 +131,14 @@ def counts(kernel: str, p: simt.Problem, outcomes: list[simt.Outcome]) -> Counts
         kernel=kernel,
         weights=over("w", what="read", unit=1),
         weight_lines=over("w", what="lines_64", unit=64),
+        weight_lines_128=over("w", what="lines_128", unit=128),
         scales=over("scales", "biases", what="requested_bytes", unit=1),
         scale_lines=over("scales", "biases", what="lines_64", unit=64),
         x_lines=over("x", what="lines_64", unit=64),
         threadgroup_bytes=1e3 * moved(*shared) / multiplications,
         barriers=1e6 * barriers / multiplications,
+        shuffle_cycles=cycles("shuffles", "fixed_shuffles", "reductions"),
+        product_cycles=cycles("matrix_products"),
         sums=moved(*sums) / regions["w"]["bytes"],
     )
 
@@ -203,19 +228,23 @@ def every_width(K: int | None) -> list[Counts]:
 
 def table(rows: list[Counts]) -> str:
     lines = [
-        "| M | kernel | w read | w lines | scales read | scale lines | x lines "
-        "| threadgroup bytes / 1000 mul | barriers / 10⁶ mul | sums |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| M | kernel | w read | w lines | w lines of 128 | scales read | scale lines "
+        "| x lines | threadgroup bytes / 1000 mul | barriers / 10⁶ mul "
+        "| shuffle cycles / 1000 mul | 8×8 cycles / 1000 mul | sums |",
+        "| ---: | --- |" + " ---: |" * 11,
     ]
     for row in rows:
         figures = (
             f"{row.weights:.2f}",
             f"{row.weight_lines:.2f}",
+            f"{row.weight_lines_128:.2f}",
             f"{row.scales:.2f}",
             f"{row.scale_lines:.2f}",
             f"{row.x_lines:.1f}",
             f"{row.threadgroup_bytes:.1f}",
             f"{row.barriers:.1f}",
+            f"{row.shuffle_cycles:.1f}",
+            f"{row.product_cycles:.1f}",
             f"{row.sums:.2f}",
         )
         lines.append(f"| {row.M} | `{row.kernel}` | {' | '.join(figures)} |")

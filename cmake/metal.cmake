@@ -10,6 +10,8 @@ if(APPLE)
     csrc/metal/library.cpp)
   target_compile_definitions(nibble_metal PRIVATE NIBBLE_VERSION="${NIBBLE_VERSION}")
 else()
-  add_library(nibble_metal STATIC csrc/metal/no_metal.cpp)
+  add_library(nibble_metal STATIC
+    csrc/metal/device_profile.cpp
+    csrc/metal/no_metal.cpp)
 endif()
 target_link_libraries(nibble_metal PUBLIC nibble_core mlx)

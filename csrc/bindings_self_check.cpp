@@ -1,11 +1,15 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <tuple>
+
 #include "csrc/bindings.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/gpu.h"
 #include "csrc/mlx/facts/self_check.h"
 #include "mlx/utils.h"
 
@@ -22,6 +26,15 @@ self_check::Judge as_judge(nb::callable judge) {
   return [judge = std::move(judge)](const std::string& kernel) {
     nb::gil_scoped_acquire lock;
     return nb::cast<bool>(judge(kernel));
+  };
+}
+
+std::function<gpu::GpuFacts()> as_facts(nb::callable find) {
+  return [find = std::move(find)] {
+    nb::gil_scoped_acquire lock;
+    auto [cores, neural, tf32] =
+        nb::cast<std::tuple<uint32_t, bool, bool>>(find());
+    return gpu::GpuFacts{cores, neural, tf32};
   };
 }
 
@@ -87,6 +100,25 @@ void bind_self_check(nb::module_& m) {
       "stream"_a = nb::none(),
       "Run the kernel's trial. `operands` maps names of operands to arrays. "
       "Returns y.");
+  m.def("compile_kernels",
+        &gpu::compile,
+        "kernels"_a,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Compile these kernels in one library, for their trials.");
+  m.def("set_fences",
+        &gpu::set_fences,
+        "fences"_a,
+        "Compile kernels with or without barriers between the loads of "
+        "fragments and their products, from now on.");
+  m.def(
+      "set_gpu_facts",
+      [](std::optional<nb::callable> find) {
+        gpu::set_facts(find ? as_facts(*find)
+                            : std::function<gpu::GpuFacts()>());
+      },
+      "find"_a.none(),
+      "Ask find() -> (cores, neural accelerators, TF32) before the first plan "
+      "for a GPU; 0 cores: not known.");
   m.def(
       "set_judge",
       [](std::optional<nb::callable> judge) {

@@ -29,20 +29,20 @@ struct BlockTile {
   int row;  // in the tile
   int column;
 
-  BlockTile(int sgid)
+  NIBBLE_INLINE BlockTile(int sgid)
       : row(sgid / WN * (BM / WM)), column(sgid % WN * (BN / WN)) {}
 
   // Stores rows [begin, end) of the tile, which lies at (first_row,
   // first_column) of y [.., N].
   template <typename T>
-  void store(const thread Epilogue<T>& epilogue,
-             device T* y,
-             int first_row,
-             int first_column,
-             int begin,
-             int end,
-             int N,
-             uint lane) thread {
+  NIBBLE_INLINE void store(const thread Epilogue<T>& epilogue,
+                           device T* y,
+                           int first_row,
+                           int first_column,
+                           int begin,
+                           int end,
+                           int N,
+                           uint lane) thread {
     sum.store(epilogue,
               y,
               first_row + row,
@@ -52,6 +52,21 @@ struct BlockTile {
               N,
               lane);
   }
+};
+
+// The blocks in threadgroup memory.
+template <bool not_transposed, typename T, int BM, int BN, int BK>
+struct Blocks {
+  static constant constexpr int kXStride = tile_stride<T, BK>();
+  static constant constexpr int kWStride =
+      not_transposed ? tile_stride<T, BN>() : kXStride;
+  // Elements of one block of x and one of w.
+  static constant constexpr int kStage =
+      BM * kXStride + (not_transposed ? BK : BN) * kWStride;
+  static constant constexpr bool kTwo =
+      2 * kStage * int(sizeof(T)) <= NIBBLE_THREADGROUP_BYTES;
+  static constant constexpr int kBytes =
+      (kTwo ? 2 : 1) * kStage * int(sizeof(T));
 };
 
 // tile = x @ w, summed over [begin, end) in blocks of BK; the loaders say where
@@ -66,17 +81,17 @@ template <bool not_transposed,
           int WN,
           typename XLoader,
           typename WLoader>
-inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
-                            thread XLoader& x_loader,
-                            thread WLoader& w_loader,
-                            int begin,
-                            int end,
-                            threadgroup T* memory,
-                            uint lane) {
-  constexpr int kXStride = tile_stride<T, BK>();
-  constexpr int kWStride = not_transposed ? tile_stride<T, BN>() : kXStride;
-  constexpr int kStage = BM * kXStride + (not_transposed ? BK : BN) * kWStride;
-  constexpr bool kTwo = 2 * kStage * int(sizeof(T)) <= NIBBLE_THREADGROUP_BYTES;
+NIBBLE_INLINE void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
+                                   thread XLoader& x_loader,
+                                   thread WLoader& w_loader,
+                                   int begin,
+                                   int end,
+                                   threadgroup T* memory,
+                                   uint lane) {
+  using Memory = Blocks<not_transposed, T, BM, BN, BK>;
+  constexpr int kXStride = Memory::kXStride;
+  constexpr int kWStride = Memory::kWStride;
+  constexpr int kStage = Memory::kStage;
 
   tile.sum.clear();
   x_loader.fetch(begin);
@@ -103,7 +118,7 @@ inline void multiply_blocks(thread BlockTile<BM, BN, WM, WN>& tile,
           w_block + tile.column * kWStride,
           lane);
     }
-    if (kTwo) {
+    if (Memory::kTwo) {
       stage = 1 - stage;
     } else if (more) {
       threadgroup_barrier(mem_flags::mem_threadgroup);

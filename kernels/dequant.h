@@ -10,7 +10,9 @@ namespace nibble {
 // Value i of a run whose scale and bias are `affine`. The scale absorbs
 // unshift(): the compiler computes this product once for all words of a run.
 template <typename Q>
-inline float dequantize_code(const thread uint* words, int i, float2 affine) {
+NIBBLE_INLINE float dequantize_code(const thread uint* words,
+                                    int i,
+                                    float2 affine) {
   return fma(Q::code(words, i), affine.x * Q::unshift(i), affine.y);
 }
 
@@ -21,20 +23,23 @@ struct QuantizedMatrix {
   int K;
 
   // Matrix `index` of a stack of matrices [N, K].
-  QuantizedMatrix(typename Q::Arrays stack, int N, int K_, int index)
+  NIBBLE_INLINE QuantizedMatrix(typename Q::Arrays stack,
+                                int N,
+                                int K_,
+                                int index)
       : arrays(stack.from(
             size_t(index) * size_t(N) * size_t(words_of(K_, Q::kBits)),
             size_t(index) * size_t(N) * size_t(K_ / Q::kGroupSize))),
         K(K_) {}
 
   // The words of row `row` from code k on; k begins a run.
-  const device uint* words_at(int row, int k) const thread {
+  NIBBLE_INLINE const device uint* words_at(int row, int k) const thread {
     return arrays.words + size_t(row) * size_t(words_of(K, Q::kBits)) +
            words_of(k, Q::kBits);
   }
 
   // Scale and bias of the group of code k of row `row`.
-  float2 affine_at(int row, int k) const thread {
+  NIBBLE_INLINE float2 affine_at(int row, int k) const thread {
     return Q::affine_at(
         arrays,
         size_t(row) * size_t(K / Q::kGroupSize) + size_t(k / Q::kGroupSize));
@@ -42,7 +47,7 @@ struct QuantizedMatrix {
 };
 
 // The weight matrix that batch `batch` of the activations uses.
-inline int weight_of(constant MatmulParams& params, uint batch) {
+NIBBLE_INLINE int weight_of(constant MatmulParams& params, uint batch) {
   return int(batch) % params.w_count;
 }
 

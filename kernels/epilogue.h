@@ -17,22 +17,22 @@ struct Epilogue {
   const device T* residual;
   int parts;  // NIBBLE_BIAS | NIBBLE_RESIDUAL
 
-  Epilogue() : bias(nullptr), residual(nullptr), parts(0) {}
+  NIBBLE_INLINE Epilogue() : bias(nullptr), residual(nullptr), parts(0) {}
 
   // For a part of y that begins `offset` elements after y.
-  Epilogue(const device T* bias_,
-           const device T* residual_,
-           int parts_,
-           size_t offset)
+  NIBBLE_INLINE Epilogue(const device T* bias_,
+                         const device T* residual_,
+                         int parts_,
+                         size_t offset)
       : bias(bias_), residual(residual_ + offset), parts(parts_) {}
 
   // The same for a part that begins `offset` elements later.
-  Epilogue at(size_t offset) const thread {
+  NIBBLE_INLINE Epilogue at(size_t offset) const thread {
     return Epilogue(bias, residual, parts, offset);
   }
 
   // y at column `column`, `offset` elements from where this part begins.
-  T finish(float sum, int column, size_t offset) const thread {
+  NIBBLE_INLINE T finish(float sum, int column, size_t offset) const thread {
     if (parts & NIBBLE_BIAS) {
       sum += float(bias[column]);
     }

@@ -23,7 +23,8 @@ using namespace metal;
 
 // The operand of product `which` of three.
 template <typename Pointer>
-inline Pointer one_of(int which, Pointer first, Pointer second, Pointer third) {
+NIBBLE_INLINE Pointer
+one_of(int which, Pointer first, Pointer second, Pointer third) {
   return which == 0 ? first : which == 1 ? second : third;
 }
 
@@ -36,15 +37,15 @@ struct GroupedArrays {
   const device S* biases;    // as `scales`
 
   // The arrays from word `word` and group `group` on.
-  GroupedArrays from(size_t word, size_t group) const thread {
+  NIBBLE_INLINE GroupedArrays from(size_t word, size_t group) const thread {
     return {words + word, scales + group, biases + group};
   }
 
   // Chooses pointer by pointer: a choice of structs would put them in memory.
-  static GroupedArrays choose(int which,
-                              GroupedArrays a,
-                              GroupedArrays b,
-                              GroupedArrays c) {
+  static NIBBLE_INLINE GroupedArrays choose(int which,
+                                            GroupedArrays a,
+                                            GroupedArrays b,
+                                            GroupedArrays c) {
     return {one_of(which, a.words, b.words, c.words),
             one_of(which, a.scales, b.scales, c.scales),
             one_of(which, a.biases, b.biases, c.biases)};
@@ -60,13 +61,15 @@ struct IntegerCodes {
   static constant constexpr int kGroupSize = group_size;
 
   // Code i of a run, still shifted as in its word: too large by 1 / unshift(i).
-  static float code(const thread uint* words, int i) {
+  static NIBBLE_INLINE float code(const thread uint* words, int i) {
     return float(code_in_place<bits>(words, i));
   }
-  static constexpr float unshift(int i) { return unplace<bits>(i); }
+  static NIBBLE_INLINE constexpr float unshift(int i) {
+    return unplace<bits>(i);
+  }
 
   // The largest |w_hat| that a group can have: at the first or the last code.
-  static float reach(float2 affine) {
+  static NIBBLE_INLINE float reach(float2 affine) {
     constexpr float kLast = float((1 << bits) - 1);
     return max(abs(affine.y), abs(fma(affine.x, kLast, affine.y)));
   }
@@ -75,7 +78,8 @@ struct IntegerCodes {
 // A scale and a bias for each group.
 template <typename S, int bits, int group_size>
 struct Affine : IntegerCodes<S, bits, group_size> {
-  static float2 affine_at(const thread GroupedArrays<S>& arrays, size_t group) {
+  static NIBBLE_INLINE float2 affine_at(const thread GroupedArrays<S>& arrays,
+                                        size_t group) {
     return float2(float(arrays.scales[group]), float(arrays.biases[group]));
   }
 };
@@ -83,7 +87,8 @@ struct Affine : IntegerCodes<S, bits, group_size> {
 // A scale alone: a code stands for code - 2^(bits - 1).
 template <typename S, int bits, int group_size>
 struct Symmetric : IntegerCodes<S, bits, group_size> {
-  static float2 affine_at(const thread GroupedArrays<S>& arrays, size_t group) {
+  static NIBBLE_INLINE float2 affine_at(const thread GroupedArrays<S>& arrays,
+                                        size_t group) {
     const float scale = float(arrays.scales[group]);
     return float2(scale, scale * -float(1 << (bits - 1)));
   }

@@ -32,10 +32,11 @@ template <typename Family, typename T, typename Q>
                                 const device uint* rhs [[buffer(5)]],
                                 device T* y [[buffer(6)]],
                                 constant GatherParams& params [[buffer(7)]],
-                                threadgroup uint4* memory [[threadgroup(0)]],
                                 uint3 tgid [[threadgroup_position_in_grid]],
                                 uint sgid [[simdgroup_index_in_threadgroup]],
                                 uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kMemory = Family::template memory_bytes<T, Q>() / 16;
+  threadgroup uint4 memory[kMemory];
   const int first_row = Family::first_row(tgid);
   const int last_row = min(Family::first_row(tgid + uint3(0, 1, 0)), params.B);
   int begin = first_row;

@@ -31,9 +31,10 @@ struct JointOperands {
 // Returns the product that threadgroup `tile` works on, and changes `tile` to
 // its index within that product.
 template <typename Family, typename T, typename Q>
-inline Product<T, Q> product_of_joint(const thread JointOperands<T, Q>& all,
-                                      constant JointParams& params,
-                                      thread uint3& tile) {
+NIBBLE_INLINE Product<T, Q> product_of_joint(
+    const thread JointOperands<T, Q>& all,
+    constant JointParams& params,
+    thread uint3& tile) {
   constexpr int kColumns = Family::columns_of_tile();
   // A matrix that does not exist has no tiles.
   const int second = (params.N0 + kColumns - 1) / kColumns;
@@ -74,10 +75,11 @@ template <typename Family, typename T, typename Q>
                       device T* y1 [[buffer(14)]],
                       device T* y2 [[buffer(15)]],
                       constant JointParams& params [[buffer(16)]],
-                      threadgroup uint4* memory [[threadgroup(0)]],
                       uint3 tgid [[threadgroup_position_in_grid]],
                       uint sgid [[simdgroup_index_in_threadgroup]],
                       uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kMemory = Family::template memory_bytes<T, Q>() / 16;
+  threadgroup uint4 memory[kMemory];
   const JointOperands<T, Q> all = {
       {{w0, scales0, biases0}, {w1, scales1, biases1}, {w2, scales2, biases2}},
       x,

@@ -23,29 +23,29 @@ using namespace metal;
 // Elements from one row of a threadgroup tile to the next: 16 bytes more than
 // the row, so that the eight rows of a fragment start in different banks.
 template <typename T, int BK>
-constexpr int tile_stride() {
+NIBBLE_INLINE constexpr int tile_stride() {
   return BK + 16 / int(sizeof(T));
 }
 
 // Row `row` of x [.., columns], or row indices[row] unless `indices` is null.
 template <typename T>
-inline const device T* row_of(const device T* x,
-                              const device uint* indices,
-                              int row,
-                              int columns) {
+NIBBLE_INLINE const device T* row_of(const device T* x,
+                                     const device uint* indices,
+                                     int row,
+                                     int columns) {
   const size_t source = indices ? size_t(indices[row]) : size_t(row);
   return x + source * size_t(columns);
 }
 
 // Elements of T in 16 bytes, which a thread moves at once.
 template <typename T>
-constexpr int elements_at_once() {
+NIBBLE_INLINE constexpr int elements_at_once() {
   return 16 / int(sizeof(T));
 }
 
 // Passes in which `threads` threads move a block of x [rows, BK].
 template <typename T, int rows, int BK, int threads>
-constexpr int activation_passes() {
+NIBBLE_INLINE constexpr int activation_passes() {
   return rows * BK / elements_at_once<T>() / threads;
 }
 
@@ -61,12 +61,12 @@ struct ActivationLoader {
   const device T* sources[activation_passes<T, rows, BK, threads>()];
   uint4 held[activation_passes<T, rows, BK, threads>()];
 
-  ActivationLoader(const device T* x,
-                   const device uint* indices,
-                   int first_row,
-                   int M,
-                   int K,
-                   int thread_index) {
+  NIBBLE_INLINE ActivationLoader(const device T* x,
+                                 const device uint* indices,
+                                 int first_row,
+                                 int M,
+                                 int K,
+                                 int thread_index) {
     constexpr int passes = activation_passes<T, rows, BK, threads>();
     constexpr int threads_a_row = BK / elements_at_once<T>();
     row = thread_index / threads_a_row;
@@ -77,7 +77,7 @@ struct ActivationLoader {
     }
   }
 
-  void fetch(int k) thread {
+  NIBBLE_INLINE void fetch(int k) thread {
     constexpr int passes = activation_passes<T, rows, BK, threads>();
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
@@ -85,7 +85,7 @@ struct ActivationLoader {
     }
   }
 
-  void put(threadgroup T* tile) const thread {
+  NIBBLE_INLINE void put(threadgroup T* tile) const thread {
     constexpr int passes = activation_passes<T, rows, BK, threads>();
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
@@ -99,7 +99,7 @@ struct ActivationLoader {
 // True if numbers up to `largest` may become half: none of them overflows, and
 // one that rounds to a multiple of 2^-24 is off by at most 2^-12 of the
 // largest. That is a sixteenth of bfloat's own roundoff. False for a NaN.
-inline bool fits_half(float largest) {
+NIBBLE_INLINE bool fits_half(float largest) {
   constexpr float kLeast = 1.0f / 8192.0f;
   constexpr float kMost = 65504.0f;
   return largest == 0.0f || (largest >= kLeast && largest <= kMost);
@@ -108,9 +108,9 @@ inline bool fits_half(float largest) {
 // Dequantizes `count` codes of `words` into a row of a tile. Values are
 // computed in float and rounded to T in the tile.
 template <typename T, typename Q, int count>
-inline void put_dequantized(const thread uint* words,
-                            float2 affine,
-                            threadgroup T* to) {
+NIBBLE_INLINE void put_dequantized(const thread uint* words,
+                                   float2 affine,
+                                   threadgroup T* to) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < count; i += 4) {
     vec<T, 4> values;
@@ -123,14 +123,14 @@ inline void put_dequantized(const thread uint* words,
 }
 
 // Words that the `count` codes of a share fill if its first code begins a word.
-constexpr int share_words(int count, int bits) {
+NIBBLE_INLINE constexpr int share_words(int count, int bits) {
   return (count * bits + 31) / 32;
 }
 
 // True if word `i` of some lane's share lies in two stored words. Share s
 // begins at bit s * count * bits, a multiple of 8, so four shares cover all
 // alignments.
-constexpr bool of_two_words(int count, int bits, int i) {
+NIBBLE_INLINE constexpr bool of_two_words(int count, int bits, int i) {
   const int share = count * bits;
   const int wanted = share - i * 32 < 32 ? share - i * 32 : 32;
   return share % 32 + wanted > 32 || 2 * share % 32 + wanted > 32 ||
@@ -140,10 +140,10 @@ constexpr bool of_two_words(int count, int bits, int i) {
 // Shifts the share of `count` codes that begins at bit `shift` of word `first`
 // to the beginning of `mine`; word i is passed[i % 4].
 template <int count, int bits>
-inline void take_share(const thread uint* passed,
-                       int first,
-                       int shift,
-                       thread uint* mine) {
+NIBBLE_INLINE void take_share(const thread uint* passed,
+                              int first,
+                              int shift,
+                              thread uint* mine) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < share_words(count, bits); ++i) {
     mine[i] = passed_word(passed, first + i);
@@ -193,10 +193,10 @@ struct WeightLoader {
   uint before[rows / (threads / 4)][4];
   uint held[rows / (threads / 4)][4];
 
-  WeightLoader(const thread QuantizedMatrix<Q>& weight_,
-               int first_row_,
-               int N,
-               int thread_index)
+  NIBBLE_INLINE WeightLoader(const thread QuantizedMatrix<Q>& weight_,
+                             int first_row_,
+                             int N,
+                             int thread_index)
       : weight(weight_), first_row(first_row_), last_row(N - 1) {
     row = thread_index / 4;
     lane = thread_index % NIBBLE_SIMD_WIDTH;
@@ -213,7 +213,7 @@ struct WeightLoader {
   // Reads the lines and groups that the block at column k needs and no block
   // before it has read. Blocks come in order; the first begins a line and four
   // groups.
-  void fetch(int k) thread {
+  NIBBLE_INLINE void fetch(int k) thread {
     constexpr int passes = rows / (threads / 4);
     const int window = words_of(k, Q::kBits);
     const int have = k == 0 ? -1 : (window - 1) / line_words();
@@ -234,15 +234,14 @@ struct WeightLoader {
         held_affine[p] = weight.affine_at(source, group_k);
       }
       if (k % Q::kGroupSize == 0) {
-        const int holder = k / Q::kGroupSize % 4;
-        affine[p] =
-            simd_shuffle(held_affine[p], ushort(lane - lane % 4 + holder));
+        const ushort holder = ushort(k / Q::kGroupSize % 4);
+        affine[p] = quad_broadcast(held_affine[p], holder);
       }
     }
   }
 
   // True if the current groups may become half.
-  bool fit_half() const thread {
+  NIBBLE_INLINE bool fit_half() const thread {
     bool fit = true;
 #pragma clang loop unroll(full)
     for (int p = 0; p < rows / (threads / 4); ++p) {
@@ -252,7 +251,7 @@ struct WeightLoader {
   }
 
   // Writes the block that begins at column k.
-  void put(threadgroup T* tile, int k) thread {
+  NIBBLE_INLINE void put(threadgroup T* tile, int k) thread {
     constexpr int passes = rows / (threads / 4);
     constexpr int count = BK / 4;
     const int quad_lane = lane % 4;

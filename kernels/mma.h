@@ -19,30 +19,45 @@
 #include "kernels/epilogue.h"
 #include "kernels/shared.h"
 
+// 1: a barrier without memory stands between the loads of fragments and their
+// products, as in MLX and llama.cpp. It keeps the compiler from hoisting all
+// loads, which may spill registers. Nobody has timed it here: the host sets it
+// before the text (NIBBLE_SIMDGROUP_BARRIERS).
+#ifndef NIBBLE_FENCES
+#define NIBBLE_FENCES 0
+#endif
+
 namespace nibble {
 
 using namespace metal;
 
 // Row of the two elements that a lane holds.
-inline int fragment_row(uint lane) {
+NIBBLE_INLINE int fragment_row(uint lane) {
   return int(((lane >> 4) << 2) | ((lane >> 1) & 3));
 }
 
 // Column of the first of these two elements.
-inline int fragment_column(uint lane) {
+NIBBLE_INLINE int fragment_column(uint lane) {
   return int((((lane >> 3) & 1) << 2) | ((lane & 1) << 1));
 }
 
 using Fragment = simdgroup_matrix<float, 8, 8>;
 
-inline thread float2& elements(thread Fragment& fragment) {
+NIBBLE_INLINE thread float2& elements(thread Fragment& fragment) {
   return reinterpret_cast<thread float2&>(fragment.thread_elements());
+}
+
+NIBBLE_INLINE void fence_products() {
+  if (NIBBLE_FENCES) {
+    simdgroup_barrier(mem_flags::mem_none);
+  }
 }
 
 // Loads `count` fragments, one below the other. `from` points to this lane's
 // elements of the first one.
 template <typename T, int count, int stride>
-inline void load_rows(thread Fragment* fragments, const threadgroup T* from) {
+NIBBLE_INLINE void load_rows(thread Fragment* fragments,
+                             const threadgroup T* from) {
 #pragma clang loop unroll(full)
   for (int i = 0; i < count; ++i) {
     const vec<T, 2> pair =
@@ -56,7 +71,7 @@ template <int TM, int TN>
 struct Accumulator {
   Fragment fragments[TM][TN];
 
-  void clear() thread {
+  NIBBLE_INLINE void clear() thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
 #pragma clang loop unroll(full)
@@ -68,7 +83,7 @@ struct Accumulator {
 
   // Writes this lane's elements to threadgroup memory, NIBBLE_SIMD_WIDTH apart
   // from one fragment to the next.
-  void save(threadgroup float2* to) thread {
+  NIBBLE_INLINE void save(threadgroup float2* to) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM * TN; ++i) {
       to[i * NIBBLE_SIMD_WIDTH] = elements(fragments[i / TN][i % TN]);
@@ -76,7 +91,7 @@ struct Accumulator {
   }
 
   // Adds the elements that another simdgroup saved.
-  void add(const threadgroup float2* from) thread {
+  NIBBLE_INLINE void add(const threadgroup float2* from) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM * TN; ++i) {
       thread Fragment& fragment = fragments[i / TN][i % TN];
@@ -86,9 +101,9 @@ struct Accumulator {
 
   // += x_tile [TM * 8, BK] @ w_tile [TN * 8, BK]^T, rows `stride` apart.
   template <typename T, int BK, int stride>
-  void multiply(const threadgroup T* x_tile,
-                const threadgroup T* w_tile,
-                uint lane) thread {
+  NIBBLE_INLINE void multiply(const threadgroup T* x_tile,
+                              const threadgroup T* w_tile,
+                              uint lane) thread {
     const int row = fragment_row(lane);
     const int column = fragment_column(lane);
 #pragma clang loop unroll(full)
@@ -103,15 +118,17 @@ struct Accumulator {
             w_tile + (j * 8 + column) * stride + k + row;
         elements(b[j]) = float2(float(from[0]), float(from[stride]));
       }
+      fence_products();
       accumulate(a, b);
+      fence_products();
     }
   }
 
   // += x_tile [TM * 8, BK] @ w_tile [BK, TN * 8].
   template <typename T, int BK, int x_stride, int w_stride>
-  void multiply_not_transposed(const threadgroup T* x_tile,
-                               const threadgroup T* w_tile,
-                               uint lane) thread {
+  NIBBLE_INLINE void multiply_not_transposed(const threadgroup T* x_tile,
+                                             const threadgroup T* w_tile,
+                                             uint lane) thread {
     const int row = fragment_row(lane);
     const int column = fragment_column(lane);
 #pragma clang loop unroll(full)
@@ -124,11 +141,13 @@ struct Accumulator {
         load_rows<T, 1, w_stride>(
             b + j, w_tile + (k + row) * w_stride + j * 8 + column);
       }
+      fence_products();
       accumulate(a, b);
+      fence_products();
     }
   }
 
-  void accumulate(thread Fragment* a, thread Fragment* b) thread {
+  NIBBLE_INLINE void accumulate(thread Fragment* a, thread Fragment* b) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
 #pragma clang loop unroll(full)
@@ -142,14 +161,14 @@ struct Accumulator {
   // Rounds to T and stores at row `first_row` and column `first_column` of
   // y [.., N], without columns past its edge and rows outside [begin, end).
   template <typename T>
-  void store(const thread Epilogue<T>& epilogue,
-             device T* y,
-             int first_row,
-             int first_column,
-             int begin,
-             int end,
-             int N,
-             uint lane) thread {
+  NIBBLE_INLINE void store(const thread Epilogue<T>& epilogue,
+                           device T* y,
+                           int first_row,
+                           int first_column,
+                           int begin,
+                           int end,
+                           int N,
+                           uint lane) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
       const int row = first_row + i * 8 + fragment_row(lane);

@@ -18,30 +18,30 @@ namespace nibble {
 
 using namespace metal;
 
-constexpr int run_codes(int bits) {
+NIBBLE_INLINE constexpr int run_codes(int bits) {
   return nibble_run_codes(bits);
 }
 
 // Words that `codes` codes fill; they begin a word.
-constexpr int words_of(int codes, int bits) {
+NIBBLE_INLINE constexpr int words_of(int codes, int bits) {
   return codes * bits / 32;
 }
 
 // True if code i of a run lies in two words.
 template <int bits>
-constexpr bool straddles(int i) {
+NIBBLE_INLINE constexpr bool straddles(int i) {
   return i * bits % 32 + bits > 32;
 }
 
 // Bits by which code_in_place() leaves code i shifted to the left.
 template <int bits>
-constexpr int place(int i) {
+NIBBLE_INLINE constexpr int place(int i) {
   return straddles<bits>(i) ? 0 : i * bits % 32;
 }
 
 // 2^-place: undoes this shift in floating point, exactly.
 template <int bits>
-constexpr float unplace(int i) {
+NIBBLE_INLINE constexpr float unplace(int i) {
   return 1.0f / float(1u << place<bits>(i));
 }
 
@@ -49,7 +49,7 @@ constexpr float unplace(int i) {
 // because Apple GPUs shift at a quarter of the rate of a mask or of a
 // multiplication. Only a code that straddles two words needs shifts.
 template <int bits>
-inline uint code_in_place(const thread uint* words, int i) {
+NIBBLE_INLINE uint code_in_place(const thread uint* words, int i) {
   constexpr uint mask = (1u << bits) - 1u;
   const int word = i * bits / 32;
   const int shift = i * bits % 32;
@@ -61,20 +61,20 @@ inline uint code_in_place(const thread uint* words, int i) {
 
 // Code i of a run.
 template <int bits>
-inline uint unpack(const thread uint* words, int i) {
+NIBBLE_INLINE uint unpack(const thread uint* words, int i) {
   return code_in_place<bits>(words, i) >> place<bits>(i);
 }
 
 // Codes of a row that a lane of a vector kernel reads at a time: 8 bytes, as in
 // MLX at 4 and 8 bits, or the shortest run.
-constexpr int lane_codes(int bits) {
+NIBBLE_INLINE constexpr int lane_codes(int bits) {
   return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
 }
 
 // Reads `count` words by the widest loads that their alignment allows. `from`
 // is a multiple of `count` words away from a 16-byte boundary.
 template <int count>
-inline void load_words(const device uint* from, thread uint* words) {
+NIBBLE_INLINE void load_words(const device uint* from, thread uint* words) {
   if (count % 4 == 0) {
     for (int i = 0; i < count; i += 4) {
       const uint4 v = *(const device uint4*)(from + i);

@@ -10,6 +10,10 @@
 //     static void run(const thread Product<T, Q>& p, uint3 tgid, int sgid,
 //                     uint lane, threadgroup uint4* memory)
 //   };
+//
+// A family that needs threadgroup memory has memory_bytes<T, Q>(). The entries
+// declare that memory. The host binds none: what it binds would stay bound for
+// MLX's kernels in the same encoder.
 #pragma once
 
 #include <metal_stdlib>
@@ -33,27 +37,34 @@ struct Product {
   int N;
 };
 
+struct NeedsNoMemory {
+  template <typename T, typename Q>
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return NIBBLE_LEAST_THREADGROUP_BYTES;
+  }
+};
+
 // y [M, N] = x [M, K] @ w_hat^T.
-struct Transposed {
-  static int columns_in(int, int K) { return K; }
-  static int columns_out(int N, int) { return N; }
+struct Transposed : NeedsNoMemory {
+  static NIBBLE_INLINE int columns_in(int, int K) { return K; }
+  static NIBBLE_INLINE int columns_out(int N, int) { return N; }
 };
 
 // y [M, K] = x [M, N] @ w_hat.
-struct NotTransposed {
-  static int columns_in(int N, int) { return N; }
-  static int columns_out(int, int K) { return K; }
+struct NotTransposed : NeedsNoMemory {
+  static NIBBLE_INLINE int columns_in(int N, int) { return N; }
+  static NIBBLE_INLINE int columns_out(int, int K) { return K; }
 };
 
 // Product `batch` of x [batch, M, columns_in] and w [w_count, N, K].
 template <typename Family, typename T, typename Q>
-inline Product<T, Q> product_of_batch(typename Q::Arrays w,
-                                      const device T* x,
-                                      const device T* bias,
-                                      const device T* residual,
-                                      device T* y,
-                                      constant MatmulParams& params,
-                                      uint batch) {
+NIBBLE_INLINE Product<T, Q> product_of_batch(typename Q::Arrays w,
+                                             const device T* x,
+                                             const device T* bias,
+                                             const device T* residual,
+                                             device T* y,
+                                             constant MatmulParams& params,
+                                             uint batch) {
   const int N = params.N;
   const int K = params.K;
   const size_t first = size_t(batch) * size_t(params.M);
@@ -69,13 +80,13 @@ inline Product<T, Q> product_of_batch(typename Q::Arrays w,
 // Product `index` of x [X, M, columns_in] and w [E, N, K]. Each product chooses
 // its rows of x and its weight matrix, as the experts of a mixture do.
 template <typename Family, typename T, typename Q>
-inline Product<T, Q> product_of_indices(typename Q::Arrays w,
-                                        const device T* x,
-                                        const device uint* lhs,
-                                        const device uint* rhs,
-                                        device T* y,
-                                        constant GatherParams& params,
-                                        uint index) {
+NIBBLE_INLINE Product<T, Q> product_of_indices(typename Q::Arrays w,
+                                               const device T* x,
+                                               const device uint* lhs,
+                                               const device uint* rhs,
+                                               device T* y,
+                                               constant GatherParams& params,
+                                               uint index) {
   const int N = params.N;
   const int K = params.K;
   const size_t first_x = size_t(lhs[index]) * size_t(params.M);
@@ -98,10 +109,11 @@ template <typename Family, typename T, typename Q>
                       const device T* residual [[buffer(5)]],
                       device T* y [[buffer(6)]],
                       constant MatmulParams& params [[buffer(7)]],
-                      threadgroup uint4* memory [[threadgroup(0)]],
                       uint3 tgid [[threadgroup_position_in_grid]],
                       uint sgid [[simdgroup_index_in_threadgroup]],
                       uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kMemory = Family::template memory_bytes<T, Q>() / 16;
+  threadgroup uint4 memory[kMemory];
   const Product<T, Q> p = product_of_batch<Family, T, Q>(
       {w, scales, biases}, x, bias, residual, y, params, tgid.z);
   Family::run(p, tgid, int(sgid), lane, memory);
@@ -117,10 +129,11 @@ template <typename Family, typename T, typename Q>
                          const device uint* rhs [[buffer(5)]],
                          device T* y [[buffer(6)]],
                          constant GatherParams& params [[buffer(7)]],
-                         threadgroup uint4* memory [[threadgroup(0)]],
                          uint3 tgid [[threadgroup_position_in_grid]],
                          uint sgid [[simdgroup_index_in_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
+  constexpr int kMemory = Family::template memory_bytes<T, Q>() / 16;
+  threadgroup uint4 memory[kMemory];
   const Product<T, Q> p = product_of_indices<Family, T, Q>(
       {w, scales, biases}, x, lhs, rhs, y, params, tgid.z);
   Family::run(p, tgid, int(sgid), lane, memory);

@@ -29,19 +29,24 @@ template <int BM,  // rows of a tile of y
           int WM,  // simdgroups down a tile
           int WN>  // simdgroups across a tile
 struct Qmm : Transposed {
-  static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
+  template <typename T, typename Q>
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return Blocks<false, T, BM, BN, BK>::kBytes;
+  }
+
+  static NIBBLE_INLINE int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
   // Computes rows [begin, end) of this threadgroup's tile. Row r of y comes
   // from row indices[r] of x, or from row r if `indices` is null.
   template <typename T, typename Q>
-  static void rows(const thread Product<T, Q>& p,
-                   const device uint* indices,
-                   int begin,
-                   int end,
-                   uint3 tgid,
-                   int sgid,
-                   uint lane,
-                   threadgroup uint4* memory) {
+  static NIBBLE_INLINE void rows(const thread Product<T, Q>& p,
+                                 const device uint* indices,
+                                 int begin,
+                                 int end,
+                                 uint3 tgid,
+                                 int sgid,
+                                 uint lane,
+                                 threadgroup uint4* memory) {
     constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
     const int first_column = int(tgid.x) * BN;
     const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
@@ -57,11 +62,11 @@ struct Qmm : Transposed {
   }
 
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4* memory) {
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4* memory) {
     rows(p, nullptr, 0, p.M, tgid, sgid, lane, memory);
   }
 };

@@ -30,7 +30,7 @@ struct HalfActivationLoader {
   float
       largest[activation_passes<bfloat, rows, BK, threads>()];  // |x| of a row
 
-  HalfActivationLoader(
+  NIBBLE_INLINE HalfActivationLoader(
       const device bfloat* x, int first_row, int M, int K, int thread_index)
       : loader(x, nullptr, first_row, M, K, thread_index) {
     for (int p = 0; p < activation_passes<bfloat, rows, BK, threads>(); ++p) {
@@ -38,9 +38,9 @@ struct HalfActivationLoader {
     }
   }
 
-  void fetch(int k) thread { loader.fetch(k); }
+  NIBBLE_INLINE void fetch(int k) thread { loader.fetch(k); }
 
-  void put(threadgroup half* tile) thread {
+  NIBBLE_INLINE void put(threadgroup half* tile) thread {
     constexpr int passes = activation_passes<bfloat, rows, BK, threads>();
 #pragma clang loop unroll(full)
     for (int p = 0; p < passes; ++p) {
@@ -66,7 +66,7 @@ struct HalfActivationLoader {
   }
 
   // True if the rows that this thread loaded in part may become half.
-  bool fit_half() const thread {
+  NIBBLE_INLINE bool fit_half() const thread {
     constexpr int kThreadsARow = BK / elements_at_once<bfloat>();
     bool fit = true;
 #pragma clang loop unroll(full)
@@ -88,26 +88,28 @@ struct WatchedWeightLoader {
   Loader loader;
   bool fit;
 
-  WatchedWeightLoader(const thread Loader& loader_)
+  NIBBLE_INLINE WatchedWeightLoader(const thread Loader& loader_)
       : loader(loader_), fit(true) {}
 
-  void fetch(int k) thread {
+  NIBBLE_INLINE void fetch(int k) thread {
     loader.fetch(k);
     if (k % group_size == 0) {
       fit = fit && loader.fit_half();
     }
   }
 
-  void put(threadgroup half* tile, int k) thread { loader.put(tile, k); }
+  NIBBLE_INLINE void put(threadgroup half* tile, int k) thread {
+    loader.put(tile, k);
+  }
 };
 
 // True if `flag` is set in any thread of the threadgroup. All threads must call
 // it. `scratch`, a word for each simdgroup, may be in use until they do.
 template <int simdgroups>
-inline bool any_thread(bool flag,
-                       threadgroup uint* scratch,
-                       int sgid,
-                       uint lane) {
+NIBBLE_INLINE bool any_thread(bool flag,
+                              threadgroup uint* scratch,
+                              int sgid,
+                              uint lane) {
   const uint mine = simd_max(uint(flag));
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (lane == 0) {
@@ -124,12 +126,18 @@ inline bool any_thread(bool flag,
 
 template <int BM, int BN, int BK, int WM, int WN>  // as Qmm
 struct QmmHalf : Transposed {
+  // Half and bfloat have one size.
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4* memory) {
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return Blocks<false, T, BM, BN, BK>::kBytes;
+  }
+
+  template <typename T, typename Q>
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4* memory) {
     static_assert(is_same_v<T, bfloat>,
                   "half is a tile already, and float has none");
     constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;

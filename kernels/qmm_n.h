@@ -37,12 +37,12 @@ struct ElementLoader {
   const device T* sources[rows * BK / threads];
   T held[rows * BK / threads];
 
-  ElementLoader(const device T* x,
-                const device uint* indices,
-                int first_row,
-                int M,
-                int N_,
-                int thread_index)
+  NIBBLE_INLINE ElementLoader(const device T* x,
+                              const device uint* indices,
+                              int first_row,
+                              int M,
+                              int N_,
+                              int thread_index)
       : column(thread_index % BK), row(thread_index / BK), N(N_) {
     for (int i = 0; i < rows * BK / threads; ++i) {
       const int at = min(first_row + row + i * (threads / BK), M - 1);
@@ -50,7 +50,7 @@ struct ElementLoader {
     }
   }
 
-  void fetch(int n) thread {
+  NIBBLE_INLINE void fetch(int n) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < rows * BK / threads; ++i) {
       held[i] = T(0.0f);
@@ -60,13 +60,51 @@ struct ElementLoader {
     }
   }
 
-  void put(threadgroup T* tile) const thread {
+  NIBBLE_INLINE void put(threadgroup T* tile) const thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < rows * BK / threads; ++i) {
       const int target = row + i * (threads / BK);
       tile[target * tile_stride<T, BK>() + column] = held[i];
     }
   }
+};
+
+// `count` neighbouring lanes, of which the first `holders` have a value. They
+// are halved until they are a quad: quad_shuffle() and simd_shuffle_xor() are
+// native instructions, simd_shuffle() is not (lines.h).
+template <int count, int holders>
+struct Lanes {
+  static constant constexpr int kHalf = count / 2;
+  static constant constexpr int kLow = holders < kHalf ? holders : kHalf;
+
+  // Returns the value of lane `holder` of them.
+  static NIBBLE_INLINE uint value_of(uint value, int holder, int lane) {
+    const uint other = simd_shuffle_xor(value, ushort(kHalf));
+    const bool upper = (lane & kHalf) != 0;
+    const uint low =
+        Lanes<kHalf, kLow>::value_of(upper ? other : value, holder, lane);
+    const uint high = Lanes<kHalf, holders - kLow>::value_of(
+        upper ? value : other, holder, lane);
+    return (holder & kHalf) != 0 ? high : low;
+  }
+};
+
+template <int holders>
+struct Lanes<4, holders> {
+  static NIBBLE_INLINE uint value_of(uint value, int holder, int) {
+    return quad_shuffle(value, ushort(holder & 3));
+  }
+};
+
+// Nobody asks for a value of lanes that have none.
+template <>
+struct Lanes<4, 0> {
+  static NIBBLE_INLINE uint value_of(uint, int, int) { return 0; }
+};
+
+template <int count>
+struct Lanes<count, 0> {
+  static NIBBLE_INLINE uint value_of(uint, int, int) { return 0; }
 };
 
 // Loads columns [first_column, first_column + BN) of w [N, K], BK rows at a
@@ -105,10 +143,10 @@ struct RowLoader {
   float2 affine;
   uint held[4];
 
-  RowLoader(const thread QuantizedMatrix<Q>& weight_,
-            int first_column,
-            int N,
-            int thread_index)
+  NIBBLE_INLINE RowLoader(const thread QuantizedMatrix<Q>& weight_,
+                          int first_column,
+                          int N,
+                          int thread_index)
       : weight(weight_), last_row(N - 1), affine(float2(0.0f)) {
     constexpr int threads_a_row = threads / BK;
     row = thread_index / threads_a_row;
@@ -123,7 +161,7 @@ struct RowLoader {
     }
   }
 
-  void fetch(int n) thread {
+  NIBBLE_INLINE void fetch(int n) thread {
     const int source = min(n + row, last_row);
     fetch_four(weight, range, source, range.begin + place * 4, held);
     if (column < weight.K) {
@@ -131,7 +169,7 @@ struct RowLoader {
     }
   }
 
-  void put(threadgroup T* tile, int) const thread {
+  NIBBLE_INLINE void put(threadgroup T* tile, int) const thread {
     constexpr int count = BK * BN / threads;
     threadgroup T* to = tile + row * tile_stride<T, BN>() + place * count;
     if (count * Q::kBits == 128) {
@@ -149,14 +187,15 @@ struct RowLoader {
 
   // Passes this thread words first .. first + 3 of the tile's part of the row;
   // word i arrives as passed[i % 4].
-  void pass_four(int first, thread uint* passed) const thread {
+  NIBBLE_INLINE void pass_four(int first, thread uint* passed) const thread {
     constexpr int threads_a_row = threads / BK;
+    constexpr int holders = BN * Q::kBits / 128;
 #pragma clang loop unroll(full)
     for (int i = 0; i < 4; ++i) {
       const int wanted = first + ((i - first) & 3);
       // Past the end of the row the word is not used: any lane may give it.
-      const int holder = wanted / 4 % threads_a_row;
-      passed[i] = simd_shuffle(held[i], ushort(lane - place + holder));
+      passed[i] = Lanes<threads_a_row, holders>::value_of(
+          held[i], wanted / 4 % threads_a_row, lane);
     }
   }
 };
@@ -167,19 +206,24 @@ template <int BM,  // rows of a tile of y
           int WM,  // simdgroups down a tile
           int WN>  // simdgroups across a tile
 struct QmmN : NotTransposed {
-  static int first_row(uint3 tgid) { return int(tgid.y) * BM; }
+  template <typename T, typename Q>
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return Blocks<true, T, BM, BN, BK>::kBytes;
+  }
+
+  static NIBBLE_INLINE int first_row(uint3 tgid) { return int(tgid.y) * BM; }
 
   // Computes rows [begin, end) of this threadgroup's tile. Row r of y comes
   // from row indices[r] of x, or from row r if `indices` is null.
   template <typename T, typename Q>
-  static void rows(const thread Product<T, Q>& p,
-                   const device uint* indices,
-                   int begin,
-                   int end,
-                   uint3 tgid,
-                   int sgid,
-                   uint lane,
-                   threadgroup uint4* memory) {
+  static NIBBLE_INLINE void rows(const thread Product<T, Q>& p,
+                                 const device uint* indices,
+                                 int begin,
+                                 int end,
+                                 uint3 tgid,
+                                 int sgid,
+                                 uint lane,
+                                 threadgroup uint4* memory) {
     constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
     const int first_column = int(tgid.x) * BN;
     const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
@@ -201,11 +245,11 @@ struct QmmN : NotTransposed {
   }
 
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4* memory) {
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4* memory) {
     rows(p, nullptr, 0, p.M, tgid, sgid, lane, memory);
   }
 };

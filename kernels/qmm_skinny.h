@@ -48,10 +48,10 @@ using namespace metal;
 // Adds the sums of the WK simdgroups in pairs; simdgroup 0 gets the result.
 // `scratch` has room for half of them.
 template <int TN, int TM, int WK>
-inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
-                                threadgroup float2* scratch,
-                                int sgid,
-                                int lane) {
+NIBBLE_INLINE void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
+                                       threadgroup float2* scratch,
+                                       int sgid,
+                                       int lane) {
 #pragma clang loop unroll(full)
   for (int half_way = WK / 2; half_way > 0; half_way /= 2) {
     const int slot = sgid % half_way;
@@ -72,13 +72,13 @@ inline void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 // of w. Its codes of x begin at row `first_x` and column x_k; past K, where
 // `x_inside` is false, they count as zero.
 template <int TN, int TM, int kWords, typename T, typename Q>
-inline void multiply_step(thread Accumulator<TN, TM>& sum,
-                          const thread uint (&words)[TN][kWords],
-                          const thread float2* affine,
-                          const thread Product<T, Q>& p,
-                          int first_x,
-                          int x_k,
-                          bool x_inside) {
+NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
+                                 const thread uint (&words)[TN][kWords],
+                                 const thread float2* affine,
+                                 const thread Product<T, Q>& p,
+                                 int first_x,
+                                 int x_k,
+                                 bool x_inside) {
   constexpr int kCodes = NIBBLE_SKINNY_CODES(Q::kBits);
 #pragma clang loop unroll(full)
   for (int i = 0; i < kCodes / 2; i += 4) {
@@ -127,14 +127,19 @@ template <int BM,  // rows of a tile of y
           int BN,  // columns of a tile of y
           int WK>  // simdgroups, which share K
 struct QmmSkinny : Transposed {
-  static constexpr int columns_of_tile() { return BN; }
+  static NIBBLE_INLINE constexpr int columns_of_tile() { return BN; }
 
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4* memory) {
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return nibble_skinny_memory(Q::kBits, BM, BN, WK);
+  }
+
+  template <typename T, typename Q>
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4* memory) {
     constexpr int bits = Q::kBits;
     constexpr int kCodes = NIBBLE_SKINNY_CODES(bits);
     constexpr int kStep = 4 * kCodes;

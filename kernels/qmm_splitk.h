@@ -33,7 +33,6 @@ template <typename T,
                            const device T* x [[buffer(3)]],
                            device float* sums [[buffer(4)]],
                            constant SplitParams& params [[buffer(5)]],
-                           threadgroup uint4* memory [[threadgroup(0)]],
                            uint3 tgid [[threadgroup_position_in_grid]],
                            uint sgid [[simdgroup_index_in_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
@@ -41,6 +40,8 @@ template <typename T,
                     words_of(NIBBLE_SPLIT, Q::kBits) % line_words() == 0,
                 "a part begins where the loader fetches lines and scales");
   constexpr int kThreads = WM * WN * NIBBLE_SIMD_WIDTH;
+  constexpr int kMemory = Blocks<false, T, BM, BN, BK>::kBytes / 16;
+  threadgroup uint4 memory[kMemory];
   const int M = params.M;
   const int N = params.N;
   const int K = params.K;

@@ -29,7 +29,7 @@ using namespace metal;
 // Returns the sum of x [codes]; scaled[i] is x[i] * unshift(i), which undoes
 // the shift that Q::code() leaves in code i.
 template <typename T, typename Q, int codes>
-inline float load_prescaled(const device T* x, thread float* scaled) {
+NIBBLE_INLINE float load_prescaled(const device T* x, thread float* scaled) {
   float sum = 0.0f;
 #pragma clang loop unroll(full)
   for (int i = 0; i < codes; i += 4) {
@@ -46,19 +46,19 @@ inline float load_prescaled(const device T* x, thread float* scaled) {
 
 // The sum over `lanes` neighbouring lanes, in each of them.
 template <int lanes>
-inline float sum_of_lanes(float value) {
+NIBBLE_INLINE float sum_of_lanes(float value) {
   return lanes == 4 ? quad_sum(value) : simd_sum(value);
 }
 
 // sums[r] = x . w_hat[first_row + r] for NIBBLE_QMV_ROWS rows. `lanes` lanes
 // share the work, and each of them gets the sums.
 template <typename T, typename Q, int lanes>
-inline void qmv_rows(const thread QuantizedMatrix<Q>& weight,
-                     const device T* x,
-                     int N,
-                     int first_row,
-                     int lane,
-                     thread float* sums) {
+NIBBLE_INLINE void qmv_rows(const thread QuantizedMatrix<Q>& weight,
+                            const device T* x,
+                            int N,
+                            int first_row,
+                            int lane,
+                            thread float* sums) {
   constexpr int kRows = NIBBLE_QMV_ROWS;
   constexpr int kCodes = lane_codes(Q::kBits);
   constexpr int kWords = words_of(kCodes, Q::kBits);
@@ -97,12 +97,12 @@ inline void qmv_rows(const thread QuantizedMatrix<Q>& weight,
 
 // Lane 0 rounds the sums of qmv_rows() and stores them in y [N].
 template <typename T>
-inline void store_rows(const thread float* sums,
-                       const thread Epilogue<T>& epilogue,
-                       device T* y,
-                       int N,
-                       int first_row,
-                       int lane) {
+NIBBLE_INLINE void store_rows(const thread float* sums,
+                              const thread Epilogue<T>& epilogue,
+                              device T* y,
+                              int N,
+                              int first_row,
+                              int lane) {
 #pragma clang loop unroll(full)
   for (int r = 0; r < NIBBLE_QMV_ROWS; ++r) {
     const int row = first_row + r;
@@ -113,16 +113,16 @@ inline void store_rows(const thread float* sums,
 }
 
 // The first row of w that a simdgroup takes.
-inline int qmv_first_row(uint3 tgid, int sgid) {
+NIBBLE_INLINE int qmv_first_row(uint3 tgid, int sgid) {
   return (int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid) * NIBBLE_QMV_ROWS;
 }
 
 // Computes the part of row `row` of y that belongs to `lanes` lanes.
 template <int lanes, typename T, typename Q>
-inline void qmv_row(const thread Product<T, Q>& p,
-                    int row,
-                    int first_row,
-                    int lane) {
+NIBBLE_INLINE void qmv_row(const thread Product<T, Q>& p,
+                           int row,
+                           int first_row,
+                           int lane) {
   float sums[NIBBLE_QMV_ROWS];
   const device T* x = p.x + size_t(row) * size_t(p.weight.K);
   qmv_rows<T, Q, lanes>(p.weight, x, p.N, first_row, lane, sums);
@@ -132,16 +132,16 @@ inline void qmv_row(const thread Product<T, Q>& p,
 }
 
 struct Qmv : Transposed {
-  static constexpr int columns_of_tile() {
+  static NIBBLE_INLINE constexpr int columns_of_tile() {
     return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
   }
 
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4*) {
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4*) {
     const int first_row = qmv_first_row(tgid, sgid);
     if (first_row < p.N) {
       qmv_row<NIBBLE_SIMD_WIDTH>(p, int(tgid.y), first_row, int(lane));
@@ -153,11 +153,11 @@ struct Qmv : Transposed {
 // each quad takes rows of its own.
 struct QmvQuad : Transposed {
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4*) {
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4*) {
     const int simdgroup = int(tgid.x) * NIBBLE_QMV_SIMDGROUPS + sgid;
     const int quad = simdgroup * NIBBLE_QMV_QUADS + int(lane) / 4;
     qmv_row<4>(p, int(tgid.y), quad * NIBBLE_QMV_ROWS, int(lane) % 4);

@@ -26,16 +26,16 @@ using namespace metal;
 
 template <int rows>  // of x, in one pass over w
 struct QmvMulti : Transposed {
-  static constexpr int columns_of_tile() {
+  static NIBBLE_INLINE constexpr int columns_of_tile() {
     return NIBBLE_QMV_ROWS * NIBBLE_QMV_SIMDGROUPS;
   }
 
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4*) {
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4*) {
     constexpr int kRows = NIBBLE_QMV_ROWS;
     constexpr int kCodes = lane_codes(Q::kBits);
     constexpr int kWords = words_of(kCodes, Q::kBits);

@@ -27,12 +27,19 @@ namespace nibble {
 using namespace metal;
 
 struct Qvm : NotTransposed {
+  // Each simdgroup's sums.
   template <typename T, typename Q>
-  static void run(const thread Product<T, Q>& p,
-                  uint3 tgid,
-                  int sgid,
-                  uint lane,
-                  threadgroup uint4* memory) {
+  static NIBBLE_INLINE constexpr int memory_bytes() {
+    return NIBBLE_QVM_LANES * run_codes(Q::kBits) * NIBBLE_QVM_SIMDGROUPS *
+           int(sizeof(float));
+  }
+
+  template <typename T, typename Q>
+  static NIBBLE_INLINE void run(const thread Product<T, Q>& p,
+                                uint3 tgid,
+                                int sgid,
+                                uint lane,
+                                threadgroup uint4* memory) {
     constexpr int kCodes = run_codes(Q::kBits);
     constexpr int kWords = words_of(kCodes, Q::kBits);
     constexpr int kColumns = NIBBLE_QVM_LANES * kCodes;

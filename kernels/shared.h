@@ -1,6 +1,13 @@
 // The contract between host and device: valid in MSL and in C++20.
 #pragma once
 
+// Every device function is inlined. Metal otherwise leaves a larger one with
+// two callers as a call (seen in MLX's library), and arrays that it shares with
+// its caller then live in memory.
+#ifndef NIBBLE_INLINE
+#define NIBBLE_INLINE inline __attribute__((always_inline))
+#endif
+
 // Threads of a simdgroup, on every Apple GPU (Metal feature set tables).
 #define NIBBLE_SIMD_WIDTH 32
 
@@ -18,7 +25,7 @@
 #define NIBBLE_QVM_SIMDGROUPS 8
 
 // Codes of the shortest run that fills whole words.
-constexpr int nibble_run_codes(int bits) {
+NIBBLE_INLINE constexpr int nibble_run_codes(int bits) {
   return bits % 2 ? 32 : bits == 6 ? 16 : 32 / bits;
 }
 
@@ -28,14 +35,29 @@ constexpr int nibble_run_codes(int bits) {
 #define NIBBLE_SKINNY_CODES(bits) ((bits) == 8 || (bits) == 6 ? 16 : 32)
 
 // Columns of w for each of `simdgroups`; the last ones may have fewer.
-inline int nibble_skinny_share(int bits, int K, int simdgroups) {
+NIBBLE_INLINE int nibble_skinny_share(int bits, int K, int simdgroups) {
   const int step = 4 * NIBBLE_SKINNY_CODES(bits);
   const int steps = (K + step - 1) / step;
   return (steps + simdgroups - 1) / simdgroups * step;
 }
 
+// Bytes of threadgroup memory. Half of the simdgroups pass their sums, in
+// float, to the other half. Before that, all but the first may share a line of
+// 64 bytes of each of BN rows of w: at the widths where a step is no whole
+// lines.
+NIBBLE_INLINE constexpr int nibble_skinny_memory(int bits,
+                                                 int BM,
+                                                 int BN,
+                                                 int simdgroups) {
+  const int sums = BM * BN * simdgroups / 2 * 4;
+  const int step = 4 * NIBBLE_SKINNY_CODES(bits);
+  const int lines =
+      step * bits % (64 * 8) == 0 ? 0 : (simdgroups - 1) * BN * 64;
+  return sums > lines ? sums : lines;
+}
+
 // True if two of these shares meet inside a line of a row.
-inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
+NIBBLE_INLINE bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
   const int share = nibble_skinny_share(bits, K, simdgroups);
   return share < K && share * bits % (64 * 8) != 0;
 }
@@ -44,10 +66,8 @@ inline bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
 // (Metal feature set tables, Apple7 and later).
 #define NIBBLE_THREADGROUP_BYTES 32768
 
-// Bytes that a launch of `dense`, `gathered` or `joint` binds as
-// [[threadgroup(0)]], at least. These entries always have the argument, also
-// for a family that needs no memory. Metal wants the length of an argument set,
-// in multiples of 16 bytes. Occupancy stays the same: a core runs at most 96
+// Bytes of threadgroup memory that an entry for families without any declares:
+// an array needs an element. Occupancy stays the same: a core runs at most 96
 // simdgroups (metal-benchmarks), which are 48 threadgroups of qmv and 768
 // bytes.
 #define NIBBLE_LEAST_THREADGROUP_BYTES 16

@@ -20,11 +20,11 @@ using namespace metal;
 
 // Computes row `row` of y; p.weight is the gate.
 template <typename T, typename Q>
-inline void swiglu_row(const thread Product<T, Q>& p,
-                       const thread QuantizedMatrix<Q>& up,
-                       uint3 tgid,
-                       int sgid,
-                       int lane) {
+NIBBLE_INLINE void swiglu_row(const thread Product<T, Q>& p,
+                              const thread QuantizedMatrix<Q>& up,
+                              uint3 tgid,
+                              int sgid,
+                              int lane) {
   const int row = int(tgid.y);
   const int first_row = qmv_first_row(tgid, sgid);
   if (first_row >= p.N) {

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.linux_only import linux_only
+
 # Sets MLX's default device. On a Mac, MLX would choose the GPU.
 if device := os.environ.get("NIBBLE_TEST_DEVICE"):
     mx.set_default_device(getattr(mx, device))
@@ -18,11 +20,8 @@ if device := os.environ.get("NIBBLE_TEST_DEVICE"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# These tests run on Linux only: the SIMT bench, its users and the cross toolchain.
 if sys.platform != "linux":
-    collect_ignore = ["macos", "metal", "simt"]
-    collect_ignore += ["property/test_gather_kernels.py", "property/test_kernels.py"]
-    collect_ignore += ["property/test_planner.py"]
+    collect_ignore = linux_only()
 
 # No deadline: a test never asserts a time.
 settings.register_profile(

@@ -112,6 +112,12 @@ def check_signature(extension: Extension, references: References) -> Iterator[st
         yield "there is no code signature"
 
 
+def check_identity(extension: Extension, references: References) -> Iterator[str]:
+    """Check for an LC_UUID: recent versions of macOS load no image without one."""
+    if not extension.binary.has_uuid:
+        yield "there is no LC_UUID"
+
+
 def check_libraries(extension: Extension, references: References) -> Iterator[str]:
     """Check that only mlx's library and Apple's are linked, and the rpath to mlx's."""
     names = {library.name for library in extension.binary.libraries}
@@ -200,6 +206,7 @@ def check_paths(extension: Extension, references: References) -> Iterator[str]:
 EXTENSION_CHECKS: tuple[Callable[[Extension, References], Iterator[str]], ...] = (
     check_target,
     check_signature,
+    check_identity,
     check_libraries,
     check_imports,
     check_entry,

@@ -17,6 +17,12 @@ struct DeviceProfile {
   // tables, Apple7 and later).
   uint32_t max_threads_per_threadgroup = 1024;
   uint32_t max_threadgroup_bytes = NIBBLE_THREADGROUP_BYTES;
+  // Facts that the architecture string lacks. 0 cores: not known.
+  uint32_t cores = 0;
+  // True if MLX has kernels for the neural accelerators of this GPU's cores.
+  bool neural = false;
+  // True if MLX lets them round float32 to TF32.
+  bool tf32 = true;
 
   bool operator==(const DeviceProfile&) const = default;
 };

@@ -44,27 +44,39 @@ void flatten(std::string_view name,
   }
 }
 
-// Returns a header with its includes pasted in, and one instance of `call`.
-std::string source(std::string_view header,
-                   std::string_view name,
-                   std::string_view call) {
-  std::ostringstream out;
-  std::set<std::string, std::less<>> seen;
-  flatten(header, seen, out);
+// Adds an instance of the kernel `call`, which the host knows as `name`.
+void instantiate(std::string_view name,
+                 std::string_view call,
+                 std::ostringstream& out) {
   out << "template [[host_name(\"" << name
       << "\")]] [[kernel]] decltype(nibble::" << call << ") nibble::" << call
       << ";\n";
-  return out.str();
 }
 
 }  // namespace
 
-std::string kernel_source(const KernelId& id) {
-  return source(kernel_header(id), kernel_name(id), template_call(id));
+std::string kernel_source(const std::vector<KernelId>& ids, bool fences) {
+  std::ostringstream out;
+  if (fences) {
+    out << "#define NIBBLE_FENCES 1\n";
+  }
+  std::set<std::string, std::less<>> seen;
+  for (const KernelId& id : ids) {
+    flatten(kernel_header(id), seen, out);
+  }
+  for (const KernelId& id : ids) {
+    instantiate(kernel_name(id), template_call(id), out);
+  }
+  return out.str();
 }
 
 std::string align_source() {
-  return source("align.h", kAlignKernel, "align<ushort>");
+  std::ostringstream out;
+  std::set<std::string, std::less<>> seen;
+  flatten("align.h", seen, out);
+  // Not Metal's `ushort`, whose name is in no namespace that is used here.
+  instantiate(kAlignKernel, "align<unsigned short>", out);
+  return out.str();
 }
 
 }  // namespace nibble

@@ -17,9 +17,11 @@ struct EmbeddedFile {
 
 const std::vector<EmbeddedFile>& embedded_kernels();
 
-// Returns a complete Metal source of the one kernel kernel_name(id): the
-// family's header with its includes pasted in, and an instantiation.
-std::string kernel_source(const KernelId& id);
+// Returns a complete Metal source of the kernels of these names: the families'
+// headers with their includes pasted in, and an instantiation of each. `fences`
+// is NIBBLE_FENCES of kernels/mma.h.
+std::string kernel_source(const std::vector<KernelId>& ids,
+                          bool fences = false);
 
 // The kernel that copies an operand that does not begin at a multiple of
 // NIBBLE_ALIGNMENT; see plan_align(). It has no family: no problem leads to it.

@@ -23,7 +23,7 @@ struct LaunchPlan {
   Dim3 threads;                    // of one threadgroup
   std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
   std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
-  uint32_t threadgroup_bytes = 0;  // bound as [[threadgroup(0)]] if not 0.
+  uint32_t threadgroup_bytes = 0;  // declared by the kernel
   uint64_t sums_bytes = 0;  // of kSums, if it writes them; else it reads them
 
   bool operator==(const LaunchPlan&) const = default;

@@ -81,9 +81,4 @@ inline constexpr JointOperands kJointOperands[] = {
      Operand::kOut2},
 };
 
-// True for the operands of joint products after the first.
-constexpr bool is_joined(Operand operand) {
-  return operand >= Operand::kWeight1;
-}
-
 }  // namespace nibble

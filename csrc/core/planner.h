@@ -44,6 +44,21 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 
+// True if MLX's own operation computes this on neural accelerators, in tiles,
+// several times faster than our kernels (planner.md). Not part of plan(): a
+// graph that is built for our kernels is run by them. A tuned choice overrules
+// this.
+bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
+bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
+bool mlx_is_faster(const DequantizeProblem& problem,
+                   const DeviceProfile& device);
+
+// The same for a traced graph: true for any number of rows and products.
+bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device);
+bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device);
+bool mlx_may_be_faster(const DequantizeProblem& problem,
+                       const DeviceProfile& device);
+
 // The names of all kernels that `planner` may use for such a problem, for any
 // numbers of rows, columns, batches and products.
 std::vector<std::string> kernels_of_any_shape(

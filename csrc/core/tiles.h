@@ -111,12 +111,9 @@ struct SkinnyTile {
   constexpr Dim3 threads() const {
     return {static_cast<uint32_t>(WK * NIBBLE_SIMD_WIDTH)};
   }
-  // Half of the simdgroups pass their sums, in float, to the other half. Before
-  // that, all but the first share a line of 64 bytes of each row of w.
-  uint32_t threadgroup_bytes(const Product& p) const {
-    auto sums = static_cast<uint32_t>(BM * BN * WK / 2) * sizeof(float);
-    bool lines = nibble_skinny_cuts_lines(p.format.bits, p.K, WK);
-    return std::max<uint32_t>(sums, lines ? (WK - 1) * BN * 64 : 0);
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    return static_cast<uint32_t>(
+        nibble_skinny_memory(types.format.bits, BM, BN, WK));
   }
 };
 

@@ -9,6 +9,7 @@
 #include "csrc/metal/device_profile.h"
 #include "csrc/metal/library.h"
 #include "mlx/allocator.h"
+#include "mlx/backend/gpu/device_info.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/backend/metal/metal.h"
 
@@ -45,15 +46,12 @@ void require_threads(MTL::ComputePipelineState* pipeline,
   }
 }
 
-// Binds the parameters and the threadgroup memory, and dispatches.
+// Binds the parameters and dispatches.
 void dispatch(const LaunchPlan& plan,
               int index,
               mx::metal::CommandEncoder& encoder) {
   encoder.set_bytes(
       plan.params.data(), static_cast<int>(plan.params.size()), index);
-  if (plan.threadgroup_bytes > 0) {
-    encoder.set_threadgroup_memory_length(plan.threadgroup_bytes, 0);
-  }
   encoder.dispatch_threadgroups(to_mtl(plan.threadgroups),
                                 to_mtl(plan.threads));
 }
@@ -100,22 +98,21 @@ void encode(const LaunchPlan& plan,
     ++index;
   }
   dispatch(plan, index, encoder);
-  // MLX keeps the inputs of the node that it evaluates, not those of others.
-  for (Operand operand : plan.buffers) {
-    if (is_joined(operand) && !plan.writes(operand)) {
-      encoder.add_temporary(*operands[operand]);
-    }
-  }
 }
 
 }  // namespace
 
 bool is_available() {
-  return mx::metal::is_available();
+  // The first is true in every build for macOS. A virtual machine or a sandbox
+  // may have no device, and MLX finds that out once.
+  static const bool available =
+      mx::metal::is_available() && mx::gpu::device_count() > 0;
+  return available;
 }
 
 DeviceProfile device_profile(mx::Device device) {
-  return parse_architecture(mx::metal::device(device).get_architecture());
+  return with_facts(
+      parse_architecture(mx::metal::device(device).get_architecture()));
 }
 
 void encode(const std::vector<LaunchPlan>& launches,

@@ -1,39 +1,113 @@
 #include "csrc/metal/library.h"
 
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <stdexcept>
+#include <vector>
 
 #include "csrc/core/error.h"
 #include "csrc/core/kernel_name.h"
 #include "csrc/core/kernel_source.h"
+#include "csrc/metal/encoder.h"
 
 namespace nibble::metal {
 namespace {
 
-// The name names this package, its version and every parameter: MLX finds a
-// library by its name alone, among those of all packages.
-std::string library_name(const std::string& kernel) {
-  return "mlx_nibble_" NIBBLE_VERSION "_" + kernel;
+namespace mx = mlx::core;
+
+std::atomic<bool> fences = false;
+
+// Kernels that are compiled in one library.
+struct Group {
+  std::string names;
+  std::vector<KernelId> ids;
+};
+
+struct Groups {
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<const Group>> by_kernel;
+};
+
+Groups& groups() {
+  static Groups the_groups;
+  return the_groups;
 }
 
-std::string source_of(const std::string& kernel) {
-  if (kernel == kAlignKernel) {
-    return align_source();
-  }
+KernelId id_of(const std::string& kernel) {
   std::optional<KernelId> id = parse_kernel_name(kernel);
   require(id.has_value(),
           "pipeline",
           "a known kernel was required but got ",
           kernel);
-  return kernel_source(*id);
+  return *id;
+}
+
+std::string source_of(const std::string& kernel) {
+  return kernel == kAlignKernel ? align_source()
+                                : kernel_source({id_of(kernel)}, fences);
+}
+
+// The name names this package, its version and every parameter: MLX finds a
+// library by its name alone, among those of all packages.
+MTL::Library* compiled(mx::metal::Device& device,
+                       const std::string& names,
+                       const std::function<std::string()>& source) {
+  std::string variant = fences ? "_fences_" : "_";
+  return device.get_library("mlx_nibble_" NIBBLE_VERSION + variant + names,
+                            source);
+}
+
+// Null if Metal refuses the library.
+MTL::Library* compiled(mx::metal::Device& device, const Group& group) {
+  try {
+    return compiled(
+        device, group.names, [&] { return kernel_source(group.ids, fences); });
+  } catch (const std::runtime_error&) {
+    return nullptr;
+  }
+}
+
+std::shared_ptr<const Group> group_of(const std::string& kernel) {
+  Groups& all = groups();
+  std::lock_guard lock(all.mutex);
+  auto found = all.by_kernel.find(kernel);
+  return found == all.by_kernel.end() ? nullptr : found->second;
 }
 
 }  // namespace
 
-MTL::ComputePipelineState* pipeline(mlx::core::metal::Device& device,
+MTL::ComputePipelineState* pipeline(mx::metal::Device& device,
                                     const std::string& kernel) {
-  MTL::Library* library = device.get_library(library_name(kernel),
-                                             [&] { return source_of(kernel); });
+  auto group = group_of(kernel);
+  MTL::Library* library = group ? compiled(device, *group) : nullptr;
+  if (library == nullptr) {
+    library = compiled(device, kernel, [&] { return source_of(kernel); });
+  }
   return device.get_kernel(kernel, library);
+}
+
+void set_fences(bool wanted) {
+  fences = wanted;
+}
+
+void compile(const std::vector<std::string>& kernels) {
+  auto group = std::make_shared<Group>();
+  for (const std::string& kernel : kernels) {
+    group->ids.push_back(id_of(kernel));
+    group->names += (group->names.empty() ? "" : "+") + kernel;
+  }
+  if (kernels.empty() ||
+      !compiled(mx::metal::device(mx::Device::gpu), *group)) {
+    return;
+  }
+  Groups& all = groups();
+  std::lock_guard lock(all.mutex);
+  for (const std::string& kernel : kernels) {
+    all.by_kernel[kernel] = group;
+  }
 }
 
 }  // namespace nibble::metal

@@ -23,6 +23,12 @@ DeviceProfile device_profile(mlx::core::Device) {
   no_metal("device_profile");
 }
 
+void set_fences(bool) {}
+
+void compile(const std::vector<std::string>&) {
+  no_metal("compile");
+}
+
 void encode(const std::vector<LaunchPlan>&,
             const Operands&,
             mlx::core::Stream) {

@@ -97,6 +97,19 @@ def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: ml
     Run the kernel's trial. `operands` maps names of operands to arrays. Returns y.
     """
 
+def compile_kernels(kernels: Sequence[str]) -> None:
+    """Compile these kernels in one library, for their trials."""
+
+def set_fences(fences: bool) -> None:
+    """
+    Compile kernels with or without barriers between the loads of fragments and their products, from now on.
+    """
+
+def set_gpu_facts(find: Callable | None) -> None:
+    """
+    Ask find() -> (cores, neural accelerators, TF32) before the first plan for a GPU; 0 cores: not known.
+    """
+
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""
 

@@ -105,6 +105,7 @@ def test_a_good_extension_passes(build: Build, references):
         ((), (RPATH, "--target=arm64-apple-macos15.0"), "the oldest macOS must be"),
         ((), (RPATH, "--target=arm64-apple-macos13.0"), "libmlx needs macOS (14, 0)"),
         ((), (RPATH, "-Wl,-no_adhoc_codesign"), "there is no code signature"),
+        ((), (RPATH, "-Wl,-no_uuid"), "there is no LC_UUID"),
         (("-DWITHOUT_MLX",), (), "@rpath/libmlx.dylib is not linked"),
         ((), ("-Wl,-rpath,@loader_path/lib",), "the rpath must be"),
         ((), (RPATH, "-Wl,-rpath,/usr/lib"), "the rpath must be"),

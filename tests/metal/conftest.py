@@ -66,6 +66,7 @@ def recorder() -> Iterator[Recorder]:
     yield Recorder(module)
     module.configure()
     module.set_executor(None)
+    module.set_gpu_facts(None)
 
 
 # Types and formats that the families take in turn.
@@ -104,6 +105,9 @@ class Extension:
     def trial(self, kernel):
         return self._recorder.trial(kernel)
 
+    def compile_kernels(self, kernels):
+        self._recorder.compile_kernels(kernels)
+
     def run_trial(self, kernel, operands):
         self.tried.append(kernel)
         y = self._recorder.run_trial(kernel, operands, stream=self._recorder.stream)
@@ -115,6 +119,8 @@ class Extension:
 def ext(recorder, tmp_path, monkeypatch) -> Iterator[Extension]:
     """A GPU that computes, and an empty cache."""
     monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path))
+    # MLX's own GPU is not there to ask.
+    monkeypatch.setattr("mlx_nibble.machine.trial.gpu_is_sound", lambda: True)
     recorder.set_executor(execute)
     yield Extension(recorder)
     recorder.set_judge(None)

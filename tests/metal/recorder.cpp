@@ -44,7 +44,10 @@ void evaluate(mx::array a) {
     }
   }
   std::vector<mx::array> outputs{a};
+  auto& encoder = mx::metal::get_command_encoder(kGpu);
+  encoder.begin_node();
   a.primitive().eval_gpu(a.inputs(), outputs);
+  encoder.end_node(a.inputs());
   a.set_status(mx::array::Status::available);
 }
 
@@ -84,7 +87,6 @@ NB_MODULE(_recorder, m) {
                      }
                      return all;
                    })
-      .def_ro("threadgroup_memory", &Dispatch::threadgroup_memory)
       .def_prop_ro("threadgroups",
                    [](const Dispatch& d) { return to_tuple(d.threadgroups); })
       .def_prop_ro("threads",
@@ -104,6 +106,11 @@ NB_MODULE(_recorder, m) {
       "refused"_a = std::set<std::string>{},
       "max_threads"_a = 1024,
       "Describe the GPU, and forget what was compiled.");
+
+  m.def(
+      "compiled",
+      [] { return gpu().compiled; },
+      "The names of the libraries that were compiled, in order.");
 
   m.def(
       "set_executor",
@@ -131,6 +138,37 @@ NB_MODULE(_recorder, m) {
       [](mx::array& a) { return reinterpret_cast<uintptr_t>(a.data<void>()); },
       "a"_a,
       "The address of the first element of an evaluated array.");
+  m.def(
+      "evaluate_with",
+      [](mx::array a, const mx::array& x) {
+        std::vector<mx::array> inputs = a.inputs();
+        inputs[0] = x;
+        mx::array y(a.primitive().output_shapes(inputs)[0],
+                    a.dtype(),
+                    a.primitive_ptr(),
+                    inputs);
+        evaluate(y);
+        return y;
+      },
+      "a"_a,
+      "x"_a,
+      "Run the node of `a` with another first input, as a graph that is traced "
+      "without shapes. Returns the result.");
+  m.def(
+      "settle",
+      [](mx::array a) {
+        for (mx::array& input : a.inputs()) {
+          if (!input.is_available()) {
+            mx::array from = input.inputs()[0];
+            input.copy_shared_buffer(from);
+            input.set_status(mx::array::Status::available);
+          }
+        }
+      },
+      "a"_a,
+      "Have the copies that the node of `a` waits for count as available, as "
+      "in "
+      "an evaluation once they are enqueued.");
   m.def("evaluate", &evaluate, "Run the node that computes an array.");
   m.def(
       "node",

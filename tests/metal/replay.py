@@ -23,15 +23,12 @@ def as_launch(dispatch: Any) -> simt.Launch:
     arrays = sorted(dispatch.arrays, key=lambda array: array.index)
     ((params_index, params),) = dispatch.bytes
     assert [a.index for a in arrays] == list(range(params_index))
-    lengths = dict(dispatch.threadgroup_memory)
-    assert set(lengths) <= {0}
     return simt.Launch(
         kernel=dispatch.kernel,
         threadgroups=dispatch.threadgroups,
         threads=dispatch.threads,
         buffers=tuple(str(a.index) for a in arrays),
         params=params,
-        threadgroup_bytes=lengths.get(0, 0),
     )
 
 

@@ -1,8 +1,21 @@
+#include <algorithm>
 #include <stdexcept>
 
 #include "mlx/backend/metal/device.h"
 
 namespace mlx::core::metal {
+namespace {
+
+const void* buffer_of(const array& a) {
+  return a.data_shared_ptr().get();
+}
+
+bool has(const std::vector<array>& arrays, const void* buffer) {
+  return std::ranges::any_of(
+      arrays, [&](const array& a) { return buffer_of(a) == buffer; });
+}
+
+}  // namespace
 
 void CommandEncoder::set_compute_pipeline_state(
     MTL::ComputePipelineState* pipeline) {
@@ -11,18 +24,40 @@ void CommandEncoder::set_compute_pipeline_state(
 
 void CommandEncoder::set_input_array(const array& a, int idx, int64_t offset) {
   current_.arrays.push_back({a, idx, offset, false});
+  read_.push_back(a);
 }
 
 void CommandEncoder::set_output_array(array& a, int idx, int64_t offset) {
   current_.arrays.push_back({a, idx, offset, true});
+  written_.insert(buffer_of(a));
 }
 
-void CommandEncoder::set_threadgroup_memory_length(size_t length, int idx) {
-  current_.threadgroup_memory.emplace_back(idx, length);
+void CommandEncoder::add_temporary(array arr) {
+  if (has(read_, buffer_of(arr))) {
+    throw std::logic_error("a temporary was read before it was one");
+  }
+  temporaries_.push_back(std::move(arr));
 }
 
-// A dispatch keeps its arrays, so this has nothing to do.
-void CommandEncoder::add_temporary(array) {}
+void CommandEncoder::begin_node() {
+  temporaries_.clear();
+  read_.clear();
+  written_.clear();
+}
+
+void CommandEncoder::end_node(const std::vector<array>& inputs) {
+  for (const array& a : read_) {
+    const void* buffer = buffer_of(a);
+    bool temporary = has(temporaries_, buffer);
+    if (temporary && !written_.contains(buffer)) {
+      throw std::logic_error("a temporary was read that no launch has written");
+    }
+    if (!temporary && !has(inputs, buffer)) {
+      throw std::logic_error("a launch read an array that nothing keeps");
+    }
+  }
+  begin_node();
+}
 
 void CommandEncoder::dispatch_threadgroups(MTL::Size grid_dims,
                                            MTL::Size group_dims) {
@@ -39,6 +74,7 @@ MTL::Library* Device::get_library(
   auto found = libraries_.find(name);
   if (found == libraries_.end()) {
     std::string source = builder();
+    compiled.push_back(name);
     for (const std::string& kernel : refused) {
       if (source.find("host_name(\"" + kernel + "\")") != std::string::npos) {
         throw std::runtime_error(
@@ -58,12 +94,14 @@ MTL::ComputePipelineState* Device::get_kernel(const std::string& base_name,
                              base_name);
   }
   auto [found, _] = pipelines_.try_emplace(
-      base_name, MTL::ComputePipelineState{base_name, mtl_lib, max_threads});
+      mtl_lib->name + "/" + base_name,
+      MTL::ComputePipelineState{base_name, mtl_lib, max_threads});
   found->second.max_threads = max_threads;
   return &found->second;
 }
 
 void Device::forget() {
+  compiled.clear();
   pipelines_.clear();
   libraries_.clear();
 }

@@ -14,7 +14,7 @@ from mlx_nibble import _native, ops
 from mlx_nibble.cli import main
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.machine import trial
-from mlx_nibble.machine.diagnosis import diagnose
+from mlx_nibble.machine.diagnosis import common, diagnose
 from mlx_nibble.machine.trial import Verdict
 from mlx_nibble.machine.verdicts import Machine, Verdicts
 from tests.metal.conftest import KERNELS
@@ -29,7 +29,7 @@ FORMATS = sum(
 
 def test_what_it_finds_is_what_is_used(ext, recorder):
     recorder.configure(refused={KERNELS[1]})
-    diagnosis = diagnose(ext, MACHINE, gpu=True)
+    diagnosis = diagnose(ext, MACHINE, gpu=True, everything=True)
     assert not diagnosis.ok
     assert [v.kernel for v in diagnosis.gpu if not v.ok] == [KERNELS[1]]
     assert ext.tried == KERNELS
@@ -39,7 +39,7 @@ def test_what_it_finds_is_what_is_used(ext, recorder):
     verdicts = Verdicts(MACHINE, ext)
     with pytest.warns(RuntimeWarning):
         assert not verdicts(KERNELS[1])
-    assert diagnose(ext, MACHINE, gpu=True).ok
+    assert diagnose(ext, MACHINE, gpu=True, everything=True).ok
     assert Verdicts(MACHINE, ext)(KERNELS[1])
 
 
@@ -49,7 +49,7 @@ def test_the_table_counts_verdicts(ext, monkeypatch):
         "check",
         lambda kernel, _: Verdict(kernel, "broken" if "qmv_f16" in kernel else None),
     )
-    header, *rows = diagnose(ext, MACHINE, gpu=True).table()
+    header, *rows = diagnose(ext, MACHINE, gpu=True, everything=True).table()
     assert header == ["", "float32", "float16", "bfloat16"]
     assert rows[0] == ["qmv", "0 ok", "0 ok, 1 OFF", "0 ok"]
     assert rows[4] == ["qmm", "1 ok", "0 ok", "0 ok"]
@@ -57,22 +57,62 @@ def test_the_table_counts_verdicts(ext, monkeypatch):
     assert rows[-1] == ["cpu_gather_swiglu", *["1 ok"] * 3]
 
 
-def test_common_checkpoints_need_fewer_kernels_than_there_are(ext, recorder):
+def test_common_checkpoints_need_tens_of_kernels(recorder):
+    some = [k for k in recorder.kernels() if common(k)]
+    assert 20 <= len(some) < 100
+    # Those that one row, several rows, prompts and experts lead to.
+    for family in ("qmv", "qmv_multi", "qmm_skinny", "qmm", "qmm_splitk", "swiglu"):
+        assert any(k.startswith(f"{family}_bf16_bf16_b4_g64") for k in some), family
+    for family in ("gather_qmv", "gather_qmm", "gather_swiglu", "joint_qmv"):
+        assert any(k.startswith(f"{family}_f16_f16_b4_g64") for k in some), family
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_kernels_that_the_planner_never_uses_are_not_tried(ext, recorder, everything):
     ext.kernels = recorder.kernels
-    ext.trial = lambda kernel: None  # nothing is tried
-    asked = []
-    diagnose(
-        ext, MACHINE, gpu=True, progress=lambda what, done, total: asked.append(total)
-    )
-    some = asked[-1]
-    diagnose(
+    ext.trial = lambda kernel: None
+    totals = []
+    found = diagnose(
         ext,
         MACHINE,
         gpu=True,
-        everything=True,
-        progress=lambda what, done, total: asked.append(total),
+        everything=everything,
+        progress=lambda what, done, total: totals.append(total),
     )
-    assert 0 < some < asked[-1] == len(recorder.kernels())
+    assert (found.gpu, totals) == ((), [])
+
+
+def test_many_kernels_are_compiled_in_one_library(ext, recorder):
+    assert diagnose(ext, MACHINE, gpu=True, everything=True).ok
+    libraries = recorder.compiled()
+    shared = [name for name in libraries if "+" in name]
+    assert len(shared) == -(-len(KERNELS) // 16)
+    assert sum(name.count("+") + 1 for name in shared) == len(KERNELS)
+    # The second launch of a split K has the types of the first.
+    alone = {name for name in libraries if "+" not in name}
+    assert all("qmm_splitk" in name for name in alone)
+    assert not any(name.endswith(kernel) for name in alone for kernel in KERNELS)
+
+
+def test_a_kernel_that_metal_refuses_costs_its_library_only(ext, recorder):
+    recorder.configure(refused={KERNELS[1]})
+    diagnosis = diagnose(ext, MACHINE, gpu=True, everything=True)
+    assert [v.kernel for v in diagnosis.gpu if not v.ok] == [KERNELS[1]]
+
+
+def test_what_is_known_survives_an_interruption(ext, monkeypatch):
+    check = trial.check
+
+    def stop(kernel, ext):
+        if kernel == KERNELS[3]:
+            raise KeyboardInterrupt
+        return check(kernel, ext)
+
+    monkeypatch.setattr(trial, "check", stop)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(ext, MACHINE, gpu=True, everything=True)
+    stored = json.loads(Verdicts(MACHINE, ext).path.read_text())
+    assert set(stored["failures"]) == set(KERNELS[:3])
 
 
 @pytest.fixture

@@ -48,8 +48,6 @@ def assert_encoded(recorder, dispatches, launches, arrays):
             for index, name in enumerate(launch.buffers)
         ]
         assert dispatch.bytes == [(len(launch.buffers), launch.params)]
-        length = launch.threadgroup_bytes
-        assert dispatch.threadgroup_memory == ([(0, length)] if length else [])
 
 
 @st.composite
@@ -408,3 +406,74 @@ def test_too_many_threads_for_a_pipeline_are_refused(recorder):
 )
 def test_architectures(recorder, architecture, expected):
     assert recorder.parse_architecture(architecture) == expected
+
+
+def test_a_graph_that_is_run_without_rows_launches_nothing(recorder):
+    w = mx.quantize(mx.zeros((32, 64), mx.float16))
+    x = mx.zeros((2, 64), mx.float16)
+    none, lhs = mx.zeros((0, 64), mx.float16), mx.array([0, 1], mx.uint32)
+    mx.eval(w, x, none, lhs)
+    dispatches = []
+    y = recorder.quantized_matmul(x, *w)
+    recorder.set_executor(dispatches.append)
+    assert recorder.evaluate_with(y, none).shape == (0, 32)
+    assert dispatches == []
+
+
+def test_barriers_around_products_are_a_switch_of_the_source(recorder):
+    w = mx.quantize(mx.zeros((64, 64), mx.float16))
+    x = mx.zeros((64, 64), mx.float16)
+    mx.eval(w, x)
+    found = {}
+    for fences in (False, True):
+        recorder.set_fences(fences)
+        _, (dispatch,) = recorded(recorder, lambda: recorder.quantized_matmul(x, *w))
+        found[fences] = dispatch.library, dispatch.source
+    recorder.set_fences(False)
+    # MLX finds a library by its name alone.
+    assert found[False][0] != found[True][0]
+    assert found[True][1] == "#define NIBBLE_FENCES 1\n" + found[False][1]
+
+
+def test_the_core_count_of_the_machine_decides(recorder):
+    """128 threadgroups of 64x32 keep 20 cores busy, the most that 'g' may have."""
+    w = mx.quantize(mx.zeros((2048, 64), mx.float16))
+    x = mx.zeros((64, 64), mx.float16)
+    mx.eval(w, x)
+
+    def kernel() -> str:
+        _, (dispatch,) = recorded(recorder, lambda: recorder.quantized_matmul(x, *w))
+        return dispatch.kernel
+
+    assert "_bm32_bn32_" in kernel()
+    asked = []
+    recorder.set_gpu_facts(lambda: asked.append(0) or (8, False, True))
+    assert "_bm64_bn64_" in kernel()
+    kernel()
+    assert len(asked) == 1
+    recorder.set_gpu_facts(lambda: (0, False, True))
+    assert "_bm32_bn32_" in kernel()
+
+
+@pytest.mark.parametrize("neural", [False, True])
+def test_prompts_are_mlx_s_where_it_has_neural_kernels(recorder, neural):
+    recorder.configure("applegpu_g17s")
+    recorder.set_gpu_facts(lambda: (16, neural, True))
+    w = mx.quantize(mx.zeros((64, 256), mx.float16))
+    rows = {M: mx.zeros((M, 256), mx.float16) for M in (1, 8, 32, 33, 512)}
+    mx.eval(w, rows)
+    for M, x in rows.items():
+        ours = not (neural and M > 32)
+        y = recorder.quantized_matmul(x, *w)
+        assert (recorder.node(y) == "NibbleQuantizedMatmul") == ours, M
+        # Results with the same bits for any number of rows stay ours.
+        y = recorder.quantized_matmul(x, *w, batch_invariant=True)
+        assert recorder.node(y) == "NibbleQuantizedMatmul"
+    # A traced graph may be run with more rows.
+    nodes = []
+    mx.compile(
+        lambda x: (
+            nodes.append(recorder.node(y := recorder.quantized_matmul(x, *w))) or y
+        )
+    )(rows[1])
+    assert (nodes[0] == "NibbleQuantizedMatmul") == (not neural)

@@ -151,6 +151,36 @@ def test_weights_that_are_not_there_yet_wait(recorder, seen, rng):
     del late
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_weights_that_are_made_during_the_evaluation_are_not_joined(
+    recorder, seen, rng, which
+):
+    """There, an array counts as available before a launch has written it."""
+    x = to_mlx(rng.standard_normal((1, K)), "float16")
+    w = mx.quantize(to_mlx(rng.standard_normal((24, K)), "float16"))
+    mx.eval(x, w)
+    late = [a * 1 for a in w]
+    weights = [w, w]
+    weights[which] = late
+    products = [recorder.quantized_matmul(x, *arrays) for arrays in weights]
+    mx.eval(late)
+    for y in products:
+        recorder.settle(y)
+    for y in products:
+        recorder.evaluate(y)
+    assert seen == ["qmv_f16_f16_b4_g64"] * 2
+
+
+def test_neighbours_weights_live_until_the_gpu_is_done(recorder, seen, rng):
+    """The stand-in throws if a launch reads what nothing keeps (end_node())."""
+    _, products, exact = projections(recorder, rng)
+    recorder.evaluate(products[2])
+    assert seen == [JOINT]
+    recorder.evaluate(products[0])
+    recorder.evaluate(products[1])
+    assert_right(products, exact)
+
+
 @pytest.mark.parametrize(
     ("M", "K", "N"), [(64, 256, 2560), (1, 128, 24), (1, 256, 4 * 16 * 20)]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -155,7 +156,7 @@ def test_a_damaged_cache_is_made_anew(ext, text):
     verdicts.path.write_text(text)
     assert verdicts(QMV)
     stored = json.loads(verdicts.path.read_text())
-    assert stored["failures"] == {QMV: None}
+    assert (stored["failures"], stored["trying"]) == ({QMV: None}, {})
     assert [p.name for p in verdicts.path.parent.iterdir()] == [verdicts.path.name]
 
 
@@ -172,10 +173,102 @@ def test_no_cache_folder_is_no_obstacle(ext, tmp_path, monkeypatch):
 def test_two_processes_keep_each_other_s_verdicts(ext):
     first, second = Verdicts(MACHINE, ext), Verdicts(MACHINE, ext)
     assert first(QMV)
-    second.remember([Verdict(KERNELS[1])])
-    first.remember([Verdict(KERNELS[2])])
+    second.try_now(KERNELS[1])
+    first.try_now(KERNELS[2])
     stored = json.loads(first.path.read_text())
     assert set(stored["failures"]) == set(KERNELS[:3])
+
+
+def dead_process() -> int:
+    """Return the identifier of a process that has ended."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+@pytest.mark.parametrize("process", [dead_process, os.getpid, lambda: -1])
+def test_a_trial_that_ended_its_process_is_not_run_again(ext, monkeypatch, process):
+    """A crash, a hang that the user killed, or another process of the same number."""
+    verdicts = Verdicts(MACHINE, ext)
+    marks = []
+
+    def crash(*_):
+        marks.append(verdicts.path.read_text())
+
+    monkeypatch.setattr(trials, "check", crash)
+    verdicts(QMV)
+    monkeypatch.undo()
+    stored = json.loads(marks[0])
+    assert stored["trying"] == {QMV: os.getpid()}
+    stored["trying"][QMV] = process()
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(verdicts.path.parent.parent))
+    verdicts.path.write_text(json.dumps(stored))
+    later = Verdicts(MACHINE, ext)
+    with pytest.warns(RuntimeWarning, match="last trial did not end"):
+        assert not later(QMV)
+    assert later(KERNELS[1])
+    assert ext.tried == [KERNELS[1]]
+    # `nibble doctor` tries again.
+    monkeypatch.setattr(trials, "gpu_is_sound", lambda: True)
+    assert later.try_now(QMV).ok
+    assert Verdicts(MACHINE, ext)(QMV)
+
+
+def test_the_trial_of_another_process_is_no_failure(ext):
+    verdicts = Verdicts(MACHINE, ext)
+    verdicts.path.parent.mkdir(parents=True)
+    other = {"failures": {}, "trying": {QMV: os.getppid()}}
+    verdicts.path.write_text(json.dumps(other))
+    assert verdicts(QMV)
+    assert ext.tried == [QMV]
+
+
+def test_ctrl_c_during_a_trial_leaves_no_mark(ext, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ext, "run_trial", interrupted)
+    verdicts = Verdicts(MACHINE, ext)
+    with pytest.raises(KeyboardInterrupt):
+        verdicts(QMV)
+    stored = json.loads(verdicts.path.read_text())
+    assert (stored["failures"], stored["trying"]) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "[METAL] Command buffer execution failed: Caused GPU Timeout Error",
+        "[METAL] Command buffer execution failed: Insufficient Memory",
+        "[metal::Device] Unable to build metal library from source XPC_ERROR",
+    ],
+)
+def test_a_failure_with_another_reason_is_not_kept(ext, monkeypatch, error):
+    run = ext.run_trial
+
+    def fail(*_):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(ext, "run_trial", fail)
+    verdicts = Verdicts(MACHINE, ext)
+    with pytest.warns(RuntimeWarning, match="MLX's operation replaces it"):
+        assert not verdicts(QMV)
+    monkeypatch.setattr(ext, "run_trial", run)
+    assert Verdicts(MACHINE, ext)(QMV)
+
+
+def test_a_failure_on_a_gpu_that_fails_at_all_is_not_kept(ext, recorder, monkeypatch):
+    recorder.configure(refused={QMV})
+    monkeypatch.setattr(trials, "gpu_is_sound", lambda: False)
+    with pytest.warns(RuntimeWarning):
+        assert not Verdicts(MACHINE, ext)(QMV)
+    recorder.configure()
+    assert Verdicts(MACHINE, ext)(QMV)
+
+
+def test_without_a_gpu_no_kernel_is_used(ext):
+    assert not Verdicts(Machine("", "macOS 15.1", "0.32.4", "0.1.0"), ext)(QMV)
+    assert ext.tried == []
 
 
 def test_a_judge_leaves_the_interpreter_in_peace():

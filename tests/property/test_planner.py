@@ -23,6 +23,7 @@ from tests.simt.plans import (
     family_name,
     instances,
     kernels_of_any_shape,
+    left_to_mlx,
     plan_choice,
     plan_dequantize,
     plan_gather,
@@ -49,7 +50,10 @@ sizes = st.one_of(
     ),
 )
 devices = st.builds(
-    Device, generation=st.integers(13, 18), tier=st.sampled_from("pgsd")
+    Device,
+    generation=st.integers(13, 18),
+    tier=st.sampled_from("pgsd"),
+    cores=st.one_of(st.just(0), st.integers(1, 80)),
 )
 
 
@@ -105,7 +109,7 @@ def check_limits(launch: Launch, device: Device) -> None:
     x, y, z = launch.threads
     assert 0 < x * y * z <= device.max_threads
     assert x * y * z % SIMD_WIDTH == 0
-    assert launch.threadgroup_bytes <= device.max_threadgroup_bytes
+    assert launch.declared_bytes <= device.max_threadgroup_bytes
     assert all(0 < n < 2**31 for n in launch.threadgroups)
     assert launch.kernel in INSTANCES
 
@@ -261,7 +265,7 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     check_limits(launch, device)
     assert launch.kernel == f"joint_{name}"
     assert launch.threads == alone.threads
-    assert launch.threadgroup_bytes == alone.threadgroup_bytes
+    assert launch.declared_bytes == alone.declared_bytes
     assert launch.threadgroups == (sum(each), *alone.threadgroups[1:])
     N = [product.N for product in products] + [0] * (3 - len(products))
     biased = sum(product.bias << i for i, product in enumerate(products))
@@ -376,3 +380,44 @@ def test_every_family_is_planned_for_some_shape():
 
 def test_names_are_unique():
     assert len(set(instances())) == len(instances())
+
+
+@given(p=problems(), tf32=st.booleans())
+def test_prompts_alone_are_left_to_neural_accelerators(p, tf32):
+    m5 = Device(generation=17, tier="s", neural=True, tf32=tf32)
+    rows = p.M * (p.batch_size if p.batch_count == 1 else 1)
+    expected = (
+        rows > 32
+        and not p.batch_invariant
+        and (p.dtype != "float32" or tf32)
+        and p.K % 64 == 0
+        and (p.transpose or p.N % 64 == 0)
+    )
+    assert left_to_mlx(p, m5) == expected
+    assert not left_to_mlx(p, replace(m5, neural=False))
+
+
+@given(
+    B=st.integers(1, 200),
+    M=st.integers(1, 70),
+    experts=st.integers(1, 16),
+    sorted_rows=st.booleans(),
+    invariant=st.booleans(),
+)
+def test_experts_with_many_rows_are_left_to_neural_accelerators(
+    B, M, experts, sorted_rows, invariant
+):
+    p = GatherProblem(
+        B=B,
+        M=M,
+        N=64,
+        K=256,
+        experts=experts,
+        sorted=sorted_rows,
+        batch_invariant=invariant,
+    )
+    ((launch,),) = [plan_gather(p)]
+    many = M > 32 or launch.kernel.startswith("gather_qmm_f16")
+    expected = many and not invariant
+    assert left_to_mlx(p, Device(generation=17, neural=True)) == expected
+    assert not left_to_mlx(p, Device(generation=17))

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import toolchain
-from .source import Unit
+from .source import Unit, translate
 from .toolchain import BENCH, CACHE, ROOT
 
 JOBS = os.cpu_count() or 1
@@ -87,6 +87,24 @@ def compile_unit(unit: Unit, *, instrumented: bool = False) -> Path:
 
     kind = "watched" if instrumented else "plain"
     return _made(CACHE / f"{kind}-{key}.so", make)
+
+
+def optimised(text: str, inline: bool = True) -> str:
+    """Return a Metal source as LLVM's optimiser at -O2 leaves it, loops unrolled.
+
+    Values that lanes exchange stay in registers, as on a GPU. The result shows what a
+    GPU's compiler is given: which arrays became registers, and which calls are left.
+
+    Args:
+        text: A flat Metal source.
+        inline: Whether NIBBLE_INLINE means what it means on a Mac.
+    """
+    unit = translate(text, unroll=True)
+    command = [*toolchain.kernel_compiler(), *toolchain.LANGUAGE, *toolchain.WARNINGS]
+    macro = "inline __attribute__((always_inline))" if inline else "inline"
+    command += ["-O2", f"-DNIBBLE_INLINE={macro}", "-DSIMT_REGISTERS"]
+    command += ["-mavx2", "-mf16c", "-mfma", "-S", "-emit-llvm", "-o", "-", "-"]
+    return toolchain.run(command, text=unit.text)
 
 
 def check_syntax(unit: Unit) -> None:

@@ -61,6 +61,8 @@ class Case:
         outputs = {name: (shape, storage) for name, shape in self.outputs.items()}
         kernels = load(library) if library else None
         outcome = run(self.launch, self.operands, outputs, options, kernels)
+        declared = outcome.counters["threadgroup_bytes"]
+        assert declared == self.launch.declared_bytes, (self.launch.kernel, declared)
         parts = [numbers.decode(outcome.outputs[name], self.dtype) for name in outputs]
         result = np.concatenate(parts, axis=-1)
         if self.parts > 1:

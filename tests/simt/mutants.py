@@ -105,7 +105,17 @@ MUTANTS = [
         "if (k % Q::kGroupSize == 0)",
         "if (k == 0)",
     ),
-    _qmm("passed by the wrong lane", "holder = wanted / 4 % 4", "holder = 0"),
+    _qmm(
+        "passed by the wrong lane",
+        "holder = (same ? window : wanted) / 4 % 4",
+        "holder = 0",
+    ),
+    _qmm(
+        "one lane holds every window",
+        "same = 4 % window_words == 0",
+        "same = true",
+        "b8_g64",
+    ),
     _qmm("share of another lane", "() + quad_lane * 4;", "() + quad_lane % 2 * 4;"),
     _qmm(
         "a line of the row before",
@@ -120,7 +130,13 @@ MUTANTS = [
     _qmm3("half of a share", "mine[i] |= next << 1 << (31 - shift);", ""),
     _qmm3("words past a short row", "first + i < range.end", "true"),
     _skinny5("a fifth word", "wanted < window + line_words()", "true"),
-    _skinny5("the second two lanes beside", "holder / 2 * apart", "holder / 2 * 2"),
+    _skinny5(
+        "the second two lanes beside",
+        "simd_shuffle_xor(value, ushort(apart))",
+        "simd_shuffle_xor(value, ushort(2))",
+    ),
+    _skinny5("another row of the quad", "(lane & 2) | (holder & 1)", "holder & 1"),
+    _skinny5("the half that asks", "holder / 2 == quad_lane / 2", "holder / 2 == 0"),
     _skinny5(
         "a share of fewer steps",
         "(steps + simdgroups - 1) / simdgroups",
@@ -142,10 +158,17 @@ MUTANTS = [
     _of(
         _QMM_N3,
         "passed by its neighbour",
-        "lane - place + holder",
-        "lane - place + (holder ^ 1)",
+        "ushort(holder & 3)",
+        "ushort((holder ^ 1) & 3)",
     ),
-    _of(_QMM_N6, "passed by the first row's", "lane - place + holder", "holder"),
+    _of(_QMM_N6, "the lower half of all", "upper ? other : value", "value"),
+    _of(_QMM_N6, "the upper half of none", "upper ? value : other", "other"),
+    _of(
+        _QMM_N3,
+        "the first half for all",
+        "(holder & kHalf) != 0 ? high",
+        "false ? high",
+    ),
     _of(
         _QMM_N3,
         "passed word of itself",

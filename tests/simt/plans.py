@@ -71,6 +71,9 @@ class Device:
     tier: str = "g"
     max_threads: int = 1024
     max_threadgroup_bytes: int = 32768
+    cores: int = 0
+    neural: bool = False
+    tf32: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Launch:
     threads: tuple[int, int, int]
     buffers: tuple[str, ...]
     params: bytes = b""
-    threadgroup_bytes: int = 0
+    threadgroup_bytes: int = 0  # to bind as [[threadgroup(0)]]
+    declared_bytes: int = 0  # of threadgroup variables, as planned
     sums_bytes: int = 0
 
 
@@ -100,6 +104,9 @@ class _Profile(ctypes.Structure):
         ("tier", ctypes.c_char),
         ("max_threads", ctypes.c_uint32),
         ("max_threadgroup_bytes", ctypes.c_uint32),
+        ("cores", ctypes.c_uint32),
+        ("neural", ctypes.c_int32),
+        ("tf32", ctypes.c_int32),
     ]
 
 
@@ -112,6 +119,8 @@ def library() -> ctypes.CDLL:
         "plan_choice",
         "plan_dequantize",
         "plan_gather",
+        "left_to_mlx",
+        "gather_left_to_mlx",
         "plan_swiglu",
         "plan_gather_swiglu",
         "plan_joint",
@@ -140,6 +149,9 @@ def _profile(device: Device) -> _Profile:
         device.tier.encode(),
         device.max_threads,
         device.max_threadgroup_bytes,
+        device.cores,
+        device.neural,
+        device.tf32,
     )
 
 
@@ -161,7 +173,7 @@ def _launches(answer: list[dict[str, Any]]) -> list[Launch]:
             threads=tuple(launch["threads"]),
             buffers=tuple(launch["buffers"]),
             params=bytes.fromhex(launch["params"]),
-            threadgroup_bytes=launch["threadgroup_bytes"],
+            declared_bytes=launch["threadgroup_bytes"],
             sums_bytes=launch["sums_bytes"],
         )
         for launch in answer
@@ -187,6 +199,12 @@ def plan_gather(
 ) -> list[Launch] | None:
     answer = _ask("simt_plan_gather", problem, device or Device())
     return None if answer is None else _launches(answer)
+
+
+def left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
+    """Return whether MLX's operation computes this, though core has a plan."""
+    gather = "gather_" if isinstance(problem, GatherProblem) else ""
+    return _ask(f"simt_{gather}left_to_mlx", problem, device)
 
 
 def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:

@@ -72,7 +72,9 @@ def figures(name: str, p: Problem, outcome: Outcome) -> Figures:
         bank_rounds_over_ideal=ratio("bank_rounds", shared),
         barriers_per_step=round(counters["threadgroup_barriers"] / groups / steps, 2),
         matrix_products=counters["matrix_products"],
-        shuffles=counters["shuffles"] + counters["reductions"],
+        shuffles=sum(
+            counters[name] for name in ("shuffles", "fixed_shuffles", "reductions")
+        ),
     )
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"[^\n]*$', re.M)
-_KERNEL = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
+# A kernel's declaration, up to its parameters.
+ENTRY = re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"\[\[\s*(\w+)(?:\(\s*(\d+)\s*\))?\s*\]\]")
 # An explicit instantiation with the name that the host uses.
 INSTANCE = re.compile(
@@ -77,12 +78,13 @@ def flatten(
     return "".join(paste(path) for path in wanted if path not in seen)
 
 
-def rewrite(text: str) -> tuple[str, dict[str, list[str]]]:
+def rewrite(text: str, unroll: bool = False) -> tuple[str, dict[str, list[str]]]:
     """Return `text` as C++, and the bindings of its kernels by name."""
     text = _COMMENT.sub(_blank, text)
     # Unrolled loops keep arrays in registers on a GPU. Here they only take ten times
     # as long to compile.
-    text = _UNROLL.sub("", text)
+    if not unroll:
+        text = _UNROLL.sub("", text)
     text = _FUNCTION_CONSTANT.sub(r"constant \1 \2 = \1(1)", text)
     text = _without_thread_on_constructors(text)
     text = _THREADGROUP_VARIABLE.sub(_variable, text)
@@ -102,13 +104,14 @@ def translate_for_cuda(text: str) -> Unit:
     return Unit(f"namespace unit {{\n{start}{own}\n}}\n", unit.kernels)
 
 
-def translate(text: str, prologue: str = "") -> Unit:
+def translate(text: str, prologue: str = "", unroll: bool = False) -> Unit:
     """Translate `text`, one flat Metal source, into a unit of C++ for OpenCL.
 
-    `prologue` comes first, before the stand-in library.
+    `prologue` comes first, before the stand-in library. `unroll` keeps the requests to
+    unroll loops.
     """
-    plain = [m[1] for m in _KERNEL.finditer(text) if not _is_template(text, m.start())]
-    text, binders = rewrite(text)
+    plain = [m[1] for m in ENTRY.finditer(text) if not _is_template(text, m.start())]
+    text, binders = rewrite(text, unroll)
     exported: list[str] = []
 
     def entry(name: str, function: str) -> str:
@@ -147,7 +150,7 @@ def _bind(text: str) -> tuple[str, dict[str, list[str]]]:
     """Blank the attributes of every kernel; return the bindings by kernel."""
     binders: dict[str, list[str]] = {}
     out, end = [], 0
-    for kernel in _KERNEL.finditer(text):
+    for kernel in ENTRY.finditer(text):
         close = _closing(text, kernel.end())
         parameters = text[kernel.end() : close]
         binders[kernel[1]] = [_binder(p, i) for i, p in enumerate(_split(parameters))]

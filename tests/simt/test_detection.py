@@ -126,6 +126,7 @@ CORRECT = {
     "correct_rounds": 2 * A[::-1],
     "correct_neighbours": A[np.arange(THREADS) ^ 1],
     "correct_bytes": A[::-1],
+    "correct_quads": A.reshape(-1, 4)[:, ::-1].ravel() + 1000 * A[1::4].repeat(4),
 }
 
 

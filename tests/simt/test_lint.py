@@ -10,7 +10,8 @@ from tests.simt.toolchain import BENCH, ROOT, CompileError
 
 
 def test_kernels_break_no_rule() -> None:
-    assert [*map(str, lint.lint(ROOT / "kernels")), *lint.check_instances()] == []
+    offences = lint.lint(ROOT / "kernels", own_rules=True)
+    assert [*map(str, offences), *lint.check_instances()] == []
 
 
 def test_every_marked_line_is_an_offence_and_no_other() -> None:
@@ -24,6 +25,26 @@ def test_every_marked_line_is_an_offence_and_no_other() -> None:
     }
     offences = lint.lint(folder)
     assert {offence.line for offence in offences} == expected, offences
+
+
+def test_own_rules_are_inlining_and_native_shuffles(tmp_path) -> None:
+    (tmp_path / "rules.h").write_text("""#include <metal_stdlib>
+using namespace metal;
+NIBBLE_INLINE float good(float x) { return quad_shuffle(simd_shuffle_xor(x, 8), 1); }
+inline float call(float x) { return x; }
+NIBBLE_INLINE float varying(float x, ushort i) { return simd_shuffle(x, i); }
+template <typename T>
+NIBBLE_INLINE T dependent(T x, ushort i) { return simd_shuffle(x, i); }
+struct Loader {
+  float held;
+  NIBBLE_INLINE Loader() : held(0.0f) {}
+  void put(threadgroup float* to) const thread { *to = held; }
+};
+[[kernel]] void k1(device float* out [[buffer(0)]]) { out[0] = good(1.0f); }
+""")
+    assert lint.lint(tmp_path) == []
+    found = lint.lint(tmp_path, own_rules=True)
+    assert [offence.line for offence in found] == [4, 5, 7, 11]
 
 
 # Code that the front end itself refuses, because address spaces are types there.

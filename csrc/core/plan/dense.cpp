@@ -91,7 +91,7 @@ std::vector<Launches> candidates_not_transposed(const MatmulProblem& p) {
 
 // Returns the number of threadgroups that keep every core busy.
 constexpr uint32_t wanted_threadgroups(const DeviceProfile& device) {
-  return kThreadgroupsPerCore * most_cores(device);
+  return kThreadgroupsPerCore * cores(device);
 }
 
 // True if more than half of the last row of tiles is used.

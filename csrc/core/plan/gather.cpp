@@ -8,11 +8,6 @@
 namespace nibble {
 namespace {
 
-// Tiles multiply sorted experts from this number of rows on, in total and for
-// each expert: MLX's thresholds for the same choice. Not measured.
-constexpr int kFirstSortedTile = 16;
-constexpr int kSortedRowsAnExpert = 4;
-
 template <typename Shape>
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family family,
@@ -57,10 +52,7 @@ std::optional<Launches> plan(const GatherProblem& p, const DeviceProfile&) {
   if (!supported(p.format, p.K)) {
     return std::nullopt;
   }
-  // With such tiles the sum of one product depends on the others.
-  bool sorted_tiles = p.M == 1 && p.sorted && !p.batch_invariant &&
-                      p.B >= kFirstSortedTile &&
-                      p.B / p.experts >= kSortedRowsAnExpert;
+  bool sorted_tiles = takes_sorted_tiles(p);
   return {{p.transpose ? plan_transposed(p, sorted_tiles)
                        : plan_not_transposed(p, sorted_tiles)}};
 }

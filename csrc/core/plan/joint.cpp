@@ -77,8 +77,7 @@ std::optional<Launches> plan_joint(const std::vector<MatmulProblem>& products,
     *N[i] = p.N;
     params.biased |= (p.epilogue.bias ? 1 : 0) << i;
     uint32_t across = ceil_div(p.N, columns_of(id));
-    one_is_small |=
-        across * simdgroups < kSimdgroupsPerCore * most_cores(device);
+    one_is_small |= across * simdgroups < kSimdgroupsPerCore * cores(device);
     launch.threadgroups.x += across;
   }
   // Products that fill the GPU one by one have nothing to gain.

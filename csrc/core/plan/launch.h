@@ -69,7 +69,7 @@ LaunchPlan launch_of(const Problem& p,
   launch.threads = shape.threads();
   launch.threadgroup_bytes = shape.threadgroup_bytes(p);
   if (!row_of(family).entry.empty()) {
-    // The shared entries always take threadgroup memory.
+    // The shared entries always declare threadgroup memory.
     launch.threadgroup_bytes = std::max<uint32_t>(
         launch.threadgroup_bytes, NIBBLE_LEAST_THREADGROUP_BYTES);
   }

@@ -117,7 +117,9 @@ std::string chosen(const MatmulProblem& problem,
       return name;
     }
   }
-  bool ours = !names.empty() && problem.choice != kLeaveToMlx;
+  bool ours = !names.empty() && problem.choice != kLeaveToMlx &&
+              (device == mx::Device::cpu ||
+               !mlx_is_faster(problem, metal::device_profile(device)));
   return ours ? names.front() : std::string(kLeaveToMlx);
 }
 

@@ -54,6 +54,9 @@ size_t aligned(size_t bytes) {
          kOperandAlignment;
 }
 
+// True if a launch may read this array that its node does not wait for. Asked
+// when the graph is built: inside an evaluation, an array also counts as
+// available once its producer is enqueued.
 bool is_ready(const mx::array& a) {
   return a.is_available() && a.flags().row_contiguous;
 }
@@ -94,7 +97,7 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   std::lock_guard lock(mutex_);
   bool first = !begun_;
   begun_ = true;
-  std::vector<Part*> ready;
+  std::vector<Part*> wanted;
   std::vector<MatmulProblem> products;
   for (Part& part : parts_) {
     auto alive = part.node.lock();
@@ -103,15 +106,14 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
       part.result.reset();
       return true;
     }
-    const auto& a = part.constants;
-    if (alive && std::all_of(a.begin(), a.end(), is_ready)) {
-      ready.push_back(&part);
+    if (alive) {
+      wanted.push_back(&part);
       products.push_back(part.problem);
     }
   }
   auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
   auto launches =
-      first && std::any_of(ready.begin(), ready.end(), is_own)
+      first && std::any_of(wanted.begin(), wanted.end(), is_own)
           ? plan_joint(products, metal::device_profile(node.stream().device))
           : std::nullopt;
   if (!launches) {
@@ -136,8 +138,8 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
 
   metal::Operands operands;
   operands[Operand::kX] = &x;
-  for (size_t i = 0; i < ready.size(); ++i) {
-    const auto& a = ready[i]->constants;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const auto& a = wanted[i]->constants;
     const JointOperands& of_product = kJointOperands[i];
     operands[of_product.w] = &a[0];
     operands[of_product.scales] = &a[1];
@@ -146,11 +148,16 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
     operands[of_product.out] = &results[i];
   }
   metal::encode(*launches, operands, node.stream());
-  for (size_t i = 0; i < ready.size(); ++i) {
-    if (is_own(ready[i])) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (is_own(wanted[i])) {
       out.copy_shared_buffer(results[i]);
     } else {
-      ready[i]->result = results[i];
+      wanted[i]->result = results[i];
+      // MLX keeps the inputs of this node until the GPU is done, and waits for
+      // the launches that wrote them.
+      auto& inputs = out.inputs();
+      const auto& a = wanted[i]->constants;
+      inputs.insert(inputs.end(), a.begin(), a.end());
     }
   }
   return true;
@@ -168,6 +175,9 @@ void join_products(const std::shared_ptr<QuantizedMatmul>& node,
     }
   }
   Part part{node, {inputs.begin() + 1, inputs.end()}, problem, std::nullopt};
+  if (!std::all_of(part.constants.begin(), part.constants.end(), is_ready)) {
+    return;
+  }
   auto before = last.products.lock();
   if (before && last.x == x.id() && before->take(node, part)) {
     node->join(std::move(before));

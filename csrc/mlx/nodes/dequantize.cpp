@@ -38,6 +38,9 @@ void Dequantize::eval_cpu(const std::vector<mx::array>& inputs,
 
 void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
                           std::vector<mx::array>& outputs) {
+  if (evaluation::is_empty(outputs[0])) {
+    return;
+  }
   evaluation::run_on_gpu(
       "dequantize",
       plan(problem(inputs), metal::device_profile(stream().device)),

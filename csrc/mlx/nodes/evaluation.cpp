@@ -6,6 +6,14 @@
 
 namespace nibble::evaluation {
 
+bool is_empty(mx::array& out) {
+  if (out.size() > 0) {
+    return false;
+  }
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  return true;
+}
+
 void run_on_gpu(const char* op,
                 const std::optional<std::vector<LaunchPlan>>& launches,
                 const std::vector<Operand>& operands,

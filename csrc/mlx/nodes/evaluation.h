@@ -12,6 +12,10 @@ namespace nibble::evaluation {
 
 namespace mx = mlx::core;
 
+// True if `out` has no elements, and then gives it its memory. A graph that is
+// traced without shapes may be run with no rows. Nothing is launched then.
+bool is_empty(mx::array& out);
+
 // Gives `out` memory and runs the launches; operands[i] is the operand of
 // inputs[i]. Throws without launches: the graph was built for another device.
 void run_on_gpu(const char* op,

@@ -51,6 +51,9 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
 
 void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,
                          std::vector<mx::array>& outputs) {
+  if (evaluation::is_empty(outputs[0])) {
+    return;
+  }
   evaluation::run_on_gpu(
       "gather_qmm",
       plan(problem(inputs), metal::device_profile(stream().device)),

@@ -50,6 +50,9 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
 
 void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
                                std::vector<mx::array>& outputs) {
+  if (evaluation::is_empty(outputs[0])) {
+    return;
+  }
   if (joint_ && joint_->compute(*this, inputs[kX], outputs[0])) {
     return;
   }

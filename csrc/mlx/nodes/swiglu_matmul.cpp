@@ -114,6 +114,9 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
 
 void SwigluMatmul::eval_gpu(const std::vector<mx::array>& inputs,
                             std::vector<mx::array>& outputs) {
+  if (evaluation::is_empty(outputs[0])) {
+    return;
+  }
   std::vector<Operand> operands{Operand::kX,
                                 Operand::kWeight,
                                 Operand::kScales,

@@ -63,17 +63,23 @@ void align_batches(Request& request, const mx::Stream& stream);
 // True if the self-check trusts all of these launches.
 bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches);
 
-// True if our kernels compute this on the stream's device and are trusted
-// there. A traced graph may be run with other shapes than it was built with
-// (mx.compile(shapeless=True)). So all kernels of any shape must be trusted
-// now: inside an evaluation it is too late to ask.
+// True if our kernels compute this on the stream's device, are trusted there,
+// and have no faster kernel of MLX beside them. A traced graph may be run with
+// other shapes than it was built with (mx.compile(shapeless=True)). So all
+// kernels of any shape must be trusted now: inside an evaluation it is too late
+// to ask.
 template <typename Problem>
 bool decide(const Problem& problem, bool traced, const mx::Stream& stream) {
   if (stream.device == mx::Device::cpu) {
     return true;
   }
-  return metal::is_available() &&
-         is_trusted(plan(problem, metal::device_profile(stream.device))) &&
+  if (!metal::is_available()) {
+    return false;
+  }
+  DeviceProfile device = metal::device_profile(stream.device);
+  bool left_to_mlx = traced ? mlx_may_be_faster(problem, device)
+                            : mlx_is_faster(problem, device);
+  return !left_to_mlx && is_trusted(plan(problem, device)) &&
          (!traced || self_check::trusted(kernels_of_any_shape(problem)));
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import _native
+from mlx_nibble.machine import gpu
 
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")
@@ -36,7 +37,7 @@ def describe() -> dict[str, Any]:
         "load": [round(load, 2) for load in os.getloadavg()],
         "system": system(),
         "device": device(),
-        "gpu": str(mx.device_info(mx.gpu).get("device_name", "")) or None,
+        "gpu": gpu.info().get("device_name"),
         "cpu_isa": None if _native.ext is None else _native.ext.cpu_isa(),
         "power": power_mode(),
     }

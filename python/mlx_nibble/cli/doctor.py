@@ -1,4 +1,4 @@
-"""Try every kernel on this machine.
+"""Try the kernels that common checkpoints need on this machine.
 
 Each result is compared with the dequantized product in float64. A kernel that fails is
 not used: MLX's own operation takes its place.
@@ -28,7 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="also try the kernels that no common checkpoint needs (takes minutes)",
+        help="try every Metal kernel: thousands, which may take hours; each verdict is "
+        "kept at once, so that Ctrl-C loses none",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -47,11 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     args = _parser().parse_args(arguments)
     if _native.ext is None:
         raise RuntimeError(f"[doctor] mlx-nibble is inactive, {_native.reason}")
+    machine = Machine.here()
     with run_progress() as progress:
         diagnosis = diagnose(
             _native.ext,
-            Machine.here(),
-            mx.metal.is_available(),
+            machine,
+            bool(machine.gpu) and mx.metal.is_available(),
             args.all,
             progress,
         )

@@ -13,12 +13,24 @@ import mlx.core as mx
 from mlx_nibble import ops
 from mlx_nibble.formats import BITS, GROUP_SIZES
 from mlx_nibble.machine import trial
+from mlx_nibble.machine.gpu import info as gpu_info
 from mlx_nibble.machine.trial import Trial, Verdict
 from mlx_nibble.machine.verdicts import Machine, Verdicts
 from mlx_nibble.progress import Progress, silent
 
 # By the label in a kernel's name: "f32", "f16" and "bf16".
 _DTYPES = {name.replace("loat", ""): dtype for name, dtype in ops.DTYPES.items()}
+
+# The formats of most checkpoints, and the types of their activations: 4 and 8 bits of
+# mlx-community.
+_COMMON = {"b4_g64": ("f16", "bf16"), "b8_g64": ("bf16",)}
+# Families of the backward pass, and of tiles of float16, which a caller asks for.
+_UNCOMMON = ("qmm_half", "qvm", "qmm_n", "gather_qvm", "gather_qmm_n")
+_UNCOMMON += ("gather_sorted_qmm_n",)
+
+# Kernels of one library. Reading their common text costs Metal's compiler more than
+# another kernel does; a library is compiled whole before its first trial.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -74,30 +86,36 @@ def diagnose(
     everything: bool = False,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Try the kernels again and remember the verdicts.
+    """Try the kernels again, and keep each verdict as soon as it is known.
 
     Args:
         ext: The extension.
         machine: Machine that the verdicts are valid for.
         gpu: Whether there is a Metal GPU.
-        everything: Try all Metal kernels, not only the :func:`usual` ones.
+        everything: Try all Metal kernels, not only the :func:`common` ones.
         progress: Receiver of the number of tried kernels.
     """
-    kernels = [k for k in ext.kernels() if everything or usual(k)] if gpu else []
+    kernels = [
+        kernel
+        for kernel in (ext.kernels() if gpu else [])
+        if (everything or common(kernel)) and ext.trial(kernel) is not None
+    ]
+    known = Verdicts(machine, ext)
     verdicts = []
     for done, kernel in enumerate(kernels):
+        if done % _AT_ONCE == 0:
+            progress("Compiling kernels", done, len(kernels))
+            ext.compile_kernels(kernels[done : done + _AT_ONCE])
         progress("Trying kernels", done, len(kernels))
-        verdict = trial.check(kernel, ext)
+        verdict = known.try_now(kernel)
         if verdict is not None:
             verdicts.append(verdict)
-    if gpu:
-        Verdicts(machine, ext).remember(verdicts)
     return Diagnosis(
         machine,
         {
             f"{name} {key}": str(value)
-            for name, device in (("gpu", mx.gpu), ("cpu", mx.cpu))
-            for key, value in mx.device_info(device).items()
+            for name, found in (("gpu", gpu_info()), ("cpu", mx.device_info(mx.cpu)))
+            for key, value in found.items()
         },
         platform.python_version(),
         ext.cpu_isa(),
@@ -110,21 +128,19 @@ def _family(kernel: str) -> str:
     return re.split(r"_(?:b?f\d+)_", kernel)[0]
 
 
-def usual(kernel: str) -> bool:
-    """Return whether common checkpoints use a kernel.
+def common(kernel: str) -> bool:
+    """Return whether inference with a common checkpoint uses a kernel.
 
-    Their activations and scales have one type. A symmetric kernel is usual for the
-    widths that Q4_0 and Q8_0 are imported to.
+    Its scales have the type of its activations, and its bits one of `_COMMON`. It runs
+    no backward pass and does not ask for tiles of float16.
 
     Args:
         kernel: Name of the kernel.
     """
-    match = re.fullmatch(r".*?_(b?f\d+)_(b?f\d+)_b(\d)_g(\d+)(_sym)?(_.*)?", kernel)
-    if match is None or match[1] != match[2]:
+    match = re.fullmatch(r"(.*?)_(b?f\d+)_(b?f\d+)_(b\d_g\d+(?:_sym)?)(_.*)?", kernel)
+    if match is None or match[2] != match[3] or match[4] not in _COMMON:
         return False
-    if match[5] and int(match[3]) not in (4, 8):
-        return False
-    return ops.supports("affine", int(match[3]), int(match[4]))
+    return match[2] in _COMMON[match[4]] and match[1] not in _UNCOMMON
 
 
 def _cpu_verdicts() -> Iterator[Verdict]:

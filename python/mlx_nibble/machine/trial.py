@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,13 @@ class Verdict:
     Attributes:
         kernel: Name of the kernel.
         failure: Reason not to use the kernel; None if it may be used.
+        lasting: Whether another trial would end alike. False for the failure of a GPU
+            that is out of memory, or was reset because of another process.
     """
 
     kernel: str
     failure: str | None = None
+    lasting: bool = field(default=True, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -76,6 +79,22 @@ class Trial:
     mode: str
 
 
+# Parts of the errors that belong to a kernel: of MLX, which cannot compile it, and of
+# ours, for too many threads.
+_LASTING = ("Unable to build metal library", "Unable to load kernel", "threads in a th")
+# Parts of the first, if Metal's compiler service has crashed.
+_PASSING = ("XPC", "interrupted")
+
+
+def gpu_is_sound() -> bool:
+    """Return whether an operation of MLX gives the right result on the GPU now."""
+    try:
+        numbers = mx.arange(64, dtype=mx.float32, stream=mx.gpu)
+        return mx.sum(numbers * numbers, stream=mx.gpu).item() == 85344
+    except (RuntimeError, ValueError):
+        return False
+
+
 def check(kernel: str, ext: Any) -> Verdict | None:
     """Run a kernel's trial.
 
@@ -109,7 +128,9 @@ def judge(
         y = run(_bound(trial, operands))
         mx.eval(y)
     except (RuntimeError, ValueError) as error:
-        return Verdict(name, _one_line(error))
+        text = _one_line(error)
+        lasting = any(part in text for part in _LASTING)
+        return Verdict(name, text, lasting and not any(p in text for p in _PASSING))
     return Verdict(name, _disagreement(_values(y), exact, allowed))
 
 

@@ -4,17 +4,23 @@ A Metal kernel is compiled by the user's system for the user's GPU, which may be
 that nobody has tested. Its first use there runs a trial (:mod:`trial`). A kernel that
 does not compile or is wrong is switched off with a warning. MLX's operation replaces
 it. A verdict is valid for the same GPU, system, mlx and mlx-nibble.
+
+A trial may also end the process, or never end. So the kernel is marked before its
+trial. If a later process finds the mark of one that has died, it does not use the
+kernel.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import platform
 import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +30,14 @@ from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.stranger import read_json
-from mlx_nibble.machine import trial
-from mlx_nibble.machine.trial import Verdict
 
 # 20 times the verdicts of all kernels.
 _LARGEST_FILE = 4 << 20
+from mlx_nibble.machine import gpu, trial
+from mlx_nibble.machine.trial import Verdict
+
+# The kernels that this process is trying.
+_trying: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -52,35 +61,57 @@ class Machine:
         """Return this machine."""
         mac = platform.mac_ver()[0]
         system = f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
-        gpu = str(mx.device_info(mx.gpu).get("architecture", ""))
-        return cls(gpu, system, mx.__version__, __version__)  # pyright: ignore[reportAttributeAccessIssue]
+        return cls(gpu.architecture(), system, mx.__version__, __version__)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass
+class _Stored:
+    """The contents of a machine's file.
+
+    Attributes:
+        failures: Reason for each tried kernel; None if it may be used.
+        trying: Identifier of the process that tries a kernel.
+    """
+
+    failures: dict[str, str | None] = field(default_factory=dict)
+    trying: dict[str, int] = field(default_factory=dict)
 
 
 class Verdicts:
     """The verdicts of one machine: the judge that the extension asks."""
 
-    def __init__(self, machine: Machine, ext: Any) -> None:
-        """Read and try nothing yet."""
-        self._machine = machine
+    def __init__(self, machine: Machine | None, ext: Any) -> None:
+        """Read and try nothing yet.
+
+        Args:
+            machine: Machine that the verdicts are valid for; None for this one.
+            ext: The extension.
+        """
+        self._given = machine
         self._ext = ext
         self._known: dict[str, Verdict] | None = None
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine that the verdicts are valid for."""
+        return self._given or Machine.here()
 
     @property
     def path(self) -> Path:
         """The machine's file."""
-        name = "_".join(asdict(self._machine).values())
+        variant = ["fences"] if _fences() else []
+        name = "_".join([*asdict(self.machine).values(), *variant])
         return (
             cache_dir() / "self-check" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
         )
 
     def __call__(self, kernel: str) -> bool:
         """Return whether a kernel may be used; try the kernel if that is unknown."""
+        if not self.machine.gpu:
+            return False
         if self._known is None:
-            self._known = self._load()
-        verdict = self._known.get(kernel)
-        if verdict is None:
-            verdict = trial.check(kernel, self._ext) or Verdict(kernel)
-            self.remember([verdict])
+            self._known = _verdicts(self._read())
+        verdict = self._known.get(kernel) or self.try_now(kernel) or Verdict(kernel)
         if not verdict.ok:
             warnings.warn(
                 f"mlx-nibble does not use its kernel {kernel} on this machine; MLX's "
@@ -91,41 +122,99 @@ class Verdicts:
             )
         return verdict.ok
 
-    def remember(self, verdicts: Iterable[Verdict]) -> None:
-        """Add verdicts to the known ones, in this process and in the cache."""
-        new = {verdict.kernel: verdict for verdict in verdicts}
+    def try_now(self, kernel: str) -> Verdict | None:
+        """Run a kernel's trial and keep the verdict, whatever is known of the kernel.
+
+        Only this process keeps a failure that need not last: one that has another
+        reason than the kernel, or after which MLX's own operation fails as well.
+
+        Args:
+            kernel: Name of the kernel.
+
+        Returns:
+            The verdict; None if this machine's GPU never uses the kernel.
+        """
+        _trying.add(kernel)
+        self._update(lambda stored: stored.trying.update({kernel: os.getpid()}))
+        lasting: dict[str, str | None] = {}
+        try:
+            verdict = trial.check(kernel, self._ext)
+            kept = verdict or Verdict(kernel)
+            self._known = {**(self._known or {}), kernel: kept}
+            if kept.ok or (kept.lasting and trial.gpu_is_sound()):
+                lasting = {kernel: kept.failure}
+        finally:
+            _trying.discard(kernel)
+
+            def end(stored: _Stored) -> None:
+                stored.trying.pop(kernel, None)
+                stored.failures.update(lasting)
+
+            self._update(end)
+        return verdict
+
+    def _update(self, change: Callable[[_Stored], None]) -> None:
+        """Change the file; other processes may do so, too."""
         try:
             with cache_lock("self-check"):
-                self._known = self._load() | (self._known or {}) | new
-                self._save(self._known)
+                stored = self._read()
+                change(stored)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                content = {"machine": asdict(self.machine), **asdict(stored)}
+                write_text(self.path, json.dumps(content, indent=1, sort_keys=True))
         except OSError:
-            # Without a cache, every process runs its own trials.
-            self._known = (self._known or {}) | new
+            pass  # Without a cache, every process runs its own trials.
 
-    def _load(self) -> dict[str, Verdict]:
+    def _read(self) -> _Stored:
         try:
-            stored = read_json(self.path, "self-check", _LARGEST_FILE)
-            return {
-                kernel: Verdict(kernel, None if failure is None else str(failure))
-                for kernel, failure in stored["failures"].items()
+            content = read_json(self.path, "self-check", _LARGEST_FILE)
+            failures = {
+                str(kernel): None if failure is None else str(failure)
+                for kernel, failure in content["failures"].items()
             }
+            trying = {str(k): int(v) for k, v in content.get("trying", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # missing or damaged: the next verdict rewrites the file
+            return _Stored()  # missing or damaged: the next verdict rewrites the file
+        return _Stored(failures, trying)
 
-    def _save(self, verdicts: dict[str, Verdict]) -> None:
-        stored = {
-            "machine": asdict(self._machine),
-            # By kernel; null for a kernel that may be used.
-            "failures": {k: v.failure for k, v in sorted(verdicts.items())},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(stored, indent=1))
+
+def _verdicts(stored: _Stored) -> dict[str, Verdict]:
+    """Return what is known: also of kernels whose trial has ended its process."""
+    unfinished = "its last trial did not end, or ended the process"
+    known = {k: Verdict(k, failure) for k, failure in stored.failures.items()}
+    for kernel, process in stored.trying.items():
+        if kernel not in _trying and not _is_other_process(process):
+            known[kernel] = Verdict(kernel, unfinished)
+    return known
+
+
+def _fences() -> bool:
+    """Return whether kernels are compiled with barriers around their products."""
+    return os.environ.get("NIBBLE_SIMDGROUP_BARRIERS", "0") != "0"
+
+
+def _is_other_process(identifier: int) -> bool:
+    if identifier <= 0 or identifier == os.getpid():
+        return False
+    try:
+        os.kill(identifier, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def install(ext: Any) -> None:
-    """Have the extension try every kernel before its first use."""
+    """Have the extension ask for facts of the GPU and for verdicts, when it needs them.
+
+    Nothing is asked of the GPU here: MLX may find none that it can use.
+    """
     if not mx.metal.is_available():
         return
-    ext.set_judge(Verdicts(Machine.here(), ext))
-    # The extension outlives the interpreter: drop its reference to the judge.
+    ext.set_judge(Verdicts(None, ext))
+    ext.set_gpu_facts(gpu.facts)
+    ext.set_fences(_fences())
+    # The extension outlives the interpreter: drop its references to Python's objects.
     atexit.register(ext.set_judge, None)
+    atexit.register(ext.set_gpu_facts, None)

@@ -153,3 +153,11 @@ using namespace metal;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   out[tid] = float(shared[127 - tid]);
 }
+
+// Each quad reversed, and the value of its second lane.
+[[kernel]] void correct_quads(const device float* a [[buffer(0)]],
+                              device float* out [[buffer(1)]],
+                              uint i [[thread_index_in_threadgroup]]) {
+  const float reversed = quad_shuffle(a[i], ushort(3 - i % 4));
+  out[i] = reversed + 1000.0f * quad_broadcast(a[i], 1);
+}

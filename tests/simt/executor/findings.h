@@ -21,7 +21,8 @@ struct Counters {
   uint64_t threads = 0;
   uint64_t threadgroup_barriers = 0;
   uint64_t simdgroup_barriers = 0;
-  uint64_t shuffles = 0;
+  uint64_t shuffles = 0;        // simd_shuffle, in words of a lane
+  uint64_t fixed_shuffles = 0;  // all others
   uint64_t reductions = 0;
   uint64_t matrix_products = 0;
   uint64_t threadgroup_bytes = 0;

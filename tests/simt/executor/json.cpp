@@ -69,6 +69,7 @@ std::string to_json(const std::vector<Finding>& findings,
       << ", \"threadgroup_barriers\": " << c.threadgroup_barriers
       << ", \"simdgroup_barriers\": " << c.simdgroup_barriers
       << ", \"shuffles\": " << c.shuffles
+      << ", \"fixed_shuffles\": " << c.fixed_shuffles
       << ", \"reductions\": " << c.reductions
       << ", \"matrix_products\": " << c.matrix_products
       << ", \"threadgroup_bytes\": " << c.threadgroup_bytes << "}";

@@ -40,6 +40,9 @@ struct SimtProfile {
   char tier;
   uint32_t max_threads_per_threadgroup;
   uint32_t max_threadgroup_bytes;
+  uint32_t cores;
+  int32_t neural;
+  int32_t tf32;
 };
 
 namespace {
@@ -126,7 +129,10 @@ nibble::DeviceProfile device_of(const SimtProfile& profile) {
   return {profile.generation,
           profile.tier,
           profile.max_threads_per_threadgroup,
-          profile.max_threadgroup_bytes};
+          profile.max_threadgroup_bytes,
+          profile.cores,
+          profile.neural != 0,
+          profile.tf32 != 0};
 }
 
 template <typename Problem>
@@ -171,6 +177,16 @@ std::string to_json(
 SIMT_EXPORT const char* simt_plan_gather(const SimtGatherProblem* p,
                                          const SimtProfile* profile) {
   return keep(to_json(nibble::plan(gather_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_left_to_mlx(const SimtProblem* p,
+                                         const SimtProfile* profile) {
+  return mlx_is_faster(matmul_of(*p), device_of(*profile)) ? "true" : "false";
+}
+
+SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
+                                                const SimtProfile* profile) {
+  return mlx_is_faster(gather_of(*p), device_of(*profile)) ? "true" : "false";
 }
 
 SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
@@ -250,5 +266,5 @@ SIMT_EXPORT const char* simt_instances() {
 // kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
   auto id = nibble::parse_kernel_name(name);
-  return keep(id ? kernel_source(*id) : "");
+  return keep(id ? nibble::kernel_source({*id}) : "");
 }

@@ -20,6 +20,7 @@ const char* name_of(Op op) {
     case Op::kSimdgroupBarrier:
       return "simdgroup_barrier";
     case Op::kShuffle:
+    case Op::kFixedShuffle:
       return "simd shuffle";
     case Op::kReduce:
       return "simd reduction";
@@ -221,8 +222,11 @@ const uint8_t* Threadgroup::exchange(Site site,
       case Op::kMatrix:
         ++counters_.matrix_products;
         break;
+      case Op::kFixedShuffle:
+        counters_.fixed_shuffles += (bytes + 3) / 4;
+        break;
       default:
-        ++counters_.shuffles;
+        counters_.shuffles += (bytes + 3) / 4;
     }
   }
   return &slots[0][0];

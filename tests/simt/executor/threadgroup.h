@@ -20,6 +20,7 @@ enum class Op : uint8_t {
   kReduce,
   kMatrix,
   kThreadgroupBarrier,
+  kFixedShuffle,
 };
 
 // A call in the kernel's text.

@@ -1,22 +1,25 @@
-"""Kernels on a real GPU: the trials of machine/trial.py, one type at a time."""
+"""The kernels of common checkpoints on a real GPU: the trials of `nibble doctor`."""
 
 from __future__ import annotations
+
+import os
 
 import mlx.core as mx
 import pytest
 
 from mlx_nibble import _native
-from mlx_nibble.machine import trial
-from mlx_nibble.machine.diagnosis import usual
+from mlx_nibble.machine.diagnosis import diagnose
+from mlx_nibble.machine.verdicts import Machine
 
 pytestmark = pytest.mark.skipif(
-    not mx.metal.is_available(), reason="there is no Metal GPU"
+    not (mx.metal.is_available() and mx.is_available(mx.gpu))
+    or os.environ.get("NIBBLE_TEST_DEVICE") == "cpu",
+    reason="there is no Metal GPU, or the CPU is tested",
 )
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_the_kernels_of_common_checkpoints_agree(dtype):
-    assert _native.ext is not None
-    kernels = [k for k in _native.ext.kernels() if usual(k) and f"_{dtype}_" in k]
-    verdicts = [trial.check(kernel, _native.ext) for kernel in kernels]
-    assert [v for v in verdicts if v is not None and not v.ok] == []
+def test_the_kernels_of_common_checkpoints_agree(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path))
+    diagnosis = diagnose(_native.ext, Machine.here(), gpu=True)
+    assert diagnosis.gpu
+    assert [v for v in diagnosis.gpu if not v.ok] == []

@@ -19,3 +19,8 @@
 // Metal 3.1, the version that our kernels need (macOS 14).
 #define __METAL_VERSION__ 310
 #define METAL_FUNC SIMT_DEVICE inline
+// Our kernels' own macro (kernels/shared.h): inlining everything makes x86 code
+// that takes several times as long to compile.
+#ifndef NIBBLE_INLINE
+#define NIBBLE_INLINE inline
+#endif

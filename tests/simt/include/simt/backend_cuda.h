@@ -100,7 +100,9 @@ inline void simdgroup_barrier(uint, SIMT_SITE) {
   __syncwarp();
 }
 
-template <typename T, typename From>
+enum Op { kShuffle, kFixed };
+
+template <typename T, Op = kFixed, typename From>
 inline T exchange(T value, From from, SIMT_SITE) {
   constexpr int kWords = (sizeof(T) + 3) / 4;
   uint words[kWords] = {};

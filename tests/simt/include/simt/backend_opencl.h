@@ -66,7 +66,8 @@ __local void* simt_threadgroup_variable(const __constant char* name,
 namespace rt {
 
 // Operations that the executor counts apart; ../executor/runtime.h.
-enum Op : uint32_t { kShuffle = 1, kReduce = 2, kMatrix = 3 };
+// kFixed: a shuffle that Apple GPUs have one instruction for.
+enum Op : uint32_t { kShuffle = 1, kReduce = 2, kMatrix = 3, kFixed = 5 };
 
 constexpr uint32_t kSlotBytes = 16;
 
@@ -86,10 +87,45 @@ inline T slot(__global const uint8_t* slots, int lane) {
   return *(__global const T*)(slots + kSlotBytes * (lane & 31));
 }
 
-template <typename T, typename From>
+#ifdef SIMT_REGISTERS
+// For the study of the compiler's code alone (../../build.py): values that
+// lanes exchange stay in registers, as on a GPU.
+template <typename T, Op, typename From>
+inline T exchange(T value, From, SIMT_SITE) {
+  uint32_t words[(sizeof(T) + 3) / 4] = {};
+  __builtin_memcpy(words, &value, sizeof(T));
+#pragma clang loop unroll(full)
+  for (uint32_t i = 0; i < (sizeof(T) + 3) / 4; ++i) {
+    asm volatile("" : "+r"(words[i]));
+  }
+  __builtin_memcpy((__private void*)&value, words, sizeof(T));
+  return value;
+}
+
+template <typename T>
+inline T sum(T value, SIMT_SITE) {
+  return exchange<T, kReduce>(value, [](int) { return 0; });
+}
+
+inline void multiply_add_8x8(float a0,
+                             float a1,
+                             float b0,
+                             float b1,
+                             __private float& d0,
+                             __private float& d1,
+                             int,
+                             int,
+                             SIMT_SITE) {
+  float low = d0, high = d1;
+  asm volatile("" : "+x"(low), "+x"(high) : "x"(a0), "x"(a1), "x"(b0), "x"(b1));
+  d0 = low;
+  d1 = high;
+}
+#else
+template <typename T, Op op, typename From>
 inline T exchange(T value, From from, SIMT_SITE) {
   static_assert(sizeof(T) <= kSlotBytes, "a slot holds 16 bytes");
-  auto slots = simt_exchange(&value, sizeof(T), kShuffle, SIMT_AT);
+  auto slots = simt_exchange(&value, sizeof(T), op, SIMT_AT);
   return slot<T>(slots, from(lane()));
 }
 
@@ -133,5 +169,6 @@ inline void multiply_add_8x8(float a0,
     d1 += a * held[b + 3];
   }
 }
+#endif
 
 }  // namespace rt

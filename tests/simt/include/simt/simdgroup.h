@@ -22,20 +22,22 @@ SIMT_DEVICE inline void simdgroup_barrier(mem_flags flags, SIMT_SITE) {
   rt::simdgroup_barrier(uint(flags), SIMT_AT);
 }
 
-// Each lane gets the value of lane `source`, an expression of `lane`.
-#define SIMT_SHUFFLE(name, argument, source)                       \
+// Each lane gets the value of lane `source`, an expression of `lane`. Apple
+// GPUs have an instruction for all of these but the first.
+#define SIMT_SHUFFLE(name, argument, source, op)                   \
   template <class T>                                               \
   SIMT_DEVICE inline T name(T value, ushort argument, SIMT_SITE) { \
-    return rt::exchange<T>(                                        \
+    return rt::exchange<T, rt::op>(                                \
         value, [=](int lane) { return int(source); }, SIMT_AT);    \
   }
-SIMT_SHUFFLE(simd_shuffle, from, from)
-SIMT_SHUFFLE(simd_broadcast, from, from)
-SIMT_SHUFFLE(simd_shuffle_xor, mask, lane ^ mask)
-SIMT_SHUFFLE(simd_shuffle_down, by, lane + by < 32 ? lane + by : lane)
-SIMT_SHUFFLE(simd_shuffle_up, by, lane >= by ? lane - by : lane)
-SIMT_SHUFFLE(quad_shuffle_xor, mask, lane ^ mask)
-SIMT_SHUFFLE(quad_broadcast, from, (lane & ~3) + from)
+SIMT_SHUFFLE(simd_shuffle, from, from, kShuffle)
+SIMT_SHUFFLE(simd_broadcast, from, from, kFixed)
+SIMT_SHUFFLE(simd_shuffle_xor, mask, lane ^ mask, kFixed)
+SIMT_SHUFFLE(simd_shuffle_down, by, lane + by < 32 ? lane + by : lane, kFixed)
+SIMT_SHUFFLE(simd_shuffle_up, by, lane >= by ? lane - by : lane, kFixed)
+SIMT_SHUFFLE(quad_shuffle, from, (lane & ~3) + from, kFixed)
+SIMT_SHUFFLE(quad_shuffle_xor, mask, lane ^ mask, kFixed)
+SIMT_SHUFFLE(quad_broadcast, from, (lane & ~3) + from, kFixed)
 #undef SIMT_SHUFFLE
 
 template <class T>

@@ -57,7 +57,6 @@ struct Dispatch {
   const MTL::ComputePipelineState* pipeline = nullptr;
   std::vector<Array> arrays;
   std::vector<Bytes> bytes;
-  std::vector<std::pair<int, size_t>> threadgroup_memory;  // index, length
   MTL::Size threadgroups{0, 0, 0};
   MTL::Size threads{0, 0, 0};
 };
@@ -72,15 +71,24 @@ class CommandEncoder {
     auto* first = reinterpret_cast<const std::byte*>(v);
     current_.bytes.push_back({{first, first + n * sizeof(T)}, idx});
   }
-  void set_threadgroup_memory_length(size_t length, int idx);
   void add_temporary(array arr);
   void dispatch_threadgroups(MTL::Size grid_dims, MTL::Size group_dims);
+
+  // The evaluation of a node, as MLX's scheduler sees it. The second throws if
+  // a launch read an array that neither the node nor the encoder keeps until
+  // the GPU is done.
+  void begin_node();
+  void end_node(const std::vector<array>& inputs);
 
   // Called with each dispatch, as a GPU would be.
   std::function<void(const Dispatch&)> run;
 
  private:
   Dispatch current_;
+  // Buffers of the node: MLX's encoder waits for no fence of a temporary, so
+  // only launches of the same node may have written one.
+  std::vector<array> temporaries_, read_;
+  std::set<const void*> written_;
 };
 
 class Device {
@@ -95,6 +103,9 @@ class Device {
   std::string architecture = "applegpu_g13g";
   std::set<std::string> refused;  // kernels that do not compile
   uint64_t max_threads = 1024;    // of a threadgroup, for any pipeline
+
+  // Libraries that were compiled, in order.
+  std::vector<std::string> compiled;
 
   // Forgets all that was compiled.
   void forget();

@@ -1,0 +1,56 @@
+// Products that MLX computes on the neural accelerators of a GPU's cores (M5).
+//
+// MLX 0.32.4 takes them for tiles whose K is a multiple of 64, and whose N is
+// too if w is not transposed; for float32 only if TF32 is allowed. Its limits
+// of rows depend on N and K, from 13 to 65. Ours is one number: up to 32 rows,
+// w is read once by our kernels.
+#include <limits>
+
+#include "csrc/core/plan/launch.h"
+#include "csrc/core/plan/limits.h"
+#include "csrc/core/planner.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kNeuralColumns = 64;
+constexpr int kManyRows = std::numeric_limits<int>::max() / 2;
+
+bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
+  return device.neural && (p.dtype != Dtype::kFloat32 || device.tf32) &&
+         p.K % kNeuralColumns == 0 &&
+         (p.transpose || p.N % kNeuralColumns == 0) && !p.batch_invariant;
+}
+
+}  // namespace
+
+bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
+  return problem.choice.empty() && has_neural_kernel(problem, device) &&
+         merge_rows(problem).M > kLastSkinnyRow;
+}
+
+bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
+  return has_neural_kernel(p, device) &&
+         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+}
+
+bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
+  return false;
+}
+
+bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
+  problem.M = kManyRows;
+  problem.batch = {};
+  return mlx_is_faster(problem, device);
+}
+
+bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
+  problem.M = kManyRows;
+  return mlx_is_faster(problem, device);
+}
+
+bool mlx_may_be_faster(const DequantizeProblem&, const DeviceProfile&) {
+  return false;
+}
+
+}  // namespace nibble
