@@ -30,11 +30,11 @@ from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.stranger import read_json
+from mlx_nibble.machine import gpu, trial
+from mlx_nibble.machine.trial import Verdict
 
 # 20 times the verdicts of all kernels.
 _LARGEST_FILE = 4 << 20
-from mlx_nibble.machine import gpu, trial
-from mlx_nibble.machine.trial import Verdict
 
 # The kernels that this process is trying.
 _trying: set[str] = set()
