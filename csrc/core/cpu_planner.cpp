@@ -113,8 +113,9 @@ int chunk_columns(const GatherProblem& p,
                            int64_t{wave.rows} * p.N * p.K,
                            ceil_div(plan.chunks, wave.groups),
                            p.transpose);
-  int most = columns_of_sums(wave.matrices * wave.largest);
-  return std::min(even, std::max(column_unit(p.transpose), most));
+  int unit = column_unit(p.transpose);
+  int most = columns_of_sums(wave.matrices * wave.largest) / unit * unit;
+  return std::min(even, std::max(unit, most));
 }
 
 std::vector<CpuPlan> candidates(const MatmulProblem& problem,

@@ -38,9 +38,9 @@ def fault(case: Case) -> str | None:
         return f"{name} {y.shape} instead of {case.dtype} {case.exact.shape}"
     result, exact = to_numpy(y).astype(np.float64), case.exact
     close = abs(result - exact) <= case.allowed
-    reach = (abs(exact) + case.allowed) * (1 + UNIT_ROUNDOFF[case.dtype])
-    beyond = np.isinf(result) & (np.sign(result) == np.sign(exact))
-    beyond &= reach >= LARGEST[case.dtype]
+    # The end of the allowed values on the side of the result.
+    end = (np.sign(result) * exact + case.allowed) * (1 + UNIT_ROUNDOFF[case.dtype])
+    beyond = np.isinf(result) & (end >= LARGEST[case.dtype])
     finite = np.isfinite(exact)
     same = (result == exact) | (np.isnan(result) & np.isnan(exact))
     if case.otherwise is not None:

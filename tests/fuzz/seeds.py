@@ -140,7 +140,7 @@ def workspace() -> list[Files]:
         state.keep_plan({"model.layers.0.mlp.up_proj": {"bits": 4, "group_size": 64}})
         for layer in (0, 1):
             state.save_part(f"layer-{layer:05}", {"w": mx.ones((2, 2))})
-            state.finish_layer(layer + 1, [mx.ones((1, 4, 8)), mx.ones((1, 4, 8))])
+            state.finish_layer(layer + 1)
         folder = state.folder
         return [{file.name: file.read_bytes() for file in sorted(folder.iterdir())}]
 
@@ -154,10 +154,11 @@ def cache() -> list[Files]:
     rows = [asdict(key) | asdict(choice) for key, choice in table.items()]
     whole = {"schema": tuned_table.SCHEMA, "machine": tuned_table.machine()}
     failures = {"qmv_a": None, "qmv_b": "wrong by 2"}
+    verdicts = {"failures": failures, "trying": {"qmv_c": 1}}
     return [
         {
             "table.json": json.dumps({**whole, "choices": rows}).encode(),
-            "verdicts.json": json.dumps({"failures": failures}).encode(),
+            "verdicts.json": json.dumps(verdicts).encode(),
         }
     ]
 

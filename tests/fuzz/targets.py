@@ -28,7 +28,7 @@ from mlx_nibble.evaluation.memory import by_layer, what_if
 from mlx_nibble.io.checkpoint import read_tensors
 from mlx_nibble.lm.checked import load_model, load_tokenizer
 from mlx_nibble.machine import tuned_table
-from mlx_nibble.machine.verdicts import Machine, Verdicts
+from mlx_nibble.machine.verdicts import Machine, Verdicts, _verdicts
 from tests.fuzz import seeds
 from tests.fuzz.mutate import Files
 
@@ -111,8 +111,6 @@ def _workspace(folder: Path) -> None:
     for layer in range(2):
         if found.has_part(name := f"layer-{layer:05}"):
             mx.eval(found.load_part(name))
-    if found.finished:
-        mx.eval(found.states())
 
 
 def _cache(folder: Path) -> None:
@@ -127,7 +125,7 @@ def _cache(folder: Path) -> None:
     with warnings.catch_warnings(record=True):
         tuned_table._warned.clear()
         tuned_table.register(tuned_table.load())
-    for verdict in verdicts._load().values():
+    for verdict in _verdicts(verdicts._read()).values():
         f"{verdict.kernel}: {verdict.failure}".encode("utf-8", "backslashreplace")
 
 

@@ -148,14 +148,14 @@ def test_gathered_products(B, shape, cpu, groups, largest, matrices, transpose, 
     assert 1 <= p.prepared_rows <= p.wave_rows
     unit = MIN_ROWS if transpose else MIN_COLUMNS
     assert p.columns > 0
-    assert p.columns % MIN_ROWS == 0
+    assert p.columns % unit == 0
     # Sums of a chunk stay in the second-level cache.
     assert p.columns == unit or p.columns * matrices * largest <= 64 * 1024
     out = N if transpose else K
     few = rows * N * K < (PARALLEL if transpose else PARALLEL_COLUMNS)
     most = 1 if few else -(-p.chunks // groups)
-    cap = max(MIN_ROWS, 64 * 1024 // (matrices * largest) // MIN_ROWS * MIN_ROWS)
-    assert len(chunks(out, p.columns)) <= most or p.columns == max(unit, cap)
+    cap = max(unit, 64 * 1024 // (matrices * largest) // unit * unit)
+    assert len(chunks(out, p.columns)) <= most or p.columns == cap
 
 
 ATTENTION = st.tuples(

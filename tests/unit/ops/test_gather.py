@@ -68,6 +68,19 @@ def test_products_agree_with_the_oracle(
     check(y, x, w, lhs, rhs, transpose)
 
 
+@pytest.mark.parametrize("M", [8, 15, 38])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_wide_result_of_few_weight_rows(rng, bits, M):
+    # The sums of all columns are too many for one chunk.
+    q, w = make(rng, (1, 2, 28 * 128), bits, 128)
+    x = to_mlx(rng.standard_normal((2, M, 2)), "float16")
+    lhs, rhs = np.array([1, 0, 1]), np.zeros(3, int)
+    y = ops.gather_qmm(
+        x, *q, mx.array(lhs), mx.array(rhs), False, group_size=128, bits=bits
+    )
+    check(y, x, w, lhs, rhs, False)
+
+
 def indices(*shape):
     return mx.array(np.arange(np.prod(shape)).reshape(shape) % 3)
 
