@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import struct
+import sys
 from typing import Any
 
 Files = dict[str, bytes]
@@ -131,7 +132,7 @@ def damaged_tree(tree: Any, rng: random.Random) -> Any:
         case 3 if owner is not holder:
             del owner[key]
         case 4:  # copied, so that no cycle appears
-            owner[key] = copy.deepcopy(other_owner[other_key])
+            owner[key] = _copied(other_owner[other_key])
         case 5 if isinstance(owner, dict):
             owner[rng.choice([*_TEXTS[:9], str(other_key), f"{key}_"])] = owner.pop(key)
         case 6 if isinstance(owner[key], list):
@@ -253,3 +254,13 @@ def _gguf_fields(data: bytes) -> list[tuple[int, int]]:
     except (struct.error, KeyError, OverflowError):
         pass
     return [field for field in fields if sum(field) <= len(data) and field[1]]
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a JSON value, which may be nested thousands of levels deep."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        return copy.deepcopy(value)
+    finally:
+        sys.setrecursionlimit(limit)
