@@ -160,8 +160,9 @@ def _near(value: Any, rng: random.Random) -> Any:
         case bool():
             return not value
         case int():
-            by = [value + 1, value - 1, -value, value * 2, value << 32, value / 2]
-            return rng.choice([*by, float(value) if abs(value) < 2**900 else 0])
+            by = [value + 1, value - 1, -value, value * 2, value << 32]
+            small = abs(value) < 2**900
+            return rng.choice([*by, *((value / 2, float(value)) if small else (0,))])
         case float():
             return rng.choice([-value, value * 2, value / 2, str(value)])
         case str():

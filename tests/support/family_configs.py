@@ -188,9 +188,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "iquestloopcoder": {"loop_num": 2},
     "jamba": {
-        "layers_block_type": ["mamba", "attention"] * 2,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
     },
     "kimi_k3": {
         **_MOE,
@@ -255,6 +256,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "output_multiplier": 1.0,
         "rope_parameters": {"rope_theta": 1e4},
         "num_shared_experts": 0,
+        "audio_config": {"out_hidden_size": 64},  # transformers compares it
     },
     "nemotron-nas": {"block_configs": [_BLOCK] * 4},
     "nemotron": {"hidden_act": "relu2"},
@@ -332,11 +334,17 @@ _TEXT: dict[str, str] = {
 }
 
 
+# Its weights are packed for a Hadamard transform, which no random weights are.
+_NOT_RANDOM = {"prism_hadamard_qwen35"}
+
+
 @cache
 def all_families() -> tuple[str, ...]:
     """Return the names of mlx-lm's modules that have Model and ModelArgs."""
     names = []
     for found in pkgutil.iter_modules(mlx_lm.models.__path__):
+        if found.name in _NOT_RANDOM:
+            continue
         try:
             module = importlib.import_module(f"mlx_lm.models.{found.name}")
         except (ImportError, SystemExit):  # olmo exits without its own package

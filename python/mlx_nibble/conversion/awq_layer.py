@@ -124,7 +124,7 @@ def _record(
 
     # A module that is its own block has two hooks: that of the input is the inner one.
     hooks: list[tuple[nn.Module, Hook]] = [(first, see_input)]
-    hooks += [(modules[p], see_call(p)) for p in paths if callable(modules[p])]
+    hooks += [(modules[p], see_call(p)) for p in paths if callable(modules.get(p))]
     with intercepted(hooks):
         for i in range(count):
             run(i)

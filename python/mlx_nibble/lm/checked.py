@@ -154,7 +154,9 @@ def _check_arguments(kind: type, config: Mapping[str, Any], file: str) -> None:
         value = config[field.name]
         # mlx-lm's types say less than its defaults, and null is often "unused".
         alike = type(value) is type(field.default) and type(value) is not float
-        if alike or (value is None and not needed):
+        origin = typing.get_origin(hints[field.name]) or hints[field.name]
+        unused = not needed or origin in (dict, list, tuple)
+        if alike or (value is None and unused):
             continue
         if not _fits(value, hints[field.name]):
             name = getattr(hints[field.name], "__name__", str(hints[field.name]))
