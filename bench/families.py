@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -86,9 +87,14 @@ def table(rows: dict[str, Row]) -> str:
     for family in sorted(rows):
         for result in rows[family].values():
             text = result.get("refused") or result.get("failed")
+            text = text and re.sub(r"'/\S+/(model/\S*)'", r"'\1'", text)
             if text and family not in refusals.setdefault(text, []):
                 refusals[text].append(family)
-    said = [f"- {', '.join(f)}: `{text}`" for text, f in refusals.items() if f]
+    said = [
+        textwrap.fill(f"- {', '.join(f)}: {text}", 88, subsequent_indent="  ")
+        for text, f in refusals.items()
+        if f
+    ]
     return "\n".join([totals(rows), "", *lines, "", *said])
 
 

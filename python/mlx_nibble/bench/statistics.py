@@ -98,9 +98,9 @@ def passes_needed(comparisons: int = 1) -> int:
 def _rank(n: int, comparisons: int) -> int:
     """Return the number of observations to leave out on each side of the interval."""
     tail = (1 - CONFIDENCE) / comparisons / 2
-    rank, below = 0, 0.5**n
+    rank, below = 0, 1 / 2**n  # of integers: n may be above 1000
     while rank < (n - 1) // 2:
-        below += math.comb(n, rank + 1) * 0.5**n
+        below += math.comb(n, rank + 1) / 2**n
         if below > tail:
             break
         rank += 1

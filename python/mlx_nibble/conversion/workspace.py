@@ -64,7 +64,7 @@ class Workspace:
             self.finished = int(json.loads(progress)["finished"]) if progress else 0
             if not all(self.has_part(name) for name in self._needed()):
                 raise ValueError(self.finished)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
             self.finished = 0
             return f"the unfinished conversion in '{self.folder}' is damaged"
         return None

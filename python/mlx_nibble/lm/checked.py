@@ -128,7 +128,8 @@ def one_line(required: str) -> Iterator[None]:
         if str(error).startswith("[load] "):
             raise
         kind = "" if isinstance(error, ValueError) else f" {type(error).__name__}"
-        raise ValueError(f"[load] {required} but got{kind}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"[load] {required} but got{kind}: {reason}") from error
 
 
 def _check_arguments(kind: type, config: Mapping[str, Any], file: str) -> None:

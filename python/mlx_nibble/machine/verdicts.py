@@ -173,7 +173,14 @@ class Verdicts:
                 for kernel, failure in content["failures"].items()
             }
             trying = {str(k): int(v) for k, v in content.get("trying", {}).items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            ArithmeticError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):
             return _Stored()  # missing or damaged: the next verdict rewrites the file
         return _Stored(failures, trying)
 

@@ -100,6 +100,7 @@ def test_names_in_files_control_no_terminal(whole, tmp_path, capfd):
     text = json.dumps(header).encode()
     changed = len(text).to_bytes(8, "little") + text + data[8 + length :]
     (folder / "model.safetensors").write_bytes(changed)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     assert main(["inspect", str(folder), "--tensors"]) == 0
     assert "[red]\\x1b[2Jnorm\\n" in shown(capfd)
     assert main(["generate", "--model", str(folder)]) == 1

@@ -183,11 +183,11 @@ def packed_tensors() -> dict[str, mx.array]:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (NORM, mx.full(32, np.nan, mx.float16), f"'{NORM}' has a NaN"),
+        (NORM, mx.full(32, np.nan, mx.float16), "has a NaN"),
         (
             "model.layers.0.mlp.up_proj.scales",
             mx.full((1, 64), np.inf, mx.float16),
-            "up_proj.scales' has an infinity",
+            "up_proj must have finite scales",
         ),
         (
             "model.layers.0.mlp.up_proj.scales",
@@ -235,7 +235,8 @@ def test_a_packed_folder_is_quantized_from_our_import(stored, tmp_path):
         source, out = tmp_path / name, tmp_path / f"{name}-out"
         convert(str(source), out, options(stored, bits=8), tell=told.append)
         assert alone(out)
-    assert told == [f"Importing {tmp_path / 'gptq'}"]
+    (line,) = told
+    assert line.startswith(f"Importing {tmp_path / 'gptq'}, whose rounding")
     assert files(tmp_path / "gptq-out") == files(tmp_path / "imported-out")
 
 

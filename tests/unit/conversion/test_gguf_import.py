@@ -197,7 +197,11 @@ UNSUPPORTED = {
         r"must have shape \(64, 64\) but has \(32, 64\)",
     ),
     "vocabulary size": (
-        {**META, "tokenizer.ggml.tokens": META["tokenizer.ggml.tokens"][:-1]},
+        {
+            **META,
+            "tokenizer.ggml.tokens": META["tokenizer.ggml.tokens"][:-1],
+            "tokenizer.ggml.token_type": META["tokenizer.ggml.token_type"][:-1],
+        },
         TENSORS,
         "token_embd",
     ),

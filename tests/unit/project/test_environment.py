@@ -20,9 +20,10 @@ nn.quantize(model, 32, 4)
 report = mlx_nibble.accelerate(model)
 mx.eval(model(mx.ones((2, 64))))
 from mlx_nibble.machine import tuned_table, verdicts
-from mlx_nibble.machine.trial import Verdict, _one_line
-judge = verdicts.Verdicts(verdicts.Machine("", "", "", ""), None)
-judge.remember([Verdict("a")])
+from mlx_nibble.machine.trial import _one_line
+judge = verdicts.Verdicts(verdicts.Machine("gpu", "", "", ""), None)
+judge._update(lambda stored: stored.failures.update({"a": None}))
+judge._known = {"a": verdicts.Verdict("a")}
 assert judge("a") and _one_line(ValueError("b")) == "b"
 assert tuned_table.load() == {} and tuned_table.in_use() == (0, {})
 print(len(report.swapped))
