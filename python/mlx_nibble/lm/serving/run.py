@@ -56,7 +56,7 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
         Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
         return
     http, engine = start(policy, host, port, provider)
-    logging.info("Serving at %s on port %d.", host, http.server_port)
+    logging.info("Starting httpd at %s on port %d...", host, http.server_port)
     with suppress(KeyboardInterrupt):
         http.serve_forever(poll_interval=0.1)
     http.server_close()
