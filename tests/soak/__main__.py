@@ -100,6 +100,7 @@ def soak(model: Path, seconds: float, seed: int, count: int) -> dict:
         "seconds": seconds,
         "counts": dict(sorted(load.counts.items())),
         "memory_mb": [round(m / 1e6, 1) for _, m in memory[:: len(memory) // 60 + 1]],
+        "largest_mb": round(max(size for _, size in memory) / 1e6, 1),
         "growth_after_warm_up": growth,
         "failures": failures,
     }
@@ -147,16 +148,16 @@ def watch(server: subprocess.Popen, seconds: float) -> Iterator[tuple[float, int
 
 
 def growth_of(memory: list[tuple[float, int]]) -> float | None:
-    """Return the largest of the minutes after the warm-up, by the first of them.
+    """Return the memory of the last quarter by that of the first, after the warm-up.
 
-    None if the run was too short for two minutes after it.
+    Medians, for the number of open connections comes and goes. None if the run was too
+    short.
     """
-    minutes: dict[int, list[int]] = {}
-    for when, size in memory:
-        if when >= _WARM_UP:
-            minutes.setdefault(int(when // 60), []).append(size)
-    medians = [statistics.median(sizes) for _, sizes in sorted(minutes.items())]
-    return max(medians) / medians[0] if len(medians) > 1 else None
+    sizes = [size for when, size in memory if when >= _WARM_UP]
+    quarter = len(sizes) // 4
+    if quarter < 10:
+        return None
+    return statistics.median(sizes[-quarter:]) / statistics.median(sizes[:quarter])
 
 
 def summary(result: dict) -> str:

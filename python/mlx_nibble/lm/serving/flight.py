@@ -32,6 +32,7 @@ class Flight(Queue):
         """Hand an item of the engine to the client, unless the client has it."""
         if isinstance(item, GenerationContext):
             again, self._context = self._context is not None, item
+            item._should_stop = self.done  # the client may have left meanwhile
             if again:
                 return
         elif isinstance(item, Response):

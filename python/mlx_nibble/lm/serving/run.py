@@ -84,5 +84,7 @@ def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, 
 def prompt_cache(provider: Any) -> LRUPromptCache:
     """Return an empty cache of prompts, which has a bound."""
     cli = provider.cli_args
-    most = cli.prompt_cache_bytes or machine_bytes() // _CACHE_SHARE
+    most = cli.prompt_cache_bytes
+    if most is None:
+        most = machine_bytes() // _CACHE_SHARE
     return LRUPromptCache(cli.prompt_cache_size, most)
