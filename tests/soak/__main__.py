@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from mlx_lm.utils import quantize_model
@@ -60,7 +60,8 @@ def tiny(folder: Path) -> Path:
     sizes = {"vocab_size": model_folders.VOCABULARY, "head_dim": 32}
     model = tiny_models.build("llama", **sizes)
     config = tiny_models.config("llama", **sizes)
-    model, config = quantize_model(model, config, 32, 4)
+    with redirect_stdout(sys.stderr):  # mlx-lm prints
+        model, config = quantize_model(model, config, 32, 4)
     config["max_position_embeddings"] = 1024
     return model_folders.write(folder, model, config)
 

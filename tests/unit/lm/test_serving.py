@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from mlx_lm import server as upstream
 
 from mlx_nibble import Settings, lm
+from mlx_nibble.lm.serving.fit import Capacity
 from mlx_nibble.lm.serving.policy import Policy
+from mlx_nibble.lm.serving.refusal import Refusal
 from mlx_nibble.lm.serving.run import checked_serving, run, start
 from mlx_nibble.lm.serving.schema import Chat, Completion
 from tests.soak import __main__ as soak
@@ -130,6 +132,28 @@ def test_a_prompt_fits_the_context(load):
     assert status == 400 and "1024 is the limit" in message
     answer = ask(load, prompt="a" * 1020, max_tokens=10**12, logit_bias={"2": -1e6})
     assert answer.endswith(("(length)", "(stop)"))
+
+
+def test_a_sequence_fits_the_memory(load):
+    ask(load, **HEN)  # the model is loaded
+    capacity = Capacity.of(load.engine.model_provider.model)
+    # Keys and values in float32: 3 layers, 2 heads of 32.
+    assert capacity.bytes_per_token == 2 * 4 * 3 * 2 * 32
+    assert (capacity.vocabulary, capacity.context) == (320, 1024)
+    args = _arguments()
+    args.max_tokens, args.logits = 10**9, upstream.LogitsProcessorArguments(*7 * [None])
+    small = Capacity(320, None, 1000.0, 50_000)
+    small.fit([1] * 40, args)
+    assert args.max_tokens == 10
+    with pytest.raises(Refusal, match="50 is the limit"):
+        small.fit([1] * 50, args)
+
+
+def test_a_model_that_cannot_be_probed_is_served():
+    class Odd:
+        layers = ()
+
+    assert Capacity.of(Odd()).bytes_per_token == 0
 
 
 @pytest.mark.parametrize(
