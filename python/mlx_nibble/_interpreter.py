@@ -6,10 +6,12 @@ import would hang or crash.
 
 from __future__ import annotations
 
-try:
-    import _interpreters
-except ImportError:  # before Python 3.13
-    import _xxsubinterpreters as _interpreters
+import importlib
+import sys
+
+# Python's own modules, private until 3.14.
+_NAME = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+_interpreters = importlib.import_module(_NAME)
 
 if _interpreters.get_current() != _interpreters.get_main():
     raise ImportError(
