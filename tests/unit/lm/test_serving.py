@@ -188,6 +188,16 @@ def test_odd_sampling_samples(load, odd):
     assert ask(load, **{**HEN, "temperature": 0.5, **odd})
 
 
+@pytest.mark.parametrize(
+    "name", ["repetition_penalty", "presence_penalty", "frequency_penalty"]
+)
+def test_penalties_do_not_depend_on_earlier_requests(load, name):
+    body = {"prompt": f"the hen and {name} and the hen", "max_tokens": 16, name: 1.7}
+    alone = ask(load, **body, seed=1)  # not in a batch, and no cache yet
+    assert ask(load, **body, seed=1) == alone
+    assert ask(load, **body) == alone
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (

@@ -180,6 +180,10 @@ class Engine(server.ResponseGenerator):
         self._running.append(request[0])
         return request
 
+    def _serve_single(self, request: Any, stream: Any) -> None:
+        request[0].in_batch = False
+        super()._serve_single(request, stream)
+
     def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> Any:
         try:
             found = super()._tokenize(tokenizer, request, args)
@@ -214,6 +218,12 @@ def make_sampler(make: Callable[..., Any], args: Any, tokenizer: Any) -> Any:
         sample = _uncompiled(sample)
     flight = getattr(args, "flight", None)
     return sample if flight is None else flight.sampler(sample)
+
+
+def make_processors(make: Callable[..., Any], args: Any) -> list[Any]:
+    """Return a request's processors; ``make`` is mlx-lm's function for them."""
+    flight = getattr(args, "flight", None)
+    return make(args) if flight is None else [*map(flight.processor, make(args))]
 
 
 def _uncompiled(sample: Sampler) -> Sampler:

@@ -16,7 +16,7 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.patches import replaced
-from mlx_nibble.lm.serving.engine import Engine, make_sampler
+from mlx_nibble.lm.serving.engine import Engine, make_processors, make_sampler
 from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.memory import give_back, machine_bytes
 from mlx_nibble.lm.serving.policy import Policy
@@ -30,9 +30,12 @@ _CACHE_SHARE = 16
 @contextmanager
 def checked_serving(policy: Policy, module: ModuleType) -> Iterator[None]:
     """Let ``mlx_lm.server.main`` serve through our checks inside this context."""
+    sampler = partial(make_sampler, module._make_sampler)
+    processors = partial(make_processors, module._make_logits_processors)
     with (
         replaced(module, "run", partial(run, policy)),
-        replaced(module, "_make_sampler", partial(make_sampler, module._make_sampler)),
+        replaced(module, "_make_sampler", sampler),
+        replaced(module, "_make_logits_processors", processors),
     ):
         yield
 
