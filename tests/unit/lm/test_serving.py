@@ -192,7 +192,12 @@ def test_odd_sampling_samples(load, odd):
     "name", ["repetition_penalty", "presence_penalty", "frequency_penalty"]
 )
 def test_penalties_do_not_depend_on_earlier_requests(load, name):
-    body = {"prompt": f"the hen and {name} and the hen", "max_tokens": 16, name: 1.7}
+    ask(load, **HEN)  # the model is loaded
+    text = f"hen {name} hen"
+    tokens = load.engine.model_provider.tokenizer.encode(text)
+    # Letters of the prompt are likely, but for the penalty.
+    body = {"prompt": text, "logit_bias": {str(token): 60.0 for token in tokens}}
+    body |= {"max_tokens": 16, name: 90.0}
     alone = ask(load, **body, seed=1)  # not in a batch, and no cache yet
     assert ask(load, **body, seed=1) == alone
     assert ask(load, **body) == alone
