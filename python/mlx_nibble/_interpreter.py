@@ -6,12 +6,17 @@ import would hang or crash.
 
 from __future__ import annotations
 
-try:
-    import _interpreters
-except ImportError:  # before Python 3.13
-    import _xxsubinterpreters as _interpreters
+import importlib
+import sys
 
-if _interpreters.get_current() != _interpreters.get_main():
+# Python's own modules, private until 3.14.
+_NAME = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+try:
+    _interpreters = importlib.import_module(_NAME)
+except ImportError:  # without the module there are no subinterpreters
+    _interpreters = None
+
+if _interpreters and _interpreters.get_current() != _interpreters.get_main():
     raise ImportError(
         "[mlx_nibble] the main interpreter was required but this is a subinterpreter, "
         "which MLX does not support; use a process instead."

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from mlx_lm.utils import quantize_model
@@ -60,7 +60,8 @@ def tiny(folder: Path) -> Path:
     sizes = {"vocab_size": model_folders.VOCABULARY, "head_dim": 32}
     model = tiny_models.build("llama", **sizes)
     config = tiny_models.config("llama", **sizes)
-    model, config = quantize_model(model, config, 32, 4)
+    with redirect_stdout(sys.stderr):  # mlx-lm prints
+        model, config = quantize_model(model, config, 32, 4)
     config["max_position_embeddings"] = 1024
     return model_folders.write(folder, model, config)
 
@@ -100,6 +101,7 @@ def soak(model: Path, seconds: float, seed: int, count: int) -> dict:
         "seconds": seconds,
         "counts": dict(sorted(load.counts.items())),
         "memory_mb": [round(m / 1e6, 1) for _, m in memory[:: len(memory) // 60 + 1]],
+        "largest_mb": round(max(size for _, size in memory) / 1e6, 1),
         "growth_after_warm_up": growth,
         "failures": failures,
     }
@@ -147,16 +149,16 @@ def watch(server: subprocess.Popen, seconds: float) -> Iterator[tuple[float, int
 
 
 def growth_of(memory: list[tuple[float, int]]) -> float | None:
-    """Return the largest of the minutes after the warm-up, by the first of them.
+    """Return the memory of the last quarter by that of the first, after the warm-up.
 
-    None if the run was too short for two minutes after it.
+    Medians, for the number of open connections comes and goes. None if the run was too
+    short.
     """
-    minutes: dict[int, list[int]] = {}
-    for when, size in memory:
-        if when >= _WARM_UP:
-            minutes.setdefault(int(when // 60), []).append(size)
-    medians = [statistics.median(sizes) for _, sizes in sorted(minutes.items())]
-    return max(medians) / medians[0] if len(medians) > 1 else None
+    sizes = [size for when, size in memory if when >= _WARM_UP]
+    quarter = len(sizes) // 4
+    if quarter < 10:
+        return None
+    return statistics.median(sizes[-quarter:]) / statistics.median(sizes[:quarter])
 
 
 def summary(result: dict) -> str:

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from mlx_lm import server as upstream
 
 from mlx_nibble import Settings, lm
+from mlx_nibble.lm.serving.fit import Capacity
 from mlx_nibble.lm.serving.policy import Policy
+from mlx_nibble.lm.serving.refusal import Refusal
 from mlx_nibble.lm.serving.run import checked_serving, run, start
 from mlx_nibble.lm.serving.schema import Chat, Completion
 from tests.soak import __main__ as soak
@@ -132,6 +134,28 @@ def test_a_prompt_fits_the_context(load):
     assert answer.endswith(("(length)", "(stop)"))
 
 
+def test_a_sequence_fits_the_memory(load):
+    ask(load, **HEN)  # the model is loaded
+    capacity = Capacity.of(load.engine.model_provider.model)
+    # Keys and values in float32: 3 layers, 2 heads of 32.
+    assert capacity.bytes_per_token == 2 * 4 * 3 * 2 * 32
+    assert (capacity.vocabulary, capacity.context) == (320, 1024)
+    args = _arguments()
+    args.max_tokens, args.logits = 10**9, upstream.LogitsProcessorArguments(*7 * [None])
+    small = Capacity(320, None, 1000.0, 50_000)
+    small.fit([1] * 40, args)
+    assert args.max_tokens == 10
+    with pytest.raises(Refusal, match="50 is the limit"):
+        small.fit([1] * 50, args)
+
+
+def test_a_model_that_cannot_be_probed_is_served():
+    class Odd:
+        layers = ()
+
+    assert Capacity.of(Odd()).bytes_per_token == 0
+
+
 @pytest.mark.parametrize(
     "odd",
     [
@@ -162,6 +186,21 @@ def test_what_changes_nothing_changes_nothing(load, odd):
 )
 def test_odd_sampling_samples(load, odd):
     assert ask(load, **{**HEN, "temperature": 0.5, **odd})
+
+
+@pytest.mark.parametrize(
+    "name", ["repetition_penalty", "presence_penalty", "frequency_penalty"]
+)
+def test_penalties_do_not_depend_on_earlier_requests(load, name):
+    ask(load, **HEN)  # the model is loaded
+    text = f"hen {name} hen"
+    tokens = load.engine.model_provider.tokenizer.encode(text)
+    # Letters of the prompt are likely, but for the penalty.
+    body = {"prompt": text, "logit_bias": {str(token): 60.0 for token in tokens}}
+    body |= {"max_tokens": 16, name: 90.0}
+    alone = ask(load, **body, seed=1)  # not in a batch, and no cache yet
+    assert ask(load, **body, seed=1) == alone
+    assert ask(load, **body) == alone
 
 
 JSON = st.recursive(

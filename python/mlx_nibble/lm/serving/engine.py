@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import Empty
 from typing import Any
 
@@ -53,8 +53,8 @@ class Engine(server.ResponseGenerator):
         self._alone: Flight | None = None
         self._unexplained = 0
         self._capacity: tuple[Any, Capacity] | None = None
-        load = provider.load
-        provider.load = lambda *names: _load(load, *names)
+        self._provider_load = provider.load
+        vars(provider)["load"] = self._load
         super().__init__(provider, make_cache())
 
     def generate(
@@ -63,7 +63,7 @@ class Engine(server.ResponseGenerator):
         generation_args: Any,
         progress_callback: Callable[[int, int], None] | None = None,
         gone: Callable[[], bool] = lambda: False,
-    ) -> tuple[Any, Iterator[Any]]:
+    ) -> tuple[Any, Generator[Any, None, None]]:
         """Return the context of an answer, and its tokens as they come.
 
         Args:
@@ -85,7 +85,7 @@ class Engine(server.ResponseGenerator):
         self.requests.put((flight, request, generation_args))
         items = self._items(flight, gone)
 
-        def tokens() -> Iterator[Any]:
+        def tokens() -> Generator[Any, None, None]:
             for item in items:
                 if not isinstance(item, tuple):
                     yield item
@@ -174,11 +174,15 @@ class Engine(server.ResponseGenerator):
             self._running.append(self._alone)
             return self._alone, self._alone.request, self._alone.args
         self._alone = None
-        request = super()._next_request(timeout)
+        request: Any = super()._next_request(timeout)
         if request is None or request[0].done:  # the client has left
             return None
         self._running.append(request[0])
         return request
+
+    def _serve_single(self, request: Any, stream: Any) -> None:
+        request[0].in_batch = False
+        super()._serve_single(request, stream)
 
     def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> Any:
         try:
@@ -198,6 +202,14 @@ class Engine(server.ResponseGenerator):
         self._capacity[1].fit(prompt, args)
         return found
 
+    def _load(self, model: str, *others: Any) -> Any:
+        try:
+            return self._provider_load(model, *others)
+        except Exception as error:
+            raise Refusal(
+                404, f"{model!r} cannot be loaded: {error}", "model", "model_not_found"
+            ) from None
+
 
 def make_sampler(make: Callable[..., Any], args: Any, tokenizer: Any) -> Any:
     """Return a request's sampler; ``make`` is mlx-lm's function for it."""
@@ -206,6 +218,12 @@ def make_sampler(make: Callable[..., Any], args: Any, tokenizer: Any) -> Any:
         sample = _uncompiled(sample)
     flight = getattr(args, "flight", None)
     return sample if flight is None else flight.sampler(sample)
+
+
+def make_processors(make: Callable[..., Any], args: Any) -> list[Any]:
+    """Return a request's processors; ``make`` is mlx-lm's function for them."""
+    flight = getattr(args, "flight", None)
+    return make(args) if flight is None else [*map(flight.processor, make(args))]
 
 
 def _uncompiled(sample: Sampler) -> Sampler:
@@ -224,12 +242,3 @@ def _uncompiled(sample: Sampler) -> Sampler:
             mx.enable_compile()
 
     return run
-
-
-def _load(load: Callable[..., Any], model: str, *others: Any) -> Any:
-    try:
-        return load(model, *others)
-    except Exception as error:
-        raise Refusal(
-            404, f"{model!r} cannot be loaded: {error}", "model", "model_not_found"
-        ) from None

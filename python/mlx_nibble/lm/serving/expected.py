@@ -8,6 +8,7 @@ from mlx_nibble.lm.upstream import difference, explained
 
 _MODULE = {
     "run": "host port model_provider",
+    "_make_logits_processors": "args",
     "_make_sampler": "args tokenizer",
     "get_system_fingerprint": "",
     "GenerationContext": "prompt",
@@ -21,6 +22,7 @@ _ENGINE = {
     "_make_state_machine": "model_key tokenizer stop_words",
     "_next_request": "timeout",
     "_run_generate": "self",
+    "_serve_single": "request stream",
     "_tokenize": "tokenizer request args",
     "generate": "request generation_args progress_callback",
     "generation_available": "self",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +36,19 @@ class Capacity:
     @classmethod
     def of(cls, model: Any) -> Capacity:
         """Return the capacity of a model, which computes nothing for it."""
-        cache = make_prompt_cache(model)
-        # Never evaluated: only shapes are needed.
-        logits = model(mx.zeros((1, _PROBE), mx.int32), cache=cache)
-        size = sum(getattr(c, "nbytes", 0) for c in cache)
         args = getattr(model, "args", None)
         context = getattr(args, "max_position_embeddings", None)
         # Half, for weights and other sequences need memory too.
-        return cls(logits.shape[-1], context, size / _PROBE, machine_bytes() // 2)
+        memory = machine_bytes() // 2
+        try:
+            cache = make_prompt_cache(model)
+            # Never evaluated: only shapes are needed.
+            logits = model(mx.zeros((1, _PROBE), mx.int32), cache=cache)
+            size = sum(getattr(c, "nbytes", 0) for c in cache)
+        except Exception as error:
+            logging.warning("The size of the KV cache is unknown: %s", error)
+            return cls(getattr(args, "vocab_size", 2**31), context, 0.0, memory)
+        return cls(logits.shape[-1], context, size / _PROBE, memory)
 
     def fit(self, prompt: list[int], args: Any) -> None:
         """Check a tokenized request, and bring its arguments into the model's range.

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_lm.server import GenerationContext, Response
 
 Sampler = Callable[[mx.array], mx.array]
+Processor = Callable[[mx.array, mx.array], mx.array]
 
 
 class Flight(Queue):
@@ -25,6 +26,7 @@ class Flight(Queue):
         self.request, self.args = request, args
         self.tokens: list[int] = []
         self.done = False
+        self.in_batch = True
         self._context: GenerationContext | None = None
         self._skip = 0
 
@@ -32,6 +34,7 @@ class Flight(Queue):
         """Hand an item of the engine to the client, unless the client has it."""
         if isinstance(item, GenerationContext):
             again, self._context = self._context is not None, item
+            item._should_stop = self.done  # the client may have left meanwhile
             if again:
                 return
         elif isinstance(item, Response):
@@ -66,3 +69,19 @@ class Flight(Queue):
             return mx.full(logprobs.shape[:-1], token, mx.uint32)
 
         return repeat
+
+    def processor(self, process: Processor) -> Processor:
+        """Return a processor of logits that sees the whole text.
+
+        Outside of batches, mlx-lm leaves out the part of the prompt whose KV cache it
+        has kept. A penalty for repetitions would then depend on earlier requests.
+        """
+
+        def run(tokens: mx.array, logits: mx.array) -> mx.array:
+            context = self._context
+            if self.in_batch or context is None or context.prompt_cache_count < 1:
+                return process(tokens, logits)
+            kept = mx.array(context.prompt[: context.prompt_cache_count], tokens.dtype)
+            return process(mx.concatenate([kept, tokens]), logits)
+
+        return run

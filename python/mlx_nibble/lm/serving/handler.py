@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ class Handler(server.APIHandler):
 
     def setup(self) -> None:
         """Bound the time of every read and write."""
-        self.timeout = self._policy.client_timeout
         super().setup()
+        self.connection.settimeout(self._policy.client_timeout)
         self._reader = DeadlineReader(self.connection, self._policy.client_timeout)
         self.rfile = io.BufferedReader(self._reader)
         self.response_generator: Any = _Client(
@@ -99,7 +100,8 @@ class Handler(server.APIHandler):
             answer()
         except (_Failed, Exception) as error:
             cause = error.error if isinstance(error, _Failed) else error
-            if isinstance(cause, OSError):  # the client has left, or is too slow
+            # The client has left, or is too slow.
+            if isinstance(cause, (ConnectionError, TimeoutError)):
                 logging.info("%s: %s", self.client_address[0], cause)
                 self.close_connection = True
             elif isinstance(cause, Refusal):
@@ -110,7 +112,8 @@ class Handler(server.APIHandler):
 
     def _check_origin(self) -> None:
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
-        if not self._policy.allows_host(host, self.server.server_address[0]):
+        address: Any = self.server.server_address
+        if not self._policy.allows_host(host, address[0]):
             raise Refusal(403, f"Host {host!r} is not this server; see --allowed-hosts")
         own = origin is not None and origin.partition("://")[2] == host
         if origin is not None and not own and not self._policy.allows(origin):
@@ -248,7 +251,7 @@ class Handler(server.APIHandler):
         status = 405 if unknown else 400 if code >= 500 else int(code)
         self.command = getattr(self, "command", None) or "GET"
         self.request_version = "HTTP/1.0"  # not 0.9, whose answers have no status
-        self.headers = getattr(self, "headers", None) or {}
+        self.headers = getattr(self, "headers", None) or Message()
         self._refuse(Refusal(status, message or HTTPStatus(status).phrase))
 
     def log_message(self, format: str, *args: Any) -> None:

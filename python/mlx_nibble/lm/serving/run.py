@@ -16,7 +16,7 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.patches import replaced
-from mlx_nibble.lm.serving.engine import Engine, make_sampler
+from mlx_nibble.lm.serving.engine import Engine, make_processors, make_sampler
 from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.memory import give_back, machine_bytes
 from mlx_nibble.lm.serving.policy import Policy
@@ -30,9 +30,12 @@ _CACHE_SHARE = 16
 @contextmanager
 def checked_serving(policy: Policy, module: ModuleType) -> Iterator[None]:
     """Let ``mlx_lm.server.main`` serve through our checks inside this context."""
+    sampler = partial(make_sampler, module._make_sampler)
+    processors = partial(make_processors, module._make_logits_processors)
     with (
         replaced(module, "run", partial(run, policy)),
-        replaced(module, "_make_sampler", partial(make_sampler, module._make_sampler)),
+        replaced(module, "_make_sampler", sampler),
+        replaced(module, "_make_logits_processors", processors),
     ):
         yield
 
@@ -56,7 +59,7 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
         Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
         return
     http, engine = start(policy, host, port, provider)
-    logging.info("Serving at %s on port %d.", host, http.server_port)
+    logging.info("Starting httpd at %s on port %d...", host, http.server_port)
     with suppress(KeyboardInterrupt):
         http.serve_forever(poll_interval=0.1)
     http.server_close()
@@ -84,5 +87,7 @@ def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, 
 def prompt_cache(provider: Any) -> LRUPromptCache:
     """Return an empty cache of prompts, which has a bound."""
     cli = provider.cli_args
-    most = cli.prompt_cache_bytes or machine_bytes() // _CACHE_SHARE
+    most = cli.prompt_cache_bytes
+    if most is None:
+        most = machine_bytes() // _CACHE_SHARE
     return LRUPromptCache(cli.prompt_cache_size, most)
