@@ -87,7 +87,7 @@ def table(rows: dict[str, Row]) -> str:
     for family in sorted(rows):
         for result in rows[family].values():
             text = result.get("refused") or result.get("failed")
-            text = text and re.sub(r"'/\S+/(model/\S*)'", r"'\1'", text)
+            text = text and re.sub(r"'/\S+/(model\S*)'", r"'\1'", text)
             if text and family not in refusals.setdefault(text, []):
                 refusals[text].append(family)
     said = [
