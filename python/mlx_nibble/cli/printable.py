@@ -6,6 +6,7 @@ a line break that fakes a second message, bytes that are no text.
 
 from __future__ import annotations
 
+import io
 import sys
 from unicodedata import category
 
@@ -27,7 +28,7 @@ def printable(text: str, keep: str = "") -> str:
 
 def never_fail_to_print() -> None:
     """Let stdout write escapes for characters that its encoding lacks."""
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

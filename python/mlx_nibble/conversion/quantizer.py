@@ -197,8 +197,10 @@ class _Run:
 
     def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
         weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
-        known = () if inputs is None else (inputs.hessian, inputs.rows)
-        q = quantize(weight, form, self.method, *known)
+        if inputs is None:
+            q = quantize(weight, form, self.method)
+        else:
+            q = quantize(weight, form, self.method, inputs.hessian, inputs.rows)
         top = float(abs(weight).max(initial=0))
         require_unclipped(matrix.path, q, form.scale_dtype, top)
         return q

@@ -11,6 +11,8 @@ from pathlib import Path
 from mlx_nibble.io.shards import weight_files
 from mlx_nibble.progress import Progress, silent
 
+_CHUNK_BYTES = 1 << 20
+
 
 class Source:
     """The files that a conversion reads.
@@ -42,9 +44,11 @@ class Source:
         digest = hashlib.sha256()
         for i, file in enumerate(self.files):
             self._progress("Reading the source", i, len(self.files))
+            content = hashlib.sha256()
             with file.open("rb") as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
-            digest.update(f"{file.name}\0{content}\n".encode())
+                while chunk := opened.read(_CHUNK_BYTES):
+                    content.update(chunk)
+            digest.update(f"{file.name}\0{content.hexdigest()}\n".encode())
         self._progress("Reading the source", len(self.files), len(self.files))
         return digest.hexdigest()
 

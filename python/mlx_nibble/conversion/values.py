@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_nibble.formats import Quantized
 from mlx_nibble.progress import Progress, silent
@@ -87,7 +88,7 @@ def largest(value: mx.array) -> float:
         value = value.astype(mx.float32)
     kind, mask = _MAGNITUDES[value.dtype]
     top = mx.max(mx.view(value, kind) & mx.array(mask, kind))
-    return float(mx.view(top, value.dtype).astype(mx.float32).item())
+    return np.array(mx.view(top, value.dtype).astype(mx.float32)).item()
 
 
 def require_all_finite(

@@ -152,8 +152,9 @@ def save_tensors(
     Raises:
         OSError: If it cannot be written whole.
     """
+    written = None if metadata is None else dict(metadata)
     try:
-        mx.save_safetensors(str(path), dict(arrays), metadata and dict(metadata))
+        mx.save_safetensors(str(path), dict(arrays), written)
     except RuntimeError as error:  # MLX's error, which lacks the reason
         reason = _why_not_written(path) or str(error).rstrip(".")
         raise OSError(f"[save] {path} could not be written: {reason}.") from error

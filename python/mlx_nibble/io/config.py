@@ -132,8 +132,9 @@ class _Check:
                 self._whole(key, value, -1, _LARGEST_SIZE)
         for key, value in config.items():
             limits = _limits(key)
-            for size in _listed(value) if limits else ():
-                self._whole(key, size, *limits)
+            if limits is not None:
+                for size in _listed(value):
+                    self._whole(key, size, *limits)
 
     def quantization(self, settings: Mapping[str, Any]) -> None:
         """Check MLX's own settings: those of all matrices, and entries of paths."""

@@ -174,7 +174,8 @@ def in_mlx_groups(matrix: Unpacked, dtype: str) -> tuple[Quantized, np.ndarray |
             )
         values.append(round_to(value[:, groups[::size]], dtype))
     bits = matrix.bits if matrix.bits in SUPPORTED_BITS else 8
-    return Quantized(np.ascontiguousarray(codes), *values, bits), order
+    scales, biases = values
+    return Quantized(np.ascontiguousarray(codes), scales, biases, bits), order
 
 
 def _run(groups: np.ndarray) -> int | None:

@@ -40,9 +40,9 @@ def packing(folder: Path, config: Mapping[str, Any], op: str) -> dict[str, Any] 
     settings = config.get("quantization_config")
     if settings is None and isinstance(text := config.get("text_config"), dict):
         settings = text.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method is None:
+    if not isinstance(settings, dict) or settings.get("quant_method") is None:
         return None
+    method = settings["quant_method"]
     if not isinstance(method, str):
         raise ValueError(
             f"[{op}] quant_method in '{folder / 'config.json'}' must be a name but is "

@@ -58,7 +58,8 @@ def check_safetensors(path: Path, op: str) -> None:
 def _end(entry: Any, what: str, op: str) -> int:
     """Return the offset of the first byte after a tensor."""
     found = entry if isinstance(entry, dict) else {}
-    shape, offsets = found.get("shape"), found.get("data_offsets")
+    shape: Any = found.get("shape")
+    offsets: Any = found.get("data_offsets")
     known = isinstance(found.get("dtype"), str) and found["dtype"] in _ITEM_BYTES
     if not known or not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise ValueError(

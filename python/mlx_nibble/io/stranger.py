@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
-from typing import Any, BinaryIO
+from typing import Any
 
 
 def local_path(name: str) -> str:
@@ -15,7 +16,7 @@ def local_path(name: str) -> str:
     return name if known else os.path.expanduser(name)
 
 
-def open_regular(path: str | os.PathLike[str], op: str) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], op: str) -> io.BufferedReader:
     """Open a regular file, or a link to one; never wait for a pipe or a device.
 
     Raises:

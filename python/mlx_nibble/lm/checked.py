@@ -34,9 +34,9 @@ _INTERNALS = {
     "_get_classes": "config",
     "glob": "",
 }
-_load_model, _load_tokenizer, _download, _find_classes, _ = (
-    getattr(mlx_lm_utils, name, None) for name in _INTERNALS
-)
+_originals: dict[str, Any] = {
+    name: getattr(mlx_lm_utils, name, None) for name in _INTERNALS
+}
 
 
 @contextmanager
@@ -78,14 +78,14 @@ def load_model(model_path: Path, *args: Any, **kwargs: Any) -> Any:
         with one_line(
             f"a model_type of mlx-lm is required, unlike {kind!r} in {file!r}"
         ):
-            found = _find_classes(config)
+            found = _originals["_get_classes"](config)
         _check_arguments(found[1], config, file)
         return found
 
     if len(args) < 4:
         kwargs.setdefault("get_model_classes", classes)
     with one_line(f"a model that mlx-lm can build is required in {file!r}"):
-        return _load_model(model_path, *args, **kwargs)
+        return _originals["load_model"](model_path, *args, **kwargs)
 
 
 def load_tokenizer(
@@ -102,7 +102,7 @@ def load_tokenizer(
     with one_line(
         f"a tokenizer that transformers can load is required in {str(model_path)!r}"
     ):
-        loaded = _load_tokenizer(model_path, extra, *args, **kwargs)
+        loaded = _originals["_load_tokenizer"](model_path, extra, *args, **kwargs)
         # Some wrong settings are found when they are used.
         loaded.decode(loaded.encode("a"))
         return loaded
@@ -195,7 +195,8 @@ def _is_inf(value: Any) -> bool:
 
 
 def _found(path_or_hf_repo: Any, *args: Any, **kwargs: Any) -> Path:
-    return _download(local_path(os.fspath(path_or_hf_repo)), *args, **kwargs)
+    folder = local_path(os.fspath(path_or_hf_repo))
+    return _originals["_download"](folder, *args, **kwargs)
 
 
 def _glob(pattern: str) -> list[str]:

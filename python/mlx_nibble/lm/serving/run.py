@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
-from mlx_nibble.lm.patches import replaced
+from mlx_nibble.lm.replaced import replaced
 from mlx_nibble.lm.serving.engine import Engine, make_processors, make_sampler
 from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.memory import give_back, machine_bytes
