@@ -17,6 +17,7 @@ from mlx_nibble.cli import main
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.config import read_config
+from mlx_nibble.lm import checked
 from tests.support import tiny_models
 from tests.support.gguf_writer import tiny_llama
 
@@ -338,7 +339,7 @@ def test_sharding_passes_consent_to_the_tokenizer(folder, monkeypatch):
         seen.append(dict(extra))
         raise ValueError("enough")
 
-    monkeypatch.setattr("mlx_nibble.lm.checked._load_tokenizer", stop)
+    monkeypatch.setitem(checked._originals, "_load_tokenizer", stop)
     for options in ({}, {"tokenizer_config": {}}, {"trust_remote_code": True}):
         with pytest.raises(ValueError, match="enough"):
             lm.sharded_load(str(folder), **options)
