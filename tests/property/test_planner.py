@@ -105,6 +105,10 @@ def merged(p: Problem) -> tuple[int, int]:
     return p.M * shared, p.batch_size // shared
 
 
+def cores_of(device: Device) -> int:
+    return device.cores or {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
+
+
 def check_limits(launch: Launch, device: Device) -> None:
     x, y, z = launch.threads
     assert 0 < x * y * z <= device.max_threads
@@ -131,7 +135,7 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     assert (across - 1) * columns < p.N <= across * columns
     assert (down - 1) * rows < M <= down * rows
     # No part is too many: with one part fewer, cores would be idle.
-    wanted = 4 * {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
+    wanted = 4 * cores_of(device)
     assert deep == count >= 2 and across * down * (count - 1) < wanted
     third = "scales" if p.symmetric else "biases"
     assert parts.buffers == ("w", "scales", third, "x", "sums")
@@ -253,8 +257,8 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     each = [-(-product.N // columns) for product in products]  # threadgroups
     x, y, _ = alone.threads
     simdgroups = min(each) * -(-p.M // rows) * x * y // 32
-    cores = {"p": 6, "g": 20, "s": 40, "d": 80}[device.tier]
-    fits = p.transpose and 2 <= len(products) <= 3 and simdgroups < 16 * cores
+    few = simdgroups < 16 * cores_of(device)
+    fits = p.transpose and 2 <= len(products) <= 3 and few
     name = alone.kernel
     fits &= name.startswith(("qmv_", "qmm_skinny_")) and "_quad_" not in name
     fits &= p.M <= 32
@@ -385,7 +389,7 @@ def test_names_are_unique():
 @given(p=problems(), tf32=st.booleans())
 def test_prompts_alone_are_left_to_neural_accelerators(p, tf32):
     m5 = Device(generation=17, tier="s", neural=True, tf32=tf32)
-    rows = p.M * (p.batch_size if p.batch_count == 1 else 1)
+    rows, _ = merged(p)
     expected = (
         rows > 32
         and not p.batch_invariant
