@@ -227,7 +227,7 @@ def test_an_interrupted_run_keeps_what_is_done(folder, wait, tmp_path):
     ("arguments", "status", "message"),
     [
         (["./absent"], 1, "PATH './absent' does not exist"),
-        (["{file}"], 1, "is a file; nibble convert makes a folder"),
+        (["{file}"], 1, "is a file"),
         (["{empty}"], 1, "has no config.json"),
         (["{folder}", "--draft-model", "./absent"], 1, "--draft-model './absent' does"),
         (["{folder}", "--batch", "0"], 2, "--batch and --num-draft-tokens must be"),
