@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rich.markup import escape
-
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.convert_options import (
@@ -187,7 +185,7 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
 
 
 def _tell(fact: str) -> None:
-    err.print(escape(fact), soft_wrap=True)
+    err.print(fact, soft_wrap=True)
 
 
 def _print_report(

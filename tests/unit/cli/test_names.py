@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_nibble.cli import main
+from mlx_nibble.cli import convert, main
 from mlx_nibble.cli.printable import printable
 from tests.support.gguf_writer import tiny_llama
 
@@ -89,6 +89,11 @@ def test_errors_control_no_terminal(name, tmp_path, monkeypatch, capfd):
             status = end.code
         assert status in (1, 2)
         assert "Traceback" not in shown(capfd)
+
+
+def test_remarks_of_convert_show_names_as_they_are(capfd):
+    convert._tell("Importing models/[a]/m [b].gguf")
+    assert capfd.readouterr().err == "Importing models/[a]/m [b].gguf\n"
 
 
 def test_names_in_files_control_no_terminal(whole, tmp_path, capfd):
