@@ -14,7 +14,7 @@ import numpy as np
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.packing import require_plain
 from mlx_nibble.io.safetensors import check_safetensors
-from mlx_nibble.io.shards import weight_files
+from mlx_nibble.io.shards import USUAL, weight_files
 from mlx_nibble.io.stranger import open_regular
 
 # Suffixes of the files beside the weights that mlx-lm and transformers open.
@@ -61,7 +61,7 @@ def check_folder(folder: Path, op: str) -> None:
     """
     read_config(folder, op)
     for file in sorted(folder.iterdir()):
-        if fnmatch(file.name, "model*.safetensors"):
+        if fnmatch(file.name, USUAL):
             check_safetensors(file, op)
         elif file.suffix in _OPENED and not file.is_dir():
             open_regular(file, op).close()

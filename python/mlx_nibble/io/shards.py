@@ -15,9 +15,7 @@ _INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
-def weight_files(
-    folder: Path, op: str, usual: str = "model*.safetensors"
-) -> list[Path]:
+def weight_files(folder: Path, op: str, usual: str = USUAL) -> list[Path]:
     """Return the safetensors of a model folder, checked to be complete.
 
     Args:
