@@ -256,7 +256,6 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "output_multiplier": 1.0,
         "rope_parameters": {"rope_theta": 1e4},
         "num_shared_experts": 0,
-        "audio_config": {"out_hidden_size": 64},  # transformers compares it
     },
     "nemotron-nas": {"block_configs": [_BLOCK] * 4},
     "nemotron": {"hidden_act": "relu2"},
