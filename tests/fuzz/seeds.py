@@ -12,12 +12,11 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save
 
-from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from tests.fuzz.mutate import Files
-from tests.support import tiny_models
+from tests.support import model_folders, tiny_models
 from tests.support.gguf_writer import tiny_llama
 
 _ROWS, _INPUTS, _GROUP = 32, 64, 32
@@ -30,8 +29,7 @@ def gguf() -> list[Files]:
 def imported() -> Files:
     """Return the folder of a whole tiny model, with its tokenizer."""
     with tempfile.TemporaryDirectory() as name:
-        (source := Path(name, "m.gguf")).write_bytes(tiny_llama())
-        import_gguf(source, folder := Path(name, "m"))
+        folder = model_folders.imported(Path(name, "m"))
         return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 

@@ -24,11 +24,17 @@ def write(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write the tiny GGUF's tokenizer to a new folder, without a model."""
+def imported(folder: Path) -> Path:
+    """Import the tiny GGUF to a new folder, and return the folder."""
     with tempfile.TemporaryDirectory() as name:
         gguf = Path(name, "tiny.gguf")
         gguf.write_bytes(tiny_llama())
         import_gguf(gguf, folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the tiny GGUF's tokenizer to a new folder, without a model."""
+    imported(folder)
     for file in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         (folder / file).unlink()

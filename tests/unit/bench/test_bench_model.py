@@ -19,9 +19,8 @@ from mlx_nibble import lm
 from mlx_nibble.bench import capsule, generation, rates
 from mlx_nibble.bench.subject import INT8, INVARIANT, OURS, STOCK, Subject
 from mlx_nibble.cli import main
-from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.pictures import page
-from tests.support.gguf_writer import tiny_llama
+from tests.support import model_folders
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -32,10 +31,7 @@ PROMPTS = [[5, 9, 3, 7, 1, 8], [2, 2, 9, 4, 6, 3], [7, 1, 1, 5, 5, 9]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("models")
-    (home / "tiny.gguf").write_bytes(tiny_llama())
-    import_gguf(home / "tiny.gguf", home / "tiny")
-    return home / "tiny"
+    return model_folders.imported(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def logits(model) -> np.ndarray:

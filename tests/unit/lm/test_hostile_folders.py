@@ -14,22 +14,17 @@ from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble import lm
 from mlx_nibble.cli import main
-from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.config import read_config
 from mlx_nibble.lm import checked
-from tests.support import tiny_models
-from tests.support.gguf_writer import tiny_llama
+from tests.support import model_folders, tiny_models
 
 CANARY = "ran.txt"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("whole")
-    (base / "m.gguf").write_bytes(tiny_llama())
-    import_gguf(base / "m.gguf", base / "m")
-    return base / "m"
+    return model_folders.imported(tmp_path_factory.mktemp("whole") / "m")
 
 
 @pytest.fixture

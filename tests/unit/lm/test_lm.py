@@ -15,12 +15,11 @@ from mlx_lm.generate import generate_step as mlx_lm_generate_step
 
 from mlx_nibble import lm, nn
 from mlx_nibble.bench import side_by_side
-from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.evaluation.reference import llama_logits
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Choice
 from mlx_nibble.tune import problems
-from tests.support.gguf_writer import tiny_llama
+from tests.support import model_folders
 from tests.support.graph import node_names
 from tests.support.tolerance import relative_rms
 
@@ -29,10 +28,7 @@ TOKENS = [5, 70, 101, 64, 3, 3, 200, 258]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("lm")
-    (path / "tiny.gguf").write_bytes(tiny_llama())
-    import_gguf(path / "tiny.gguf", path / "tiny")
-    return path / "tiny"
+    return model_folders.imported(tmp_path_factory.mktemp("lm") / "tiny")
 
 
 def test_load_is_mlx_lms_load_accelerated(folder):

@@ -14,10 +14,8 @@ from mlx_lm.convert import convert
 import mlx_nibble
 from mlx_nibble import lm
 from mlx_nibble.acceleration.decide import is_quantized
-from mlx_nibble.conversion.gguf_import import import_gguf
 from tests.support import families, model_folders, tiny_models
 from tests.support.arrays import to_numpy
-from tests.support.gguf_writer import tiny_llama
 from tests.support.tolerance import relative_rms
 
 IDS = tiny_models.tokens(1, 20)[0]
@@ -104,10 +102,7 @@ def test_dequantized_it_is_the_dense_model(undone):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("saving")
-    (path / "tiny.gguf").write_bytes(tiny_llama())
-    import_gguf(path / "tiny.gguf", path / "tiny")
-    return path / "tiny"
+    return model_folders.imported(tmp_path_factory.mktemp("saving") / "tiny")
 
 
 def test_a_folder_that_mlx_lm_saves_is_the_one_it_was(folder, tmp_path):
