@@ -181,8 +181,9 @@ def _print_table(made: dict[str, Any]) -> None:
     out.print(table)
     alike = decode["mlx"]["tokens"] == decode["nibble"]["tokens"]
     machine = made["machine"]
+    out.print()
     out.print(
-        f"\nMedian (lowest to highest) of {settings['rounds']} interleaved runs of "
+        f"Median (lowest to highest) of {settings['rounds']} interleaved runs of "
         f"{settings['model']} on the {machine['device'].upper()}: {machine['cpu']}, "
         f"{machine['cores']} cores, mlx {versions['mlx']}. Both generated "
         f"{'the same' if alike else 'different'} {settings['decode_tokens']} "

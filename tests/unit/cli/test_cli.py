@@ -315,6 +315,7 @@ def test_demo_prints_a_plain_table_in_a_pipe(tiny):
     assert "\x1b" not in result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert any(line.startswith("decode, 24 tokens: tokens/s") for line in lines)
+    assert any(line.startswith("Median (lowest to highest)") for line in lines)
 
 
 def test_a_closed_pipe_is_no_error(folder):
