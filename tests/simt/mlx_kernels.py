@@ -33,6 +33,10 @@ def _always(_: Problem) -> bool:
     return True
 
 
+def _nothing(_: Problem) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Witness:
     """A kernel of MLX's, and how MLX calls it.
@@ -43,6 +47,7 @@ class Witness:
         threads: Threads of a threadgroup.
         sizes: Names of the parameters after the arrays; see _sizes().
         takes: True if MLX may use the kernel for this problem.
+        threadgroup_bytes: Bytes of threadgroup variables that the kernel declares.
         parts: Parts of K; each has an output of its own.
         experts: True if each row picks a matrix by index.
     """
@@ -52,6 +57,7 @@ class Witness:
     threads: Grid
     sizes: tuple[str, ...]
     takes: Callable[[Problem], bool] = _always
+    threadgroup_bytes: Callable[[Problem], int] = _nothing
     parts: int = 1
     experts: bool = False
 
@@ -77,6 +83,12 @@ def _block(p: Problem) -> int:
 
 def _tiles(p: Problem) -> Grid:
     return _ceil(p.N, 32), _ceil(p.M, 32), 1
+
+
+def _tile_bytes(p: Problem) -> int:
+    """Return the bytes of a tile of x and one of w: 32 rows, padded by 16 bytes."""
+    size = numbers.STORAGE[p.dtype].itemsize
+    return 2 * 32 * (32 * size + 16)
 
 
 def _aligned(p: Problem) -> str:
@@ -121,6 +133,7 @@ WITNESSES = {
         (32, 2, 2),
         ("K", "N", "M", *_BATCH),
         lambda p: p.transpose,
+        threadgroup_bytes=_tile_bytes,
     ),
     "affine_qmm_t_splitk": Witness(
         _aligned,
@@ -128,6 +141,7 @@ WITNESSES = {
         (32, 2, 2),
         ("K", "N", "M", "part_k", "part_outputs"),
         lambda p: p.transpose and p.K % (PARTS * max(p.group_size, 32)) == 0,
+        threadgroup_bytes=_tile_bytes,
         parts=PARTS,
     ),
     "affine_qvm": Witness(
@@ -151,6 +165,7 @@ WITNESSES = {
         (32, 2, 2),
         ("K", "N", "M", *_BATCH),
         lambda p: not p.transpose,
+        threadgroup_bytes=_tile_bytes,
     ),
     "affine_gather_qmv_fast": Witness(
         lambda p: "false",
@@ -174,6 +189,7 @@ WITNESSES = {
         (32, 2, 2),
         ("K", "N", "M", *_BATCH, *_EXPERTS),
         lambda p: p.transpose,
+        threadgroup_bytes=_tile_bytes,
         experts=True,
     ),
     "affine_gather_qmm_n": Witness(
@@ -182,6 +198,7 @@ WITNESSES = {
         (32, 2, 2),
         ("K", "N", "M", *_BATCH, *_EXPERTS),
         lambda p: not p.transpose,
+        threadgroup_bytes=_tile_bytes,
         experts=True,
     ),
 }
@@ -278,6 +295,7 @@ def launch(
         threadgroups=witness.grid(p),
         threads=witness.threads,
         buffers=("w", "scales", "biases", "x", *indices, "out", *sizes),
+        declared_bytes=witness.threadgroup_bytes(p),
     )
     count = p.batch_size if witness.experts else witness.parts
     outputs = {"out": ((count, p.M, p.N), numbers.STORAGE[result_type(kernel, p)])}
