@@ -1,22 +1,21 @@
 """The kernels that plans can name run without findings and agree with the oracle.
 
-NIBBLE_SIMT=all runs all of them, as before a release. Otherwise each family runs in
-every pair of types, each pair in one of the widths.
+Without NIBBLE_SIMT=all each family runs in every pair of types, each pair in one of the
+widths.
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.simt import plans, problems, verdicts
+from tests.simt.amount import FULL
 from tests.simt.executor import Options, compile_planned
 
 
 def chosen_units() -> list[str]:
     units = plans.unit_names()
-    if os.environ.get("NIBBLE_SIMT") == "all":
+    if FULL:
         return list(units)
     widths: dict[str, list[str]] = {}
     for unit in units:
