@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc kernels cmake tests/metal -type f ! -name '*.py' 2>/dev/null)
+  $(shell find csrc kernels cmake tests/cpu tests/metal -type f ! -name '*.py' 2>/dev/null)
 
 .PHONY: demo test test-quick differential fuzz kills sanitize soak bench lint format \
   stubs wheel wheel-macos clean help

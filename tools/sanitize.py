@@ -61,12 +61,19 @@ class Build:
         env = {"LD_LIBRARY_PATH": str(libraries), "NIBBLE_NUM_THREADS": "4"}
         _run([self.folder / "tests" / "cpu" / name, *arguments], env)
 
-    def backend(self, *arguments: str) -> None:
-        """Run the property tests with the runner of this build."""
+    def backend(self, wanted: str = "") -> None:
+        """Run the property tests with the runner of this build.
+
+        Args:
+            wanted: Expression that selects tests; all of this machine's without it.
+        """
         runner = self.folder / "tests" / "cpu" / "cpu_runner"
-        tests = [ROOT / "tests" / "property" / "test_cpu.py", *arguments]
+        tests = [
+            ROOT / "tests/property" / f"test_{n}.py" for n in ("cpu", "cpu_layers")
+        ]
+        native = "not neon" + (f" and ({wanted})" if wanted else "")
         env = {"NIBBLE_CPU_RUNNER": str(runner)}
-        _run([sys.executable, *PYTEST, *tests], env)
+        _run([sys.executable, *PYTEST, *tests, "-k", native], env)
 
     def python(self, *arguments: str | Path) -> None:
         """Run Python with the extension of this build."""
@@ -138,7 +145,7 @@ def full() -> None:
     thread = Build("thread", "thread", "-O1")
     thread.program("pool_test", "3000")
     thread.program("task_test")
-    thread.backend("-k", "products or gathered or columns or threads_leave")
+    thread.backend("products or gathered or columns or threads_leave or agree")
     thread.python(*PYTEST, ops / "test_fast.py", "-k", "streams or compile")
     thread.python(*differential, "1000")
 

@@ -2,6 +2,7 @@
 // A request is a Request and the arrays that it announces; a result is the
 // bytes of y. First it prints a line with the names of the instruction sets.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -10,8 +11,10 @@
 #include <vector>
 
 #include "csrc/core/cpu_planner.h"
+#include "csrc/cpu/attention.h"
 #include "csrc/cpu/gather.h"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/cpu/packed.h"
 #include "csrc/cpu/profile.h"
@@ -28,6 +31,10 @@ enum Operation : int32_t {
   kPlan,
   kPlanGather,
   kPlanAttention,
+  kRmsNorm,
+  kLayerSwiglu,
+  kLogSumExp,
+  kAttention,
 };
 
 enum Array {
@@ -50,6 +57,8 @@ enum Array {
 // For gathered products, batch_size is the number of products, batch_count that
 // of experts and batch_repeat that of matrices in x. For plans, lhs is a
 // CpuProfile and y receives integers; rhs is a CpuWave or an AttentionShape.
+// Layers have M rows x of K elements. bias is the weight of a norm, up, or the N
+// keys of each of batch_size heads; residual holds the values of the keys.
 struct Request {
   int32_t operation, int8;
   int32_t M, N, K;
@@ -105,6 +114,43 @@ void answer_plan(const Request& r,
     CpuAttentionPlan p = plan_cpu(shape, cpu);
     put({p.positions, p.blocks, p.split_keys, p.splits, p.chunks});
     put({p.parallel, p.few_queries});
+  }
+}
+
+void answer_layer(const Request& r,
+                  const void* x,
+                  const void* second,
+                  const void* third,
+                  void* y) {
+  using namespace nibble;
+  auto dtype = static_cast<Dtype>(r.dtype);
+  int64_t rows = r.M, width = r.K, keys = r.N;
+  switch (r.operation) {
+    case kRmsNorm: {
+      cpu::RowGrid grid{x, {1, 1, r.M}, {rows * width, rows * width, width}};
+      return cpu::rms_norm({r.K, 1e-5F, dtype, dtype, dtype}, grid, second, y);
+    }
+    case kLayerSwiglu:
+      return cpu::swiglu(dtype, x, second, rows * width, y);
+    case kLogSumExp:
+      return cpu::log_sum_exp(dtype, x, rows, width, y);
+    default: {
+      int heads = r.batch_size;
+      AttentionShape shape{1, heads, heads, r.M, r.N, r.K, r.K, true};
+      cpu::Attention problem{shape};
+      problem.dtype = dtype;
+      problem.scale = 1 / std::sqrt(static_cast<float>(r.K));
+      problem.causal = true;
+      problem.mask = cpu::MaskKind::kNone;
+      int64_t of_queries[] = {heads * rows * width, rows * width, width};
+      int64_t of_keys[] = {heads * keys * width, keys * width, width};
+      std::copy_n(of_queries, 3, problem.q_strides);
+      std::copy_n(of_keys, 3, problem.k_strides);
+      std::copy_n(of_keys, 3, problem.v_strides);
+      return cpu::attention(problem,
+                            plan_cpu(shape, cpu::profile()),
+                            {x, second, third, nullptr, nullptr, y});
+    }
   }
 }
 
@@ -170,6 +216,12 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
                          reinterpret_cast<const int32_t*>(indices.lhs),
                          reinterpret_cast<const int32_t*>(indices.rhs),
                          static_cast<int32_t*>(y));
+    case kRmsNorm:
+    case kLayerSwiglu:
+    case kLogSumExp:
+    case kAttention:
+      return answer_layer(
+          r, x, array[kBias].data(), array[kResidual].data(), y);
   }
 }
 

@@ -22,6 +22,7 @@ from tests.support.oracle import Weights
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
+OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -204,6 +205,28 @@ class Runner:
         """Return w_hat [N, K] of w [N, K]."""
         form = self._form("dequantize", w, types, 1, (1, 1, 1))
         return self._ask(form, {"": w}, {}, types, _shape(w))
+
+    def layer(self, name: str, dtype: str, x: np.ndarray, *more: np.ndarray):
+        """Return the result of a layer between the products.
+
+        Args:
+            name: rms_norm, layer_swiglu or log_sum_exp, of x [M, K] and the weight [K]
+                or up [M, K]; or attention, causal, of q [heads, M, K], keys and values
+                [heads, N, K], with the result [M, heads, K].
+            dtype: Type of all arrays.
+        """
+        *heads, M, K = x.shape
+        N = more[0].shape[-2] if name == "attention" else 1
+        code = DTYPES.index(dtype)
+        form = [OPERATIONS.index(name), 0, M, N, K, *(heads or [1]), 1, 1]
+        form += [code, code, 4, 32, 0, 0, 0]
+        data = dict.fromkeys(ARRAYS, b"")
+        for role, a in zip(("x", "bias", "residual"), (x, *more), strict=False):
+            data[role] = numbers.encode(a, dtype).tobytes()
+        shape = {"log_sum_exp": (M,), "attention": (M, *heads, K)}.get(name, x.shape)
+        stored = numbers.STORAGE[dtype]
+        answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
+        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), dtype)
 
     def plan(
         self, M: int, N: int, K: int, cpu: Profile, *, transpose: bool, int8: bool
