@@ -131,8 +131,13 @@ def quick() -> None:
 def full() -> None:
     """Run everything."""
     ops = ROOT / "tests" / "unit" / "ops"
-    # It starts Python again for each instruction set.
-    once = ["--deselect", f"{ops}/test_fast.py::test_every_instruction_set"]
+    left_out = (
+        # It starts Python again for each instruction set.
+        "test_fast.py::test_every_instruction_set",
+        # The sanitizer's operator new ends the process where memory is limited.
+        "test_failing_tasks.py::test_products_are_right_after_running_out_of_memory",
+    )
+    once = [f"--deselect={ops}/{name}" for name in left_out]
     differential = ["-m", "tests.differential", "--seed", "0", "--cases"]
     # With both sanitizers GCC 12 compiles a file of kernels in 25 s of CPU time with
     # -O0. With -O1 it had not ended after 160 s.
