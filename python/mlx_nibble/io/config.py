@@ -18,19 +18,21 @@ from mlx_nibble.io.stranger import read_json
 _LARGEST_FILE = 16 << 20
 # MLX's name of the mode, and its values of settings that a config.json leaves out.
 _DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
-# MLX's modes, with the group sizes and widths of each.
-_MODES = {
+MODES = {
     "affine": (GROUP_SIZES, BITS),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+"""MLX's modes, with the group sizes and widths of each."""
+LAYER_COUNT = re.compile(r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?")
+"""Names of a model's number of layers."""
 _LARGEST_SIZE = 2**31 - 1  # MLX's sizes are int32
 _MOST_LAYERS, _MOST_EXPERTS = 4096, 1 << 16  # 16 times the most that we know
 # Keys of sizes; a list has one for each layer.
 _SIZES = re.compile(
     r"vocab_size|hidden_size|head_dim|num_attention_heads|num_key_value_heads|"
-    r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?"
+    + LAYER_COUNT.pattern
 )
 _LAYERS = re.compile(r"(n|num)_(\w+_)?layers?")
 _EXPERTS = re.compile(r"(n|num)_(\w+_)?experts")
@@ -178,9 +180,9 @@ class _Check:
 
     def _format(self, key: str, settings: Mapping[str, Any]) -> None:
         mode = settings.get("mode", "affine")
-        if not isinstance(mode, str) or mode not in _MODES:
-            self._fail(f"{key}.mode", f"one of {', '.join(_MODES)}", mode)
-        for name, allowed in zip(("group_size", "bits"), _MODES[mode], strict=True):
+        if not isinstance(mode, str) or mode not in MODES:
+            self._fail(f"{key}.mode", f"one of {', '.join(MODES)}", mode)
+        for name, allowed in zip(("group_size", "bits"), MODES[mode], strict=True):
             value = settings.get(name)
             if name in settings and (type(value) is not int or value not in allowed):
                 choices = ", ".join(map(str, allowed))

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as mlx_nn
 import pytest
 from mlx_lm import utils as mlx_lm_utils
 
@@ -17,6 +19,7 @@ from mlx_nibble.cli import main
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.config import read_config
 from mlx_nibble.lm import checked
+from mlx_nibble.lm.sizes import check_layers, checked_building
 from tests.support import model_folders, tiny_models
 
 CANARY = "ran.txt"
@@ -163,6 +166,86 @@ def test_arguments_of_mlx_lms_class_are_checked(key, value, folder):
             or str(value) in str(raised.value)
             or key == ("rope_scaling")
         )
+
+
+@pytest.mark.parametrize("size", ["intermediate_size", "hidden_size"])
+@pytest.mark.parametrize("value", [1, 2, 16, 33, 48, 80, 2**31 - 1])
+@pytest.mark.parametrize("entry", [None, SETTINGS, {**SETTINGS, "mode": "nvfp4"}])
+def test_a_format_that_mlx_cannot_have_ends_no_process(size, value, entry, folder):
+    """MLX divides by the group size that mlx-lm infers from sizes and shapes."""
+    change(folder, **{size: value})
+    if entry is not None:
+        own = {f"model.layers.0.mlp.{p}_proj": entry for p in ("up", "down")}
+        change(folder, quantization=SETTINGS | own)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        lm.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "right"),
+    [
+        ({"group_size": 32, "bits": 4}, True),
+        ({"group_size": 64, "bits": 8, "mode": "affine"}, True),
+        ({"group_size": 16, "bits": 4, "mode": "nvfp4"}, True),
+        ({"mode": "mxfp8"}, True),
+        ({}, True),
+        ({"group_size": 0, "bits": 384}, False),
+        ({"group_size": 128, "bits": 4}, False),
+        ({"group_size": 32, "bits": 7}, False),
+        ({"group_size": 0, "mode": "mxfp4"}, False),
+        ({"group_size": 32, "bits": 4, "mode": "x"}, False),
+        ({"group_size": 32, "bits": 4, "mode": ["affine"]}, False),
+    ],
+)
+def test_each_format_is_checked_before_a_layer_is_quantized(settings, right):
+    before = mlx_nn.quantize
+    for asked in (settings, bool(settings.get("group_size"))):
+        given = settings if asked is True else {}
+        layer = mlx_nn.Sequential(mlx_nn.Linear(64, 32))
+        with (
+            nullcontext()
+            if right or not asked
+            else pytest.raises(ValueError, match="x"),
+            checked_building((), "x"),
+        ):
+            mlx_nn.quantize(layer, **given, class_predicate=lambda *_, a=asked: a)
+    assert mlx_nn.quantize is before
+
+
+@pytest.mark.parametrize("count", [4, 4096])
+def test_more_layers_than_the_folder_has_are_named(count, folder):
+    """Each would be built, with 20 KB for each module, before a tensor is missed."""
+    change(folder, num_hidden_layers=count)
+    with pytest.raises(ValueError, match=f"'num_hidden_layers' .* {count}"):
+        lm.load(str(folder))
+
+
+def test_a_models_lists_of_layers_are_counted_together():
+    names = [f"model.{part}.{i}.w" for part in ("layers", "more") for i in range(3)]
+    for most, known in (
+        (6, names),
+        (8, [*names, "a.7.experts.9.w"]),
+        (0, ["a", "b.1"]),
+    ):
+        for config in ({"n_layer": most}, {"text_config": {"num_layers": most}}):
+            check_layers(config, known, "x")
+        for key in ("n_layer", "num_layers", "num_hidden_layers"):
+            for prefix, config in (
+                ("", {key: most + 1}),
+                ("text_config.", {"text_config": {key: most + 1}}),
+            ):
+                with pytest.raises(ValueError, match=f"'{prefix}{key}' in 'x'"):
+                    check_layers(config, known, "x")
+    check_layers({"num_layers": 5}, [], "x")  # weights that are not here yet
+
+
+def test_modules_that_no_tensor_is_for_are_not_built():
+    """Some families have a list or a text instead of a number of layers."""
+    with pytest.raises(ValueError, match="at most 4112 modules, for 1 tensors"):
+        with checked_building(["w"], "x"):
+            [mlx_nn.Identity() for _ in range(10**6)]
+    with checked_building([], "x"):
+        [mlx_nn.Identity() for _ in range(5000)]
 
 
 @pytest.mark.parametrize(
