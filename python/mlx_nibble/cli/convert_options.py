@@ -41,6 +41,7 @@ _OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 
 USED_BY = {
     "dtype": PATHS,
+    "trust_remote_code": (PACKED, *_QUANTIZING),
     "q_bits": (ROUNDING, CALIBRATED),
     "q_group_size": _QUANTIZING,
     "method": _QUANTIZING,

@@ -139,6 +139,8 @@ def one_line(required: str) -> Iterator[None]:
             raise
         kind = "" if isinstance(error, ValueError) else f" {type(error).__name__}"
         reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason += " On the command line, say --trust-remote-code."
         raise ValueError(f"[load] {required} but got{kind}: {reason}") from error
 
 

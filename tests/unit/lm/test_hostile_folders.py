@@ -18,11 +18,8 @@ from mlx_nibble import lm
 from mlx_nibble.cli import main
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.config import read_config
-from mlx_nibble.lm import checked
 from mlx_nibble.lm.sizes import check_layers, checked_building
 from tests.support import model_folders, tiny_models
-
-CANARY = "ran.txt"
 
 
 @pytest.fixture(scope="module")
@@ -335,93 +332,6 @@ def test_a_pipe_instead_of_a_gguf_or_a_run_is_refused(tmp_path, capsys):
         out = str(tmp_path / "out.svg")
         assert main([*command, str(pipe), out]) == 1
         assert "regular file" in capsys.readouterr().err
-
-
-def write_code(folder: Path, in_config: bool) -> Path:
-    """Let a tokenizer, or the model, run code that writes a file; return that file."""
-    canary = folder / CANARY
-    (folder / "own_code.py").write_text(
-        "from transformers import PreTrainedTokenizerFast\n"
-        "from mlx_lm.models.llama import Model, ModelArgs\n"
-        f"open({str(canary)!r}, 'w').close()\n"
-        "class Ours(PreTrainedTokenizerFast):\n    pass\n"
-    )
-    if in_config:
-        change(folder, model_file="own_code.py")
-        return canary
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    settings["tokenizer_class"] = "Ours"
-    settings["auto_map"] = {"AutoTokenizer": [None, "own_code.Ours"]}
-    file.write_text(json.dumps(settings))
-    change(
-        folder,
-        auto_map={"AutoConfig": "own_code.Ours", "AutoTokenizer": "own_code.Ours"},
-    )
-    return canary
-
-
-TEXT = ("--samples", "1", "--sequence-length", "8")
-ENTRIES = {
-    "load": lambda f: lm.load(f),
-    "load_stock": lambda f: lm.load_stock(f),
-    "load_as_it_is": lambda f: lm.load_as_it_is(f),
-    "load_full_precision": lambda f: lm.load_full_precision(f),
-    "load_for_evaluation": lambda f: lm.load_for_evaluation(f),
-    "sharded_load": lambda f: lm.sharded_load(f),
-    "convert": lambda f: main(["convert", "-q", f, f + "-out", *TEXT]),
-    "eval": lambda f: main(["eval", f, *TEXT]),
-    "generate": lambda f: main(
-        ["generate", "--model", f, "--max-tokens", "1", "--prompt", "a"]
-    ),
-    "chat": lambda f: main(["chat", "--model", f]),
-    "bench": lambda f: main(
-        ["bench", "model", f, "--json", "--seconds", "0.1", "--passes", "1"]
-        + ["--context", "8", "--max-tokens", "2"]
-    ),
-    "inspect": lambda f: main(["inspect", f]),
-    "tune": lambda f: main(["tune", f, "--dry-run"]),
-}
-
-
-@pytest.mark.parametrize("in_config", [True, False], ids=["model", "tokenizer"])
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_no_entry_point_runs_a_folders_code(
-    entry, in_config, folder, monkeypatch, capfd
-):
-    canary = write_code(folder, in_config)
-    # A person who would say yes to each question.
-    monkeypatch.setattr("builtins.input", lambda *_: "q" if entry == "chat" else "y")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
-    try:
-        ENTRIES[entry](str(folder))
-    except (ValueError, OSError, RuntimeError, SystemExit):
-        pass
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("in_config", [True, False], ids=["model", "tokenizer"])
-def test_code_runs_with_consent(in_config, folder, monkeypatch):
-    canary = write_code(folder, in_config)
-    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
-    change(folder, auto_map={})
-    trust: dict = {"trust_remote_code": True}
-    lm.load(str(folder), **trust if in_config else {"tokenizer_config": trust})
-    assert canary.exists()
-
-
-def test_sharding_passes_consent_to_the_tokenizer(folder, monkeypatch):
-    seen = []
-
-    def stop(path, extra=None, **_):
-        seen.append(dict(extra))
-        raise ValueError("enough")
-
-    monkeypatch.setitem(checked._originals, "_load_tokenizer", stop)
-    for options in ({}, {"tokenizer_config": {}}, {"trust_remote_code": True}):
-        with pytest.raises(ValueError, match="enough"):
-            lm.sharded_load(str(folder), **options)
-    assert [extra["trust_remote_code"] for extra in seen] == [False, False, True]
 
 
 def test_mlx_lm_is_its_own_afterwards(folder):
