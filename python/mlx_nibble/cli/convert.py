@@ -117,9 +117,12 @@ def main(arguments: Sequence[str]) -> None:
     if args.quantize:
         path = quantizing_path(args)
         require_used(args, path)
-        if (option := unused_text(args, path)) is not None:
-            _tell(f"{option} has no effect: {args.method} needs no text")
-        _quantize(args, source, folder)
+        unused = unused_text(args, path)
+        if unused is not None:
+            _tell(
+                f"{unused} is checked, and has no effect: {args.method} needs no text"
+            )
+        _quantize(args, source, folder, check_text=unused == "--calibration")
     elif is_gguf(source):
         require_used(args, GGUF)
         _import_gguf(args, source, folder)
@@ -157,10 +160,13 @@ def _import_packed(
     _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
 
 
-def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
+def _quantize(
+    args: argparse.Namespace, source: str, folder: str, check_text: bool
+) -> None:
     from mlx_nibble.conversion.convert import convert
     from mlx_nibble.conversion.options import Calibration, Options
     from mlx_nibble.conversion.packed_import import is_packed
+    from mlx_nibble.evaluation.calibration_text import read_text
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)
@@ -177,6 +183,8 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
     )
     if not is_gguf(source) and not is_packed(Path(source)):
         require_model("convert", "SOURCE", source)
+    if check_text:
+        read_text(args.calibration)
     with step_progress() as progress, hub_errors("convert"):
         trust = bool(args.trust_remote_code)
         report = convert(source, folder, options, progress, _tell, trust)
