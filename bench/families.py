@@ -1,8 +1,8 @@
 """Converts a tiny model of every family of mlx-lm with every method.
 
-    make families                      # runs all of them, then writes the table
-    python -m bench.families           # runs what is missing, then writes the table
-    python -m bench.families --table   # writes the table of what has run
+    make families                      # runs all, then writes the table
+    python -m bench.families           # runs what is missing
+    python -m bench.families --table   # runs nothing
 
 Results are kept in `bench/families.json`, one family after another, so a run
 that was stopped goes on. The table goes into `docs/results/families.md`.

@@ -37,7 +37,7 @@ def check_layers(config: Mapping[str, Any], names: Collection[str], file: str) -
     if not names:
         return
     found = [m for m in map(_NUMBERED.match, names) if m]
-    # Of two lists of layers, or of one that has layers without tensors.
+    # There may be two lists of layers, or layers without tensors.
     last = max((int(m[1][:9]) + 1 for m in found), default=0)
     most = max(len({m[0] for m in found}), last)
     parts = {"": config, "text_config.": config.get("text_config")}
