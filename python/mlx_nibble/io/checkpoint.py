@@ -55,6 +55,9 @@ def read_checkpoint(
 def check_folder(folder: Path, op: str) -> None:
     """Check the files of a model folder that mlx-lm and transformers open.
 
+    A command checks the folder before any work, and the loader whatever loads it. The
+    headers are read once in a process.
+
     Raises:
         ValueError: If one is a pipe, a device or damaged. The error names it.
         OSError: If one cannot be read.
