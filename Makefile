@@ -9,7 +9,7 @@ JOBS   ?= auto
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/cpu tests/metal -type f ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick differential fuzz kills sanitize soak bench lint format \
+.PHONY: demo test test-quick differential families fuzz kills sanitize soak bench lint format \
   stubs wheel wheel-macos clean help
 
 help:  ## Show this list
@@ -38,6 +38,10 @@ soak: $(VENV)/installed  ## Load the server for MINUTES; ARGS="--json" and other
 
 sanitize: $(VENV)/installed  ## Run the native code's tests under sanitizers
 	$(BIN)/python tools/sanitize.py
+
+families: $(VENV)/installed  ## Convert a tiny model of every family of mlx-lm
+	rm -f bench/families.json
+	$(BIN)/python -m bench.families
 
 differential: $(VENV)/installed  ## Compare 100,000 random calls with float64
 	$(BIN)/python -m tests.differential --cases 100000

@@ -1,11 +1,11 @@
 """Converts a tiny model of every family of mlx-lm with every method.
 
-    python -m bench.families           # runs what is missing, then writes the table
-    python -m bench.families --table   # writes the table of what has run
+    make families                      # runs all, then writes the table
+    python -m bench.families           # runs what is missing
+    python -m bench.families --table   # runs nothing
 
 Results are kept in `bench/families.json`, one family after another, so a run
-that was stopped goes on. Delete the file to run all of them again. The table goes into
-`docs/results/families.md`.
+that was stopped goes on. The table goes into `docs/results/families.md`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -126,7 +127,8 @@ def write(text: str) -> None:
     write_text(PAGE, body.sub(lambda _: f"{start}\n\n{text}\n\n{end}", page))
 
 
-def main() -> None:
+def main() -> int:
+    """Parse, run, write the page; return 1 if a conversion is wrong or fails."""
     parser = argparse.ArgumentParser(description="Converts all families.")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("families", nargs="*", help="default: all")
@@ -134,8 +136,11 @@ def main() -> None:
     mx.disable_compile()  # else each fused expression takes a run of the C++ compiler
     if not args.table:
         run(tuple(args.families) or family_configs.all_families())
-    write(table(load()))
+    rows = load()
+    write(table(rows))
+    every = [result for row in rows.values() for result in row.values()]
+    return int(not all(result.get("right") for result in every))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import _native
-from mlx_nibble.ops import StreamOrDevice, stock_swiglu
+from mlx_nibble._arguments import StreamOrDevice, stock_swiglu
 
 
 def rms_norm(

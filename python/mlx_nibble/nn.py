@@ -42,10 +42,33 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
     )
 
 
+def _require_groups(op: str, group_size: int | None) -> None:
+    """Check a group size: a division by 0 inside MLX ends the process."""
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"[{op}] group_size must be positive but got {group_size}.")
+
+
 class QuantizedLinear(nn.QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` on our kernels."""
 
     _options = Options()
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+    ):
+        """Make random weights.
+
+        Raises:
+            ValueError: If MLX has no such format.
+        """
+        _require_groups("QuantizedLinear", group_size)
+        super().__init__(input_dims, output_dims, bias, group_size, bits, mode)  # type: ignore[arg-type]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
@@ -61,6 +84,22 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     _options = Options()
     # Type of looked-up rows; None for the type of the scales.
     _row_dtype: mx.Dtype | None = None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        dims: int,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+    ):
+        """Make random weights.
+
+        Raises:
+            ValueError: If MLX has no such format.
+        """
+        _require_groups("QuantizedEmbedding", group_size)
+        super().__init__(num_embeddings, dims, group_size, bits, mode)  # type: ignore[arg-type]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""

@@ -79,11 +79,7 @@ def main() -> int:
         time.sleep(0.02)
         for worker in [worker for worker in running if worker.ended()]:
             running.remove(worker)
-            outcome, found = total[worker.target], worker.outcome
-            outcome.inputs += found.inputs
-            outcome.refused += found.refused
-            outcome.seconds += found.seconds
-            outcome.findings += found.findings
+            total[worker.target].add(worker.outcome)
     return _report(args, names, total, inputs)
 
 
@@ -101,6 +97,13 @@ def _report(args, names, total, inputs) -> int:
             "refused": outcome.refused,
             "findings": len(outcome.findings),
         }
+        for finding in outcome.once:
+            path = run.save(finding, args.output)
+            print(
+                f"{name} {finding.number}: {finding.kind} once, but not when read "
+                f"alone: {path}",
+                file=sys.stderr,
+            )
         for finding in outcome.findings:
             place = finding.where.rpartition("(")[2] or finding.where
             seen[name, finding.kind, place] += 1

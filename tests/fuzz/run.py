@@ -2,7 +2,7 @@
 
 A worker gives each input 5 seconds of processor time, and 1 GB beyond its own memory.
 An input is a function of target, seed and number: the parent makes it again when the
-worker that read it has died.
+worker that read it has died. Hangs and floods count if a new worker finds them again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import struct
 import tempfile
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,10 @@ SECONDS_OF_PROCESSOR, SECONDS_OF_WALL, BYTES = 5, 60, 1 << 30
 CORPUS = Path(__file__).with_name("corpus")
 # Shared with the parent: inputs done, those refused, the time of the end.
 _SLOT = struct.Struct("QQd")
+# Exit status of a worker that is to be started again, for its memory is used up.
+_RESTART = 3
+# Kinds that a worker's past, or other processes, can cause.
+_DOUBTFUL = ("hang", "memory")
 
 
 @dataclass
@@ -57,12 +62,26 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """The counts of one target."""
+    """The counts of one target.
+
+    Attributes:
+        inputs: Number of inputs that were read.
+        refused: Number of those with a documented error.
+        seconds: Time of the workers.
+        findings: Inputs that were read wrong.
+        once: Hangs and floods that did not come again when read alone.
+    """
 
     inputs: int = 0
     refused: int = 0
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
+    once: list[Finding] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """Add the counts of another worker."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass(frozen=True)
@@ -149,12 +168,25 @@ class Worker:
         seed: int,
         numbers: Iterable[int | str],
         seconds: float,
+        confirm: bool = True,
     ):
-        """Start; `numbers` are read in order until `seconds` have passed."""
+        """Start; `numbers` are read in order until `seconds` have passed.
+
+        Args:
+            target: Name of the reader.
+            inputs: Its inputs.
+            seed: Seed of the damage.
+            numbers: Numbers of inputs, or names of the corpus.
+            seconds: Time after which no other input is read.
+            confirm: Whether to read hangs and floods again, alone.
+        """
         self.target, self.inputs, self.seed = target, inputs, seed
         self.outcome = Outcome()
         self.numbers = iter(numbers)
         self.seconds = seconds
+        self._confirm = confirm
+        self._doubtful: list[Finding] = []
+        self._alone: Worker | None = None
         self._slot = mmap.mmap(-1, _SLOT.size)
         self._found = tempfile.TemporaryFile()
         self._fork()
@@ -167,32 +199,54 @@ class Worker:
         if self.pid == 0:
             status = 1
             with contextlib.suppress(BaseException):
-                _work(self, mine)
-                status = 0
+                status = _work(self, mine)
             os._exit(status)
 
     def ended(self) -> bool:
         """Return whether the worker is done; start it again if it died."""
+        if self._alone is not None:
+            return self._confirmed()
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
             return False
+        code = os.waitstatus_to_exitcode(status)
         done, refused, end = _SLOT.unpack(self._slot)
-        died = not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0)
         read = done - self._known[0]
-        current = next(itertools.islice(self.numbers, read, None), None)
-        if died and current is not None:
-            self._blame(current, status)
-            _SLOT.pack_into(self._slot, 0, done + 1, refused, end)
-            if time.monotonic() < end and len(self.outcome.findings) < 200:
-                self._fork()
-                return False
+        deque(itertools.islice(self.numbers, read), 0)
+        again = code == _RESTART
+        if code not in (0, _RESTART):
+            current = next(self.numbers, None)
+            if again := current is not None:
+                self._blame(current, code)
+                _SLOT.pack_into(self._slot, 0, done + 1, refused, end)
+        if again and time.monotonic() < end and len(self.outcome.findings) < 200:
+            self._fork()
+            return False
         self._finish()
+        return self._confirmed()
+
+    def _confirmed(self) -> bool:
+        """Read doubtful inputs alone, one after another; return whether all are."""
+        if self._alone is not None:
+            if not self._alone.ended():
+                return False
+            finding, found = self._doubtful.pop(), self._alone.outcome.findings
+            self._alone = None
+            if found:
+                self.outcome.findings += found
+            else:
+                self.outcome.once.append(finding)
+        if self._doubtful:
+            numbers = [self._doubtful[-1].number]
+            self._alone = Worker(
+                self.target, self.inputs, self.seed, numbers, 1e6, confirm=False
+            )
+            return False
         return True
 
-    def _blame(self, number: int | str, status: int) -> None:
-        code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        name = signal.Signals(code).name if code else f"exit {status >> 8}"
-        hang = code in (signal.SIGPROF, signal.SIGALRM)
+    def _blame(self, number: int | str, code: int) -> None:
+        name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        hang = -code in (signal.SIGPROF, signal.SIGALRM)
         files = self.inputs.make(self.target, self.seed, number)
         kind = "hang" if hang else "crash"
         self.outcome.findings.append(Finding(self.target, number, kind, name, files))
@@ -206,10 +260,13 @@ class Worker:
             number, kind, where = json.loads(line)
             files = self.inputs.make(self.target, self.seed, number)
             outcome.findings.append(Finding(self.target, number, kind, where, files))
+        if self._confirm:
+            self._doubtful = [f for f in outcome.findings if f.kind in _DOUBTFUL]
+            outcome.findings = [f for f in outcome.findings if f.kind not in _DOUBTFUL]
 
 
-def _work(worker: Worker, numbers: Iterable[int | str]) -> None:
-    """Read inputs; the process is a fork of its own."""
+def _work(worker: Worker, numbers: Iterable[int | str]) -> int:
+    """Read inputs; return the status of the process, which is a fork of its own."""
     target = TARGETS[worker.target]
     faulthandler.disable()  # the parent reports
     null = os.open(os.devnull, os.O_RDWR)
@@ -240,9 +297,13 @@ def _work(worker: Worker, numbers: Iterable[int | str]) -> None:
             if problem and problem != "refused":
                 line = json.dumps([number, *problem]).encode() + b"\n"
                 os.write(worker._found.fileno(), line)
+                if problem[0] == "memory":
+                    _SLOT.pack_into(worker._slot, 0, done, refused, end)
+                    return _RESTART
         _SLOT.pack_into(worker._slot, 0, done, refused, end)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+    return 0
 
 
 def _read(target: Any, folder: Path, files: Files, written: Files) -> Any:

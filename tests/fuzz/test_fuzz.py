@@ -68,13 +68,52 @@ def test_a_planted_fault_is_found_and_the_rest_is_read(read, kind, monkeypatch):
     if kind == "hang":
         monkeypatch.setattr(run, "SECONDS_OF_PROCESSOR", 0.2)
     inputs = Inputs([], {}, {str(i): {"f.json": b"%d" % i} for i in range(4)})
-    worker = Worker("planted", inputs, 1, ["0", "1", "2", "3"], 600)
-    while not worker.ended():
-        time.sleep(0.01)
-    assert worker.outcome.inputs == 4
-    (finding,) = worker.outcome.findings
+    outcome = outcome_of(inputs)
+    (finding,) = outcome.findings
     assert (finding.kind, finding.number) == (kind, "1")
     assert finding.files == {"f.json": b"1"}
+    assert not outcome.once
+
+
+def outcome_of(inputs: Inputs) -> run.Outcome:
+    worker = Worker("planted", inputs, 1, [*inputs.corpus], 600)
+    while not worker.ended():
+        time.sleep(0.01)
+    assert worker.outcome.inputs == len(inputs.corpus)
+    return worker.outcome
+
+
+_READ: list[bytes] = []
+_KEPT: list[bytearray] = []
+
+
+def _slower_each_time(folder: Path) -> None:
+    _READ.append((folder / "f.json").read_bytes())
+    while len(_READ) == 2:
+        pass
+
+
+def _kept(folder: Path) -> None:
+    if b"1" in (folder / "f.json").read_bytes():
+        _KEPT.append(bytearray(run.BYTES * 3 // 4))
+    bytearray(run.BYTES // 2)
+
+
+def test_a_hang_that_does_not_come_again_alone_is_no_finding(monkeypatch):
+    monkeypatch.setitem(TARGETS, "planted", Target(lambda: [], _slower_each_time))
+    monkeypatch.setattr(run, "SECONDS_OF_PROCESSOR", 0.2)
+    outcome = outcome_of(Inputs([], {}, {name: {"f.json": b""} for name in "ab"}))
+    assert not outcome.findings
+    assert [(f.kind, f.number) for f in outcome.once] == [("hang", "b")]
+
+
+def test_what_follows_a_flood_is_read_with_all_memory(monkeypatch):
+    monkeypatch.setitem(TARGETS, "planted", Target(lambda: [], _kept))
+    monkeypatch.setattr(run, "BYTES", 1 << 28)
+    inputs = Inputs([], {}, {str(i): {"f.json": b"%d" % i} for i in range(4)})
+    assert [(f.kind, f.number) for f in outcome_of(inputs).findings] == [
+        ("memory", "1")
+    ]
 
 
 def test_inputs_are_the_same_each_time():

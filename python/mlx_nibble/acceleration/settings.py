@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_nibble.ops import check_activations
+from mlx_nibble._arguments import check_activations
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_nibble.formats import GROUP_SIZES, SCALE_DTYPES, SUPPORTED_BITS
+from mlx_nibble.io.values import shown
 
 SCHEMA = "mlx-nibble/bench/1"
 KINDS = ("kernels", "model", "tune")
@@ -119,7 +120,7 @@ def _require(value: Any, form: Any, what: str) -> Any:
         if not scalar or value not in form:
             raise ValueError(
                 f"[bench] {what} of {sorted(map(str, form))} was required but got "
-                f"{_shown(value)}."
+                f"{shown(value)}."
             )
         return value
     if isinstance(form, tuple):
@@ -127,7 +128,7 @@ def _require(value: Any, form: Any, what: str) -> Any:
         if type(value) not in (int, float) or not low <= value <= high:
             raise ValueError(
                 f"[bench] {what} from {low} to {high} was required but got "
-                f"{_shown(value)}."
+                f"{shown(value)}."
             )
     elif not isinstance(value, form):
         name = getattr(form, "__name__", str(form))
@@ -136,11 +137,3 @@ def _require(value: Any, form: Any, what: str) -> Any:
             f"{type(value).__name__}."
         )
     return value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return f"a {type(value).__name__}"
-    # Python refuses to write numbers of thousands of digits.
-    huge = isinstance(value, int) and abs(value) > 2**64
-    return "a number of more than 64 bits" if huge else f"{value!r:.80}"

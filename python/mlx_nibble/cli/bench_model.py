@@ -18,6 +18,7 @@ from typing import Any
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
+from mlx_nibble.cli import consent
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, immediate_interrupt, run_progress
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "it takes part in fewer passes or is left out; default: 10",
     )
     add("--passes", type=int, default=6, help="turns of each; default: 6")
-    add("--trust-remote-code", action="store_true", help="as mlx-lm's")
+    consent.add_option(parser)
     add("--output", metavar="FILE", help="write the samples to FILE")
     add(
         "--plot",
@@ -149,14 +150,12 @@ def _measure(args: argparse.Namespace, made: Capsule) -> None:
         from mlx_nibble.bench import generation, model, subject
         from mlx_nibble.evaluation.calibration_text import BUILT_IN, encode, read_text
 
-        trust = args.trust_remote_code
-        loaded, tokenizer, *_ = lm.load_as_it_is(args.model, trust_remote_code=trust)
+        trust = lm.consent(args.trust_remote_code)
+        loaded, tokenizer, *_ = lm.load_as_it_is(args.model, **trust)
         models = [loaded]
         if args.draft_model is not None:
             with hub_errors("bench", "the draft model"):
-                draft, other, *_ = lm.load_as_it_is(
-                    args.draft_model, trust_remote_code=trust
-                )
+                draft, other, *_ = lm.load_as_it_is(args.draft_model, **trust)
             if other.vocab_size != tokenizer.vocab_size:
                 raise ValueError(
                     "[bench] the draft model must have the model's vocabulary of "

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.convert_options import (
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         help="round scales, offsets and all tensors that are not quantized to this "
         "type (default: the smallest that holds them exactly, or the model's)",
     )
+    consent.add_option(parser, unless_given=None)
     add("--json", action="store_true", help="print the result for machines")
     how = parser.add_argument_group("quantizing")
     add = how.add_argument
@@ -115,9 +117,12 @@ def main(arguments: Sequence[str]) -> None:
     if args.quantize:
         path = quantizing_path(args)
         require_used(args, path)
-        if (option := unused_text(args, path)) is not None:
-            _tell(f"{option} has no effect: {args.method} needs no text")
-        _quantize(args, source, folder)
+        unused = unused_text(args, path)
+        if unused is not None:
+            _tell(
+                f"{unused} is checked, and has no effect: {args.method} needs no text"
+            )
+        _quantize(args, source, folder, check_text=unused == "--calibration")
     elif is_gguf(source):
         require_used(args, GGUF)
         _import_gguf(args, source, folder)
@@ -149,15 +154,19 @@ def _import_packed(
             "say -q to quantize it"
         )
     with step_progress() as progress:
-        report = import_packed(Path(source), Path(folder), progress, args.dtype)
+        trust = bool(args.trust_remote_code)
+        report = import_packed(Path(source), Path(folder), progress, args.dtype, trust)
     order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
     _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
 
 
-def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
+def _quantize(
+    args: argparse.Namespace, source: str, folder: str, check_text: bool
+) -> None:
     from mlx_nibble.conversion.convert import convert
     from mlx_nibble.conversion.options import Calibration, Options
     from mlx_nibble.conversion.packed_import import is_packed
+    from mlx_nibble.evaluation.calibration_text import read_text
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)
@@ -174,8 +183,11 @@ def _quantize(args: argparse.Namespace, source: str, folder: str) -> None:
     )
     if not is_gguf(source) and not is_packed(Path(source)):
         require_model("convert", "SOURCE", source)
+    if check_text:
+        read_text(args.calibration)
     with step_progress() as progress, hub_errors("convert"):
-        report = convert(source, folder, options, progress, _tell)
+        trust = bool(args.trust_remote_code)
+        report = convert(source, folder, options, progress, _tell, trust)
     if picture is not None:
         from mlx_nibble.pictures import losses, style
 

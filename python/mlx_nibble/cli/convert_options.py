@@ -36,11 +36,13 @@ TARGET = "quantizing with --target-bpw"
 PATHS = (GGUF, PACKED, ROUNDING, CALIBRATED, TARGET)
 _QUANTIZING = (ROUNDING, CALIBRATED, TARGET)
 
-# One command line compares methods: the text of those that need none is no mistake.
+# One command line compares methods: the text of those that need none is no mistake, but
+# it must be right.
 _OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 
 USED_BY = {
     "dtype": PATHS,
+    "trust_remote_code": (PACKED, *_QUANTIZING),
     "q_bits": (ROUNDING, CALIBRATED),
     "q_group_size": _QUANTIZING,
     "method": _QUANTIZING,

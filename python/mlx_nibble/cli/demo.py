@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mlx_nibble.cli import activations
+from mlx_nibble.cli import activations, consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import (
     byte_progress,
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=int, default=3, help="timed runs of each (default: 3)"
     )
     activations.add_option(parser)
+    consent.add_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
     return parser
 
@@ -101,8 +102,9 @@ def _run(
 
     with err.status("Loading the model"):
         setting = activations.setting(args)
-        ours, tokenizer = lm.load(str(folder), activations=setting)
-        stock, _ = lm.load_stock(str(folder))
+        trust = lm.consent(args.trust_remote_code)
+        ours, tokenizer = lm.load(str(folder), activations=setting, **trust)
+        stock, _ = lm.load_stock(str(folder), **trust)
     messages = [{"role": "user", "content": args.prompt}]
     question = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     steps = lm.stream_generate(ours, tokenizer, question, max_tokens=args.max_tokens)

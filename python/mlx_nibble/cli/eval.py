@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_nibble.acceleration.settings import Settings
-from mlx_nibble.cli import activations
+from mlx_nibble.cli import activations, consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         help="draw the divergence of each model folder over its size, as .png or .svg",
     )
     activations.add_option(parser)
+    consent.add_option(parser)
     add("--json", action="store_true", help="print the result for machines")
     return parser
 
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str]) -> None:
     if args.reference is not None:
         require_model("eval", "--reference", args.reference)
         with hub_errors("eval", "the reference"):
-            reference, _ = load_for_evaluation(args.reference)
+            reference, _ = load_for_evaluation(
+                args.reference, trust_remote_code=args.trust_remote_code
+            )
     points = []
     for name in args.model:
         result = _evaluate(args, name, text, reference)
@@ -91,7 +94,7 @@ def _evaluate(
 ) -> Evaluation:
     with hub_errors("eval"):
         settings = Settings(activations.setting(args))
-        model, tokenizer = load_for_evaluation(name, settings)
+        model, tokenizer = load_for_evaluation(name, settings, args.trust_remote_code)
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

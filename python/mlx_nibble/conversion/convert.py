@@ -67,6 +67,7 @@ def convert(
     options: Options,
     progress: Progress = silent,
     tell: Tell = untold,
+    trust_remote_code: bool = False,
 ) -> Converted:
     """Quantize a model that mlx-lm loads, a GGUF file, or another tool's packed folder.
 
@@ -80,6 +81,7 @@ def convert(
         options: How to quantize.
         progress: Function of the current work, steps done and all steps.
         tell: Function that is told what else the user should know, in one line.
+        trust_remote_code: Whether the Python code of the source may run.
 
     Raises:
         ValueError: If an option or the source is wrong, `out` exists, or another
@@ -95,8 +97,10 @@ def convert(
             folder = lm.model_folder(source)
             if is_packed(folder):
                 tell(f"Importing {source}, whose rounding adds to that of -q")
-                folder = import_packed(folder, imported).path
-        return _convert(folder, place, options, progress, tell)
+                folder = import_packed(
+                    folder, imported, trust_remote_code=trust_remote_code
+                ).path
+        return _convert(folder, place, options, progress, tell, trust_remote_code)
 
 
 @contextmanager
@@ -113,20 +117,25 @@ def _imported(place: Reserved) -> Iterator[Path]:
 
 
 def _convert(
-    source: Path, place: Reserved, options: Options, progress: Progress, tell: Tell
+    source: Path,
+    place: Reserved,
+    options: Options,
+    progress: Progress,
+    tell: Tell,
+    trust: bool,
 ) -> Converted:
     files = weights_of(source, progress)
-    model, config = lm.load_full_precision(source, options.dtype)
+    model, config = lm.load_full_precision(source, options.dtype, trust)
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
-        tokenizer = lm.load_tokenizer(source, config)
+        tokenizer = lm.load_tokenizer(source, config, trust)
         tokens = _calibration_batches(tokenizer, options.calibration)
         trace(model, tokens[0])  # refuse a model that cannot be calibrated
 
     @cache
     def open_workspace() -> Workspace:
-        _require_values(source, options.dtype, progress)
+        _require_values(source, options.dtype, progress, trust)
         settings = _settings(files.digest, options, tokens)
         return Workspace(place.path, settings, tell)
 
@@ -140,14 +149,16 @@ def _convert(
         usual = Format(options.bits, options.group_size)
         config = with_quantization(config, usual, plan)
         lm.save_companions(folder, source, config)
-        lm.require_loadable(folder)
+        lm.require_loadable(folder, trust)
         files.require_unchanged()
     return Converted(place.path, count, nbytes, plan, losses)
 
 
-def _require_values(source: Path, dtype: str | None, progress: Progress) -> None:
+def _require_values(
+    source: Path, dtype: str | None, progress: Progress, trust: bool
+) -> None:
     """Check the values of a second, lazy model, whose tensors are freed one by one."""
-    model, _ = lm.load_full_precision(source)
+    model, _ = lm.load_full_precision(source, trust_remote_code=trust)
     values = parameters(model)
     del model
     require_all_finite(values, dtype, progress)

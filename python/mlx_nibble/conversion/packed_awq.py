@@ -13,13 +13,12 @@ from mlx_nibble.conversion.packed_layouts import (
 )
 from mlx_nibble.conversion.packed_settings import (
     Scheme,
-    number,
     refuse,
     scheme,
-    shown,
 )
 from mlx_nibble.io import packed
 from mlx_nibble.io.packed import Unpacked, affine
+from mlx_nibble.io.values import shown, whole
 
 _VERSIONS = ("gemm", "gemv", "gemv_fast")
 _BITS = 4
@@ -39,7 +38,7 @@ class AWQ(QWeight):
                 f"is of {shown(stated)}"
             )
         bits = settings.get("bits", _BITS)
-        number(bits, "bits of an AWQ checkpoint", _BITS, _BITS)
+        whole("import", "bits of an AWQ checkpoint", bits, _BITS, _BITS)
         self._read = {"gemm": self._gemm, "gemv": self._gemv}.get(version, self._fast)
         usual = Scheme(_BITS, 128)  # AutoAWQ's default
         self._scheme = scheme(settings, "quantization_config", usual)

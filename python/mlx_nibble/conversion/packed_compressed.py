@@ -18,14 +18,12 @@ from mlx_nibble.conversion.packed_settings import (
     Scheme,
     group_size,
     matches,
-    number,
     refuse,
     section,
-    shown,
-    texts,
 )
 from mlx_nibble.io import packed
 from mlx_nibble.io.packed import Unpacked, affine
+from mlx_nibble.io.values import shown, texts, whole
 
 _PACKED = ("pack-quantized",)
 _PLAIN = ("int-quantized", "naive-quantized")
@@ -141,9 +139,9 @@ def _group(name: str, groups: Mapping[str, Any], settings: Mapping[str, Any]) ->
     grouped = strategy == "group" or (strategy is None and size is not None)
     return _Group(
         name,
-        tuple(texts(group.get("targets"), f"targets of {place}")),
+        tuple(texts("import", f"targets of {place}", group.get("targets"))),
         Scheme(
-            number(weights.get("num_bits", 8), f"num_bits of {place}", 2, 8),
+            whole("import", f"num_bits of {place}", weights.get("num_bits", 8), 2, 8),
             group_size(size, place) if grouped else -1,
         ),
         weights.get("symmetric", True) is True,

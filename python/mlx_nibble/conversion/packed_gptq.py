@@ -19,10 +19,10 @@ from mlx_nibble.conversion.packed_settings import (
     refuse,
     scheme,
     section,
-    shown,
 )
 from mlx_nibble.io import packed
 from mlx_nibble.io.packed import Unpacked, affine
+from mlx_nibble.io.values import shown
 
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")
 # Widths whose codes never straddle two words, all widths, and those of gptq_p's planes.

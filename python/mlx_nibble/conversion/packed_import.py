@@ -84,6 +84,7 @@ def import_packed(
     out: Path,
     progress: Progress = silent,
     dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PackedReport:
     """Convert a packed checkpoint to a folder that mlx-lm loads.
 
@@ -98,6 +99,7 @@ def import_packed(
         dtype: Type to round scales, biases and plain tensors to, one of
             ``SCALE_DTYPES``. Default: the type of the scales; plain tensors keep
             theirs. In float32 no bias of scales in half precision is rounded.
+        trust_remote_code: Whether the source's Python code may run.
 
     Raises:
         ValueError: If the checkpoint is malformed or not supported, or `out` exists.
@@ -124,7 +126,7 @@ def import_packed(
                 config["torch_dtype"] = dtype
             copy_companions(source, folder)
             save_json(folder / "config.json", config)
-            lm.require_loadable(folder)
+            lm.require_loadable(folder, trust_remote_code)
             state.require_unchanged()
     widths = [q.bits for q in run.done.values()]
     quantized = sum(q.codes.size for q in run.done.values())

@@ -6,11 +6,13 @@ themselves bound. Every message is one line that names the setting, or the matri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import regex
+
+from mlx_nibble.io.values import mapping, shown, whole
 
 # Seconds to match a pattern of a configuration with a name: some patterns never end.
 _PATIENCE = 1.0
@@ -56,7 +58,7 @@ def scheme(settings: Mapping[str, Any], place: str, usual: Scheme | None) -> Sch
     """
     bits = settings.get("bits", usual and usual.bits)
     return Scheme(
-        number(bits, f"bits of {place}", 2, _MOST_BITS),
+        whole("import", f"bits of {place}", bits, 2, _MOST_BITS),
         group_size(settings.get("group_size", usual and usual.group_size), place),
     )
 
@@ -65,21 +67,7 @@ def group_size(value: Any, place: str) -> int:
     """Return a checked group size: -1, or a positive number of inputs."""
     if value == -1 and not isinstance(value, bool):
         return -1
-    return number(value, f"group_size of {place}", 1, _LARGEST_GROUP)
-
-
-def number(value: Any, what: str, least: int, most: int) -> int:
-    """Return a checked integer.
-
-    Raises:
-        ValueError: If the value is no integer from `least` to `most`.
-    """
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(
-            f"[import] {what} must be an integer from {least} to {most} but got "
-            f"{shown(value)}."
-        )
-    return value
+    return whole("import", f"group_size of {place}", value, 1, _LARGEST_GROUP)
 
 
 def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -88,12 +76,7 @@ def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     Raises:
         ValueError: If it is no object.
     """
-    value = settings.get(key) or {}
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"[import] {key} must be a JSON object but got {shown(value)}."
-        )
-    return value
+    return mapping("import", key, settings.get(key) or {})
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -109,26 +92,3 @@ def matches(pattern: str, path: str) -> bool:
             f"[import] the pattern {shown(pattern)} must be a regular expression that "
             f"ends on {path} but got: {error or 'no end'}."
         ) from error
-
-
-def texts(value: Any, what: str) -> Sequence[str]:
-    """Return a checked list of strings; an empty one for null.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    value = value or []
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"[import] {what} must be a list of names but is not.")
-    return value
-
-
-def shown(value: Any) -> str:
-    """Return a value from a stranger's file as short text."""
-    text = f"a number of {value.bit_length()} bits" if _is_huge(value) else repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _is_huge(value: Any) -> bool:
-    # Python refuses to print integers of thousands of digits.
-    return isinstance(value, int) and value.bit_length() > 128

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mlx_nibble.io.lock import exclusive
 
 
 def cache_dir() -> Path:
@@ -38,13 +39,10 @@ def cache_dir() -> Path:
 def cache_lock(name: str) -> Iterator[Path]:
     """Hold the lock of one cache entry; another process waits for it.
 
-    The system releases the lock when a process dies.
-
     Yields:
         The cache folder, which exists.
     """
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with exclusive(folder / f"{name}.lock", wait=True):
         yield folder

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.packing import require_plain
-from mlx_nibble.io.safetensors import check_safetensors
+from mlx_nibble.io.safetensors import tensor_names
 from mlx_nibble.io.shards import USUAL, weight_files
 from mlx_nibble.io.stranger import open_regular
 
@@ -55,6 +55,9 @@ def read_checkpoint(
 def check_folder(folder: Path, op: str) -> None:
     """Check the files of a model folder that mlx-lm and transformers open.
 
+    A command checks the folder before any work, and the loader whatever loads it. The
+    headers are read once in a process.
+
     Raises:
         ValueError: If one is a pipe, a device or damaged. The error names it.
         OSError: If one cannot be read.
@@ -62,7 +65,7 @@ def check_folder(folder: Path, op: str) -> None:
     read_config(folder, op)
     for file in sorted(folder.iterdir()):
         if fnmatch(file.name, USUAL):
-            check_safetensors(file, op)
+            tensor_names(file, op)
         elif file.suffix in _OPENED and not file.is_dir():
             open_regular(file, op).close()
 
@@ -79,7 +82,7 @@ def read_tensors(files: Iterable[Path], op: str = "load") -> dict[str, mx.array]
     """
     tensors: dict[str, mx.array] = {}
     for file in files:
-        check_safetensors(file, op)
+        tensor_names(file, op)
         loaded = mx.load(str(file))
         assert isinstance(loaded, dict)
         tensors |= loaded

@@ -13,24 +13,27 @@ from typing import Any, NoReturn
 
 from mlx_nibble.formats import BITS, GROUP_SIZES, Format
 from mlx_nibble.io.stranger import read_json
+from mlx_nibble.io.values import fail, mapping, texts, whole
 
 # A hundred times the largest that we know. A stranger's file may have any size.
 _LARGEST_FILE = 16 << 20
 # MLX's name of the mode, and its values of settings that a config.json leaves out.
 _DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
-# MLX's modes, with the group sizes and widths of each.
-_MODES = {
+MODES = {
     "affine": (GROUP_SIZES, BITS),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+"""MLX's modes, with the group sizes and widths of each."""
+LAYER_COUNT = re.compile(r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?")
+"""Names of a model's number of layers."""
 _LARGEST_SIZE = 2**31 - 1  # MLX's sizes are int32
 _MOST_LAYERS, _MOST_EXPERTS = 4096, 1 << 16  # 16 times the most that we know
 # Keys of sizes; a list has one for each layer.
 _SIZES = re.compile(
     r"vocab_size|hidden_size|head_dim|num_attention_heads|num_key_value_heads|"
-    r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?"
+    + LAYER_COUNT.pattern
 )
 _LAYERS = re.compile(r"(n|num)_(\w+_)?layers?")
 _EXPERTS = re.compile(r"(n|num)_(\w+_)?experts")
@@ -72,13 +75,13 @@ def check_config(
     check.model(config)
     own = config.get("quantization") is not None
     if own:
-        check.quantization(check.mapping(config, "quantization"))
+        check.quantization(check.section(config, "quantization"))
     if config.get("quantization_config"):
-        settings = check.mapping(config, "quantization_config")
+        settings = check.section(config, "quantization_config")
         if not own:
             check.foreign(settings)
     if "text_config" in config:
-        text = check.mapping(config, "text_config")
+        text = check.section(config, "text_config")
         check_config(text, file, op, f"{prefix}text_config.")
 
 
@@ -125,8 +128,8 @@ class _Check:
         if not isinstance(kind, str) or (kind and not _MODEL_TYPE.fullmatch(kind)):
             self._fail("model_type", "a name", kind)
         names = config.get("architectures") or []
-        if not all(isinstance(n, str) for n in self._items("architectures", names)):
-            self._fail("architectures", "a list of names", names)
+        if not isinstance(names, str):
+            texts(self._op, self._name("architectures"), names)
         for key in ("bos_token_id", "eos_token_id"):
             for value in _listed(config.get(key)):
                 self._whole(key, value, -1, _LARGEST_SIZE)
@@ -140,7 +143,7 @@ class _Check:
         """Check MLX's own settings: those of all matrices, and entries of paths."""
         for key in ("group_size", "bits"):
             if key not in settings:
-                self._fail(f"quantization.{key}", "a number", "no such key")
+                self._fail(f"quantization.{key}", "a number", None)
         self._format("quantization", settings)
         for path, own in settings.items():
             if isinstance(own, dict):
@@ -160,47 +163,37 @@ class _Check:
             for key, least, most in (("bits", 1, 16), ("group_size", -1, 1 << 20)):
                 if key in settings or (key, method) == ("bits", "gptq"):
                     self._whole(f"{name}.{key}", settings.get(key), least, most)
-        for group in self.mapping(settings, "config_groups", {}).values():
-            if not isinstance(group, dict):
-                self._fail(f"{name}.config_groups", "JSON objects", group)
-            weights = group.get("weights")
-            if weights is not None and not isinstance(weights, dict):
-                self._fail(f"{name}.config_groups.weights", "a JSON object", weights)
-            bits = (weights or {}).get("num_bits", 4)
-            self._whole(f"{name}.config_groups.weights.num_bits", bits, 1, 16)
+        groups = f"{name}.config_groups"
+        for group in self.section(settings, "config_groups", {}).values():
+            own = mapping(self._op, self._name(groups), group).get("weights")
+            place = self._name(f"{groups}.weights")
+            weights = mapping(self._op, place, {} if own is None else own)
+            self._whole(f"{groups}.weights.num_bits", weights.get("num_bits", 4), 1, 16)
 
-    def mapping(self, config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    def section(
+        self, config: Mapping[str, Any], key: str, default: Any = None
+    ) -> Mapping[str, Any]:
         """Return a value that must be a JSON object."""
-        value = config.get(key, default)
-        if not isinstance(value, dict):
-            self._fail(key, "a JSON object", value)
-        return value
+        return mapping(self._op, self._name(key), config.get(key, default))
 
     def _format(self, key: str, settings: Mapping[str, Any]) -> None:
         mode = settings.get("mode", "affine")
-        if not isinstance(mode, str) or mode not in _MODES:
-            self._fail(f"{key}.mode", f"one of {', '.join(_MODES)}", mode)
-        for name, allowed in zip(("group_size", "bits"), _MODES[mode], strict=True):
+        if not isinstance(mode, str) or mode not in MODES:
+            self._fail(f"{key}.mode", f"one of {', '.join(MODES)}", mode)
+        for name, allowed in zip(("group_size", "bits"), MODES[mode], strict=True):
             value = settings.get(name)
             if name in settings and (type(value) is not int or value not in allowed):
                 choices = ", ".join(map(str, allowed))
                 self._fail(f"{key}.{name}", f"one of {choices} ({mode})", value)
 
-    def _items(self, key: str, value: Any) -> list[Any]:
-        if not isinstance(value, list | str):
-            self._fail(key, "a list", value)
-        return [value] if isinstance(value, str) else value
-
     def _whole(self, key: str, value: Any, least: int, most: int) -> None:
-        if type(value) is not int or not least <= value <= most:
-            self._fail(key, f"a whole number from {least} to {most}", value)
+        whole(self._op, self._name(key), value, least, most)
 
     def _fail(self, key: str, required: str, got: Any) -> NoReturn:
-        got = got if got == "no such key" else _shown(got)
-        raise ValueError(
-            f"[{self._op}] {required} is required as {self._prefix + key!r} in "
-            f"{self._file!r} but got {got}."
-        )
+        fail(self._op, self._name(key), required, got)
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix + key!r} in {self._file!r}"
 
 
 def _limits(key: str) -> tuple[int, int] | None:
@@ -220,12 +213,3 @@ def _listed(value: Any) -> Iterator[Any]:
         yield from value
     elif value is not None:
         yield value
-
-
-def _shown(value: Any) -> str:
-    """Return a value for an error; of a container, its type."""
-    if isinstance(value, dict | list):
-        return f"a {type(value).__name__}"
-    if isinstance(value, int) and abs(value) > 2**64:
-        return "a number of more than 64 bits"
-    return f"{value!r:.80}"

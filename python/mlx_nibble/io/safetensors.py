@@ -6,6 +6,7 @@ MLX trusts a header: its sizes and offsets are not compared with the file.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,34 @@ _ITEM_BYTES = {
 }
 
 
-def check_safetensors(path: Path, op: str) -> None:
-    """Check that a file is regular, and that its header describes its data.
+# Commands check a folder before they load it. The most files of a model that we know
+# are about 200.
+_REMEMBERED = 1024
+
+
+def tensor_names(path: Path, op: str) -> tuple[str, ...]:
+    """Check that a header describes its file; return the names of the tensors.
+
+    As in the safetensors package, the tensors must fill the file without holes. The
+    header of a file that has not changed is read once.
+
+    Args:
+        path: The file.
+        op: Name of the operation in errors: ``[op] …``.
 
     Raises:
-        ValueError: If not. The error names the file.
+        ValueError: If it is no regular file, or not what its header says. The error
+            names the file.
         OSError: If it cannot be read.
     """
+    with open_regular(path, op) as file:
+        s = os.fstat(file.fileno())
+    state = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+    return _names(path, op, state)
+
+
+@lru_cache(_REMEMBERED)
+def _names(path: Path, op: str, state: tuple[int, ...]) -> tuple[str, ...]:
     with open_regular(path, op) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -44,19 +66,43 @@ def check_safetensors(path: Path, op: str) -> None:
                 "truncated or no safetensors file."
             )
         header = parse_json(file.read(length), str(path), op)
-    end = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            end = max(end, _end(entry, f"{name!r} of {str(path)!r}", op))
-    if end > room - length:
+    _check_metadata(header.pop("__metadata__", {}), path, op)
+    spans = [
+        (*_span(entry, f"{name!r} of {str(path)!r}", op), name)
+        for name, entry in header.items()
+    ]
+    filled = 0
+    for start, end, name in sorted(spans):
+        if start != filled:
+            raise ValueError(
+                f"[{op}] tensors without gaps or overlaps are required in "
+                f"{str(path)!r} but {name!r} begins at byte {start}, not {filled}."
+            )
+        filled = end
+    if filled != room - length:
+        reason = (
+            "the file is truncated" if filled > room - length else "remove the rest"
+        )
         raise ValueError(
-            f"[{op}] {end} bytes of tensors are required in {str(path)!r} but it has "
-            f"{room - length}: the file is truncated."
+            f"[{op}] {filled} bytes of tensors are required in {str(path)!r} but it "
+            f"has {room - length}: {reason}."
+        )
+    return tuple(header)
+
+
+def _check_metadata(metadata: Any, path: Path, op: str) -> None:
+    found = {} if metadata is None else metadata  # as MLX writes it
+    if not isinstance(found, dict) or not all(
+        isinstance(value, str) for value in found.values()
+    ):
+        raise ValueError(
+            f"[{op}] texts are required as '__metadata__' of {str(path)!r} but got "
+            f"{str(metadata):.80}."
         )
 
 
-def _end(entry: Any, what: str, op: str) -> int:
-    """Return the offset of the first byte after a tensor."""
+def _span(entry: Any, what: str, op: str) -> tuple[int, int]:
+    """Return the offsets of a tensor's first byte, and of the first one after it."""
     found = entry if isinstance(entry, dict) else {}
     shape: Any = found.get("shape")
     offsets: Any = found.get("data_offsets")
@@ -76,7 +122,7 @@ def _end(entry: Any, what: str, op: str) -> int:
             f"[{op}] a tensor {found['dtype']} of shape {shape} was required but the "
             f"data_offsets of {what} are {offsets}."
         )
-    return end
+    return start, end
 
 
 def _sizes(value: Any) -> bool:

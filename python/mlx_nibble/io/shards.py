@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from mlx_nibble.io.safetensors import tensor_names
+from mlx_nibble.io.stranger import read_json
 
 USUAL = "model*.safetensors"
 """The files that mlx-lm reads, whatever an index says."""
 _INDEX = "model.safetensors.index.json"
+_LARGEST_INDEX = 32 << 20  # 4 times the largest that we know
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -50,15 +51,31 @@ def weight_files(folder: Path, op: str, usual: str = USUAL) -> list[Path]:
     return files
 
 
+def known_tensors(folder: Path, op: str) -> set[str]:
+    """Return the names of the tensors that a folder has, or its index.
+
+    A process of several may have some of the shards only.
+
+    Raises:
+        ValueError: If the index or a file is damaged.
+        OSError: If one cannot be read.
+    """
+    index = folder / _INDEX
+    names = set(_weight_map(index, op) if index.is_file() else ())
+    for file in folder.iterdir():
+        if file.match(USUAL):
+            names.update(tensor_names(file, op))
+    return names
+
+
 def _weight_map(index: Path, op: str) -> dict[str, str]:
     """Return the file of each tensor, as the index has it."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        # A path out of the folder is a stranger's.
-        if all(isinstance(v, str) and v == Path(v).name for v in places.values()):
-            return places
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
+    places = read_json(index, op, _LARGEST_INDEX).get("weight_map")
+    # A path out of the folder is a stranger's.
+    if isinstance(places, dict) and all(
+        isinstance(v, str) and v == Path(v).name for v in places.values()
+    ):
+        return places
     raise ValueError(
         f"[{op}] an index must map names of tensors to names of files as 'weight_map' "
         f"but '{index}' does not."
@@ -82,7 +99,7 @@ def _places(files: Iterable[Path], op: str) -> dict[str, Path]:
     """Return the file of each tensor, as the files' headers have it."""
     places: dict[str, Path] = {}
     for file in files:
-        for name in _names(file, op):
+        for name in tensor_names(file, op):
             if name in places:
                 raise ValueError(
                     f"[{op}] each tensor must be in one file but {name!r} is in "
@@ -90,14 +107,3 @@ def _places(files: Iterable[Path], op: str) -> dict[str, Path]:
                 )
             places[name] = file
     return places
-
-
-def _names(file: Path, op: str) -> list[str]:
-    try:
-        with safe_open(file, "numpy") as opened:
-            return list(opened.keys())
-    except SafetensorError as error:
-        raise ValueError(
-            f"[{op}] a whole safetensors file is required but '{file}' is damaged: "
-            f"{error}."
-        ) from error

@@ -20,7 +20,7 @@ from mlx_nibble.lm.folders import (
     require_loadable,
     save_companions,
 )
-from mlx_nibble.lm.load import load, load_as_it_is, load_stock, sharded_load
+from mlx_nibble.lm.load import consent, load, load_as_it_is, load_stock, sharded_load
 from mlx_nibble.lm.patches import (
     accelerated_generation,
     accelerated_loading,
@@ -33,6 +33,7 @@ __all__ = [
     "accelerated_generation",
     "accelerated_loading",
     "generate_step",
+    "consent",
     "load",
     "load_as_it_is",
     "load_for_evaluation",

@@ -23,8 +23,11 @@ from mlx_lm.models.base import BaseModelArgs
 
 from mlx_nibble.io.checkpoint import check_folder
 from mlx_nibble.io.config import check_config
+from mlx_nibble.io.shards import known_tensors
 from mlx_nibble.io.stranger import local_path
+from mlx_nibble.io.tokenizer import check_tokenizer
 from mlx_nibble.lm.replaced import replaced
+from mlx_nibble.lm.sizes import check_layers, checked_building
 from mlx_nibble.lm.upstream import fits
 
 _INTERNALS = {
@@ -66,14 +69,17 @@ def load_model(model_path: Path, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ValueError: If the folder holds no model that mlx-lm can build.
     """
-    file = str(Path(model_path) / "config.json")
-    check_folder(Path(model_path), "load")
+    folder = Path(model_path)
+    file = str(folder / "config.json")
+    check_folder(folder, "load")
+    names = known_tensors(folder, "load")
 
     def classes(config: dict[str, Any]) -> Any:
         if "model_type" not in config:
             raise ValueError(f"[load] 'model_type' is required in {file!r} but absent.")
         # mlx-lm has changed what it read: tagged numbers, arguments of the caller.
         check_config(config, file, "load")
+        check_layers(config, names, file)
         kind = config["model_type"]
         with one_line(
             f"a model_type of mlx-lm is required, unlike {kind!r} in {file!r}"
@@ -84,7 +90,10 @@ def load_model(model_path: Path, *args: Any, **kwargs: Any) -> Any:
 
     if len(args) < 4:
         kwargs.setdefault("get_model_classes", classes)
-    with one_line(f"a model that mlx-lm can build is required in {file!r}"):
+    with (
+        one_line(f"a model that mlx-lm can build is required in {file!r}"),
+        checked_building(names, file),
+    ):
         return _originals["load_model"](model_path, *args, **kwargs)
 
 
@@ -96,6 +105,7 @@ def load_tokenizer(
     Raises:
         ValueError: If transformers cannot read it.
     """
+    check_tokenizer(Path(model_path), "load")
     # Without an answer, transformers would ask on a terminal.
     extra = {**(extra or {})}
     extra["trust_remote_code"] = bool(extra.get("trust_remote_code"))
@@ -129,6 +139,8 @@ def one_line(required: str) -> Iterator[None]:
             raise
         kind = "" if isinstance(error, ValueError) else f" {type(error).__name__}"
         reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason += " On the command line, say --trust-remote-code."
         raise ValueError(f"[load] {required} but got{kind}: {reason}") from error
 
 

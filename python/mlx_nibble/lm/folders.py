@@ -13,7 +13,7 @@ from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.io.companions import copy_companions
 from mlx_nibble.lm.checked import checked_loading
 from mlx_nibble.lm.dtypes import on_cpu
-from mlx_nibble.lm.load import load, load_as_it_is
+from mlx_nibble.lm.load import consent, load, load_as_it_is
 
 
 def model_folder(path_or_hf_repo: str) -> Path:
@@ -23,13 +23,14 @@ def model_folder(path_or_hf_repo: str) -> Path:
 
 
 def load_full_precision(
-    folder: Path, dtype: str | None = None
+    folder: Path, dtype: str | None = None, trust_remote_code: bool = False
 ) -> tuple[mlx_nn.Module, dict[str, Any]]:
     """Load a model lazily, and dequantize it if it is quantized.
 
     Args:
         folder: The model folder.
         dtype: Type to round all parameters to. Default: their own.
+        trust_remote_code: Whether the folder's Python code may run.
 
     Returns:
         The model, and its configuration without a quantization.
@@ -37,7 +38,7 @@ def load_full_precision(
     Raises:
         ValueError: If a parameter of the model is missing, or a tensor is none.
     """
-    model, config = _load_model(folder)
+    model, config = _load_model(folder, trust_remote_code)
     if config.pop("quantization", None) is not None:
         model = mlx_lm_utils.dequantize_model(model)
     config.pop("quantization_config", None)
@@ -46,11 +47,14 @@ def load_full_precision(
     return model, config
 
 
-def load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+def load_tokenizer(
+    folder: Path, config: dict[str, Any], trust_remote_code: bool = False
+) -> Any:
     """Load the tokenizer of a model as :func:`mlx_lm.load` does."""
     end = config.get("eos_token_id")
+    extra = {"trust_remote_code": trust_remote_code}
     with checked_loading():
-        return mlx_lm_utils.load_tokenizer(folder, eos_token_ids=end)
+        return mlx_lm_utils.load_tokenizer(folder, extra, eos_token_ids=end)
 
 
 def save_companions(folder: Path, source: Path, config: dict[str, Any]) -> None:
@@ -81,32 +85,44 @@ def require_family(config: dict[str, Any]) -> None:
         ) from error
 
 
-def require_loadable(folder: Path) -> None:
+def require_loadable(folder: Path, trust_remote_code: bool = False) -> None:
     """Check that mlx-lm loads a folder: each parameter, of its shape, and no other.
 
     Raises:
         ValueError: If it does not.
     """
-    _load_model(folder)
+    _load_model(folder, trust_remote_code)
 
 
-def _load_model(folder: Path) -> tuple[mlx_nn.Module, dict[str, Any]]:
+def _load_model(
+    folder: Path, trust_remote_code: bool
+) -> tuple[mlx_nn.Module, dict[str, Any]]:
     """Load a model lazily, after a check of its files."""
     with checked_loading():
-        return mlx_lm_utils.load_model(folder, lazy=True)
+        return mlx_lm_utils.load_model(
+            folder, lazy=True, trust_remote_code=trust_remote_code
+        )
 
 
 def load_for_evaluation(
-    path_or_hf_repo: str, settings: Settings = DEFAULTS
+    path_or_hf_repo: str,
+    settings: Settings = DEFAULTS,
+    trust_remote_code: bool = False,
 ) -> tuple[mlx_nn.Module, Any]:
     """Load a model that predicts long texts, and its tokenizer.
 
     On the CPU the model is dequantized to float32. Its weights are the same, and
     :func:`mlx_nibble.layerwise.cpu_math.fast_dense` computes its products. With 8-bit
     activations the model stays quantized: only our products show their loss.
+
+    Args:
+        path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
+        settings: Settings of the accelerated model.
+        trust_remote_code: Whether the folder's Python code may run.
     """
+    asked = consent(trust_remote_code)
     if settings.activations is not None or not on_cpu():
-        return load(path_or_hf_repo, **vars(settings))[:2]
-    model, tokenizer = load_as_it_is(path_or_hf_repo, lazy=True)[:2]
+        return load(path_or_hf_repo, **vars(settings), **asked)[:2]
+    model, tokenizer = load_as_it_is(path_or_hf_repo, lazy=True, **asked)[:2]
     model.set_dtype(mx.float32)  # scales, too, so that weights are not rounded
     return mlx_lm_utils.dequantize_model(model), tokenizer

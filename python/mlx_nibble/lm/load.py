@@ -13,6 +13,14 @@ from mlx_nibble.lm.dtypes import prepare, use_stock
 from mlx_nibble.lm.patches import accelerated_loading
 
 
+def consent(given: bool) -> dict[str, Any]:
+    """Return arguments of :func:`mlx_lm.load`: may it run a folder's Python code?"""
+    return {
+        "tokenizer_config": {"trust_remote_code": given},
+        "trust_remote_code": given,
+    }
+
+
 def load_as_it_is(path_or_hf_repo: str, *args: Any, **kwargs: Any) -> tuple:
     """Load a model with :func:`mlx_lm.load`, after a check of its files."""
     with checked_loading():

@@ -20,11 +20,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import _native
+from mlx_nibble._arguments import check_activations
 from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.stranger import read_json
-from mlx_nibble.ops import DTYPES, check_activations
+from mlx_nibble.ops import DTYPES
 
 SCHEMA = "mlx-nibble/tuned/1"
 LEAVE_TO_MLX = "mlx"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from mlx_nibble.cli import main
 from mlx_nibble.cli.convert_options import USED_BY, flag
+from tests.support import model_folders
 
 PATHS = {
     "gguf": ["absent.gguf"],
@@ -14,11 +17,12 @@ PATHS = {
     "gptq": ["./absent", "-q"],
     "target": ["./absent", "-q", "--target-bpw", "5"],
 }
-# A dot stands for an error. The text of a method that needs none is only mentioned: one
+# A dot stands for an error. The text of a method that needs none is only checked: one
 # command line compares methods.
 TABLE = """
                      gguf packed rtn gptq target
 --dtype float32      x    x      x   x    x
+--trust-remote-code  .    x      x   x    x
 --q-bits 3           .    .      x   x    .
 --q-group-size 32    .    .      x   x    x
 --method awq         .    .      x   x    x
@@ -76,3 +80,27 @@ def test_symmetric_reaches_every_method(capsys):
         made = method(Namespace(method=name, symmetric=True))
         # MLX's affine rule has no scale-only form.
         assert made.rule in ("symmetric", "search")
+
+
+@pytest.mark.parametrize("method", ["rtn", "search"])
+def test_a_text_that_is_not_needed_must_be_right(method, tmp_path, capsys):
+    folder, out = model_folders.imported(tmp_path / "m"), tmp_path / "out"
+    command = ["convert", "-q", str(folder), str(out), "--method", method]
+    (tmp_path / "a.txt").write_text("a hen")
+    (tmp_path / "b.jsonl").write_text("[]")
+    for text, status in (("a.txt", 0), ("b.jsonl", 1), ("absent.txt", 1)):
+        asked = [
+            *command,
+            "--q-group-size",
+            "32",
+            "--calibration",
+            str(tmp_path / text),
+        ]
+        assert main(asked) == status
+        said = capsys.readouterr().err
+        assert f"has no effect: {method} needs no text" in said
+        assert out.exists() == (status == 0)
+        if status:
+            assert text in said
+        else:
+            shutil.rmtree(out)

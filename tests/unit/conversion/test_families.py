@@ -1,6 +1,6 @@
 """Calibration of model families that differ from a llama, each in its own way.
 
-`python -m bench.families` does the same for all families and methods.
+`make families` does the same for all families and methods.
 """
 
 from __future__ import annotations
@@ -25,19 +25,27 @@ from tests.unit.conversion.test_quantize_model import plan
 
 pytestmark = pytest.mark.slow
 
-# The special structure of each, and the method to try it with.
-FAMILIES = {
-    "deepseek_v3": "awq+gptq",  # latent attention: products for each head
-    "gemma4_text": "gptq",  # layers return keys and values, and reuse those of others
-    "hunyuan": "awq",  # layers share keys and values
-    "gemma3n": "gptq",  # arrays change in place, lists of projections
-    "iquestloopcoder": "gptq",  # layers run twice, and are called module by module
-    "mamba2": "target",  # a state-space model
-    "qwen3_5": "awq",  # the text part of a vision model, linear attention
-    "dbrx": "gptq",  # experts in a list, some of which get no token
-    "plamo": "target",  # decoder inside a decoder
-    "afm7": "awq",  # fused projections that return lists, two lists of layers
-    "kimi_k3": "gptq",  # a norm over earlier layers' results, weights read directly
+FAMILIES = (
+    "deepseek_v3",  # latent attention: products for each head
+    "gemma4_text",  # layers return keys and values, and reuse those of others
+    "hunyuan",  # layers share keys and values
+    "gemma3n",  # arrays change in place, lists of projections
+    "iquestloopcoder",  # layers run twice, and are called module by module
+    "mamba2",  # a state-space model
+    "qwen3_5",  # the text part of a vision model, linear attention
+    "dbrx",  # experts in a list, some of which get no token
+    "plamo",  # decoder inside a decoder
+    "afm7",  # fused projections that return lists, two lists of layers
+    "kimi_k3",  # a norm over earlier layers' results, weights read directly
+)
+"""A family of each special structure."""
+# A whole conversion takes seconds: each method, and each kind of matrix, once. The
+# nightly workflow converts all families with all methods: `make families`.
+CONVERTED = {
+    "deepseek_v3": "awq+gptq",
+    "mamba2": "target",
+    "qwen3_5": "awq",
+    "dbrx": "gptq",
 }
 
 
@@ -83,7 +91,7 @@ def test_a_pass_repeated_from_the_middle_is_the_same(family):
         np.testing.assert_array_equal(to_numpy(replay.after(calls)), expected)
 
 
-@pytest.mark.parametrize(("family", "method"), FAMILIES.items())
+@pytest.mark.parametrize(("family", "method"), CONVERTED.items())
 def test_a_converted_model_loads_and_is_near(family, method):
     outcome = family_models.convert_tiny(family, method)
     assert outcome.right and not outcome.refused, outcome

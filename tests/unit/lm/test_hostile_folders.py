@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as mlx_nn
 import pytest
 from mlx_lm import utils as mlx_lm_utils
 
@@ -16,10 +18,8 @@ from mlx_nibble import lm
 from mlx_nibble.cli import main
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.config import read_config
-from mlx_nibble.lm import checked
+from mlx_nibble.lm.sizes import check_layers, checked_building
 from tests.support import model_folders, tiny_models
-
-CANARY = "ran.txt"
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,86 @@ def test_arguments_of_mlx_lms_class_are_checked(key, value, folder):
         )
 
 
+@pytest.mark.parametrize("size", ["intermediate_size", "hidden_size"])
+@pytest.mark.parametrize("value", [1, 2, 16, 33, 48, 80, 2**31 - 1])
+@pytest.mark.parametrize("entry", [None, SETTINGS, {**SETTINGS, "mode": "nvfp4"}])
+def test_a_format_that_mlx_cannot_have_ends_no_process(size, value, entry, folder):
+    """MLX divides by the group size that mlx-lm infers from sizes and shapes."""
+    change(folder, **{size: value})
+    if entry is not None:
+        own = {f"model.layers.0.mlp.{p}_proj": entry for p in ("up", "down")}
+        change(folder, quantization=SETTINGS | own)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        lm.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "right"),
+    [
+        ({"group_size": 32, "bits": 4}, True),
+        ({"group_size": 64, "bits": 8, "mode": "affine"}, True),
+        ({"group_size": 16, "bits": 4, "mode": "nvfp4"}, True),
+        ({"mode": "mxfp8"}, True),
+        ({}, True),
+        ({"group_size": 0, "bits": 384}, False),
+        ({"group_size": 128, "bits": 4}, False),
+        ({"group_size": 32, "bits": 7}, False),
+        ({"group_size": 0, "mode": "mxfp4"}, False),
+        ({"group_size": 32, "bits": 4, "mode": "x"}, False),
+        ({"group_size": 32, "bits": 4, "mode": ["affine"]}, False),
+    ],
+)
+def test_each_format_is_checked_before_a_layer_is_quantized(settings, right):
+    before = mlx_nn.quantize
+    for asked in (settings, bool(settings.get("group_size"))):
+        given = settings if asked is True else {}
+        layer = mlx_nn.Sequential(mlx_nn.Linear(64, 32))
+        with (
+            nullcontext()
+            if right or not asked
+            else pytest.raises(ValueError, match="x"),
+            checked_building((), "x"),
+        ):
+            mlx_nn.quantize(layer, **given, class_predicate=lambda *_, a=asked: a)
+    assert mlx_nn.quantize is before
+
+
+@pytest.mark.parametrize("count", [4, 4096])
+def test_more_layers_than_the_folder_has_are_named(count, folder):
+    """Each would be built, with 20 KB for each module, before a tensor is missed."""
+    change(folder, num_hidden_layers=count)
+    with pytest.raises(ValueError, match=f"'num_hidden_layers' .* {count}"):
+        lm.load(str(folder))
+
+
+def test_a_models_lists_of_layers_are_counted_together():
+    names = [f"model.{part}.{i}.w" for part in ("layers", "more") for i in range(3)]
+    for most, known in (
+        (6, names),
+        (8, [*names, "a.7.experts.9.w"]),
+        (0, ["a", "b.1"]),
+    ):
+        for config in ({"n_layer": most}, {"text_config": {"num_layers": most}}):
+            check_layers(config, known, "x")
+        for key in ("n_layer", "num_layers", "num_hidden_layers"):
+            for prefix, config in (
+                ("", {key: most + 1}),
+                ("text_config.", {"text_config": {key: most + 1}}),
+            ):
+                with pytest.raises(ValueError, match=f"'{prefix}{key}' in 'x'"):
+                    check_layers(config, known, "x")
+    check_layers({"num_layers": 5}, [], "x")  # weights that are not here yet
+
+
+def test_modules_that_no_tensor_is_for_are_not_built():
+    """Some families have a list or a text instead of a number of layers."""
+    with pytest.raises(ValueError, match="at most 4112 modules, for 1 tensors"):
+        with checked_building(["w"], "x"):
+            [mlx_nn.Identity() for _ in range(10**6)]
+    with checked_building([], "x"):
+        [mlx_nn.Identity() for _ in range(5000)]
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"{}", b'{"model": 5}', b'{"added_tokens": [{"id": -1}]}'],
@@ -252,93 +332,6 @@ def test_a_pipe_instead_of_a_gguf_or_a_run_is_refused(tmp_path, capsys):
         out = str(tmp_path / "out.svg")
         assert main([*command, str(pipe), out]) == 1
         assert "regular file" in capsys.readouterr().err
-
-
-def write_code(folder: Path, in_config: bool) -> Path:
-    """Let a tokenizer, or the model, run code that writes a file; return that file."""
-    canary = folder / CANARY
-    (folder / "own_code.py").write_text(
-        "from transformers import PreTrainedTokenizerFast\n"
-        "from mlx_lm.models.llama import Model, ModelArgs\n"
-        f"open({str(canary)!r}, 'w').close()\n"
-        "class Ours(PreTrainedTokenizerFast):\n    pass\n"
-    )
-    if in_config:
-        change(folder, model_file="own_code.py")
-        return canary
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    settings["tokenizer_class"] = "Ours"
-    settings["auto_map"] = {"AutoTokenizer": [None, "own_code.Ours"]}
-    file.write_text(json.dumps(settings))
-    change(
-        folder,
-        auto_map={"AutoConfig": "own_code.Ours", "AutoTokenizer": "own_code.Ours"},
-    )
-    return canary
-
-
-TEXT = ("--samples", "1", "--sequence-length", "8")
-ENTRIES = {
-    "load": lambda f: lm.load(f),
-    "load_stock": lambda f: lm.load_stock(f),
-    "load_as_it_is": lambda f: lm.load_as_it_is(f),
-    "load_full_precision": lambda f: lm.load_full_precision(f),
-    "load_for_evaluation": lambda f: lm.load_for_evaluation(f),
-    "sharded_load": lambda f: lm.sharded_load(f),
-    "convert": lambda f: main(["convert", "-q", f, f + "-out", *TEXT]),
-    "eval": lambda f: main(["eval", f, *TEXT]),
-    "generate": lambda f: main(
-        ["generate", "--model", f, "--max-tokens", "1", "--prompt", "a"]
-    ),
-    "chat": lambda f: main(["chat", "--model", f]),
-    "bench": lambda f: main(
-        ["bench", "model", f, "--json", "--seconds", "0.1", "--passes", "1"]
-        + ["--context", "8", "--max-tokens", "2"]
-    ),
-    "inspect": lambda f: main(["inspect", f]),
-    "tune": lambda f: main(["tune", f, "--dry-run"]),
-}
-
-
-@pytest.mark.parametrize("in_config", [True, False], ids=["model", "tokenizer"])
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_no_entry_point_runs_a_folders_code(
-    entry, in_config, folder, monkeypatch, capfd
-):
-    canary = write_code(folder, in_config)
-    # A person who would say yes to each question.
-    monkeypatch.setattr("builtins.input", lambda *_: "q" if entry == "chat" else "y")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
-    try:
-        ENTRIES[entry](str(folder))
-    except (ValueError, OSError, RuntimeError, SystemExit):
-        pass
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("in_config", [True, False], ids=["model", "tokenizer"])
-def test_code_runs_with_consent(in_config, folder, monkeypatch):
-    canary = write_code(folder, in_config)
-    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
-    change(folder, auto_map={})
-    trust: dict = {"trust_remote_code": True}
-    lm.load(str(folder), **trust if in_config else {"tokenizer_config": trust})
-    assert canary.exists()
-
-
-def test_sharding_passes_consent_to_the_tokenizer(folder, monkeypatch):
-    seen = []
-
-    def stop(path, extra=None, **_):
-        seen.append(dict(extra))
-        raise ValueError("enough")
-
-    monkeypatch.setitem(checked._originals, "_load_tokenizer", stop)
-    for options in ({}, {"tokenizer_config": {}}, {"trust_remote_code": True}):
-        with pytest.raises(ValueError, match="enough"):
-            lm.sharded_load(str(folder), **options)
-    assert [extra["trust_remote_code"] for extra in seen] == [False, False, True]
 
 
 def test_mlx_lm_is_its_own_afterwards(folder):

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_nibble import _native, ops
+from mlx_nibble import _native, nn, ops
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
@@ -211,3 +211,11 @@ def test_without_the_extension_every_op_is_mlx_own(monkeypatch):
     assert mx.array_equal(ops.quantized_matmul(x, *q), mx.quantized_matmul(x, *q))
     assert mx.array_equal(ops.dequantize(*q), mx.dequantize(*q))
     assert not ops.supports("affine", 4, 64)
+
+
+@pytest.mark.parametrize("group_size", [0, -1])
+@pytest.mark.parametrize("kind", [nn.QuantizedLinear, nn.QuantizedEmbedding])
+def test_a_layer_of_empty_groups_ends_no_process(kind, group_size):
+    with pytest.raises(ValueError, match="group_size must be positive but got"):
+        kind(64, 32, group_size=group_size)
+    assert kind(64, 64).group_size == 64

@@ -46,6 +46,8 @@ PYTHON_ORDER = [
     "_interpreter",
     "_native",
     "_pickling",
+    "_arguments",
+    "_experts",
     "numerics",
     "progress",
     "formats",
