@@ -198,12 +198,6 @@ def test_batches_that_do_not_fit_are_an_error(rng):
         ops.quantized_matmul(mx.zeros((2, 4, 64)), *q)
 
 
-def test_a_foreign_mlx_is_refused_with_one_reason():
-    ext, reason = _native._load("0.31.0")
-    assert ext is None
-    assert f"built for mlx {_native.MLX_VERSION} but mlx 0.31.0 is installed" in reason
-
-
 def test_without_the_extension_every_op_is_mlx_own(monkeypatch):
     monkeypatch.setattr(_native, "ext", None)
     q = mx.quantize(mx.random.normal((64, 128)), 64, 4)
