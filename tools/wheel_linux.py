@@ -108,14 +108,29 @@ def build_sdist(out: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copy(only(STAGING, "*.tar.gz"), out))
 
 
-def try_out(python: str, package: pathlib.Path, mlx: str) -> None:
-    """Install beside a version of mlx in an empty environment, and try it there."""
+def try_out(
+    python: str, package: pathlib.Path, mlx: str, *more: str, tests: bool = False
+) -> None:
+    """Install beside a version of mlx in an empty environment, and try it there.
+
+    Args:
+        python: The Python of the environment.
+        package: A wheel or an sdist.
+        mlx: Version of mlx.
+        more: Arguments of pip.
+        tests: Whether to run the tests of the operations too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run([python, "-m", "venv", folder])
         inside = pathlib.Path(folder) / "bin" / "python"
-        pip = [inside, "-m", "pip", "install", "--quiet"]
-        run([*pip, f"mlx[cpu]=={mlx}", f"{package}[cpu]"])
+        pip = [inside, "-m", "pip", "install", "--quiet", *more]
+        extras = "cpu,lm" if tests else "cpu"
+        run([*pip, f"mlx[cpu]=={mlx}", f"{package}[{extras}]"])
         run([inside, ROOT / "tools" / "smoke.py"])
+        if tests:
+            run([*pip, "hypothesis", "pytest", "pytest-xdist"])
+            pytest = [inside, "-m", "pytest", "-q", "-n", "auto", f"--rootdir={ROOT}"]
+            run([*pytest, f"-c{ROOT / 'pyproject.toml'}", ROOT / "tests/unit/ops"])
 
 
 def main() -> int:
@@ -135,9 +150,9 @@ def main() -> int:
             continue
         try_out(python, wheel, newest)
         tried.append(version)
-    try_out(sys.executable, wheel, oldest)
-    # pip builds it beside the newest.
-    try_out(sys.executable, sdist, newest)
+    try_out(sys.executable, wheel, oldest, tests=True)
+    # pip builds it beside the newest; without optimisation, which takes a third.
+    try_out(sys.executable, sdist, newest, "-Ccmake.build-type=Debug")
     print(
         f"{wheel.name}: works on CPython {', '.join(tried)}, beside mlx {oldest} "
         f"and {newest}; {sdist.name} builds"

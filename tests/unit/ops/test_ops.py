@@ -8,6 +8,7 @@ from mlx_nibble import _native, ops
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
+from tests.support.mlx_formats import OTHER_FORMATS
 from tests.support.tolerance import assert_close, bound, relative_rms
 
 
@@ -113,10 +114,7 @@ def test_integers_take_the_type_of_the_scales(rng):
     check(y, x, w)
 
 
-@pytest.mark.parametrize(
-    ("mode", "bits", "group_size"),
-    [("affine", 1, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32)],
-)
+@pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
 def test_what_we_do_not_hold_is_mlx_own(mode, bits, group_size):
     assert not ops.supports(mode, bits, group_size)
     w = mx.random.normal((64, 128))
