@@ -3,6 +3,16 @@
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 
 execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c
+    "import sysconfig as s; print(int(bool(s.get_config_var('Py_GIL_DISABLED'))))"
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  OUTPUT_VARIABLE free_threaded)
+if(free_threaded)
+  message(FATAL_ERROR "a CPython with the global interpreter lock is required but "
+                      "${Python_EXECUTABLE} is free-threaded: it has no stable ABI")
+endif()
+
+execute_process(
   COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
   OUTPUT_STRIP_TRAILING_WHITESPACE
   OUTPUT_VARIABLE nanobind_ROOT)
