@@ -7,10 +7,11 @@ BIN    := $(VENV)/bin
 JOBS   ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc kernels cmake tests/cpu tests/metal -type f ! -name '*.py' 2>/dev/null)
+  $(shell find csrc kernels cmake tests/cpu tests/metal tests/mlx -type f \
+  ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick differential families fuzz kills sanitize soak bench lint format \
-  stubs wheel wheel-macos clean help
+.PHONY: demo test test-quick differential families fuzz kills sanitize soak bench lint \
+  format wheel wheel-macos installs mlx release clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -73,12 +74,17 @@ format: $(VENV)/installed  ## Rewrite sources in the project's style
 wheel: $(VENV)/installed  ## Build the Linux wheel and sdist, and try them
 	$(BIN)/python tools/wheel_linux.py
 
+installs: $(VENV)/installed  ## Install the wheel in every way; prints a table
+	$(BIN)/python tools/try_installs.py
+
 wheel-macos: $(VENV)/installed  ## Cross-build and check the macOS wheel
 	$(BIN)/python tools/wheel_macos.py
 
-stubs: $(VENV)/installed  ## Write python/mlx_nibble/_ext.pyi anew
-	$(BIN)/python -m nanobind.stubgen -m mlx_nibble._ext \
-	  -o python/mlx_nibble/_ext.pyi
+mlx: $(VENV)/created  ## Support one more mlx: VERSION=0.32.5
+	$(BIN)/python tools/support_mlx.py $(VERSION)
+
+release: $(VENV)/installed  ## Check, build, commit and tag: VERSION=0.2.0
+	$(BIN)/python tools/release.py $(VERSION)
 
 clean:  ## Remove what was built, and the environment
 	rm -rf build dist $(VENV)
@@ -99,5 +105,5 @@ $(VENV)/created: pyproject.toml
 
 $(VENV)/installed: $(VENV)/created $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --no-build-isolation --editable '.[lm,dev]'
+	  --no-build-isolation --editable '.[cpu,lm,dev]'
 	touch $@

@@ -1,6 +1,16 @@
-# The layers that know MLX, and the one Python extension that links them all.
+# The Python extension, once for each mlx: libmlx's C++ ABI changes between patch
+# releases. Without MLX_ROOTS the one mlx that is installed is taken.
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
-include(cmake/mlx.cmake)
+
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c
+    "import sysconfig as s; print(int(bool(s.get_config_var('Py_GIL_DISABLED'))))"
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  OUTPUT_VARIABLE free_threaded)
+if(free_threaded)
+  message(FATAL_ERROR "a CPython with the global interpreter lock is required but "
+                      "${Python_EXECUTABLE} is free-threaded: it has no stable ABI")
+endif()
 
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
@@ -8,64 +18,29 @@ execute_process(
   OUTPUT_VARIABLE nanobind_ROOT)
 find_package(nanobind CONFIG REQUIRED)
 
-include(cmake/metal.cmake)
+# pyproject.toml states the versions of mlx, and the package's own.
+file(READ pyproject.toml pyproject)
+string(REGEX MATCH "\nversion = \"([^\"]*)\"" _ "${pyproject}")
+set(NIBBLE_VERSION "${CMAKE_MATCH_1}")
+string(REGEX MATCH "\nmlx-versions = \\[([^]]*)\\]" _ "${pyproject}")
+string(REGEX MATCHALL "[0-9][0-9.]*" NIBBLE_MLX_VERSIONS "${CMAKE_MATCH_1}")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS pyproject.toml)
 
-# mlx: arrays, ops, primitives.
-add_library(nibble_mlx STATIC
-  csrc/mlx/bridge.cpp
-  csrc/mlx/cpu_task.cpp
-  csrc/mlx/facts/machine.cpp
-  csrc/mlx/facts/repack.cpp
-  csrc/mlx/facts/self_check.cpp
-  csrc/mlx/facts/symmetric.cpp
-  csrc/mlx/facts/tuning.cpp
-  csrc/mlx/nodes/attention.cpp
-  csrc/mlx/nodes/dequantize.cpp
-  csrc/mlx/nodes/evaluation.cpp
-  csrc/mlx/nodes/fast_node.cpp
-  csrc/mlx/nodes/gather_qmm.cpp
-  csrc/mlx/nodes/layers.cpp
-  csrc/mlx/nodes/projected_heads.cpp
-  csrc/mlx/nodes/quantized_matmul.cpp
-  csrc/mlx/nodes/residual_norm.cpp
-  csrc/mlx/nodes/swiglu_matmul.cpp
-  csrc/mlx/nodes/transforms.cpp
-  csrc/mlx/fusion/gated_products.cpp
-  csrc/mlx/fusion/heads.cpp
-  csrc/mlx/fusion/joint.cpp
-  csrc/mlx/fusion/residual_norm.cpp
-  csrc/mlx/ops/attention.cpp
-  csrc/mlx/ops/dequantize.cpp
-  csrc/mlx/ops/gather_qmm.cpp
-  csrc/mlx/ops/layers.cpp
-  csrc/mlx/ops/quantized_matmul.cpp
-  csrc/mlx/ops/steps.cpp
-  csrc/mlx/ops/swiglu.cpp
-  csrc/mlx/ops/validate.cpp)
-target_compile_definitions(nibble_mlx
-  PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
-target_link_libraries(nibble_mlx
-  PUBLIC nibble_core mlx PRIVATE nibble_cpu nibble_metal)
-
-# Split mode: one abi3 file for every CPython from 3.10. The domain and the
-# backend's ABI tag are what lets it exchange mx.array with mlx.core.
-nanobind_add_module(_ext BACKEND_MODULE nanobind_backend NB_DOMAIN mlx
-  csrc/bindings.cpp
-  csrc/bindings_ops.cpp
-  csrc/bindings_self_check.cpp
-  csrc/bindings_tuning.cpp)
-target_link_libraries(_ext PRIVATE nibble_mlx)
-
-if(APPLE)
-  set(origin "@loader_path")
-else()
-  set(origin "$ORIGIN")
+set(MLX_ROOTS "" CACHE STRING "Folders of mlx packages, a semicolon between two")
+set(roots ${MLX_ROOTS})
+if(NOT roots)
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" -m mlx --cmake-dir
+    OUTPUT_STRIP_TRAILING_WHITESPACE
+    OUTPUT_VARIABLE roots
+    RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "mlx is required but ${Python_EXECUTABLE} has none")
+  endif()
 endif()
-set_target_properties(_ext PROPERTIES
-  BUILD_WITH_INSTALL_RPATH ON
-  INSTALL_RPATH "${origin}/../mlx/lib")
-install(TARGETS _ext LIBRARY DESTINATION mlx_nibble)
 
-if(NIBBLE_TESTING)
-  add_subdirectory(tests/metal)
-endif()
+set(at 0)
+foreach(MLX_ROOT IN LISTS roots)
+  add_subdirectory(csrc "${CMAKE_CURRENT_BINARY_DIR}/mlx_${at}")
+  math(EXPR at "${at} + 1")
+endforeach()

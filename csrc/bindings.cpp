@@ -26,6 +26,11 @@ NB_MODULE(_ext, m) {
       "mlx_version",
       [] { return NIBBLE_MLX_VERSION; },
       "Return the mlx version that this extension was compiled against.");
+  m.def(
+      "accepts",
+      [](const mlx::core::array&) { return true; },
+      "array"_a,
+      "Raise TypeError if the mlx.array of this process is another type.");
   nibble::bind_ops(m);
 
   m.def("remember_symmetric",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import lief
+import mlx_wheels
 import nanobind
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ SDK = ROOT / "cmake" / "macos" / "sdk"
 
 TAG = "cp310-abi3-macosx_14_0_arm64"
 MINIMUM_OS = (14, 0)
-RPATH = "@loader_path/../mlx/lib"
+RPATH = "@loader_path/../../mlx/lib"
 LIBMLX = "@rpath/libmlx.dylib"
 ENTRY = "_PyInit__ext"
 # The wheel has a few hundred kB. A much larger one contains a foreign part, such as
@@ -238,19 +239,24 @@ def check_extension(data: bytes, references: References) -> list[str]:
     ]
 
 
-def check_wheel(wheel: pathlib.Path, references: References) -> list[str]:
-    """Return the complaints about a wheel."""
+def check_wheel(wheel: pathlib.Path, references: dict[str, References]) -> list[str]:
+    """Return the complaints about a wheel for these versions of mlx."""
     complaints = []
     if not wheel.name.endswith(f"-{TAG}.whl"):
         complaints.append(f"the wheel must be tagged {TAG} but is {wheel.name}")
     if wheel.stat().st_size > MAX_BYTES:
         complaints.append(f"{wheel.stat().st_size} bytes, more than {MAX_BYTES}")
     with zipfile.ZipFile(wheel) as archive:
-        binaries = [
+        binaries = {
             name
             for name in archive.namelist()
             if name.endswith((".so", ".dylib", ".metallib", ".a"))
-        ]
-        if binaries != ["mlx_nibble/_ext.abi3.so"]:
-            return [*complaints, f"_ext.abi3.so alone is expected, not {binaries}"]
-        return complaints + check_extension(archive.read(binaries[0]), references)
+        }
+        expected = {mlx_wheels.extension(version): version for version in references}
+        if binaries != expected.keys():
+            found = ", ".join(sorted(binaries))
+            return [*complaints, f"{', '.join(expected)} alone expected, not {found}"]
+        for name, version in expected.items():
+            found = check_extension(archive.read(name), references[version])
+            complaints += [f"{name}: {complaint}" for complaint in found]
+    return complaints

@@ -21,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MOST_WORDS = 30
 DOCUMENTS = {".md"}
-PYTHON = {".py", ".pyi"}
+PYTHON = {".py"}
 CXX = {".h", ".cpp", ".metal"}
 # Made by programs, or lists of facts with a form of their own.
-SKIPPED = ("cmake/macos/sdk/", "python/mlx_nibble/_ext.pyi")
+SKIPPED = ("cmake/macos/sdk/",)
 
 OPENINGS = re.compile(r"^(Of|What|Who|Whose) (?!is the|are the|follows)[a-z`]")
 PHRASES = re.compile(

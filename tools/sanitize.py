@@ -14,8 +14,11 @@ import shutil
 import subprocess
 import sys
 from functools import cached_property
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+import mlx_wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -49,9 +52,8 @@ class Build:
             "Python_EXECUTABLE": sys.executable,
         }
         flags = [f"-D{name}={value}" for name, value in defines.items()]
-        targets = ["cpu_runner", "pool_test", "_ext", "task_test"]
         _run([_program("cmake"), "-S", ROOT, "-B", self.folder, "-G", "Ninja", *flags])
-        _run([_program("ninja"), "-C", self.folder, *targets])
+        _run([_program("ninja"), "-C", self.folder])
 
     def program(self, name: str, *arguments: str) -> None:
         """Run a test's program."""
@@ -59,7 +61,7 @@ class Build:
         assert spec and spec.submodule_search_locations
         libraries = Path(next(iter(spec.submodule_search_locations)), "lib")
         env = {"LD_LIBRARY_PATH": str(libraries), "NIBBLE_NUM_THREADS": "4"}
-        _run([self.folder / "tests" / "cpu" / name, *arguments], env)
+        _run([self._built(name), *arguments], env)
 
     def backend(self, wanted: str = "") -> None:
         """Run the property tests with the runner of this build.
@@ -67,12 +69,11 @@ class Build:
         Args:
             wanted: Expression that selects tests; all of this machine's without it.
         """
-        runner = self.folder / "tests" / "cpu" / "cpu_runner"
         tests = [
             ROOT / "tests/property" / f"test_{n}.py" for n in ("cpu", "cpu_layers")
         ]
         native = "not neon" + (f" and ({wanted})" if wanted else "")
-        env = {"NIBBLE_CPU_RUNNER": str(runner)}
+        env = {"NIBBLE_CPU_RUNNER": str(self._built("cpu_runner"))}
         _run([sys.executable, *PYTEST, *tests, "-k", native], env)
 
     def python(self, *arguments: str | Path) -> None:
@@ -94,6 +95,12 @@ class Build:
         fixed = ["setarch", "-R"] if self.runtime == "libtsan.so" else []
         _run([*fixed, sys.executable, "-X", "faulthandler", *arguments], env)
 
+    def _built(self, name: str) -> Path:
+        """Return the one file of this name."""
+        site = self.folder / "site"  # which has copies
+        (path,) = (p for p in self.folder.rglob(name) if site not in p.parents)
+        return path
+
     @cached_property
     def site(self) -> Path:
         """A folder with the package: this build's extension and the Python sources."""
@@ -101,7 +108,9 @@ class Build:
         package = site / "mlx_nibble"
         shutil.rmtree(site, ignore_errors=True)
         shutil.copytree(ROOT / "python" / "mlx_nibble", package)
-        shutil.copy(self.folder / "_ext.abi3.so", package)
+        extension = site / mlx_wheels.extension(metadata.version("mlx"))
+        extension.parent.mkdir(exist_ok=True)
+        shutil.copy(self._built("_ext.abi3.so"), extension)
         (site / "sitecustomize.py").write_text(SITE)
         return site
 

@@ -17,9 +17,12 @@ import sys
 import tempfile
 import zipfile
 
+import mlx_wheels
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = ROOT / "build" / "linux"
-# The tag of mlx 0.32.4's own wheels: older systems cannot run mlx.
+DOWNLOADS = ROOT / "build" / "mlx"
+# The tag of mlx's own wheels, 0.32.3 and 0.32.4: older systems cannot run mlx.
 PLATFORM = f"manylinux_2_35_{platform.machine()}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -64,6 +67,11 @@ def build_wheel(out: pathlib.Path) -> pathlib.Path:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     # The editable installation's folder is configured for testing: use another.
     pip += ["--no-build-isolation", f"-Cbuild-dir={STAGING / 'cmake'}"]
+    roots = [
+        mlx_wheels.fetch(f"mlx-cpu=={version}", [PLATFORM], DOWNLOADS) / "mlx"
+        for version in mlx_wheels.versions()
+    ]
+    pip += [f"-Ccmake.define.MLX_ROOTS={';'.join(map(str, roots))}"]
     run([*pip, f"--wheel-dir={native}", ROOT])
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat"]
     repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]
@@ -83,10 +91,11 @@ def require_no_test_modules(wheel: pathlib.Path) -> None:
             for name in archive.namelist()
             if archive.read(name).startswith(b"\x7fELF")
         }
-    if compiled != {"mlx_nibble/_ext.abi3.so"}:
+    expected = set(map(mlx_wheels.extension, mlx_wheels.versions()))
+    if compiled != expected:
         raise ValueError(
-            f"[wheel_linux] _ext alone must be compiled in {wheel.name} but got "
-            f"{', '.join(sorted(compiled))}."
+            f"[wheel_linux] {', '.join(sorted(expected))} alone must be compiled in "
+            f"{wheel.name} but got {', '.join(sorted(compiled))}."
         )
 
 
@@ -99,13 +108,29 @@ def build_sdist(out: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copy(only(STAGING, "*.tar.gz"), out))
 
 
-def try_out(python: str, package: pathlib.Path) -> None:
-    """Install into an empty environment and run the smoke test there."""
+def try_out(
+    python: str, package: pathlib.Path, mlx: str, *more: str, tests: bool = False
+) -> None:
+    """Install beside a version of mlx in an empty environment, and try it there.
+
+    Args:
+        python: The Python of the environment.
+        package: A wheel or an sdist.
+        mlx: Version of mlx.
+        more: Arguments of pip.
+        tests: Whether to run the tests of the operations too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run([python, "-m", "venv", folder])
         inside = pathlib.Path(folder) / "bin" / "python"
-        run([inside, "-m", "pip", "install", "--quiet", package])
+        pip = [inside, "-m", "pip", "install", "--quiet", *more]
+        extras = "cpu,lm" if tests else "cpu"
+        run([*pip, f"mlx[cpu]=={mlx}", f"{package}[{extras}]"])
         run([inside, ROOT / "tools" / "smoke.py"])
+        if tests:
+            run([*pip, "hypothesis", "pytest", "pytest-xdist"])
+            pytest = [inside, "-m", "pytest", "-q", "-n", "auto", f"--rootdir={ROOT}"]
+            run([*pytest, f"-c{ROOT / 'pyproject.toml'}", ROOT / "tests/unit/ops"])
 
 
 def main() -> int:
@@ -116,16 +141,22 @@ def main() -> int:
     shutil.rmtree(STAGING, ignore_errors=True)
     STAGING.mkdir(parents=True)
     wheel, sdist = build_wheel(out), build_sdist(out)
+    oldest, *_, newest = mlx_wheels.versions()
     tried, missing = [], []
     for version in PYTHONS:
         python = find_python(version)
         if python is None:
             missing.append(version)
             continue
-        try_out(python, wheel)
+        try_out(python, wheel, newest)
         tried.append(version)
-    try_out(sys.executable, sdist)
-    print(f"{wheel.name}: works on CPython {', '.join(tried)}; {sdist.name} builds")
+    try_out(sys.executable, wheel, oldest, tests=True)
+    # pip builds it beside the newest; without optimisation, which takes a third.
+    try_out(sys.executable, sdist, newest, "-Ccmake.build-type=Debug")
+    print(
+        f"{wheel.name}: works on CPython {', '.join(tried)}, beside mlx {oldest} "
+        f"and {newest}; {sdist.name} builds"
+    )
     if missing:
         print(f"not tried, not found on this machine: CPython {', '.join(missing)}")
     return 0

@@ -13,13 +13,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import zipfile
 
-import tomllib
+import mlx_wheels
 import ziglang
 from check_macho import References, check_wheel
-from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "macos"
@@ -28,55 +25,14 @@ LINKER = "ld64.lld-19"
 # The oldest version that the wheel accepts; nanobind keeps later ones compatible.
 NANOBIND_BACKEND = "1.0.0"
 
-# Three quarters of the wheel, and not needed for compiling.
-UNUSED_SUFFIX = ".metallib"
-
-
-def project() -> dict:
-    """Return the [project] table of pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def mlx_version() -> str:
-    """Return the one version of mlx that the macOS wheel requires."""
-    for text in project()["dependencies"]:
-        requirement = Requirement(text)
-        marker = requirement.marker
-        if requirement.name == "mlx" and (
-            marker is None or marker.evaluate({"sys_platform": "darwin"})
-        ):
-            (pin,) = requirement.specifier
-            return pin.version
-    raise ValueError("[wheel_macos] a pinned mlx on darwin is required but got none.")
-
 
 def fetch(requirement: str) -> pathlib.Path:
-    """Download the macOS wheel of a pinned requirement and unpack it, once."""
-    name, version = requirement.split("==")
-    folder = BUILD / f"{name}-{version}"
-    if folder.is_dir():
-        return folder
-    downloads = BUILD / "downloads"
-    run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        + ["--only-binary=:all:", "--python-version=3.11"]
-        + [f"--platform={PLATFORM}", "--platform=macosx_11_0_arm64"]
-        + [f"--dest={downloads}", requirement]
-    )
-    (wheel,) = downloads.glob(f"{name.replace('-', '_')}-{version}-*.whl")
-    with tempfile.TemporaryDirectory(dir=BUILD) as partial:
-        with zipfile.ZipFile(wheel) as archive:
-            wanted = [n for n in archive.namelist() if not n.endswith(UNUSED_SUFFIX)]
-            archive.extractall(partial, wanted)
-        # Another process may have been faster.
-        if not folder.is_dir():
-            shutil.copytree(partial, folder)
-    return folder
+    """Return the folder of a published macOS wheel."""
+    return mlx_wheels.fetch(requirement, [PLATFORM, "macosx_11_0_arm64"], BUILD)
 
 
-def references() -> References:
-    """Return the published wheels that ours is linked and checked against."""
-    version = mlx_version()
+def references(version: str) -> References:
+    """Return the published wheels that the extension for an mlx is checked against."""
     return References(
         mlx_metal=fetch(f"mlx-metal=={version}"),
         mlx=fetch(f"mlx=={version}"),
@@ -90,12 +46,14 @@ def run(command: list[str], env: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=env)
 
 
-def build(mlx_root: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Cross-build the wheel into `out`."""
+def build(published: dict[str, References], out: pathlib.Path) -> pathlib.Path:
+    """Cross-build the wheel for these versions of mlx into `out`."""
     zig = pathlib.Path(ziglang.__file__).parent / "zig"
     settings = {
         "cmake.args": f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
-        "cmake.define.MLX_ROOT": str(mlx_root),
+        "cmake.define.MLX_ROOTS": ";".join(
+            str(wheels.mlx_metal / "mlx") for wheels in published.values()
+        ),
         # Linux headers are enough: the limited API is the same everywhere.
         "cmake.define.Python_INCLUDE_DIR": sysconfig.get_path("include"),
         "build-dir": str(BUILD / "cmake"),
@@ -127,8 +85,8 @@ def main() -> int:
         print(f"{LINKER} is needed but not installed (Debian: apt install lld-19)")
         return 1
 
-    published = references()
-    wheel = build(published.mlx_metal / "mlx", out)
+    published = {version: references(version) for version in mlx_wheels.versions()}
+    wheel = build(published, out)
     complaints = check_wheel(wheel, published)
     for complaint in complaints:
         print("FAILED:", complaint)

@@ -1,43 +1,76 @@
 """The compiled extension, or the reason why it is not in use.
 
-libmlx's C++ ABI changes between patch releases. The extension is therefore loaded only
-with the mlx that it was compiled against. With any other mlx the package still works,
-and every operation is MLX's own.
+libmlx's C++ ABI changes between patch releases. The package therefore has an extension
+for each mlx that it supports, and loads that of the installed mlx. With any other mlx
+the package still works, and every operation is MLX's own.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 import warnings
 from types import ModuleType
 
-import mlx.core as mx
+try:
+    import mlx.core as mx
+except ModuleNotFoundError:
+    raise
+except ImportError as error:  # of a library
+    raise ImportError(
+        f"[mlx_nibble] a backend of MLX was required but got: {error}. On Linux, "
+        "install one: pip install 'mlx[cpu]', or 'mlx[cuda13]' with an NVIDIA driver."
+    ) from error
 
-MLX_VERSION = "0.32.4"
-"""The mlx version that this package is compiled against and requires.
+MLX_VERSIONS = ("0.32.3", "0.32.4")
+"""The mlx versions that this package supports, those of pyproject.toml.
 
-This file states the version, because the extension cannot be asked before it is loaded,
-and a bundled program may lack the metadata of packages.
+This file states them, because a bundled program may lack the metadata of packages.
 """
 
+REQUIREMENT = "mlx>=0.32.3,<0.32.5"
+"""What to install, as pip and pyproject.toml write it."""
 
-def _load(mlx_version: str) -> tuple[ModuleType | None, str | None]:
-    if mlx_version != MLX_VERSION:
+# For a server that must not run slowly.
+_REQUIRED = "NIBBLE_REQUIRE_ACTIVE"
+
+
+# MLX's stubs lack it.
+mlx_version: str = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _load(version: str) -> tuple[ModuleType | None, str | None]:
+    if version not in MLX_VERSIONS:
         return None, (
-            f"it was built for mlx {MLX_VERSION} but mlx {mlx_version} is installed; "
-            f"run: pip install 'mlx=={MLX_VERSION}'"
+            f"it supports mlx {' and '.join(MLX_VERSIONS)} but mlx {version} is "
+            f"installed; run: pip install '{REQUIREMENT}'"
         )
+    folder = f"mlx_nibble._mlx_{version.replace('.', '_')}"
     try:
-        from mlx_nibble import _ext
+        ext = importlib.import_module(f"{folder}._ext")
+    except ModuleNotFoundError:
+        return None, (
+            f"this installation was compiled for another mlx than {version}; "
+            "run: pip install --force-reinstall --no-deps mlx-nibble"
+        )
     except ImportError as error:
         return None, f"its extension cannot be loaded: {error}"
-    return _ext, None
+    try:
+        ext.accepts(mx.array(0))
+    except TypeError:
+        return None, (
+            "its extension does not know mx.array, because nanobind-backend does not "
+            "fit mlx; run: pip install 'nanobind-backend>=1.0,<1.1'"
+        )
+    return ext, None
 
 
-# MLX's stubs lack the version.
-ext, reason = _load(mx.__version__)  # pyright: ignore[reportAttributeAccessIssue]
+ext, reason = _load(mlx_version)
 if reason is not None:
-    warnings.warn(
-        f"mlx-nibble is inactive, every operation is MLX's own: {reason}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    _message = f"mlx-nibble is inactive, every operation is MLX's own: {reason}"
+    if os.environ.get(_REQUIRED, "0") not in ("", "0"):
+        raise ImportError(f"[mlx_nibble] {_message} ({_REQUIRED} is set)")
+    # The commands print it themselves, in red.
+    if os.path.basename("".join(sys.argv[:1])) != "nibble":
+        warnings.warn(_message, RuntimeWarning, stacklevel=2)

@@ -351,9 +351,11 @@ def native() -> list[str] | None:
     """Return the command of this machine's runner; None if it was not installed."""
     if other := os.environ.get("NIBBLE_CPU_RUNNER"):
         return [other]
-    import mlx_nibble._ext
+    from mlx_nibble import _native
 
-    path = Path(mlx_nibble._ext.__file__).parent / "cpu_runner"
+    if _native.ext is None or _native.ext.__file__ is None:
+        return None
+    path = Path(_native.ext.__file__).parents[1] / "cpu_runner"
     return [str(path)] if path.exists() else None
 
 

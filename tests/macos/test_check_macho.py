@@ -20,6 +20,7 @@ lief = pytest.importorskip("lief", reason="the dev extra is not installed")
 ziglang = pytest.importorskip("ziglang", reason="the dev extra is not installed")
 
 import check_macho  # noqa: E402
+import mlx_wheels  # noqa: E402
 import wheel_macos  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 HERE = pathlib.Path(__file__).parent
+VERSION = mlx_wheels.versions()[-1]
 ROOT = check_macho.ROOT
 COMPILER = ROOT / "cmake" / "macos" / "bin" / "c++"
 
@@ -36,7 +38,7 @@ Build = Callable[..., bytes]
 
 @pytest.fixture(scope="module")
 def references() -> check_macho.References:
-    return wheel_macos.references()
+    return wheel_macos.references(VERSION)
 
 
 def with_zig() -> dict[str, str]:
@@ -56,12 +58,12 @@ def compiler(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def link(objects: pathlib.Path, out: pathlib.Path, *flags: str):
-    libmlx = wheel_macos.references().mlx_metal / "mlx" / "lib" / "libmlx.dylib"
+    libmlx = wheel_macos.references(VERSION).mlx_metal / "mlx" / "lib" / "libmlx.dylib"
     symbols = pathlib.Path(check_macho.nanobind.cmake_dir()) / "darwin-ld-cpython.sym"
     return compiler(
         "-bundle",
         f"-Wl,@{symbols}",
-        *(flags or ("-Wl,-rpath,@loader_path/../mlx/lib",)),
+        *(flags or ("-Wl,-rpath,@loader_path/../../mlx/lib",)),
         "-o",
         str(out),
         str(objects),
@@ -92,7 +94,7 @@ def build(tmp_path: pathlib.Path) -> Build:
     return run
 
 
-RPATH = "-Wl,-rpath,@loader_path/../mlx/lib"
+RPATH = "-Wl,-rpath,@loader_path/../../mlx/lib"
 
 
 def test_a_good_extension_passes(build: Build, references):
@@ -185,17 +187,19 @@ def pack(folder: pathlib.Path, tag: str, files: dict[str, bytes]) -> pathlib.Pat
 
 
 def test_wheels(build: Build, references, tmp_path):
-    name, data = "mlx_nibble/_ext.abi3.so", build()
+    name, data = mlx_wheels.extension(VERSION), build()
 
     def complaints(tag: str, files: dict[str, bytes]) -> list[str]:
-        return check_macho.check_wheel(pack(tmp_path, tag, files), references)
+        return check_macho.check_wheel(
+            pack(tmp_path, tag, files), {VERSION: references}
+        )
 
     tag = check_macho.TAG
     assert complaints(tag, {name: data}) == []
     (wrong_tag,) = complaints("cp311-cp311-macosx_14_0_arm64", {name: data})
     assert "must be tagged" in wrong_tag
     (two,) = complaints(tag, {name: data, "mlx_nibble/libmlx.dylib": data})
-    assert "alone is expected" in two
+    assert "alone expected" in two
     (large,) = complaints(tag, {name: data, "pad": bytes(check_macho.MAX_BYTES)})
     assert "more than" in large
 
@@ -217,7 +221,7 @@ def configure(tmp_path: pathlib.Path) -> subprocess.CompletedProcess[str]:
             f"-S{ROOT}",
             f"-B{tmp_path / 'build'}",
             f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
-            f"-DMLX_ROOT={tmp_path}",
+            f"-DMLX_ROOTS={tmp_path}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
         ],
@@ -241,4 +245,4 @@ def test_another_mlx_fails_the_build(tmp_path):
     configured = configure(tmp_path)
     assert configured.returncode != 0
     words = " ".join(configured.stderr.split())
-    assert f"mlx {wheel_macos.mlx_version()} is required but 0.32.2" in words
+    assert f"{VERSION} is required but 0.32.2" in words

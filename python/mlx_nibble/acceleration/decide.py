@@ -76,7 +76,7 @@ def _reason_to_keep(
     path: str, module: Any, rebound: Rebound | None, rules: Rules
 ) -> str | None:
     if _native.reason is not None:
-        return f"mlx-nibble is inactive, {_native.reason}"
+        return "mlx-nibble is inactive"
     mode = getattr(module, "mode", "affine")
     if not ops.supports(mode, module.bits, module.group_size):
         return (

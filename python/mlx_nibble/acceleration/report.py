@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import mlx.nn as nn
 
+from mlx_nibble import _native
 from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.acceleration.repack import Copies
 from mlx_nibble.acceleration.shared_modules import Replaced
@@ -89,6 +90,8 @@ class Report:
         """Return a summary of a few lines that counts formats and reasons."""
         total = len(self.swapped) + len(self.kept) + self.unchanged
         lines = [f"mlx-nibble: {len(self.swapped)} of {total} quantized layers"]
+        if _native.reason is not None:
+            lines = [f"mlx-nibble is inactive: {_native.reason}"]
         formats = Counter((s.original.__name__, s.format) for s in self.swapped)
         for (kind, form), count in sorted(formats.items()):
             lines.append(f"  {count:4} {kind} {form}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from mlx_nibble import _native
 from mlx_nibble.cli.commands import Commands
 from mlx_nibble.cli.printable import never_fail_to_print, printable
 
@@ -81,7 +82,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     if "MLX_RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        COMMANDS.load(command).main(arguments)
+        module = COMMANDS.load(command)
+        if _native.reason is not None:
+            _say_inactive()
+        module.main(arguments)
     except _Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
@@ -120,6 +124,16 @@ def complain(command: str, message: str) -> int:
     named = printable(named)
     print(f"nibble: {named}", file=sys.stderr)
     return 1
+
+
+def _say_inactive() -> None:
+    from mlx_nibble.cli.console import err
+
+    err.print(
+        f"mlx-nibble is inactive, every operation is MLX's own: {_native.reason}",
+        style="bold red",
+        soft_wrap=True,
+    )
 
 
 class _Terminated(KeyboardInterrupt):

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, try, print; the exit status is 1 if a kernel is off."""
     args = _parser().parse_args(arguments)
     if _native.ext is None:
-        raise RuntimeError(f"[doctor] mlx-nibble is inactive, {_native.reason}")
+        raise RuntimeError("[doctor] an active mlx-nibble was required.")
     machine = Machine.here()
     with run_progress() as progress:
         diagnosis = diagnose(

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     if min(args.rows) < 1:
         parser.error("--rows must be positive")
     if _native.ext is None:
-        raise RuntimeError(f"[tune] mlx-nibble is inactive, {_native.reason}")
+        raise RuntimeError("[tune] an active mlx-nibble was required.")
     if args.clear:
         _clear(args.json)
         return

@@ -107,7 +107,7 @@ def machine() -> dict[str, Any]:
             found |= {"isa": ext.cpu_isa(), "threads": ext.cpu_threads()}
     else:
         found |= {"name": str(info.get("architecture", ""))}
-    versions = {"mlx": _native.MLX_VERSION, "mlx_nibble": __version__}
+    versions = {"mlx": _native.mlx_version, "mlx_nibble": __version__}
     return found | versions
 
 

@@ -24,13 +24,14 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble import ops
 from mlx_nibble.acceleration.rebind import Rebinding
-from mlx_nibble.formats import BITS, GROUP_SIZES
+from mlx_nibble.formats import GROUP_SIZES
 from tests.support import families, tiny_models
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
+from tests.support.mlx_formats import MLX_BITS
 from tests.support.oracle import Weights
 from tests.support.tolerance import assert_close, bound
 
-AFFINE = [("affine", bits, size) for bits, size in product(BITS, GROUP_SIZES)]
+AFFINE = [("affine", bits, size) for bits, size in product(MLX_BITS, GROUP_SIZES)]
 FLOATING = [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
 FORMATS = pytest.mark.parametrize(("mode", "bits", "group_size"), AFFINE + FLOATING)
 N, K = 64, 128

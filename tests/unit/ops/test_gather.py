@@ -12,6 +12,7 @@ from mlx_nibble import _native, ops
 from mlx_nibble.formats import SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
+from tests.support.mlx_formats import OTHER_FORMATS
 from tests.support.tolerance import assert_close, bound
 
 
@@ -153,10 +154,7 @@ def test_types(rng):
     assert ops.gather_qmm(x, *q, rhs_indices=rhs).dtype == mx.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("mode", "bits", "group_size"),
-    [("affine", 1, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32)],
-)
+@pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
 def test_what_we_do_not_hold_is_mlx_own(mode, bits, group_size):
     q = mx.quantize(mx.random.normal((3, 64, 128)), group_size, bits, mode)
     x = mx.random.normal((2, 1, 128))

@@ -8,6 +8,7 @@ from mlx_nibble import _native, nn, ops
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
+from tests.support.mlx_formats import OTHER_FORMATS
 from tests.support.tolerance import assert_close, bound, relative_rms
 
 
@@ -113,10 +114,7 @@ def test_integers_take_the_type_of_the_scales(rng):
     check(y, x, w)
 
 
-@pytest.mark.parametrize(
-    ("mode", "bits", "group_size"),
-    [("affine", 1, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32)],
-)
+@pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
 def test_what_we_do_not_hold_is_mlx_own(mode, bits, group_size):
     assert not ops.supports(mode, bits, group_size)
     w = mx.random.normal((64, 128))
@@ -196,12 +194,6 @@ def test_batches_that_do_not_fit_are_an_error(rng):
     q, _ = make(rng, (3, 48, 64))
     with pytest.raises(ValueError, match="broadcast"):
         ops.quantized_matmul(mx.zeros((2, 4, 64)), *q)
-
-
-def test_a_foreign_mlx_is_refused_with_one_reason():
-    ext, reason = _native._load("0.31.0")
-    assert ext is None
-    assert f"built for mlx {_native.MLX_VERSION} but mlx 0.31.0 is installed" in reason
 
 
 def test_without_the_extension_every_op_is_mlx_own(monkeypatch):

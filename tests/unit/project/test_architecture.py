@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
-from mlx_nibble import _ext, _native, formats
+from mlx_nibble import _native, formats
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "python" / "mlx_nibble"
@@ -42,7 +42,6 @@ CXX_MAY_INCLUDE = {
 # "__init__" is the root itself. Only `lm` and what is above it need mlx-lm.
 PYTHON_ORDER = [
     "_version",
-    "_ext",
     "_interpreter",
     "_native",
     "_pickling",
@@ -180,8 +179,9 @@ def test_only_the_folder_lm_imports_mlx_lm():
 
 
 def test_python_and_the_extension_support_the_same_formats():
-    assert list(formats.SUPPORTED_BITS) == _ext.supported_bits()
-    assert list(formats.GROUP_SIZES) == _ext.supported_group_sizes()
+    assert _native.ext is not None
+    assert list(formats.SUPPORTED_BITS) == _native.ext.supported_bits()
+    assert list(formats.GROUP_SIZES) == _native.ext.supported_group_sizes()
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -196,17 +196,25 @@ def test_importing_the_package_imports_nothing_heavy():
     assert result.returncode == 0, result.stderr
 
 
-def test_one_mlx_version_everywhere():
+def test_the_same_mlx_versions_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    stated = re.findall(
-        r"mlx(?:\[cpu\])?==([\d.]+)",
-        " ".join(
-            project["build-system"]["requires"] + project["project"]["dependencies"]
-        ),
-    )
-    assert len(stated) == 4
-    # CMake read the version of the extension from pyproject.toml.
-    assert set(stated) == {_native.MLX_VERSION, _ext.mlx_version()}
+    versions = project["tool"]["mlx-nibble"]["mlx-versions"]
+    assert list(_native.MLX_VERSIONS) == versions
+    required = [
+        text.partition(";")[0].replace("[cpu]", "")
+        for text in (
+            *project["build-system"]["requires"],
+            *project["project"]["dependencies"],
+        )
+        if re.match(r"mlx\W", text)
+    ]
+    assert required == 3 * [_native.REQUIREMENT]
+    # The range ends below the next version, which nobody knows yet.
+    *release, patch = versions[-1].split(".")
+    above = ".".join([*release, str(int(patch) + 1)])
+    assert _native.REQUIREMENT == f"mlx>={versions[0]},<{above}"
+    assert _native.ext is not None
+    assert _native.ext.mlx_version() == _native.mlx_version
 
 
 def test_one_package_version_everywhere():
@@ -217,17 +225,6 @@ def test_one_package_version_everywhere():
     assert f"## [{mlx_nibble.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {mlx_nibble.__version__}\n" in citation
-
-
-def test_the_committed_stub_is_the_extension(tmp_path):
-    stub = tmp_path / "_ext.pyi"
-    subprocess.run(
-        [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "mlx_nibble._ext"]
-        + ["-o", stub],
-        check=True,
-    )
-    committed = (PACKAGE / "_ext.pyi").read_text()
-    assert stub.read_text() == committed, "run `make stubs`"
 
 
 @pytest.mark.parametrize(
