@@ -1,7 +1,7 @@
 """Installs a wheel in every way that people do, and writes a table: `make installs`.
 
-Each case is a fresh environment. What a machine lacks, such as a Python, is a row that
-says so. Nothing is simulated, but no case needs a GPU.
+Each case is a fresh environment. A row says if the machine lacks its Python. Nothing is
+simulated, but no case needs a GPU.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Case:
     """A row of the table.
 
     Attributes:
-        mlx: What is installed of MLX, in words.
-        what: What is tried, and what it must show.
+        mlx: Version and backend of MLX.
+        what: The step that is tried, and the result that it must have.
         check: Function that does it and raises RuntimeError if it fails.
     """
 

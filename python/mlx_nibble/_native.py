@@ -32,9 +32,6 @@ This file states them, because a bundled program may lack the metadata of packag
 REQUIREMENT = "mlx>=0.32.3,<0.32.5"
 """What to install, as pip and pyproject.toml write it."""
 
-# For a server that must not run slowly.
-_REQUIRED = "NIBBLE_REQUIRE_ACTIVE"
-
 
 # MLX's stubs lack it.
 mlx_version: str = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
@@ -69,8 +66,9 @@ def _load(version: str) -> tuple[ModuleType | None, str | None]:
 ext, reason = _load(mlx_version)
 if reason is not None:
     _message = f"mlx-nibble is inactive, every operation is MLX's own: {reason}"
-    if os.environ.get(_REQUIRED, "0") not in ("", "0"):
-        raise ImportError(f"[mlx_nibble] {_message} ({_REQUIRED} is set)")
+    # For a server that must not run slowly.
+    if os.environ.get("NIBBLE_REQUIRE_ACTIVE", "0") not in ("", "0"):
+        raise ImportError(f"[mlx_nibble] {_message} (NIBBLE_REQUIRE_ACTIVE is set)")
     # The commands print it themselves, in red.
     if os.path.basename("".join(sys.argv[:1])) != "nibble":
         warnings.warn(_message, RuntimeWarning, stacklevel=2)

@@ -16,6 +16,7 @@ DOCS = [readme.ROOT / "README.md", *sorted((readme.ROOT / "docs").rglob("*.md"))
 FIGURE = re.compile(r"\d\.\d|\d ?(×|%|ms|µs|s|MB|GB)(?!\w)")
 COMMAND = re.compile(
     r"python -m (bench|tests|pytest)\b|\bnibble (bench|convert|demo|eval|tune)\b"
+    r"|\bmake installs\b"
 )
 # A test asserts these.
 ASSERTED = re.compile(r"`tests/[\w/]+\.py`\s+asserts")
