@@ -1,5 +1,5 @@
 # The Python extension, once for each mlx: libmlx's C++ ABI changes between patch
-# releases. Without MLX_ROOTS the one mlx that is installed is taken.
+# releases. Without MLX_FOLDER it is the one that is installed.
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 
 execute_process(
@@ -26,9 +26,19 @@ string(REGEX MATCH "\nmlx-versions = \\[([^]]*)\\]" _ "${pyproject}")
 string(REGEX MATCHALL "[0-9][0-9.]*" NIBBLE_MLX_VERSIONS "${CMAKE_MATCH_1}")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS pyproject.toml)
 
-set(MLX_ROOTS "" CACHE STRING "Folders of mlx packages, a semicolon between two")
-set(roots ${MLX_ROOTS})
-if(NOT roots)
+set(MLX_FOLDER "" CACHE STRING "Unpacked wheels, as tools/mlx_wheels.py leaves them")
+set(roots)
+if(MLX_FOLDER)
+  get_filename_component(folder "${MLX_FOLDER}" ABSOLUTE)
+  foreach(version IN LISTS NIBBLE_MLX_VERSIONS)
+    file(GLOB found "${folder}/*-${version}/mlx/share/cmake/MLX/MLXConfig.cmake")
+    if(NOT found)
+      message(FATAL_ERROR "mlx ${version} is required but ${folder} has none")
+    endif()
+    string(REPLACE "/share/cmake/MLX/MLXConfig.cmake" "" root "${found}")
+    list(APPEND roots "${root}")
+  endforeach()
+else()
   execute_process(
     COMMAND "${Python_EXECUTABLE}" -m mlx --cmake-dir
     OUTPUT_STRIP_TRAILING_WHITESPACE

@@ -1,6 +1,7 @@
 """Fetches published wheels to compile against: the supported versions of mlx.
 
-A wheel of this package holds one extension for each of them.
+A wheel of this package holds one extension for each of them. As a program it fetches
+all of them for cibuildwheel.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import zipfile
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "mlx"
 # Three quarters of a macOS wheel, and not needed for compiling.
 _UNUSED_SUFFIX = ".metallib"
 
@@ -36,13 +38,14 @@ def fetch(requirement: str, platforms: list[str], into: pathlib.Path) -> pathlib
     Args:
         requirement: Name and version, as "mlx-metal==0.32.4".
         platforms: Tags of wheels that will do.
-        into: Folder of downloads and unpacked wheels.
+        into: Folder of downloads and unpacked wheels; it is made.
     """
     name, version = requirement.split("==")
     folder = into / f"{name}-{version}"
     if folder.is_dir():
         return folder
     downloads = into / "downloads"
+    into.mkdir(parents=True, exist_ok=True)
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         + ["--only-binary=:all:", "--python-version=3.11"]
@@ -59,3 +62,18 @@ def fetch(requirement: str, platforms: list[str], into: pathlib.Path) -> pathlib
         if not folder.is_dir():
             shutil.copytree(partial, folder)
     return folder
+
+
+def fetch_all(name: str, platform: str) -> None:
+    """Unpack the wheel of each supported version into FOLDER.
+
+    Args:
+        name: The package with the headers, "mlx-cpu" or "mlx-metal".
+        platform: Tag of the wheels.
+    """
+    for version in versions():
+        fetch(f"{name}=={version}", [platform], FOLDER)
+
+
+if __name__ == "__main__":
+    fetch_all(*sys.argv[1:])

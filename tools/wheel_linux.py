@@ -21,7 +21,6 @@ import mlx_wheels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = ROOT / "build" / "linux"
-DOWNLOADS = ROOT / "build" / "mlx"
 # The tag of mlx's own wheels, 0.32.3 and 0.32.4: older systems cannot run mlx.
 PLATFORM = f"manylinux_2_35_{platform.machine()}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -67,11 +66,8 @@ def build_wheel(out: pathlib.Path) -> pathlib.Path:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     # The editable installation's folder is configured for testing: use another.
     pip += ["--no-build-isolation", f"-Cbuild-dir={STAGING / 'cmake'}"]
-    roots = [
-        mlx_wheels.fetch(f"mlx-cpu=={version}", [PLATFORM], DOWNLOADS) / "mlx"
-        for version in mlx_wheels.versions()
-    ]
-    pip += [f"-Ccmake.define.MLX_ROOTS={';'.join(map(str, roots))}"]
+    mlx_wheels.fetch_all("mlx-cpu", PLATFORM)
+    pip += [f"-Ccmake.define.MLX_FOLDER={mlx_wheels.FOLDER}"]
     run([*pip, f"--wheel-dir={native}", ROOT])
     repair = [sys.executable, "-m", "auditwheel", "repair", "--only-plat"]
     repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]

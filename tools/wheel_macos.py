@@ -46,14 +46,12 @@ def run(command: list[str], env: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=env)
 
 
-def build(published: dict[str, References], out: pathlib.Path) -> pathlib.Path:
-    """Cross-build the wheel for these versions of mlx into `out`."""
+def build(out: pathlib.Path) -> pathlib.Path:
+    """Cross-build the wheel into `out`, against the published wheels in BUILD."""
     zig = pathlib.Path(ziglang.__file__).parent / "zig"
     settings = {
         "cmake.args": f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
-        "cmake.define.MLX_ROOTS": ";".join(
-            str(wheels.mlx_metal / "mlx") for wheels in published.values()
-        ),
+        "cmake.define.MLX_FOLDER": str(BUILD),
         # Linux headers are enough: the limited API is the same everywhere.
         "cmake.define.Python_INCLUDE_DIR": sysconfig.get_path("include"),
         "build-dir": str(BUILD / "cmake"),
@@ -86,7 +84,7 @@ def main() -> int:
         return 1
 
     published = {version: references(version) for version in mlx_wheels.versions()}
-    wheel = build(published, out)
+    wheel = build(out)
     complaints = check_wheel(wheel, published)
     for complaint in complaints:
         print("FAILED:", complaint)

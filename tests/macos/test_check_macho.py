@@ -221,7 +221,7 @@ def configure(tmp_path: pathlib.Path) -> subprocess.CompletedProcess[str]:
             f"-S{ROOT}",
             f"-B{tmp_path / 'build'}",
             f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
-            f"-DMLX_ROOTS={tmp_path}",
+            f"-DMLX_FOLDER={tmp_path}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
         ],
@@ -234,14 +234,16 @@ def configure(tmp_path: pathlib.Path) -> subprocess.CompletedProcess[str]:
 def test_no_mlx_fails_the_build(tmp_path):
     configured = configure(tmp_path)
     assert configured.returncode != 0
-    assert 'package configuration file provided by "MLX"' in configured.stderr
+    words = " ".join(configured.stderr.split())
+    assert f"mlx {mlx_wheels.versions()[0]} is required but" in words
 
 
 def test_another_mlx_fails_the_build(tmp_path):
-    package = tmp_path / "share" / "cmake" / "MLX"
-    package.mkdir(parents=True)
-    (package / "MLXConfig.cmake").touch()
-    (package / "MLXConfigVersion.cmake").write_text("set(PACKAGE_VERSION 0.32.2)")
+    for version in mlx_wheels.versions():
+        package = tmp_path / f"mlx-metal-{version}" / "mlx" / "share" / "cmake" / "MLX"
+        package.mkdir(parents=True)
+        (package / "MLXConfig.cmake").touch()
+        (package / "MLXConfigVersion.cmake").write_text("set(PACKAGE_VERSION 0.32.2)")
     configured = configure(tmp_path)
     assert configured.returncode != 0
     words = " ".join(configured.stderr.split())
