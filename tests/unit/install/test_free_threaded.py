@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
-# What sysconfig says there.
+# The answer of sysconfig there.
 FREE_THREADED = """
 import sysconfig
 
