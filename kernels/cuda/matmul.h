@@ -1,0 +1,62 @@
+// What all kernels of y = x @ w_hat^T share: operands and epilogue.
+#pragma once
+
+#include "kernels/cuda/types.h"
+#include "kernels/shared.h"
+
+namespace nibble {
+
+// The operands of one matrix of a batch.
+struct Matmul {
+  const uint16* x;
+  const uint32* w;
+  const uint16* scales;
+  const uint16* biases;
+  const uint16* bias;      // [N]; null if there is none
+  const uint16* residual;  // of y's shape; null if there is none
+  uint16* y;
+  int M, N, K;
+
+  // Stores one element of y, from its sum.
+  template <typename T>
+  NIBBLE_DEVICE void store(int m, int n, float sum) const {
+    const size_t at = size_t(m) * N + n;
+    if (bias) {
+      sum += T::to_float(bias[n]);
+    }
+    if (residual) {
+      sum += T::to_float(residual[at]);
+    }
+    y[at] = T::from_float(sum);
+  }
+};
+
+}  // namespace nibble
+
+// A kernel for a batch of products, blockIdx.z being the matrix of x and y.
+#define NIBBLE_MATMUL_KERNEL(name, threads, bits, group, ...)               \
+  extern "C" __global__ void __launch_bounds__(threads)                     \
+      name(const nibble::uint32* w,                                         \
+           const nibble::uint16* scales,                                    \
+           const nibble::uint16* biases,                                    \
+           const nibble::uint16* x,                                         \
+           const nibble::uint16* bias,                                      \
+           const nibble::uint16* residual,                                  \
+           nibble::uint16* y,                                               \
+           MatmulParams p) {                                                \
+    extern __shared__ float sums[];                                         \
+    const size_t b = blockIdx.z;                                            \
+    const size_t row = b % p.w_count * p.N;                                 \
+    nibble::__VA_ARGS__::run(                                               \
+        {x + b * p.M * p.K,                                                 \
+         w + row * (p.K / 32 * bits),                                       \
+         scales + row * (p.K / group),                                      \
+         biases + row * (p.K / group),                                      \
+         p.epilogue & NIBBLE_BIAS ? bias : nullptr,                         \
+         p.epilogue & NIBBLE_RESIDUAL ? residual + b * p.M * p.N : nullptr, \
+         y + b * p.M * p.N,                                                 \
+         p.M,                                                               \
+         p.N,                                                               \
+         p.K},                                                              \
+        sums);                                                              \
+  }

@@ -1,0 +1,253 @@
+// y = x @ w_hat^T for few rows of x, on tensor cores. w is read in MLX's own
+// layout, once for each BM rows of x.
+//
+// A block of threads computes BM x BN of y. Its WK warps share K, and their
+// sums are added in a fixed order. Each asks for F blocks of its rows of w at a
+// time, and if `ahead` also for x, before it uses the first.
+//
+//   blocks of w ->  | 0 1 2 3 | 4 5 6 7 | 8 ...        F = 4
+//                   |  warp 0 |  warp 1 | ...
+//
+// A tensor core multiplies w [16, 16] by x^T [16, 8]. The order of the terms of
+// a sum is free if w and x agree, so a lane's share of a fragment is a run of
+// neighbouring codes of one row (codes.h): no shared memory and no repacking.
+// All 16 terms come from one group. The product of codes and activations is
+// exact, and scale and bias join in float:
+//
+//   y += scale * sum(q * x) + bias * sum(x)
+//
+// sum(x) is the product with a matrix of ones. w_hat is never rounded, and the
+// bits of a row of y do not depend on other rows of x, nor on BM, BN and
+// `ahead`.
+#pragma once
+
+#include "kernels/cuda/codes.h"
+#include "kernels/cuda/matmul.h"
+
+namespace nibble {
+
+template <typename T,
+          int kBits,
+          int kGroup,
+          int BM,
+          int BN,
+          int WK,
+          int F,
+          bool ahead>
+struct QmmSkinny {
+  using Codes = Run<kBits, kGroup>;
+  using Place = typename T::template Place<kBits>;
+  static constexpr int kBlock = Codes::kBlock;
+  static constexpr int kChunks = Codes::kCodes / 8;
+  static constexpr int kTiles = BN / 16;
+  static constexpr int kColumns = BM / 8;
+  static constexpr int kRows = kTiles * 2;  // of w, for each lane
+
+  // What a lane reads: rows of w, of its groups, and of x.
+  struct Sources {
+    const uint32* w[kRows];
+    int groups[kRows];
+    const uint16* x[kColumns];
+  };
+
+  using Accumulator = float[kColumns][kTiles][4];
+  using Activations = uint4[kColumns][kChunks];
+
+  // Block `i` of those that begin at `from`.
+  static NIBBLE_DEVICE void load(Activations& x,
+                                 const uint16* const (&from)[kColumns],
+                                 int i) {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        x[column][chunk] = __ldg(reinterpret_cast<const uint4*>(
+            from[column] + (i * kBlock + chunk * 8)));
+      }
+    }
+  }
+
+  // acc += w_hat @ x^T over one block of K.
+  static NIBBLE_DEVICE void multiply(Accumulator& acc,
+                                     const Codes (&codes)[kRows],
+                                     const float2 (&affine)[kRows],
+                                     const Activations& x,
+                                     int t) {
+    uint32 a[kTiles][2 * kChunks][4];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      uint32 words[Codes::kWords];
+      codes[row].align(words, t);
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        uint32 pairs[4];
+        unpack<T, kBits>(pairs, words, chunk);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a[row / 2][2 * chunk + i / 2][row % 2 + i % 2 * 2] = pairs[i];
+        }
+      }
+    }
+    constexpr uint32 ones[4] = {T::kOnes, T::kOnes, T::kOnes, T::kOnes};
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      float product[kTiles][4] = {};
+      float sum[4] = {};
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        uint32 b[4];
+        order<kBits>(b, x[column][chunk]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            T::mma(product[tile],
+                   a[tile][2 * chunk + half],
+                   b[2 * half],
+                   b[2 * half + 1]);
+          }
+          T::mma(sum, ones, b[2 * half], b[2 * half + 1]);
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 s = affine[2 * tile + i / 2];
+          acc[column][tile][i] =
+              __fmaf_rn(s.x,
+                        product[tile][i],
+                        __fmaf_rn(s.y, sum[i], acc[column][tile][i]));
+        }
+      }
+    }
+  }
+
+  // acc += w_hat @ x^T over kBlocks blocks of K. All of their codes are
+  // requested before the first is used.
+  template <int kBlocks>
+  static NIBBLE_DEVICE void multiply_blocks(Accumulator& acc,
+                                            const Sources& from,
+                                            const Matmul& p,
+                                            int first,
+                                            int lane) {
+    const int t = lane % 4;
+    const uint32* w[kRows];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      w[row] = from.w[row] + first * Codes::kBlockWords;
+    }
+    const uint16* xs[kColumns];
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      xs[column] = from.x[column] + first * kBlock;
+    }
+    Codes codes[kBlocks][kRows];
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        codes[i][row].load(w[row], i, t);
+      }
+    }
+    // Lane t holds scale and bias of the blocks t, t + 4, ...
+    constexpr int kHeld = (kBlocks + 3) / 4;
+    uint32 held[kHeld][kRows];
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int block = first + min(4 * i + t, kBlocks - 1);
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        const int at = from.groups[row] + block * kBlock / kGroup;
+        held[i][row] = __ldg(p.scales + at) | __ldg(p.biases + at) << 16;
+      }
+    }
+    Activations x[kBlocks];
+    if constexpr (ahead) {
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        load(x[i], xs, i);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      if constexpr (!ahead) {
+        load(x[i], xs, i);
+      }
+      float2 affine[kRows];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        const uint32 both =
+            __shfl_sync(0xffffffffu, held[i / 4][row], lane / 4 * 4 + i % 4);
+        const float scale = T::to_float(both & 0xffff);
+        const float bias = T::to_float(both >> 16);
+        affine[row] = make_float2(scale * Place::kScale,
+                                  __fmaf_rn(scale, -Place::kOffset, bias));
+      }
+      multiply(acc, codes[i], affine, x[i], t);
+    }
+  }
+
+  static NIBBLE_DEVICE void run(const Matmul& p, float* sums) {
+    const int lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32;
+    const int t = lane % 4;
+    const int n0 = blockIdx.x * BN;
+    const int m0 = blockIdx.y * BM;
+
+    // Rows past the end are read as the last one, and not stored.
+    Sources from;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int n = min(n0 + row * 8 + lane / 4, p.N - 1);
+      from.w[row] = p.w + size_t(n) * (p.K / 32 * kBits) + Codes::first_word(t);
+      from.groups[row] = n * (p.K / kGroup);
+    }
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      const int m = min(m0 + column * 8 + lane / 4, p.M - 1);
+      from.x[column] = p.x + size_t(m) * p.K + t * Codes::kCodes;
+    }
+
+    Accumulator acc = {};
+    const int blocks = p.K / kBlock;
+    const int flights = blocks / F;
+    for (int flight = warp; flight < flights; flight += WK) {
+      multiply_blocks<F>(acc, from, p, flight * F, lane);
+    }
+    for (int i = flights * F + warp; i < blocks; i += WK) {
+      multiply_blocks<1>(acc, from, p, i, lane);
+    }
+
+    // sums [warp][row of x][column of y].
+    float* mine = sums + warp * (BM * BN);
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int m = column * 8 + t * 2 + i % 2;
+          const int n = tile * 16 + lane / 4 + i / 2 * 8;
+          mine[m * BN + n] = acc[column][tile][i];
+        }
+      }
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < BM * BN; at += WK * 32) {
+      const int m = m0 + at / BN;
+      const int n = n0 + at % BN;
+      if (m >= p.M || n >= p.N) {
+        continue;
+      }
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < WK; ++i) {
+        sum += sums[i * (BM * BN) + at];
+      }
+      p.store<T>(m, n, sum);
+    }
+  }
+};
+
+}  // namespace nibble
