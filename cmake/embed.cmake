@@ -1,13 +1,12 @@
-# Writes a C++ file that carries every kernels/*.h as a string, byte for byte.
+# Writes a C++ file that carries every header of kernels/ as a string, byte for byte.
 # Run as a script: cmake -DKERNELS=dir -DOUTPUT=file -P embed.cmake
-file(GLOB headers "${KERNELS}/*.h")
+file(GLOB headers RELATIVE "${KERNELS}" "${KERNELS}/*.h" "${KERNELS}/cuda/*.h")
 list(SORT headers)
 
 set(entries "")
 foreach(header IN LISTS headers)
-  get_filename_component(name "${header}" NAME)
-  file(READ "${header}" text)
-  string(APPEND entries "      {\"${name}\", R\"nibble(${text})nibble\"},\n")
+  file(READ "${KERNELS}/${header}" text)
+  string(APPEND entries "      {\"${header}\", R\"nibble(${text})nibble\"},\n")
 endforeach()
 
 file(WRITE "${OUTPUT}.new"

@@ -105,6 +105,9 @@ void bind_self_check(nb::module_& m) {
         "kernels"_a,
         nb::call_guard<nb::gil_scoped_release>(),
         "Compile these kernels in one library, for their trials.");
+  m.def("has_gpu",
+        &gpu::is_available,
+        "Whether our kernels run on a GPU of this machine.");
   m.def("set_fences",
         &gpu::set_fences,
         "fences"_a,

@@ -7,10 +7,15 @@
 
 namespace nibble {
 
+// What runs the kernels of a GPU.
+enum class Api : uint8_t { kMetal, kCuda };
+
 // Apple's architecture string "applegpu_g14s" is generation 14 (M2), tier 's'.
 // Generations: 13 M1, 14 M2, 15 M3, 16 M4, 17 M5. Tiers: 'g' base and Pro,
 // 's' Max, 'd' Ultra, 'p' phone.
 struct DeviceProfile {
+  Api api = Api::kMetal;
+  // The fields below are of Metal.
   int generation = 13;
   char tier = 'g';
   // Every Apple GPU that MLX supports has at least these (Metal feature set

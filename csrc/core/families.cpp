@@ -1,5 +1,6 @@
 #include "csrc/core/families.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "csrc/core/tiles.h"
@@ -11,6 +12,7 @@ using enum Family;
 
 constexpr std::string_view kRows[] = {"r"};
 constexpr std::string_view kSkinny[] = {"bm", "bn", "wk"};
+constexpr std::string_view kCuda[] = {"bm", "bn", "wk", "f", "ahead"};
 constexpr std::string_view kTile[] = {"bm", "bn", "bk", "wm", "wn"};
 
 Shapes no_numbers(const Types&) {
@@ -60,6 +62,20 @@ Shapes splitk_tile(const Types& types) {
 
 Shapes gather_tile(const Types&) {
   return {kGatherTile.shape()};
+}
+
+Shapes cuda_tiles(const Types& types) {
+  Shapes all;
+  if (supported_on_cuda(types)) {
+    for (const CudaTiles& t : kCudaTiles) {
+      for (const CudaTile& tile : {t.batch_invariant, t.few, t.some, t.many}) {
+        if (std::ranges::find(all, tile.shape()) == all.end()) {
+          all.push_back(tile.shape());
+        }
+      }
+    }
+  }
+  return all;
 }
 
 Shapes n_tile(const Types& types) {
@@ -134,6 +150,9 @@ const FamilyRow kFamilies[] = {
     {kDequantize, "dequantize", "dequantize.h",
      "", "", {}, no_numbers,
      {.planner = Planner::kDequantize}},
+    {kCudaQmmSkinny, "cuda_qmm_skinny", "cuda/qmm_skinny.h",
+     "NIBBLE_MATMUL_KERNEL", "QmmSkinny", kCuda, cuda_tiles,
+     {.planner = Planner::kMatmul, .batch_invariant = true}, {}, Api::kCuda},
 };
 // clang-format on
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "csrc/core/device_profile.h"
 #include "csrc/core/problem.h"
 
 namespace nibble {
@@ -36,6 +37,7 @@ enum class Family : uint8_t {
   kSwiglu,
   kGatherSwiglu,
   kDequantize,
+  kCudaQmmSkinny,
 };
 
 // The function of planner.h that plans kernels of a family.
@@ -64,14 +66,16 @@ struct FamilyRow {
   Family family;
   std::string_view name;    // in kernel names
   std::string_view header;  // under kernels/
-  // The kernel is entry<nibble::type<shape...>, ...>, or name<..., shape...> if
-  // there is no entry.
+  // A Metal kernel is entry<nibble::type<shape...>, ...>, or name<..., shape...>
+  // if there is no entry. A kernel of CUDA is nibble::type<..., shape...>, made
+  // by the macro `entry`.
   std::string_view entry;
   std::string_view type;
   std::span<const std::string_view> labels;  // of the numbers of a shape
   Shapes (*shapes)(const Types&);            // all shapes for these types
   Reach reach;
   std::optional<Family> joint = {};  // the family for several products of one x
+  Api api = Api::kMetal;
 };
 
 // All rows, in the order of the enumeration.

@@ -44,8 +44,10 @@ std::optional<KernelId> parse_kernel_name(std::string_view name) {
   // grammar in one function.
   static const auto kByName = [] {
     std::unordered_map<std::string, KernelId> by_name;
-    for (KernelId& id : instances()) {
-      by_name.emplace(kernel_name(id), std::move(id));
+    for (Api api : {Api::kMetal, Api::kCuda}) {
+      for (KernelId& id : instances(api)) {
+        by_name.emplace(kernel_name(id), std::move(id));
+      }
     }
     return by_name;
   }();
@@ -88,9 +90,12 @@ std::vector<KernelId> instances(Family family, const Types& types) {
   return all;
 }
 
-std::vector<KernelId> instances() {
+std::vector<KernelId> instances(Api api) {
   std::vector<KernelId> all;
   for (const FamilyRow& row : families()) {
+    if (row.api != api) {
+      continue;
+    }
     for (const Types& types : all_types()) {
       for (KernelId& id : instances(row.family, types)) {
         all.push_back(std::move(id));

@@ -35,8 +35,8 @@ std::string template_call(const KernelId& id);
 // The header under kernels/ that defines it: "qmv.h".
 std::string kernel_header(const KernelId& id);
 
-// Every instance that a plan can name, once.
-std::vector<KernelId> instances();
+// Every instance that a plan for `api` can name, once.
+std::vector<KernelId> instances(Api api = Api::kMetal);
 
 // The instances of one family for these types.
 std::vector<KernelId> instances(Family family, const Types& types);

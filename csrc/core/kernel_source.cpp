@@ -4,6 +4,8 @@
 #include <set>
 #include <sstream>
 
+#include "csrc/core/tiles.h"
+
 namespace nibble {
 namespace {
 
@@ -67,6 +69,31 @@ std::string kernel_source(const std::vector<KernelId>& ids, bool fences) {
   for (const KernelId& id : ids) {
     instantiate(kernel_name(id), template_call(id), out);
   }
+  return out.str();
+}
+
+std::string cuda_source(const KernelId& id) {
+  const FamilyRow& family = row_of(id.family);
+  std::ostringstream out;
+  std::set<std::string, std::less<>> seen;
+  flatten(kernel_header(id), seen, out);
+  const QuantFormat& format = id.format;
+  out << family.entry << '(' << kernel_name(id) << ", "
+      << CudaTile::threads_of(id.shape) << ", " << format.bits << ", "
+      << format.group_size << ", " << family.type << "<nibble::"
+      << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16") << ", "
+      << format.bits << ", " << format.group_size;
+  for (int number : id.shape) {
+    out << ", " << number;
+  }
+  out << ">)\n";
+  return out.str();
+}
+
+std::string cuda_align_source() {
+  std::ostringstream out;
+  std::set<std::string, std::less<>> seen;
+  flatten("cuda/align.h", seen, out);
   return out.str();
 }
 

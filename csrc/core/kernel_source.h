@@ -23,9 +23,15 @@ const std::vector<EmbeddedFile>& embedded_kernels();
 std::string kernel_source(const std::vector<KernelId>& ids,
                           bool fences = false);
 
+// Returns a complete text for NVRTC of one kernel for CUDA, whose entry has the
+// kernel's name.
+std::string cuda_source(const KernelId& id);
+
 // The kernel that copies an operand that does not begin at a multiple of
 // NIBBLE_ALIGNMENT; see plan_align(). It has no family: no problem leads to it.
 inline constexpr std::string_view kAlignKernel = "align";
 std::string align_source();
+inline constexpr std::string_view kCudaAlignKernel = "cuda_align";
+std::string cuda_align_source();
 
 }  // namespace nibble

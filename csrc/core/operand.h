@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -58,6 +59,21 @@ constexpr std::optional<Operand> parse_operand(std::string_view name) {
              : std::optional(
                    static_cast<Operand>(found - std::begin(kOperandNames)));
 }
+
+// The arrays of a plan's operands. Null where the plan has no such operand.
+template <typename Array>
+class Bound {
+ public:
+  const Array*& operator[](Operand operand) {
+    return arrays_[static_cast<size_t>(operand)];
+  }
+  const Array* operator[](Operand operand) const {
+    return arrays_[static_cast<size_t>(operand)];
+  }
+
+ private:
+  std::array<const Array*, kOperands> arrays_{};
+};
 
 // The operands of each joint product.
 struct JointOperands {

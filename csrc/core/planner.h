@@ -44,8 +44,8 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 
-// True if MLX's own operation computes this on neural accelerators, in tiles,
-// several times faster than our kernels (planner.md). Not part of plan(): a
+// True if MLX's own operation computes this faster than our kernels: on neural
+// accelerators, in tiles (planner.md), or with many rows on CUDA. Not part of plan(): a
 // graph that is built for our kernels is run by them. A tuned choice overrules
 // this.
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
@@ -61,11 +61,27 @@ bool mlx_may_be_faster(const DequantizeProblem& problem,
 
 // The names of all kernels that `planner` may use for such a problem, for any
 // numbers of rows, columns, batches and products.
+constexpr Planner planner_of(const MatmulProblem&) {
+  return Planner::kMatmul;
+}
+constexpr Planner planner_of(const GatherProblem&) {
+  return Planner::kGather;
+}
+constexpr Planner planner_of(const DequantizeProblem&) {
+  return Planner::kDequantize;
+}
 std::vector<std::string> kernels_of_any_shape(
-    const MatmulProblem& problem, Planner planner = Planner::kMatmul);
+    const MatmulProblem& problem,
+    Planner planner = Planner::kMatmul,
+    Api api = Api::kMetal);
 std::vector<std::string> kernels_of_any_shape(
-    const GatherProblem& problem, Planner planner = Planner::kGather);
-std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);
+    const GatherProblem& problem,
+    Planner planner = Planner::kGather,
+    Api api = Api::kMetal);
+std::vector<std::string> kernels_of_any_shape(
+    const DequantizeProblem& problem,
+    Planner planner = Planner::kDequantize,
+    Api api = Api::kMetal);
 
 // The launch that copies an array of `bytes` bytes from Operand::kX to
 // Operand::kOut, because kernels cannot read it at the byte `offset` of its

@@ -217,4 +217,54 @@ constexpr bool supports(const Tile& tile,
   return fragments && shares && groups && fits;
 }
 
+// cuda_qmm_skinny: kernels/cuda/qmm_skinny.h explains the numbers.
+struct CudaTile {
+  int BM, BN, WK, F, ahead;
+
+  bool operator==(const CudaTile&) const = default;
+  std::vector<int> shape() const { return {BM, BN, WK, F, ahead}; }
+  constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, BN); }
+  constexpr Dim3 threads() const { return {32u * WK, 1, 1}; }
+  // The threads of a tile from the numbers of its shape().
+  static int threads_of(const std::vector<int>& shape) {
+    return 32 * shape[2];
+  }
+  // Every warp keeps its sums, in float.
+  constexpr uint32_t threadgroup_bytes(const Types&) const {
+    return sizeof(float) * BM * BN * WK;
+  }
+};
+
+// The tiles for up to BM rows of x. Tiles of one WK and F add up a row in the
+// same order.
+struct CudaTiles {
+  CudaTile batch_invariant;
+  CudaTile few, some, many;  // by columns of y: limits in plan/cuda.cpp
+};
+
+// The fastest of some 40 tiles on an H200 at 4 bits, groups of 64 and bfloat16,
+// with 1024, 4096 and 14336 columns (docs/results/cuda.md).
+inline constexpr CudaTiles kCudaTiles[] = {
+    {{8, 16, 8, 4, 1}, {8, 16, 16, 4, 0}, {8, 16, 8, 4, 1}, {8, 16, 4, 4, 0}},
+    {{16, 32, 8, 4, 0},
+     {16, 16, 8, 2, 1},
+     {16, 16, 8, 2, 1},
+     {16, 64, 4, 2, 0}},
+    {{32, 32, 8, 4, 0},
+     {32, 16, 8, 2, 1},
+     {32, 32, 8, 4, 0},
+     {32, 64, 4, 1, 1}},
+    {{64, 16, 8, 4, 0},
+     {64, 16, 8, 4, 0},
+     {64, 32, 8, 2, 0},
+     {64, 32, 4, 2, 0}},
+};
+
+// Types and formats of the kernels for CUDA. Codes of one group share a step of
+// the tensor core, and scales have the type of the activations.
+inline bool supported_on_cuda(const Types& types) {
+  return types.dtype != Dtype::kFloat32 && types.scale_dtype == types.dtype &&
+         types.format.mode == Mode::kAffine;
+}
+
 }  // namespace nibble

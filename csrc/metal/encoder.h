@@ -2,12 +2,12 @@
 // functions (no_metal.cpp), which throw.
 #pragma once
 
-#include <array>
 #include <string>
 #include <vector>
 
 #include "csrc/core/device_profile.h"
 #include "csrc/core/launch_plan.h"
+#include "csrc/core/operand.h"
 #include "mlx/array.h"
 #include "mlx/device.h"
 #include "mlx/stream.h"
@@ -16,18 +16,7 @@ namespace nibble::metal {
 
 // The arrays of a plan's operands, all row-contiguous and, outputs included,
 // allocated. Null where the plan has no such operand.
-class Operands {
- public:
-  const mlx::core::array*& operator[](Operand operand) {
-    return arrays_[static_cast<size_t>(operand)];
-  }
-  const mlx::core::array* operator[](Operand operand) const {
-    return arrays_[static_cast<size_t>(operand)];
-  }
-
- private:
-  std::array<const mlx::core::array*, kOperands> arrays_{};
-};
+using Operands = Bound<mlx::core::array>;
 
 // True if there is a GPU, which the functions below need.
 bool is_available();

@@ -67,6 +67,7 @@ class GatherProblem:
 class Device:
     """The fields of csrc/core/device_profile.h, with the same defaults."""
 
+    cuda: bool = False
     generation: int = 13
     tier: str = "g"
     max_threads: int = 1024
@@ -100,6 +101,7 @@ class _GatherProblem(ctypes.Structure):
 
 class _Profile(ctypes.Structure):
     _fields_ = [
+        ("cuda", ctypes.c_int32),
         ("generation", ctypes.c_int32),
         ("tier", ctypes.c_char),
         ("max_threads", ctypes.c_uint32),
@@ -145,6 +147,7 @@ def _structure(p: Problem | GatherProblem) -> _Problem | _GatherProblem:
 
 def _profile(device: Device) -> _Profile:
     return _Profile(
+        device.cuda,
         device.generation,
         device.tier.encode(),
         device.max_threads,
@@ -246,13 +249,14 @@ def kernels_of_any_shape(problem: Problem | GatherProblem, planner: str) -> list
 
 
 @functools.cache
-def instances() -> tuple[str, ...]:
-    """Return the name of every kernel that a plan can name."""
-    return tuple(entry["name"] for entry in json.loads(library().simt_instances()))
+def instances(cuda: bool = False) -> tuple[str, ...]:
+    """Return the name of every kernel that a plan for Metal, or for CUDA, can name."""
+    answer = json.loads(library().simt_instances(int(cuda)))
+    return tuple(entry["name"] for entry in answer)
 
 
 def kernel_source(name: str) -> str:
-    """Return the text that a Mac compiles for this kernel."""
+    """Return the text that a Mac, or NVRTC, compiles for this kernel."""
     text = library().simt_kernel_source(name.encode()).decode()
     if not text:
         raise ValueError(f"[simt] the name of a kernel was required but got {name}.")

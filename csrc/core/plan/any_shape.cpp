@@ -1,6 +1,7 @@
 // The kernels that a problem of any shape may use: the table of families, asked
 // for the problem's types and properties.
 #include "csrc/core/kernel_name.h"
+#include "csrc/core/plan/cuda.h"
 #include "csrc/core/planner.h"
 
 namespace nibble {
@@ -26,10 +27,13 @@ bool reaches(const Reach&, const DequantizeProblem&) {
 }
 
 template <typename Problem>
-std::vector<std::string> kernels_of(Planner planner, const Problem& p) {
+std::vector<std::string> kernels_of(Planner planner,
+                                    const Problem& p,
+                                    Api api) {
   std::vector<std::string> names;
   for (const FamilyRow& row : families()) {
-    if (row.reach.planner != planner || !reaches(row.reach, p)) {
+    if (row.api != api || row.reach.planner != planner ||
+        !reaches(row.reach, p)) {
       continue;
     }
     for (const KernelId& id : instances(row.family, p)) {
@@ -42,17 +46,21 @@ std::vector<std::string> kernels_of(Planner planner, const Problem& p) {
 }  // namespace
 
 std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p,
-                                              Planner planner) {
-  return kernels_of(planner, p);
+                                              Planner planner,
+                                              Api api) {
+  return kernels_of(planner, api == Api::kCuda ? without_symmetry(p) : p, api);
 }
 
 std::vector<std::string> kernels_of_any_shape(const GatherProblem& p,
-                                              Planner planner) {
-  return kernels_of(planner, p);
+                                              Planner planner,
+                                              Api api) {
+  return kernels_of(planner, p, api);
 }
 
-std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p) {
-  return kernels_of(Planner::kDequantize, p);
+std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p,
+                                              Planner planner,
+                                              Api api) {
+  return kernels_of(planner, p, api);
 }
 
 }  // namespace nibble

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -198,6 +199,9 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
   if (!supported(p.format, p.K)) {
     return {};
+  }
+  if (device.api == Api::kCuda) {
+    return candidates_on_cuda(p);
   }
   if (!p.transpose) {
     assert(!p.epilogue.any());

@@ -6,9 +6,10 @@
 
 namespace nibble {
 
-std::optional<Launches> plan(const DequantizeProblem& p, const DeviceProfile&) {
+std::optional<Launches> plan(const DequantizeProblem& p,
+                             const DeviceProfile& device) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported(p.format, p.K) || device.api == Api::kCuda) {
     return std::nullopt;
   }
   // One thread decodes each run of whole words.

@@ -47,9 +47,10 @@ LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
 
 }  // namespace
 
-std::optional<Launches> plan(const GatherProblem& p, const DeviceProfile&) {
+std::optional<Launches> plan(const GatherProblem& p,
+                             const DeviceProfile& device) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported(p.format, p.K) || device.api == Api::kCuda) {
     return std::nullopt;
   }
   bool sorted_tiles = takes_sorted_tiles(p);

@@ -6,6 +6,7 @@
 // w is read once by our kernels.
 #include <limits>
 
+#include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -25,6 +26,9 @@ bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
 }  // namespace
 
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
+  if (device.api == Api::kCuda) {
+    return mlx_is_faster_on_cuda(problem);
+  }
   return problem.choice.empty() && has_neural_kernel(problem, device) &&
          merge_rows(problem).M > kLastSkinnyRow;
 }
@@ -39,6 +43,10 @@ bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
 }
 
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
+  if (device.api == Api::kCuda) {
+    // Few graphs are run with other shapes than they were traced with.
+    return mlx_is_faster_on_cuda(problem);
+  }
   problem.M = kManyRows;
   problem.batch = {};
   return mlx_is_faster(problem, device);

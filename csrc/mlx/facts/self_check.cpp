@@ -7,8 +7,8 @@
 
 #include "csrc/core/error.h"
 #include "csrc/core/kernel_name.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/executor.h"
 #include "mlx/primitives.h"
 
 namespace nibble::self_check {
@@ -59,8 +59,8 @@ class Launches : public mx::UnaryPrimitive {
   }
 
   void eval_gpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-    metal::Operands bound;
+    executor::allocate(out, stream());
+    executor::Operands bound;
     for (size_t i = 0; i < operands_.size(); ++i) {
       bound[operands_[i]] = &inputs[i];
     }
@@ -81,7 +81,7 @@ class Launches : public mx::UnaryPrimitive {
         bound[kJointOperands[i].out] = &parts[i];
       }
     }
-    metal::encode(launches_, bound, stream());
+    executor::encode(launches_, bound, stream());
   }
 
   const char* name() const override { return "NibbleLaunches"; }
@@ -134,7 +134,10 @@ bool trusted(const std::vector<std::string>& kernels) {
 
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
-  for (const KernelId& id : instances()) {
+  Api api = executor::is_available()
+                ? executor::device_profile(mx::Device::gpu).api
+                : Api::kMetal;
+  for (const KernelId& id : instances(api)) {
     names.push_back(kernel_name(id));
   }
   return names;
@@ -146,7 +149,7 @@ std::optional<Trial> trial_of(const std::string& kernel) {
           "self_check",
           "a known kernel was required but got ",
           kernel);
-  return trial(*id, metal::device_profile(mx::Device::gpu));
+  return trial(*id, executor::device_profile(mx::Device::gpu));
 }
 
 mx::array run(const std::string& kernel,

@@ -6,9 +6,8 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/profile.h"
-#include "csrc/metal/device_profile.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/executor.h"
 #include "mlx/utils.h"
 
 namespace nibble::tuning {
@@ -99,9 +98,9 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
          nibble::candidates(problem, cpu::profile(), int8)) {
       names.push_back(cpu_plan_name(plan, problem));
     }
-  } else if (metal::is_available()) {
+  } else if (executor::is_available()) {
     for (const auto& launches :
-         nibble::candidates(problem, metal::device_profile(device))) {
+         nibble::candidates(problem, executor::device_profile(device))) {
       names.push_back(launches.front().kernel);
     }
   }
@@ -119,7 +118,7 @@ std::string chosen(const MatmulProblem& problem,
   }
   bool ours = !names.empty() && problem.choice != kLeaveToMlx &&
               (device == mx::Device::cpu ||
-               !mlx_is_faster(problem, metal::device_profile(device)));
+               !mlx_is_faster(problem, executor::device_profile(device)));
   return ours ? names.front() : std::string(kLeaveToMlx);
 }
 

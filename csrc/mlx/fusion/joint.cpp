@@ -5,8 +5,8 @@
 
 #include "csrc/core/planner.h"
 #include "csrc/core/tiles.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/executor.h"
 #include "csrc/mlx/facts/self_check.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
@@ -64,7 +64,7 @@ bool is_ready(const mx::array& a) {
 // True if one trusted launch computes these.
 bool go_together(const std::vector<MatmulProblem>& products,
                  const mx::Device& device) {
-  auto launches = plan_joint(products, metal::device_profile(device));
+  auto launches = plan_joint(products, executor::device_profile(device));
   return launches && self_check::trusted(*launches);
 }
 
@@ -114,7 +114,7 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
   auto launches =
       first && std::any_of(wanted.begin(), wanted.end(), is_own)
-          ? plan_joint(products, metal::device_profile(node.stream().device))
+          ? plan_joint(products, executor::device_profile(node.stream().device))
           : std::nullopt;
   if (!launches) {
     return false;
@@ -136,7 +136,7 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
     offset += aligned(results.back().nbytes());
   }
 
-  metal::Operands operands;
+  executor::Operands operands;
   operands[Operand::kX] = &x;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const auto& a = wanted[i]->constants;
@@ -147,7 +147,7 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
     operands[of_product.bias] = a.size() > 3 ? &a[3] : nullptr;
     operands[of_product.out] = &results[i];
   }
-  metal::encode(*launches, operands, node.stream());
+  executor::encode(*launches, operands, node.stream());
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (is_own(wanted[i])) {
       out.copy_shared_buffer(results[i]);

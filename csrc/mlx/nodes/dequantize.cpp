@@ -5,9 +5,9 @@
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
 #include "csrc/cpu/matmul.h"
-#include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/executor.h"
 #include "csrc/mlx/nodes/evaluation.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 #include "csrc/mlx/nodes/transforms.h"
@@ -43,7 +43,7 @@ void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "dequantize",
-      plan(problem(inputs), metal::device_profile(stream().device)),
+      plan(problem(inputs), executor::device_profile(stream().device)),
       {Operand::kWeight, Operand::kScales, Operand::kBiases},
       inputs,
       outputs[0],

@@ -1,7 +1,7 @@
 #include "csrc/mlx/nodes/evaluation.h"
 
 #include "csrc/core/error.h"
-#include "csrc/metal/encoder.h"
+#include "csrc/mlx/executor.h"
 #include "mlx/allocator.h"
 
 namespace nibble::evaluation {
@@ -23,13 +23,13 @@ void run_on_gpu(const char* op,
   require(launches.has_value(),
           op,
           "a graph built for this device must be run on it");
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  metal::Operands bound;
+  executor::allocate(out, stream);
+  executor::Operands bound;
   for (size_t i = 0; i < operands.size(); ++i) {
     bound[operands[i]] = &inputs[i];
   }
   bound[Operand::kOut] = &out;
-  metal::encode(*launches, bound, stream);
+  executor::encode(*launches, bound, stream);
 }
 
 }  // namespace nibble::evaluation

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "csrc/core/planner.h"
-#include "csrc/metal/encoder.h"
+#include "csrc/mlx/executor.h"
 #include "csrc/mlx/facts/self_check.h"
 #include "csrc/mlx/options.h"
 #include "mlx/primitives.h"
@@ -73,14 +73,15 @@ bool decide(const Problem& problem, bool traced, const mx::Stream& stream) {
   if (stream.device == mx::Device::cpu) {
     return true;
   }
-  if (!metal::is_available()) {
+  if (!executor::is_available()) {
     return false;
   }
-  DeviceProfile device = metal::device_profile(stream.device);
+  DeviceProfile device = executor::device_profile(stream.device);
   bool left_to_mlx = traced ? mlx_may_be_faster(problem, device)
                             : mlx_is_faster(problem, device);
   return !left_to_mlx && is_trusted(plan(problem, device)) &&
-         (!traced || self_check::trusted(kernels_of_any_shape(problem)));
+         (!traced || self_check::trusted(kernels_of_any_shape(
+                         problem, planner_of(problem), device.api)));
 }
 
 // The output of a node. On a GPU, kernels need contiguous inputs.

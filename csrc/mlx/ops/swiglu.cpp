@@ -30,7 +30,9 @@ bool decide(SwigluMatmul& node,
   // A traced graph may be run with more rows, which have no fused kernel.
   bool traced =
       inputs[kX].is_tracer() || (gathered && inputs[kLhs].is_tracer());
-  return metal::is_available() && !traced && is_trusted(node.launches(inputs));
+  return executor::is_available() &&
+         executor::device_profile(node.device()).api == Api::kMetal &&
+         !traced && is_trusted(node.launches(inputs));
 }
 
 }  // namespace

@@ -11,12 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-import mlx.core as mx
-
 from mlx_nibble import _native
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, run_progress
 from mlx_nibble.io.atomic import write_text
+from mlx_nibble.machine import gpu
 from mlx_nibble.machine.diagnosis import Diagnosis, diagnose
 from mlx_nibble.machine.verdicts import Machine
 
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         diagnosis = diagnose(
             _native.ext,
             machine,
-            bool(machine.gpu) and mx.metal.is_available(),
+            bool(machine.gpu) and gpu.has_our_kernels(),
             args.all,
             progress,
         )

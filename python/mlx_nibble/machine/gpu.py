@@ -14,6 +14,8 @@ import subprocess
 
 import mlx.core as mx
 
+from mlx_nibble import _native
+
 # Metal's architecture string, as MLX reads it: "applegpu_g17s".
 _ARCHITECTURE = re.compile(r"applegpu_g(\d+)([a-z])")
 
@@ -30,12 +32,15 @@ def info() -> dict[str, str]:
 
 
 def has_our_kernels() -> bool:
-    """Return whether our kernels run on this GPU: Metal's only, so far."""
-    return mx.metal.is_available()
+    """Return whether our kernels run on this GPU, by Metal or by CUDA."""
+    return _native.ext is not None and _native.ext.has_gpu()
 
 
 def architecture() -> str:
-    """Return Metal's architecture string; "" without a usable GPU."""
+    """Return MLX's name of the GPU's architecture; "" without a usable GPU.
+
+    On Metal, such as "applegpu_g14s"; on CUDA, such as "sm_90".
+    """
     return info().get("architecture", "")
 
 

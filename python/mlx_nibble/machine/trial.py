@@ -81,7 +81,7 @@ class Trial:
 
 # Parts of the errors that belong to a kernel: of MLX, which cannot compile it, and of
 # ours, for too many threads.
-_LASTING = ("Unable to build metal library", "Unable to load kernel", "threads in a th")
+_LASTING = ("Unable to build", "Unable to load kernel", "threads in a th")
 # Parts of the first, if Metal's compiler service has crashed.
 _PASSING = ("XPC", "interrupted")
 

@@ -45,7 +45,7 @@ class Machine:
     """The machine that a verdict is valid for.
 
     Attributes:
-        gpu: Metal's architecture string, such as "applegpu_g14s"; "" without a GPU.
+        gpu: MLX's architecture string, such as "applegpu_g14s"; "" without a GPU.
         system: Name and version, such as "macOS 15.1".
         mlx: Version.
         mlx_nibble: Version.

@@ -36,6 +36,7 @@ struct SimtGatherProblem {
   int32_t batch_invariant;
 };
 struct SimtProfile {
+  int32_t cuda;
   int32_t generation;
   char tier;
   uint32_t max_threads_per_threadgroup;
@@ -67,11 +68,13 @@ const std::vector<EmbeddedFile>& embedded_kernels() {
 SIMT_EXPORT void simt_read_kernels(const char* directory) {
   texts.clear();
   files.clear();
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(directory)) {
     if (entry.path().extension() == ".h") {
       std::ifstream in(entry.path(), std::ios::binary);
       std::istreambuf_iterator<char> first(in), last;
-      files.push_back({keep_text(entry.path().filename().string()),
+      auto name = std::filesystem::relative(entry.path(), directory);
+      files.push_back({keep_text(name.string()),
                        keep_text(std::string(first, last))});
     }
   }
@@ -126,7 +129,8 @@ std::string to_json(const std::vector<Item>& items) {
 }
 
 nibble::DeviceProfile device_of(const SimtProfile& profile) {
-  return {profile.generation,
+  return {profile.cuda ? nibble::Api::kCuda : nibble::Api::kMetal,
+          profile.generation,
           profile.tier,
           profile.max_threads_per_threadgroup,
           profile.max_threadgroup_bytes,
@@ -252,9 +256,10 @@ SIMT_EXPORT const char* simt_gather_kernels_of_any_shape(
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.
-SIMT_EXPORT const char* simt_instances() {
+SIMT_EXPORT const char* simt_instances(int cuda) {
   std::string out = "[";
-  for (const nibble::KernelId& id : nibble::instances()) {
+  for (const nibble::KernelId& id :
+       nibble::instances(cuda ? nibble::Api::kCuda : nibble::Api::kMetal)) {
     out += (out.size() > 1 ? ", " : "") + std::string("{\"name\": ") +
            simt::quoted(kernel_name(id)) +
            ", \"header\": " + simt::quoted(kernel_header(id)) + "}";
@@ -262,9 +267,16 @@ SIMT_EXPORT const char* simt_instances() {
   return keep(out + "]");
 }
 
-// The text that a Mac would compile for the kernel; "" if there is no such
-// kernel. Call simt_read_kernels() first.
+// The text that a Mac, or NVRTC, would compile for the kernel; "" if there is no
+// such kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
+  if (name == nibble::kCudaAlignKernel) {
+    return keep(nibble::cuda_align_source());
+  }
   auto id = nibble::parse_kernel_name(name);
-  return keep(id ? nibble::kernel_source({*id}) : "");
+  if (!id) {
+    return keep("");
+  }
+  bool cuda = nibble::row_of(id->family).api == nibble::Api::kCuda;
+  return keep(cuda ? nibble::cuda_source(*id) : nibble::kernel_source({*id}));
 }

@@ -1,0 +1,21 @@
+// Products on CUDA.
+#pragma once
+
+#include <vector>
+
+#include "csrc/core/launch_plan.h"
+#include "csrc/core/problem.h"
+
+namespace nibble {
+
+// All plans for `p`, which comes from merge_rows(), the default first. Empty if
+// no kernel does.
+std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
+
+// True if MLX's operation is faster.
+bool mlx_is_faster_on_cuda(const MatmulProblem& p);
+
+// The same problem with biases that are read: kernels for CUDA have one form.
+MatmulProblem without_symmetry(MatmulProblem p);
+
+}  // namespace nibble

@@ -1,0 +1,1 @@
+"""Kernels and plans for CUDA, as far as a machine without a GPU can test them."""

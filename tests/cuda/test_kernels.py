@@ -1,0 +1,54 @@
+"""NVRTC compiles every form of the kernels for CUDA, for all architectures."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from tests.cuda.nvrtc import ARCHITECTURES, compile_kernel
+from tests.simt import cuda_build, plans
+
+pytestmark = pytest.mark.skipif(
+    cuda_build.nvrtc() is None, reason="the package nvidia-cuda-nvrtc is not installed"
+)
+
+KERNELS = plans.instances(cuda=True)
+
+
+def tiles(pattern: str) -> list[str]:
+    return [kernel for kernel in KERNELS if re.search(pattern, kernel)]
+
+
+# Every tile at the usual format, and every format and type at one tile.
+CHOSEN = [
+    *tiles(r"_bf16_bf16_b4_g64_"),
+    *tiles(r"_bm8_bn16_wk8_f4_ahead1$"),
+]
+
+
+@pytest.mark.parametrize("kernel", dict.fromkeys(CHOSEN))
+def test_a_kernel_compiles(kernel: str) -> None:
+    cubin, _ = compile_kernel(plans.kernel_source(kernel), "sm_90")
+    assert cubin.startswith(b"\x7fELF")
+    assert kernel.encode() in cubin
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kernel"),
+    itertools.product(
+        ARCHITECTURES, ["cuda_align", *tiles(r"_bf16_b[38]_g64_bm8_bn16_wk8_")]
+    ),
+)
+def test_a_kernel_compiles_for_every_architecture(
+    architecture: str, kernel: str
+) -> None:
+    cubin, _ = compile_kernel(plans.kernel_source(kernel), architecture)
+    assert cubin.startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("kernel", tiles(r"_b4_g64_bm8_"))
+def test_the_kernels_of_one_row_keep_everything_in_registers(kernel: str) -> None:
+    _, log = compile_kernel(plans.kernel_source(kernel), "sm_90")
+    assert re.findall(r"(\d+) bytes spill", log) == ["0", "0"]

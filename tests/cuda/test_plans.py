@@ -1,0 +1,98 @@
+"""The plans for CUDA: which problems have one, and what its launches cover."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.simt import plans
+from tests.simt.plans import Device, GatherProblem, Problem
+
+CUDA = Device(cuda=True)
+KERNELS = frozenset(plans.instances(cuda=True))
+# An H200 gives a block this much shared memory (CUDA's table of compute capabilities);
+# capabilities 8.9 and 12.0 give 99 KiB.
+SHARED_BYTES = 99 << 10
+
+problems = st.builds(
+    Problem,
+    M=st.integers(1, 200),
+    N=st.one_of(st.integers(1, 300), st.sampled_from([2048, 2049, 4096, 8192, 14336])),
+    K=st.sampled_from([128, 384, 4096]),
+    dtype=st.just("bfloat16"),
+    scale_dtype=st.just("bfloat16"),
+    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
+    group_size=st.sampled_from([32, 64, 128]),
+    symmetric=st.booleans(),
+    batch_invariant=st.booleans(),
+    batch_size=st.integers(1, 3),
+    bias=st.booleans(),
+    residual=st.booleans(),
+)
+
+
+def numbers(kernel: str) -> dict[str, int]:
+    return {k: int(v) for k, v in re.findall(r"_(bm|bn|wk|f|ahead)(\d+)", kernel)}
+
+
+@given(problems)
+def test_every_candidate_covers_the_result(problem: Problem) -> None:
+    candidates = plans.candidates(problem, CUDA)
+    assert candidates
+    assert plans.plan_matmul(problem, CUDA) == candidates[0]
+    rows = problem.M * problem.batch_size  # one matrix: its batches are rows
+    for (launch,) in candidates:
+        assert launch.kernel in KERNELS
+        tile = numbers(launch.kernel)
+        x, y, z = launch.threadgroups
+        assert (x - 1) * tile["bn"] < problem.N <= x * tile["bn"]
+        assert (y - 1) * tile["bm"] < rows <= y * tile["bm"]
+        assert z == 1
+        assert launch.threads == (32 * tile["wk"], 1, 1)
+        assert launch.declared_bytes == 4 * tile["bm"] * tile["bn"] * tile["wk"]
+        assert launch.declared_bytes <= SHARED_BYTES
+        # The kernels have one form for all formats, which reads the biases.
+        assert "biases" in launch.buffers
+        assert "_sym" not in launch.kernel
+
+
+@given(problems)
+def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
+    problem = replace(problem, batch_invariant=True)
+    ((launch,),) = plans.candidates(problem, CUDA)
+    tile = numbers(launch.kernel)
+    assert (tile["wk"], tile["f"]) == (8, 4)
+    assert not plans.left_to_mlx(problem, CUDA)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(1, False), (64, False), (65, True)])
+def test_many_rows_are_left_to_mlx(rows: int, left: bool) -> None:
+    problem = Problem(M=rows, N=4096, K=4096)
+    assert plans.left_to_mlx(problem, CUDA) is left
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transpose": False},
+        {"dtype": "float32", "scale_dtype": "float32"},
+        {"scale_dtype": "float32"},
+        {"bits": 7},
+    ],
+)
+def test_other_problems_are_mlx_s_own(change: dict) -> None:
+    assert plans.plan_matmul(replace(Problem(N=64), **change), CUDA) is None
+
+
+def test_only_products_have_kernels_for_cuda() -> None:
+    assert plans.plan_gather(GatherProblem(N=64), CUDA) is None
+    assert plans.plan_dequantize(Problem(N=64), CUDA) is None
+    assert plans.plan_joint([Problem(N=64)] * 2, CUDA) is None
+
+
+def test_no_plan_for_metal_names_a_kernel_for_cuda() -> None:
+    assert not KERNELS & set(plans.instances())
