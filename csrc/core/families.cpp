@@ -12,7 +12,7 @@ using enum Family;
 
 constexpr std::string_view kRows[] = {"r"};
 constexpr std::string_view kSkinny[] = {"bm", "bn", "wk"};
-constexpr std::string_view kCuda[] = {"bm", "bn", "wk", "f", "ahead"};
+constexpr std::string_view kCuda[] = {"bm", "bn", "wk", "f", "ahead", "o"};
 constexpr std::string_view kTile[] = {"bm", "bn", "bk", "wm", "wn"};
 
 Shapes no_numbers(const Types&) {

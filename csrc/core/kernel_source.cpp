@@ -79,12 +79,12 @@ std::string cuda_source(const KernelId& id) {
   flatten(kernel_header(id), seen, out);
   const QuantFormat& format = id.format;
   out << family.entry << '(' << kernel_name(id) << ", "
-      << CudaTile::threads_of(id.shape) << ", " << format.bits << ", "
-      << format.group_size << ", " << family.type << "<nibble::"
-      << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16") << ", "
-      << format.bits << ", " << format.group_size;
-  for (int number : id.shape) {
-    out << ", " << number;
+      << CudaTile::threads_of(id.shape) << ", " << id.shape.back() << ", "
+      << format.bits << ", " << format.group_size << ", " << family.type
+      << "<nibble::" << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16")
+      << ", " << format.bits << ", " << format.group_size;
+  for (size_t i = 0; i + 1 < id.shape.size(); ++i) {
+    out << ", " << id.shape[i];
   }
   out << ">)\n";
   return out.str();

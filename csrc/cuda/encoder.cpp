@@ -71,7 +71,8 @@ mx::array aligned(const mx::array& a, mx::Stream stream, Encoder encoder) {
 }  // namespace
 
 bool is_available() {
-  static const bool available = mx::is_available(mx::Device::gpu) && symbols() != nullptr;
+  static const bool available =
+      mx::is_available(mx::Device::gpu) && symbols() != nullptr;
   return available;
 }
 
@@ -84,7 +85,8 @@ DeviceProfile device_profile() {
 void allocate(mx::array& out, mx::Stream stream) {
   // MLX exports no function that allocates on the device. A concatenation does,
   // and then copies its inputs: of none, none.
-  thread_local std::unordered_map<int, std::shared_ptr<mx::Primitive>> of_stream;
+  thread_local std::unordered_map<int, std::shared_ptr<mx::Primitive>>
+      of_stream;
   auto& concatenation = of_stream[stream.index];
   if (!concatenation) {
     mx::array some = mx::zeros({1}, mx::float32, stream);

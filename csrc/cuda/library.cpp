@@ -25,8 +25,8 @@ std::string text_of(const std::string& kernel) {
   }
   std::optional<KernelId> id = parse_kernel_name(kernel);
   if (!id) {
-    throw std::invalid_argument("[function] a known kernel was required but got " +
-                                kernel + ".");
+    throw std::invalid_argument(
+        "[function] a known kernel was required but got " + kernel + ".");
   }
   return cuda_source(*id);
 }
@@ -44,10 +44,13 @@ std::string architecture(int device) {
 std::string compile(const std::string& kernel, const std::string& arch) {
   const Nvrtc& nvrtc = symbols()->nvrtc;
   Nvrtc::Program program = nullptr;
-  require_success(
-      nvrtc.nvrtcCreateProgram(
-          &program, text_of(kernel).c_str(), kernel.c_str(), 0, nullptr, nullptr),
-      "nvrtcCreateProgram");
+  require_success(nvrtc.nvrtcCreateProgram(&program,
+                                           text_of(kernel).c_str(),
+                                           kernel.c_str(),
+                                           0,
+                                           nullptr,
+                                           nullptr),
+                  "nvrtcCreateProgram");
   std::string target = "--gpu-architecture=" + arch;
   const char* options[] = {target.c_str(), "--std=c++20"};
   Result result = nvrtc.nvrtcCompileProgram(program, 2, options);
@@ -96,9 +99,8 @@ Function function(const std::string& kernel, uint32_t shared_bytes) {
   require_success(driver.cuModuleLoadData(&module, cubin.data()),
                   "cuModuleLoadData");
   Function function = nullptr;
-  require_success(
-      driver.cuModuleGetFunction(&function, module, kernel.c_str()),
-      "cuModuleGetFunction");
+  require_success(driver.cuModuleGetFunction(&function, module, kernel.c_str()),
+                  "cuModuleGetFunction");
   if (shared_bytes > kSharedBytesUnasked) {
     require_success(
         driver.cuFuncSetAttribute(

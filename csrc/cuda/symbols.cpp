@@ -13,8 +13,9 @@ namespace {
 // The library that holds this function of MLX's, which is loaded.
 void* library_of(const void* function) {
   Dl_info info;
-  return dladdr(function, &info) ? dlopen(info.dli_fname, RTLD_NOLOAD | RTLD_NOW)
-                                 : nullptr;
+  return dladdr(function, &info)
+             ? dlopen(info.dli_fname, RTLD_NOLOAD | RTLD_NOW)
+             : nullptr;
 }
 
 void* loaded(std::initializer_list<const char*> names) {
@@ -33,7 +34,8 @@ bool find(void* library, const char* name, F& function) {
 }
 
 bool find(Mlx& f) {
-  void* library = library_of(reinterpret_cast<const void*>(&mlx::core::version));
+  void* library =
+      library_of(reinterpret_cast<const void*>(&mlx::core::version));
   constexpr const char* kEncoder = "_ZN3mlx4core2cu14CommandEncoder";
   auto member = [&](const char* rest, auto& function) {
     return find(library, (std::string(kEncoder) + rest).c_str(), function);
@@ -73,8 +75,7 @@ bool find(Nvrtc& f) {
 const Symbols* symbols() {
   static const std::optional<Symbols> all = []() -> std::optional<Symbols> {
     Symbols found{};
-    bool complete =
-        find(found.mlx) && find(found.driver) && find(found.nvrtc);
+    bool complete = find(found.mlx) && find(found.driver) && find(found.nvrtc);
     return complete ? std::optional(found) : std::nullopt;
   }();
   return all ? &*all : nullptr;

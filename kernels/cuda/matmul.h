@@ -33,9 +33,11 @@ struct Matmul {
 
 }  // namespace nibble
 
-// A kernel for a batch of products, blockIdx.z being the matrix of x and y.
-#define NIBBLE_MATMUL_KERNEL(name, threads, bits, group, ...)               \
-  extern "C" __global__ void __launch_bounds__(threads)                     \
+// A kernel for a batch of products, blockIdx.z being the matrix of x and y. The
+// compiler gives it so few registers that a multiprocessor runs `blocks` blocks
+// at a time.
+#define NIBBLE_MATMUL_KERNEL(name, threads, blocks, bits, group, ...)       \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)             \
       name(const nibble::uint32* w,                                         \
            const nibble::uint16* scales,                                    \
            const nibble::uint16* biases,                                    \

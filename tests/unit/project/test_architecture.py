@@ -26,12 +26,15 @@ MLX_ORDER += [f"csrc/mlx/{d}" for d in ("facts", "nodes", "fusion", "ops")]
 # The folders that the files of each folder may include.
 CXX_MAY_INCLUDE = {
     "kernels": {"kernels"},
+    "kernels/cuda": {"kernels"},
     "csrc/core": {"csrc/core", "kernels"},
     "csrc/core/plan": {"csrc/core", "csrc/core/plan", "kernels"},
     "csrc/cpu": {"csrc/core", "csrc/cpu"},
     "csrc/metal": {"csrc/core", "csrc/metal", "mlx"},
+    "csrc/cuda": {"csrc/core", "csrc/cuda", "mlx"},
     **{
-        folder: {"csrc/core", "csrc/cpu", "csrc/metal", "mlx", *MLX_ORDER[: i + 1]}
+        folder: {f"csrc/{f}" for f in ("core", "cpu", "cuda", "metal")}
+        | {"mlx", *MLX_ORDER[: i + 1]}
         for i, folder in enumerate(MLX_ORDER)
     },
     # Bindings.
@@ -71,7 +74,7 @@ PYTHON_ORDER = [
 
 def cxx_sources():
     paths = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp"}]
-    for path in [*paths, *(ROOT / "kernels").glob("*.h")]:
+    for path in [*paths, *(ROOT / "kernels").rglob("*.h")]:
         folder = str(path.parent.relative_to(ROOT))
         yield pytest.param(folder, path, id=str(path.relative_to(ROOT)))
 
