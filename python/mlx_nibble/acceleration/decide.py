@@ -79,7 +79,7 @@ def _reason_to_keep(
     if _native.reason is not None:
         return "mlx-nibble is inactive"
     if rules.device == "GPU" and not gpu.has_our_kernels():
-        return "there are no kernels of ours for this GPU, only for Metal's"
+        return "no kernel of ours runs on this GPU"
     mode = getattr(module, "mode", "affine")
     if not ops.supports(mode, module.bits, module.group_size):
         return (
