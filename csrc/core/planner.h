@@ -45,9 +45,9 @@ std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 
 // True if MLX's own operation computes this faster than our kernels: on neural
-// accelerators, in tiles (planner.md), or with many rows on CUDA. Not part of plan(): a
-// graph that is built for our kernels is run by them. A tuned choice overrules
-// this.
+// accelerators, in tiles (planner.md), or with many rows on CUDA. Not part of
+// plan(): a graph that is built for our kernels is run by them. A tuned choice
+// overrules this.
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const DequantizeProblem& problem,

@@ -1,23 +1,34 @@
 #include "csrc/core/plan/cuda.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "csrc/core/plan/launch.h"
 
 namespace nibble {
+
+MatmulProblem without_symmetry(MatmulProblem p) {
+  if (p.format.mode == Mode::kSymmetric) {
+    p.format.mode = Mode::kAffine;
+  }
+  return p;
+}
+
 namespace {
 
-// Beyond this number of rows, x passes through the cores more than once and
-// MLX's tiles are faster. Measured on an H200 (docs/results/cuda.md).
+// Beyond this number of rows, w passes through the multiprocessors more than
+// once, and MLX's tiles share it among more rows.
 constexpr int kLastRow = 64;
 
 // From this number of columns on, blocks of fewer threads fill an H200, which
 // has 132 multiprocessors. Up to the second number, only blocks of more do.
-// Measured at 1024, 4096 and 14336 columns.
+// Measured at 1024, 4096 and 14336 columns (docs/results/cuda.md).
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
-LaunchPlan launch(const MatmulProblem& p, const CudaTile& tile) {
+LaunchPlan launch(const MatmulProblem& problem, const CudaTile& tile) {
+  MatmulProblem p = without_symmetry(problem);
   LaunchPlan launch = launch_of(
       p, Family::kCudaQmmSkinny, tile, {p.columns(), p.M, p.batch.size});
   bind(launch,
@@ -40,34 +51,40 @@ const CudaTiles& tiles_for(int rows) {
   return found == std::end(kCudaTiles) ? *std::prev(found) : *found;
 }
 
-}  // namespace
-
-MatmulProblem without_symmetry(MatmulProblem p) {
-  if (p.format.mode == Mode::kSymmetric) {
-    p.format.mode = Mode::kAffine;
-  }
-  return p;
-}
-
-std::vector<Launches> candidates_on_cuda(const MatmulProblem& problem) {
-  MatmulProblem p = without_symmetry(problem);
-  if (!p.transpose || !supported_on_cuda(p)) {
+// The tiles for `p`, the default first; none if no kernel does.
+std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
+  if (!p.transpose || !supported_on_cuda(without_symmetry(p))) {
     return {};
   }
   const CudaTiles& tiles = tiles_for(p.M);
   if (p.batch_invariant) {
-    return {{launch(p, tiles.batch_invariant)}};
+    return {tiles.batch_invariant};
   }
-  std::vector<CudaTile> order = {tiles.some, tiles.few, tiles.many};
+  std::vector<CudaTile> all = {
+      tiles.some, tiles.few, tiles.many, tiles.batch_invariant};
   if (p.N <= kFewColumns) {
-    order = {tiles.few, tiles.some, tiles.many};
+    std::swap(all[0], all[1]);
   } else if (p.N >= kManyColumns) {
-    order = {tiles.many, tiles.some, tiles.few};
+    std::swap(all[0], all[2]);
   }
-  order.push_back(tiles.batch_invariant);
+  return all;
+}
+
+}  // namespace
+
+std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
+  std::vector<CudaTile> tiles = tiles_on_cuda(p);
+  if (tiles.empty()) {
+    return std::nullopt;
+  }
+  return Launches{launch(p, tiles.front())};
+}
+
+std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
+  std::vector<CudaTile> tiles = tiles_on_cuda(p);
   std::vector<Launches> all;
-  for (auto tile = order.begin(); tile != order.end(); ++tile) {
-    if (std::find(order.begin(), tile, *tile) == tile) {
+  for (auto tile = tiles.begin(); tile != tiles.end(); ++tile) {
+    if (std::find(tiles.begin(), tile, *tile) == tile) {
       all.push_back({launch(p, *tile)});
     }
   }

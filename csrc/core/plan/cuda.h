@@ -1,6 +1,7 @@
 // Products on CUDA.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "csrc/core/launch_plan.h"
@@ -8,7 +9,11 @@
 
 namespace nibble {
 
-// All plans for `p`, which comes from merge_rows(), the default first. Empty if
+// The default plan for `p`, which comes from merge_rows(); nullopt if no kernel
+// does. Every evaluation asks, and making the name of a kernel takes time.
+std::optional<std::vector<LaunchPlan>> plan_on_cuda(const MatmulProblem& p);
+
+// All plans for `p`, the default first. Empty if
 // no kernel does.
 std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
 

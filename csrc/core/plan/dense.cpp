@@ -228,6 +228,10 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
 
 std::optional<Launches> plan(const MatmulProblem& p,
                              const DeviceProfile& device) {
+  if (device.api == Api::kCuda && p.choice.empty() &&
+      supported(p.format, p.K)) {
+    return plan_on_cuda(merge_rows(p));
+  }
   auto all = candidates(p, device);
   if (all.empty()) {
     return std::nullopt;

@@ -74,8 +74,8 @@ SIMT_EXPORT void simt_read_kernels(const char* directory) {
       std::ifstream in(entry.path(), std::ios::binary);
       std::istreambuf_iterator<char> first(in), last;
       auto name = std::filesystem::relative(entry.path(), directory);
-      files.push_back({keep_text(name.string()),
-                       keep_text(std::string(first, last))});
+      files.push_back(
+          {keep_text(name.string()), keep_text(std::string(first, last))});
     }
   }
 }
@@ -267,8 +267,8 @@ SIMT_EXPORT const char* simt_instances(int cuda) {
   return keep(out + "]");
 }
 
-// The text that a Mac, or NVRTC, would compile for the kernel; "" if there is no
-// such kernel. Call simt_read_kernels() first.
+// The text that a Mac, or NVRTC, would compile for the kernel; "" if there is
+// no such kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
   if (name == nibble::kCudaAlignKernel) {
     return keep(nibble::cuda_align_source());
