@@ -9,6 +9,7 @@ import ctypes
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,27 +140,27 @@ def measure(tiles: list[Tile], N: int, K: int) -> None:
     copies = torch.empty(2, 8, size, dtype=torch.uint8, device="cuda")
     copy = time_of(lambda i: copies[1, i % 8].copy_(copies[0, i % 8]), 16)
     print(f"\n{N} x {K}: {size / 1e6:.1f} MB, copied in {copy} us", flush=True)
-    for M in ROWS:
+
+    def line(M: int) -> str:
         x = torch.randn(M, K, device="cuda").bfloat16()
         y = torch.empty(M, N, device="cuda", dtype=x.dtype)
-        cells = [
-            "dense "
-            + time_of(lambda i: torch.matmul(x, dense[i % len(dense)].T, out=y), count),
-            "int4 "
-            + time_of(
-                lambda i: torch.ops.aten._weight_int4pack_mm(
-                    x, packed[i % count], GROUP, zeros
-                ),
-                count,
+        products: dict[str, Callable[[int], object]] = {
+            "dense": lambda i: torch.matmul(x, dense[i % len(dense)].T, out=y),
+            "int4": lambda i: torch.ops.aten._weight_int4pack_mm(
+                x, packed[i % count], GROUP, zeros
             ),
-        ]
+        }
         for tile in tiles:
             if max(M, 8) <= tile.bm < 2 * max(M, 8):
-                cells.append(
-                    f"{tile.name} "
-                    + time_of(lambda i: tile(x, w[i], s[i], b[i], y), count)
-                )
-        print(f"  {M:2} rows: " + "  ".join(cells), flush=True)
+                products[tile.name] = partial(launch, tile, x, y)
+        cells = (f"{name} {time_of(f, count)}" for name, f in products.items())
+        return f"  {M:2} rows: " + "  ".join(cells)
+
+    def launch(tile: Tile, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        tile(x, w[i], s[i], b[i], y)
+
+    for M in ROWS:
+        print(line(M), flush=True)
 
 
 def main() -> None:

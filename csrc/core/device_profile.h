@@ -7,7 +7,7 @@
 
 namespace nibble {
 
-// What runs the kernels of a GPU.
+// The interface that runs the kernels of a GPU.
 enum class Api : uint8_t { kMetal, kCuda };
 
 // Apple's architecture string "applegpu_g14s" is generation 14 (M2), tier 's'.

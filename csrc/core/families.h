@@ -66,9 +66,9 @@ struct FamilyRow {
   Family family;
   std::string_view name;    // in kernel names
   std::string_view header;  // under kernels/
-  // A Metal kernel is entry<nibble::type<shape...>, ...>, or name<..., shape...>
-  // if there is no entry. A kernel of CUDA is nibble::type<..., shape...>, made
-  // by the macro `entry`.
+  // A Metal kernel is entry<nibble::type<shape...>, ...>, or name<...,
+  // shape...> if there is no entry. A kernel of CUDA is nibble::type<...,
+  // shape...>, made by the macro `entry`.
   std::string_view entry;
   std::string_view type;
   std::span<const std::string_view> labels;  // of the numbers of a shape

@@ -1,4 +1,4 @@
-// What all kernels of y = x @ w_hat^T share: operands and epilogue.
+// Operands and epilogue of all kernels of y = x @ w_hat^T.
 #pragma once
 
 #include "kernels/cuda/types.h"

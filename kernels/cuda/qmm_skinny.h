@@ -9,8 +9,8 @@
 //                   |  warp 0 |  warp 1 | ...
 //
 // A tensor core multiplies w [16, 16] by x^T [16, 8]. The order of the terms of
-// a sum is free if w and x agree, so a lane's share of a fragment is a run of
-// neighbouring codes of one row (codes.h): no shared memory and no repacking.
+// a sum is free if w and x agree. So a lane's share of a fragment is a run of
+// neighbouring codes of one row (codes.h), without shared memory or repacking.
 // All 16 terms come from one group. The product of codes and activations is
 // exact, and scale and bias join in float:
 //
@@ -43,7 +43,7 @@ struct QmmSkinny {
   static constexpr int kColumns = BM / 8;
   static constexpr int kRows = kTiles * 2;  // of w, for each lane
 
-  // What a lane reads: rows of w, of its groups, and of x.
+  // The rows of w, of its groups, and of x that a lane reads.
   struct Sources {
     const uint32* w[kRows];
     int groups[kRows];

@@ -3,7 +3,7 @@
 #pragma once
 
 #define NIBBLE_DEVICE __device__ __forceinline__
-// Of kernels/shared.h.
+// For the functions of kernels/shared.h.
 #define NIBBLE_INLINE __device__ __forceinline__
 
 namespace nibble {
