@@ -1,17 +1,15 @@
 #include "csrc/cuda/encoder.h"
 
 #include <cstddef>
-#include <memory>
 #include <optional>
-#include <unordered_map>
 
 #include "csrc/core/kernel_source.h"
 #include "csrc/core/planner.h"
 #include "csrc/core/tiles.h"
 #include "csrc/cuda/library.h"
+#include "csrc/cuda/memory.h"
 #include "csrc/cuda/symbols.h"
-#include "mlx/ops.h"
-#include "mlx/primitives.h"
+#include "mlx/device.h"
 
 namespace nibble::cuda {
 namespace {
@@ -22,11 +20,6 @@ Dim3Value to_cuda(const Dim3& d) {
   return {d.x, d.y, d.z};
 }
 
-std::byte* pointer(const mx::array& a) {
-  const auto* buffer = static_cast<const CudaBuffer*>(a.buffer().ptr());
-  return static_cast<std::byte*>(buffer->data) + a.offset();
-}
-
 void launch(const LaunchPlan& plan,
             const std::vector<mx::array>& arrays,
             Encoder encoder) {
@@ -35,7 +28,7 @@ void launch(const LaunchPlan& plan,
   std::vector<void*> params;
   pointers.reserve(arrays.size());
   for (size_t i = 0; i < arrays.size(); ++i) {
-    pointers.push_back(pointer(arrays[i]));
+    pointers.push_back(address(arrays[i]));
     params.push_back(&pointers.back());
     plan.writes(plan.buffers[i]) ? mlx.set_output_array(encoder, arrays[i])
                                  : mlx.set_input_array(encoder, arrays[i]);
@@ -53,9 +46,9 @@ void launch(const LaunchPlan& plan,
 // `a`, or an aligned copy. A view into another array may begin at any element,
 // but kernels need the alignment of plan_align().
 mx::array aligned(const mx::array& a, mx::Stream stream, Encoder encoder) {
-  auto address = reinterpret_cast<uintptr_t>(pointer(a));
+  auto begin = reinterpret_cast<uintptr_t>(address(a));
   std::optional<LaunchPlan> plan =
-      plan_align(static_cast<int64_t>(address % kOperandAlignment), a.nbytes());
+      plan_align(static_cast<int64_t>(begin % kOperandAlignment), a.nbytes());
   if (!plan) {
     return a;
   }
@@ -80,20 +73,6 @@ DeviceProfile device_profile() {
   DeviceProfile profile;
   profile.api = Api::kCuda;
   return profile;
-}
-
-void allocate(mx::array& out, mx::Stream stream) {
-  // MLX exports no function that allocates on the device. A concatenation does,
-  // and then copies its inputs: of none, none.
-  thread_local std::unordered_map<int, std::shared_ptr<mx::Primitive>>
-      of_stream;
-  auto& concatenation = of_stream[stream.index];
-  if (!concatenation) {
-    mx::array some = mx::zeros({1}, mx::float32, stream);
-    concatenation = mx::concatenate({some, some}, 0, stream).primitive_ptr();
-  }
-  std::vector<mx::array> outputs{out};
-  concatenation->eval_gpu({}, outputs);
 }
 
 void encode(const std::vector<LaunchPlan>& launches,

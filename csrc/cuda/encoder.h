@@ -19,9 +19,6 @@ bool is_available();
 // The properties that the planner reads.
 DeviceProfile device_profile();
 
-// Gives `out` memory of the device that the stream's kernels may write.
-void allocate(mlx::core::array& out, mlx::core::Stream stream);
-
 // Appends the launches to the stream's graph, in order. All operands are
 // row-contiguous and have memory. MLX keeps the inputs of the node that it
 // evaluates until the GPU is done. Throws std::runtime_error if a kernel does

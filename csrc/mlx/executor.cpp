@@ -1,6 +1,7 @@
 #include "csrc/mlx/executor.h"
 
 #include "csrc/cuda/encoder.h"
+#include "csrc/cuda/memory.h"
 #include "csrc/metal/encoder.h"
 #include "mlx/allocator.h"
 
