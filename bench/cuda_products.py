@@ -39,7 +39,7 @@ def tiles() -> list[list[int]]:
 
 def main() -> None:
     """Compile, and copy the other half."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m bench.cuda_products")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
