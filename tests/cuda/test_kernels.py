@@ -40,8 +40,10 @@ def test_a_kernel_compiles(kernel: str) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "kernel"),
-    itertools.product(
-        ARCHITECTURES, ["cuda_align", *tiles(r"_bf16_b8_g64_" + ONE_TILE[1:])]
+    list(
+        itertools.product(
+            ARCHITECTURES, ["cuda_align", *tiles(r"_bf16_b8_g64_" + ONE_TILE[1:])]
+        )
     ),
 )
 def test_a_kernel_compiles_for_every_architecture(
