@@ -18,7 +18,7 @@ namespace {
 namespace mx = mlx::core;
 using nibble::cuda::CudaBuffer;
 
-// What the stand-in was asked for.
+// The calls that the stand-in got.
 struct Node {
   std::string kernel;
   nibble::cuda::Dim3Value grid, block;
