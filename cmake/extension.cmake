@@ -14,6 +14,7 @@ include(cmake/metal.cmake)
 add_library(nibble_mlx STATIC
   csrc/mlx/bridge.cpp
   csrc/mlx/cpu_task.cpp
+  csrc/mlx/facts/decision.cpp
   csrc/mlx/facts/machine.cpp
   csrc/mlx/facts/repack.cpp
   csrc/mlx/facts/self_check.cpp

@@ -11,7 +11,7 @@ def mlx_version() -> str:
 def quantized_matmul(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, bias: mlx.core.array | None = None, residual: mlx.core.array | None = None, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, half_tiles: bool = False, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.quantized_matmul."""
 
-def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def gather_qmm(arg0: mlx.core.array, arg1: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, transpose: bool = True, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, *, sorted_indices: bool = False, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.gather_qmm."""
 
 def swiglu_matmul(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
@@ -97,6 +97,11 @@ def run_trial(kernel: str, operands: Mapping[str, mlx.core.array], *, stream: ml
     Run the kernel's trial. `operands` maps names of operands to arrays. Returns y.
     """
 
+def trusted(kernels: Sequence[str]) -> bool:
+    """
+    Tell whether all of these kernels may be used; try those that nobody has asked for.
+    """
+
 def compile_kernels(kernels: Sequence[str]) -> None:
     """Compile these kernels in one library, for their trials."""
 
@@ -113,18 +118,31 @@ def set_gpu_facts(find: Callable | None) -> None:
 def set_judge(judge: Callable | None) -> None:
     """Ask judge(kernel) -> bool before the first use of each kernel."""
 
-def row_class(rows: int) -> int:
-    """The largest number of rows that shares a choice with this one."""
+def row_classes(*, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[int]:
+    """The largest number of rows of each class that shares a choice."""
 
-def add_tuning(choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], bool, str]]) -> int:
+def add_tuning(choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], bool, str]], complete: bool = False, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> int:
     """
-    Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, symmetric), int8_activations, candidate). Returns its number, the argument `tuning` of the operations.
+    Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, symmetric, experts, sorted), int8_activations, candidate). A complete one leaves a GPU's other products to MLX. Returns its number, the argument `tuning` of the operations.
     """
 
-def candidates(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[str]:
+def replace_tuning(number: int, choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], bool, str]]) -> None:
+    """Give a table of add_tuning() these choices."""
+
+def kernels_of(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], choice: "std::basic_string_view<char, std::char_traits<char> >" = '') -> list[str]:
+    """
+    The names of the kernels that compute a product on a GPU, as a table with this choice has it.
+    """
+
+def joining_kernels(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool]) -> list[str]:
+    """
+    The names of the kernels that compute a product together with others on a GPU.
+    """
+
+def candidates(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], int8_activations: bool = False, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[str]:
     """
     The names of all candidates for x @ w_hat.T, the planner's own choice first; none if only MLX computes it.
     """
 
-def chosen(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool], int8_activations: bool = False, tuning: int = 0, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> str:
+def chosen(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], int8_activations: bool = False, tuning: int = 0, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> str:
     """The name of the candidate that runs; 'mlx' if none does."""

@@ -88,9 +88,10 @@ def quantized_matmul(
         half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
             compute in float16 where its range allows it, else in bfloat16
             (docs/reference/numerics.md). No effect elsewhere.
-        tuning: The planner's table of measured choices, a number from
-            :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
-            choose MLX's operation, but not if ``batch_invariant``.
+        tuning: The table of measured choices, a number from
+            :mod:`mlx_nibble.machine.tuned_table`; 0 for none. The table may choose
+            MLX's operation, but not if ``batch_invariant``. Without a table, a GPU's
+            kernel needs only to be right.
         stream: Stream or device to run on.
 
     Returns:
@@ -134,6 +135,7 @@ def gather_qmm(
     activations: str | None = None,
     batch_invariant: bool = False,
     symmetric: bool = False,
+    tuning: int = 0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Multiply by quantized matrices that indices choose, such as experts.
@@ -171,6 +173,7 @@ def gather_qmm(
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
         symmetric=symmetric,
+        tuning=tuning,
         stream=stream,
     )
 

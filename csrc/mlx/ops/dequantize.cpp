@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "mlx/ops.h"
@@ -24,7 +25,7 @@ mx::array dequantize(const QuantizedArrays& matrix,
     if (request->is_empty()) {
       return mx::zeros(node->output_shapes(inputs)[0], out_dtype, stream);
     }
-    if (decide(node->problem(inputs), false, stream)) {
+    if (decision::ours(node->problem(inputs), stream.device)) {
       return build(std::move(node), std::move(inputs), out_dtype);
     }
   }

@@ -6,10 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from mlx_nibble.bench.statistics import Estimate, Passes, ratio
 from mlx_nibble.machine.tuned_table import Choice
-
-LEAST_GAIN = 0.02
-"""A candidate must beat the planner's own choice by this much, as a factor beyond 1.
-One run shows no smaller difference (docs/results/method.md)."""
+from mlx_nibble.machine.turns import LEAST_GAIN
 
 PASSES = (12, 24, 48, 96)
 """Candidates that can no longer win are dropped after each of these numbers of passes.

@@ -12,9 +12,10 @@ import mlx.core as mx
 from mlx_nibble import _native, ops
 from mlx_nibble.bench import products
 from mlx_nibble.bench.products import Pools
-from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.schedule import take_quiet_pass
 from mlx_nibble.bench.statistics import Passes
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX
+from mlx_nibble.machine.turns import ChainCandidate, warm_up
 from mlx_nibble.progress import Progress
 from mlx_nibble.tune.decide import PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem

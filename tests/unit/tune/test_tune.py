@@ -15,11 +15,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_nibble.bench import capsule
-from mlx_nibble.bench.schedule import ChainCandidate
 from mlx_nibble.cli import main
 from mlx_nibble.cli.tune import of_one_matrix
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Choice
+from mlx_nibble.machine.turns import ChainCandidate
 from mlx_nibble.tune import decide as decide_module
 from mlx_nibble.tune import problems, timing
 from mlx_nibble.tune.decide import LEAST_GAIN, PASSES, contenders, decide
