@@ -172,7 +172,8 @@ std::string_view choice(const GatherProblem& problem,
              : allowed(found->find(problem), *found, options.batch_invariant);
 }
 
-std::vector<std::string> kernels(const Shape& shape, std::string_view choice) {
+std::vector<std::string> kernels(const Shape& shape,
+                                 const std::string& choice) {
   DeviceProfile device = metal::device_profile(mx::Device::gpu);
   if (std::get<8>(shape) > 0) {
     return names_of(plan(gather_problem(shape), device));

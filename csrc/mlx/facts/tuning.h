@@ -57,7 +57,7 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
                                     const mx::Device& device);
 
 // The kernels that compute a problem on a GPU as its table says.
-std::vector<std::string> kernels(const Shape& shape, std::string_view choice);
+std::vector<std::string> kernels(const Shape& shape, const std::string& choice);
 // Those that compute it together with others: joint products and swiglu.
 std::vector<std::string> joining_kernels(const Shape& shape);
 

@@ -1,8 +1,8 @@
 """One duel: our kernels against MLX's operation, for one class of products on a GPU.
 
 Both compute chains of products with weights of the real N and K, capped in size, in
-turns. Ours must win at the fewest and at the most rows of the class. A tie goes to
-MLX. :mod:`first_use` decides which duels are held, and when.
+turns. Ours must win with each of its kernels for the class, and at the most rows. A
+tie goes to MLX. :mod:`first_use` decides which duels are held, and when.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import cycle
 from typing import Any
 
@@ -48,6 +49,9 @@ _TILE = 64
 
 # mlx-lm sorts the choices of 64 rows and more, and a prompt has thousands of them.
 SORTED_FROM, _PROMPT_CHOICES = 64, 4096
+# Rows of longer prompts, whose kernels are tried but not timed: their work differs
+# from the last class's in amount only.
+_PROMPTS = (1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Case:
         return replace(self.key, rows=self.rows, N=self.N).shape
 
 
-def rows_of(key: Key) -> list[int]:
+def _span(key: Key) -> tuple[int, int]:
     """Return the fewest and the most rows of a key's class."""
     classes = tuned_table.row_classes()
     index = classes.index(key.rows)
@@ -82,13 +86,34 @@ def rows_of(key: Key) -> list[int]:
         last = _PROMPT_CHOICES if last == classes[-1] else last
     elif key.experts and last >= SORTED_FROM:
         last = SORTED_FROM - 1
-    return sorted({first, last})
+    return first, last
+
+
+@cache
+def _kernels_by_rows(key: Key, ext: Any) -> dict[tuple[str, ...], int]:
+    """Return the fewest rows of a class for each kernel that computes some of it."""
+    first, last = _span(key)
+    rows = [*range(first, min(last, key.rows) + 1), last]
+    if key.rows == tuned_table.row_classes()[-1]:
+        # Prompts: all tiles are full, or the last row of tiles is not.
+        rows += [m for many in _PROMPTS for m in (many, many + 1)]
+    found: dict[tuple[str, ...], int] = {}
+    for m in rows:
+        found.setdefault(tuple(ext.kernels_of(replace(key, rows=m).shape)), m)
+    return found
 
 
 def kernels_of(key: Key, ext: Any) -> list[str]:
     """Return the kernels that compute a class of products."""
-    found = (ext.kernels_of(replace(key, rows=m).shape) for m in rows_of(key))
-    return list(dict.fromkeys(kernel for kernels in found for kernel in kernels))
+    found = (kernel for kernels in _kernels_by_rows(key, ext) for kernel in kernels)
+    return list(dict.fromkeys(found))
+
+
+def rows_of(key: Key, ext: Any) -> list[int]:
+    """Return the rows to time: the fewest of each kernel, and the most of the class."""
+    first, last = _span(key)
+    fewest = {m for m in _kernels_by_rows(key, ext).values() if m <= last}
+    return sorted({first, *fewest, last})
 
 
 def case_of(key: Key, rows: int, ext: Any) -> Case:
@@ -116,7 +141,7 @@ def hold(
             :data:`LEAVE_TO_MLX`; default: :func:`chains_of`.
     """
     slowest = float("inf")
-    for rows in rows_of(key):
+    for rows in rows_of(key, ext):
         case = case_of(key, rows, ext)
         gain = _gain((chains or chains_of)(case, ext))
         if gain is None:
@@ -194,10 +219,10 @@ def _pool(case: Case, keys: Iterator[mx.array]) -> Iterator[list[mx.array]]:
     copies: list[list[mx.array]] = []
     while sum(a.nbytes for copy in copies for a in copy) < _ALL_WEIGHTS:
         words = (*matrices, key.K * key.bits // 32)
-        w = mx.random.bits(words, key=next(keys))
+        w = mx.random.randint(-(2**31), 2**31 - 1, words, key=next(keys))
         groups = (*matrices, key.K // key.group_size)
         scales = _normal(groups, key.scale_dtype, next(keys)) * 2.0**-key.bits
-        copies.append([w, scales, scales * -(2.0 ** (key.bits - 1))])
+        copies.append([w.view(mx.uint32), scales, scales * -(2.0 ** (key.bits - 1))])
         mx.eval(copies[-1])
         if len(copies) == _MOST_COPIES:
             break

@@ -59,6 +59,11 @@ def stage(key: Key) -> int:
     return 1 if key.rows > _FEW_ROWS else 2
 
 
+def _turn(key: Key) -> tuple[int, int]:
+    # Longer prompts come first.
+    return stage(key), -key.rows if stage(key) == 1 else key.rows
+
+
 class FirstUse:
     """The verdicts of a GPU, and the tables that operations follow."""
 
@@ -105,7 +110,7 @@ class FirstUse:
             Who computes each class of rows, and why: one of the constants above.
         """
         keys = [key for form in dict.fromkeys(forms) for key in keys_of(form)]
-        keys.sort(key=lambda key: (stage(key), -key.rows if stage(key) == 1 else 0))
+        keys.sort(key=_turn)
         number = self.number(tuned)
         with self._lock:
             stored = tuned_table.load()
