@@ -132,9 +132,13 @@ Array dequantize(const Array& w,
                  const std::string& mode,
                  const MaybeArray& global_scale,
                  std::optional<mx::Dtype> dtype,
+                 int tuning,
                  mx::StreamOrDevice s) {
-  return ops::dequantize(
-      {w, scales, biases, global_scale}, {group_size, bits, mode}, dtype, s);
+  return ops::dequantize({w, scales, biases, global_scale},
+                         {group_size, bits, mode},
+                         dtype,
+                         s,
+                         {.tuning = tuning});
 }
 
 }  // namespace
@@ -227,6 +231,7 @@ void bind_ops(nb::module_& m) {
         "global_scale"_a = nb::none(),
         "dtype"_a = nb::none(),
         nb::kw_only(),
+        "tuning"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.dequantize.");
 

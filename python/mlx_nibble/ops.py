@@ -293,6 +293,7 @@ def dequantize(
     global_scale: mx.array | None = None,
     dtype: mx.Dtype | None = None,
     *,
+    tuning: int = 0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     """Compute the matrix of codes, scales and biases: :func:`mx.dequantize`.
@@ -307,10 +308,10 @@ def dequantize(
     Returns:
         ``[..., N, K]``.
     """
-    op = mx.dequantize if _native.ext is None else _native.ext.dequantize
-    return op(
-        w, scales, biases, group_size, bits, mode, global_scale, dtype, stream=stream
-    )
+    arguments = (w, scales, biases, group_size, bits, mode, global_scale, dtype)
+    if _native.ext is None:
+        return mx.dequantize(*arguments, stream=stream)
+    return _native.ext.dequantize(*arguments, tuning=tuning, stream=stream)
 
 
 def check_activations(op: str, activations: str | None) -> None:

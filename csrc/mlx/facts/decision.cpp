@@ -67,8 +67,12 @@ bool ours(const GatherProblem& problem,
          ours_on_gpu(problem, tuning::choice(problem, options), traced, device);
 }
 
-bool ours(const DequantizeProblem& problem, const mx::Device& device) {
-  return device == mx::Device::cpu || ours_on_gpu(problem, {}, false, device);
+bool ours(const DequantizeProblem& problem,
+          const ops::MatmulOptions& options,
+          const mx::Device& device) {
+  // Nobody times it.
+  return device == mx::Device::cpu ||
+         (!is_complete(options) && ours_on_gpu(problem, {}, false, device));
 }
 
 bool joins(const std::optional<std::vector<LaunchPlan>>& launches,

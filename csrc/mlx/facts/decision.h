@@ -30,7 +30,9 @@ bool ours(const GatherProblem& problem,
           const ops::MatmulOptions& options,
           bool traced,
           const mx::Device& device);
-bool ours(const DequantizeProblem& problem, const mx::Device& device);
+bool ours(const DequantizeProblem& problem,
+          const ops::MatmulOptions& options,
+          const mx::Device& device);
 
 // True if these launches may replace several products that are ours. With a
 // complete table they are not tried now, for a token waits.

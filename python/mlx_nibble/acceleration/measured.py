@@ -1,4 +1,4 @@
-"""What a GPU has shown of a model's products, before our kernels compute them."""
+"""Times a model's products on a GPU, before our kernels compute them."""
 
 from __future__ import annotations
 

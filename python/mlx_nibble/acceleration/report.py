@@ -62,7 +62,7 @@ class Report:
             None without ``repack``.
         tuned: Number of swapped layers that a choice of ``nibble tune`` concerns.
         unchanged: Number of quantized layers that had the same settings already.
-        measured: On a GPU, who computes how many layers on our kernels, and why; by the
+        measured: On a GPU, the number of layers by who computes them and why; by the
             rows of x. Empty if being right is enough.
     """
 

@@ -39,7 +39,7 @@ def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
     functions: dict[str, Callable] = {
         "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **vars(options)),
         "mlx.core.gather_qmm": partial(ops.gather_qmm, **vars(options)),
-        "mlx.core.dequantize": ops.dequantize,
+        "mlx.core.dequantize": partial(ops.dequantize, tuning=options.tuning),
     }
     return Rebinding(
         functions | _between(options.batch_invariant) if on_cpu else functions,

@@ -107,7 +107,7 @@ class FirstUse:
             tuned: Whether a choice of ``nibble tune`` is a verdict.
 
         Returns:
-            Who computes each class of rows, and why: one of the constants above.
+            One of the constants above for each class of rows: who computes it, and why.
         """
         keys = [key for form in dict.fromkeys(forms) for key in keys_of(form)]
         keys.sort(key=_turn)
