@@ -20,7 +20,7 @@ def swiglu_matmul(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.arr
 def gather_swiglu(arg0: mlx.core.array, gate: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], up: tuple[mlx.core.array, mlx.core.array, mlx.core.array | None], lhs_indices: mlx.core.array | None = None, rhs_indices: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', *, sorted_indices: bool = False, int8_activations: bool = False, batch_invariant: bool = False, symmetric: bool = False, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.gather_swiglu."""
 
-def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+def dequantize(arg0: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, group_size: int | None = None, bits: int | None = None, mode: str = 'affine', global_scale: mlx.core.array | None = None, dtype: mlx.core.Dtype | None = None, *, tuning: int = 0, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """See mlx_nibble.ops.dequantize."""
 
 def rms_norm(arg0: mlx.core.array, weight: mlx.core.array | None, eps: float, *, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
@@ -129,7 +129,7 @@ def add_tuning(choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.
 def replace_tuning(number: int, choices: Sequence[tuple[tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], bool, str]]) -> None:
     """Give a table of add_tuning() these choices."""
 
-def kernels_of(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], choice: "std::basic_string_view<char, std::char_traits<char> >" = '') -> list[str]:
+def kernels_of(shape: tuple[int, int, int, mlx.core.Dtype, mlx.core.Dtype, int, int, bool, int, bool], choice: str = '') -> list[str]:
     """
     The names of the kernels that compute a product on a GPU, as a table with this choice has it.
     """
