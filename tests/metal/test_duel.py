@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_nibble import _ext
 from mlx_nibble.machine import duel, first_use, tuned_table
 from mlx_nibble.machine.first_use import OURS, SLOWER, UNKNOWN, WRONG
 from mlx_nibble.machine.tuned_table import DUEL, LEAVE_TO_MLX, Choice
@@ -229,3 +230,13 @@ def test_what_is_timed_has_the_real_kernel_and_a_capped_size(gpu, form, N, K):
             )
             nbytes = case.N * K * max(form.experts, 1) * 5 / 8
             assert case.N == N or nbytes <= 2 * duel._LARGEST_WEIGHTS
+
+
+@pytest.mark.parametrize("form", [FORM, EXPERTS, replace(EXPERTS, sorted=True)])
+def test_mlx_takes_the_same_arrays(tables, monkeypatch, form):
+    """Here MLX's own operations run, on the CPU."""
+    monkeypatch.setattr(duel, "_ALL_WEIGHTS", 1)
+    for rows in (1, 7):
+        chains = duel.chains_of(duel.Case(form, rows, 64, "none"), _ext)
+        for chain in chains.values():
+            chain(2)

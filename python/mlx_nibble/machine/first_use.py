@@ -180,7 +180,7 @@ class FirstUse:
 
     def _duel(self, key: Key) -> None:
         kernels = duel.kernels_of(key, self._ext)
-        if not self._ext.trusted(kernels):
+        if not kernels or not self._ext.trusted(kernels):
             return
         with self._judge.being_tried(kernels):
             choice = self._hold(key, self._ext)
