@@ -58,7 +58,9 @@ def test_a_class_is_won_with_each_of_its_kernels_and_at_its_most_rows(gpu, rows)
 
 
 @pytest.mark.parametrize("form", [FORM, EXPERTS, replace(FORM, N=4096, K=4096)])
-def test_every_kernel_of_a_class_has_a_trial(gpu, form):
+@pytest.mark.parametrize("device", ["g13g", "g14s", "g16d"])
+def test_every_kernel_of_a_class_has_a_trial(gpu, form, device):
+    gpu.recorder.configure(f"applegpu_{device}")
     for key in first_use.keys_of(form):
         timed = duel.rows_of(key, gpu)
         kernels = duel.kernels_of(key, gpu)

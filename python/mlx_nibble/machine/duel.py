@@ -52,6 +52,8 @@ SORTED_FROM, _PROMPT_CHOICES = 64, 4096
 # Rows of longer prompts, whose kernels are tried but not timed: their work differs
 # from the last class's in amount only.
 _PROMPTS = (1024, 2048, 4096)
+# Up to here, each number of rows may have a kernel of its own.
+_EACH = 9
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def _span(key: Key) -> tuple[int, int]:
 def _kernels_by_rows(key: Key, ext: Any) -> dict[tuple[str, ...], int]:
     """Return the fewest rows of a class for each kernel that computes some of it."""
     first, last = _span(key)
-    rows = [*range(first, min(last, key.rows) + 1), last]
+    # Beyond the first, kernels change where a tile of 8 rows or more begins.
+    rows = [m for m in range(first, last) if m <= _EACH or m % 8 == 1] + [last]
     if key.rows == tuned_table.row_classes()[-1]:
         # Prompts: all tiles are full, or the last row of tiles is not.
         rows += [m for many in _PROMPTS for m in (many, many + 1)]
