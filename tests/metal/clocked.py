@@ -54,7 +54,7 @@ class Gpu:
         self.tried.append(kernel)
         return Verdict(kernel, "wrong results" if kernel in self.wrong else None)
 
-    # What the stand-in answers in place of the extension.
+    # The stand-in answers in place of the extension.
     def row_classes(self):
         return self.recorder.row_classes(stream=self.recorder.stream)
 

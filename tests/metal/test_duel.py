@@ -1,4 +1,4 @@
-"""Who computes a product on a GPU: the stand-in, whose clock the tests move."""
+"""Duels on the stand-in GPU, whose clock the tests move, and what follows."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_a_timing_beside_other_work_does_not_count(gpu, samples):
     gpu.ours = busy
     choice = duel.hold(FORM, gpu)
     if samples == 12:
-        assert choice == Choice(None, pytest.approx(2, rel=0.2), DUEL)
+        assert choice is not None and choice.name is None
+        assert choice.faster == pytest.approx(2)
     else:
         assert choice is None
         standing = by_rows(start(gpu, hold=lambda *_: None).settle([FORM], True))

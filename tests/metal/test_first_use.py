@@ -231,6 +231,12 @@ class Model(nn.Module):
         mx.eval(self.parameters())
 
 
+def table_of(report) -> int:
+    """Return the number of the table that all layers follow."""
+    (number,) = {swap.rebound._options.tuning for swap in report.swapped}
+    return number
+
+
 @pytest.fixture
 def judged(gpu, monkeypatch):
     """A process whose GPU `accelerate` finds."""
@@ -249,7 +255,7 @@ def test_accelerate_says_who_computes_what_and_why(judged):
     assert f"   4 with 129 rows or more: {SLOWER}" in said
     forms = {(key.N, key.K) for key in tuned_table.load()}
     assert forms == {(96, 192), (160, 192)}
-    (number,) = {swap.rebound._options.tuning for swap in report.swapped}
+    number = table_of(report)
     assert is_ours(judged, number, 1) and not is_ours(judged, number, 300)
     assert "tune" not in said  # no layer has a choice of it
 
@@ -268,12 +274,12 @@ def test_without_a_duel_being_right_is_enough(judged, options):
     judged.theirs = lambda rows: 1e-5
     report = mlx_nibble.accelerate(Model(), **options)
     assert report.measured == {} and judged.timed == [] and tuned_table.load() == {}
-    (number,) = {swap.rebound._options.tuning for swap in report.swapped}
+    number = table_of(report)
     assert number == 0
     # Verdicts of an earlier duel are not followed.
     mlx_nibble.accelerate(Model())
     report = mlx_nibble.accelerate(Model(), **options)
-    (number,) = {swap.rebound._options.tuning for swap in report.swapped}
+    number = table_of(report)
     assert is_ours(judged, number, 1)
 
 
