@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -50,7 +51,7 @@ def settle(
     standing: Standing = {}
     for key, why in found.settle(forms, tuned).items():
         name = _rows(key)
-        layers = forms[Key(**{**vars(key), "rows": 1, "sorted": False})]
+        layers = forms[replace(key, rows=1, sorted=False)]
         standing.setdefault(name, Counter())[why] += layers
     return standing
 

@@ -38,7 +38,13 @@ def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
     """Return the quantized layers on our kernels, with these options."""
     functions: dict[str, Callable] = {
         "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **vars(options)),
-        "mlx.core.gather_qmm": partial(ops.gather_qmm, **vars(options)),
+        "mlx.core.gather_qmm": partial(
+            ops.gather_qmm,
+            activations=options.activations,
+            batch_invariant=options.batch_invariant,
+            # A CPU has one way to compute these.
+            tuning=0 if on_cpu else options.tuning,
+        ),
         "mlx.core.dequantize": partial(ops.dequantize, tuning=options.tuning),
     }
     return Rebinding(

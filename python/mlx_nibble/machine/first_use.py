@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -28,7 +29,7 @@ SECONDS = 5.0
 OURS = "on our kernels"
 SLOWER = "left to MLX, which is as fast or faster"
 WRONG = "left to MLX: our kernel failed its trial"
-UNKNOWN = "left to MLX until timed: the next accelerate(), or nibble tune"
+UNKNOWN = "left to MLX until the next accelerate() has timed them"
 
 _SAID_AFTER = 1.0
 # Kernels of one library, as in diagnosis.py.
@@ -43,13 +44,14 @@ Hold = Callable[[Key, Any], Choice | None]
 
 def keys_of(form: Key) -> list[Key]:
     """Return all classes of rows of a product."""
-    return [
-        Key(**{**vars(form), "rows": rows, "sorted": is_sorted})
-        for rows in tuned_table.row_classes()
-        for is_sorted in (False, True)
-        if (not is_sorted or (form.experts and rows >= duel.SORTED_FROM))
-        and (is_sorted or not form.experts or rows < 2 * duel.SORTED_FROM + 1)
-    ]
+    keys, before = [], 0
+    for rows in tuned_table.row_classes():
+        if not form.experts or before + 1 < duel.SORTED_FROM:
+            keys.append(replace(form, rows=rows, sorted=False))
+        if form.experts and rows >= duel.SORTED_FROM:
+            keys.append(replace(form, rows=rows, sorted=True))
+        before = rows
+    return keys
 
 
 def stage(key: Key) -> int:
