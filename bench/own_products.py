@@ -11,7 +11,8 @@ import mlx.core as mx
 from mlx_nibble import ops
 from mlx_nibble.acceleration.repack import Copies
 from mlx_nibble.bench import peaks
-from mlx_nibble.bench.products import Pools, ProductCase, link
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.machine.turns import link
 
 # Candidate that reads the bytes of the weights from memory, on all cores.
 READ = "read"

@@ -100,6 +100,14 @@ void bind_self_check(nb::module_& m) {
       "stream"_a = nb::none(),
       "Run the kernel's trial. `operands` maps names of operands to arrays. "
       "Returns y.");
+  m.def(
+      "trusted",
+      [](const std::vector<std::string>& kernels) {
+        return self_check::trusted(kernels);
+      },
+      "kernels"_a,
+      "Tell whether all of these kernels may be used; try those that nobody "
+      "has asked for.");
   m.def("compile_kernels",
         &gpu::compile,
         "kernels"_a,

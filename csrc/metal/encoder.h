@@ -38,9 +38,10 @@ DeviceProfile device_profile(mlx::core::Device device);
 // Has kernels compiled with NIBBLE_FENCES of kernels/mma.h from now on.
 void set_fences(bool fences);
 
-// Compiles these kernels in one library, where encode() then finds them: the
-// compiler reads their common text once. Does nothing if Metal refuses the
-// library; encode() then compiles each kernel by itself and names the culprit.
+// Compiles these kernels in one library, and makes their pipelines, where
+// encode() then finds them: the compiler reads their common text once. Does
+// nothing if Metal refuses the library; encode() then compiles each kernel by
+// itself and names the culprit.
 void compile(const std::vector<std::string>& kernels);
 
 // Appends the launches to the stream's command buffer, in order; MLX commits

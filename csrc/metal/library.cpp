@@ -99,14 +99,24 @@ void compile(const std::vector<std::string>& kernels) {
     group->ids.push_back(id_of(kernel));
     group->names += (group->names.empty() ? "" : "+") + kernel;
   }
-  if (kernels.empty() ||
-      !compiled(mx::metal::device(mx::Device::gpu), *group)) {
+  mx::metal::Device& device = mx::metal::device(mx::Device::gpu);
+  MTL::Library* library = kernels.empty() ? nullptr : compiled(device, *group);
+  if (library == nullptr) {
     return;
   }
-  Groups& all = groups();
-  std::lock_guard lock(all.mutex);
+  {
+    Groups& all = groups();
+    std::lock_guard lock(all.mutex);
+    for (const std::string& kernel : kernels) {
+      all.by_kernel[kernel] = group;
+    }
+  }
   for (const std::string& kernel : kernels) {
-    all.by_kernel[kernel] = group;
+    try {
+      device.get_kernel(kernel, library);
+    } catch (const std::runtime_error&) {
+      // encode() names it.
+    }
   }
 }
 

@@ -54,6 +54,7 @@ std::optional<mx::array> swiglu_node(const mx::array& x,
 mx::array dequantize(const QuantizedArrays& matrix,
                      const QuantArgs& args,
                      std::optional<mx::Dtype> dtype,
-                     mx::StreamOrDevice s);
+                     mx::StreamOrDevice s,
+                     const MatmulOptions& options = {});
 
 }  // namespace nibble::ops

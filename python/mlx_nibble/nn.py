@@ -112,6 +112,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
             self.bits,
             self.mode,
             dtype=self._row_dtype,
+            tuning=self._options.tuning,
         )
 
     def as_linear(self, x: mx.array) -> mx.array:

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+from mlx_nibble import _native
+from mlx_nibble.machine import duel, first_use, trial, turns
+from mlx_nibble.machine.verdicts import Machine
+from tests.metal.clocked import MACHINE, Gpu
 from tests.metal.replay import execute
 from tests.simt import plans
 
@@ -49,9 +54,9 @@ class Recorder:
     def gated_products(self, gate, up):
         return self.module.gated_products(gate, up, stream=self.stream)
 
-    def dequantize(self, w, scales, biases, group_size=64, bits=4, dtype=None):
+    def dequantize(self, w, scales, biases, group_size=64, bits=4, **options):
         return self.module.dequantize(
-            w, scales, biases, group_size, bits, dtype=dtype, stream=self.stream
+            w, scales, biases, group_size, bits, stream=self.stream, **options
         )
 
 
@@ -123,4 +128,34 @@ def ext(recorder, tmp_path, monkeypatch) -> Iterator[Extension]:
     monkeypatch.setattr("mlx_nibble.machine.trial.gpu_is_sound", lambda: True)
     recorder.set_executor(execute)
     yield Extension(recorder)
+    recorder.set_judge(None)
+
+
+class Device:
+    type = mx.DeviceType.gpu
+
+
+@pytest.fixture
+def gpu(recorder, tables, monkeypatch):
+    """A GPU that is new to this user."""
+    made = Gpu(recorder)
+
+    def mlx(x, w, *arrays, rhs_indices=None, **form):
+        rows = x.size // x.shape[-1]
+        made.now += made.theirs(rows)
+        return mx.zeros((*x.shape[:-1], w.shape[-2]), x.dtype)
+
+    monkeypatch.setattr(_native, "ext", made)
+    monkeypatch.setattr(mx, "default_device", lambda: Device)
+    monkeypatch.setattr(mx, "quantized_matmul", mlx)
+    monkeypatch.setattr(mx, "gather_qmm", mlx)
+    monkeypatch.setattr(turns, "time", made)
+    monkeypatch.setattr(first_use, "time", made)
+    monkeypatch.setattr(trial, "check", made.check)
+    monkeypatch.setattr(trial, "gpu_is_sound", lambda: True)
+    monkeypatch.setattr(duel, "_ALL_WEIGHTS", 1)
+    monkeypatch.setattr(Machine, "here", lambda: MACHINE)
+    monkeypatch.setattr(first_use, "_here", [])
+    recorder.set_executor(made.launch)
+    yield made
     recorder.set_judge(None)

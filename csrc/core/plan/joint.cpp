@@ -2,6 +2,7 @@
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
+#include "csrc/core/tuning.h"
 
 namespace nibble {
 namespace {
@@ -38,7 +39,8 @@ int columns_of(const KernelId& id) {
 // True if `p` is a product that may share a launch with `first`: it differs in
 // N and in its bias only.
 bool goes_with(MatmulProblem p, const MatmulProblem& first) {
-  bool alone = p.epilogue.residual || p.batch.size != 1 || !p.choice.empty();
+  bool chosen = !p.choice.empty() && p.choice != kOurs;
+  bool alone = p.epilogue.residual || p.batch.size != 1 || chosen;
   p.N = first.N;
   p.epilogue = first.epilogue;
   return !alone && p == first;

@@ -132,6 +132,15 @@ bool trusted(const std::vector<std::string>& kernels) {
   return true;
 }
 
+bool is_known_right(const std::vector<LaunchPlan>& launches) {
+  Answers& a = answers();
+  std::lock_guard lock(a.mutex);
+  return std::ranges::all_of(launches, [&](const LaunchPlan& launch) {
+    auto found = a.known.find(launch.kernel);
+    return found == a.known.end() ? !a.judge : found->second;
+  });
+}
+
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
   for (const KernelId& id : instances()) {

@@ -31,6 +31,9 @@ void set_judge(Judge judge);
 bool trusted(const std::vector<LaunchPlan>& launches);
 bool trusted(const std::vector<std::string>& kernels);
 
+// The same without a trial: false if one of them has not been asked for.
+bool is_known_right(const std::vector<LaunchPlan>& launches);
+
 // The names of all kernels.
 std::vector<std::string> kernels();
 

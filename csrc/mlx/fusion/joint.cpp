@@ -7,7 +7,7 @@
 #include "csrc/core/tiles.h"
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/bridge.h"
-#include "csrc/mlx/facts/self_check.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
 #include "mlx/allocator.h"
@@ -63,9 +63,10 @@ bool is_ready(const mx::array& a) {
 
 // True if one trusted launch computes these.
 bool go_together(const std::vector<MatmulProblem>& products,
-                 const mx::Device& device) {
-  auto launches = plan_joint(products, metal::device_profile(device));
-  return launches && self_check::trusted(*launches);
+                 QuantizedMatmul& node) {
+  return decision::joins(
+      plan_joint(products, metal::device_profile(node.stream().device)),
+      node.options());
 }
 
 bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
@@ -83,7 +84,7 @@ bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
   }
   products.push_back(part.problem);
   // This may run the trials of kernels, so it must not run under the lock.
-  if (!go_together(products, node->stream().device)) {
+  if (!go_together(products, *node)) {
     return false;
   }
   std::lock_guard lock(mutex_);

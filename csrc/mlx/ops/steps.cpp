@@ -156,10 +156,6 @@ void align_batches(Request& request, const mx::Stream& stream) {
   }
 }
 
-bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches) {
-  return launches && self_check::trusted(*launches);
-}
-
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype) {

@@ -1,6 +1,8 @@
 // swiglu and gather_swiglu: the first half of a gated MLP.
 #include <memory>
 
+#include "csrc/metal/encoder.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/nodes/swiglu_matmul.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
@@ -23,6 +25,7 @@ bool are_alike(const QuantizedArrays& gate,
 // True if a kernel of ours computes both products on the stream's device.
 bool decide(SwigluMatmul& node,
             const std::vector<mx::array>& inputs,
+            const MatmulOptions& options,
             bool gathered) {
   if (node.device() == mx::Device::cpu) {
     return true;
@@ -30,7 +33,8 @@ bool decide(SwigluMatmul& node,
   // A traced graph may be run with more rows, which have no fused kernel.
   bool traced =
       inputs[kX].is_tracer() || (gathered && inputs[kLhs].is_tracer());
-  return metal::is_available() && !traced && is_trusted(node.launches(inputs));
+  return metal::is_available() && !traced &&
+         decision::joins(node.launches(inputs), options);
 }
 
 }  // namespace
@@ -67,7 +71,7 @@ std::optional<mx::array> swiglu_node(const mx::array& x,
   }
   auto node = std::make_shared<SwigluMatmul>(
       stream, format, gathered, indices.sorted, options);
-  if (request->is_empty() || !decide(*node, inputs, gathered)) {
+  if (request->is_empty() || !decide(*node, inputs, options, gathered)) {
     return std::nullopt;
   }
   mx::array y = build(std::move(node), std::move(inputs), dtype);

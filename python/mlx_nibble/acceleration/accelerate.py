@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native
-from mlx_nibble.acceleration import shared_modules, symmetric
+from mlx_nibble.acceleration import measured, shared_modules, symmetric
 from mlx_nibble.acceleration.decide import Rules, decide, is_quantized
 from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.acceleration.repack import Copies
@@ -28,6 +28,7 @@ def accelerate(
     batch_invariant: bool = False,
     repack: bool = False,
     tuned: bool = True,
+    duel: bool = True,
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
@@ -46,7 +47,7 @@ def accelerate(
         model: Any MLX module; quantized layers are found at any depth.
         predicate: Function of the path and the module of each quantized layer; a false
             result leaves that layer to MLX.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
 
     Returns:
@@ -59,13 +60,16 @@ def accelerate(
 
     After an exception of any kind the model is as it was before.
     """
-    settings = Settings(activations, batch_invariant, repack, tuned)
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
     if not isinstance(model, mlx_nn.Module):
         raise TypeError(
             f"[accelerate] an mlx.nn.Module is required but got {model!r:.60}."
         )
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     tuning, table = tuned_table.in_use() if settings.tuned else (0, {})
+    gpu = measured.of_gpu(settings)
+    if gpu is not None:
+        tuning = gpu.number(settings.tuned)
     options = Options(settings.activations, settings.batch_invariant, tuning)
     others = other_layers(settings.batch_invariant, on_cpu)
     rules = Rules(
@@ -75,6 +79,9 @@ def accelerate(
     try:
         _change(model, rules, report)
         recognise_symmetric(swap.module for swap in report.swapped)
+        if gpu is not None:
+            quantized, follow = rules.quantized, settings.tuned
+            report.measured = measured.settle(gpu, model, quantized, follow)
         report.tuned = _tuned_layers(report, table, settings.activations)
         if settings.repack and on_cpu:
             report.repacked = repacked(model)

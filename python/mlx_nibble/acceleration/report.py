@@ -12,6 +12,9 @@ from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.acceleration.repack import Copies
 from mlx_nibble.acceleration.shared_modules import Replaced
 
+Standing = dict[str, Counter[str]]
+"""By the rows of x: who computes how many layers, and why."""
+
 
 @dataclass(frozen=True)
 class _Change:
@@ -60,6 +63,8 @@ class Report:
             None without ``repack``.
         tuned: Number of swapped layers that a choice of ``nibble tune`` concerns.
         unchanged: Number of quantized layers that had the same settings already.
+        measured: On a GPU, the number of layers by who computes them and why; by the
+            rows of x. Empty if being right is enough.
     """
 
     swapped: list[Swap] = field(default_factory=list)
@@ -69,6 +74,7 @@ class Report:
     repacked: Copies | None = None
     tuned: int = 0
     unchanged: int = 0
+    measured: Standing = field(default_factory=dict)
 
     def undo(self) -> None:
         """Restore each layer's class, and with it the model.
@@ -99,6 +105,8 @@ class Report:
             lines.append(f"  {self.unchanged:4} on our kernels already")
         if self.tuned:
             lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
+        for rows, whys in self.measured.items():
+            lines += [f"  {n:4} with {rows}: {why}" for why, n in whys.most_common()]
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")

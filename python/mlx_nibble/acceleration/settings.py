@@ -27,6 +27,10 @@ class Settings:
             twice the memory, which ``report.repacked`` counts.
         tuned: Follow the choices that ``nibble tune`` has measured on this machine, if
             there are any (docs/guide/tune.md).
+        duel: On a GPU, use a kernel only where it was timed on this machine and is
+            faster than MLX's operation. What is not timed yet is timed now, in up to 5
+            seconds, and kept (docs/guide/tune.md). Otherwise a kernel that is right is
+            used.
 
     Raises:
         ValueError: If ``activations`` is neither None nor ``"int8"``.
@@ -36,6 +40,7 @@ class Settings:
     batch_invariant: bool = False
     repack: bool = False
     tuned: bool = True
+    duel: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -164,7 +164,7 @@ def _tuned(inventory: Inventory) -> int:
     """Return the number of matrices that nibble tune has tuned on this machine."""
     chosen = {
         ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
-        for key, choice in tuned_table.load().items()
+        for key, choice in tuned_table.of_tune(tuned_table.load()).items()
         if choice.name is not None
     }
     return sum((row.shape, row.label) in chosen for row in inventory.rows)

@@ -34,6 +34,7 @@ def load(
     batch_invariant: bool = False,
     repack: bool = False,
     tuned: bool = True,
+    duel: bool = True,
     **kwargs: Any,
 ) -> tuple:
     """Load a model and accelerate it: :func:`mlx_lm.load` on our kernels.
@@ -41,7 +42,7 @@ def load(
     Args:
         path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.load`.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
         **kwargs: Arguments of :func:`mlx_lm.load`.
 
@@ -53,7 +54,8 @@ def load(
         ValueError: If a file of the model is damaged, if mlx-lm does not know its
             architecture, or if ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(Settings(activations, batch_invariant, repack, tuned)):
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
+    with accelerated_loading(settings):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -64,6 +66,7 @@ def sharded_load(
     batch_invariant: bool = False,
     repack: bool = False,
     tuned: bool = True,
+    duel: bool = True,
     **kwargs: Any,
 ) -> tuple:
     """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
@@ -74,14 +77,14 @@ def sharded_load(
     Args:
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
         **kwargs: Arguments of :func:`mlx_lm.utils.sharded_load`.
 
     Returns:
         The results of :func:`mlx_lm.utils.sharded_load`.
     """
-    settings = Settings(activations, batch_invariant, repack, tuned)
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
     trust = bool(kwargs.get("trust_remote_code"))
     given = kwargs.get("tokenizer_config") or {}
     kwargs["tokenizer_config"] = {"trust_remote_code": trust, **given}

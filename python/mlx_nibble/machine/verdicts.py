@@ -18,7 +18,8 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,7 @@ _LARGEST_FILE = 4 << 20
 
 # The kernels that this process is trying.
 _trying: set[str] = set()
+_installed: list[Verdicts] = []
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Verdicts:
     @property
     def path(self) -> Path:
         """The machine's file."""
-        variant = ["fences"] if _fences() else []
+        variant = ["fences"] if fences() else []
         name = "_".join([*asdict(self.machine).values(), *variant])
         return (
             cache_dir() / "self-check" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
@@ -109,9 +111,7 @@ class Verdicts:
         """Return whether a kernel may be used; try the kernel if that is unknown."""
         if not self.machine.gpu:
             return False
-        if self._known is None:
-            self._known = _verdicts(self._read())
-        verdict = self._known.get(kernel) or self.try_now(kernel) or Verdict(kernel)
+        verdict = self.known().get(kernel) or self.try_now(kernel) or Verdict(kernel)
         if not verdict.ok:
             warnings.warn(
                 f"mlx-nibble does not use its kernel {kernel} on this machine; MLX's "
@@ -121,6 +121,29 @@ class Verdicts:
                 stacklevel=2,
             )
         return verdict.ok
+
+    def known(self) -> dict[str, Verdict]:
+        """Return the verdicts so far, of other processes too."""
+        if self._known is None:
+            self._known = _verdicts(self._read())
+        return self._known
+
+    @contextmanager
+    def being_tried(self, kernels: Sequence[str]) -> Iterator[None]:
+        """Mark kernels, so that no later process uses them if this one dies."""
+        _trying.update(kernels)
+        mine = dict.fromkeys(kernels, os.getpid())
+        self._update(lambda stored: stored.trying.update(mine))
+        try:
+            yield
+        finally:
+            _trying.difference_update(kernels)
+
+            def end(stored: _Stored) -> None:
+                for kernel in kernels:
+                    stored.trying.pop(kernel, None)
+
+            self._update(end)
 
     def try_now(self, kernel: str) -> Verdict | None:
         """Run a kernel's trial and keep the verdict, whatever is known of the kernel.
@@ -134,23 +157,13 @@ class Verdicts:
         Returns:
             The verdict; None if this machine's GPU never uses the kernel.
         """
-        _trying.add(kernel)
-        self._update(lambda stored: stored.trying.update({kernel: os.getpid()}))
-        lasting: dict[str, str | None] = {}
-        try:
+        with self.being_tried([kernel]):
             verdict = trial.check(kernel, self._ext)
             kept = verdict or Verdict(kernel)
             self._known = {**(self._known or {}), kernel: kept}
             if kept.ok or (kept.lasting and trial.gpu_is_sound()):
                 lasting = {kernel: kept.failure}
-        finally:
-            _trying.discard(kernel)
-
-            def end(stored: _Stored) -> None:
-                stored.trying.pop(kernel, None)
-                stored.failures.update(lasting)
-
-            self._update(end)
+                self._update(lambda stored: stored.failures.update(lasting))
         return verdict
 
     def _update(self, change: Callable[[_Stored], None]) -> None:
@@ -195,7 +208,7 @@ def _verdicts(stored: _Stored) -> dict[str, Verdict]:
     return known
 
 
-def _fences() -> bool:
+def fences() -> bool:
     """Return whether kernels are compiled with barriers around their products."""
     return os.environ.get("NIBBLE_SIMDGROUP_BARRIERS", "0") != "0"
 
@@ -212,6 +225,11 @@ def _is_other_process(identifier: int) -> bool:
     return True
 
 
+def of_gpu() -> Verdicts | None:
+    """Return the verdicts of this process's GPU; None without a usable GPU."""
+    return next((found for found in _installed if found.machine.gpu), None)
+
+
 def install(ext: Any) -> None:
     """Have the extension ask for facts of the GPU and for verdicts, when it needs them.
 
@@ -219,9 +237,10 @@ def install(ext: Any) -> None:
     """
     if not mx.metal.is_available():
         return
-    ext.set_judge(Verdicts(None, ext))
+    _installed[:] = [Verdicts(None, ext)]
+    ext.set_judge(_installed[0])
     ext.set_gpu_facts(gpu.facts)
-    ext.set_fences(_fences())
+    ext.set_fences(fences())
     # The extension outlives the interpreter: drop its references to Python's objects.
     atexit.register(ext.set_judge, None)
     atexit.register(ext.set_gpu_facts, None)
