@@ -35,7 +35,7 @@ SIMT_DEVICE inline simdgroup_matrix<T, 8, 8> make_filled_simdgroup_matrix(
 }
 
 template <class D, class A, class B, class C>
-SIMT_DEVICE inline void simdgroup_multiply_accumulate(
+SIMT_DEVICE SIMT_HARDWARE void simdgroup_multiply_accumulate(
     thread simdgroup_matrix<D, 8, 8>& d,
     thread simdgroup_matrix<A, 8, 8>& a,
     thread simdgroup_matrix<B, 8, 8>& b,
