@@ -118,7 +118,17 @@ def for_counting(unit: Unit) -> str:
     command = [*toolchain.kernel_compiler(), *toolchain.LANGUAGE, *toolchain.WARNINGS]
     command += ["-O2", f"-DNIBBLE_INLINE={_EVERYTHING_INLINE}"]
     command += ["-DSIMT_HARDWARE=inline __attribute__((noinline))", *toolchain.SCALAR]
-    command += ["-mavx2", "-mf16c", "-mfma", "-fPIC", "-S", "-emit-llvm", "-o", "-", "-"]
+    command += [
+        "-mavx2",
+        "-mf16c",
+        "-mfma",
+        "-fPIC",
+        "-S",
+        "-emit-llvm",
+        "-o",
+        "-",
+        "-",
+    ]
     return toolchain.run(command, text=unit.text)
 
 

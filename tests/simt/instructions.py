@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
-from pathlib import Path
 
 from . import build
 from .executor import load
@@ -20,23 +19,29 @@ from .source import Unit
 # LLVM's instructions and intrinsics by the pipeline of an Apple GPU that executes them.
 # The rest is free: address arithmetic is part of a load, and so are conversions
 # between half and float of the instruction that uses them.
-FAST = ("fadd", "fsub", "fmul", "fneg", "add", "sub", "and", "or", "xor", "icmp", "fcmp")
-FAST += ("llvm.fma", "llvm.fmuladd", "llvm.fabs", "llvm.smin", "llvm.smax")
-FAST += ("llvm.umin", "llvm.umax", "llvm.minnum", "llvm.maxnum")
+FAST = "fadd fsub fmul fneg add sub and or xor icmp fcmp llvm.fma llvm.fmuladd".split()
+FAST += "llvm.fabs llvm.smin llvm.smax llvm.umin llvm.umax llvm.minnum".split()
 # A quarter of the rate: shifts, integer products, conversions from and to integers.
-SLOW = ("shl", "lshr", "ashr", "mul", "uitofp", "sitofp", "fptoui", "fptosi")
-SLOW += ("llvm.fshl", "llvm.fshr", "fdiv", "sdiv", "udiv", "srem", "urem")
+SLOW = "shl lshr ashr mul uitofp sitofp fptoui fptosi llvm.fshl llvm.fshr".split()
+SLOW += "fdiv sdiv udiv srem urem".split()
 CLASSES = {"fast": FAST, "slow": SLOW}
 
 _CLASS_OF = {name: kind for kind, names in CLASSES.items() for name in names}
 _FUNCTION = re.compile(r"^define .*?@([\w.]+)\(")
 _LABEL = re.compile(r"^[\w.]+:")
-_VALUE = re.compile(r"^\s+%[\w.]+ = (?:(?:tail|musttail|notail) )?(\w+)(?:.*?@(llvm\.\w+))?")
+_VALUE = re.compile(
+    r"^\s+%[\w.]+ = (?:(?:tail|musttail|notail) )?(\w+)(?:.*?@(llvm\.\w+))?"
+)
 # Functions of the stand-in library for what is hardware on a GPU.
 _HARDWARE = re.compile(r"2rt\d|simdgroup_multiply_accumulate")
 
 
 def _class_of(line: str) -> str | None:
+    """Return the class of one of LLVM's instructions; None if it is free.
+
+    Integers of 64 bits count as others: those left are loop counters, which LLVM widens
+    for an x86 only.
+    """
     found = _VALUE.match(line)
     if not found:
         return None
@@ -45,7 +50,7 @@ def _class_of(line: str) -> str | None:
 
 
 def instrument(text: str) -> tuple[str, list[Counter[str]]]:
-    """Return LLVM's code with a counter in each block, and each block's instructions."""
+    """Return LLVM's code with a counter in each block, and the blocks' instructions."""
     blocks: list[Counter[str]] = []
     out: list[str] = []
     counted = waiting = False

@@ -81,7 +81,7 @@ def _vectors(p: Problem) -> int:
 
 
 def _block(p: Problem) -> int:
-    return {1: 2048, 6: 256, 8: 256}.get(p.bits, 512)
+    return {1: 1024, 6: 256, 8: 256}.get(p.bits, 512)
 
 
 def _tiles(p: Problem) -> Grid:
@@ -125,7 +125,10 @@ WITNESSES = {
         (32, 1, 1),
         ("K", "N", *_BATCH),
         lambda p: (
-            p.transpose and p.K in (64, 128) and p.bits in (1, 2, 4, 8) and p.N % 64 == 0
+            p.transpose
+            and p.K in (64, 128)
+            and p.bits in (1, 2, 4, 8)
+            and p.N % 64 == 0
         ),
     ),
     "affine_qmv_wide": Witness(
@@ -257,10 +260,10 @@ def text(instances: set[tuple[str, str]]) -> str:
     return _header_text() + "".join(lines)
 
 
-def unit(instances: set[tuple[str, str]]) -> Unit:
+def unit(instances: set[tuple[str, str]], unroll: bool = False) -> Unit:
     """Return MLX's headers with these instances as a unit of the bench."""
     loose = "#define SIMT_BFLOAT_ASSIGNS_FLOAT\n"
-    return translate(text(instances), prologue=loose)
+    return translate(text(instances), prologue=loose, unroll=unroll)
 
 
 def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
