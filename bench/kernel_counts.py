@@ -26,7 +26,7 @@ BITS = (4, 8)
 # Every kernel takes whole steps of these.
 LENGTHS = (2048, 4096)
 # Rows of x for which a plan names each of our kernels.
-ROWS = (1, 2, 3, 4, 6, 8, 16, 32, 64)
+ROWS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64)
 # MLX's kernels, and the rows of one threadgroup of them.
 THEIRS = {
     "affine_qmv_fast": (1,),

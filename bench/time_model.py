@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,9 +138,8 @@ def seconds(launches: list[Work], chip: Chip) -> float:
         memory = work.bytes / (READABLE * chip.bandwidth)
         computing = 0.0
         if counted := counts().get(work.kernel):
-            # Cores share threadgroups out; the last ones leave cores idle.
-            each = work.groups / chip.cores
-            turns = max(1.0, each) if each > 4 else float(-(-work.groups // chip.cores))
+            # As long as the core with the most threadgroups.
+            turns = -(-work.groups // chip.cores)
             computing = turns * core_cycles(work, chip, counted) / chip.hertz
         total += LAUNCH + max(memory, computing)
     return total
@@ -251,9 +249,13 @@ def gathered(g: simt.GatherProblem, chip: Chip) -> tuple[list[Work], list[Work]]
     )
 
 
-Chooser = Callable[[simt.Problem, Chip], list[simt.Launch]]
-
-
-def plan(p: simt.Problem, chip: Chip) -> list[simt.Launch]:
-    """Return the plan that a GPU's planner takes by default."""
+def plan(p: simt.Problem, chip: Chip) -> list[simt.Launch] | None:
+    """Return the plan that is chosen by default; None where MLX's operation is."""
+    if plans.left_to_mlx(p, chip.device):
+        return None
     return simt.candidates(p, chip.device)[0]
+
+
+def left_to_mlx(g: simt.GatherProblem, chip: Chip) -> bool:
+    """Return whether products with experts are MLX's by default."""
+    return plans.left_to_mlx(g, chip.device)

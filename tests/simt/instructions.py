@@ -33,7 +33,7 @@ _VALUE = re.compile(
     r"^\s+%[\w.]+ = (?:(?:tail|musttail|notail) )?(\w+)(?:.*?@(llvm\.\w+))?"
 )
 # Functions of the stand-in library for what is hardware on a GPU.
-_HARDWARE = re.compile(r"2rt\d|simdgroup_multiply_accumulate")
+_HARDWARE = re.compile(r"2rt\d|multiply_in_lanes")
 
 
 def _class_of(line: str) -> str | None:
