@@ -17,19 +17,20 @@
 
 namespace nibble {
 
-// How a core computes 32 x 32 of y for one column of K.
+// How a core computes 32 x 32 of y.
 struct TileCost {
-  double arithmetic;  // cycles beside the 8x8 products
+  double fixed;       // cycles, whatever K is
+  double arithmetic;  // cycles for a column of K, beside the 8x8 products
   int simdgroups;     // of a threadgroup
   int resident;       // simdgroups that a core's threadgroup memory has room for
 };
 
-inline constexpr TileCost kSkinnyCost{1.1, 8, 24};
-inline constexpr TileCost kMlxTileCost{1.0, 4, 48};
+inline constexpr TileCost kSkinnyCost{340, 1.1, 8, 24};
+inline constexpr TileCost kMlxTileCost{55, 1.0, 4, 48};
 constexpr TileCost cost_of(const Tile& tile) {
-  return tile.BM * tile.BN == 64 * 64   ? TileCost{0.8, 4, 12}
-         : tile.BM * tile.BN == 64 * 32 ? TileCost{0.9, 4, 16}
-                                        : TileCost{1.8, 4, 24};
+  return tile.BM * tile.BN == 64 * 64   ? TileCost{45, 0.8, 4, 12}
+         : tile.BM * tile.BN == 64 * 32 ? TileCost{60, 0.9, 4, 16}
+                                        : TileCost{75, 1.8, 4, 24};
 }
 
 // Cycles of the 32 products of 18 cycles that four schedulers share.
@@ -60,17 +61,18 @@ constexpr double launch_cycles(uint64_t threadgroups,
   double each = std::max(1.0, static_cast<double>(threadgroups) / cores);
   double busy = std::min<double>(cost.resident, each * cost.simdgroups);
   // Products need 8 simdgroups: each takes 36 cycles, and 18 of a scheduler.
-  double cycles = cost.arithmetic / occupancy(busy) +
-                  kProductCycles / std::min(1.0, busy / 8);
-  return kLaunchCycles + turns * elements / 1024 * columns * cycles;
+  double arithmetic = cost.fixed + columns * cost.arithmetic;
+  double products = columns * kProductCycles;
+  double block =
+      arithmetic / occupancy(busy) + products / std::min(1.0, busy / 8);
+  return kLaunchCycles + turns * elements / 1024 * block;
 }
 
-// Returns the cycles of the sums of a split K: written, read, and the launch
-// that adds them.
+// Returns the cycles of the launch that adds the sums of a split K.
 constexpr double sums_cycles(const MatmulProblem& p,
                              int parts,
                              uint32_t cores) {
-  double bytes = 8.0 * parts * p.M * p.N;
+  double bytes = 4.0 * parts * p.M * p.N;
   return kLaunchCycles + bytes / (kBytesPerCycle * cores);
 }
 

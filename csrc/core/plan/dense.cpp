@@ -14,10 +14,14 @@ namespace {
 // qmv_multi reads x from the cache again for every 4 rows of w. On M1 and M2 a
 // core touches a line of 64 bytes in a cycle, and qmv_multi touches 3.4 for 6
 // rows and 32 columns, while qmm_skinny computes for 3.3 cycles. On M3 and
-// later a cycle has 1.4 lines. Predicted, not measured (docs/internals/simt.md);
-// on an M3 Ultra the same crossover was reported at 4 to 6 rows (mlx #4265).
-constexpr int first_skinny_row(const DeviceProfile& device) {
-  return device.generation >= 15 ? 7 : 6;
+// later a cycle has 1.4 lines, if there are threadgroups enough to use them.
+// Predicted, not measured (docs/internals/simt.md); on an M3 Ultra the same
+// crossover was reported at 4 to 6 rows (mlx #4265).
+constexpr int first_skinny_row(const MatmulProblem& p,
+                               const DeviceProfile& device) {
+  bool enough = ceil_div(p.N, QmvRows{}.columns()) >=
+                kThreadgroupsPerCore * cores(device);
+  return device.generation >= 15 && enough ? 7 : 6;
 }
 
 // The largest number of rows for which qmv_multi reads w once.
@@ -209,7 +213,7 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
   if (p.M == 1) {
     return {{plan_qmv(p)}};
   }
-  if (p.M < first_skinny_row(device)) {
+  if (p.M < first_skinny_row(p, device)) {
     return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
   }
   if (p.M <= kLastMultiRow) {
