@@ -38,8 +38,9 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return has_neural_kernel(p, device) &&
-         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  bool neural = has_neural_kernel(p, device) &&
+                (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  return neural || mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
@@ -55,8 +56,9 @@ bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
 }
 
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
+  bool here = mlx_is_faster(problem, device);
   problem.M = kManyRows;
-  return mlx_is_faster(problem, device);
+  return here || mlx_is_faster(problem, device);
 }
 
 bool mlx_may_be_faster(const DequantizeProblem&, const DeviceProfile&) {
