@@ -18,8 +18,18 @@ from typing import Any
 import numpy as np
 
 from tests import simt
-from tests.simt import build, cases, executor, instructions, mlx_cases
-from tests.simt import mlx_kernels, numbers, plans, products, source
+from tests.simt import (
+    build,
+    cases,
+    executor,
+    instructions,
+    mlx_cases,
+    mlx_kernels,
+    numbers,
+    plans,
+    products,
+    source,
+)
 
 FILE = Path(__file__).with_suffix(".json")
 BITS = (4, 8)
@@ -148,9 +158,7 @@ def theirs(bits: int, K: int) -> Iterator[Run]:
 def linear(runs: list[Run]) -> dict[str, Any]:
     """Return a kernel's counts: what is fixed, and what each element of K adds."""
     short, long = (asdict(run.counted()) for run in runs)
-    per_k = {
-        n: (long[n] - short[n]) / (LENGTHS[1] - LENGTHS[0]) for n in short
-    }
+    per_k = {n: (long[n] - short[n]) / (LENGTHS[1] - LENGTHS[0]) for n in short}
     launch = runs[0].launch
     return {
         "simdgroups": int(np.prod(launch.threads)) // 32,

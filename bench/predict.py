@@ -20,6 +20,7 @@ from pathlib import Path
 from bench import published, time_model
 from bench.time_model import CHIPS, Chip
 from tests import simt
+from tests.simt import plans
 
 # The classes of rows that share a verdict on a GPU, with rows of each.
 CLASSES = {
@@ -32,15 +33,8 @@ CLASSES = {
     "more": (129, 256, 512, 2048),
 }
 # Matrices [N, K] of Llama 3.1 8B and Llama 3.2 1B.
-SHAPES = (
-    (4096, 4096),
-    (1024, 4096),
-    (14336, 4096),
-    (4096, 14336),
-    (2048, 2048),
-    (8192, 2048),
-    (2048, 8192),
-)
+SHAPES = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
+SHAPES += ((2048, 2048), (8192, 2048), (2048, 8192))
 # Qwen3 30B-A3B: gate and up of an expert, experts, experts of a token.
 EXPERT, EXPERTS, TOP = (768, 2048), 128, 8
 TOKENS = {"1 token": 1, "128 tokens": 128, "512 tokens": 512, "2048 tokens": 2048}
@@ -48,29 +42,17 @@ TOKENS = {"1 token": 1, "128 tokens": 128, "512 tokens": 512, "2048 tokens": 204
 
 @dataclass(frozen=True)
 class Prediction:
-    """One product on one chip.
-
-    Attributes:
-        chip: Name of the chip.
-        case: Class of rows, or tokens of a mixture of experts.
-        M: Rows of x.
-        N: Rows of w.
-        K: Columns of both.
-        kernel: Kernel of our best plan.
-        ours: Predicted microseconds of ours.
-        mlx: Predicted microseconds of MLX's operation.
-        chosen: Whether ours is chosen before a duel.
-    """
+    """Predicted microseconds of one product: x of M rows, w [N, K]."""
 
     chip: str
-    case: str
+    case: str  # class of rows, or tokens of a mixture of experts
     M: int
     N: int
     K: int
-    kernel: str
+    kernel: str  # of our best plan
     ours: float
     mlx: float
-    chosen: bool
+    chosen: bool  # ours, before a duel
 
     @property
     def ratio(self) -> float:
@@ -94,7 +76,7 @@ def dense(chip: Chip, bits: int) -> Iterator[Prediction]:
                     launches[0].kernel,
                     1e6 * time_model.seconds(time_model.ours(p, launches), chip),
                     1e6 * time_model.seconds(time_model.mlx(p, chip), chip),
-                    time_model.plan(p, chip) is not None,
+                    not plans.left_to_mlx(p, chip.device),
                 )
 
 
@@ -115,7 +97,7 @@ def experts(chip: Chip, bits: int) -> Iterator[Prediction]:
             mine[0].kernel,
             1e6 * time_model.seconds(mine, chip),
             1e6 * time_model.seconds(theirs, chip),
-            not time_model.left_to_mlx(g, chip),
+            not plans.left_to_mlx(g, chip.device),
         )
 
 
@@ -148,22 +130,6 @@ def table(predictions: list[Prediction], cases: list[str]) -> str:
     return "\n".join(lines)
 
 
-def published_table() -> str:
-    """Return published measurements beside their predictions."""
-    lines = [
-        "| chip | MLX's kernel or model | measured | predicted | predicted time |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    for row in published.every():
-        digits = 3 if row.unit == "ms" and row.measured < 1 else 1
-        note = " (fitted)" if row.fitted else ""
-        lines.append(
-            f"| {row.chip} | {row.what} | [{row.measured:.{digits}f} {row.unit}]"
-            f"({row.link}) | {row.predicted:.{digits}f} | {row.error:+.0%}{note} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
@@ -173,7 +139,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.published:
-        print(published_table())
+        print(published.table())
         rows = [asdict(row) | {"error": row.error} for row in published.every()]
     else:
         predictions = every(arguments.bits)

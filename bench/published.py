@@ -13,6 +13,8 @@ from bench.time_model import CHIPS, Chip, Work
 from tests import simt
 
 _CHIP = {chip.name: chip for chip in CHIPS}
+# For the one published measurement of several rows before M3.
+_CHIP["M2 Ultra"] = Chip("M2 Ultra", 14, "d", 76, 1.398e9, 800e9)
 _MLX = "https://github.com/ml-explore/mlx/"
 
 
@@ -124,6 +126,7 @@ LLAMA_8B = Model(
     ),
     (128256, 4096),
 )
+MISTRAL_7B = Model("Mistral 7B", 32, LLAMA_8B.matrices, (32768, 4096))
 LLAMA_70B = Model(
     "Llama 3.3 70B",
     80,
@@ -171,9 +174,19 @@ def model_seconds(
 
 def _models() -> list[Published]:
     rows = []
-    lm, examples = "https://github.com/ml-explore/mlx-lm/", "https://github.com/ml-explore/mlx-examples/"
+    lm, examples = (
+        "https://github.com/ml-explore/mlx-lm/",
+        "https://github.com/ml-explore/mlx-examples/",
+    )
     for model, chip, bits, prompt, measured, link in (
-        (LLAMA_8B, "M2 Pro", 4, 1, 36.2, "https://github.com/AlexsJones/llmfit/pull/1031"),
+        (
+            LLAMA_8B,
+            "M2 Pro",
+            4,
+            1,
+            36.2,
+            "https://github.com/AlexsJones/llmfit/pull/1031",
+        ),
         (QWEN_4B, "M3 Pro", 4, 1, 44.6, lm + "pull/1569"),
         (LLAMA_70B, "M3 Max", 4, 1, 9.37, examples + "issues/1029"),
         (QWEN_4B, "M4 Max", 4, 1, 138.2, _MLX + "pull/2946"),
@@ -190,9 +203,44 @@ def _models() -> list[Published]:
         rows.append(
             Published(what, chip, measured, predicted, "tokens/s", link, whole=True)
         )
+    # A batch of short sequences: one row each through every matrix, head included.
+    for M, kernel, measured in ((6, "qmv", 19.4), (8, "qmv", 25.4), (10, "qmm", 31.3)):
+        choice = _rows_one_by_one if kernel == "qmv" else _in_tiles
+        chip = _CHIP["M2 Ultra"]
+        predicted = 1e3 * model_seconds(MISTRAL_7B, chip, M, choice=choice)
+        what = f"{MISTRAL_7B.name}, bfloat16, batch of {M}, affine_{kernel}"
+        link = _MLX + "pull/2031"
+        rows.append(
+            Published(what, chip.name, measured, predicted, "ms", link, whole=True)
+        )
     return rows
+
+
+def _rows_one_by_one(p: simt.Problem, chip: Chip) -> list[Work]:
+    one = time_model.mlx(replace(p, M=1), chip)
+    return [replace(work, groups=p.M * work.groups) for work in one]
+
+
+def _in_tiles(p: simt.Problem, chip: Chip) -> list[Work]:
+    return _tiles(p.M, p.N, p.K)
 
 
 def every() -> list[Published]:
     """Return every measurement, kernels first."""
     return _kernels() + _models()
+
+
+def table() -> str:
+    """Return each measurement beside its prediction."""
+    lines = [
+        "| chip | MLX's kernel or model | measured | predicted | predicted time |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in every():
+        digits = 3 if row.unit == "ms" and row.measured < 1 else 1
+        note = " (fitted)" if row.fitted else ""
+        lines.append(
+            f"| {row.chip} | {row.what} | [{row.measured:.{digits}f} {row.unit}]"
+            f"({row.link}) | {row.predicted:.{digits}f} | {row.error:+.0%}{note} |"
+        )
+    return "\n".join(lines)

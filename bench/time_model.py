@@ -60,9 +60,7 @@ class Chip:
 
     @property
     def device(self) -> simt.Device:
-        return simt.Device(
-            generation=self.generation, tier=self.size, cores=self.cores
-        )
+        return simt.Device(generation=self.generation, tier=self.size, cores=self.cores)
 
 
 # Cores of the full chips. Clocks: metal-benchmarks for M1 and M2, hmc-tech.com for M3
@@ -247,15 +245,3 @@ def gathered(g: simt.GatherProblem, chip: Chip) -> tuple[list[Work], list[Work]]
         [Work(launch.kernel, x * across, g.K, data)],
         [Work("", 1, 0, 0.0), Work(name, theirs, g.K, data)],
     )
-
-
-def plan(p: simt.Problem, chip: Chip) -> list[simt.Launch] | None:
-    """Return the plan that is chosen by default; None where MLX's operation is."""
-    if plans.left_to_mlx(p, chip.device):
-        return None
-    return simt.candidates(p, chip.device)[0]
-
-
-def left_to_mlx(g: simt.GatherProblem, chip: Chip) -> bool:
-    """Return whether products with experts are MLX's by default."""
-    return plans.left_to_mlx(g, chip.device)
