@@ -30,7 +30,7 @@ CYCLES = {
 # CONVERT, LSHIFT32 and IMUL32 occupy a pipeline for so long; others run meanwhile.
 SLOW = 4.0
 SCHEDULERS = 4  # of a core; each issues for one simdgroup in a cycle
-# Share of the full rate with so many simdgroups in a core: FFMA with four independent
+# Share of the full rate with this number of simdgroups in a core: FFMA with four independent
 # instructions each ("ILP 4"). Products need 8 simdgroups: 36 cycles of latency.
 OCCUPANCY = ((4, 1 / 2.75), (8, 1 / 1.60), (24, 1.0))
 CORE_MEMORY = 60 * 1024  # bytes of threadgroup memory in a core
@@ -86,7 +86,7 @@ CHIPS = tuple(
 
 @dataclass(frozen=True)
 class Work:
-    """One launch: so many threadgroups of a kernel, each over K, and its bytes."""
+    """One launch: threadgroups of a kernel, each over K, and its bytes."""
 
     kernel: str
     groups: float
@@ -100,7 +100,7 @@ def counts() -> dict[str, Any]:
 
 
 def occupancy(simdgroups: float) -> float:
-    """Return the share of the full rate that so many simdgroups in a core reach."""
+    """Return the share of the full rate with this number of simdgroups in a core."""
     first, share = OCCUPANCY[0]
     if simdgroups <= first:
         return share * simdgroups / first

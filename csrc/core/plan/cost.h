@@ -1,4 +1,4 @@
-// What tiles cost: predicted cycles of a GPU, for products of many rows.
+// The cost of tiles: predicted cycles of a GPU, for products of many rows.
 //
 // From the model of time (docs/internals/simt.md): counted instructions and
 // published throughputs, float16, 4 bits, groups of 64. Nobody has measured it
@@ -22,7 +22,7 @@ struct TileCost {
   double fixed;       // cycles, whatever K is
   double arithmetic;  // cycles for a column of K, beside the 8x8 products
   int simdgroups;     // of a threadgroup
-  int resident;       // simdgroups that a core's threadgroup memory has room for
+  int resident;  // simdgroups that a core's threadgroup memory has room for
 };
 
 inline constexpr TileCost kSkinnyCost{340, 1.1, 8, 24};
@@ -42,7 +42,7 @@ inline constexpr double kLaunchCycles = 4200;
 // Bytes that memory moves in a cycle, for each core: 6.6 on M1, 9.3 on M4 Pro.
 inline constexpr double kBytesPerCycle = 7;
 
-// Returns the share of the full rate with so many simdgroups in a core:
+// Returns the share of the full rate with this number of simdgroups in a core:
 // metal-benchmarks, FFMA with four independent instructions.
 constexpr double occupancy(double simdgroups) {
   return simdgroups < 8    ? 0.36 + 0.27 * (simdgroups - 4) / 4
@@ -98,8 +98,8 @@ constexpr double cycles(const MatmulProblem& p,
                        kSkinnyCost);
 }
 
-// Returns the cycles of the best plan for more than 16 rows (dense.cpp). `p` must
-// come from merge_rows(), here and below.
+// Returns the cycles of the best plan for more than 16 rows (dense.cpp). `p`
+// must come from merge_rows(), here and below.
 double least_cycles(const MatmulProblem& p, const DeviceProfile& device);
 
 // True if MLX's tiles are predicted to be faster than the best plan of ours, by

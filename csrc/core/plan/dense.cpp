@@ -12,11 +12,11 @@ namespace {
 
 // From this number of rows on, 8x8 matrices are faster than qmv_multi.
 // qmv_multi reads x from the cache again for every 4 rows of w. On M1 and M2 a
-// core touches a line of 64 bytes in a cycle, and qmv_multi touches 3.4 for 6
-// rows and 32 columns, while qmm_skinny computes for 3.3 cycles. On M3 and
-// later a cycle has 1.4 lines, if there are threadgroups enough to use them.
-// Predicted, not measured (docs/internals/simt.md); on an M3 Ultra the same
-// crossover was reported at 4 to 6 rows (mlx #4265).
+// core touches a line of 64 bytes in a cycle. For 6 rows and 32 columns,
+// qmv_multi touches 3.4 lines, and qmm_skinny computes for 3.3 cycles. On M3
+// and later a cycle has 1.4 lines, if there are threadgroups enough to use
+// them. Predicted, not measured (docs/internals/simt.md); on an M3 Ultra the
+// same crossover was reported at 4 to 6 rows (mlx #4265).
 constexpr int first_skinny_row(const MatmulProblem& p,
                                const DeviceProfile& device) {
   bool enough = ceil_div(p.N, QmvRows{}.columns()) >=
@@ -118,11 +118,9 @@ std::optional<Split> best_split(const MatmulProblem& p,
   int steps = static_cast<int>(ceil_div(p.K, NIBBLE_SPLIT));
   std::optional<Split> best;
   for (int wanted = 2; wanted <= steps; ++wanted) {
-    int columns =
-        static_cast<int>(ceil_div(steps, wanted)) * NIBBLE_SPLIT;
+    int columns = static_cast<int>(ceil_div(steps, wanted)) * NIBBLE_SPLIT;
     int parts = static_cast<int>(ceil_div(p.K, columns));
-    Split split{
-        parts, columns, cycles(p, tile, parts, columns, cores(device))};
+    Split split{parts, columns, cycles(p, tile, parts, columns, cores(device))};
     if (!best || split.cycles < best->cycles) {
       best = split;
     }
@@ -132,12 +130,8 @@ std::optional<Split> best_split(const MatmulProblem& p,
 
 Launches plan_qmm_splitk(const MatmulProblem& p, const Split& split) {
   const Tile& tile = split_tile(p.dtype);
-  SplitParams params{p.M,
-                     p.N,
-                     p.K,
-                     split.columns,
-                     split.parts,
-                     params_of(p).epilogue};
+  SplitParams params{
+      p.M, p.N, p.K, split.columns, split.parts, params_of(p).epilogue};
   LaunchPlan parts =
       launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, params.parts});
   bind_weights(parts, p.format);

@@ -7,7 +7,8 @@
 namespace nibble {
 namespace {
 
-// Ours may be slower by this much: a duel on the user's GPU decides about a tie.
+// Ours may be slower by this much: a duel on the user's GPU decides about a
+// tie.
 constexpr double kTolerance = 0.98;
 
 // From this number of rows on, MLX takes tiles for every shape on the GPUs that
@@ -42,11 +43,10 @@ double rows_of_mlx_tiles(const GatherProblem& p) {
 }
 
 double mlx_cycles(const MatmulProblem& p, uint32_t cores) {
-  uint64_t tiles =
-      Tile{32, 32, 32}.grid({p.N, p.M, p.batch.size}).volume();
+  uint64_t tiles = Tile{32, 32, 32}.grid({p.N, p.M, p.batch.size}).volume();
   int parts = p.batch.size == 1 ? mlx_parts(p, tiles) : 1;
-  double one = launch_cycles(
-      tiles * parts, cores, 32 * 32, p.K / parts, kMlxTileCost);
+  double one =
+      launch_cycles(tiles * parts, cores, 32 * 32, p.K / parts, kMlxTileCost);
   return one + (parts > 1 ? sums_cycles(p, parts, cores) : 0);
 }
 
@@ -57,8 +57,7 @@ bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device) {
   if (!p.transpose || p.batch_invariant || p.M < first || !is_known(device)) {
     return false;
   }
-  return mlx_cycles(p, cores(device)) <
-         kTolerance * least_cycles(p, device);
+  return mlx_cycles(p, cores(device)) < kTolerance * least_cycles(p, device);
 }
 
 bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device) {
