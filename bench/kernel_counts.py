@@ -2,8 +2,8 @@
 
     python -m bench.kernel_counts      # writes bench/kernel_counts.json; minutes
 
-The SIMT bench runs each kernel at two lengths of K. The costs of a
-threadgroup are linear in K, so two lengths give every other one. All in float16 and groups of 64.
+The SIMT bench runs each kernel at two lengths of K. The costs of a threadgroup are
+linear in K, so two lengths give every other one. All in float16 and groups of 64.
 """
 
 from __future__ import annotations

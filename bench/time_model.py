@@ -30,8 +30,8 @@ CYCLES = {
 # CONVERT, LSHIFT32 and IMUL32 occupy a pipeline for so long; others run meanwhile.
 SLOW = 4.0
 SCHEDULERS = 4  # of a core; each issues for one simdgroup in a cycle
-# Share of the full rate with this number of simdgroups in a core: FFMA with four independent
-# instructions each ("ILP 4"). Products need 8 simdgroups: 36 cycles of latency.
+# Share of the full rate with this number of simdgroups in a core: FFMA with "ILP 4".
+# Products need 8 simdgroups: 36 cycles of latency.
 OCCUPANCY = ((4, 1 / 2.75), (8, 1 / 1.60), (24, 1.0))
 CORE_MEMORY = 60 * 1024  # bytes of threadgroup memory in a core
 # "On-Core Data BW/Cycle" is 64 bytes: a line of 64, or half a round of 32 banks of 4.

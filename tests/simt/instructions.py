@@ -2,8 +2,8 @@
 
 A counter is added to each basic block of the optimised kernel, with its loops unrolled
 and every function inlined, as a GPU's compiler gets it. The executor runs this build.
-Exchanges between lanes and 8x8 products are hardware on a GPU. They stay calls here, and
-the executor counts them (executor.py).
+Exchanges between lanes and 8x8 products are hardware on a GPU. They stay calls here,
+and the executor counts them (executor.py).
 """
 
 from __future__ import annotations
