@@ -17,6 +17,7 @@ using namespace metal;
                      const constant int& count [[buffer(2)]],
                      uint index [[thread_index_in_threadgroup]]) {
   float sum = 0.0f;
+#pragma clang loop unroll(disable)
   for (int i = 0; i < count; ++i) {
     uint word = as_type<uint>(a[i]) & 0xffu;
     sum = fma(float(word), a[i], sum);

@@ -57,7 +57,7 @@ def test_the_planner_has_the_costs_of_the_model(where: str):
     memory = counted["threadgroup_bytes"]
     assert resident == time_model.CORE_MEMORY // memory * simdgroups
     assert per_k == pytest.approx(arithmetic(counted, "per_k") / blocks, abs=0.4)
-    assert fixed == pytest.approx(arithmetic(counted, "fixed") / blocks, abs=60)
+    assert fixed == pytest.approx(arithmetic(counted, "fixed") / blocks, abs=130)
 
 
 def short_and_long(name: str) -> list[kernel_counts.Run]:
