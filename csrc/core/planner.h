@@ -44,16 +44,17 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 
-// True if MLX's own operation computes this on neural accelerators, in tiles,
-// several times faster than our kernels (planner.md). Not part of plan(): a
-// graph that is built for our kernels is run by them. A tuned choice overrules
-// this.
+// True if MLX's own operation is expected to compute this faster than our
+// kernels: on neural accelerators, or by the predicted cost of its tiles
+// (planner.md). Not part of plan(): a graph that is built for our kernels is
+// run by them. A tuned choice overrules this.
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
-// The same for a traced graph: true for any number of rows and products.
+// The same for a traced graph: true if it is for some number of rows and
+// products.
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device);
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device);
 bool mlx_may_be_faster(const DequantizeProblem& problem,

@@ -59,7 +59,7 @@ struct QmvRows {
 // qmv_multi: rows of x from one pass over w. Numbers in between use the next
 // larger form: an unused row costs one multiplication for each code, another
 // form a compilation.
-inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
+inline constexpr int kMultiRows[] = {2, 3, 4, 5, 6, 8};
 // The largest form of joint products: for more rows the planner takes
 // qmm_skinny.
 inline constexpr int kLastJointForm = 6;

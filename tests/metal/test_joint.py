@@ -59,7 +59,7 @@ def assert_right(products, exact):
     [
         (1, JOINT),
         (2, "joint_qmv_multi_f16_f16_b4_g64_r2"),
-        (5, "joint_qmv_multi_f16_f16_b4_g64_r6"),
+        (5, "joint_qmv_multi_f16_f16_b4_g64_r5"),
         (6, "joint_qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8"),
     ],
 )

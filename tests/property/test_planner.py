@@ -134,9 +134,8 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     across, down, deep = parts.threadgroups
     assert (across - 1) * columns < p.N <= across * columns
     assert (down - 1) * rows < M <= down * rows
-    # No part is too many: with one part fewer, cores would be idle.
-    wanted = 4 * cores_of(device)
-    assert deep == count >= 2 and across * down * (count - 1) < wanted
+    # Without a split, cores would have few tiles.
+    assert deep == count >= 2 and across * down <= 4 * cores_of(device)
     third = "scales" if p.symmetric else "biases"
     assert parts.buffers == ("w", "scales", third, "x", "sums")
     assert parts.sums_bytes == 4 * count * M * p.N and add.sums_bytes == 0
@@ -148,16 +147,33 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     assert add.threads == (256, 1, 1)
 
 
-def test_k_is_split_by_default_where_that_saves_traffic():
+def test_k_is_split_by_default_where_cores_would_be_idle():
     down_projection = Problem(M=64, N=4096, K=14336)
-    for tier, parts in [("g", 0), ("s", 3), ("d", 5)]:
-        plan = plan_matmul(down_projection, Device(tier=tier))
-        splits = [one.threadgroups[2] for one in plan if one.sums_bytes]
-        assert splits == [parts] * (parts > 0)
-    # The sums would take as many bytes as a second reading of a small matrix.
-    keys = Problem(M=64, N=1024, K=4096)
-    assert len(plan_matmul(keys)) == 1
-    assert max(map(len, candidates(keys))) == 2
+    # 64 tiles are 8 for each of 8 cores, and 1.6 for each of 40.
+    for cores, launches in [(8, 1), (40, 2), (80, 2)]:
+        assert len(plan_matmul(down_projection, Device(cores=cores))) == launches
+    # The second launch takes as long as a small product.
+    keys = Problem(M=64, N=1024, K=2048)
+    assert len(plan_matmul(keys, Device(cores=40))) == 1
+    assert max(map(len, candidates(keys, Device(cores=40)))) == 2
+
+
+@settings(max_examples=500)
+@given(problems(), devices, st.integers(8, 64))
+def test_more_rows_than_16_may_be_left_to_mlx(p, device, cores):
+    device = replace(device, cores=cores)
+    rows, _ = merged(p)
+    if left_to_mlx(p, device):
+        assert rows > 16 and p.transpose and device.generation <= 16
+    assert not left_to_mlx(replace(p, batch_invariant=True), device)
+
+
+def test_products_that_divide_badly_by_the_cores_are_left_to_mlx():
+    # 128 threadgroups of ours take as long on 40 cores as 160; MLX makes 512.
+    p = Problem(M=24, N=4096, K=4096)
+    assert left_to_mlx(p, Device(generation=15, tier="s", cores=40))
+    assert not left_to_mlx(p, Device(generation=15, tier="g", cores=8))
+    assert not left_to_mlx(replace(p, M=16), Device(generation=15, cores=40))
 
 
 @settings(max_examples=500)

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "csrc/core/plan/cost.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -10,11 +11,18 @@ namespace nibble {
 namespace {
 
 // From this number of rows on, 8x8 matrices are faster than qmv_multi.
-// qmv_multi takes about 7 + M cycles of a lane for each code: mask, convert,
-// scale, M products. qmm_skinny takes 6 + 8 for each started 8 rows. Also,
-// qmv_multi reads x from the cache again for every 4 rows of w. Not measured;
-// on an M3 Ultra the same crossover was reported at 4 to 6 rows (mlx #4265).
-constexpr int kFirstSkinnyRow = 6;
+// qmv_multi reads x from the cache again for every 4 rows of w. On M1 and M2 a
+// core touches a line of 64 bytes in a cycle. For 6 rows and 32 columns,
+// qmv_multi touches 3.4 lines, and qmm_skinny computes for 3.3 cycles. On M3
+// and later a cycle has 1.4 lines, if there are threadgroups enough to use
+// them. Predicted, not measured (docs/internals/simt.md); on an M3 Ultra the
+// same crossover was reported at 4 to 6 rows (mlx #4265).
+constexpr int first_skinny_row(const MatmulProblem& p,
+                               const DeviceProfile& device) {
+  bool enough = ceil_div(p.N, QmvRows{}.columns()) >=
+                kThreadgroupsPerCore * cores(device);
+  return device.generation >= 15 && enough ? 7 : 6;
+}
 
 // The largest number of rows for which qmv_multi reads w once.
 constexpr int kLastMultiRow = 8;
@@ -22,11 +30,6 @@ constexpr int kLastMultiRow = 8;
 // Up to this K, most lanes of whole simdgroups would be idle: these read 512
 // codes at a time at 4 bits and 256 at 8. MLX's limit is the same K.
 constexpr int kLastQuadK = 128;
-
-// The bytes that a split of K must save must be at least this multiple of the
-// bytes of its sums, for it to be the default: bytes do not show the cost of
-// the second launch and of the wait before it. Not measured.
-constexpr int kWorthASplit = 2;
 
 // Binds `unread` in place of addends that the epilogue lacks.
 void bind_addends(LaunchPlan& launch, const Epilogue& e, Operand unread) {
@@ -89,37 +92,46 @@ std::vector<Launches> candidates_not_transposed(const MatmulProblem& p) {
   return {{plan_qmm_n(p)}, {plan_qvm(p)}};
 }
 
-// Returns the number of threadgroups that keep every core busy.
-constexpr uint32_t wanted_threadgroups(const DeviceProfile& device) {
-  return kThreadgroupsPerCore * cores(device);
-}
+// A plan for many rows and its predicted cycles.
+struct Costed {
+  double cycles;
+  Launches launches;
+};
 
-// True if more than half of the last row of tiles is used.
-bool is_full(const Tile& tile, int M) {
-  return ceil_div(M, tile.BM) * tile.BM - M <
-         static_cast<uint32_t>(tile.BM) / 2;
-}
+// A split of K: the number of parts, and the columns of each but the last.
+struct Split {
+  int parts, columns;
+  double cycles;
+};
 
-// Returns the launches of tiles with K split into enough parts to keep all
-// cores busy. Returns nullopt if K is too short to split, or if the tiles
-// without a split are more than half of the wanted threadgroups: two parts
-// would already be too many.
-std::optional<Launches> plan_qmm_splitk(const MatmulProblem& p,
-                                        const DeviceProfile& device) {
+// Returns the split of K that costs least. Returns nullopt if K is too short to
+// split, or if the tiles without a split already keep every core busy.
+std::optional<Split> best_split(const MatmulProblem& p,
+                                const DeviceProfile& device) {
   const Tile& tile = split_tile(p.dtype);
   uint64_t tiles = tile.grid({p.N, p.M}).volume();
-  uint64_t wanted = wanted_threadgroups(device);
-  if (p.batch.size > 1 || p.half_tiles || !is_full(tile, p.M) ||
-      !supports(tile, p, device) || 2 * tiles > wanted || p.K <= NIBBLE_SPLIT) {
+  if (p.M <= kLastSkinnyRow || p.batch.size > 1 || p.half_tiles ||
+      !supports(tile, p, device) || p.K <= NIBBLE_SPLIT ||
+      tiles > uint64_t{kThreadgroupsPerCore} * cores(device)) {
     return std::nullopt;
   }
   int steps = static_cast<int>(ceil_div(p.K, NIBBLE_SPLIT));
-  int most = static_cast<int>((wanted + tiles - 1) / tiles);
-  int part = static_cast<int>(ceil_div(steps, std::min(steps, most)));
-  SplitParams params{
-      p.M, p.N, p.K, part * NIBBLE_SPLIT, 0, params_of(p).epilogue};
-  params.parts = static_cast<int>(ceil_div(p.K, params.part));
+  std::optional<Split> best;
+  for (int wanted = 2; wanted <= steps; ++wanted) {
+    int columns = static_cast<int>(ceil_div(steps, wanted)) * NIBBLE_SPLIT;
+    int parts = static_cast<int>(ceil_div(p.K, columns));
+    Split split{parts, columns, cycles(p, tile, parts, columns, cores(device))};
+    if (!best || split.cycles < best->cycles) {
+      best = split;
+    }
+  }
+  return best;
+}
 
+Launches plan_qmm_splitk(const MatmulProblem& p, const Split& split) {
+  const Tile& tile = split_tile(p.dtype);
+  SplitParams params{
+      p.M, p.N, p.K, split.columns, split.parts, params_of(p).epilogue};
   LaunchPlan parts =
       launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, params.parts});
   bind_weights(parts, p.format);
@@ -135,62 +147,47 @@ std::optional<Launches> plan_qmm_splitk(const MatmulProblem& p,
   bind_addends(sum, p.epilogue, Operand::kSums);
   bind(sum, {Operand::kOut});
   sum.params = as_bytes(params);
-  return {{std::move(parts), std::move(sum)}};
+  return {std::move(parts), std::move(sum)};
 }
 
-// True if the split saves enough bytes over a kernel that reads w once for
-// every `rows` rows. Its sums are written once and read once.
-bool saves_traffic(const Launches& split, const MatmulProblem& p, int rows) {
-  uint64_t row = uint64_t(p.K) * p.format.bits / 8 +
-                 uint64_t{1} * p.format.groups_per_row(p.K) *
-                     p.format.group_arrays() * size_of(p.scale_dtype);
-  uint64_t with = split.front().threadgroups.y;
-  uint64_t without = ceil_div(p.M, rows);
-  return without > with && (without - with) * row * p.N >=
-                               kWorthASplit * 2 * split.front().sums_bytes;
-}
-
-// Returns the tile that plan() takes for many rows: the largest that gives
-// every core enough to do and whose last row is more than half full. Returns
-// nullopt if there is none.
-std::optional<Tile> default_tile(const MatmulProblem& p,
-                                 const DeviceProfile& device) {
-  for (const Tile& tile : kTiles) {
-    bool enough = tile.grid({p.N, p.M, p.batch.size}).volume() >=
-                  wanted_threadgroups(device);
-    if (is_full(tile, p.M) && enough && supports(tile, p, device)) {
-      return tile;
-    }
-  }
-  return std::nullopt;
-}
-
+// Returns every plan for many rows, the one that costs least first.
 std::vector<Launches> candidates_for_many_rows(const MatmulProblem& p,
                                                const DeviceProfile& device) {
-  std::vector<Launches> all;
-  std::optional<Tile> first = default_tile(p, device);
-  auto split = plan_qmm_splitk(p, device);
-  bool split_first =
-      split && saves_traffic(*split, p, first ? first->BM : kLastSkinnyRow);
-  if (split_first) {
-    all.push_back(*split);
-  }
-  if (first) {
-    all.push_back({plan_qmm(p, *first)});
-  }
-  all.push_back({plan_qmm_skinny(p)});
+  std::vector<Costed> costed;
   for (const Tile& tile : kTiles) {
-    if (tile != first && supports(tile, p, device)) {
-      all.push_back({plan_qmm(p, tile)});
+    if (supports(tile, p, device)) {
+      costed.push_back(
+          {cycles(p, tile, 1, p.K, cores(device)), {plan_qmm(p, tile)}});
     }
   }
-  if (split && !split_first) {
-    all.push_back(std::move(*split));
+  costed.push_back(
+      {cycles(p, skinny_tile(p.M), cores(device)), {plan_qmm_skinny(p)}});
+  if (auto split = best_split(p, device)) {
+    costed.push_back({split->cycles, plan_qmm_splitk(p, *split)});
+  }
+  std::ranges::stable_sort(costed, {}, &Costed::cycles);
+  std::vector<Launches> all;
+  for (Costed& one : costed) {
+    all.push_back(std::move(one.launches));
   }
   return all;
 }
 
 }  // namespace
+
+double least_cycles(const MatmulProblem& p, const DeviceProfile& device) {
+  double least = cycles(p, skinny_tile(p.M), cores(device));
+  if (p.M <= kLastSkinnyRow) {
+    return least;
+  }
+  for (const Tile& tile : kTiles) {
+    if (supports(tile, p, device)) {
+      least = std::min(least, cycles(p, tile, 1, p.K, cores(device)));
+    }
+  }
+  auto split = best_split(p, device);
+  return split ? std::min(least, split->cycles) : least;
+}
 
 std::vector<Launches> candidates(const MatmulProblem& problem,
                                  const DeviceProfile& device) {
@@ -210,7 +207,7 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
   if (p.M == 1) {
     return {{plan_qmv(p)}};
   }
-  if (p.M < kFirstSkinnyRow) {
+  if (p.M < first_skinny_row(p, device)) {
     return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
   }
   if (p.M <= kLastMultiRow) {

@@ -4,8 +4,10 @@
 // too if w is not transposed; for float32 only if TF32 is allowed. Its limits
 // of rows depend on N and K, from 13 to 65. Ours is one number: up to 32 rows,
 // w is read once by our kernels.
+#include <algorithm>
 #include <limits>
 
+#include "csrc/core/plan/cost.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -15,6 +17,8 @@ namespace {
 
 constexpr int kNeuralColumns = 64;
 constexpr int kManyRows = std::numeric_limits<int>::max() / 2;
+// Rows of each class whose kernels are tiles.
+constexpr int kSomeRows[] = {17, 32, 33, 64, 96, 128, 512, kManyRows};
 
 bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
   return device.neural && (p.dtype != Dtype::kFloat32 || device.tf32) &&
@@ -25,13 +29,18 @@ bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
 }  // namespace
 
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
-  return problem.choice.empty() && has_neural_kernel(problem, device) &&
-         merge_rows(problem).M > kLastSkinnyRow;
+  if (!problem.choice.empty()) {
+    return false;
+  }
+  MatmulProblem p = merge_rows(problem);
+  return (has_neural_kernel(p, device) && p.M > kLastSkinnyRow) ||
+         mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return has_neural_kernel(p, device) &&
-         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  bool neural = has_neural_kernel(p, device) &&
+                (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  return neural || mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
@@ -39,14 +48,17 @@ bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
 }
 
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
-  problem.M = kManyRows;
   problem.batch = {};
-  return mlx_is_faster(problem, device);
+  return std::ranges::any_of(kSomeRows, [&](int rows) {
+    problem.M = rows;
+    return mlx_is_faster(problem, device);
+  });
 }
 
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
+  bool here = mlx_is_faster(problem, device);
   problem.M = kManyRows;
-  return mlx_is_faster(problem, device);
+  return here || mlx_is_faster(problem, device);
 }
 
 bool mlx_may_be_faster(const DequantizeProblem&, const DeviceProfile&) {
