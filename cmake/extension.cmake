@@ -41,7 +41,8 @@ add_library(nibble_mlx STATIC
   csrc/mlx/ops/quantized_matmul.cpp
   csrc/mlx/ops/steps.cpp
   csrc/mlx/ops/swiglu.cpp
-  csrc/mlx/ops/validate.cpp)
+  csrc/mlx/ops/validate.cpp
+  csrc/mlx/plans.cpp)
 target_compile_definitions(nibble_mlx
   PUBLIC NIBBLE_MLX_VERSION="${NIBBLE_MLX_VERSION}")
 target_link_libraries(nibble_mlx

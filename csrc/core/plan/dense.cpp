@@ -1,6 +1,7 @@
 // Products of x and one matrix, or a batch of matrices.
 #include <algorithm>
 #include <cassert>
+#include <variant>
 
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
@@ -49,44 +50,59 @@ LaunchPlan matmul_launch(const MatmulProblem& p,
   return launch;
 }
 
-LaunchPlan plan_qmv(const MatmulProblem& p) {
+// The tiles and the parts of K of qmm_splitk.
+struct SplitTile : Tile {
+  SplitParams params;
+
+  uint64_t sums_bytes() const {
+    return uint64_t{sizeof(float)} * params.parts * params.M * params.N;
+  }
+};
+
+// A family in threadgroups of a shape. Only the chosen candidate's launches are
+// made.
+struct Candidate {
+  Family family;
+  std::variant<QmvRows,
+               QvmColumns,
+               SkinnyTile,
+               Tile,
+               NotTransposedTile,
+               SplitTile>
+      shape;
+};
+
+Candidate qmv(const MatmulProblem& p) {
   return p.K <= kLastQuadK
-             ? matmul_launch(
-                   p, Family::kQmvQuad, QmvRows{.quads = NIBBLE_QMV_QUADS})
-             : matmul_launch(p, Family::kQmv, QmvRows{});
+             ? Candidate{Family::kQmvQuad, QmvRows{.quads = NIBBLE_QMV_QUADS}}
+             : Candidate{Family::kQmv, QmvRows{}};
 }
 
 // Uses the smallest form that takes all rows at once, or else the largest.
-LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
+Candidate qmv_multi(const MatmulProblem& p) {
   auto form = std::ranges::lower_bound(kMultiRows, p.M);
   int rows = form == std::end(kMultiRows) ? *std::prev(form) : *form;
-  return matmul_launch(p, Family::kQmvMulti, QmvRows{rows});
+  return {Family::kQmvMulti, QmvRows{rows}};
 }
 
-LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQmmSkinny, skinny_tile(p.M));
+Candidate qmm_skinny(const MatmulProblem& p) {
+  return {Family::kQmmSkinny, skinny_tile(p.M)};
 }
 
-LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  return matmul_launch(p, p.in_half() ? Family::kQmmHalf : Family::kQmm, tile);
+Candidate qmm(const MatmulProblem& p, const Tile& tile) {
+  return {p.in_half() ? Family::kQmmHalf : Family::kQmm, tile};
 }
 
-LaunchPlan plan_qvm(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQvm, QvmColumns{p.format});
-}
-
-LaunchPlan plan_qmm_n(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQmmN, not_transposed_tile(p));
-}
-
-std::vector<Launches> candidates_not_transposed(const MatmulProblem& p) {
+std::vector<Candidate> candidates_not_transposed(const MatmulProblem& p) {
+  Candidate qvm{Family::kQvm, QvmColumns{p.format}};
+  Candidate qmm_n{Family::kQmmN, not_transposed_tile(p)};
   if (p.batch_invariant) {
-    return {{plan_qvm(p)}};
+    return {qvm};
   }
   if (p.M < kFirstNotTransposedRow) {
-    return {{plan_qvm(p)}, {plan_qmm_n(p)}};
+    return {qvm, qmm_n};
   }
-  return {{plan_qmm_n(p)}, {plan_qvm(p)}};
+  return {qmm_n, qvm};
 }
 
 // Returns the number of threadgroups that keep every core busy.
@@ -100,12 +116,11 @@ bool is_full(const Tile& tile, int M) {
          static_cast<uint32_t>(tile.BM) / 2;
 }
 
-// Returns the launches of tiles with K split into enough parts to keep all
-// cores busy. Returns nullopt if K is too short to split, or if the tiles
-// without a split are more than half of the wanted threadgroups: two parts
-// would already be too many.
-std::optional<Launches> plan_qmm_splitk(const MatmulProblem& p,
-                                        const DeviceProfile& device) {
+// Returns tiles with K split into enough parts to keep all cores busy. Returns
+// nullopt if K is too short to split, or if the tiles without a split are more
+// than half of the wanted threadgroups: two parts would already be too many.
+std::optional<SplitTile> split(const MatmulProblem& p,
+                               const DeviceProfile& device) {
   const Tile& tile = split_tile(p.dtype);
   uint64_t tiles = tile.grid({p.N, p.M}).volume();
   uint64_t wanted = wanted_threadgroups(device);
@@ -119,35 +134,19 @@ std::optional<Launches> plan_qmm_splitk(const MatmulProblem& p,
   SplitParams params{
       p.M, p.N, p.K, part * NIBBLE_SPLIT, 0, params_of(p).epilogue};
   params.parts = static_cast<int>(ceil_div(p.K, params.part));
-
-  LaunchPlan parts =
-      launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, params.parts});
-  bind_weights(parts, p.format);
-  bind(parts, {Operand::kX, Operand::kSums});
-  parts.params = as_bytes(params);
-  parts.sums_bytes = uint64_t{sizeof(float)} * params.parts * p.M * p.N;
-
-  LaunchPlan sum = launch_of(p,
-                             Family::kQmmSplitkSum,
-                             Elementwise{NIBBLE_SPLIT_SUM_THREADS},
-                             {p.N, p.M});
-  bind(sum, {Operand::kSums});
-  bind_addends(sum, p.epilogue, Operand::kSums);
-  bind(sum, {Operand::kOut});
-  sum.params = as_bytes(params);
-  return {{std::move(parts), std::move(sum)}};
+  return SplitTile{tile, params};
 }
 
 // True if the split saves enough bytes over a kernel that reads w once for
 // every `rows` rows. Its sums are written once and read once.
-bool saves_traffic(const Launches& split, const MatmulProblem& p, int rows) {
+bool saves_traffic(const SplitTile& split, const MatmulProblem& p, int rows) {
   uint64_t row = uint64_t(p.K) * p.format.bits / 8 +
                  uint64_t{1} * p.format.groups_per_row(p.K) *
                      p.format.group_arrays() * size_of(p.scale_dtype);
-  uint64_t with = split.front().threadgroups.y;
+  uint64_t with = ceil_div(p.M, split.BM);
   uint64_t without = ceil_div(p.M, rows);
   return without > with && (without - with) * row * p.N >=
-                               kWorthASplit * 2 * split.front().sums_bytes;
+                               kWorthASplit * 2 * split.sums_bytes();
 }
 
 // Returns the tile that plan() takes for many rows: the largest that gives
@@ -165,36 +164,34 @@ std::optional<Tile> default_tile(const MatmulProblem& p,
   return std::nullopt;
 }
 
-std::vector<Launches> candidates_for_many_rows(const MatmulProblem& p,
-                                               const DeviceProfile& device) {
-  std::vector<Launches> all;
+std::vector<Candidate> candidates_for_many_rows(const MatmulProblem& p,
+                                                const DeviceProfile& device) {
+  std::vector<Candidate> all;
   std::optional<Tile> first = default_tile(p, device);
-  auto split = plan_qmm_splitk(p, device);
+  auto parts = split(p, device);
   bool split_first =
-      split && saves_traffic(*split, p, first ? first->BM : kLastSkinnyRow);
+      parts && saves_traffic(*parts, p, first ? first->BM : kLastSkinnyRow);
   if (split_first) {
-    all.push_back(*split);
+    all.push_back({Family::kQmmSplitk, *parts});
   }
   if (first) {
-    all.push_back({plan_qmm(p, *first)});
+    all.push_back(qmm(p, *first));
   }
-  all.push_back({plan_qmm_skinny(p)});
+  all.push_back(qmm_skinny(p));
   for (const Tile& tile : kTiles) {
     if (tile != first && supports(tile, p, device)) {
-      all.push_back({plan_qmm(p, tile)});
+      all.push_back(qmm(p, tile));
     }
   }
-  if (split && !split_first) {
-    all.push_back(std::move(*split));
+  if (parts && !split_first) {
+    all.push_back({Family::kQmmSplitk, *parts});
   }
   return all;
 }
 
-}  // namespace
-
-std::vector<Launches> candidates(const MatmulProblem& problem,
+// `p` must come from merge_rows().
+std::vector<Candidate> shapes_of(const MatmulProblem& p,
                                  const DeviceProfile& device) {
-  MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
   if (!supported(p.format, p.K)) {
     return {};
@@ -205,33 +202,88 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
   }
   if (p.batch_invariant) {
     // All forms of qmm_skinny add up a row in the same order.
-    return {{plan_qmm_skinny(p)}};
+    return {qmm_skinny(p)};
   }
   if (p.M == 1) {
-    return {{plan_qmv(p)}};
+    return {qmv(p)};
   }
   if (p.M < kFirstSkinnyRow) {
-    return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
+    return {qmv_multi(p), qmm_skinny(p)};
   }
   if (p.M <= kLastMultiRow) {
-    return {{plan_qmm_skinny(p)}, {plan_qmv_multi(p)}};
+    return {qmm_skinny(p), qmv_multi(p)};
   }
   if (p.M <= kLastSkinnyRow) {
-    return {{plan_qmm_skinny(p)}};
+    return {qmm_skinny(p)};
   }
   return candidates_for_many_rows(p, device);
 }
 
-std::optional<Launches> plan(const MatmulProblem& p,
+std::string first_kernel(const MatmulProblem& p, const Candidate& candidate) {
+  return std::visit(
+      [&](const auto& shape) {
+        return kernel_name({p, candidate.family, shape.shape()});
+      },
+      candidate.shape);
+}
+
+Launches launches_of(const MatmulProblem& p, const SplitTile& tile) {
+  LaunchPlan parts =
+      launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, tile.params.parts});
+  bind_weights(parts, p.format);
+  bind(parts, {Operand::kX, Operand::kSums});
+  parts.params = as_bytes(tile.params);
+  parts.sums_bytes = tile.sums_bytes();
+
+  LaunchPlan sum = launch_of(p,
+                             Family::kQmmSplitkSum,
+                             Elementwise{NIBBLE_SPLIT_SUM_THREADS},
+                             {p.N, p.M});
+  bind(sum, {Operand::kSums});
+  bind_addends(sum, p.epilogue, Operand::kSums);
+  bind(sum, {Operand::kOut});
+  sum.params = as_bytes(tile.params);
+  return {std::move(parts), std::move(sum)};
+}
+
+Launches launches_of(const MatmulProblem& p, const Candidate& candidate) {
+  if (const auto* split = std::get_if<SplitTile>(&candidate.shape)) {
+    return launches_of(p, *split);
+  }
+  return {std::visit(
+      [&](const auto& shape) {
+        return matmul_launch(p, candidate.family, shape);
+      },
+      candidate.shape)};
+}
+
+}  // namespace
+
+std::vector<Launches> candidates(const MatmulProblem& problem,
+                                 const DeviceProfile& device) {
+  MatmulProblem p = merge_rows(problem);
+  std::vector<Launches> all;
+  for (const Candidate& candidate : shapes_of(p, device)) {
+    all.push_back(launches_of(p, candidate));
+  }
+  return all;
+}
+
+std::optional<Launches> plan(const MatmulProblem& problem,
                              const DeviceProfile& device) {
-  auto all = candidates(p, device);
+  MatmulProblem p = merge_rows(problem);
+  std::vector<Candidate> all = shapes_of(p, device);
   if (all.empty()) {
     return std::nullopt;
   }
-  auto chosen = std::ranges::find_if(all, [&](const Launches& launches) {
-    return launches.front().kernel == p.choice;
-  });
-  return std::move(chosen == all.end() ? all.front() : *chosen);
+  auto chosen = all.begin();
+  if (!p.choice.empty()) {
+    auto found = std::ranges::find_if(all, [&](const Candidate& candidate) {
+      return first_kernel(p, candidate) == p.choice;
+    });
+    chosen = found == all.end() ? chosen : found;
+  }
+  return launches_of(p, *chosen);
 }
 
 }  // namespace nibble

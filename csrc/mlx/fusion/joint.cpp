@@ -10,6 +10,7 @@
 #include "csrc/mlx/facts/self_check.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/allocator.h"
 
 namespace nibble::fusion {
@@ -64,7 +65,7 @@ bool is_ready(const mx::array& a) {
 // True if one trusted launch computes these.
 bool go_together(const std::vector<MatmulProblem>& products,
                  const mx::Device& device) {
-  auto launches = plan_joint(products, metal::device_profile(device));
+  auto launches = plans::plan_joint(products, metal::device_profile(device));
   return launches && self_check::trusted(*launches);
 }
 
@@ -114,8 +115,9 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
   auto launches =
       first && std::any_of(wanted.begin(), wanted.end(), is_own)
-          ? plan_joint(products, metal::device_profile(node.stream().device))
-          : std::nullopt;
+          ? plans::plan_joint(products,
+                              metal::device_profile(node.stream().device))
+          : nullptr;
   if (!launches) {
     return false;
   }

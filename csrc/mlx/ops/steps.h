@@ -16,7 +16,14 @@
 #include "csrc/metal/encoder.h"
 #include "csrc/mlx/facts/self_check.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/primitives.h"
+
+namespace nibble {
+
+class SwigluMatmul;
+
+}  // namespace nibble
 
 namespace nibble::ops {
 
@@ -61,7 +68,7 @@ std::pair<mx::array, mx::array> normalise(const char* op,
 void align_batches(Request& request, const mx::Stream& stream);
 
 // True if the self-check trusts all of these launches.
-bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches);
+bool is_trusted(const plans::Plan& launches);
 
 // True if our kernels compute this on the stream's device, are trusted there,
 // and have no faster kernel of MLX beside them. A traced graph may be run with
@@ -79,11 +86,16 @@ bool decide(const Problem& problem, bool traced, const mx::Stream& stream) {
   DeviceProfile device = metal::device_profile(stream.device);
   bool left_to_mlx = traced ? mlx_may_be_faster(problem, device)
                             : mlx_is_faster(problem, device);
-  return !left_to_mlx && is_trusted(plan(problem, device)) &&
+  return !left_to_mlx && is_trusted(plans::plan(problem, device)) &&
          (!traced || self_check::trusted(kernels_of_any_shape(problem)));
 }
 
-// The output of a node. On a GPU, kernels need contiguous inputs.
+// swiglu as a node with these inputs; nullopt if no kernel computes it.
+std::optional<mx::array> swiglu_node(std::shared_ptr<SwigluMatmul> node,
+                                     std::vector<mx::array> inputs,
+                                     mx::Dtype dtype);
+
+// The output of a node.
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);
