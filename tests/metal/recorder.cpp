@@ -178,4 +178,5 @@ NB_MODULE(_recorder, m) {
   m.attr("stream") = kGpu;
   nibble::bind_ops(m);
   nibble::bind_self_check(m);
+  nibble::bind_tuning(m);
 }
