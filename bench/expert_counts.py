@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from bench.counts import CYCLES, OPTIONS
-from tests import simt
 from tests.simt import build, executor, mlx_kernels, numbers, plans
 from tests.simt.plans import GatherProblem, Launch
 from tests.support import oracle

@@ -41,13 +41,7 @@ struct BlockTile {
                            int M,
                            int N,
                            uint lane) thread {
-    sum.store(epilogue,
-              y,
-              first_row + row,
-              first_column + column,
-              M,
-              N,
-              lane);
+    sum.store(epilogue, y, first_row + row, first_column + column, M, N, lane);
   }
 };
 

@@ -53,10 +53,8 @@ struct ExpertRows {
 // So there are E threadgroups, and one for each window but the first. Those of
 // an expert are near those of its windows, because they read the same weights.
 template <int BM>
-NIBBLE_INLINE ExpertRows rows_of_tile(const device uint* rhs,
-                                      int B,
-                                      int experts,
-                                      int tile) {
+NIBBLE_INLINE ExpertRows
+rows_of_tile(const device uint* rhs, int B, int experts, int tile) {
   const ulong tiles = ulong(experts + (B + BM - 1) / BM - 1);
   const int before = int(ulong(tile) * ulong(experts) / tiles);
   const int through = int(ulong(tile + 1) * ulong(experts) / tiles);

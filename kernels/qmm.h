@@ -56,8 +56,7 @@ struct Qmm : Transposed {
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, T, BM, BN, BK, WM, WN>(
         tile, x_loader, w_loader, 0, p.weight.K, (threadgroup T*)memory, lane);
-    tile.store(
-        p.epilogue, p.y, first_row, first_column, p.M, p.N, lane);
+    tile.store(p.epilogue, p.y, first_row, first_column, p.M, p.N, lane);
   }
 
   template <typename T, typename Q>

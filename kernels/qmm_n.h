@@ -233,8 +233,7 @@ struct QmmN : NotTransposed {
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<true, T, BM, BN, BK, WM, WN>(
         tile, x_loader, w_loader, 0, p.N, (threadgroup T*)memory, lane);
-    tile.store(
-        p.epilogue, p.y, first_row, first_column, p.M, p.weight.K, lane);
+    tile.store(p.epilogue, p.y, first_row, first_column, p.M, p.weight.K, lane);
   }
 
   template <typename T, typename Q>

@@ -122,9 +122,9 @@ Trial blank(const KernelId& id) {
 
 // Returns the numbers of products to try.
 std::vector<int> numbers_of_products(const Trial& t, const Reach& reach) {
-  return reach.sorted ? std::vector<int>(std::begin(kProducts),
-                                         std::end(kProducts))
-                      : std::vector{t.B};
+  return reach.sorted
+             ? std::vector<int>(std::begin(kProducts), std::end(kProducts))
+             : std::vector{t.B};
 }
 
 bool names(const Launches& launches, const std::string& kernel) {

@@ -44,10 +44,11 @@ void set_fences(bool fences);
 void compile(const std::vector<std::string>& kernels);
 
 // Appends the launches to the stream's command buffer, in order; MLX commits
-// it. Allocates kSums, and copies the inputs that are not row-contiguous. Throws std::runtime_error if a kernel does not compile
-// on this machine or runs with fewer threads than its plan has. MLX keeps the
-// inputs of the node that it evaluates until the GPU is done; the caller makes
-// all operands inputs of that node.
+// it. Allocates kSums, and copies the inputs that are not row-contiguous.
+// Throws std::runtime_error if a kernel does not compile on this machine or
+// runs with fewer threads than its plan has. MLX keeps the inputs of the node
+// that it evaluates until the GPU is done; the caller makes all operands inputs
+// of that node.
 void encode(const std::vector<LaunchPlan>& launches,
             const Operands& operands,
             mlx::core::Stream stream);

@@ -63,8 +63,8 @@ class Answers {
     auto launches = function();
     Plan plan;
     if (launches) {
-      plan = std::make_shared<const std::vector<LaunchPlan>>(
-          *std::move(launches));
+      plan =
+          std::make_shared<const std::vector<LaunchPlan>>(*std::move(launches));
     }
     if (plans_.size() >= kMostPlans) {
       plans_.clear();

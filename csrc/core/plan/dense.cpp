@@ -145,8 +145,8 @@ bool saves_traffic(const SplitTile& split, const MatmulProblem& p, int rows) {
                      p.format.group_arrays() * size_of(p.scale_dtype);
   uint64_t with = ceil_div(p.M, split.BM);
   uint64_t without = ceil_div(p.M, rows);
-  return without > with && (without - with) * row * p.N >=
-                               kWorthASplit * 2 * split.sums_bytes();
+  return without > with &&
+         (without - with) * row * p.N >= kWorthASplit * 2 * split.sums_bytes();
 }
 
 // Returns the tile that plan() takes for many rows: the largest that gives

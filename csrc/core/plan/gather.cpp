@@ -52,8 +52,7 @@ LaunchPlan plan_not_transposed(const GatherProblem& p, bool sorted_tiles) {
 
 LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
   if (sorted_tiles) {
-    return sorted_launch(
-        p, Family::kGatherQmm, gather_tile(p.B / p.experts));
+    return sorted_launch(p, Family::kGatherQmm, gather_tile(p.B / p.experts));
   }
   // All forms of gather_qmm_skinny add up a row in the same order.
   if (p.M > 1 || p.batch_invariant) {

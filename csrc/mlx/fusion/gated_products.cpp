@@ -57,14 +57,13 @@ std::optional<mx::array> gated(const mx::array& gate,
   inputs.insert(
       inputs.end(), u.begin() + Product::kW, u.begin() + Product::kBiases + 1);
   inputs.insert(inputs.end(), g.begin() + Product::kBiases + 1, g.end());
-  return ops::swiglu_node(
-      std::make_shared<SwigluMatmul>(mx::to_stream(s),
-                                     product.format(),
-                                     gathered,
-                                     sorted,
-                                     product.options()),
-      std::move(inputs),
-      gate.dtype());
+  return ops::swiglu_node(std::make_shared<SwigluMatmul>(mx::to_stream(s),
+                                                         product.format(),
+                                                         gathered,
+                                                         sorted,
+                                                         product.options()),
+                          std::move(inputs),
+                          gate.dtype());
 }
 
 }  // namespace
@@ -74,9 +73,9 @@ std::optional<mx::array> gated_products(const mx::array& gate,
                                         mx::StreamOrDevice s) {
   if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
     const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
-    return product.epilogue().any() ? std::nullopt
-                                    : gated<QuantizedMatmul>(
-                                          gate, up, false, false, s);
+    return product.epilogue().any()
+               ? std::nullopt
+               : gated<QuantizedMatmul>(gate, up, false, false, s);
   }
   if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
     const auto& product = static_cast<const GatherQmm&>(gate.primitive());
