@@ -88,7 +88,7 @@ def test_another_table_is_another_question(recorder, run):
 
 def test_another_device_is_another_question(recorder, run):
     tiles = run(64)
-    recorder.set_gpu_facts(lambda: (80, False, True))
+    recorder.set_gpu_facts(lambda: (1, False, True))
     assert run(64) != tiles
     recorder.set_gpu_facts(lambda: (80, True, True))
     assert run(64) == ["QuantizedMatmul"]
