@@ -6,7 +6,7 @@
 #include "csrc/mlx/nodes/gather_qmm.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
 #include "csrc/mlx/nodes/swiglu_matmul.h"
-#include "csrc/mlx/ops/steps.h"
+#include "csrc/mlx/ops.h"
 #include "mlx/utils.h"
 
 namespace nibble::fusion {

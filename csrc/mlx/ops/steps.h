@@ -19,12 +19,6 @@
 #include "csrc/mlx/plans.h"
 #include "mlx/primitives.h"
 
-namespace nibble {
-
-class SwigluMatmul;
-
-}  // namespace nibble
-
 namespace nibble::ops {
 
 // The arguments of a call.
@@ -89,11 +83,6 @@ bool decide(const Problem& problem, bool traced, const mx::Stream& stream) {
   return !left_to_mlx && is_trusted(plans::plan(problem, device)) &&
          (!traced || self_check::trusted(kernels_of_any_shape(problem)));
 }
-
-// swiglu as a node with these inputs; nullopt if no kernel computes it.
-std::optional<mx::array> swiglu_node(std::shared_ptr<SwigluMatmul> node,
-                                     std::vector<mx::array> inputs,
-                                     mx::Dtype dtype);
 
 // The output of a node.
 mx::array build(std::shared_ptr<mx::Primitive> node,
