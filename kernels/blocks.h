@@ -32,25 +32,16 @@ struct BlockTile {
   NIBBLE_INLINE BlockTile(int sgid)
       : row(sgid / WN * (BM / WM)), column(sgid % WN * (BN / WN)) {}
 
-  // Stores rows [begin, end) of the tile, which lies at (first_row,
-  // first_column) of y [.., N].
+  // Stores the tile, which lies at (first_row, first_column) of y [M, N].
   template <typename T>
   NIBBLE_INLINE void store(const thread Epilogue<T>& epilogue,
                            device T* y,
                            int first_row,
                            int first_column,
-                           int begin,
-                           int end,
+                           int M,
                            int N,
                            uint lane) thread {
-    sum.store(epilogue,
-              y,
-              first_row + row,
-              first_column + column,
-              begin,
-              end,
-              N,
-              lane);
+    sum.store(epilogue, y, first_row + row, first_column + column, M, N, lane);
   }
 };
 

@@ -58,8 +58,12 @@ Shapes splitk_tile(const Types& types) {
   return {split_tile(types.dtype).shape()};
 }
 
-Shapes gather_tile(const Types&) {
-  return {kGatherTile.shape()};
+Shapes gather_tiles(const Types&) {
+  Shapes all;
+  for (const Tile& tile : kGatherTiles) {
+    all.push_back(tile.shape());
+  }
+  return all;
 }
 
 Shapes n_tile(const Types& types) {
@@ -114,7 +118,7 @@ const FamilyRow kFamilies[] = {
      "gathered", "QmmSkinny", kSkinny, skinny_tiles,
      {.planner = Planner::kGather, .batch_invariant = true}},
     {kGatherQmm, "gather_qmm", "gather_qmm.h",
-     "gathered_sorted", "Qmm", kTile, gather_tile,
+     "gathered_sorted", "Qmm", kTile, gather_tiles,
      {.planner = Planner::kGather, .sorted = true}},
     {kGatherQvm, "gather_qvm", "qvm.h",
      "gathered", "Qvm", {}, no_numbers,

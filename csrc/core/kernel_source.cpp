@@ -70,12 +70,12 @@ std::string kernel_source(const std::vector<KernelId>& ids, bool fences) {
   return out.str();
 }
 
-std::string align_source() {
+std::string contiguous_source() {
   std::ostringstream out;
   std::set<std::string, std::less<>> seen;
-  flatten("align.h", seen, out);
+  flatten("contiguous.h", seen, out);
   // Not Metal's `ushort`, whose name is in no namespace that is used here.
-  instantiate(kAlignKernel, "align<unsigned short>", out);
+  instantiate(kContiguousKernel, "contiguous<unsigned short>", out);
   return out.str();
 }
 

@@ -23,9 +23,9 @@ const std::vector<EmbeddedFile>& embedded_kernels();
 std::string kernel_source(const std::vector<KernelId>& ids,
                           bool fences = false);
 
-// The kernel that copies an operand that does not begin at a multiple of
-// NIBBLE_ALIGNMENT; see plan_align(). It has no family: no problem leads to it.
-inline constexpr std::string_view kAlignKernel = "align";
-std::string align_source();
+// The kernel that copies an operand that others cannot read in place; see
+// plan_contiguous(). It has no family: no problem leads to it.
+inline constexpr std::string_view kContiguousKernel = "contiguous";
+std::string contiguous_source();
 
 }  // namespace nibble

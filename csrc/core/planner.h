@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,9 +69,18 @@ std::vector<std::string> kernels_of_any_shape(
     const GatherProblem& problem, Planner planner = Planner::kGather);
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem);
 
-// The launch that copies an array of `bytes` bytes from Operand::kX to
-// Operand::kOut, because kernels cannot read it at the byte `offset` of its
-// buffer, where it begins; nullopt if they can.
-std::optional<LaunchPlan> plan_align(int64_t offset, size_t bytes);
+// Where the elements of an array are.
+struct Layout {
+  std::span<const int> shape;        // without a 0
+  std::span<const int64_t> strides;  // in elements
+  int64_t offset;                    // of the first, in bytes of its buffer
+  size_t itemsize;
+};
+
+// The launch that copies an array from Operand::kX to Operand::kOut, row by
+// row, because kernels cannot read it in place: it has gaps, or it begins at an
+// address that is not aligned. nullopt if they can. Needs fewer than
+// NIBBLE_CONTIGUOUS_DIMS dimensions.
+std::optional<LaunchPlan> plan_contiguous(const Layout& from);
 
 }  // namespace nibble

@@ -14,8 +14,8 @@
 
 namespace nibble::metal {
 
-// The arrays of a plan's operands, all row-contiguous and, outputs included,
-// allocated. Null where the plan has no such operand.
+// The arrays of a plan's operands, all allocated, the outputs row-contiguous.
+// Null where the plan has no such operand.
 class Operands {
  public:
   const mlx::core::array*& operator[](Operand operand) {
@@ -45,10 +45,11 @@ void set_fences(bool fences);
 void compile(const std::vector<std::string>& kernels);
 
 // Appends the launches to the stream's command buffer, in order; MLX commits
-// it. Allocates kSums. Throws std::runtime_error if a kernel does not compile
-// on this machine or runs with fewer threads than its plan has. MLX keeps the
-// inputs of the node that it evaluates until the GPU is done; the caller makes
-// all operands inputs of that node.
+// it. Allocates kSums, and copies the inputs that are not row-contiguous.
+// Throws std::runtime_error if a kernel does not compile on this machine or
+// runs with fewer threads than its plan has. MLX keeps the inputs of the node
+// that it evaluates until the GPU is done; the caller makes all operands inputs
+// of that node.
 void encode(const std::vector<LaunchPlan>& launches,
             const Operands& operands,
             mlx::core::Stream stream);

@@ -46,8 +46,8 @@ KernelId id_of(const std::string& kernel) {
 }
 
 std::string source_of(const std::string& kernel) {
-  return kernel == kAlignKernel ? align_source()
-                                : kernel_source({id_of(kernel)}, fences);
+  return kernel == kContiguousKernel ? contiguous_source()
+                                     : kernel_source({id_of(kernel)}, fences);
 }
 
 // The name names this package, its version and every parameter: MLX finds a

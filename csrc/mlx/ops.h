@@ -5,11 +5,19 @@
 // call them too, nodes for gradients.
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <vector>
 
 #include "csrc/mlx/options.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
+
+namespace nibble {
+
+class SwigluMatmul;
+
+}  // namespace nibble
 
 namespace nibble::ops {
 
@@ -40,6 +48,11 @@ mx::array swiglu(const mx::array& x,
                  const QuantArgs& args,
                  const MatmulOptions& options,
                  mx::StreamOrDevice s);
+
+// swiglu as a node with these inputs; nullopt if no kernel computes it.
+std::optional<mx::array> swiglu_node(std::shared_ptr<SwigluMatmul> node,
+                                     std::vector<mx::array> inputs,
+                                     mx::Dtype dtype);
 
 // swiglu as one node; nullopt where no kernel supports it.
 std::optional<mx::array> swiglu_node(const mx::array& x,

@@ -16,6 +16,7 @@ from tests import simt
 from tests.metal.replay import execute
 from tests.support import oracle, tolerance
 from tests.support.arrays import to_mlx, to_numpy, weights_to_mlx
+from tests.support.graph import node_names
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Each test configures the recorder again; examples may share it.
@@ -332,7 +333,7 @@ def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
     y = recorder.quantized_matmul(x, *arrays)
     recorder.evaluate(y)
     copy, product = dispatches
-    assert copy.kernel == "align"
+    assert copy.kernel == "contiguous"
     assert copy.arrays[0].address == recorder.address(x)
     (bound,) = (a for a in product.arrays if a.index == 3)
     assert bound.address == copy.arrays[1].address
@@ -340,6 +341,47 @@ def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
     magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
     allowed = tolerance.bound(exact, magnitude, K, dtype, dtype)
     tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M} {dtype}")
+
+
+VIEWS = {
+    "transposed": lambda a: a.T,
+    "every second column": lambda a: a[:, ::2],
+    "every third row": lambda a: a[::3],
+    "a block": lambda a: a[2:9, 5:],
+    "one row for all": lambda a: mx.broadcast_to(a[1], a.shape),
+    "a permuted tensor": lambda a: a.reshape(3, 96, 4, 32).transpose(0, 2, 3, 1),
+    "contiguous": lambda a: a[:5],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_is_copied_by_a_launch(recorder, rng, view, dtype):
+    """No node of the graph makes it contiguous: at first its strides are unknown."""
+    values = to_mlx(rng.standard_normal((192, 192)), dtype)
+    x = view(values)
+    arrays, weights = weights_to_mlx(
+        oracle.random_weights(rng, (9, x.shape[-1] // 32 * 32), 4, 32), "float16"
+    )
+    x = x[..., : x.shape[-1] // 32 * 32]
+    mx.eval(values, *arrays)
+    y = recorder.quantized_matmul(x, *arrays, group_size=32)
+    assert "Contiguous" not in node_names(y)
+    mx.eval(x)
+    dispatches = []
+
+    def record_and_execute(dispatch):
+        dispatches.append(dispatch.kernel)
+        execute(dispatch)
+
+    recorder.set_executor(record_and_execute)
+    recorder.evaluate(y)
+    assert len(dispatches) == 1 or dispatches[0] == "contiguous"
+    rows = to_numpy(x)
+    exact = oracle.matmul(rows, weights.dequantize())
+    magnitude = oracle.matmul(abs(rows), weights.magnitude())
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], dtype, dtype)
+    tolerance.assert_close(to_numpy(y), exact, allowed)
 
 
 def test_what_is_not_planned_becomes_mlx_s_node(recorder):

@@ -238,14 +238,15 @@ def test_gathered_products_are_computed_exactly_once(
     columns, rows = (int(tile[2]), int(tile[1])) if tile else (8, 1)
     if launch.kernel.startswith("gather_qvm"):
         columns = 16 * run_codes(p.bits)
-    # Tiles of sorted products of one row take rows from several of them.
+    # Tiles of sorted products of one row take rows of several.
     together = launch.kernel.startswith(("gather_qmm_f", "gather_qmm_b"))
     together |= launch.kernel.startswith("gather_sorted")
-    down, deep = (B, 1) if together else (M, B)
+    # Each expert may need a tile besides those that its rows fill.
+    down, deep = (B + (experts - 1) * rows, 1) if together else (M, B)
     width = p.N if p.transpose else p.K
     assert launch.threadgroups == (-(-width // columns), -(-down // rows), deep)
     assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
-    assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
+    assert struct.unpack("5i", launch.params) == (M, p.N, p.K, B, g.experts)
     # The order of a row's sum does not depend on other products.
     alone = plan_gather(replace(g, B=1, M=1, sorted=False))
     assert not invariant or order(launch) == order(alone[0])

@@ -24,7 +24,8 @@ _EXPERTS = 3
 _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
 # Factors of the first row of x and of w: inside the range of half, and outside.
 _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
-_SORTED = (40, 1, True)
+# With 3 experts: more than one tile of 16 rows each, and of 32.
+_SORTED = ((70, 1, True), (151, 1, True))
 
 
 def of_unit(unit: str) -> Iterator[Case]:
@@ -68,7 +69,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     """Yield (kernel, maker of its case) for launches that may be of this family."""
     N, K = base.N, base.K
     if family.startswith("gather"):
-        shapes = (*_GATHERED, _SORTED)
+        shapes = (*_GATHERED, *_SORTED)
         for B, M, in_order in shapes:
             g = GatherProblem(
                 B=B,

@@ -105,6 +105,5 @@ double least_cycles(const MatmulProblem& p, const DeviceProfile& device);
 // True if MLX's tiles are predicted to be faster than the best plan of ours, by
 // more than the model's tolerance.
 bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device);
-bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device);
 
 }  // namespace nibble

@@ -1,6 +1,8 @@
 // Products of x and one matrix, or a batch of matrices.
 #include <algorithm>
 #include <cassert>
+#include <utility>
+#include <variant>
 
 #include "csrc/core/plan/cost.h"
 #include "csrc/core/plan/launch.h"
@@ -52,55 +54,64 @@ LaunchPlan matmul_launch(const MatmulProblem& p,
   return launch;
 }
 
-LaunchPlan plan_qmv(const MatmulProblem& p) {
+// The tiles and the parts of K of qmm_splitk.
+struct SplitTile : Tile {
+  SplitParams params;
+
+  uint64_t sums_bytes() const {
+    return uint64_t{sizeof(float)} * params.parts * params.M * params.N;
+  }
+};
+
+// A family in threadgroups of a shape. Only the chosen candidate's launches are
+// made.
+struct Candidate {
+  Family family;
+  std::variant<QmvRows,
+               QvmColumns,
+               SkinnyTile,
+               Tile,
+               NotTransposedTile,
+               SplitTile>
+      shape;
+};
+
+Candidate qmv(const MatmulProblem& p) {
   return p.K <= kLastQuadK
-             ? matmul_launch(
-                   p, Family::kQmvQuad, QmvRows{.quads = NIBBLE_QMV_QUADS})
-             : matmul_launch(p, Family::kQmv, QmvRows{});
+             ? Candidate{Family::kQmvQuad, QmvRows{.quads = NIBBLE_QMV_QUADS}}
+             : Candidate{Family::kQmv, QmvRows{}};
 }
 
 // Uses the smallest form that takes all rows at once, or else the largest.
-LaunchPlan plan_qmv_multi(const MatmulProblem& p) {
+Candidate qmv_multi(const MatmulProblem& p) {
   auto form = std::ranges::lower_bound(kMultiRows, p.M);
   int rows = form == std::end(kMultiRows) ? *std::prev(form) : *form;
-  return matmul_launch(p, Family::kQmvMulti, QmvRows{rows});
+  return {Family::kQmvMulti, QmvRows{rows}};
 }
 
-LaunchPlan plan_qmm_skinny(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQmmSkinny, skinny_tile(p.M));
+Candidate qmm_skinny(const MatmulProblem& p) {
+  return {Family::kQmmSkinny, skinny_tile(p.M)};
 }
 
-LaunchPlan plan_qmm(const MatmulProblem& p, const Tile& tile) {
-  return matmul_launch(p, p.in_half() ? Family::kQmmHalf : Family::kQmm, tile);
+Candidate qmm(const MatmulProblem& p, const Tile& tile) {
+  return {p.in_half() ? Family::kQmmHalf : Family::kQmm, tile};
 }
 
-LaunchPlan plan_qvm(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQvm, QvmColumns{p.format});
-}
-
-LaunchPlan plan_qmm_n(const MatmulProblem& p) {
-  return matmul_launch(p, Family::kQmmN, not_transposed_tile(p));
-}
-
-std::vector<Launches> candidates_not_transposed(const MatmulProblem& p) {
+std::vector<Candidate> candidates_not_transposed(const MatmulProblem& p) {
+  Candidate qvm{Family::kQvm, QvmColumns{p.format}};
+  Candidate qmm_n{Family::kQmmN, not_transposed_tile(p)};
   if (p.batch_invariant) {
-    return {{plan_qvm(p)}};
+    return {qvm};
   }
   if (p.M < kFirstNotTransposedRow) {
-    return {{plan_qvm(p)}, {plan_qmm_n(p)}};
+    return {qvm, qmm_n};
   }
-  return {{plan_qmm_n(p)}, {plan_qvm(p)}};
+  return {qmm_n, qvm};
 }
 
-// A plan for many rows and its predicted cycles.
-struct Costed {
-  double cycles;
-  Launches launches;
-};
-
-// A split of K: the number of parts, and the columns of each but the last.
+// A split of K and its predicted cycles.
 struct Split {
-  int parts, columns;
+  SplitTile tile;
   double cycles;
 };
 
@@ -120,24 +131,83 @@ std::optional<Split> best_split(const MatmulProblem& p,
   for (int wanted = 2; wanted <= steps; ++wanted) {
     int columns = static_cast<int>(ceil_div(steps, wanted)) * NIBBLE_SPLIT;
     int parts = static_cast<int>(ceil_div(p.K, columns));
-    Split split{parts, columns, cycles(p, tile, parts, columns, cores(device))};
-    if (!best || split.cycles < best->cycles) {
-      best = split;
+    double cost = cycles(p, tile, parts, columns, cores(device));
+    if (!best || cost < best->cycles) {
+      SplitParams params{p.M, p.N, p.K, columns, parts, params_of(p).epilogue};
+      best = {{tile, params}, cost};
     }
   }
   return best;
 }
 
-Launches plan_qmm_splitk(const MatmulProblem& p, const Split& split) {
-  const Tile& tile = split_tile(p.dtype);
-  SplitParams params{
-      p.M, p.N, p.K, split.columns, split.parts, params_of(p).epilogue};
+// Returns every candidate for many rows, the one that costs least first.
+std::vector<Candidate> candidates_for_many_rows(const MatmulProblem& p,
+                                                const DeviceProfile& device) {
+  std::vector<std::pair<double, Candidate>> costed;
+  for (const Tile& tile : kTiles) {
+    if (supports(tile, p, device)) {
+      costed.emplace_back(cycles(p, tile, 1, p.K, cores(device)), qmm(p, tile));
+    }
+  }
+  costed.emplace_back(cycles(p, skinny_tile(p.M), cores(device)),
+                      qmm_skinny(p));
+  if (auto split = best_split(p, device)) {
+    costed.emplace_back(split->cycles,
+                        Candidate{Family::kQmmSplitk, split->tile});
+  }
+  std::ranges::stable_sort(costed, {}, &std::pair<double, Candidate>::first);
+  std::vector<Candidate> all;
+  for (const auto& [cost, candidate] : costed) {
+    all.push_back(candidate);
+  }
+  return all;
+}
+
+// `p` must come from merge_rows().
+std::vector<Candidate> shapes_of(const MatmulProblem& p,
+                                 const DeviceProfile& device) {
+  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
+  if (!supported(p.format, p.K)) {
+    return {};
+  }
+  if (!p.transpose) {
+    assert(!p.epilogue.any());
+    return candidates_not_transposed(p);
+  }
+  if (p.batch_invariant) {
+    // All forms of qmm_skinny add up a row in the same order.
+    return {qmm_skinny(p)};
+  }
+  if (p.M == 1) {
+    return {qmv(p)};
+  }
+  if (p.M < first_skinny_row(p, device)) {
+    return {qmv_multi(p), qmm_skinny(p)};
+  }
+  if (p.M <= kLastMultiRow) {
+    return {qmm_skinny(p), qmv_multi(p)};
+  }
+  if (p.M <= kLastSkinnyRow) {
+    return {qmm_skinny(p)};
+  }
+  return candidates_for_many_rows(p, device);
+}
+
+std::string first_kernel(const MatmulProblem& p, const Candidate& candidate) {
+  return std::visit(
+      [&](const auto& shape) {
+        return kernel_name({p, candidate.family, shape.shape()});
+      },
+      candidate.shape);
+}
+
+Launches launches_of(const MatmulProblem& p, const SplitTile& tile) {
   LaunchPlan parts =
-      launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, params.parts});
+      launch_of(p, Family::kQmmSplitk, tile, {p.N, p.M, tile.params.parts});
   bind_weights(parts, p.format);
   bind(parts, {Operand::kX, Operand::kSums});
-  parts.params = as_bytes(params);
-  parts.sums_bytes = uint64_t{sizeof(float)} * params.parts * p.M * p.N;
+  parts.params = as_bytes(tile.params);
+  parts.sums_bytes = tile.sums_bytes();
 
   LaunchPlan sum = launch_of(p,
                              Family::kQmmSplitkSum,
@@ -146,31 +216,19 @@ Launches plan_qmm_splitk(const MatmulProblem& p, const Split& split) {
   bind(sum, {Operand::kSums});
   bind_addends(sum, p.epilogue, Operand::kSums);
   bind(sum, {Operand::kOut});
-  sum.params = as_bytes(params);
+  sum.params = as_bytes(tile.params);
   return {std::move(parts), std::move(sum)};
 }
 
-// Returns every plan for many rows, the one that costs least first.
-std::vector<Launches> candidates_for_many_rows(const MatmulProblem& p,
-                                               const DeviceProfile& device) {
-  std::vector<Costed> costed;
-  for (const Tile& tile : kTiles) {
-    if (supports(tile, p, device)) {
-      costed.push_back(
-          {cycles(p, tile, 1, p.K, cores(device)), {plan_qmm(p, tile)}});
-    }
+Launches launches_of(const MatmulProblem& p, const Candidate& candidate) {
+  if (const auto* split = std::get_if<SplitTile>(&candidate.shape)) {
+    return launches_of(p, *split);
   }
-  costed.push_back(
-      {cycles(p, skinny_tile(p.M), cores(device)), {plan_qmm_skinny(p)}});
-  if (auto split = best_split(p, device)) {
-    costed.push_back({split->cycles, plan_qmm_splitk(p, *split)});
-  }
-  std::ranges::stable_sort(costed, {}, &Costed::cycles);
-  std::vector<Launches> all;
-  for (Costed& one : costed) {
-    all.push_back(std::move(one.launches));
-  }
-  return all;
+  return {std::visit(
+      [&](const auto& shape) {
+        return matmul_launch(p, candidate.family, shape);
+      },
+      candidate.shape)};
 }
 
 }  // namespace
@@ -192,43 +250,28 @@ double least_cycles(const MatmulProblem& p, const DeviceProfile& device) {
 std::vector<Launches> candidates(const MatmulProblem& problem,
                                  const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
-  assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!supported(p.format, p.K)) {
-    return {};
+  std::vector<Launches> all;
+  for (const Candidate& candidate : shapes_of(p, device)) {
+    all.push_back(launches_of(p, candidate));
   }
-  if (!p.transpose) {
-    assert(!p.epilogue.any());
-    return candidates_not_transposed(p);
-  }
-  if (p.batch_invariant) {
-    // All forms of qmm_skinny add up a row in the same order.
-    return {{plan_qmm_skinny(p)}};
-  }
-  if (p.M == 1) {
-    return {{plan_qmv(p)}};
-  }
-  if (p.M < first_skinny_row(p, device)) {
-    return {{plan_qmv_multi(p)}, {plan_qmm_skinny(p)}};
-  }
-  if (p.M <= kLastMultiRow) {
-    return {{plan_qmm_skinny(p)}, {plan_qmv_multi(p)}};
-  }
-  if (p.M <= kLastSkinnyRow) {
-    return {{plan_qmm_skinny(p)}};
-  }
-  return candidates_for_many_rows(p, device);
+  return all;
 }
 
-std::optional<Launches> plan(const MatmulProblem& p,
+std::optional<Launches> plan(const MatmulProblem& problem,
                              const DeviceProfile& device) {
-  auto all = candidates(p, device);
+  MatmulProblem p = merge_rows(problem);
+  std::vector<Candidate> all = shapes_of(p, device);
   if (all.empty()) {
     return std::nullopt;
   }
-  auto chosen = std::ranges::find_if(all, [&](const Launches& launches) {
-    return launches.front().kernel == p.choice;
-  });
-  return std::move(chosen == all.end() ? all.front() : *chosen);
+  auto chosen = all.begin();
+  if (!p.choice.empty()) {
+    auto found = std::ranges::find_if(all, [&](const Candidate& candidate) {
+      return first_kernel(p, candidate) == p.choice;
+    });
+    chosen = found == all.end() ? chosen : found;
+  }
+  return launches_of(p, *chosen);
 }
 
 }  // namespace nibble

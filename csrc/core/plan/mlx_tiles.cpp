@@ -31,17 +31,6 @@ int mlx_parts(const MatmulProblem& p, uint64_t tiles) {
   return parts;
 }
 
-// Returns the rows that tiles of sorted experts compute, wanted or not. Ours
-// go through K once for each expert in a tile; MLX's tiles of 16 rows have one
-// expert each, and the last tile of an expert is half full on average.
-double rows_of_our_tiles(const GatherProblem& p) {
-  return p.B + 32.0 * (p.experts - 1);
-}
-
-double rows_of_mlx_tiles(const GatherProblem& p) {
-  return p.B + 8.0 * p.experts;
-}
-
 double mlx_cycles(const MatmulProblem& p, uint32_t cores) {
   uint64_t tiles = Tile{32, 32, 32}.grid({p.N, p.M, p.batch.size}).volume();
   int parts = p.batch.size == 1 ? mlx_parts(p, tiles) : 1;
@@ -58,11 +47,6 @@ bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device) {
     return false;
   }
   return mlx_cycles(p, cores(device)) < kTolerance * least_cycles(p, device);
-}
-
-bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return p.transpose && takes_sorted_tiles(p) && is_known(device) &&
-         rows_of_mlx_tiles(p) < kTolerance * rows_of_our_tiles(p);
 }
 
 }  // namespace nibble

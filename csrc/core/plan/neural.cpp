@@ -38,9 +38,8 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  bool neural = has_neural_kernel(p, device) &&
-                (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
-  return neural || mlx_tiles_are_faster(p, device);
+  return has_neural_kernel(p, device) &&
+         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
 }
 
 bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {

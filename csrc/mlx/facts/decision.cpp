@@ -19,7 +19,7 @@ template <typename Problem>
 bool is_right(const Problem& problem,
               bool traced,
               const DeviceProfile& device) {
-  auto launches = plan(problem, device);
+  auto launches = plans::plan(problem, device);
   return launches && self_check::trusted(*launches) &&
          (!traced || self_check::trusted(kernels_of_any_shape(problem)));
 }
@@ -75,8 +75,7 @@ bool ours(const DequantizeProblem& problem,
          (!is_complete(options) && ours_on_gpu(problem, {}, false, device));
 }
 
-bool joins(const std::optional<std::vector<LaunchPlan>>& launches,
-           const ops::MatmulOptions& options) {
+bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {
   return launches && (is_complete(options) && !options.batch_invariant
                           ? self_check::is_known_right(*launches)
                           : self_check::trusted(*launches));

@@ -11,6 +11,7 @@
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/problem.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/device.h"
 
 namespace nibble::decision {
@@ -36,7 +37,6 @@ bool ours(const DequantizeProblem& problem,
 
 // True if these launches may replace several products that are ours. With a
 // complete table they are not tried now, for a token waits.
-bool joins(const std::optional<std::vector<LaunchPlan>>& launches,
-           const ops::MatmulOptions& options);
+bool joins(const plans::Plan& launches, const ops::MatmulOptions& options);
 
 }  // namespace nibble::decision

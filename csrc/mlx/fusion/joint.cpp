@@ -10,6 +10,7 @@
 #include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/allocator.h"
 
 namespace nibble::fusion {
@@ -65,7 +66,7 @@ bool is_ready(const mx::array& a) {
 bool go_together(const std::vector<MatmulProblem>& products,
                  QuantizedMatmul& node) {
   return decision::joins(
-      plan_joint(products, metal::device_profile(node.stream().device)),
+      plans::plan_joint(products, metal::device_profile(node.stream().device)),
       node.options());
 }
 
@@ -115,8 +116,9 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
   auto launches =
       first && std::any_of(wanted.begin(), wanted.end(), is_own)
-          ? plan_joint(products, metal::device_profile(node.stream().device))
-          : std::nullopt;
+          ? plans::plan_joint(products,
+                              metal::device_profile(node.stream().device))
+          : nullptr;
   if (!launches) {
     return false;
   }

@@ -56,7 +56,7 @@ void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "gather_qmm",
-      plan(problem(inputs), metal::device_profile(stream().device)),
+      plans::plan(problem(inputs), metal::device_profile(stream().device)),
       {Operand::kX,
        Operand::kWeight,
        Operand::kScales,

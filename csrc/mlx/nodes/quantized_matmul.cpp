@@ -66,7 +66,7 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "quantized_matmul",
-      plan(problem(inputs), metal::device_profile(stream().device)),
+      plans::plan(problem(inputs), metal::device_profile(stream().device)),
       operands,
       inputs,
       outputs[0],

@@ -51,10 +51,9 @@ GatherProblem SwigluMatmul::gather_problem(
                                 options_.batch_invariant);
 }
 
-std::optional<std::vector<LaunchPlan>> SwigluMatmul::launches(
-    const std::vector<mx::array>& inputs) {
-  return gathered_ ? plan_swiglu(gather_problem(inputs))
-                   : plan_swiglu(dense_problem(inputs));
+plans::Plan SwigluMatmul::launches(const std::vector<mx::array>& inputs) {
+  return gathered_ ? plans::plan_swiglu(gather_problem(inputs))
+                   : plans::plan_swiglu(dense_problem(inputs));
 }
 
 mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& inputs) {

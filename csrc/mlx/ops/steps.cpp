@@ -37,13 +37,6 @@ bool is_one_of(mx::Dtype dtype, std::span<const Dtype> list) {
   return ours && std::ranges::find(list, *ours) != list.end();
 }
 
-// `a`, contiguous. An array that is available and contiguous needs no node.
-mx::array contiguous(const mx::array& a, const mx::Stream& stream) {
-  return !a.is_tracer() && a.is_available() && a.flags().row_contiguous
-             ? a
-             : mx::contiguous(a, false, stream);
-}
-
 // Indices of `matrices` as uint32.
 mx::array normalise(const char* op,
                     const std::optional<mx::array>& indices,
@@ -162,7 +155,10 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
   mx::Shape shape = node->output_shapes(inputs)[0];
   if (node->device() == mx::Device::gpu) {
     for (mx::array& input : inputs) {
-      input = contiguous(input, node->stream());
+      // The launch copies a view, if it has no more dimensions than this.
+      if (input.ndim() >= NIBBLE_CONTIGUOUS_DIMS) {
+        input = mx::contiguous(input, false, node->stream());
+      }
     }
   }
   return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));

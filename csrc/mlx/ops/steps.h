@@ -15,6 +15,7 @@
 
 #include "csrc/core/format.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/primitives.h"
 
 namespace nibble::ops {
@@ -59,7 +60,7 @@ std::pair<mx::array, mx::array> normalise(const char* op,
 // Broadcasts the matrices too where match_batch() needs it.
 void align_batches(Request& request, const mx::Stream& stream);
 
-// The output of a node. On a GPU, kernels need contiguous inputs.
+// The output of a node.
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);
