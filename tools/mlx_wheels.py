@@ -21,9 +21,13 @@ FOLDER = ROOT / "build" / "mlx"
 _UNUSED_SUFFIX = ".metallib"
 
 
-def versions() -> list[str]:
-    """Return the supported versions of mlx, oldest first."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+def versions(root: pathlib.Path = ROOT) -> list[str]:
+    """Return the supported versions of mlx, oldest first.
+
+    Args:
+        root: Folder of pyproject.toml.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text())
     return project["tool"]["mlx-nibble"]["mlx-versions"]
 
 

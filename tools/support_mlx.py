@@ -11,6 +11,8 @@ import argparse
 import pathlib
 import re
 
+import mlx_wheels
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = "pyproject.toml"
 NATIVE = "python/mlx_nibble/_native.py"
@@ -22,14 +24,6 @@ _LISTS = {
     PROJECT: re.compile(r"(?<=\nmlx-versions = )\[[^]]*\]"),
     NATIVE: re.compile(r"(?<=\nMLX_VERSIONS = )\([^)]*\)"),
 }
-
-
-def read_versions(root: pathlib.Path) -> list[str]:
-    """Return the supported versions, oldest first."""
-    found = _LISTS[PROJECT].search((root / PROJECT).read_text())
-    if found is None:
-        raise ValueError(f"[support_mlx] mlx-versions were required in {PROJECT}.")
-    return re.findall(r"[\d.]+", found[0])
 
 
 def range_of(versions: list[str]) -> str:
@@ -45,7 +39,7 @@ def write_versions(root: pathlib.Path, versions: list[str]) -> list[str]:
         PROJECT: f"[{quoted}]",
         NATIVE: f"({quoted}{',' if len(versions) == 1 else ''})",
     }
-    old, new = range_of(read_versions(root)), range_of(versions)
+    old, new = range_of(mlx_wheels.versions(root)), range_of(versions)
     changed = []
     for name in (PROJECT, NATIVE, *DOCUMENTS):
         before = (root / name).read_text()
@@ -68,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     if not re.fullmatch(r"\d+\.\d+\.\d+", args.version):
         parser.error(f"a version such as 0.32.5 was required but got {args.version}")
-    known = set(read_versions(ROOT))
+    known = set(mlx_wheels.versions())
     wanted = known - {args.version} if args.remove else known | {args.version}
     if not wanted or wanted == known:
         parser.error(f"another version was required but the list is {sorted(known)}")

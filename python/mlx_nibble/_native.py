@@ -30,8 +30,9 @@ This file states them, because a bundled program may lack the metadata of packag
 """
 
 REQUIREMENT = "mlx>=0.32.3,<0.32.5"
-"""What to install, as pip and pyproject.toml write it."""
+"""The range of those, as pip and pyproject.toml write it."""
 
+_BACKEND = "nanobind-backend>=1.0,<1.1"  # also as pyproject.toml writes it
 
 # MLX's stubs lack it.
 mlx_version: str = mx.__version__  # pyright: ignore[reportAttributeAccessIssue]
@@ -46,19 +47,21 @@ def _load(version: str) -> tuple[ModuleType | None, str | None]:
     folder = f"mlx_nibble._mlx_{version.replace('.', '_')}"
     try:
         ext = importlib.import_module(f"{folder}._ext")
-    except ModuleNotFoundError:
-        return None, (
-            f"this installation was compiled for another mlx than {version}; "
-            "run: pip install --force-reinstall --no-deps mlx-nibble"
-        )
     except ImportError as error:
+        # Another module that is missing is nanobind's.
+        missing = isinstance(error, ModuleNotFoundError)
+        if missing and (error.name or "").startswith(folder):
+            return None, (
+                f"this installation was compiled for another mlx than {version}; "
+                "run: pip install --force-reinstall --no-deps mlx-nibble"
+            )
         return None, f"its extension cannot be loaded: {error}"
     try:
         ext.accepts(mx.array(0))
     except TypeError:
         return None, (
             "its extension does not know mx.array, because nanobind-backend does not "
-            "fit mlx; run: pip install 'nanobind-backend>=1.0,<1.1'"
+            f"fit mlx; run: pip install '{_BACKEND}'"
         )
     return ext, None
 

@@ -1,4 +1,4 @@
-"""A name of a module, replaced for a while."""
+"""A name of a module or a class, replaced for a while."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 @contextmanager
-def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Replace a name of a module inside this context, if the module has that name."""
-    if not hasattr(module, name):
+def replaced(owner: ModuleType | type, name: str, value: Any) -> Iterator[None]:
+    """Replace a name of a module or a class inside this context, if it is there."""
+    if not hasattr(owner, name):
         yield
         return
-    original = vars(module)[name]
-    vars(module)[name] = value
+    original = vars(owner)[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        vars(module)[name] = original
+        setattr(owner, name, original)

@@ -85,12 +85,11 @@ def checked_building(names: Collection[str], file: str) -> Iterator[None]:
         kwargs["class_predicate"] = _checked(given, usual, file)
         quantize(model, *args, **kwargs)
 
-    mlx_nn.Module.__init__ = counted
-    try:
-        with replaced(mlx_nn, "quantize", checked):
-            yield
-    finally:
-        mlx_nn.Module.__init__ = begin
+    with (
+        replaced(mlx_nn.Module, "__init__", counted),
+        replaced(mlx_nn, "quantize", checked),
+    ):
+        yield
 
 
 def _checked(

@@ -65,6 +65,17 @@ def test_an_installation_for_another_mlx_says_so(monkeypatch):
     assert ext is None and "compiled for another mlx than 0.0.1" in reason
 
 
+def test_a_missing_backend_of_nanobind_is_said_to_be_missing(monkeypatch):
+    def load(name: str) -> None:
+        raise ModuleNotFoundError(
+            "No module named 'nanobind_backend'", name="nanobind_backend"
+        )
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    ext, reason = _native._load(_native.mlx_version)
+    assert ext is None and "cannot be loaded: No module named 'nanobind_b" in reason
+
+
 def refuse(array: object) -> None:
     raise TypeError("accepts(): incompatible function arguments")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
+import mlx_wheels
 import pytest
 import support_mlx
 import tomllib
@@ -22,7 +23,7 @@ def copy(tmp_path):
 
 
 def test_a_version_is_added_and_removed_everywhere(copy):
-    before = support_mlx.read_versions(ROOT)
+    before = mlx_wheels.versions(ROOT)
     changed = support_mlx.write_versions(copy, [*before, "0.33.0"])
     assert {support_mlx.PROJECT, support_mlx.NATIVE} <= set(changed)
     project = tomllib.loads((copy / support_mlx.PROJECT).read_text())

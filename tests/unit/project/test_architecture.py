@@ -209,6 +209,7 @@ def test_the_same_mlx_versions_everywhere():
         if re.match(r"mlx\W", text)
     ]
     assert required == 3 * [_native.REQUIREMENT]
+    assert _native._BACKEND in project["project"]["dependencies"]
     # The range ends below the next version, which nobody knows yet.
     *release, patch = versions[-1].split(".")
     above = ".".join([*release, str(int(patch) + 1)])
