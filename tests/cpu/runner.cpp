@@ -57,8 +57,8 @@ enum Array {
 // For gathered products, batch_size is the number of products, batch_count that
 // of experts and batch_repeat that of matrices in x. For plans, lhs is a
 // CpuProfile and y receives integers; rhs is a CpuWave or an AttentionShape.
-// Layers have M rows x of K elements. bias is the weight of a norm, up, or the N
-// keys of each of batch_size heads; residual holds the values of the keys.
+// Layers have M rows x of K elements. bias is the weight of a norm, up, or the
+// N keys of each of batch_size heads; residual holds the values of the keys.
 struct Request {
   int32_t operation, int8;
   int32_t M, N, K;

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble import _ext
+from mlx_nibble import _native
 from mlx_nibble.machine import duel, first_use, tuned_table
 from mlx_nibble.machine.first_use import OURS, SLOWER, UNKNOWN, WRONG
 from mlx_nibble.machine.tuned_table import DUEL, LEAVE_TO_MLX, Choice
@@ -240,6 +240,6 @@ def test_mlx_takes_the_same_arrays(tables, monkeypatch, form):
     """Here MLX's own operations run, on the CPU."""
     monkeypatch.setattr(duel, "_ALL_WEIGHTS", 1)
     for rows in (1, 7):
-        chains = duel.chains_of(duel.Case(form, rows, 64, "none"), _ext)
+        chains = duel.chains_of(duel.Case(form, rows, 64, "none"), _native.ext)
         for chain in chains.values():
             chain(2)
