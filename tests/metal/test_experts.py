@@ -10,6 +10,7 @@ from mlx_lm.models.switch_layers import SwitchGLU
 
 import mlx_nibble
 from mlx_nibble import _native
+from mlx_nibble.machine import gpu
 from tests.metal.replay import execute
 
 # The class below takes its place.
@@ -85,6 +86,7 @@ def accelerated(launched, monkeypatch):
         mx.eval(model.parameters())
         with monkeypatch.context() as patch:
             patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+            patch.setattr(gpu, "has_our_kernels", lambda: True)
             report = mlx_nibble.accelerate(model, tuned=False, **settings)
         assert len(report.swapped) == 3
         return model

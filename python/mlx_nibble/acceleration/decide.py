@@ -12,6 +12,7 @@ from mlx_nibble import _native, nn, ops
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound, original
 from mlx_nibble.acceleration.report import Kept, Routed, Swap
 from mlx_nibble.acceleration.route import PRODUCTS, quantized_layers
+from mlx_nibble.machine import gpu
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def _reason_to_keep(
 ) -> str | None:
     if _native.reason is not None:
         return "mlx-nibble is inactive"
+    if rules.device == "GPU" and not gpu.has_our_kernels():
+        return "there are no kernels of ours for this GPU, only for Metal's"
     mode = getattr(module, "mode", "affine")
     if not ops.supports(mode, module.bits, module.group_size):
         return (

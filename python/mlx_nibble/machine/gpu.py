@@ -29,6 +29,11 @@ def info() -> dict[str, str]:
     return {key: str(value) for key, value in found.items()}
 
 
+def has_our_kernels() -> bool:
+    """Return whether our kernels run on this GPU: Metal's only, so far."""
+    return mx.metal.is_available()
+
+
 def architecture() -> str:
     """Return Metal's architecture string; "" without a usable GPU."""
     return info().get("architecture", "")

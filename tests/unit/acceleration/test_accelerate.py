@@ -221,6 +221,16 @@ def test_an_inactive_package_touches_nothing(monkeypatch):
     assert str(report).splitlines()[0] == "mlx-nibble is inactive: because"
 
 
+def test_a_gpu_without_our_kernels_keeps_its_layers(monkeypatch):
+    """MLX's CUDA backend: nothing is swapped, and the report says why."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    report = mlx_nibble.accelerate(quantized_model())
+    assert not report.swapped
+    assert {kept.reason for kept in report.kept} == {
+        "there are no kernels of ours for this GPU, only for Metal's"
+    }
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_layers_made_directly(bias):
     dense = nn.Linear(128, 64, bias=bias)
