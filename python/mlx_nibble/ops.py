@@ -21,7 +21,9 @@ import mlx.core as mx
 
 from mlx_nibble import _native
 from mlx_nibble._arguments import (
-    QuantizedArrays,
+    QuantizedArrays as QuantizedArrays,
+)
+from mlx_nibble._arguments import (
     StreamOrDevice,
     check_activations,
     stock_swiglu,
