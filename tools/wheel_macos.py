@@ -46,12 +46,18 @@ def run(command: list[str], env: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=env)
 
 
-def build(out: pathlib.Path) -> pathlib.Path:
-    """Cross-build the wheel into `out`, against the published wheels in BUILD."""
+def build(out: pathlib.Path, flags: str) -> pathlib.Path:
+    """Cross-build the wheel into `out`, against the published wheels in BUILD.
+
+    Args:
+        out: Folder of the wheel.
+        flags: Options of the compiler for a release.
+    """
     zig = pathlib.Path(ziglang.__file__).parent / "zig"
     settings = {
         "cmake.args": f"--toolchain={ROOT}/cmake/macos/toolchain.cmake",
         "cmake.define.MLX_FOLDER": str(BUILD),
+        "cmake.define.CMAKE_CXX_FLAGS_RELEASE": flags,
         # Linux headers are enough: the limited API is the same everywhere.
         "cmake.define.Python_INCLUDE_DIR": sysconfig.get_path("include"),
         "build-dir": str(BUILD / "cmake"),
@@ -78,13 +84,19 @@ def main() -> int:
     """Build, check, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "dist")
-    out = parser.parse_args().out
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="optimise little: the checks concern names and headers, not speed",
+    )
+    args = parser.parse_args()
+    out = args.out
     if shutil.which(LINKER) is None:
         print(f"{LINKER} is needed but not installed (Debian: apt install lld-19)")
         return 1
 
     published = {version: references(version) for version in mlx_wheels.versions()}
-    wheel = build(out)
+    wheel = build(out, "-O1 -DNDEBUG" if args.quick else "-O3 -DNDEBUG")
     complaints = check_wheel(wheel, published)
     for complaint in complaints:
         print("FAILED:", complaint)
