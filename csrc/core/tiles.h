@@ -60,9 +60,9 @@ struct QmvRows {
 // larger form: an unused row costs one multiplication for each code, another
 // form a compilation.
 inline constexpr int kMultiRows[] = {2, 3, 4, 5, 6, 8};
-// The largest form of joint products: for more rows the planner takes
-// qmm_skinny.
-inline constexpr int kLastJointForm = 6;
+// The largest form of joint products. From 6 rows on, the kernel of a product
+// depends on N too (first_skinny_row() in plan/dense.cpp).
+inline constexpr int kLastJointForm = 5;
 
 // qvm: NIBBLE_QVM_LANES lanes take a run of codes each from every row of w.
 struct QvmColumns {

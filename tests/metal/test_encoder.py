@@ -76,8 +76,9 @@ def problems(draw):
     )
 
 
+# Those whose products are all ours, as that of the fixture.
 devices = st.builds(
-    simt.Device, generation=st.integers(13, 18), tier=st.sampled_from("gsdp")
+    simt.Device, generation=st.integers(17, 18), tier=st.sampled_from("gsdp")
 )
 
 
@@ -129,8 +130,8 @@ def test_a_product_is_encoded_as_planned(recorder, p, device, epilogue):
 @pytest.mark.parametrize("epilogue", [False, True])
 def test_sums_are_handed_from_launch_to_launch(recorder, rng, epilogue):
     """About the smallest product whose K is split on some GPU; computed too."""
-    M, N, K, group_size = 33, 704, 2048, 64
-    recorder.configure("applegpu_g15p")
+    M, N, K, group_size = 33, 64, 8192, 64
+    recorder.configure("applegpu_g17d")
     weights = oracle.random_weights(rng, (N, K), 4, group_size)
     arrays, weights = weights_to_mlx(weights, "float16")
     x = to_mlx(rng.standard_normal((M, K)), "float16")
@@ -173,7 +174,7 @@ def test_a_dequantization_is_encoded_as_planned(recorder, p, rows):
     w_hat, dispatches = recorded(
         recorder,
         lambda: recorder.dequantize(
-            words, scales, scales, p.group_size, p.bits, getattr(mx, p.dtype)
+            words, scales, scales, p.group_size, p.bits, dtype=getattr(mx, p.dtype)
         ),
     )
     flat = simt.Problem(

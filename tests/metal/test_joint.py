@@ -86,7 +86,8 @@ def test_what_is_encoded_is_what_was_planned(recorder, rng):
         [simt.Problem(N=N, K=K, bias=i == 1) for i, N in enumerate(ROWS)]
     )
     assert dispatch.kernel == launch.kernel
-    assert dispatch.source == simt.kernel_source(launch.kernel)
+    # An earlier test may have compiled it together with others.
+    assert f'"{launch.kernel}"' in dispatch.source
     assert dispatch.threadgroups == launch.threadgroups
     assert dispatch.threads == launch.threads
     assert dispatch.bytes == [(len(launch.buffers), launch.params)]
