@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 N, K = 128, 256
-FORM = (mx.float16, mx.float16, 4, 64, False)
+FORM = (mx.float16, mx.float16, 4, 64, False, 0, False)
 
 
 @pytest.fixture
@@ -29,6 +29,12 @@ def run(recorder):
 
     yield run
     recorder.set_judge(None)
+
+
+def table(recorder, rows: int, choice: str) -> int:
+    """Make a table with one choice, and return its number."""
+    shape = (rows, N, K, *FORM)
+    return recorder.add_tuning([(shape, False, choice)], stream=recorder.stream)
 
 
 def in_thread(function):
@@ -75,10 +81,7 @@ def test_another_option_is_another_question(run):
 
 def test_another_table_is_another_question(recorder, run):
     skinny = "qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8"
-    tables = [
-        recorder.add_tuning([((4, N, K, *FORM), False, choice)])
-        for choice in (skinny, "mlx")
-    ]
+    tables = [table(recorder, 5, choice) for choice in (skinny, "mlx")]
     default = run(3)
     assert default[0].startswith("qmv_multi")
     assert run(3, tuning=tables[0]) == [skinny]
@@ -106,7 +109,7 @@ def test_a_plan_is_trusted_anew(recorder, run):
 
 def test_threads_keep_their_own(recorder, run):
     tables = {
-        form: recorder.add_tuning([((8, N, K, *FORM), False, form)])
+        form: table(recorder, 8, form)
         for form in (
             "qmv_multi_f16_f16_b4_g64_r8",
             "qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8",
@@ -117,10 +120,10 @@ def test_threads_keep_their_own(recorder, run):
     mx.eval(x, w)
     errors = []
 
-    def build(table: int) -> None:
+    def build(number: int) -> None:
         try:
             for _ in range(300):
-                recorder.quantized_matmul(x, *w, tuning=table)
+                recorder.quantized_matmul(x, *w, tuning=number)
         except Exception as error:
             errors.append(error)
 
@@ -130,5 +133,5 @@ def test_threads_keep_their_own(recorder, run):
     for thread in threads:
         thread.join()
     assert not errors
-    for form, table in tables.items():
-        assert run(8, tuning=table) == [form]
+    for form, number in tables.items():
+        assert run(8, tuning=number) == [form]

@@ -278,7 +278,9 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     fits = p.transpose and 2 <= len(products) <= 3 and few
     name = alone.kernel
     fits &= name.startswith(("qmv_", "qmm_skinny_")) and "_quad_" not in name
-    fits &= p.M <= 32
+    fits &= p.M <= 32 and not (name.startswith("qmv_multi_") and p.M > 5)
+    # In a launch of its own, each has the same kernel, so the same bits.
+    fits = fits and all(plan_matmul(q, device)[0].kernel == name for q in products)
     assert (launches is not None) == fits
     if launches is None:
         return

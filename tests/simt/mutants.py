@@ -122,7 +122,8 @@ MUTANTS = [
         "first >= range.begin && first < range.end",
         "first >= range.begin && first <= range.end",
     ),
-    _qmm("a line never fetched", "if (last == have)", "if (have >= 0)"),
+    _qmm("a line never fetched", "if (window % line_words() == 0)", "if (window == 0)"),
+    _qmm3("two lines never fetched", "if (last == have)", "if (have >= 0)"),
     _qmm3("a line fetched too late", "first != last", "false"),
     _qmm3("the line before forgotten", "before[i] = held[i];", "before[i] = 0;"),
     _qmm3("the line before for all", "i >= begin;", "i >= 0;"),
@@ -378,7 +379,7 @@ MUTANTS = [
         f"k + BK);\n      {_BARRIER}",
         "k + BK);\n      simdgroup_barrier(mem_flags::mem_threadgroup);",
     ),
-    _qmm("stale stage", "stage = 1 - stage;", ""),
+    _qmm("stale stage", "at = kStage - at;", ""),
     _qmm(
         "a barrier that some reach",
         f"k + BK);\n      {_BARRIER}",
