@@ -67,7 +67,7 @@ def accelerate(
         )
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     tuning, table = tuned_table.in_use() if settings.tuned else (0, {})
-    gpu = measured.of_gpu(settings)
+    gpu = measured.of_gpu(settings, model)
     if gpu is not None:
         tuning = gpu.number(settings.tuned)
     options = Options(settings.activations, settings.batch_invariant, tuning)
