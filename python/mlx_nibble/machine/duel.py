@@ -48,7 +48,7 @@ _MOST_COPIES = 16
 _TILE = 64
 
 # Most experts that a token chooses.
-_CHOSEN = 8
+CHOSEN = 8
 # mlx-lm sorts the choices of 64 rows and more, and a prompt has thousands of them.
 SORTED_FROM, _PROMPT_CHOICES = 64, 4096
 # Rows of longer prompts, whose kernels are tried but not timed: their work differs
@@ -139,7 +139,7 @@ def case_of(key: Key, rows: int, ext: Any) -> Case:
     bytes_of_row = key.K * (key.bits + 32 / key.group_size) / 8
     most = _LARGEST_WEIGHTS / (bytes_of_row * key.N)
     if most < key.experts:
-        experts = min(key.experts, max(int(most), _CHOSEN))
+        experts = min(key.experts, max(int(most), CHOSEN))
         some = max(rows * experts // key.experts, SORTED_FROM) if key.sorted else rows
         part = replace(real, experts=experts, rows=some)
         if ext.kernels_of(part.shape, kernels[0]) == kernels:

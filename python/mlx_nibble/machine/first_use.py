@@ -40,8 +40,6 @@ _SAID_AFTER = 1.0
 _AT_ONCE = 16
 # Rows up to here have kernels of their own; more are prompts.
 _FEW_ROWS = 32
-# Most experts that a token chooses.
-_CHOSEN = 8
 
 Hold = Callable[[Key, Any], Choice | None]
 
@@ -60,7 +58,7 @@ def keys_of(form: Key) -> list[Key]:
 
 def stage(key: Key) -> int:
     """Return when a class has its turn: tokens, prompts, then batches of tokens."""
-    if key.rows == 1 or (key.experts and key.rows <= _CHOSEN):
+    if key.rows == 1 or (key.experts and key.rows <= duel.CHOSEN):
         return 0
     return 1 if key.rows > _FEW_ROWS else 2
 
