@@ -131,8 +131,8 @@ def rows_of(key: Key, ext: Any) -> list[int]:
 def case_of(key: Key, rows: int, ext: Any) -> Case:
     """Return the product to time for a key: a part of it that is not too large.
 
-    Of many experts, some are timed, each with as many rows as it would have; of a large
-    matrix, some of its rows. The kernel is that of the real product.
+    Some of many experts are timed, each with as many rows as it would have, and some
+    rows of a large matrix. The kernel is that of the real product.
     """
     real = replace(key, rows=rows)
     kernels = ext.kernels_of(real.shape)

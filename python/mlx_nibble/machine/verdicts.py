@@ -151,7 +151,7 @@ class Verdicts:
 
         Args:
             kernels: Their names.
-            weight: What the mark counts if this process dies.
+            weight: The weight of the mark if this process dies.
         """
         process = os.getpid()
 
@@ -162,7 +162,7 @@ class Verdicts:
         def end(stored: _Stored) -> None:
             for kernel in kernels:
                 marks = stored.trying.get(kernel, {})
-                # What ends well acquits a kernel of earlier deaths.
+                # A trial that ends well acquits a kernel of earlier deaths.
                 if well:
                     marks = {p: w for p, w in marks.items() if _is_other_process(p)}
                 marks.pop(process, None)
