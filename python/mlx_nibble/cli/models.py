@@ -56,6 +56,25 @@ def require_model(command: str, what: str, path: str) -> None:
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
 
 
+def gguf_imported(path: str) -> str | None:
+    """Return the folder in the cache for a GGUF file, and None for anything else.
+
+    Raises:
+        ValueError: If the file cannot be imported.
+    """
+    file = Path(local_path(path))
+    if not file.is_file() or not starts_as_gguf(file):
+        return None
+    from mlx_nibble.cli.console import byte_progress, err
+    from mlx_nibble.conversion.in_cache import imported
+
+    def tell(fact: str) -> None:
+        err.print(fact, soft_wrap=True)
+
+    with byte_progress() as progress:
+        return str(imported(file, progress, tell))
+
+
 def _import_of(file: Path) -> str:
     """Return the part of an error that names the command for a GGUF file."""
     return f": run nibble convert {shlex.quote(str(file))} OUT, and use OUT"
