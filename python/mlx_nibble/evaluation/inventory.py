@@ -68,4 +68,5 @@ def _row(
         scales.nbytes,
         0 if biases is None else biases.nbytes,
         label(bits, group_size),
+        bits,
     )
