@@ -75,7 +75,8 @@ def run_accelerated(
             else:
                 require_model(command, option, path)
     adapter = _value(command, "--adapter-path", arguments)
-    if adapter and not Path(adapter).expanduser().exists():
+    reads = name != "lora"  # which makes it
+    if reads and adapter and not Path(adapter).expanduser().exists():
         raise ValueError(f"[{command}] --adapter-path {adapter!r} does not exist.")
     try:
         from mlx_nibble.lm import run_command  # mlx-lm takes a second to import

@@ -52,8 +52,13 @@ def require_model(command: str, what: str, path: str) -> None:
             f"[{command}] {what} must be a model folder but {path!r} is neither a "
             "folder nor a file."
         )
-    if path.startswith(".") or not _HUB_NAME.fullmatch(path):
+    if not is_hub_name(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
+
+
+def is_hub_name(text: str) -> bool:
+    """Return whether a text can be the name of a repository of the Hub."""
+    return not text.startswith(".") and _HUB_NAME.fullmatch(text) is not None
 
 
 def gguf_imported(path: str) -> str | None:

@@ -46,8 +46,14 @@ def main(arguments: Sequence[str]) -> None:
     name = parser.parse_args(arguments[:1]).command
     if name in _OWN:
         import_module(f"{__package__}.{_OWN[name]}").main(arguments[1:])
-    else:
+        return
+    try:
         run_accelerated(known[name], f"run {name}", arguments[1:], within=_with_consent)
+    except ModuleNotFoundError as error:  # such as lm_eval, which mlx-lm leaves out
+        raise ValueError(
+            f"[run {name}] the package {error.name} is required: run pip install "
+            f"{error.name}"
+        ) from error
 
 
 @contextmanager
