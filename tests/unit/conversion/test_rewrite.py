@@ -107,8 +107,9 @@ def test_what_is_saved_has_the_types_of_the_source(tmp_path, method, dtype):
     model.set_dtype(getattr(mx, dtype))
     config = tiny_models.config("llama", **SIZES)
     folder = model_folders.write(tmp_path / "m", model, config)
-    text = ["--samples", "2", "--sequence-length", "16"]
-    command = ["convert", str(folder), str(tmp_path / "q"), "-q", *text]
+    (tmp_path / "text.txt").write_text("the hen and the pen " * 40)
+    flags = ["--calibration", str(tmp_path / "text.txt"), "--sequence-length", "16"]
+    command = ["convert", str(folder), str(tmp_path / "q"), "-q", *flags]
     assert main([*command, "--method", method]) == 0
     found = {v.dtype for v in tensors(tmp_path / "q").values()}
     assert found == {mx.uint32, getattr(mx, dtype)}

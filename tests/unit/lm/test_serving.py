@@ -62,12 +62,13 @@ def serving(folder, *arguments, policy=DEFAULTS):
     provider = provider_of("--model", str(folder), *arguments)
     exact = Settings(batch_invariant=True)
     with lm.accelerated_loading(exact):
-        http, engine = start(policy, "127.0.0.1", 0, provider)
+        http, engine, gate = start(policy, "127.0.0.1", 0, provider)
         thread = threading.Thread(target=http.serve_forever, args=(0.02,))
         thread.start()
         load = Load(http.server_port, policy.client_timeout)
-        load.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+        load.engine, load.gate = engine, gate  # pyright: ignore[reportAttributeAccessIssue]
         try:
+            assert eventually(lambda: engine.is_healthy)
             yield load
         finally:
             http.shutdown()

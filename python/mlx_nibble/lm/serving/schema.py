@@ -40,6 +40,22 @@ _TEMPLATE_ARGUMENTS = {
     "truncation",
 }
 
+# Fields of OpenAI's API that change the answer, and the values that are supported.
+_SUPPORTED: dict[str, list[Any]] = {
+    "audio": [],
+    "best_of": [1],
+    "echo": [False],
+    "function_call": ["none"],
+    "functions": [[]],
+    "modalities": [["text"]],
+    "n": [1],
+    "prediction": [],
+    "response_format": [{"type": "text"}],
+    "suffix": [""],
+    "tool_choice": ["auto", "none"],
+    "web_search_options": [],
+}
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-1e6, le=1e6)]
 Context = Annotated[int, Field(ge=0)]
@@ -204,8 +220,16 @@ def check(kind: type[Request], body: dict[str, Any], defaults: dict[str, Any]) -
     """Return a body's fields as an object of ``kind``.
 
     Raises:
-        Refusal: If a field is missing, or has a wrong type or range.
+        Refusal: If a field is missing, has a wrong type or range, or asks for what is
+            not supported.
     """
+    for name, values in _SUPPORTED.items():
+        # As JSON, for true is 1 to Python.
+        if name in body and json.dumps(body[name]) not in map(json.dumps, values):
+            most = " or ".join(map(json.dumps, values)) or "no value"
+            raise Refusal(400, f"{name}: only {most} is supported", name)
+    if body.get("tool_choice") == "none":
+        body.pop("tools", None)  # mlx-lm would offer them
     fields = {**defaults, **body}
     fields["max_tokens"] = body.get("max_completion_tokens", fields["max_tokens"])
     try:
