@@ -32,9 +32,7 @@ def provider_of(*arguments: str) -> Any:
 
 
 @contextmanager
-def serving(
-    folder: Path, *arguments: str, policy: Policy = DEFAULTS
-) -> Iterator[Load]:
+def serving(folder: Path, *arguments: str, policy: Policy = DEFAULTS) -> Iterator[Load]:
     """Serve in this process; give the load, whose ``engine`` is the engine."""
     provider = provider_of("--model", str(folder), *arguments)
     exact = Settings(batch_invariant=True)

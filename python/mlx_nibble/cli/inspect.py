@@ -102,8 +102,8 @@ def _plan(inventory: Inventory, stated: str, gguf: bool) -> dict[str, Format]:
         bits, _, group = stated.partition(":")
         if not bits.isdigit() or not (group or "64").isdigit():
             raise ValueError(
-                f"[inspect] --what-if must be BITS, BITS:GROUP or, for a folder, one of "
-                f"{tuple(RECIPES)} but got {stated!r}."
+                "[inspect] --what-if must be BITS, BITS:GROUP or, for a folder, one "
+                f"of {tuple(RECIPES)} but got {stated!r}."
             )
         plan = RECIPES["uniform"](shapes, Format(int(bits), int(group or 64)))
     names = {row.path.removesuffix(".weight"): row.path for row in inventory.rows}

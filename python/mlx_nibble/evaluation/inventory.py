@@ -18,7 +18,7 @@ from mlx_nibble.io.config import stored_settings
 from mlx_nibble.layerwise.matrices import natural
 
 
-class Tensor(Protocol):
+class _Tensor(Protocol):
     """The shape and the size of a tensor, such as an array's."""
 
     @property
@@ -40,7 +40,7 @@ def read_inventory(folder: Path) -> Inventory:
 
 
 def inventory_of(
-    config: dict[str, Any], tensors: Mapping[str, Tensor], name: str
+    config: dict[str, Any], tensors: Mapping[str, _Tensor], name: str
 ) -> Inventory:
     """Count the tensors of a model.
 
@@ -62,14 +62,14 @@ def inventory_of(
     return Inventory(rows, kv_bytes_per_token(config), activation_bytes(config))
 
 
-def _is_part(path: str, tensors: Mapping[str, Tensor]) -> bool:
+def _is_part(path: str, tensors: Mapping[str, _Tensor]) -> bool:
     """Tell whether a tensor is the scales or biases of a quantized matrix."""
     owner, _, name = path.rpartition(".")
     return name in ("scales", "biases") and f"{owner}.weight" in tensors
 
 
 def _row(
-    path: str, tensor: Tensor, tensors: Mapping[str, Tensor], config: dict[str, Any]
+    path: str, tensor: _Tensor, tensors: Mapping[str, _Tensor], config: dict[str, Any]
 ) -> MatrixBytes:
     owner = path.removesuffix(".weight")
     scales = tensors.get(f"{owner}.scales")

@@ -94,7 +94,9 @@ def require_upload(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"[convert] --upload-repo must be OWNER/NAME: {error}") from None
+        raise ValueError(
+            f"[convert] --upload-repo must be OWNER/NAME: {error}"
+        ) from None
     if get_token() is None:
         raise ValueError(
             "[convert] --upload-repo requires a token of the Hugging Face Hub: run hf "

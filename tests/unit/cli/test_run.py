@@ -153,7 +153,9 @@ def test_a_benchmark_runs_no_code_of_the_tokenizer(folder, tmp_path, capfd):
     config["auto_map"] = {"AutoTokenizer": ["code.T", None]}
     config["tokenizer_class"] = "T"
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
-    (copy / "code.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass T: pass\n")
+    (copy / "code.py").write_text(
+        f"open({str(canary)!r}, 'w').close()\nclass T: pass\n"
+    )
     main(["run", "benchmark", "--model", str(copy), "-p", "8", "-g", "2", "-n", "1"])
     assert not canary.exists()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from huggingface_hub import ModelCard
-from mlx_lm.convert import convert as stock
 from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.convert import convert as stock
 
 from mlx_nibble import lm
 from mlx_nibble.cli import main
@@ -93,9 +93,7 @@ def test_gguf_and_packed_folders_are_imported_first(tmp_path, rng):
     (tmp_path / "m.gguf").write_bytes(tiny_llama())
     made = rewrite(str(tmp_path / "m.gguf"), tmp_path / "dense", dequantize=True)
     assert {v.dtype for v in tensors(made.path).values()} == {mx.float16}
-    packed = gptq_folders.write(
-        tmp_path / "packed", gptq_folders.tensors("llama", rng)
-    )
+    packed = gptq_folders.write(tmp_path / "packed", gptq_folders.tensors("llama", rng))
     made = rewrite(str(packed), tmp_path / "packed-dense", dequantize=True)
     assert not made.bits
 

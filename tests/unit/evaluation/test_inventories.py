@@ -59,7 +59,9 @@ def test_inspect_takes_a_gguf_file(gguf, capsys):
     assert capsys.readouterr().err.startswith("nibble: [gguf] ")
 
 
-@pytest.mark.parametrize(("name", "gigabytes"), [("7b", 7), ("1T", 1000), ("0.5B", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("7b", 7), ("1T", 1000), ("0.5B", 0.5)]
+)
 def test_numbers_of_weights(name, gigabytes, capsys):
     assert main(["inspect", name, "--json"]) == 0
     rows = {row["format"]: row for row in json.loads(capsys.readouterr().out)}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

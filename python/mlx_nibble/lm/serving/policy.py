@@ -64,7 +64,9 @@ class Policy:
         kind, _, key = (header or "").partition(" ")
         sent = key.strip() if kind.lower() == "bearer" else ""
         right = self.api_key.encode()
-        return not right or hmac.compare_digest(sent.encode("latin-1", "replace"), right)
+        return not right or hmac.compare_digest(
+            sent.encode("latin-1", "replace"), right
+        )
 
     def allows_host(self, header: str | None, address: str) -> bool:
         """Return whether a request's Host header is expected.
@@ -123,7 +125,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="seconds that a client has for its header, for its body, and for taking "
         "each piece of the answer (default: %(default)s)",
     )
-
 
     parser.add_argument(
         "--max-requests",
