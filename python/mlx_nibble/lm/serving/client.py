@@ -24,6 +24,7 @@ class Client:
         """Let ``look`` raise if the engine should drop the request."""
         self._engine, self._look = engine, look
         self.cli_args = engine.cli_args
+        self.grammar: str | None = None
 
     def generate(
         self, request: Any, args: Any, progress_callback: Any = None
@@ -38,6 +39,7 @@ class Client:
             args.model.model = DEFAULT_MODEL
         if args.model.draft in names_of(self.cli_args.draft_model):
             args.model.draft = DEFAULT_MODEL
+        args.grammar = self.grammar
         try:
             return self._engine.generate(request, args, progress_callback, self._look)
         except Exception as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -16,7 +15,8 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.serving.fit import Capacity
-from mlx_nibble.lm.serving.flight import Flight, Sampler
+from mlx_nibble.lm.serving.flight import Flight
+from mlx_nibble.lm.serving.grammar import Constraint, Grammars
 from mlx_nibble.lm.serving.metrics import Metrics
 from mlx_nibble.lm.serving.refusal import Refusal, internal_error
 
@@ -24,6 +24,7 @@ from mlx_nibble.lm.serving.refusal import Refusal, internal_error
 _GIVE_UP = 3
 # Seconds between looks at whether the client is still there.
 _LOOK = 0.5
+_FORMAT = "response_format"
 
 
 class Engine(server.ResponseGenerator):
@@ -57,6 +58,7 @@ class Engine(server.ResponseGenerator):
         self._alone: Flight | None = None
         self._unexplained = 0
         self._capacity: tuple[Any, Capacity] | None = None
+        self._grammars: Grammars | None = None
         self._provider_load = provider.load
         vars(provider)["load"] = self._load
         super().__init__(provider, make_cache())
@@ -88,6 +90,10 @@ class Engine(server.ResponseGenerator):
         if not self.generation_available():
             raise Refusal(503, "the server is ending: its engine has failed")
         if self._is_distributed:  # requests are pickled for the other ranks
+            if generation_args.grammar is not None:
+                raise Refusal(
+                    400, "response_format: only text, by several processes", _FORMAT
+                )
             return super().generate(request, generation_args, progress_callback)
         flight = Flight(request, generation_args)
         generation_args.flight = flight
@@ -236,8 +242,23 @@ class Engine(server.ResponseGenerator):
         model = self.model_provider.model
         if self._capacity is None or self._capacity[0] is not model:
             self._capacity = model, Capacity.of(model)
-        self._capacity[1].fit(prompt, args)
+        capacity = self._capacity[1]
+        capacity.fit(prompt, args)
+        if getattr(args, "grammar", None) is not None:
+            args.constraint = self._constraint(tokenizer, capacity, prompt, args)
         return found
+
+    def _constraint(
+        self, tokenizer: Any, capacity: Capacity, prompt: list[int], args: Any
+    ) -> Constraint:
+        if self._grammars is None or self._grammars.tokenizer is not tokenizer:
+            try:
+                self._grammars = Grammars(tokenizer, capacity.vocabulary)
+            except Exception as error:
+                raise Refusal(
+                    400, f"response_format: the model's tokenizer: {error}", _FORMAT
+                ) from None
+        return self._grammars.processor(args.grammar, len(prompt))
 
     def _load(self, model: str, *others: Any) -> Any:
         try:
@@ -246,36 +267,3 @@ class Engine(server.ResponseGenerator):
             raise Refusal(
                 404, f"{model!r} cannot be loaded: {error}", "model", "model_not_found"
             ) from None
-
-
-def make_sampler(make: Callable[..., Any], args: Any, tokenizer: Any) -> Any:
-    """Return a request's sampler; ``make`` is mlx-lm's function for it."""
-    sample = make(args, tokenizer)
-    if args.sampling.temperature > 0 and "MLX_DISABLE_COMPILE" not in os.environ:
-        sample = _uncompiled(sample)
-    flight = getattr(args, "flight", None)
-    return sample if flight is None else flight.sampler(sample)
-
-
-def make_processors(make: Callable[..., Any], args: Any) -> list[Any]:
-    """Return a request's processors; ``make`` is mlx-lm's function for them."""
-    flight = getattr(args, "flight", None)
-    return make(args) if flight is None else [*map(flight.processor, make(args))]
-
-
-def _uncompiled(sample: Sampler) -> Sampler:
-    """Return a sampler that MLX does not compile.
-
-    mlx-lm compiles its samplers, and numbers are constants of compiled code. So each
-    new temperature would cost a run of the C++ compiler, for which every client waits,
-    and memory that is never freed.
-    """
-
-    def run(logprobs: mx.array) -> mx.array:
-        mx.disable_compile()
-        try:
-            return sample(logprobs)
-        finally:
-            mx.enable_compile()
-
-    return run

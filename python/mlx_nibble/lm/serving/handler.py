@@ -16,6 +16,7 @@ from mlx_lm import server
 from mlx_nibble.lm.serving.client import Client, Failed
 from mlx_nibble.lm.serving.engine import Engine
 from mlx_nibble.lm.serving.gate import Gate
+from mlx_nibble.lm.serving.grammar import grammar_of
 from mlx_nibble.lm.serving.metrics import TYPE as METRICS_TYPE
 from mlx_nibble.lm.serving.models import DEFAULT_MODEL, hub_models, names_of
 from mlx_nibble.lm.serving.policy import Policy
@@ -157,7 +158,9 @@ class Handler(server.APIHandler):
             checked.max_tokens = min(checked.max_tokens, most)
         # mlx-lm's handler reads these from the body itself, or from its attributes.
         self.body = body
-        fields = checked.model_dump(exclude={"messages", "tools", "prompt", "stop"})
+        fields = checked.model_dump(
+            exclude={"messages", "tools", "prompt", "stop", "response_format"}
+        )
         vars(self).update(fields)
         self.adapter = checked.adapters
         self.requested_model = checked.model
@@ -165,6 +168,8 @@ class Handler(server.APIHandler):
         make = self.handle_text_completions
         if isinstance(checked, Chat):
             make = self.handle_chat_completions
+        if (schema := checked.json_schema) is not None:
+            self.response_generator.grammar = grammar_of(schema)
         with self._gate.request():
             self.handle_completion(make(), checked.stop)
 

@@ -16,11 +16,12 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.replaced import replaced
-from mlx_nibble.lm.serving.engine import Engine, make_processors, make_sampler
+from mlx_nibble.lm.serving.engine import Engine
 from mlx_nibble.lm.serving.gate import Gate
 from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.memory import give_back, machine_bytes
 from mlx_nibble.lm.serving.policy import Policy, is_loopback
+from mlx_nibble.lm.serving.sampling import make_processors, make_sampler
 from mlx_nibble.lm.serving.sockets import Server
 
 # A share of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm
