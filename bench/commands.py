@@ -25,7 +25,7 @@ from pathlib import Path
 from mlx_nibble.cli.console import err, filled, out
 from mlx_nibble.evaluation.calibration_text import read_text
 
-ROUNDS = 3
+ROUNDS = 2
 PATIENCE = 600
 
 
@@ -41,23 +41,23 @@ class Case:
 
 
 def cases(model: str, dense: str, work: Path) -> list[Case]:
-    data, prompt = str(work), "The hen " * 60
+    data, prompt = str(work), "The hen " * 30
     adapter = ("--adapter-path", "{out}-adapter")
     train = ("--train", "--test", "--data", data, "--iters", "4", "--batch-size", "1")
     train += ("--steps-per-report", "2", "--val-batches", "1", "--num-layers", "4")
-    train += ("--max-seq-length", "256", "--test-batches", "1")
+    train += ("--max-seq-length", "128", "--test-batches", "1")
     few = ("--num-samples", "2", "--sequence-length", "64")
     made = ("--mlx-path", "{out}")
     return [
         Case(
             "generate",
-            ("--model", model, "--prompt", prompt, "-m", "48"),
+            ("--model", model, "--prompt", prompt, "-m", "16"),
             r"Generation: .* ([\d.]+) tokens-per-sec",
             "tokens/s",
         ),
         Case(
             "benchmark",
-            ("--model", model, "-p", "256", "-g", "32", "-n", "1", "-b", "4"),
+            ("--model", model, "-p", "64", "-g", "16", "-n", "1", "-b", "4"),
             r"generation_tps=([\d.]+)",
             "tokens/s",
         ),
@@ -69,8 +69,8 @@ def cases(model: str, dense: str, work: Path) -> list[Case]:
         ),
         Case(
             "perplexity",
-            ("--model", model, "--data-path", data, "--sequence-length", "256")
-            + ("--num-samples", "4", "--batch-size", "2"),
+            ("--model", model, "--data-path", data, "--sequence-length", "128")
+            + ("--num-samples", "2", "--batch-size", "2"),
             r"Tokens per second: ([\d.]+)",
             "tokens/s",
             r"Perplexity: ([\d.]+)",
