@@ -43,7 +43,8 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
     report = accelerate(model, **vars(replace(settings, repack=False)))
     if on_cpu():
         # An attribute that is no array and no dictionary: no parameter of the model.
-        model._stored_dtypes = _Stored(_floating(model))
+        stored = {path: value.dtype for path, value in _floating(model).items()}
+        model._stored_dtypes = _Stored(stored)
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
             report.repacked = repacked(model)
@@ -67,17 +68,17 @@ def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
 
     return {
         path: now
-        for path, value in tree_flatten(model.parameters())
-        if mx.issubdtype(value.dtype, mx.floating)
-        and (now := cast(path, value)).dtype != value.dtype
+        for path, value in _floating(model).items()
+        if (now := cast(path, value)).dtype != value.dtype
     }
 
 
-def _floating(model: mlx_nn.Module) -> dict[str, mx.Dtype]:
+def _floating(model: mlx_nn.Module) -> dict[str, mx.array]:
+    """Return the floating-point parameters of a model, by path."""
     return {
-        path: value.dtype
+        path: value
         for path, value in tree_flatten(model.parameters())
-        if mx.issubdtype(value.dtype, mx.floating)
+        if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
     }
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import select
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,21 +142,6 @@ def test_perplexity(folder, tmp_path, capfd):
     arguments += ["--sequence-length", "16", "--num-samples", "2"]
     assert main(["run", "perplexity", *arguments]) == 0
     assert "Perplexity: " in capfd.readouterr().out
-
-
-def test_a_benchmark_runs_no_code_of_the_tokenizer(folder, tmp_path, capfd):
-    """mlx_lm.benchmark always runs it."""
-    copy, canary = tmp_path / "m", tmp_path / "canary"
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "tokenizer_config.json").read_text())
-    config["auto_map"] = {"AutoTokenizer": ["code.T", None]}
-    config["tokenizer_class"] = "T"
-    (copy / "tokenizer_config.json").write_text(json.dumps(config))
-    (copy / "code.py").write_text(
-        f"open({str(canary)!r}, 'w').close()\nclass T: pass\n"
-    )
-    main(["run", "benchmark", "--model", str(copy), "-p", "8", "-g", "2", "-n", "1"])
-    assert not canary.exists()
 
 
 @pytest.fixture

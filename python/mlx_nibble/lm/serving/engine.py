@@ -251,14 +251,16 @@ class Engine(server.ResponseGenerator):
     def _constraint(
         self, tokenizer: Any, capacity: Capacity, prompt: list[int], args: Any
     ) -> Constraint:
-        if self._grammars is None or self._grammars.tokenizer is not tokenizer:
+        grammars = self._grammars
+        if grammars is None or grammars.tokenizer is not tokenizer:
             try:
-                self._grammars = Grammars(tokenizer, capacity.vocabulary)
+                grammars = Grammars(tokenizer, capacity.vocabulary)
             except Exception as error:
                 raise Refusal(
                     400, f"response_format: the model's tokenizer: {error}", _FORMAT
                 ) from None
-        return self._grammars.processor(args.grammar, len(prompt))
+            self._grammars = grammars
+        return grammars.processor(args.grammar, len(prompt))
 
     def _load(self, model: str, *others: Any) -> Any:
         try:

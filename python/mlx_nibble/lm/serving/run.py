@@ -64,7 +64,7 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
         return
     http, engine, gate = start(policy, host, port, provider)
     logging.info("Starting httpd at %s on port %d...", host, http.server_port)
-    if not policy.api_key and not is_loopback(http.server_address[0]):
+    if not policy.api_key and not is_loopback(str(http.server_address[0])):
         logging.warning("Anybody who reaches this address may ask: see --api-key.")
     with suppress(KeyboardInterrupt):
         http.serve_forever(poll_interval=0.1)
