@@ -2,8 +2,9 @@
 
     python -m bench.commands MODEL_FOLDER DENSE_FOLDER
 
-Each command is a process of its own, on the same model, and states its own speed. The
-first folder is quantized. The second is a small model in full precision, for the
+Each command is a process of its own, on the same model. What is compared is its CPU
+time on one thread, less that of its start: other programs hardly disturb it. The first
+folder is quantized. The second is a small model in full precision, for the
 commands that quantize. mlx-lm's calibration text and all data sets are Python's own
 documentation. A command that fails says so in the table.
 """
@@ -14,29 +15,27 @@ import argparse
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_nibble.cli.console import err, filled, out
 from mlx_nibble.evaluation.calibration_text import read_text
 
-ROUNDS = 2
+ROUNDS = 1
 PATIENCE = 600
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command: its arguments, the speed and the result in its output."""
+    """A command: its arguments, and the result in its output."""
 
     name: str
     arguments: tuple[str, ...]
-    speed: str | None
-    unit: str
     result: str | None = None
 
 
@@ -50,71 +49,50 @@ def cases(model: str, dense: str, work: Path) -> list[Case]:
     made = ("--mlx-path", "{out}")
     return [
         Case(
-            "generate",
-            ("--model", model, "--prompt", prompt, "-m", "16"),
-            r"Generation: .* ([\d.]+) tokens-per-sec",
-            "tokens/s",
+            "perplexity",
+            ("--model", model, "--data-path", data, "--sequence-length", "128")
+            + ("--num-samples", "4", "--batch-size", "2"),
+            r"Perplexity: ([\d.]+)",
         ),
-        Case(
-            "benchmark",
-            ("--model", model, "-p", "64", "-g", "16", "-n", "1", "-b", "4"),
-            r"generation_tps=([\d.]+)",
-            "tokens/s",
-        ),
+        Case("lora", ("--model", model, *adapter, *train), r"Test loss ([\d.]+)"),
+        Case("fuse", ("--model", model, *adapter, "--save-path", "{out}")),
+        Case("generate", ("--model", model, "--prompt", prompt, "-m", "64")),
+        Case("benchmark", ("--model", model, "-p", "64", "-g", "32", "-b", "4")),
         Case(
             "cache_prompt",
             ("--model", model, "--prompt", prompt, "--prompt-cache-file", "{out}.c"),
-            r"\(\s*([\d.]+) tok/s\)",
-            "tokens/s",
         ),
-        Case(
-            "perplexity",
-            ("--model", model, "--data-path", data, "--sequence-length", "128")
-            + ("--num-samples", "2", "--batch-size", "2"),
-            r"Tokens per second: ([\d.]+)",
-            "tokens/s",
-            r"Perplexity: ([\d.]+)",
-        ),
-        Case(
-            "lora",
-            ("--model", model, *adapter, *train),
-            r"^\s+4\s+[\d.]+ \S\s+([\d,]+)",
-            "tokens/s",
-            r"Test loss ([\d.]+)",
-        ),
-        Case("fuse", ("--model", model, *adapter, "--save-path", "{out}"), None, "s"),
         Case(
             "dwq",
             ("--model", dense, "--data-path", data, "--num-samples", "8", *made)
             + ("--max-seq-length", "65", "--batch-size", "1"),
-            None,
-            "s",
         ),
-        Case("awq", ("--model", dense, *few, "--n-grid", "4", *made), None, "s"),
-        Case("gptq", ("--model", dense, *few, *made), None, "s"),
-        Case("dynamic_quant", ("--model", dense, *made), None, "s"),
+        Case("awq", ("--model", dense, *few, "--n-grid", "4", *made)),
+        Case("gptq", ("--model", dense, *few, *made)),
+        Case("dynamic_quant", ("--model", dense, *made)),
     ]
 
 
-def run(case: Case, ours: bool, out_path: Path, home: Path) -> tuple[float, str | None]:
-    """Return the speed that a command states, or its seconds; and its result."""
+def cpu_seconds() -> float:
+    """Return the CPU time of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(ours: bool, arguments: list[str], home: Path) -> tuple[float, str]:
+    """Return a command's CPU time, and its output."""
     program = ["mlx_nibble", "run"] if ours else ["mlx_lm"]
-    arguments = [a.replace("{out}", str(out_path)) for a in case.arguments]
-    command = [sys.executable, "-m", program[0], *program[1:], case.name, *arguments]
-    start = time.perf_counter()
+    command = [sys.executable, "-m", program[0], *program[1:], *arguments]
     environment = {**os.environ, "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    environment |= {"NIBBLE_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    before = cpu_seconds()
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
-    taken = time.perf_counter() - start
+    taken = cpu_seconds() - before
     if ended.returncode:
         raise RuntimeError(ended.stderr.strip().splitlines()[-1][:200])
-    text = re.sub(r"\x1b\[[\d;]*m", "", ended.stdout)
-    found = re.findall(case.result, text) if case.result else []
-    if case.speed is None:
-        return taken, None
-    speeds = re.findall(case.speed, text, re.M)
-    return float(speeds[-1].replace(",", "")), found[-1] if found else None
+    return taken, ended.stdout
 
 
 def main() -> None:
@@ -127,11 +105,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work, home = Path(folder, "data"), Path(folder, "home")
         write_data(work, home)
+        start = {
+            ours: run(ours, ["generate", "--help"], home)[0] for ours in (False, True)
+        }
         for case in cases(args.model, args.dense, work):
             if args.only is None or case.name in args.only:
-                rows.append(row(case, Path(folder), home))
+                rows.append(row(case, Path(folder), home, start))
                 err.print(" | ".join(rows[-1]))
-    header = ["command", "mlx-lm", "nibble run", "ratio", "result, both"]
+    header = ["command", "mlx-lm", "nibble run", "ratio", "result"]
     out.print(filled(header, rows))
 
 
@@ -147,27 +128,27 @@ def write_data(work: Path, home: Path) -> None:
     calibration.write_text(text[:40_000])
 
 
-def row(case: Case, folder: Path, home: Path) -> list[str]:
+def row(case: Case, folder: Path, home: Path, start: dict[bool, float]) -> list[str]:
     """Return a row of the table; the two take turns."""
-    speeds: dict[bool, list[float]] = {False: [], True: []}
-    results: dict[bool, str | None] = {}
+    times: dict[bool, list[float]] = {False: [], True: []}
+    results = set()
     for turn in range(ROUNDS):
         for ours in (False, True):
-            path = folder / f"{'ours' if ours else 'stock'}-{case.name}-{turn}"
+            side = "ours" if ours else "stock"
+            path = folder / f"{side}-{case.name}-{turn}"
             if case.name == "fuse":  # of the adapter that lora has made
-                adapter = folder / f"{'ours' if ours else 'stock'}-lora-0-adapter"
+                adapter = folder / f"{side}-lora-0-adapter"
                 path.with_name(f"{path.name}-adapter").symlink_to(adapter)
+            arguments = [a.replace("{out}", str(path)) for a in case.arguments]
             try:
-                speed, results[ours] = run(case, ours, path, home)
+                taken, text = run(ours, [case.name, *arguments], home)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
-                side = "nibble run" if ours else "mlx-lm"
                 return [case.name, f"{side} fails: {error}", "", "", ""]
-            speeds[ours].append(speed)
-    stock, our = (statistics.median(speeds[ours]) for ours in (False, True))
-    ratio = stock / our if case.unit == "s" else our / stock
-    texts = [f"{value:.3g} {case.unit}" for value in (stock, our)]
-    both = " and ".join(dict.fromkeys(str(r) for r in results.values() if r))
-    return [case.name, *texts, f"{ratio:.2f}×", both]
+            times[ours].append(max(taken - start[ours], 0.0))
+            results |= set(re.findall(case.result, text)[-1:]) if case.result else set()
+    stock, our = (statistics.median(times[ours]) for ours in (False, True))
+    seconds = [f"{value:.1f} s" for value in (stock, our)]
+    return [case.name, *seconds, f"{stock / our:.2f}×", " and ".join(sorted(results))]
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ class Constraint:
             tokens: The whole text so far.
             logits: Logits of the next token.
         """
-        allowed = mx.array(self._allowed(tokens.tolist()[self._start :]))
+        answer: Any = tokens[self._start :].tolist()
+        allowed = mx.array(self._allowed(answer))
         return mx.where(allowed, logits, mx.array(-mx.inf, logits.dtype))
 
     def _allowed(self, answer: list[int]) -> np.ndarray:
