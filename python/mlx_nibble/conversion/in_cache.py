@@ -44,7 +44,7 @@ def imported(file: Path, progress: Progress = silent, tell: Tell = untold) -> Pa
     state = _digest(repr((states, __version__)))
     with cache_lock(_FOLDER) as cache:
         place = cache / _FOLDER / _digest(str(files[0]))
-        folder = place / state / (files[0].stem[:_LONGEST] or "model")
+        folder = place / state / (files[0].stem.strip(".")[:_LONGEST] or "model")
         if folder.is_dir():  # made whole, then renamed
             return folder
         # Earlier contents, and what killed runs left.
