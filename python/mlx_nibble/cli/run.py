@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +27,13 @@ _OWN = {"chat": "chat", "convert": "convert", "generate": "generate", "server": 
 
 def commands() -> dict[str, str]:
     """Return the commands of the installed mlx-lm, and the module of each."""
+    try:
+        found = distribution("mlx-lm")
+    except PackageNotFoundError:
+        raise ModuleNotFoundError(name="mlx_lm") from None
     return {
         entry.name.removeprefix(_PREFIX): entry.module.removeprefix(_PREFIX)
-        for entry in distribution("mlx-lm").entry_points
+        for entry in found.entry_points
         if entry.group == "console_scripts" and entry.name.startswith(_PREFIX)
     }
 
