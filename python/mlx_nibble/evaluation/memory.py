@@ -31,6 +31,7 @@ class MatrixBytes:
         scales: Bytes of the scales.
         biases: Bytes of the biases (the format's, not the layer's).
         label: The format in words.
+        bits: Width of a code; None for a plain tensor.
     """
 
     path: str
@@ -39,6 +40,7 @@ class MatrixBytes:
     scales: int = 0
     biases: int = 0
     label: str = "plain"
+    bits: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -120,9 +122,8 @@ def stored(path: str, shape: tuple[int, ...], form: Format) -> MatrixBytes:
     count = math.prod(shape)
     codes = count * form.bits // 8
     pair = (form.nbytes(count // shape[-1], shape[-1]) - codes) // 2
-    return MatrixBytes(
-        path, shape, codes, pair, pair, label(form.bits, form.group_size)
-    )
+    name = label(form.bits, form.group_size)
+    return MatrixBytes(path, shape, codes, pair, pair, name, form.bits)
 
 
 def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:
