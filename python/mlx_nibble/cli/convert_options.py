@@ -42,6 +42,7 @@ _OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 
 USED_BY = {
     "dtype": PATHS,
+    "keep": (GGUF,),
     "trust_remote_code": (PACKED, *_QUANTIZING),
     "q_bits": (ROUNDING, CALIBRATED),
     "q_group_size": _QUANTIZING,

@@ -92,7 +92,7 @@ def convert(
         folder = Path(source)
         if is_gguf(source):
             tell(f"Importing {source}")
-            folder = import_gguf(source, imported).path
+            folder = import_gguf(source, imported, keep="values").path
         else:
             folder = lm.model_folder(source)
             if is_packed(folder):

@@ -98,7 +98,10 @@ class Model:
         """Return the tensors of a layer, with names and paths of the whole model."""
         dense = index < self.config.get("first_k_dense_replace", 0)
         has_experts = self.row.experts and not dense
-        parts = {**self.row.layer, **(self.row.experts if has_experts else self.row.mlp)}
+        parts = {
+            **self.row.layer,
+            **(self.row.experts if has_experts else self.row.mlp),
+        }
         return {f"blk.{index}.{name}": place for name, place in parts.items()}
 
 
@@ -117,7 +120,9 @@ def sizes(config: Mapping[str, Any]) -> dict[str, int]:
         "q": heads * head,
         "kv": groups * head,
         "qkv": (heads + 2 * groups) * head,
-        "experts": _first(config, "num_experts", "num_local_experts", "n_routed_experts"),
+        "experts": _first(
+            config, "num_experts", "num_local_experts", "n_routed_experts"
+        ),
         "expert": config.get("moe_intermediate_size", ffn),
         "shared": config.get("shared_expert_intermediate_size", 0),
     }

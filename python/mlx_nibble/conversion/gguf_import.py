@@ -15,15 +15,10 @@ from mlx_nibble import lm
 from mlx_nibble.conversion.gguf_architectures import Model
 from mlx_nibble.conversion.gguf_config import generation_config, read_model
 from mlx_nibble.conversion.gguf_rows import architecture_of
-from mlx_nibble.conversion.gguf_store import (
-    KEEP,
-    Stored,
-    exact_dtype,
-    store,
-    unrotate,
-)
+from mlx_nibble.conversion.gguf_store import Stored, exact_dtype, store, unrotate
 from mlx_nibble.conversion.gguf_tensors import assign_tensors
 from mlx_nibble.conversion.gguf_tokenizer import build_tokenizer, tokenizer_config
+from mlx_nibble.conversion.options import KEEP
 from mlx_nibble.conversion.source import Source
 from mlx_nibble.conversion.values import rounded
 from mlx_nibble.formats import SCALE_DTYPES
@@ -110,7 +105,9 @@ def import_gguf(
         ("keep", keep, KEEP),
     ):
         if value not in allowed:
-            raise ValueError(f"[convert] {name} must be one of {allowed} but got {value!r}.")
+            raise ValueError(
+                f"[convert] {name} must be one of {allowed} but got {value!r}."
+            )
     files = part_files(source)
     state = Source(files)
     file = read_parts(files)

@@ -109,7 +109,9 @@ class Metadata:
                 if name not in _TOKENIZER and (role == name or role not in _ROLES):
                     _require(key, value, _tokenizer_neutral(self.file).get(name))
             elif space in ("adapter", "clip", "control_vector", "xtransformers"):
-                fail(f"a language model is required but metadata {key!r} is of another.")
+                fail(
+                    f"a language model is required but metadata {key!r} is of another."
+                )
         if (kind := self.file.get("general.type", str, "model")) != "model":
             fail(f"general.type must be 'model' but is {kind!r}.")
 

@@ -129,9 +129,7 @@ _RULES = {
     "smaug-bpe": _GPT4,
     "qwen2": Rule((_words_of_llama(r"\p{N}"),), composed=True),
     "deepseek-r1-qwen": Rule((_words_of_llama(r"\p{N}"),)),
-    "tekken": Rule(
-        (_words_by_case(r"\p{N}", ""),), ignore_merges=True, add_bos=True
-    ),
+    "tekken": Rule((_words_by_case(r"\p{N}", ""),), ignore_merges=True, add_bos=True),
     "gpt-4o": Rule((_words_by_case(r"\p{N}{1,3}", _ENDINGS + "?"),)),
     "deepseek-llm": Rule(_DEEPSEEK_LLM, digits=True),
     "deepseek-coder": Rule(_DEEPSEEK_CODER, digits=True),

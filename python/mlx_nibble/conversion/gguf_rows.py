@@ -287,9 +287,7 @@ _ROWS = (
         outside=_OUTSIDE,
         layer={
             **_NORMS,
-            "attn_q.weight": Place(
-                "self_attn.q_proj.weight", ("q", "hidden"), "one q"
-            ),
+            "attn_q.weight": Place("self_attn.q_proj.weight", ("q", "hidden"), "one q"),
             "attn_q_a.weight": Place(
                 "self_attn.q_a_proj.weight", ("q rank", "hidden"), "latent q"
             ),

@@ -1,8 +1,8 @@
 """A GGUF's SentencePiece vocabulary (`llama`: pieces with scores) as a BPE tokenizer.
 
-SentencePiece joins the two neighbours whose joint piece has the highest score. Byte-pair
-encoding joins the pair of lowest rank. So each way to make a piece of two becomes a
-merge, ranked by the score of the piece, as in transformers' conversion.
+SentencePiece joins the two neighbours whose joint piece has the highest score.
+Byte-pair encoding joins the pair of lowest rank. So each way to make a piece of two
+becomes a merge, ranked by the score of the piece, as in transformers' conversion.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _merges(file: GGUF, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
         if kind != _NORMAL or len(token) < 2:
             continue
         if len(token) > _LONGEST:
-            fail(f"a piece must have {_LONGEST} characters at most but has {len(token)}.")
+            fail(
+                f"a piece must have {_LONGEST} characters at most but has {len(token)}."
+            )
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]
             if left in vocabulary and right in vocabulary:

@@ -19,6 +19,7 @@ Config = dict[str, Any]
 _GEMMA2_27B, _GEMMA3_27B = 46, 62
 # llama.cpp's defaults of Gemma 3, which files of before September 2025 do not state.
 _GEMMA3_PATTERN, _GEMMA3_LOCAL_BASE = 6, 10000.0
+_GELU = dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
 _SOFTMAX, _SIGMOID = 1, 2  # expert_gating_func
 
 
@@ -38,6 +39,10 @@ def smollm3(metadata: Metadata, config: Config) -> Config:
 
 def granite(metadata: Metadata, config: Config) -> Config:
     """Return the settings of Granite: four factors; 0 is llama.cpp's 1."""
+    if not metadata.get("rope.scaling.finetuned", bool, True):
+        fail(
+            "granite.rope.scaling.finetuned must not be false: mlx-lm's model rotates."
+        )
     scale = _factor(metadata, "attention.scale") or config["head_dim"] ** -0.5
     return llama(metadata, config) | {
         "attention_multiplier": scale,
@@ -65,7 +70,7 @@ def qwen3moe(metadata: Metadata, config: Config) -> Config:
 def gemma2(metadata: Metadata, config: Config) -> Config:
     """Return the settings of Gemma 2."""
     return {
-        "hidden_activation": "gelu_pytorch_tanh",
+        **_GELU,
         "query_pre_attn_scalar": _query_scalar(config, _GEMMA2_27B),
         "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
@@ -82,7 +87,7 @@ def gemma3(metadata: Metadata, config: Config) -> Config:
         pattern = metadata.size(key)
     base = metadata.number("rope.freq_base_swa", _GEMMA3_LOCAL_BASE)
     return {
-        "hidden_activation": "gelu_pytorch_tanh",
+        **_GELU,
         "query_pre_attn_scalar": _query_scalar(config, _GEMMA3_27B),
         "sliding_window": metadata.size("attention.sliding_window"),
         "sliding_window_pattern": pattern,
@@ -143,7 +148,9 @@ def deepseek2(metadata: Metadata, config: Config) -> Config:
     groups = metadata.get("expert_group_count", int, 1) or 1
     kept = metadata.get("expert_group_used_count", int, groups) or groups
     if not 1 <= kept <= groups <= found["num_experts"]:
-        fail(f"experts must be in groups, some of them used, but {kept} of {groups} are.")
+        fail(
+            f"experts must be in groups, some of them used, but {kept} of {groups} are."
+        )
     norm = metadata.get("expert_weights_norm", bool, False)
     if norm and not newer:
         fail("deepseek2.expert_weights_norm must be false for softmax but is true.")
@@ -223,5 +230,3 @@ def _factor(metadata: Metadata, key: str) -> float:
     if not 0 <= value < math.inf:
         fail(f"{metadata.architecture}.{key} must be from 0 but is {value}.")
     return float(str(np.float32(value)))
-
-

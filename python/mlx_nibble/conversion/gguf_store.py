@@ -26,8 +26,6 @@ from mlx_nibble.io.gguf.reader import GGUF
 from mlx_nibble.io.gguf.tensors import read_rows, values_of
 from mlx_nibble.quantize.search import search
 
-KEEP = ("quality", "values")
-"""What a tensor that no quantized form of MLX holds exactly keeps: see `store`."""
 _GROUP = 32
 # Widths that lose less than 0.5 % of perplexity: docs/results/gguf.md.
 _NEAREST_BITS = {"Q2_K": 6, "Q3_K": 6, "Q6_K": 8}
@@ -185,6 +183,4 @@ def _changed(values: np.ndarray, place: Place) -> np.ndarray:
 
 def _is_quantizable(place: Place) -> bool:
     """Return whether the parameter is the weight of a module that MLX quantizes."""
-    return (
-        len(place.shape) > 1 and not place.plain and place.path.endswith(".weight")
-    )
+    return len(place.shape) > 1 and not place.plain and place.path.endswith(".weight")

@@ -104,7 +104,7 @@ def _is_sentencepiece(file: GGUF) -> bool:
 
 def _byte_level(file: GGUF, vocabulary: dict[str, int]) -> Tokenizer:
     """Return the tokenizer of byte-level BPE, without special tokens."""
-    rule = rule_named(file.get("tokenizer.ggml.pre", str, "gpt-2"))
+    rule = rule_named(file.get("tokenizer.ggml.pre", str))
     merges = _merges(file)
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, ignore_merges=rule.ignore_merges)
@@ -126,7 +126,7 @@ def _adds(file: GGUF, role: str) -> bool:
     if role == "bos" and token_id(file, "bos") is not None:
         default = (
             _is_sentencepiece(file)
-            or rule_named(file.get("tokenizer.ggml.pre", str, "gpt-2")).add_bos
+            or rule_named(file.get("tokenizer.ggml.pre", str)).add_bos
         )
     return flag(file, f"add_{role}_token", default)
 

@@ -16,9 +16,7 @@ from mlx_nibble.io.gguf.reader import GGUF, TensorInfo
 _CHUNK_VALUES = 1 << 24
 
 
-def read_rows(
-    file: GGUF, name: str, most: int = _CHUNK_VALUES
-) -> Iterator[Decoded]:
+def read_rows(file: GGUF, name: str, most: int = _CHUNK_VALUES) -> Iterator[Decoded]:
     """Decode one tensor, some rows at a time.
 
     Args:
@@ -45,7 +43,8 @@ def read_rows(
     blocks = file.read(name).reshape(-1, count, kind.nbytes)
     step = max(1, most // inputs)
     for start in range(0, len(blocks), step):
-        part = kind.decode(blocks[start : start + step])
+        with np.errstate(invalid="ignore", over="ignore"):  # refused below
+            part = kind.decode(blocks[start : start + step])
         _require_finite(info, part)
         yield part
 
@@ -65,8 +64,9 @@ def values_of(part: Decoded) -> np.ndarray:
     if isinstance(part, Mxfp4):
         return mxfp4_values(part)
     if isinstance(part, Quantized):
-        scales, biases = (a.astype(np.float64)[..., None] for a in
-                          (part.scales, part.biases))
+        scales, biases = (
+            a.astype(np.float64)[..., None] for a in (part.scales, part.biases)
+        )
         codes = grouped(part.codes, part.group_size)
         return (scales * codes + biases).astype(np.float32).reshape(part.codes.shape)
     return part
