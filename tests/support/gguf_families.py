@@ -335,6 +335,7 @@ def write_family(
     family: Family,
     model: nn.Module,
     kinds: Callable[[str, tuple[int, ...]], str] = lambda name, shape: "F32",
+    split_max_tensors: int = 0,
 ) -> dict[str, np.ndarray]:
     """Write a model.
 
@@ -344,11 +345,12 @@ def write_family(
         model: The model.
         kinds: Function from a tensor's name and shape to ggml's name of a type, for
             matrices.
+        split_max_tensors: Tensors of a part, if the model is split.
 
     Returns:
         Path of each parameter to its value in the file: dequantized.
     """
-    writer = gguf.GGUFWriter(path, family.arch)
+    writer = gguf.GGUFWriter(path, family.arch, split_max_tensors=split_max_tensors)
     config = family.config
     _write_tokenizer(writer)
     writer.add_context_length(config["max_position_embeddings"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -144,3 +146,77 @@ def test_scales_are_rounded_once_if_asked(tmp_path, kind, dtype):
     assert len(report.errors) == len(matrices(values))
     # Scale and bias are each off by a unit at most; their parts are larger than w.
     assert 0 < report.kinds[kind].error < 8 * unit
+
+
+def test_parts_of_the_packages_writer_are_one_model(tmp_path):
+    family = FAMILIES["qwen3"]
+    model = random_model(family)
+    write_family(tmp_path / "whole.gguf", family, model)
+    write_family(tmp_path / "m.gguf", family, model, split_max_tensors=8)
+    parts = sorted(tmp_path.glob("m-*-of-*.gguf"))
+    assert len(parts) == 4 and parts[1].name == "m-00002-of-00004.gguf"
+    import_gguf(tmp_path / "whole.gguf", tmp_path / "whole")
+    import_gguf(parts[2], tmp_path / "out")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
+
+
+FREQUENCIES = np.linspace(1, 3, 8, dtype=np.float32)
+
+
+def with_frequencies(folder: Path, factors: np.ndarray) -> Path:
+    """Write a llama with factors of the frequencies; return the file."""
+    family = replace(
+        FAMILIES["llama"],
+        write=lambda writer: writer.add_tensor("rope_freqs.weight", factors),
+    )
+    write_family(folder / "m.gguf", family, random_model(family))
+    return folder / "m.gguf"
+
+
+def test_factors_that_no_scaling_explains_are_kept(tmp_path):
+    import_gguf(with_frequencies(tmp_path, FREQUENCIES), tmp_path / "out")
+    model, _ = load(str(tmp_path / "out"))
+    rope = model.layers[0].self_attn.rope
+    expected = FREQUENCIES * 1e4 ** (np.arange(0, 16, 2) / 16)
+    np.testing.assert_allclose(np.array(rope._freqs), expected, rtol=2**-21)
+    assert rope._scale == 1
+
+
+@pytest.mark.parametrize("factors", [FREQUENCIES[:4], FREQUENCIES - 1])
+def test_wrong_factors_are_refused(tmp_path, factors):
+    with pytest.raises(ValueError, match="rope_freqs.weight"):
+        import_gguf(with_frequencies(tmp_path, factors), tmp_path / "out")
+
+
+REFUSED = {
+    "qwen3moe": lambda writer: (
+        FAMILIES["qwen3moe"].write(writer),
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        writer.add_rope_scaling_factor(4.0),
+        writer.add_rope_scaling_orig_ctx_len(32),
+    ),
+    "gemma2": lambda writer: (
+        FAMILIES["gemma2"].write(writer),
+        writer.add_rope_scaling_factor(4.0),
+    ),
+    "qwen2": lambda writer: writer.add_key_length(24),
+    "phi3": lambda writer: writer.add_rope_scaling_attn_factors(1.5),
+    "granite": lambda writer: writer.add_rope_scaling_finetuned(False),
+    "deepseek2": lambda writer: (
+        FAMILIES["deepseek2"].write(writer),
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID),
+    ),
+    "llama": lambda writer: writer.add_expert_count(8),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_mlx_lms_model_does_not_compute_is_refused(tmp_path, name):
+    family = replace(FAMILIES[name], write=REFUSED[name])
+    write_family(tmp_path / "m.gguf", family, random_model(FAMILIES[name]))
+    with pytest.raises(ValueError, match=r"^\[gguf\] "):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
