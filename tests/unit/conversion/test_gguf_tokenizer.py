@@ -134,24 +134,24 @@ def test_wrong_pieces_are_refused(changed, message):
         build_tokenizer(as_gguf(LLAMA, **changed))
 
 
-SAMPLE = "It's 12345 caféHTMLParser\r\n\n  x == y;\tDON'T 日本語"
+SAMPLE = "It's 1234 caféHTMLParser\r\n\n  x == y;\tDON'T 日本"
 # The rules agree with llama.cpp on 785 other texts: docs/results/gguf.md.
 PIECES = {
-    "gpt-2": "It|'s| 12345| caféHTMLParser|\r\n\n | x| ==| y|;|\t|DON|'|T| 日本語",
-    "smollm": "It|'s| |1|2|3|4|5| caféHTMLParser|\r\n\n | x| ==| y|;|\t|DON|'|T| 日本語",
-    "llama-bpe": "It|'s| |123|45| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本語",
-    "dbrx": "It|'s| |123|45| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本語",
-    "qwen2": "It|'s| |1|2|3|4|5| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本語",
-    "gpt-4o": "It's| |123|45| café|HTMLParser|\r\n\n| | x| ==| y|;|\tDON'T| 日本語",
-    "tekken": "It|'s| |1|2|3|4|5| café|HTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本語",
+    "gpt-2": "It|'s| 1234| caféHTMLParser|\r\n\n | x| ==| y|;|\t|DON|'|T| 日本",
+    "smollm": "It|'s| |1|2|3|4| caféHTMLParser|\r\n\n | x| ==| y|;|\t|DON|'|T| 日本",
+    "llama-bpe": "It|'s| |123|4| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本",
+    "dbrx": "It|'s| |123|4| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本",
+    "qwen2": "It|'s| |1|2|3|4| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本",
+    "gpt-4o": "It's| |123|4| café|HTMLParser|\r\n\n| | x| ==| y|;|\tDON'T| 日本",
+    "tekken": "It|'s| |1|2|3|4| café|HTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| 日本",
     # Its range of signs, ":" to "~", has the letters of ASCII too.
     "deepseek-llm": (
-        "It|'|s| |1|2|3|4|5| caf|é|HTMLParser|\r|\n|\n| | x| ==| y|;|\tDON|'|T| |日本語"
+        "It|'|s| |1|2|3|4| caf|é|HTMLParser|\r|\n|\n| | x| ==| y|;|\tDON|'|T| |日本"
     ),
     "deepseek-coder": (
-        "It|'|s| |1|2|3|4|5| caféHTMLParser|\r|\n|\n| | x| ==| y|;|\tDON|'|T| |日本語"
+        "It|'|s| |1|2|3|4| caféHTMLParser|\r|\n|\n| | x| ==| y|;|\tDON|'|T| |日本"
     ),
-    "deepseek-v3": "It|'s| |123|45| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| |日本語",
+    "deepseek-v3": "It|'s| |123|4| caféHTMLParser|\r\n\n| | x| ==| y|;|\tDON|'T| |日本",
 }
 
 
