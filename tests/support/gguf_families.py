@@ -1,7 +1,7 @@
 """Tiny models of mlx-lm as GGUF files, by the package `gguf`: its names, keys, blocks.
 
 The package is the oracle: it has the names of tensors and keys, and the quantizers.
-What llama.cpp's `convert_hf_to_gguf.py` does to weights is written here again.
+The changes of llama.cpp's `convert_hf_to_gguf.py` to weights are written here again.
 """
 
 from __future__ import annotations

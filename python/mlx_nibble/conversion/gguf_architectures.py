@@ -1,4 +1,4 @@
-"""What a row of the table of architectures is, and the sizes that rows name.
+"""A row of the table of architectures, and the sizes that rows name.
 
 A row says how a GGUF file names the tensors of a model, and which parameters of
 mlx-lm's model they are. :mod:`mlx_nibble.conversion.gguf_rows` is the table,

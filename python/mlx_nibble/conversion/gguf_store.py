@@ -97,9 +97,8 @@ def store(file: GGUF, name: str, place: Place, dtype: str, keep: str) -> Stored:
         name: Name of the tensor.
         place: Its place in the model.
         dtype: Type of scales, biases and values.
-        keep: What is kept of a tensor that no quantized form holds exactly: the
-            "values", which take more memory, or the "quality", by a width that loses
-            little.
+        keep: For a tensor that no quantized form holds exactly: "values" keeps them
+            in full precision, "quality" takes a width that loses little.
 
     Raises:
         ValueError: If the tensor's type is not supported, or a scale is not finite.

@@ -22,6 +22,7 @@ PATHS = {
 TABLE = """
                      gguf packed rtn gptq target
 --dtype float32      x    x      x   x    x
+--keep values        x    .      .   .    .
 --trust-remote-code  .    x      x   x    x
 --q-bits 3           .    .      x   x    .
 --q-group-size 32    .    .      x   x    x

@@ -2,13 +2,13 @@
 
 A block has an fp16 scale d, in some types an fp16 offset m, and 32 codes q:
 
-    Q4_0    w = d·(q - 8)         q unsigned 4 bit
-    Q4_1    w = d·q + m           q unsigned 4 bit
-    Q5_0    w = d·(q - 16)        q unsigned 5 bit, the fifth bits apart
-    Q5_1    w = d·q + m           q unsigned 5 bit
-    Q8_0    w = d·q               q signed 8 bit
-    IQ4_NL  w = d·table[q]        16 signed 8-bit numbers
-    MXFP4   w = 2^(e - 127)·q     e unsigned 8 bit, q an E2M1 number
+    | Q4_0 | w = d·(q - 8) | q unsigned 4 bit |
+    | Q4_1 | w = d·q + m | q unsigned 4 bit |
+    | Q5_0 | w = d·(q - 16) | q unsigned 5 bit, the fifth bits apart |
+    | Q5_1 | w = d·q + m | q unsigned 5 bit |
+    | Q8_0 | w = d·q | q signed 8 bit |
+    | IQ4_NL | w = d·table[q] | 16 signed 8-bit numbers |
+    | MXFP4 | w = 2^(e - 127)·q | e unsigned 8 bit, q an E2M1 number |
 
 Byte j of 4-bit codes has code j (low half) and j + 16 (high half). MLX's affine form is
 w = s·q + b with unsigned q. So s = d, and b is m or a product of d and a power of two:

@@ -2,12 +2,12 @@
 
 A block has one or two fp16 scales, d and D, and small integers for each group:
 
-    Q2_K    w = d·s·q - D·m       16 groups of 16; s, m unsigned 4 bit, q 2 bit
-    Q3_K    w = d·(s - 32)·(q - 4)   16 groups of 16; s 6 bit, q 3 bit
-    Q4_K    w = d·s·q - D·m       8 groups of 32; s, m unsigned 6 bit, q 4 bit
-    Q5_K    w = d·s·q - D·m       8 groups of 32; s, m unsigned 6 bit, q 5 bit
-    Q6_K    w = d·s·(q - 32)      16 groups of 16; s signed 8 bit, q 6 bit
-    IQ4_XS  w = d·(s - 32)·table[q]   8 groups of 32; s 6 bit
+    | Q2_K | w = d·s·q - D·m | 16 groups of 16; s, m unsigned 4 bit, q 2 bit |
+    | Q3_K | w = d·(s - 32)·(q - 4) | 16 groups of 16; s 6 bit, q 3 bit |
+    | Q4_K | w = d·s·q - D·m | 8 groups of 32; s, m unsigned 6 bit, q 4 bit |
+    | Q5_K | w = d·s·q - D·m | 8 groups of 32; s, m unsigned 6 bit, q 5 bit |
+    | Q6_K | w = d·s·(q - 32) | 16 groups of 16; s signed 8 bit, q 6 bit |
+    | IQ4_XS | w = d·(s - 32)·table[q] | 8 groups of 32; s 6 bit |
 
 A product of d and an integer of 6 bits has 17 bits, so float32 holds the scales of
 Q4_K, Q5_K and IQ4_XS exactly. MLX has no groups of 16: these types become values, which
