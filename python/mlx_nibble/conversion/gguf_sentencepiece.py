@@ -36,7 +36,7 @@ def sentencepiece(file: GGUF, vocabulary: dict[str, int]) -> Tokenizer:
     )
     tokenizer = Tokenizer(model)
     prefix = flag(file, "add_space_prefix", default=True)
-    spaces = [normalizers.Replace(" ", _SPACE)]
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
     if prefix:
         spaces.insert(0, normalizers.Prepend(_SPACE))
     tokenizer.normalizer = normalizers.Sequence(spaces)
