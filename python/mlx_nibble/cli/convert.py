@@ -1,9 +1,9 @@
-"""Import a GGUF file without loss, or quantize a model.
+"""Import a GGUF file, or quantize a model.
 
-A GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, BF16, F32 tensors) becomes a
-folder that mlx-lm loads. Quantized tensors keep their codes and scales, nothing is
-lost. An AutoAWQ, GPTQ or compressed-tensors folder is imported likewise. With -q,
-quantize any model that mlx-lm loads; a killed run continues when it is started again.
+A GGUF file becomes a folder that mlx-lm loads. Types that MLX can hold keep their codes
+and scales; Q2_K, Q3_K and Q6_K get the nearest form. An AutoAWQ, GPTQ or
+compressed-tensors folder is imported likewise. With -q, quantize any model that mlx-lm
+loads; a killed run continues when it is started again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
@@ -32,6 +33,7 @@ from mlx_nibble.cli.convert_options import (
     unused_text,
 )
 from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.conversion.options import KEEP
 from mlx_nibble.formats import BITS, SCALE_DTYPES
 from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
@@ -62,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=SCALE_DTYPES,
         help="round scales, offsets and all tensors that are not quantized to this "
         "type (default: the smallest that holds them exactly, or the model's)",
+    )
+    add(
+        "--keep",
+        choices=KEEP,
+        help="of GGUF tensors in groups of 16 (Q2_K, Q3_K, Q6_K), which MLX lacks: "
+        "their quality, in the fewest bits that lose little (default), or their "
+        "values, in full precision",
     )
     add("--dequantize", "-d", action="store_true", help="store no quantized matrix")
     consent.add_option(parser, unless_given=None)
@@ -197,9 +206,19 @@ def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> Path:
     from mlx_nibble.conversion.gguf_import import import_gguf
 
     with byte_progress() as progress:
-        report = import_gguf(source, folder, args.dtype, progress)
+        report = import_gguf(source, folder, args.dtype, progress, args.keep or KEEP[0])
     write_card(report.path, report.path.name)
-    return _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
+    kinds = {name: asdict(kind) for name, kind in report.kinds.items()}
+    facts = {"dtype": report.dtype, "types": kinds, "errors": report.errors}
+    more = f"; the rest in {report.dtype}"
+    path = _print_report(args, report, report.bits, more, facts)
+    if args.json:
+        return path
+    for name, kind in report.kinds.items():
+        form = "full precision" if kind.bits is None else f"{kind.bits} bits"
+        lost = f"{kind.error:.1e} of the values lost at most" if kind.error else "exact"
+        out.print(f"{name}: {kind.count} in {form}, {lost}", soft_wrap=True)
+    return path
 
 
 def _import_packed(
@@ -263,7 +282,11 @@ def _tell(fact: str) -> None:
 
 
 def _print_report(
-    args: argparse.Namespace, report: _Report, widths: Mapping[int, int], more: str = ""
+    args: argparse.Namespace,
+    report: _Report,
+    widths: Mapping[int, int],
+    more: str = "",
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Print the result of a conversion; return its folder.
 
@@ -272,6 +295,7 @@ def _print_report(
         report: The result.
         widths: Number of quantized matrices of each width.
         more: Text that only one kind of conversion has.
+        facts: Facts of --json that only one kind has.
     """
     bits_per_weight = 8 * report.nbytes / report.parameters
     if args.json:
@@ -281,6 +305,7 @@ def _print_report(
             "nbytes": report.nbytes,
             "bits_per_weight": bits_per_weight,
             "matrices_by_bits": widths,
+            **(facts or {}),
         }
         print(json.dumps(result))
         return report.path

@@ -118,7 +118,7 @@ def source_folder(
     with _imported(place) as imported:
         if is_gguf(source):
             tell(f"Importing {source}")
-            yield import_gguf(source, imported).path
+            yield import_gguf(source, imported, keep="values").path
             return
         folder = lm.model_folder(source)
         if is_packed(folder):
