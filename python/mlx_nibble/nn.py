@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_nibble import ops
+from mlx_nibble import _native, ops
 from mlx_nibble._pickling import pickled_as
 
 
@@ -40,6 +40,13 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
         bias=bias,
         **vars(layer._options),
     )
+
+
+def _rows(array: mx.array, x: mx.array) -> mx.array:
+    """Return ``array[x]``, without unpacking an array of repacked weights."""
+    ext = _native.ext
+    rows = ext.packed_rows(array, x) if ext and isinstance(x, mx.array) else None
+    return array[x] if rows is None else rows
 
 
 def _require_groups(op: str, group_size: int | None) -> None:
@@ -105,9 +112,9 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
         biases = self.get("biases")
         return ops.dequantize(
-            self["weight"][x],
-            self["scales"][x],
-            biases[x] if biases is not None else None,
+            _rows(self["weight"], x),
+            _rows(self["scales"], x),
+            _rows(biases, x) if biases is not None else None,
             self.group_size,
             self.bits,
             self.mode,

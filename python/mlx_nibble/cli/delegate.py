@@ -20,9 +20,9 @@ _BATCH_INVARIANT = (
     "(docs/reference/numerics.md states the cost)"
 )
 _REPACK = (
-    "on a CPU, keep a second copy of the weights in the order that the processor reads "
-    "fastest: decoding is faster, the tokens stay the same, and the weights take twice "
-    "the memory (docs/internals/cpu.md)"
+    "on a CPU, put the weights in the order that the processor reads fastest, in place "
+    "of the checkpoint's: decoding is faster, and the tokens stay the same "
+    "(docs/internals/cpu.md; default: yes)"
 )
 
 
@@ -41,7 +41,7 @@ def run_accelerated(
         name: Module of the command in mlx-lm.
         command: Our name for it, as in ``nibble COMMAND``.
         arguments: Command line. We add ``--activations``, ``--batch-invariant`` and
-            ``--repack`` to mlx-lm's options.
+            ``--no-repack`` to mlx-lm's options.
         add_options: Adds further options of ours.
         within: Function of our options and of mlx-lm's module; the command runs in its
             context.
@@ -55,7 +55,9 @@ def run_accelerated(
     )
     activations.add_option(parser)
     parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
-    parser.add_argument("--repack", action="store_true", help=_REPACK)
+    parser.add_argument(
+        "--repack", action=argparse.BooleanOptionalAction, default=True, help=_REPACK
+    )
     add_options(parser)
     ours, arguments = parser.parse_known_args(arguments)
     for option in ("--model", "--draft-model"):

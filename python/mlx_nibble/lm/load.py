@@ -32,7 +32,7 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
     **kwargs: Any,
 ) -> tuple:
@@ -62,7 +62,7 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
     **kwargs: Any,
 ) -> tuple:
