@@ -61,6 +61,10 @@ NB_MODULE(_ext, m) {
         "that are to replace its own, and the bytes of the packed matrix; None "
         "if the backend has no other layout for it. "
         "mlx_nibble.acceleration.repack calls it.");
+  m.def("release_memory",
+        &nibble::machine::release_memory,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Give the memory of freed arrays back to the system.");
   m.def(
       "is_packed",
       [](const mlx::core::array& a) {

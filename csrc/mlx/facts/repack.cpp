@@ -93,7 +93,9 @@ std::shared_ptr<const Stored> store(const mx::array& w,
       cpu::QuantizedOperands{codes.as<uint32_t>(), s.data(), b.data()},
       begin + offset);
   auto stand_in = [&](const mx::array& a) {
-    return bridge::view(memory, offset, a.shape(), a.dtype());
+    mx::array view = bridge::view(memory, offset, a.shape(), a.dtype());
+    view.set_status(mx::array::Status::available);
+    return view;
   };
   auto stored = std::make_shared<Stored>(
       Stored{stand_in(w), stand_in(scales), std::nullopt, packed});

@@ -9,6 +9,7 @@
 #include "csrc/mlx/facts/repack.h"
 #include "csrc/mlx/options.h"
 #include "mlx/primitives.h"
+#include "mlx/utils.h"
 
 namespace nibble {
 

@@ -63,6 +63,8 @@ class Repacked:
             for name, array in zip(NAMES, matrix, strict=True):
                 layer[name] = array
         progress("repack weights", len(layers), len(layers))
+        if self._layers and _native.ext is not None:
+            _native.ext.release_memory()
 
     def undo(self) -> None:
         """Give all layers evaluated arrays, as they had before."""
