@@ -108,7 +108,7 @@ class Report:
         )
         for (kind, device, operations), count in sorted(routes.items()):
             lines.append(f"  {count:4} {kind} on our {device} {operations}")
-        if self.repacked is not None:
+        if self.repacked is not None and self.repacked.layers:
             count, size = self.repacked.layers, self.repacked.nbytes / 1e6
             lines.append(f"  {count:4} of them repacked in place, {size:.1f} MB")
         return "\n".join(lines)
