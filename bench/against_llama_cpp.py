@@ -157,7 +157,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gguf", metavar="FILE", nargs="+", default=[], help="the model for llama.cpp"
     )
-    parser.add_argument("--without-mlx", action="store_true", help="leave MLX alone out")
+    parser.add_argument(
+        "--without-mlx", action="store_true", help="leave MLX alone out"
+    )
     parser.add_argument(
         "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
     )

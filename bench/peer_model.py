@@ -89,7 +89,8 @@ def llama(threads: int, model_path: str) -> Callable[[], Run]:
 
 def main() -> None:
     name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    load = llama(threads, path) if name.startswith("llama.cpp") else mlx(name, threads, path)
+    theirs = name.startswith("llama.cpp")
+    load = llama(threads, path) if theirs else mlx(name, threads, path)
     before = resident_bytes()
     run = load()
     run(16, 2)

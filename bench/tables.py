@@ -32,6 +32,8 @@ MODELS = {
     "nibble": ("mlx-nibble", "the same"),
     "nibble int8": ("`--activations int8`", "{rounded}"),
     "nibble unpacked": ("`--no-repack`", "the same"),
+    "nibble copied": ("a repacked copy", "the same"),
+    "nibble int8 copied": ("`--activations int8`, a repacked copy", "{rounded}"),
     "nibble int8 unpacked": ("`--activations int8 --no-repack`", "{rounded}"),
     "llama.cpp Q4_0": ("llama.cpp, Q4_0", ""),
     "llama.cpp Q4_1": ("llama.cpp, Q4_1", ""),

@@ -11,9 +11,10 @@
 #include <vector>
 
 #include "csrc/mlx/facts/machine.h"
+#include "csrc/mlx/facts/repack.h"
 #include "csrc/mlx/facts/symmetric.h"
-#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/repack.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -5,6 +5,7 @@
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/repack.h"
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
 

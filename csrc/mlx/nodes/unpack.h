@@ -1,15 +1,11 @@
 // The arrays of a packed matrix (facts/repack.h) in MLX's layout, as nodes.
 #pragma once
 
-#include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "csrc/mlx/facts/repack.h"
-#include "csrc/mlx/options.h"
 #include "mlx/primitives.h"
-#include "mlx/utils.h"
 
 namespace nibble {
 
@@ -60,21 +56,6 @@ class UnpackRows : public mx::Primitive {
 };
 
 namespace repack {
-
-// Packs a matrix. Returns lazy arrays that are to replace its own, and the
-// bytes of the packed matrix; nullopt if the backend has no other layout for
-// it.
-std::optional<std::tuple<mx::array, mx::array, mx::array, size_t>> pack(
-    const mx::array& w,
-    const mx::array& scales,
-    const mx::array& biases,
-    int bits,
-    int group_size);
-
-// a[rows]; nullopt if `a` is no lazy array, or not of one matrix.
-std::optional<mx::array> rows_of(const mx::array& a,
-                                 const mx::array& rows,
-                                 mx::StreamOrDevice s);
 
 // The inputs of a node with lazy arrays in the place of the stand-ins of the
 // matrix at inputs[first], if it has stand-ins.

@@ -1,4 +1,4 @@
-"""Repacked weights: the same results, and the arrays whenever somebody asks for them."""
+"""Repacked weights: the same results, and the arrays for whoever asks for them."""
 
 from __future__ import annotations
 
