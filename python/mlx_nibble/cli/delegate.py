@@ -19,9 +19,9 @@ _BATCH_INVARIANT = (
     "(docs/reference/numerics.md states the cost)"
 )
 _REPACK = (
-    "on a CPU, keep a second copy of the weights in the order that the processor reads "
-    "fastest: decoding is faster, the tokens stay the same, and the weights take twice "
-    "the memory (docs/internals/cpu.md)"
+    "on a CPU, put the weights in the order that the processor reads fastest, in place "
+    "of the checkpoint's: decoding is faster, and the tokens stay the same "
+    "(docs/internals/cpu.md; default: yes)"
 )
 
 
@@ -29,7 +29,9 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ours that each of mlx-lm's commands has here."""
     activations.add_option(parser)
     parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
-    parser.add_argument("--repack", action="store_true", help=_REPACK)
+    parser.add_argument(
+        "--repack", action=argparse.BooleanOptionalAction, default=True, help=_REPACK
+    )
     threads.add_option(parser)
     verbose.add_option(parser)
 

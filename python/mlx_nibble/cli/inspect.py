@@ -123,7 +123,6 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
         "activations": inventory.activation_bytes,
         "context": context,
         "total": inventory.total(context),
-        "repacked": inventory.repacked,
         "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
         "tuned": _tuned(inventory),
         "tensors": [
@@ -167,7 +166,6 @@ def _print(inventory: Inventory, context: int) -> None:
         (f"KV cache, {context} tokens in half precision", "kv_cache"),
         ("activations of a 2048-token prefill (estimate)", "activations"),
         ("all", "total"),
-        ("beyond that, with --repack on a CPU", "repacked"),
     )
     rows = [[label, f"{s[name]:,}"] for label, name in labels]
     out.print(filled(["", "bytes"], rows))

@@ -15,8 +15,6 @@ from mlx_nibble.formats import Format
 USABLE_SHARE = 0.75
 SIZES_GB = (8, 16, 32, 64)
 _HALF = 2
-# The widths that csrc/cpu repacks.
-_REPACKED_FORMATS = ("2-bit ", "4-bit ", "8-bit ")
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
@@ -72,17 +70,6 @@ class Inventory:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(row.nbytes for row in self.rows)
-
-    @property
-    def repacked(self) -> int:
-        """Bytes that ``repack=True`` adds on a CPU, at most: copies of some matrices.
-
-        Matrices of 2, 4 and 8 bits are copied, except an embedding that only looks up
-        rows. The padding of rows to multiples of 16 is not counted.
-        """
-        return sum(
-            row.nbytes for row in self.rows if row.label.startswith(_REPACKED_FORMATS)
-        )
 
     @property
     def parameters(self) -> int:

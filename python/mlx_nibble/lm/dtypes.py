@@ -19,7 +19,7 @@ from mlx_nibble import nn
 from mlx_nibble.acceleration.accelerate import (
     accelerate,
     recognise_symmetric,
-    repacked,
+    repack_layers,
 )
 from mlx_nibble.acceleration.decide import keeps_scales
 from mlx_nibble.acceleration.report import Report
@@ -47,7 +47,7 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
         model._stored_dtypes = _Stored(stored)
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
-            report.repacked = repacked(model)
+            repack_layers(model, report)
     return report
 
 
