@@ -129,7 +129,7 @@ def rows_of(key: Key, ext: Any) -> list[int]:
 
 
 def case_of(key: Key, rows: int, ext: Any) -> Case:
-    """Return the product to time for a key: a part of it that is not too large.
+    """Return the product to time for a key, reduced to a size that is not too large.
 
     Some of many experts are timed, each with as many rows as it would have, and some
     rows of a large matrix. The kernel is that of the real product.

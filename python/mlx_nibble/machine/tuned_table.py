@@ -31,8 +31,7 @@ from mlx_nibble.ops import DTYPES
 
 SCHEMA = "mlx-nibble/tuned/2"
 LEAVE_TO_MLX = "mlx"
-# The extension's name of the planner's own choice, where it is known not to be slower
-# than MLX's operation.
+# The planner's own choice, where it is known not to be slower than MLX's operation.
 OURS = "ours"
 TUNE, DUEL = "tune", "duel"
 
