@@ -42,6 +42,7 @@ THEIRS = {
     "affine_qmv_fast": (1,),
     "affine_qmv_wide": (2, 3, 4, 5),
     "affine_qmm_t": (32,),
+    "affine_gather_qmv_fast": (1,),
     "affine_gather_qmm_rhs": (16,),
 }
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
@@ -108,25 +109,28 @@ class Run:
         )
 
 
-_ARRAYS = ("w", "scales", "biases", "x", "out", "offsets", "rhs_indices", "lhs_indices")
+_INDICES = ("offsets", "lhs", "rhs", "lhs_indices", "rhs_indices")
+_ARRAYS = ("w", "scales", "biases", "x", "out", *_INDICES)
 
 
-def ours(bits: int, K: int) -> Iterator[Run]:
-    """Yield a run of each of our kernels, of two threadgroups or more."""
+def ours(bits: int, K: int, wanted: str) -> Iterator[Run]:
+    """Yield a run of each of our wanted kernels, of two threadgroups or more."""
     seen = set()
     for M in ROWS:
         p = simt.Problem(M=M, N=64, K=K, bits=bits)
         for launches in simt.candidates(p):
             launch = launches[0]
-            if len(launches) == 1 and launch.kernel not in seen:
+            new = launch.kernel not in seen and launch.kernel.startswith(wanted)
+            if len(launches) == 1 and new:
                 seen.add(launch.kernel)
                 yield _ours(cases.matmul(p, launch))
     one = simt.GatherProblem(B=8, N=64, K=K, experts=2, bits=bits)
-    # Full tiles of one expert each.
-    tiles = replace(one, B=64, experts=1, sorted=True)
-    for g in (one, tiles):
+    # Full tiles of one expert: of 16 rows, and of 32.
+    tiles = [replace(one, B=rows, experts=1, sorted=True) for rows in (16, 64)]
+    for g in (one, *tiles):
         for launch in plans.plan_gather(g) or ():
-            yield _ours(cases.gather(g, launch))
+            if launch.kernel.startswith(wanted):
+                yield _ours(cases.gather(g, launch))
 
 
 def _ours(case: cases.Case) -> Run:
@@ -136,10 +140,22 @@ def _ours(case: cases.Case) -> Run:
     return Run(case.launch.kernel, case.launch, case.operands, outputs, *units)
 
 
-def theirs(bits: int, K: int) -> Iterator[Run]:
+def theirs(bits: int, K: int, wanted: str) -> Iterator[Run]:
+    """Yield a run of each of MLX's wanted kernels."""
     for kernel, rows in THEIRS.items():
         for M in rows:
-            p = simt.Problem(M=M, N=64, K=K, bits=bits, batch_count=mlx_cases.EXPERTS)
+            rows_of = f"_nv{M}" if len(rows) > 1 else ""
+            name = f"mlx {kernel}{rows_of}_b{bits}"
+            if not name.startswith(wanted):
+                continue
+            p = simt.Problem(
+                M=M,
+                N=64,
+                K=K,
+                bits=bits,
+                batch_size=2,  # products, if each chooses its expert
+                batch_count=mlx_cases.EXPERTS,
+            )
             case = mlx_cases.case(kernel, p)
             launch, operands = case.launch, case.operands
             if "offsets" in launch.buffers:
@@ -150,8 +166,6 @@ def theirs(bits: int, K: int) -> Iterator[Run]:
             instance = {mlx_kernels.instance(kernel, p)}
             units = [mlx_kernels.unit(instance, unroll) for unroll in (True, False)]
             outputs = {"out": (case.shape, numbers.STORAGE[case.dtype])}
-            rows_of = f"_nv{M}" if len(rows) > 1 else ""
-            name = f"mlx {kernel}{rows_of}_b{bits}"
             yield Run(name, launch, operands, outputs, *units)
 
 
@@ -173,17 +187,16 @@ def count(wanted: str = "") -> dict[str, dict[str, Any]]:
     counts = {}
     for bits in BITS:
         for kernels in (ours, theirs):
-            for runs in zip(*(kernels(bits, K) for K in LENGTHS), strict=True):
-                name = runs[0].name
-                if name.startswith(wanted):
-                    counts[name] = linear(list(runs))
+            found = (kernels(bits, K, wanted) for K in LENGTHS)
+            for runs in zip(*found, strict=True):
+                counts[runs[0].name] = linear(list(runs))
     return counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.parse_args()
-    lines = (f"{json.dumps(n)}: {json.dumps(c)}" for n, c in count().items())
+    lines = (f"{json.dumps(n)}: {json.dumps(c)}" for n, c in sorted(count().items()))
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"wrote {FILE}")
 

@@ -11,6 +11,7 @@ bench/time_model.py has the model, bench/kernel_counts.json what it starts from.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import published, time_model
-from bench.time_model import CHIPS, Chip
+from bench.time_model import CHIPS, Chip, Work
 from tests import simt
 from tests.simt import plans
 
@@ -35,9 +36,10 @@ CLASSES = {
 # Matrices [N, K] of Llama 3.1 8B and Llama 3.2 1B.
 SHAPES = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
 SHAPES += ((2048, 2048), (8192, 2048), (2048, 8192))
-# Qwen3 30B-A3B: gate and up of an expert, experts, experts of a token.
-EXPERT, EXPERTS, TOP = (768, 2048), 128, 8
-TOKENS = {"1 token": 1, "128 tokens": 128, "512 tokens": 512, "2048 tokens": 2048}
+# Experts, experts of a token, and matrices of an expert: Qwen3 30B-A3B and Mixtral.
+MIXTURES = ((128, 8, (768, 2048)), (128, 8, (2048, 768)))
+MIXTURES += ((8, 2, (14336, 4096)), (8, 2, (4096, 14336)))
+TOKENS = {"1 token": 1} | {f"{n} tokens": n for n in (128, 512, 1024, 2048)}
 
 
 @dataclass(frozen=True)
@@ -60,45 +62,37 @@ class Prediction:
         return self.mlx / self.ours
 
 
+def prediction(
+    chip: Chip,
+    case: str,
+    M: int,
+    p: simt.Problem | simt.GatherProblem,
+    works: tuple[list[Work], list[Work]],
+) -> Prediction:
+    """Return the prediction for our work and MLX's."""
+    ours, mlx = (1e6 * time_model.seconds(work, chip) for work in works)
+    chosen = not plans.left_to_mlx(p, chip.device)
+    kernel = works[0][0].kernel
+    return Prediction(chip.name, case, M, p.N, p.K, kernel, ours, mlx, chosen)
+
+
 def dense(chip: Chip, bits: int) -> Iterator[Prediction]:
     """Yield a prediction for each class, shape and number of rows."""
     for case, rows in CLASSES.items():
-        for M in rows:
-            for N, K in SHAPES:
-                p = simt.Problem(M=M, N=N, K=K, bits=bits)
-                launches = simt.candidates(p, chip.device)[0]
-                yield Prediction(
-                    chip.name,
-                    case,
-                    M,
-                    N,
-                    K,
-                    launches[0].kernel,
-                    1e6 * time_model.seconds(time_model.ours(p, launches), chip),
-                    1e6 * time_model.seconds(time_model.mlx(p, chip), chip),
-                    not plans.left_to_mlx(p, chip.device),
-                )
+        for M, (N, K) in itertools.product(rows, SHAPES):
+            p = simt.Problem(M=M, N=N, K=K, bits=bits)
+            launches = simt.candidates(p, chip.device)[0]
+            works = time_model.ours(p, launches), time_model.mlx(p, chip)
+            yield prediction(chip, case, M, p, works)
 
 
 def experts(chip: Chip, bits: int) -> Iterator[Prediction]:
-    """Yield a prediction for each number of tokens of a mixture of experts."""
-    N, K = EXPERT
-    for case, tokens in TOKENS.items():
-        g = simt.GatherProblem(
-            B=tokens * TOP, N=N, K=K, experts=EXPERTS, bits=bits, sorted=tokens > 1
-        )
-        mine, theirs = time_model.gathered(g, chip)
-        yield Prediction(
-            chip.name,
-            case,
-            g.B,
-            N,
-            K,
-            mine[0].kernel,
-            1e6 * time_model.seconds(mine, chip),
-            1e6 * time_model.seconds(theirs, chip),
-            not plans.left_to_mlx(g, chip.device),
-        )
+    """Yield a prediction for each number of tokens and matrix of experts."""
+    for (case, tokens), mixture in itertools.product(TOKENS.items(), MIXTURES):
+        of, top, (N, K) = mixture
+        form = {"bits": bits, "sorted": tokens > 1}
+        g = simt.GatherProblem(B=tokens * top, N=N, K=K, experts=of, **form)
+        yield prediction(chip, case, g.B, g, time_model.gathered(g, chip))
 
 
 def every(bits: int = 4) -> list[Prediction]:

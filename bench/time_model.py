@@ -1,14 +1,16 @@
 """A model of time: kernels on Apple's GPUs, from counts and published throughputs.
 
 Nothing here is a measurement. bench/kernel_counts.json has what a threadgroup of each
-kernel executes; `Chip` has how fast a GPU does it. The longest of four pipelines is the
-time, because a GPU overlaps them. docs/internals/simt.md explains each constant.
+kernel executes; `Chip` has how fast a GPU does it. The time is that of the slowest of
+four pipelines, because a GPU overlaps them. docs/internals/simt.md explains each
+constant.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +32,18 @@ CYCLES = {
 # CONVERT, LSHIFT32 and IMUL32 occupy a pipeline for so long; others run meanwhile.
 SLOW = 4.0
 SCHEDULERS = 4  # of a core; each issues for one simdgroup in a cycle
-# Share of the full rate with this number of simdgroups in a core: FFMA with "ILP 4".
-# Products need 8 simdgroups: 36 cycles of latency.
-OCCUPANCY = ((4, 1 / 2.75), (8, 1 / 1.60), (24, 1.0))
+FOR_PRODUCTS = 8  # simdgroups of a core: a product has 36 cycles of latency
 CORE_MEMORY = 60 * 1024  # bytes of threadgroup memory in a core
 # "On-Core Data BW/Cycle" is 64 bytes: a line of 64, or half a round of 32 banks of 4.
 ROUNDS_A_CYCLE = 0.5
 # Lines of 64 bytes in a cycle of a core, by generation. 13, 14: as above. 15, 16: no
-# figure is published. Fitted to qmv_wide of mlx#3863, one number for nine times.
+# figure is published. Fitted to qmv_wide of mlx#3863, one number for five times.
 LINES_A_CYCLE = {13: 1.0, 14: 1.0, 15: 1.4, 16: 1.4}
 # Share of the specified bandwidth that reads reach: 93 % on M3 Max, 87 % on M4 Pro
 # (mlx#3852), 85 % on M3 Ultra (omlx#2238).
 READABLE = 0.90
+# Launches that nothing is counted for: little work, whose bytes and start count.
+UNCOUNTED = ("sum of parts", "rows of experts")
 # Start and end of a launch that waits for the one before it. Assumed, not published;
 # the same for both sides.
 LAUNCH = 3e-6
@@ -99,29 +101,29 @@ def counts() -> dict[str, Any]:
     return json.loads(COUNTS.read_text())
 
 
-def occupancy(simdgroups: float) -> float:
-    """Return the share of the full rate with this number of simdgroups in a core."""
-    first, share = OCCUPANCY[0]
-    if simdgroups <= first:
-        return share * simdgroups / first
-    for (a, low), (b, high) in zip(OCCUPANCY, OCCUPANCY[1:], strict=False):
-        if simdgroups <= b:
-            return low + (high - low) * (simdgroups - a) / (b - a)
-    return 1.0
+def counted(kernel: str) -> dict[str, Any]:
+    """Return what a threadgroup executes; with a part of K, as with all of it."""
+    kernel = kernel.replace("qmm_splitk", "qmm")
+    if kernel not in counts():
+        raise ValueError(
+            f"[time_model] a counted kernel was required but got {kernel}."
+        )
+    return counts()[kernel]
 
 
-def core_cycles(work: Work, chip: Chip, counted: dict[str, Any]) -> float:
+def core_cycles(work: Work, chip: Chip) -> float:
     """Return the cycles in which a core executes one threadgroup, among others."""
+    of_kernel = counted(work.kernel)
 
     def of(name: str) -> float:
-        return max(0.0, counted["fixed"][name] + work.K * counted["per_k"][name])
+        return max(0.0, of_kernel["fixed"][name] + work.K * of_kernel["per_k"][name])
 
-    own = counted["simdgroups"]
-    resident = CORE_MEMORY // max(1, counted["threadgroup_bytes"]) * own
+    own = of_kernel["simdgroups"]
+    resident = CORE_MEMORY // max(1, of_kernel["threadgroup_bytes"]) * own
     simdgroups = min(resident, max(1.0, work.groups / chip.cores) * own)
     issue = sum(CYCLES[n] * of(n) for n in CYCLES if n != "products")
-    arithmetic = max(issue, SLOW * of("slow")) / occupancy(simdgroups)
-    products = CYCLES["products"] * of("products") / min(1.0, simdgroups / 8)
+    arithmetic = max(issue, SLOW * of("slow")) / plans.occupancy(simdgroups)
+    products = CYCLES["products"] * of("products") / min(1.0, simdgroups / FOR_PRODUCTS)
     return max(
         (arithmetic + products) / SCHEDULERS,
         of("lines") / LINES_A_CYCLE[chip.generation],
@@ -135,10 +137,10 @@ def seconds(launches: list[Work], chip: Chip) -> float:
     for work in launches:
         memory = work.bytes / (READABLE * chip.bandwidth)
         computing = 0.0
-        if counted := counts().get(work.kernel):
+        if work.kernel not in UNCOUNTED:
             # As long as the core with the most threadgroups.
             turns = -(-work.groups // chip.cores)
-            computing = turns * core_cycles(work, chip, counted) / chip.hertz
+            computing = turns * core_cycles(work, chip) / chip.hertz
         total += LAUNCH + max(memory, computing)
     return total
 
@@ -166,10 +168,9 @@ def ours(p: simt.Problem, launches: list[simt.Launch]) -> list[Work]:
         return [Work(first.kernel, x * y * z, p.K, data)]
     # A split K: SplitParams has the columns of a part. Sums are written, then read.
     part = struct.unpack_from("6i", first.params)[3]
-    kernel = first.kernel.replace("qmm_splitk", "qmm")
     sums = first.sums_bytes
     return [
-        Work(kernel, x * y * z, part, data + sums),
+        Work(first.kernel, x * y * z, part, data + sums),
         Work("sum of parts", 1, 0, sums + 2.0 * p.M * p.N),
     ]
 
@@ -224,24 +225,22 @@ def mlx(p: simt.Problem, chip: Chip) -> list[Work]:
 # ---- products with experts ------------------------------------------------------
 
 
+def expert_tiles(g: simt.GatherProblem, rows: int) -> float:
+    """Return the tiles of all experts; the last of each is half empty on average."""
+    return g.experts * max(1.0, g.B / g.experts / rows + 0.5)
+
+
 def gathered(g: simt.GatherProblem, chip: Chip) -> tuple[list[Work], list[Work]]:
-    """Return the work of ours and of MLX for rows shared out evenly to experts."""
+    """Return the work of ours and of MLX; each expert has about as many rows."""
     (launch,) = plans.plan_gather(g, chip.device) or ()
     touched = min(g.B, g.experts)
     data = touched * matrix_bytes(g.N, g.K, g.bits) + row_bytes(g.B, g.N, g.K)
-    x, y, z = launch.threadgroups
-    if not launch.kernel.startswith("gather_qmm_f"):
-        mine = [Work(launch.kernel, x * y * z, g.K, data)]
-        name = f"mlx affine_gather_qmv_fast_b{g.bits}"
-        return mine, [Work(name, g.B * -(-g.N // 8), g.K, data)]
-    rows = int(launch.kernel.split("_bm")[1].split("_")[0])
-    # A tile goes through K once for each expert in it, or has one expert only.
-    across = g.B / rows + g.experts - 1
-    if y > -(-g.B // rows):
-        across = g.B / rows + g.experts / 2
-    name = f"mlx affine_gather_qmm_rhs_b{g.bits}"
-    theirs = -(-g.N // 32) * (g.B / 16 + g.experts / 2)
-    return (
-        [Work(launch.kernel, x * across, g.K, data)],
-        [Work("", 1, 0, 0.0), Work(name, theirs, g.K, data)],
-    )
+    if "_bm" in launch.kernel:
+        rows = int(launch.kernel.split("_bm")[1].split("_")[0])
+        mine, theirs = (-(-g.N // 32) * expert_tiles(g, r) for r in (rows, 16))
+        name, before = "qmm_rhs", [Work("rows of experts", 1, 0, 0.0)]
+    else:
+        mine, theirs = math.prod(launch.threadgroups), g.B * -(-g.N // 8)
+        name, before = "qmv_fast", []
+    mlx = Work(f"mlx affine_gather_{name}_b{g.bits}", theirs, g.K, data)
+    return [Work(launch.kernel, mine, g.K, data)], [*before, mlx]

@@ -524,3 +524,25 @@ def test_prompts_are_mlx_s_where_it_has_neural_kernels(recorder, neural):
         )
     )(rows[1])
     assert (nodes[0] == "NibbleQuantizedMatmul") == (not neural)
+
+
+def test_sorted_experts_are_mlx_s_where_its_tiles_are_predicted_to_win(recorder):
+    experts, K = 16, 2048
+    w = mx.quantize(mx.zeros((experts, 512, K), mx.float16))
+    rhs = {B: mx.sort(mx.arange(B, dtype=mx.uint32) % experts) for B in (8, 512)}
+    rows = {B: mx.zeros((B, 1, K), mx.float16) for B in rhs}
+    mx.eval(w, rhs, rows)
+
+    def is_ours(B: int, x: mx.array) -> bool:
+        lhs = mx.arange(B, dtype=mx.uint32)
+        y = recorder.gather_qmm(x, *w, lhs, rhs[B], sorted_indices=True)
+        return recorder.node(y) == "NibbleGatherQMM"
+
+    traced = []
+    for architecture, prompt in (("applegpu_g14s", False), ("applegpu_g17s", True)):
+        recorder.configure(architecture)
+        assert is_ours(8, rows[8])
+        assert is_ours(512, rows[512]) == prompt
+        # A traced graph may be run with more rows.
+        mx.compile(lambda x: traced.append(is_ours(8, x)) or x)(rows[8])
+    assert traced == [False, True]

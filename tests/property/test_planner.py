@@ -176,6 +176,20 @@ def test_products_that_divide_badly_by_the_cores_are_left_to_mlx():
     assert not left_to_mlx(replace(p, M=16), Device(generation=15, cores=40))
 
 
+def test_experts_whose_tiles_are_predicted_to_lose_are_left_to_mlx():
+    # 8 rows for each expert fill half of a tile of 16 on both sides; MLX's tiles
+    # decode a code in fewer cycles.
+    prompt = GatherProblem(B=1024, N=768, K=2048, experts=128, sorted=True)
+    for generation, tier, cores in [(13, "g", 8), (14, "s", 38), (16, "s", 40)]:
+        device = Device(generation=generation, tier=tier, cores=cores)
+        assert left_to_mlx(prompt, device)
+        # Tiles of 32 rows decode each code half as often.
+        assert not left_to_mlx(replace(prompt, B=128 * 512), device)
+        assert not left_to_mlx(replace(prompt, sorted=False), device)
+        assert not left_to_mlx(replace(prompt, batch_invariant=True), device)
+    assert not left_to_mlx(prompt, Device(generation=17, cores=10))
+
+
 @settings(max_examples=500)
 @given(problems(), devices, st.sampled_from(["mlx", "", "qmv", sorted(INSTANCES)[0]]))
 def test_a_tuned_choice_is_one_of_the_candidates_or_has_no_effect(p, device, other):

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "csrc/core/device_profile.h"
@@ -25,12 +26,22 @@ struct TileCost {
   int resident;  // simdgroups that a core's threadgroup memory has room for
 };
 
-inline constexpr TileCost kSkinnyCost{340, 1.1, 8, 24};
-inline constexpr TileCost kMlxTileCost{55, 1.0, 4, 48};
+inline constexpr TileCost kSkinnyCost{464, 1.1, 8, 24};
+inline constexpr TileCost kMlxTileCost{116, 1.0, 4, 48};
 constexpr TileCost cost_of(const Tile& tile) {
-  return tile.BM * tile.BN == 64 * 64   ? TileCost{45, 0.8, 4, 12}
-         : tile.BM * tile.BN == 64 * 32 ? TileCost{60, 0.9, 4, 16}
-                                        : TileCost{75, 1.8, 4, 24};
+  return tile.BM * tile.BN == 64 * 64   ? TileCost{47, 0.79, 4, 12}
+         : tile.BM * tile.BN == 64 * 32 ? TileCost{82, 0.9, 4, 16}
+                                        : TileCost{144, 1.8, 4, 24};
+}
+
+// Tiles of sorted experts. Wide codes, counted at 8 bits, take longer to
+// decode.
+inline constexpr Tile kMlxSortedTile{16, 32, 32, 1, 2};
+inline constexpr TileCost kMlxSortedCost{156, 2.0, 2, 32};
+constexpr TileCost sorted_cost_of(const Tile& tile, int bits) {
+  bool wide = bits > 4;
+  return tile.BM == 16 ? TileCost{212, wide ? 3.4 : 3.1, 2, 16}
+                       : TileCost{212, wide ? 2.3 : 1.8, 4, 24};
 }
 
 // Cycles of the 32 products of 18 cycles that four schedulers share.
@@ -43,10 +54,14 @@ inline constexpr double kLaunchCycles = 4200;
 inline constexpr double kBytesPerCycle = 7;
 
 // Returns the share of the full rate with this number of simdgroups in a core:
-// metal-benchmarks, FFMA with four independent instructions.
+// metal-benchmarks, FFMA with four independent instructions. The model of time
+// asks this function.
 constexpr double occupancy(double simdgroups) {
-  return simdgroups < 8    ? 0.36 + 0.27 * (simdgroups - 4) / 4
-         : simdgroups < 24 ? 0.63 + 0.37 * (simdgroups - 8) / 16
+  constexpr double kFour = 1 / 2.75;
+  constexpr double kEight = 1 / 1.6;
+  return simdgroups < 4    ? kFour * simdgroups / 4
+         : simdgroups < 8  ? std::lerp(kFour, kEight, (simdgroups - 4) / 4)
+         : simdgroups < 24 ? std::lerp(kEight, 1.0, (simdgroups - 8) / 16)
                            : 1;
 }
 
@@ -103,7 +118,8 @@ constexpr double cycles(const MatmulProblem& p,
 double least_cycles(const MatmulProblem& p, const DeviceProfile& device);
 
 // True if MLX's tiles are predicted to be faster than the best plan of ours, by
-// more than the model's tolerance.
+// more than a tie.
 bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device);
+bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device);
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 // MLX 0.32.4's tiles beside ours, by their predicted cost.
 #include <algorithm>
+#include <cmath>
 
 #include "csrc/core/plan/cost.h"
 #include "csrc/core/planner.h"
@@ -39,6 +40,19 @@ double mlx_cycles(const MatmulProblem& p, uint32_t cores) {
   return one + (parts > 1 ? sums_cycles(p, parts, cores) : 0);
 }
 
+// Returns the cycles of sorted experts in tiles that have rows of one each. The
+// last tile of an expert is half empty on average.
+double sorted_cycles(const GatherProblem& p,
+                     const Tile& tile,
+                     const TileCost& cost,
+                     uint32_t cores) {
+  double filled = static_cast<double>(p.B) / p.experts / tile.BM;
+  double tiles = p.experts * std::max(1.0, filled + 0.5);
+  auto across = static_cast<uint64_t>(std::ceil(tiles));
+  return launch_cycles(
+      across * ceil_div(p.N, tile.BN), cores, tile.BM * tile.BN, p.K, cost);
+}
+
 }  // namespace
 
 bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device) {
@@ -47,6 +61,19 @@ bool mlx_tiles_are_faster(const MatmulProblem& p, const DeviceProfile& device) {
     return false;
   }
   return mlx_cycles(p, cores(device)) < kTolerance * least_cycles(p, device);
+}
+
+bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device) {
+  if (!p.transpose || !takes_sorted_tiles(p) || !is_known(device)) {
+    return false;
+  }
+  const Tile& tile = gather_tile(p.B / p.experts);
+  TileCost cost = sorted_cost_of(tile, p.format.bits);
+  double ours = sorted_cycles(p, tile, cost, cores(device));
+  // A launch before MLX's tiles finds where each expert begins.
+  double mlx = kLaunchCycles +
+               sorted_cycles(p, kMlxSortedTile, kMlxSortedCost, cores(device));
+  return mlx < kTolerance * ours;
 }
 
 }  // namespace nibble

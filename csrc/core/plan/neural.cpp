@@ -19,6 +19,8 @@ constexpr int kNeuralColumns = 64;
 constexpr int kManyRows = std::numeric_limits<int>::max() / 2;
 // Rows of each class whose kernels are tiles.
 constexpr int kSomeRows[] = {17, 32, 33, 64, 96, 128, 512, kManyRows};
+// Rows of an expert, few and many for its tiles.
+constexpr int kSomeExpertRows[] = {kSortedRowsAnExpert, 16, 64, 256};
 
 bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
   return device.neural && (p.dtype != Dtype::kFloat32 || device.tf32) &&
@@ -38,8 +40,9 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return has_neural_kernel(p, device) &&
-         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  return (has_neural_kernel(p, device) &&
+          (p.M > kLastSkinnyRow || takes_sorted_tiles(p))) ||
+         mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
@@ -55,9 +58,17 @@ bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
 }
 
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
-  bool here = mlx_is_faster(problem, device);
-  problem.M = kManyRows;
-  return here || mlx_is_faster(problem, device);
+  if (mlx_is_faster(problem, device)) {
+    return true;
+  }
+  GatherProblem many = problem;
+  many.M = kManyRows;
+  problem.M = 1;
+  return mlx_is_faster(many, device) ||
+         std::ranges::any_of(kSomeExpertRows, [&](int rows) {
+           problem.B = rows * problem.experts;
+           return mlx_is_faster(problem, device);
+         });
 }
 
 bool mlx_may_be_faster(const DequantizeProblem&, const DeviceProfile&) {

@@ -9,6 +9,7 @@
 
 #include "csrc/core/kernel_name.h"
 #include "csrc/core/kernel_source.h"
+#include "csrc/core/plan/cost.h"
 #include "csrc/core/planner.h"
 #include "json.h"
 #include "runtime.h"
@@ -187,6 +188,33 @@ SIMT_EXPORT const char* simt_left_to_mlx(const SimtProblem* p,
 SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
                                                 const SimtProfile* profile) {
   return mlx_is_faster(gather_of(*p), device_of(*profile)) ? "true" : "false";
+}
+
+// [[fixed, arithmetic, simdgroups, resident], ...]: qmm_skinny, the tiles of
+// qmm and, at 4 and 8 bits, of gather_qmm, MLX's of both.
+SIMT_EXPORT const char* simt_tile_costs() {
+  std::vector<nibble::TileCost> costs{nibble::kSkinnyCost};
+  for (const nibble::Tile& tile : nibble::kTiles) {
+    costs.push_back(nibble::cost_of(tile));
+  }
+  for (int bits : {4, 8}) {
+    for (const nibble::Tile& tile : nibble::kGatherTiles) {
+      costs.push_back(nibble::sorted_cost_of(tile, bits));
+    }
+  }
+  costs.insert(costs.end(), {nibble::kMlxTileCost, nibble::kMlxSortedCost});
+  std::ostringstream out;
+  for (const nibble::TileCost& cost : costs) {
+    out << (out.tellp() > 0 ? ", [" : "[[") << cost.fixed << ", "
+        << cost.arithmetic << ", " << cost.simdgroups << ", " << cost.resident
+        << "]";
+  }
+  out << "]";
+  return keep(out.str());
+}
+
+SIMT_EXPORT double simt_occupancy(double simdgroups) {
+  return nibble::occupancy(simdgroups);
 }
 
 SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
