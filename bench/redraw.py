@@ -38,9 +38,9 @@ def tokens() -> Figure:
     capsule = load("llama")
     candidates = {
         "mlx": ("MLX", MLX, "\\\\\\\\"),
-        "llama.cpp": ("llama.cpp", _LLAMA_CPP, "////"),
-        "nibble": ("mlx-nibble", OURS, ""),
-        "nibble int8": ("mlx-nibble, int8", OURS_LIGHT, ""),
+        "llama.cpp Q4_1": ("llama.cpp", _LLAMA_CPP, "////"),
+        "nibble unpacked": ("mlx-nibble", OURS, ""),
+        "nibble int8 unpacked": ("mlx-nibble, int8", OURS_LIGHT, ""),
     }
     with look():
         title = f"Tokens per second, {capsule['settings']['model']}"

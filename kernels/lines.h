@@ -111,9 +111,8 @@ NIBBLE_INLINE void fetch_window(const thread QuantizedMatrix<Q>& weight,
                                 thread uint* held) {
   static_assert(fits_two_lines(window_words), "a lane keeps two lines");
   if (line_words() % window_words == 0) {
-    // Each line begins with a window; the line of the first window is here
-    // already if it does not. A mask decides it, because shifts run at a
-    // quarter of the rate.
+    // Each line begins with a window. Other windows have their line already. A
+    // mask decides it, because shifts run at a quarter of the rate.
     if (window % line_words() == 0) {
       fetch_line(weight, range, row, window / line_words(), quad_lane, held);
     }

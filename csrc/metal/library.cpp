@@ -95,25 +95,30 @@ void set_fences(bool wanted) {
 
 void compile(const std::vector<std::string>& kernels) {
   auto group = std::make_shared<Group>();
+  mx::metal::Device& device = mx::metal::device(mx::Device::gpu);
   for (const std::string& kernel : kernels) {
+    if (kernel == kContiguousKernel) {
+      pipeline(device, kernel);
+      continue;
+    }
     group->ids.push_back(id_of(kernel));
     group->names += (group->names.empty() ? "" : "+") + kernel;
   }
-  mx::metal::Device& device = mx::metal::device(mx::Device::gpu);
-  MTL::Library* library = kernels.empty() ? nullptr : compiled(device, *group);
+  MTL::Library* library =
+      group->ids.empty() ? nullptr : compiled(device, *group);
   if (library == nullptr) {
     return;
   }
   {
     Groups& all = groups();
     std::lock_guard lock(all.mutex);
-    for (const std::string& kernel : kernels) {
-      all.by_kernel[kernel] = group;
+    for (const KernelId& id : group->ids) {
+      all.by_kernel[kernel_name(id)] = group;
     }
   }
-  for (const std::string& kernel : kernels) {
+  for (const KernelId& id : group->ids) {
     try {
-      device.get_kernel(kernel, library);
+      device.get_kernel(kernel_name(id), library);
     } catch (const std::runtime_error&) {
       // encode() names it.
     }

@@ -58,6 +58,13 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
     return _native.ext.quantized_matmul(*arguments, **given)
 
 
+def _rows(array: mx.array, x: mx.array) -> mx.array:
+    """Return ``array[x]``, without unpacking an array of repacked weights."""
+    ext = _native.ext
+    rows = ext.packed_rows(array, x) if ext and isinstance(x, mx.array) else None
+    return array[x] if rows is None else rows
+
+
 def _require_groups(op: str, group_size: int | None) -> None:
     """Check a group size: a division by 0 inside MLX ends the process."""
     if group_size is not None and group_size < 1:
@@ -123,9 +130,9 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
         biases = self.get("biases")
         return ops.dequantize(
-            self["weight"][x],
-            self["scales"][x],
-            biases[x] if biases is not None else None,
+            _rows(self["weight"], x),
+            _rows(self["scales"], x),
+            _rows(biases, x) if biases is not None else None,
             self.group_size,
             self.bits,
             self.mode,

@@ -90,18 +90,16 @@ class Gpu:
         self.recorder.evaluate(y)
         return mx.zeros(y.shape, y.dtype)
 
-    def quantized_matmul(self, x, *arrays, bias=None, residual=None, stream, **options):
+    def quantized_matmul(self, x, w, *, scales, biases, **options):
         mx.eval(x)
-        return self._computed(
-            self.recorder.module.quantized_matmul, x, *arrays, **options
-        )
+        product = self.recorder.module.quantized_matmul
+        return self._computed(product, x, w, scales, biases, **options)
 
-    def gather_qmm(self, x, w, s, b, lhs, rhs, *form, stream, **options):
-        lhs = mx.arange(rhs.size).astype(mx.uint32)
-        arrays = (x, w, s, b, lhs, rhs.astype(mx.uint32))
+    def gather_qmm(self, x, w, *, scales, biases, rhs_indices, **options):
+        lhs = mx.arange(rhs_indices.size).astype(mx.uint32)
+        arrays = (x, w, scales, biases, lhs, rhs_indices)
         mx.eval(arrays)
-        product = self.recorder.module.gather_qmm
-        return self._computed(product, *arrays, *form, **options)
+        return self._computed(self.recorder.module.gather_qmm, *arrays, **options)
 
 
 def start(gpu: Gpu, **options) -> FirstUse:

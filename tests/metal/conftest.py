@@ -96,6 +96,8 @@ def _kernels() -> Iterator[str]:
 
 
 KERNELS = list(_kernels())
+# The kernel that copies views. It belongs to no family.
+VIEW = "contiguous"
 
 
 class Extension:
@@ -104,6 +106,7 @@ class Extension:
     def __init__(self, recorder) -> None:
         self._recorder = recorder
         self.tried: list[str] = []
+        self._of_views: list[str] = []
 
     def kernels(self):
         """One kernel of each family, of the types that most checkpoints have."""
@@ -112,6 +115,15 @@ class Extension:
     def cpu_isa(self):
         return "scalar"
 
+    @property
+    def view_kernel(self):
+        return self._recorder.view_kernel
+
+    def kernels_of(self, shape):
+        """Answer the trial of views, which runs this product."""
+        self._of_views = self._recorder.kernels_of(shape)
+        return self._of_views
+
     def trial(self, kernel):
         return self._recorder.trial(kernel)
 
@@ -119,7 +131,8 @@ class Extension:
         self._recorder.compile_kernels(kernels)
 
     def run_trial(self, kernel, operands):
-        self.tried.append(kernel)
+        self.tried.append(VIEW if kernel in self._of_views else kernel)
+        self._of_views = []
         y = self._recorder.run_trial(kernel, operands, stream=self._recorder.stream)
         self._recorder.evaluate(y)
         return y

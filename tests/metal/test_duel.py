@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_nibble import _native
 from mlx_nibble.machine import duel, first_use, tuned_table
-from mlx_nibble.machine.first_use import OURS, SLOWER, UNKNOWN, WRONG
+from mlx_nibble.machine.first_use import ON_OURS, SLOWER, UNKNOWN, WRONG
 from mlx_nibble.machine.tuned_table import DUEL, LEAVE_TO_MLX, Choice
 from tests.metal.clocked import (
     CLASSES,
@@ -36,7 +36,7 @@ def test_the_faster_wins_and_a_tie_is_mlx_s(gpu, theirs, wins):
     gpu.theirs = lambda rows: 2e-3 * theirs
     found = start(gpu)
     standing = by_rows(found.settle([FORM], tuned=True))
-    assert standing == dict.fromkeys(CLASSES, OURS if wins else SLOWER)
+    assert standing == dict.fromkeys(CLASSES, ON_OURS if wins else SLOWER)
     number = found.number(True)
     for rows in (1, 2, 7, 12, 32, 33, 500, 1000):
         assert is_ours(gpu, number, rows) == wins
@@ -54,7 +54,7 @@ def test_a_class_is_won_with_each_of_its_kernels_and_at_its_most_rows(gpu, rows)
     gpu.theirs = lambda m: 1e-3 if m == rows else 4e-3
     standing = by_rows(start(gpu).settle([FORM], tuned=True))
     lost = next(largest for largest in CLASSES if rows <= largest)
-    assert standing == {r: SLOWER if r == lost else OURS for r in CLASSES}
+    assert standing == {r: SLOWER if r == lost else ON_OURS for r in CLASSES}
 
 
 @pytest.mark.parametrize("form", [FORM, EXPERTS, replace(FORM, N=4096, K=4096)])
@@ -74,7 +74,7 @@ def test_a_wrong_kernel_is_not_timed_and_the_reason_is_not_kept_as_slow(gpu):
     found = start(gpu)
     with pytest.warns(RuntimeWarning, match=skinny):
         standing = by_rows(found.settle([FORM], tuned=True))
-    assert standing == {r: WRONG if r == 8 else OURS for r in CLASSES}
+    assert standing == {r: WRONG if r == 8 else ON_OURS for r in CLASSES}
     assert 8 not in gpu.timed and not is_ours(gpu, found.number(True), 8)
     assert {key.rows for key in tuned_table.load()} == set(CLASSES) - {8}
 

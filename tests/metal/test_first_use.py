@@ -11,10 +11,11 @@ import mlx.nn as nn
 import pytest
 
 import mlx_nibble
+from mlx_nibble import _native
 from mlx_nibble.acceleration import measured
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.machine import first_use, tuned_table
-from mlx_nibble.machine.first_use import OURS, SLOWER, UNKNOWN, WRONG, FirstUse
+from mlx_nibble.machine.first_use import ON_OURS, SLOWER, UNKNOWN, WRONG, FirstUse
 from mlx_nibble.machine.tuned_table import DUEL, LEAVE_TO_MLX, Choice
 from mlx_nibble.machine.verdicts import Machine, Verdicts
 from tests.metal.clocked import (
@@ -25,6 +26,7 @@ from tests.metal.clocked import (
     operands,
     start,
 )
+from tests.metal.conftest import VIEW
 from tests.metal.test_self_check import dead_process
 
 
@@ -32,14 +34,17 @@ def test_verdicts_are_kept_and_read_back(gpu):
     start(gpu).settle([FORM], tuned=True)
     gpu.tried, gpu.timed = [], []
     later = start(gpu)
-    assert set(by_rows(later.settle([FORM], tuned=True)).values()) == {OURS}
+    assert set(by_rows(later.settle([FORM], tuned=True)).values()) == {ON_OURS}
     assert gpu.tried == [] and gpu.timed == []
+    assert tuned_table.load()
     for field in ("gpu", "system", "mlx", "mlx_nibble"):
-        if field in ("mlx", "mlx_nibble"):
-            continue  # the versions of this process
         other = replace(MACHINE, **{field: "another"})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Machine, "here", lambda other=other: other)
+            if field == "mlx":
+                patch.setattr(_native, "mlx_version", "another")
+            elif field == "mlx_nibble":
+                patch.setattr(tuned_table, "__version__", "another")
             assert tuned_table.load() == {}
 
 
@@ -92,7 +97,7 @@ def test_kernels_that_join_products_are_not_tried_for_a_token(gpu):
     gpu.recorder.set_executor(lambda dispatch: kernels.append(dispatch.kernel))
     for y in products:
         gpu.recorder.evaluate(y)
-    assert gpu.tried == kernels[:1] and len(set(kernels)) == 1
+    assert gpu.tried == [VIEW, kernels[0]] and len(set(kernels)) == 1
 
 
 def test_a_duel_that_ended_its_process_is_not_held_again(gpu):
@@ -112,13 +117,13 @@ def test_a_duel_that_ended_its_process_is_not_held_again(gpu):
     # Ctrl-C leaves no mark; a killed process leaves the file as it was.
     assert json.loads(judge.path.read_text())["trying"] == {}
     stored = json.loads(marked[0])
-    assert stored["trying"] == {qmv: os.getpid()}
-    stored["trying"][qmv] = dead_process()
+    assert stored["trying"] == {qmv: {str(os.getpid()): 1}}
+    stored["trying"][qmv] = {dead_process(): 1, dead_process(): 1}
     judge.path.write_text(json.dumps(stored))
     found = start(gpu)
     with pytest.warns(RuntimeWarning, match="last trial did not end"):
         standing = by_rows(found.settle([FORM], tuned=True))
-    assert standing.pop(1) == WRONG and set(standing.values()) == {OURS}
+    assert standing.pop(1) == WRONG and set(standing.values()) == {ON_OURS}
     assert 1 not in gpu.timed and not is_ours(gpu, found.number(True), 1)
 
 
@@ -135,15 +140,78 @@ def test_what_was_found_before_ctrl_c_is_kept(gpu):
     assert is_ours(gpu, found.number(True), 1)
 
 
-def test_a_gpu_that_fails_ends_the_duels_of_this_call(gpu):
+def test_a_gpu_that_fails_ends_the_duels_of_this_call(gpu, monkeypatch):
+    held = []
+
     def fail(key, ext):
+        held.append(key.rows)
         raise RuntimeError("[METAL] Command buffer execution failed: out of memory")
 
     found = start(gpu, hold=fail)
-    standing = by_rows(found.settle([FORM], tuned=True))
-    assert set(standing.values()) == {UNKNOWN} and tuned_table.load() == {}
+    monkeypatch.setattr("mlx_nibble.machine.trial.gpu_is_sound", lambda: False)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        standing = by_rows(found.settle([FORM], tuned=True))
+    assert (
+        held == [1] and set(standing.values()) == {UNKNOWN} and tuned_table.load() == {}
+    )
     later = start(gpu)
-    assert set(by_rows(later.settle([FORM], tuned=True)).values()) == {OURS}
+    assert set(by_rows(later.settle([FORM], tuned=True)).values()) == {ON_OURS}
+
+
+def test_a_duel_that_fails_stops_no_other(gpu):
+    def hold(key, ext):
+        if key.rows == 1:
+            raise RuntimeError("[METAL] Command buffer execution failed: out of memory")
+        return Choice(None, 1.5, DUEL)
+
+    found = start(gpu, hold=hold)
+    with pytest.warns(RuntimeWarning, match="96 x 192: .*out of memory"):
+        standing = by_rows(found.settle([FORM], tuned=True))
+    assert standing.pop(1) == UNKNOWN and set(standing.values()) == {ON_OURS}
+
+
+def test_a_known_win_waits_until_its_kernels_are_compiled(gpu):
+    """A second process, whose compiler is slow."""
+    start(gpu).settle([FORM], tuned=True)
+    gpu.recorder.configure()
+    gpu.compiling = 3.0
+    later = start(gpu, seconds=5)
+    standing = by_rows(later.settle([FORM], tuned=True))
+    assert standing[1] == ON_OURS and standing[512] == UNKNOWN
+    compiled = list(gpu.recorder.compiled())
+    for rows in (1, 2, 4, 8, 20, 40, 300):
+        y = gpu.recorder.quantized_matmul(*operands(rows), tuning=later.number(True))
+        if gpu.recorder.node(y).startswith("Nibble"):
+            gpu.recorder.evaluate(y)
+    assert gpu.recorder.compiled() == compiled
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 16, 32])
+def test_products_of_one_x_share_a_launch(gpu, rows):
+    found = start(gpu)
+    found.settle([FORM], tuned=True)
+    compiled, kernels = list(gpu.recorder.compiled()), []
+    gpu.recorder.set_executor(lambda dispatch: kernels.append(dispatch.kernel))
+    x, *weights = operands(rows)
+    for y in [
+        gpu.recorder.quantized_matmul(x, *weights, tuning=found.number(True))
+        for _ in range(2)
+    ]:
+        gpu.recorder.evaluate(y)
+    assert len(kernels) == 1 and kernels[0].startswith("joint_")
+    assert gpu.recorder.compiled() == compiled
+
+
+def test_a_kernel_that_a_process_died_with_is_compiled_alone(gpu):
+    (qmv,) = gpu.kernels_of(FORM.shape)
+    found = start(gpu)
+    with found._judge.being_tried([qmv]):
+        stored = json.loads(found._judge.path.read_text())
+    stored["trying"] = {qmv: {dead_process(): 1}}
+    found._judge.path.write_text(json.dumps(stored))
+    standing = by_rows(start(gpu).settle([FORM], tuned=True))
+    assert standing[1] == ON_OURS
+    assert any(name.endswith(f"_{qmv}") for name in gpu.recorder.compiled())
 
 
 def test_the_most_useful_duels_come_first_within_the_budget(gpu):
@@ -158,7 +226,7 @@ def test_the_most_useful_duels_come_first_within_the_budget(gpu):
     found = start(gpu, hold=hold, seconds=3)
     standing = found.settle([FORM, other, FORM], tuned=True)
     assert held == [1, 1, 512]
-    assert [list(standing.values()).count(w) for w in (OURS, UNKNOWN)] == [3, 11]
+    assert [list(standing.values()).count(w) for w in (ON_OURS, UNKNOWN)] == [3, 11]
     assert not is_ours(gpu, found.number(True), 8)
     # The next call goes on, in this process or in another.
     found.settle([FORM, other], tuned=True)
@@ -173,7 +241,7 @@ def test_compiling_counts_too(gpu):
     standing = by_rows(found.settle([FORM], tuned=True))
     assert standing[1] == UNKNOWN and gpu.timed == []
     # The kernels of this stage are there by now.
-    assert by_rows(found.settle([FORM], tuned=True))[1] == OURS
+    assert by_rows(found.settle([FORM], tuned=True))[1] == ON_OURS
 
 
 def test_more_than_a_second_is_one_line(gpu, monkeypatch, capsys):
@@ -203,7 +271,7 @@ def test_tune_overrules_a_duel(gpu):
     assert by_rows(found.settle([FORM], tuned=True))[8] == SLOWER
     assert 8 not in gpu.timed and not is_ours(gpu, found.number(True), 8)
     # Without the choices of tune, the duel decides; it does not replace them.
-    assert by_rows(found.settle([FORM], tuned=False))[8] == OURS
+    assert by_rows(found.settle([FORM], tuned=False))[8] == ON_OURS
     assert is_ours(gpu, found.number(False), 8)
     assert tuned_table.load()[key] == Choice(LEAVE_TO_MLX, 1.1)
     # Another candidate of tune runs, and is compiled before the first token.
@@ -211,7 +279,7 @@ def test_tune_overrules_a_duel(gpu):
     tuned_table.save({key: Choice(name, 1.3)})
     gpu.recorder.configure()
     found = start(gpu)
-    assert by_rows(found.settle([FORM], tuned=True))[8] == OURS
+    assert by_rows(found.settle([FORM], tuned=True))[8] == ON_OURS
     compiled, kernels = list(gpu.recorder.compiled()), []
     gpu.recorder.set_executor(lambda dispatch: kernels.append(dispatch.kernel))
     y = gpu.recorder.quantized_matmul(*operands(8), tuning=found.number(True))
@@ -250,8 +318,8 @@ def test_accelerate_says_who_computes_what_and_why(judged):
     judged.theirs = lambda rows: 4e-3 if rows < 100 else 2e-3
     report = mlx_nibble.accelerate(Model())
     said = str(report)
-    assert f"   4 with 1 row: {OURS}" in said
-    assert f"   4 with 2 to 5 rows: {OURS}" in said
+    assert f"   4 with 1 row: {ON_OURS}" in said
+    assert f"   4 with 2 to 5 rows: {ON_OURS}" in said
     assert f"   4 with 129 rows or more: {SLOWER}" in said
     forms = {(key.N, key.K) for key in tuned_table.load()}
     assert forms == {(96, 192), (160, 192)}
@@ -260,13 +328,22 @@ def test_accelerate_says_who_computes_what_and_why(judged):
     assert "tune" not in said  # no layer has a choice of it
 
 
+def test_processes_that_share_a_model_hold_no_duels(judged):
+    model = Model()
+    assert measured.of_gpu(Settings(), model) is not None
+    model.head.group = mx.distributed.init()  # as a layer of Module.shard() has
+    assert measured.of_gpu(Settings(), model) is None
+    mlx_nibble.accelerate(model)
+    assert judged.timed == [] and tuned_table.load() == {}
+
+
 def test_accelerate_again_changes_no_layer_and_times_nothing(judged):
     model = Model()
     mlx_nibble.accelerate(model)
     judged.timed = []
     report = mlx_nibble.accelerate(model)
     assert report.unchanged == 4 and judged.timed == []
-    assert f"   4 with 1 row: {OURS}" in str(report)
+    assert f"   4 with 1 row: {ON_OURS}" in str(report)
 
 
 @pytest.mark.parametrize("options", [{"duel": False}, {"batch_invariant": True}])
@@ -286,9 +363,9 @@ def test_without_a_duel_being_right_is_enough(judged, options):
 def test_without_a_gpu_nothing_is_timed(gpu, monkeypatch):
     nobody = Verdicts(replace(MACHINE, gpu=""), gpu)
     monkeypatch.setattr("mlx_nibble.machine.verdicts._installed", [nobody])
-    assert measured.of_gpu(Settings()) is None
+    assert measured.of_gpu(Settings(), Model()) is None
     monkeypatch.setattr("mlx_nibble.machine.verdicts._installed", [])
-    assert measured.of_gpu(Settings()) is None
+    assert measured.of_gpu(Settings(), Model()) is None
 
 
 def test_a_cpu_has_no_duel(tables):

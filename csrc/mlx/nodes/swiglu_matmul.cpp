@@ -9,6 +9,7 @@
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/nodes/evaluation.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/allocator.h"
 
@@ -56,7 +57,8 @@ plans::Plan SwigluMatmul::launches(const std::vector<mx::array>& inputs) {
                    : plans::plan_swiglu(dense_problem(inputs));
 }
 
-mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& inputs) {
+mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& given) {
+  auto inputs = repack::unpacked(repack::unpacked(given, kGate), kUp);
   auto matrix = [&](int i) {
     return ops::QuantizedArrays::of(
         format_, inputs[i], inputs[i + 1], inputs[i + 2]);
@@ -88,7 +90,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
         outputs,
         [p, plan = bridge::cpu_plan(p, options_), x, gate, up, y]() mutable {
           cpu::swiglu_matmul(
-              p, plan, {gate.operands(p), up.operands(p), x.data(), y});
+              p, plan, {gate.operands(), up.operands(), x.data(), y});
         });
     return;
   }
@@ -106,7 +108,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                        cpu::gather_swiglu(
                            p,
                            plan,
-                           {gate.operands(p), up.operands(p), x.data(), y},
+                           {gate.operands(), up.operands(), x.data(), y},
                            {lhs.as<uint32_t>(), rhs.as<uint32_t>()});
                      });
 }

@@ -4,6 +4,7 @@
 
 #include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "csrc/mlx/ops/validate.h"
@@ -83,6 +84,7 @@ mx::array quantized_matmul(const mx::array& x,
   MatmulProblem problem = node->problem(inputs);
   if (!decision::ours(
           problem, options, inputs[kX].is_tracer(), stream.device)) {
+    inputs = repack::unpacked(std::move(inputs), kW);
     mx::array y =
         by_mlx(inputs[kX],
                QuantizedArrays::of(

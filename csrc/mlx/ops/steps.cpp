@@ -8,6 +8,7 @@
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/symmetric.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops/validate.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
@@ -22,6 +23,33 @@ bool is_symmetric(const Call& call, const QuantFormat& format) {
           std::ranges::all_of(call.matrices, [&](const QuantizedArrays* q) {
             return symmetric::known(q->scales, *q->biases, format.bits);
           }));
+}
+
+// The packed matrices of a product on the CPU (facts/repack.h), if all are
+// packed alike and the product can read them.
+std::vector<std::shared_ptr<const repack::Stored>> packed(
+    const Call& call, const QuantFormat& format, mx::Dtype scale_dtype) {
+  std::vector<std::shared_ptr<const repack::Stored>> all;
+  if (!call.x || !call.transpose || call.stream.device != mx::Device::cpu) {
+    return {};
+  }
+  for (const QuantizedArrays* q : call.matrices) {
+    auto stored = repack::stored(*q);
+    if (!stored) {
+      return {};
+    }
+    const QuantFormat& own = stored->packed->form().format;
+    bool fits = own.bits == format.bits &&
+                own.group_size == format.group_size &&
+                (own.has_biases() || is_symmetric(call, format)) &&
+                stored->scales.dtype() == scale_dtype &&
+                (all.empty() || all[0]->packed->form().format.mode == own.mode);
+    if (!fits) {
+      return {};
+    }
+    all.push_back(std::move(stored));
+  }
+  return all;
 }
 
 // The type of a product: that of x, or a promoted one if x has integers.
@@ -99,14 +127,25 @@ std::optional<Request> normalise(const Call& call) {
       !is_one_of(scale_dtype, format.info().scale_dtypes)) {
     return std::nullopt;
   }
-  if (format.mode == Mode::kAffine) {
+  auto stored = packed(call, format, scale_dtype);
+  if (!stored.empty()) {
+    format.mode = stored[0]->packed->form().format.mode;
+  } else if (format.mode == Mode::kAffine) {
     format.mode = affine_mode(is_symmetric(call, format));
   }
   Request request{format, dtype, {}};
   if (call.x) {
     request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
   }
-  for (const QuantizedArrays* q : call.matrices) {
+  for (size_t i = 0; i < call.matrices.size(); ++i) {
+    const QuantizedArrays* q = call.matrices[i];
+    if (!stored.empty()) {
+      const repack::Stored& matrix = *stored[i];
+      request.inputs.insert(
+          request.inputs.end(),
+          {matrix.w, matrix.scales, matrix.biases.value_or(q->biases_input())});
+      continue;
+    }
     request.inputs.insert(
         request.inputs.end(),
         {q->w,
@@ -141,6 +180,9 @@ void align_batches(Request& request, const mx::Stream& stream) {
   mx::Shape batch =
       mx::broadcast_shapes(bridge::batch_shape(x.shape()), wanted);
   bool matches = bridge::match_batch(batch, wanted).has_value();
+  for (size_t i = 1; !matches && i < request.inputs.size(); i += 3) {
+    request.inputs = repack::unpacked(std::move(request.inputs), int(i));
+  }
   auto end = matches ? request.inputs.begin() + 1 : request.inputs.end();
   for (auto input = request.inputs.begin(); input != end; ++input) {
     mx::Shape shape = batch;

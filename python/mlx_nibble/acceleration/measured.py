@@ -23,11 +23,16 @@ from mlx_nibble.ops import DTYPES
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def of_gpu(settings: Settings) -> FirstUse | None:
+def of_gpu(settings: Settings, model: mlx_nn.Module) -> FirstUse | None:
     """Return the verdicts of the default GPU; None if being right is enough.
 
     Rows of batch-invariant products have to be computed alike, by whoever computes one.
+    Processes that share a model have to compute the same bits, and their duels might
+    end differently.
     """
+    groups = (getattr(module, "group", None) for module in model.modules())
+    if any(isinstance(group, mx.distributed.Group) for group in groups):
+        return None
     if not settings.duel or settings.batch_invariant or _native.ext is None:
         return None
     if mx.default_device().type == mx.DeviceType.cpu:

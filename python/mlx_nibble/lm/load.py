@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
+from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.lm.checked import checked_loading
 from mlx_nibble.lm.dtypes import prepare, use_stock
@@ -32,7 +34,7 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
     duel: bool = True,
     **kwargs: Any,
@@ -64,9 +66,10 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
     duel: bool = True,
+    seen: Callable[[Report], None] = lambda report: None,
     **kwargs: Any,
 ) -> tuple:
     """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
@@ -79,6 +82,7 @@ def sharded_load(
         *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
         activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
+        seen: Function of the model's report.
         **kwargs: Arguments of :func:`mlx_lm.utils.sharded_load`.
 
     Returns:
@@ -91,7 +95,7 @@ def sharded_load(
     # Accelerate afterwards: sharding replaces layers.
     with checked_loading():
         model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, settings)
+    seen(prepare(model, settings))
     return (model, *others)
 
 

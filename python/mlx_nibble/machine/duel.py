@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -29,8 +29,8 @@ from mlx_nibble.machine.turns import (
 )
 
 ROUNDS = 5
-# A sample is ten times the wait at its end, which others report as 0.2 ms
-# (mlx #4265).
+# The wait at the end of a sample is reported as 0.2 ms (mlx #4265); a sample is ten
+# times that.
 _SAMPLE_SECONDS = 2e-3
 # A candidate whose middle sample is so much above its best was disturbed: by other
 # work on the GPU, or by a changing clock.
@@ -47,6 +47,8 @@ _MOST_OPERATIONS = 8e9
 _MOST_COPIES = 16
 _TILE = 64
 
+# Most experts that a token chooses.
+CHOSEN = 8
 # mlx-lm sorts the choices of 64 rows and more, and a prompt has thousands of them.
 SORTED_FROM, _PROMPT_CHOICES = 64, 4096
 # Rows of longer prompts, whose kernels are tried but not timed: their work differs
@@ -61,7 +63,7 @@ class Case:
     """A product to time.
 
     Attributes:
-        key: The product, with the real N.
+        key: The product, with the real N, but perhaps fewer experts.
         rows: Rows of x; of one number, within the class.
         N: Rows of w, capped.
         kernel: First of the kernels that compute the real product.
@@ -112,6 +114,13 @@ def kernels_of(key: Key, ext: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def joining_kernels_of(key: Key, ext: Any) -> list[str]:
+    """Return the kernels that compute a class of products together with others."""
+    rows = _kernels_by_rows(key, ext).values()
+    found = (k for m in rows for k in ext.joining_kernels(replace(key, rows=m).shape))
+    return list(dict.fromkeys(found))
+
+
 def rows_of(key: Key, ext: Any) -> list[int]:
     """Return the rows to time: the fewest of each kernel, and the most of the class."""
     first, last = _span(key)
@@ -120,10 +129,22 @@ def rows_of(key: Key, ext: Any) -> list[int]:
 
 
 def case_of(key: Key, rows: int, ext: Any) -> Case:
-    """Return the product to time for a key: of fewer columns if it is large."""
+    """Return the product to time for a key: a part of it that is not too large.
+
+    Some of many experts are timed, each with as many rows as it would have, and some
+    rows of a large matrix. The kernel is that of the real product.
+    """
     real = replace(key, rows=rows)
     kernels = ext.kernels_of(real.shape)
-    bytes_of_row = key.K * (key.bits + 32 / key.group_size) / 8 * max(key.experts, 1)
+    bytes_of_row = key.K * (key.bits + 32 / key.group_size) / 8
+    most = _LARGEST_WEIGHTS / (bytes_of_row * key.N)
+    if most < key.experts:
+        experts = min(key.experts, max(int(most), CHOSEN))
+        some = max(rows * experts // key.experts, SORTED_FROM) if key.sorted else rows
+        part = replace(real, experts=experts, rows=some)
+        if ext.kernels_of(part.shape, kernels[0]) == kernels:
+            return Case(part, some, key.N, kernels[0])
+    bytes_of_row *= max(key.experts, 1)
     most = min(_LARGEST_WEIGHTS / bytes_of_row, _MOST_OPERATIONS / (2 * rows * key.K))
     capped = max(int(most) // _TILE, 1) * _TILE
     N = min(key.N, capped)
@@ -144,15 +165,18 @@ def hold(
             :data:`LEAVE_TO_MLX`; default: :func:`chains_of`.
     """
     slowest = float("inf")
-    for rows in rows_of(key, ext):
-        case = case_of(key, rows, ext)
-        gain = _gain((chains or chains_of)(case, ext))
-        if gain is None:
-            return None
-        slowest = min(slowest, gain)
-        if slowest < 1 + LEAST_GAIN:
-            return Choice(LEAVE_TO_MLX, 1 / slowest, DUEL)
-    return Choice(None, slowest, DUEL)
+    try:
+        for rows in rows_of(key, ext):
+            case = case_of(key, rows, ext)
+            gain = _gain((chains or chains_of)(case, ext))
+            if gain is None:
+                return None
+            slowest = min(slowest, gain)
+            if slowest < 1 + LEAST_GAIN:
+                return Choice(LEAVE_TO_MLX, 1 / slowest, DUEL)
+        return Choice(None, slowest, DUEL)
+    finally:
+        _copies.cache_clear()
 
 
 def _gain(chains: Mapping[str, Chain]) -> float | None:
@@ -187,23 +211,27 @@ def decide(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def chains_of(case: Case, ext: Any) -> dict[str, Chain]:
-    """Return chains of our product and of MLX's, with the same arrays."""
+    """Return chains of our product and of MLX's, with the same arrays.
+
+    Ours is called as layers call it: the extension's function, not :mod:`ops`.
+    """
     key = case.key
     choice = (case.shape, False, case.kernel)
     form = {"group_size": key.group_size, "bits": key.bits}
     ours = form | {"symmetric": key.symmetric, "tuning": ext.add_tuning([choice])}
-    keys = iter(mx.random.split(mx.random.key(0), 64))
-    x = _normal((case.rows, key.K), key.dtype, next(keys))
+    x = _normal((case.rows, key.K), key.dtype, mx.random.key(0))
     if not key.experts:
-        products = ops.quantized_matmul, mx.quantized_matmul
+        products = ext.quantized_matmul, mx.quantized_matmul
     else:
-        products = ops.gather_qmm, mx.gather_qmm
-        chosen = mx.random.randint(0, key.experts, (case.rows,), key=next(keys))
+        products = ext.gather_qmm, mx.gather_qmm
+        # A token's experts differ.
+        order = mx.random.permutation(key.experts, key=mx.random.key(1))
+        chosen = order[mx.arange(case.rows) % key.experts].astype(mx.uint32)
         chosen = mx.sort(chosen) if key.sorted else chosen
         x = x.reshape(case.rows, 1, key.K)
         form |= {"rhs_indices": chosen, "sorted_indices": key.sorted}
         ours |= form
-    pool = _pool(case, keys)
+    pool = cycle(_copies(replace(key, rows=1), case.N))
     mx.eval(x, form.get("rhs_indices"))
     return {
         OURS: _chain(products[0], ours, x, pool),
@@ -215,10 +243,11 @@ def _normal(shape: tuple[int, ...], dtype: str, key: mx.array) -> mx.array:
     return mx.random.normal(shape, key=key).astype(ops.DTYPES[dtype])
 
 
-def _pool(case: Case, keys: Iterator[mx.array]) -> Iterator[list[mx.array]]:
-    """Return an endless iterator over copies of the weights."""
-    key = case.key
-    matrices = (key.experts, case.N) if key.experts else (case.N,)
+@lru_cache(maxsize=1)
+def _copies(key: Key, N: int) -> list[list[mx.array]]:
+    """Return copies of weights, scales and biases, too many for a cache."""
+    keys = iter(mx.random.split(mx.random.key(2), 2 * _MOST_COPIES))
+    matrices = (key.experts, N) if key.experts else (N,)
     copies: list[list[mx.array]] = []
     while sum(a.nbytes for copy in copies for a in copy) < _ALL_WEIGHTS:
         words = (*matrices, key.K * key.bits // 32)
@@ -229,7 +258,7 @@ def _pool(case: Case, keys: Iterator[mx.array]) -> Iterator[list[mx.array]]:
         mx.eval(copies[-1])
         if len(copies) == _MOST_COPIES:
             break
-    return cycle(copies)
+    return copies
 
 
 def _chain(

@@ -13,22 +13,26 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-from mlx_nibble.machine import duel, tuned_table
+from mlx_nibble.machine import duel, trial, tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Choice, Key, Table
 from mlx_nibble.machine.verdicts import Verdicts
 
 SECONDS = 5.0
 """The budget of one call. The step that is begun ends."""
 
-OURS = "on our kernels"
+ON_OURS = "on our kernels"
 SLOWER = "left to MLX, which is as fast or faster"
-WRONG = "left to MLX: our kernel failed its trial"
+WRONG = (
+    "left to MLX: our kernel failed its trial, or did not end it (`nibble doctor` "
+    "tries again)"
+)
 UNKNOWN = "left to MLX until the next accelerate() has timed them"
 
 _SAID_AFTER = 1.0
@@ -36,8 +40,6 @@ _SAID_AFTER = 1.0
 _AT_ONCE = 16
 # Rows up to here have kernels of their own; more are prompts.
 _FEW_ROWS = 32
-# Most experts that a token chooses.
-_CHOSEN = 8
 
 Hold = Callable[[Key, Any], Choice | None]
 
@@ -56,7 +58,7 @@ def keys_of(form: Key) -> list[Key]:
 
 def stage(key: Key) -> int:
     """Return when a class has its turn: tokens, prompts, then batches of tokens."""
-    if key.rows == 1 or (key.experts and key.rows <= _CHOSEN):
+    if key.rows == 1 or (key.experts and key.rows <= duel.CHOSEN):
         return 0
     return 1 if key.rows > _FEW_ROWS else 2
 
@@ -64,6 +66,11 @@ def stage(key: Key) -> int:
 def _turn(key: Key) -> tuple[int, int]:
     # Longer prompts come first.
     return stage(key), -key.rows if stage(key) == 1 else key.rows
+
+
+def _joins(key: Key, number: int) -> bool:
+    # Prompts of experts have no kernels that join them.
+    return not key.experts or number == 0
 
 
 class FirstUse:
@@ -89,6 +96,7 @@ class FirstUse:
         self._numbers: dict[bool, int] = {}
         self._found: Table = {}
         self._ready: set[str] = set()
+        self._failure: str | None = None
         self._lock = threading.Lock()
 
     def number(self, tuned: bool) -> int:
@@ -132,46 +140,66 @@ class FirstUse:
                     with contextlib.suppress(OSError):
                         tuned_table.save(new)
                 table.update(new)
-                self._ext.replace_tuning(number, tuned_table.choices(table))
-        return {key: self._standing(key, table.get(key)) for key in keys}
+                ready = {k: c for k, c in table.items() if self._is_ready(k, c)}
+                self._ext.replace_tuning(number, tuned_table.choices(ready))
+        if self._failure is not None:
+            warnings.warn(
+                "mlx-nibble could not time its kernels, and leaves such products to "
+                f"MLX until the next accelerate(): {self._failure}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._failure = None
+        return {key: self._standing(key, ready.get(key)) for key in keys}
 
     def _find(self, keys: Sequence[Key], table: Table, deadline: float) -> None:
         """Compile, try and time, stage by stage, until the deadline."""
         for number, of_stage in groupby(keys, stage):
             some = list(of_stage)
-            joining = number == 0
-            wanted = self._kernels(some, table, joining)
-            for first in range(0, len(wanted), _AT_ONCE):
+            for kernels in self._libraries(self._kernels(some, table, number)):
                 if time.perf_counter() >= deadline:
                     return
-                kernels = wanted[first : first + _AT_ONCE]
                 with self._judge.being_tried(kernels):
                     self._ext.compile_kernels(kernels)
                 self._ready.update(kernels)
+            self._ext.trusted([self._ext.view_kernel])
             for key in some:
                 if key not in table:
                     if time.perf_counter() >= deadline:
                         return
                     try:
                         self._duel(key)
-                    except (RuntimeError, ValueError):
-                        return  # the GPU is out of memory, or was reset
+                    except RuntimeError as error:
+                        self._failure = self._failure or f"{key.N} x {key.K}: {error}"
+                        if not trial.gpu_is_sound():
+                            return
                 choice = table.get(key, self._found.get(key))
-                if joining and choice and choice.name != LEAVE_TO_MLX:
-                    self._ext.trusted(self._ext.joining_kernels(key.shape))
+                if choice and choice.name != LEAVE_TO_MLX:
+                    self._ext.trusted(self._joining(key, number))
 
-    def _kernels(self, keys: Sequence[Key], table: Table, joining: bool) -> list[str]:
+    def _libraries(self, kernels: Sequence[str]) -> Iterator[list[str]]:
+        """Return what to compile together: a kernel that is doubted comes alone."""
+        doubted = self._judge.doubted()
+        sure = [kernel for kernel in kernels if kernel not in doubted]
+        for first in range(0, len(sure), _AT_ONCE):
+            yield sure[first : first + _AT_ONCE]
+        for kernel in kernels:
+            if kernel in doubted:
+                yield [kernel]
+
+    def _joining(self, key: Key, number: int) -> list[str]:
+        """Return the kernels that compute a stage's products together with others."""
+        return duel.joining_kernels_of(key, self._ext) if _joins(key, number) else []
+
+    def _kernels(self, keys: Sequence[Key], table: Table, number: int) -> list[str]:
         """Return the kernels to compile: those that may be used, and are not yet."""
-        found: dict[str, None] = {}
+        # Every operand that is a view is copied by this one.
+        found: dict[str, None] = {self._ext.view_kernel: None}
         for key in keys:
             choice = table.get(key)
             if choice is not None and choice.name == LEAVE_TO_MLX:
                 continue
-            if choice is not None and choice.name is not None:
-                names = self._ext.kernels_of(key.shape, choice.name)
-            else:
-                names = duel.kernels_of(key, self._ext)
-            names += self._ext.joining_kernels(key.shape) if joining else []
+            names = [*self._chosen(key, choice), *self._joining(key, number)]
             found |= dict.fromkeys(names)
         known = self._judge.known()
         return [
@@ -179,6 +207,17 @@ class FirstUse:
             for kernel in found
             if kernel not in self._ready and (kernel not in known or known[kernel].ok)
         ]
+
+    def _chosen(self, key: Key, choice: Choice | None) -> list[str]:
+        """Return the kernels of a choice of ours."""
+        if choice is None or choice.name is None:
+            return duel.kernels_of(key, self._ext)
+        return self._ext.kernels_of(key.shape, choice.name)
+
+    def _is_ready(self, key: Key, choice: Choice) -> bool:
+        """Return whether operations may follow a choice without compiling anything."""
+        mlx = choice.name == LEAVE_TO_MLX
+        return mlx or self._ready.issuperset(self._chosen(key, choice))
 
     def _duel(self, key: Key) -> None:
         kernels = duel.kernels_of(key, self._ext)
@@ -200,7 +239,7 @@ class FirstUse:
             return SLOWER
         if not all(verdict.ok for verdict in kernels):
             return WRONG
-        return UNKNOWN if choice is None else OURS
+        return UNKNOWN if choice is None else ON_OURS
 
 
 def _say(seconds: float) -> None:

@@ -119,7 +119,7 @@ def row_class(rows: int) -> int:
 def machine() -> dict[str, Any]:
     """Return what a table is valid for: the default device and the versions."""
     ext = _native.ext
-    device = str(mx.default_device().type).removeprefix("DeviceType.")
+    device = mx.default_device().type.name
     found: dict[str, Any] = {"device": device}
     if device == "cpu":
         info = mx.device_info(mx.default_device())

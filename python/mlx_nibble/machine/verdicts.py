@@ -7,7 +7,8 @@ it. A verdict is valid for the same GPU, system, mlx and mlx-nibble.
 
 A trial may also end the process, or never end. So the kernel is marked before its
 trial. If a later process finds the mark of one that has died, it does not use the
-kernel.
+kernel. A closed terminal ends a process too. So a process that died while it compiled
+several kernels, or timed one that is right, must have a second one to count.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from mlx_nibble.machine.trial import Verdict
 
 # 20 times the verdicts of all kernels.
 _LARGEST_FILE = 4 << 20
+
+# The weight of a trial that ended its process.
+CONDEMNED = 2
 
 # The kernels that this process is trying.
 _trying: set[str] = set()
@@ -72,11 +76,19 @@ class _Stored:
 
     Attributes:
         failures: Reason for each tried kernel; None if it may be used.
-        trying: Identifier of the process that tries a kernel.
+        trying: Processes that try a kernel: identifier to weight. Dead ones of a
+            weight of CONDEMNED in all switch the kernel off.
     """
 
     failures: dict[str, str | None] = field(default_factory=dict)
-    trying: dict[str, int] = field(default_factory=dict)
+    trying: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def dead(self, kernel: str) -> int:
+        """Return the weight of a kernel's processes that have died."""
+        if kernel in _trying:
+            return 0
+        marks = self.trying.get(kernel, {}).items()
+        return sum(w for process, w in marks if not _is_other_process(process))
 
 
 class Verdicts:
@@ -128,21 +140,44 @@ class Verdicts:
             self._known = _verdicts(self._read())
         return self._known
 
+    def doubted(self) -> set[str]:
+        """Return the kernels that a process died with, but may be used."""
+        stored = self._read()
+        return {k for k in stored.trying if 0 < stored.dead(k) < CONDEMNED}
+
     @contextmanager
-    def being_tried(self, kernels: Sequence[str]) -> Iterator[None]:
-        """Mark kernels, so that no later process uses them if this one dies."""
+    def being_tried(self, kernels: Sequence[str], weight: int = 1) -> Iterator[None]:
+        """Mark kernels while they are tried.
+
+        Args:
+            kernels: Their names.
+            weight: The weight of the mark if this process dies.
+        """
+        process = os.getpid()
+
+        def begin(stored: _Stored) -> None:
+            for kernel in kernels:
+                stored.trying.setdefault(kernel, {})[process] = weight
+
+        def end(stored: _Stored) -> None:
+            for kernel in kernels:
+                marks = stored.trying.get(kernel, {})
+                # A trial that ends well acquits a kernel of earlier deaths.
+                if well:
+                    marks = {p: w for p, w in marks.items() if _is_other_process(p)}
+                marks.pop(process, None)
+                stored.trying[kernel] = marks
+                if not marks:
+                    del stored.trying[kernel]
+
+        well = False
+        self._update(begin)
         _trying.update(kernels)
-        mine = dict.fromkeys(kernels, os.getpid())
-        self._update(lambda stored: stored.trying.update(mine))
         try:
             yield
+            well = True
         finally:
             _trying.difference_update(kernels)
-
-            def end(stored: _Stored) -> None:
-                for kernel in kernels:
-                    stored.trying.pop(kernel, None)
-
             self._update(end)
 
     def try_now(self, kernel: str) -> Verdict | None:
@@ -157,7 +192,7 @@ class Verdicts:
         Returns:
             The verdict; None if this machine's GPU never uses the kernel.
         """
-        with self.being_tried([kernel]):
+        with self.being_tried([kernel], CONDEMNED):
             verdict = trial.check(kernel, self._ext)
             kept = verdict or Verdict(kernel)
             self._known = {**(self._known or {}), kernel: kept}
@@ -185,7 +220,10 @@ class Verdicts:
                 str(kernel): None if failure is None else str(failure)
                 for kernel, failure in content["failures"].items()
             }
-            trying = {str(k): int(v) for k, v in content.get("trying", {}).items()}
+            trying = {
+                str(kernel): {int(p): int(w) for p, w in marks.items()}
+                for kernel, marks in content.get("trying", {}).items()
+            }
         except (
             ArithmeticError,
             OSError,
@@ -202,8 +240,8 @@ def _verdicts(stored: _Stored) -> dict[str, Verdict]:
     """Return what is known: also of kernels whose trial has ended its process."""
     unfinished = "its last trial did not end, or ended the process"
     known = {k: Verdict(k, failure) for k, failure in stored.failures.items()}
-    for kernel, process in stored.trying.items():
-        if kernel not in _trying and not _is_other_process(process):
+    for kernel in stored.trying:
+        if stored.dead(kernel) >= CONDEMNED:
             known[kernel] = Verdict(kernel, unfinished)
     return known
 

@@ -66,6 +66,7 @@ PYTHON_ORDER = [
     "pictures",
     "tune",
     "cli",
+    "__main__",
 ]
 
 
