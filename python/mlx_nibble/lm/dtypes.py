@@ -55,7 +55,8 @@ def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
     """Return the parameters that :func:`prepare` has cast, in their first types.
 
     A matrix that has been dequantized since has the type that its scales had, and
-    scales of a matrix that has been quantized since that of the matrix.
+    scales of a matrix that has been quantized since that of the matrix. A parameter
+    that has been cast to another type since keeps that.
     """
     stored = getattr(model, "_stored_dtypes", _Stored({})).dtypes
 
@@ -69,7 +70,8 @@ def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
     return {
         path: now
         for path, value in _floating(model).items()
-        if (now := cast(path, value)).dtype != value.dtype
+        if value.dtype == mx.float32
+        and (now := cast(path, value)).dtype != value.dtype
     }
 
 
