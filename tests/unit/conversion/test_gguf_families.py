@@ -196,6 +196,19 @@ def test_wrong_factors_are_refused(tmp_path, factors):
         import_gguf(with_frequencies(tmp_path, factors), tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layers_without_tensors_are_refused_before_any_work(tmp_path, name):
+    family = FAMILIES[name]
+    write_family(tmp_path / "m.gguf", family, random_model(family))
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    key = f"{family.arch}.block_count".encode()
+    at = content.index(key) + len(key) + 4
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match="2147483647 layers need more tensors"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")
+
+
 REFUSED = {
     "qwen3moe": lambda writer: (
         FAMILIES["qwen3moe"].write(writer),
