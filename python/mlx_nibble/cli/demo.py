@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="another model: an MLX folder, or a GGUF file of llama architecture",
+        help="another model: an MLX folder, or a GGUF file",
     )
     parser.add_argument("--prompt", "-p", default=_QUESTION, help="the question")
     parser.add_argument(

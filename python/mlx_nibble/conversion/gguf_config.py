@@ -53,6 +53,10 @@ def _common(metadata: Metadata, row: Architecture) -> dict[str, Any]:
             f"rotary embedding must cover heads of an even size but covers {rotated} "
             f"of {head_dim}."
         )
+    layers = metadata.size("block_count")
+    # Checked before anything gets a size that a stranger wrote.
+    if layers > len(file.tensors):
+        fail(f"{layers} layers need more tensors than the {len(file.tensors)} there.")
     base = metadata.number("rope.freq_base", 10000.0)
     eps = metadata.number("attention.layer_norm_rms_epsilon")
     if eps >= 1:
@@ -64,7 +68,7 @@ def _common(metadata: Metadata, row: Architecture) -> dict[str, Any]:
         "architectures": [row.model_class],
         "hidden_size": hidden,
         "intermediate_size": metadata.size("feed_forward_length", expert or None),
-        "num_hidden_layers": metadata.size("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,

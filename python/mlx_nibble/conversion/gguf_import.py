@@ -116,7 +116,7 @@ def import_gguf(
     tokenizer = build_tokenizer(file)
     total, done = sum(file.tensors[name].nbytes for name, _ in names), 0
     with new_folder(out, "convert") as folder:
-        dtype = dtype or exact_dtype(file, names)
+        dtype = dtype or exact_dtype(file, names, keep)
         written = _Written(dtype)
         for name, place in names:
             stored = store(file, name, place, dtype, keep)
@@ -170,9 +170,9 @@ class _Written:
             self.arrays[name] = rounded(name, value, self.dtype)
         if stored.settings is not None:
             self.entries[module] = stored.settings
-        if stored.error:
-            self.errors[module] = stored.error
         if stored.arrays["weight"].ndim > 1:
+            if stored.error:
+                self.errors[module] = stored.error
             bits = stored.settings["bits"] if stored.settings else None
             known = self.kinds.get(stored.kind, Kind(0, 0, bits, 0.0))
             self.kinds[stored.kind] = Kind(

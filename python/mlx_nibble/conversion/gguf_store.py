@@ -68,7 +68,7 @@ class Exact:
                 self.dtypes.remove(dtype)
 
 
-def exact_dtype(file: GGUF, names: Iterable[tuple[str, Place]]) -> str:
+def exact_dtype(file: GGUF, names: Iterable[tuple[str, Place]], keep: str) -> str:
     """Return the smallest type that is exact for all scales, biases and plain values.
 
     Tensors that get a new grid have no part in it. Vectors are read first, for they
@@ -78,7 +78,7 @@ def exact_dtype(file: GGUF, names: Iterable[tuple[str, Place]]) -> str:
     for name, place in sorted(names, key=lambda item: file.tensors[item[0]].nbytes):
         if len(exact.dtypes) == 1:
             break
-        if file.tensors[name].type.name in _NEAREST_BITS:
+        if keep == "quality" and file.tensors[name].type.name in _NEAREST_BITS:
             continue
         for part in read_rows(file, name):
             if isinstance(part, Quantized) and _is_quantizable(place):
@@ -155,7 +155,10 @@ def _part(
             stored = search(part, form)
             require_unclipped(place.path, stored, dtype, float(abs(part).max()))
             return _arrays(stored), form.config, stored.dequantize() - part
-    return {"weight": _changed(values_of(part), place)}, None, None
+    values = _changed(values_of(part), place)
+    stored = round_to(values, dtype)
+    same = np.array_equal(stored, values, equal_nan=True)
+    return {"weight": values}, None, None if same else stored - values
 
 
 def _rounded(part: Quantized, dtype: str, path: str) -> Quantized:

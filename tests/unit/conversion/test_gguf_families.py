@@ -82,10 +82,9 @@ NEAREST = {"Q2_K": 6, "Q3_K": 6, "Q6_K": 8}
 PLAIN = ("F32", "F16", "BF16")
 
 
-def converted(folder: Path, kind: str, **options):
-    values = write_family(
-        folder / "m.gguf", WIDE, random_model(WIDE), lambda name, shape: kind
-    )
+def converted(folder: Path, kind: str, model: nn.Module | None = None, **options):
+    model = random_model(WIDE) if model is None else model
+    values = write_family(folder / "m.gguf", WIDE, model, lambda name, shape: kind)
     report = import_gguf(folder / "m.gguf", folder / "out", **options)
     model, _ = load(str(folder / "out"))
     return values, report, model
@@ -128,8 +127,14 @@ def test_a_type_in_groups_of_16_gets_the_nearest_form(tmp_path, kind, bits):
 
 
 @pytest.mark.parametrize("kind", NEAREST)
-def test_values_are_kept_if_asked(tmp_path, kind):
-    values, report, model = converted(tmp_path, kind, keep="values")
+@pytest.mark.parametrize("norms", ["of many bits", "of few bits"])
+def test_values_are_kept_if_asked(tmp_path, kind, norms):
+    model = random_model(WIDE)
+    if norms == "of few bits":  # float16 is exact for all but the matrices
+        ones = {k: mx.ones_like(v) for k, v in tree_flatten(model.parameters())}
+        model.update(tree_unflatten([(k, v) for k, v in ones.items() if "norm" in k]))
+    values, report, model = converted(tmp_path, kind, model, keep="values")
+    assert report.dtype == "float32"
     assert not report.bits and not report.errors
     assert report.kinds[kind].bits is None
     got = parameters(model)
@@ -137,9 +142,9 @@ def test_values_are_kept_if_asked(tmp_path, kind):
         np.testing.assert_array_equal(got[path], value, err_msg=path)
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "IQ4_XS"])
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "IQ4_XS", "F32"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_scales_are_rounded_once_if_asked(tmp_path, kind, dtype):
+def test_scales_and_values_are_rounded_once_if_asked(tmp_path, kind, dtype):
     values, report, _ = converted(tmp_path, kind, dtype=dtype)
     unit = {"float16": 2**-11, "bfloat16": 2**-8}[dtype]
     assert report.dtype == dtype
@@ -189,6 +194,19 @@ def test_factors_that_no_scaling_explains_are_kept(tmp_path):
 def test_wrong_factors_are_refused(tmp_path, factors):
     with pytest.raises(ValueError, match="rope_freqs.weight"):
         import_gguf(with_frequencies(tmp_path, factors), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layers_without_tensors_are_refused_before_any_work(tmp_path, name):
+    family = FAMILIES[name]
+    write_family(tmp_path / "m.gguf", family, random_model(family))
+    content = bytearray((tmp_path / "m.gguf").read_bytes())
+    key = f"{family.arch}.block_count".encode()
+    at = content.index(key) + len(key) + 4
+    content[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match="2147483647 layers need more tensors"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out")
 
 
 REFUSED = {
