@@ -2,8 +2,8 @@
 
     python -m bench.commands MODEL_FOLDER DENSE_FOLDER
 
-Each command is a process of its own, on the same model. What is compared is its CPU
-time on one thread, less that of its start: other programs hardly disturb it. The first
+Each command is a process of its own, on the same model. Its CPU time on one
+thread is compared, less that of its start: other programs hardly disturb it. The first
 folder is quantized. The second is a small model in full precision, for the
 commands that quantize. mlx-lm's calibration text and all data sets are Python's own
 documentation. A command that fails says so in the table.
