@@ -36,7 +36,7 @@ std::shared_ptr<const Stored> store(const mx::array& w,
 // The packed matrix of a stand-in for w; nullptr for any other array.
 std::shared_ptr<const cpu::Packed> find(const mx::array& w);
 
-// A packed matrix, and the array of it that a lazy array is.
+// A lazy array: the packed matrix behind it, and which of its arrays it is.
 struct Part {
   std::shared_ptr<const Stored> stored;
   cpu::PackedPart part;
