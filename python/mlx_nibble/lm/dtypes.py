@@ -70,8 +70,7 @@ def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
     return {
         path: now
         for path, value in _floating(model).items()
-        if value.dtype == mx.float32
-        and (now := cast(path, value)).dtype != value.dtype
+        if value.dtype == mx.float32 and (now := cast(path, value)).dtype != value.dtype
     }
 
 
