@@ -8,7 +8,6 @@
 #include <tuple>
 
 #include "csrc/bindings.h"
-#include "csrc/core/kernel_source.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/gpu.h"
 #include "csrc/mlx/facts/self_check.h"
@@ -79,7 +78,7 @@ nb::dict as_dict(const Trial& t) {
 void bind_self_check(nb::module_& m) {
   m.def("kernels", &self_check::kernels, "The names of all Metal kernels.");
   // The kernel that copies operands that are views; no problem leads to it.
-  m.attr("view_kernel") = std::string(kContiguousKernel);
+  m.attr("view_kernel") = self_check::view_kernel();
   m.def(
       "trial",
       [](const std::string& kernel) -> std::optional<nb::dict> {

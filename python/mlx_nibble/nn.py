@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native, ops
+from mlx_nibble._arguments import check_activations
 from mlx_nibble._pickling import pickled_as
 
 
@@ -31,7 +32,7 @@ def _native_options(options: Options) -> dict[str, Any]:
 
     The extension reads each argument of a call: few arguments are read sooner.
     """
-    ops.check_activations("quantized_matmul", options.activations)
+    check_activations("quantized_matmul", options.activations)
     given = {
         "int8_activations": options.activations == "int8",
         "batch_invariant": options.batch_invariant,

@@ -27,6 +27,9 @@ using Judge = std::function<bool(const std::string& kernel)>;
 // kernels.
 void set_judge(Judge judge);
 
+// The kernel that copies operands that are views. No problem leads to it.
+std::string view_kernel();
+
 // True if all of these kernels may be used.
 bool trusted(const std::vector<LaunchPlan>& launches);
 bool trusted(const std::vector<std::string>& kernels);
