@@ -80,7 +80,7 @@ def test_the_bits_are_the_same(bits, group_size, rows, activations):
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_undo_gives_back_the_same_words(bits, group_size, symmetric, dtype):
-    made = layer(bits, group_size, 104, symmetric)
+    made = layer(bits, group_size, 112, symmetric)
     made.set_dtype(dtype)
     before = contents(made)
     report = mlx_nibble.accelerate(made)
