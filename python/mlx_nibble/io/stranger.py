@@ -12,7 +12,7 @@ from typing import Any
 # CPython frees lists in a time that is not linear in their number: 5 million of them,
 # 10 MB of brackets, take 3 s, a million 0.3 s. The largest files that we know are
 # tokenizers, with a list for each of 600 000 merges.
-_MOST_LISTS = 1_000_000
+MOST_LISTS = 1_000_000
 
 
 def local_path(name: str) -> str:
@@ -64,6 +64,14 @@ def read_json(path: str | os.PathLike[str], op: str, most: int) -> dict[str, Any
     return parse_json(data, os.fspath(path), op)
 
 
+def count_lists(data: bytes) -> int:
+    """Return an upper bound of a JSON text's lists and objects.
+
+    Brackets inside of strings count too. See :data:`MOST_LISTS`.
+    """
+    return data.count(b"[") + data.count(b"{")
+
+
 def parse_json(data: bytes, file: str, op: str) -> dict[str, Any]:
     """Parse a JSON object in UTF-8, without repeated keys.
 
@@ -75,11 +83,10 @@ def parse_json(data: bytes, file: str, op: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is none, or has more than a million lists and objects.
     """
-    # An upper bound: brackets inside of strings count too.
-    lists = data.count(b"[") + data.count(b"{")
-    if lists > _MOST_LISTS:
+    lists = count_lists(data)
+    if lists > MOST_LISTS:
         raise ValueError(
-            f"[{op}] at most {_MOST_LISTS} lists and objects are required in "
+            f"[{op}] at most {MOST_LISTS} lists and objects are required in "
             f"{file!r} but got {lists}."
         )
     try:

@@ -17,6 +17,7 @@ from mlx_lm import server as upstream
 from mlx_nibble.lm.serving.grammar import Grammars, grammar_of
 from mlx_nibble.lm.serving.refusal import Refusal
 from mlx_nibble.lm.serving.run import checked_serving
+from mlx_nibble.lm.serving.schema import read_json
 from tests.soak import __main__ as soak
 from tests.soak.clients import Load, text_of
 from tests.support.served import DEFAULTS, serving
@@ -148,3 +149,11 @@ def test_without_the_package_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(Refusal, match="requires the package llguidance"):
         grammar_of({})
+
+
+def test_a_body_of_a_million_lists_is_not_parsed():
+    """CPython 3.12 parses them, and all clients wait meanwhile."""
+    deep = b"[" * 400 + b"]" * 400
+    body = b'{"prompt": [' + b",".join([deep] * 2501) + b"]}"
+    with pytest.raises(Refusal, match="at most 1000000 lists and objects"):
+        read_json(body)

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from mlx_nibble.io.stranger import MOST_LISTS, count_lists
 from mlx_nibble.lm.serving.refusal import Refusal
 
 # mlx-lm slices the last tokens by these numbers, which are 32 bits in MLX.
@@ -226,8 +227,10 @@ def read_json(raw: bytes) -> dict[str, Any]:
     """Return the object of a request's body.
 
     Raises:
-        Refusal: If it is not an object in JSON.
+        Refusal: If it is not an object in JSON, or has too many lists and objects.
     """
+    if count_lists(raw) > MOST_LISTS:
+        raise Refusal(400, f"the body may have at most {MOST_LISTS} lists and objects")
     try:
         body = json.loads(raw.decode(), parse_constant=_no_number)
     except UnicodeDecodeError:
