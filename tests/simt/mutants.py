@@ -291,9 +291,9 @@ MUTANTS = [
     ),
     _of(
         _GATHER_QMM,
-        "the tile of an expert that has none left",
-        "begin >= B || rhs[begin] != expert",
-        "begin >= B",
+        "a tile past the last product",
+        "min(begin + BM, B)",
+        "begin + BM",
     ),
     _of(
         _GATHER_SORTED_N,
