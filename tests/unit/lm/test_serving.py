@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,33 +18,19 @@ from mlx_nibble import lm
 from mlx_nibble.lm.serving.fit import Capacity
 from mlx_nibble.lm.serving.policy import Policy
 from mlx_nibble.lm.serving.refusal import Refusal
-from mlx_nibble.lm.serving.run import checked_serving, run
+from mlx_nibble.lm.serving.run import run
 from mlx_nibble.lm.serving.schema import Chat, Completion
 from tests.soak import __main__ as soak
 from tests.soak import requests
 from tests.soak.clients import Load, read, text_of
-from tests.support.served import DEFAULTS, eventually, provider_of, serving
+from tests.support.served import eventually, provider_of, serving
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HEN = {"prompt": "the hen", "max_tokens": 12}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patched() -> Iterator[None]:
-    with checked_serving(DEFAULTS, upstream):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return soak.tiny(tmp_path_factory.mktemp("served") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def load(folder) -> Iterator[Load]:
-    with serving(folder) as load:
-        yield load
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def ask(load: Load, path: str = TEXT, **body: Any) -> str:

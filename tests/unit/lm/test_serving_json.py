@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import mlx.core as mx
 import pytest
-from mlx_lm import server as upstream
 
 from mlx_nibble.lm.serving.grammar import Grammars, grammar_of
 from mlx_nibble.lm.serving.refusal import Refusal
-from mlx_nibble.lm.serving.run import checked_serving
 from mlx_nibble.lm.serving.schema import read_json
-from tests.soak import __main__ as soak
 from tests.soak.clients import Load, text_of
-from tests.support.served import DEFAULTS, serving
+from tests.support.served import serving
 
 pytest.importorskip("llguidance")
 
@@ -40,21 +35,7 @@ SCHEMA = {
 FORMAT = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patched() -> Iterator[None]:
-    with checked_serving(DEFAULTS, upstream):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return soak.tiny(tmp_path_factory.mktemp("served") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def load(folder) -> Iterator[Load]:
-    with serving(folder) as load:
-        yield load
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def answer(load: Load, path: str, **body: Any) -> Any:

@@ -22,10 +22,9 @@ from mlx_lm import server as upstream
 from mlx_nibble.lm.serving.gate import Gate
 from mlx_nibble.lm.serving.policy import Policy, add_options, from_options
 from mlx_nibble.lm.serving.refusal import Refusal
-from mlx_nibble.lm.serving.run import checked_serving
 from tests.soak import __main__ as soak
 from tests.soak.clients import Load, read
-from tests.support.served import DEFAULTS, eventually, serving
+from tests.support.served import eventually, serving
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -33,21 +32,7 @@ CHAT = "/v1/chat/completions"
 ENDLESS: dict[str, Any] = {"prompt": "the hen", "logit_bias": {"2": -100}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patched() -> Iterator[None]:
-    with checked_serving(DEFAULTS, upstream):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return soak.tiny(tmp_path_factory.mktemp("served") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def load(folder) -> Iterator[Load]:
-    with serving(folder) as load:
-        yield load
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def post(load: Load, path: str = TEXT, **body: Any) -> tuple[int, Any]:
