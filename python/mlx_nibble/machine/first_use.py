@@ -68,11 +68,6 @@ def _turn(key: Key) -> tuple[int, int]:
     return stage(key), -key.rows if stage(key) == 1 else key.rows
 
 
-def _joins(key: Key, number: int) -> bool:
-    # Prompts of experts have no kernels that join them.
-    return not key.experts or number == 0
-
-
 class FirstUse:
     """The verdicts of a GPU, and the tables that operations follow."""
 
@@ -154,9 +149,9 @@ class FirstUse:
 
     def _find(self, keys: Sequence[Key], table: Table, deadline: float) -> None:
         """Compile, try and time, stage by stage, until the deadline."""
-        for number, of_stage in groupby(keys, stage):
+        for _, of_stage in groupby(keys, stage):
             some = list(of_stage)
-            for kernels in self._libraries(self._kernels(some, table, number)):
+            for kernels in self._libraries(self._kernels(some, table)):
                 if time.perf_counter() >= deadline:
                     return
                 with self._judge.being_tried(kernels):
@@ -175,7 +170,7 @@ class FirstUse:
                             return
                 choice = table.get(key, self._found.get(key))
                 if choice and choice.name != LEAVE_TO_MLX:
-                    self._ext.trusted(self._joining(key, number))
+                    self._ext.trusted(self._joining(key))
 
     def _libraries(self, kernels: Sequence[str]) -> Iterator[list[str]]:
         """Return what to compile together: a kernel that is doubted comes alone."""
@@ -187,11 +182,13 @@ class FirstUse:
             if kernel in doubted:
                 yield [kernel]
 
-    def _joining(self, key: Key, number: int) -> list[str]:
-        """Return the kernels that compute a stage's products together with others."""
-        return duel.joining_kernels_of(key, self._ext) if _joins(key, number) else []
+    def _joining(self, key: Key) -> list[str]:
+        """Return the kernels that compute a product together with others."""
+        if key.experts and stage(key) > 0:
+            return []  # only the few rows of a token are joined
+        return duel.joining_kernels_of(key, self._ext)
 
-    def _kernels(self, keys: Sequence[Key], table: Table, number: int) -> list[str]:
+    def _kernels(self, keys: Sequence[Key], table: Table) -> list[str]:
         """Return the kernels to compile: those that may be used, and are not yet."""
         # Every operand that is a view is copied by this one.
         found: dict[str, None] = {self._ext.view_kernel: None}
@@ -199,7 +196,7 @@ class FirstUse:
             choice = table.get(key)
             if choice is not None and choice.name == LEAVE_TO_MLX:
                 continue
-            names = [*self._chosen(key, choice), *self._joining(key, number)]
+            names = [*self._chosen(key, choice), *self._joining(key)]
             found |= dict.fromkeys(names)
         known = self._judge.known()
         return [
