@@ -12,13 +12,12 @@ which is left out. Counts are not times.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.counts import CYCLES, OPTIONS
+from bench.counts import CYCLES, OPTIONS, write
 from tests.simt import build, executor, mlx_kernels, numbers, plans
 from tests.simt.plans import GatherProblem, Launch
 from tests.support import oracle
@@ -157,8 +156,7 @@ def main() -> None:
     rows = [row for model in MODELS for row in measure(model)]
     print(table(rows))
     if arguments.json:
-        text = json.dumps([asdict(row) for row in rows], indent=2)
-        arguments.json.write_text(text + "\n")
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":
