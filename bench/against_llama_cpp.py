@@ -2,10 +2,12 @@
 
     python -m bench.against_llama_cpp FOLDER --gguf FILE --json llama.json
 
-The GGUF file holds the same weights as the folder, which was made from it. Each
-candidate is a process with the same number of threads. All take turns within one run,
-and are stopped between their turns. llama.cpp does not choose tokens; ours and MLX's
-do. Stock MLX, some 50 times slower, has one turn of a short prompt. Memory is the peak
+The first GGUF file holds the same weights as the folder, which was made from it. Others
+may have other formats: FILE.Q8_0.gguf is llama.cpp Q8_0 in the table. Ratios are to the
+first. Each candidate is a process with the same number of threads. All take turns
+within one run, and are stopped between their turns. llama.cpp does not choose tokens;
+ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt, and
+none with --without-mlx. Memory is the peak
 of a process beyond its interpreter and modules, including loading and the longest
 prompt. The peak of MLX's arrays is given, too.
 """
@@ -27,7 +29,8 @@ from mlx_nibble.bench.machine import threads
 from mlx_nibble.bench.rates import ModelCase
 from mlx_nibble.cli.console import filled, out
 
-OURS = ("nibble int8 repacked", "nibble int8", "nibble repacked", "nibble", "mlx")
+OURS = ("nibble", "nibble int8", "nibble unpacked", "nibble int8 unpacked")
+LLAMA = "llama.cpp"
 STOCK_PROMPT = 128
 
 
@@ -36,8 +39,8 @@ class Runner(Peer):
 
     def __init__(self, name: str, threads: int, path: str):
         command: list[str | Path] = [sys.executable, "-m", "bench.peer_model"]
-        if name not in OURS:
-            command = [peer_python(name), script("peer_model")]
+        if name.startswith(LLAMA):
+            command = [peer_python(LLAMA), script("peer_model")]
         super().__init__(command, name, threads, path)
 
     def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
@@ -54,9 +57,8 @@ def busy_seconds() -> float:
 
 def measure_all(args: argparse.Namespace) -> dict[str, dict]:
     """Return the seconds of each run by name and prompt, and the peak memory."""
-    paths = dict.fromkeys(OURS, args.model)
-    if args.gguf:
-        paths["llama.cpp"] = args.gguf
+    paths = dict.fromkeys((*OURS, *([] if args.without_mlx else ["mlx"])), args.model)
+    paths |= {name_of(file): file for file in args.gguf}
     runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
     results: dict[str, dict] = {n: {"prompt": {}, "decode": []} for n in runners}
 
@@ -74,11 +76,17 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
         for name in order if number % 2 == 0 else reversed(order):
             for prompt in args.prompts:
                 turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
-    turn("mlx", STOCK_PROMPT, min(args.decode, 16))
+    if not args.without_mlx:
+        turn("mlx", STOCK_PROMPT, min(args.decode, 16))
     print("\r".ljust(61) + "\r", end="", file=sys.stderr)
     for runner in runners.values():
         runner.close()
     return results
+
+
+def name_of(gguf: str) -> str:
+    """Return the candidate that runs a file: llama.cpp and the file's format."""
+    return f"{LLAMA} {Path(gguf).name.split('.')[-2]}"
 
 
 def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[dict]:
@@ -112,7 +120,7 @@ def candidate(seconds: list[float], tokens: int) -> dict:
 
 def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
     """Return a table of tokens per second, with the ratio to llama.cpp."""
-    peer = results.get("llama.cpp")
+    peer = next((r for n, r in results.items() if n.startswith(LLAMA)), None)
     table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB", "arrays"]]
     for name, result in results.items():
         cells = [name]
@@ -146,7 +154,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
     )
     parser.add_argument("model", metavar="FOLDER", help="a model folder of mlx-lm")
-    parser.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    parser.add_argument(
+        "--gguf", metavar="FILE", nargs="+", default=[], help="the model for llama.cpp"
+    )
+    parser.add_argument(
+        "--without-mlx", action="store_true", help="leave MLX alone out"
+    )
     parser.add_argument(
         "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
     )
@@ -162,13 +175,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    command = ["python", "-m", "bench.against_llama_cpp", "FOLDER", "--gguf", "FILE"]
+    names = [Path(file).name for file in args.gguf]
+    command = ["python", "-m", "bench.against_llama_cpp", "FOLDER", "--gguf", *names]
+    command += ["--prompts", *map(str, args.prompts), "--decode", str(args.decode)]
     checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
     settings = {
         "model": Path(args.model).name,
         "rounds": args.rounds,
         "threads": args.threads,
         "peers": {"llama.cpp": PEERS["llama.cpp"]} if args.gguf else {},
+        "prompts": args.prompts,
         "decode_tokens": args.decode,
         "checkpoint_bytes": checkpoint,
     }

@@ -251,6 +251,12 @@ def table(rows: list[Counts]) -> str:
     return "\n".join(lines)
 
 
+def write(path: Path, rows: list[Any]) -> None:
+    """Write counts, which are dataclasses, as JSON."""
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    path.write_text(text + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the counts to a file")
@@ -262,8 +268,7 @@ def main() -> None:
     rows = every_width(arguments.K) if arguments.widths else every_kernel()
     print(table(rows))
     if arguments.json:
-        text = json.dumps([asdict(row) for row in rows], indent=2)
-        arguments.json.write_text(text + "\n")
+        write(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures costs and gains around a model: time, memory, import, families.
 
-    python -m bench.model_costs accelerate  # Time and memory for a 7B-shaped model.
+    python -m bench.model_costs accelerate  # Time and memory for a 1B-shaped model.
     python -m bench.model_costs import      # Import time beyond mlx's own.
     python -m bench.model_costs families    # Five kinds of models against stock MLX.
     python -m bench.model_costs invariant   # The cost of batch_invariant=True.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,14 +46,15 @@ def resident_bytes() -> int:
 
 
 def accelerating() -> dict[str, float]:
-    """Accelerate a loaded model with the shapes of Llama 2 7B."""
+    """Accelerate a loaded model with the shapes of Llama 3.2 1B."""
     model = model_of(
-        32,
-        hidden_size=4096,
-        intermediate_size=11008,
+        16,
+        hidden_size=2048,
+        intermediate_size=8192,
         num_attention_heads=32,
-        vocab_size=32000,
-        tie_word_embeddings=False,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        tie_word_embeddings=True,
     )
     # Constants replace random weights, which take a minute to quantize. The biases
     # differ from scales times -8 in the last place only.
@@ -68,15 +70,25 @@ def accelerating() -> dict[str, float]:
     model.load_weights(arrays)
     mx.eval(model.parameters())
     weights = sum(a.nbytes for _, a in arrays)
+    del arrays
+    mx.clear_cache()
     before = resident_bytes()
     start = time.perf_counter()
     report = mlx_nibble.accelerate(model)
     seconds = time.perf_counter() - start
+    after = resident_bytes()
+    mx.eval(model(mx.array([[1, 2, 3]])))
+    used = resident_bytes()
+    mx.eval(model.parameters())
+    evaluated = resident_bytes()
     return {
         "layers": len(report.swapped),
         "checkpoint_bytes": weights,
         "seconds": seconds,
-        "more_bytes": resident_bytes() - before,
+        "more_bytes": after - before,
+        "more_bytes_after_a_prompt": used - before,
+        "more_bytes_after_evaluation": evaluated - before,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 

@@ -9,9 +9,10 @@ from itertools import cycle
 import mlx.core as mx
 
 from mlx_nibble import ops
-from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.acceleration.repack import pack
 from mlx_nibble.bench import peaks
-from mlx_nibble.bench.products import Pools, ProductCase, link
+from mlx_nibble.bench.products import Pools, ProductCase
+from mlx_nibble.machine.turns import link
 
 # Candidate that reads the bytes of the weights from memory, on all cores.
 READ = "read"
@@ -65,10 +66,9 @@ def candidates(case: ProductCase, hot: bool) -> dict[str, Callable[[], float]]:
 
         return run
 
-    own, packed = scaled(mx.float16), scaled(mx.float16)
-    Copies((*weights, case.bits, case.group_size) for weights in packed)
-    for weights in packed:  # the first product makes the copy
-        mx.eval(ops.quantized_matmul(x[:1], *weights, *form))
+    own = scaled(mx.float16)
+    repacked = [pack(*weights, case.bits, case.group_size) for weights in own]
+    packed = [found[0] for found in repacked if found] or own
     int8 = {"activations": "int8"}
     turns = {
         "mlx": turn(mx.quantized_matmul, scaled(mx.float32)),

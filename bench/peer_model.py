@@ -1,6 +1,6 @@
 """Runs a language model in a process of its own environment, for against_llama_cpp.
 
-    python peer_model.py mlx|nibble|"nibble int8 repacked"|... THREADS FOLDER
+    python peer_model.py mlx|nibble|"nibble int8"|... THREADS FOLDER
     python peer_model.py llama.cpp THREADS FILE.gguf
 
 Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. The answer holds
@@ -49,7 +49,7 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
         else:
             words = name.split()
             activations = "int8" if "int8" in words else None
-            lm.prepare(model, Settings(activations, repack="repacked" in words))
+            lm.prepare(model, Settings(activations, repack="unpacked" not in words))
 
         def run(prompt: int, decode: int) -> tuple[float, float]:
             result = side_by_side.generate(model, prompt_tokens(prompt), decode + 1)
@@ -68,7 +68,7 @@ def llama(threads: int, model_path: str) -> Callable[[], Run]:
             model_path,
             n_threads=threads,
             n_threads_batch=threads,
-            n_ctx=1024,
+            n_ctx=2048,
             n_batch=512,
             verbose=False,
         )
@@ -89,7 +89,8 @@ def llama(threads: int, model_path: str) -> Callable[[], Run]:
 
 def main() -> None:
     name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    load = llama(threads, path) if name == "llama.cpp" else mlx(name, threads, path)
+    theirs = name.startswith("llama.cpp")
+    load = llama(threads, path) if theirs else mlx(name, threads, path)
     before = resident_bytes()
     run = load()
     run(16, 2)

@@ -31,7 +31,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     },
     RESULTS / "models.md": {
         "demo": lambda: tables.model_table(load("demo")),
-        "peers": lambda: tables.peers_table(load("llama"), load("int8")),
+        "peers": lambda: tables.peers_table(load("llama"), load("int8"), "llama"),
         "generation": lambda: tables.generation_table(load("generation")),
     },
     RESULTS / "cpu.md": {

@@ -12,12 +12,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import timing
+from bench import time_model, timing
 from bench.bars import Bar, horizontal
 from bench.readme import ROOT, load
 from bench.tables import result_of
 from mlx_nibble.pictures import generation, losses, products
-from mlx_nibble.pictures.style import MLX, OURS, OURS_LIGHT, card, device, look, save
+from mlx_nibble.pictures.style import (
+    MARKERS,
+    MLX,
+    OURS,
+    OURS_LIGHT,
+    card,
+    device,
+    look,
+    save,
+)
+from tests.simt.plans import Problem, candidates
 
 IMAGES = ROOT / "docs" / "images"
 _LLAMA_CPP = "#5f6b76"
@@ -28,9 +38,9 @@ def tokens() -> Figure:
     capsule = load("llama")
     candidates = {
         "mlx": ("MLX", MLX, "\\\\\\\\"),
-        "llama.cpp": ("llama.cpp", _LLAMA_CPP, "////"),
-        "nibble": ("mlx-nibble", OURS, ""),
-        "nibble int8": ("mlx-nibble, int8", OURS_LIGHT, ""),
+        "llama.cpp Q4_1": ("llama.cpp", _LLAMA_CPP, "////"),
+        "nibble unpacked": ("mlx-nibble", OURS, ""),
+        "nibble int8 unpacked": ("mlx-nibble, int8", OURS_LIGHT, ""),
     }
     with look():
         title = f"Tokens per second, {capsule['settings']['model']}"
@@ -91,6 +101,37 @@ def sensitivity() -> Figure:
     return losses.by_layer(load("sensitivity")["kl"])
 
 
+def predicted() -> Figure:
+    """MLX's predicted time over ours, over the rows of x, for some chips."""
+    N = K = 4096
+    rows = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+    with look():
+        title = f"Predicted, not measured: MLX's time over ours, {N} × {K}, 4 bits"
+        note = (
+            "a model (docs/internals/simt.md); above 1, ours is predicted to be faster"
+        )
+        figure = card(8.4, 3, title, note)
+        axis: Any = figure.subplots()
+        for chip, marker in zip(time_model.CHIPS[::2], MARKERS, strict=False):
+            ratios = []
+            for M in rows:
+                p = Problem(M=M, N=N, K=K)
+                ours = time_model.ours(p, candidates(p, chip.device)[0])
+                mlx = time_model.seconds(time_model.mlx(p, chip), chip)
+                ratios.append(mlx / time_model.seconds(ours, chip))
+            axis.plot(rows, ratios, marker=marker, label=chip.name)
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(rows[:6:1] + (8, 16, 32, 64, 128, 256, 512))
+        axis.set_xticklabels(
+            [*map(str, rows[:4]), "", "6", "8", *map(str, (16, 32, 64, 128, 256, 512))]
+        )
+        axis.set_xlabel("rows of x")
+        axis.set_ylabel("predicted ratio")
+        axis.legend(ncols=3)
+    return figure
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "tokens": tokens,
     "matmul": lambda: products.speed(load("matmul")),
@@ -98,6 +139,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "generation": lambda: generation.overview(load("generation")),
     "quantization": quantization,
     "sensitivity": sensitivity,
+    "predicted": predicted,
 }
 
 

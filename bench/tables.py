@@ -29,17 +29,20 @@ PRODUCTS = {
 }
 # Candidates of bench.against_llama_cpp, with the table's label and loss of each.
 MODELS = {
-    "nibble int8 repacked": ("`--activations int8 --repack`", "{rounded}"),
-    "nibble int8": ("`--activations int8`", "{rounded}"),
-    "nibble repacked": ("`--repack`", "the same"),
     "nibble": ("mlx-nibble", "the same"),
-    "llama.cpp": ("llama.cpp", ""),
+    "nibble int8": ("`--activations int8`", "{rounded}"),
+    "nibble unpacked": ("`--no-repack`", "the same"),
+    "nibble copied": ("a repacked copy", "the same"),
+    "nibble int8 copied": ("`--activations int8`, a repacked copy", "{rounded}"),
+    "nibble int8 unpacked": ("`--activations int8 --no-repack`", "{rounded}"),
+    "llama.cpp Q4_0": ("llama.cpp, Q4_0", ""),
+    "llama.cpp Q4_1": ("llama.cpp, Q4_1", ""),
+    "llama.cpp Q8_0": ("llama.cpp, Q8_0", ""),
     "mlx": ("MLX", ""),
 }
 PEAKS = ("read_bytes_per_second", "flops_per_second")
 # The picture has them all.
 ROWS = (1, 8, 32, 128)
-PROMPTS = (128, 512)
 
 
 def caption(text: str) -> str:
@@ -87,32 +90,44 @@ def both(result: dict) -> tuple[Estimate, Estimate]:
     return stock, ours
 
 
-def peers_table(capsule: dict, int8: dict) -> str:
-    """Return tokens per second, loss and memory of each mode, beside llama.cpp."""
-    settings, growth = capsule["settings"], int8["comparison"]["increase"]
+def peers_table(capsule: dict, int8: dict | None, name: str) -> str:
+    """Return tokens per second, loss and memory of each mode, beside llama.cpp.
+
+    The loss of 8-bit activations is that of `int8`; None if it was not measured.
+    """
+    settings, prompts = capsule["settings"], capsule["settings"]["prompts"]
+    made = (
+        f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this machine; "
+        f"{settings['threads']} threads each. Medians of {settings['rounds']} "
+        "interleaved turns, and of their ratios to llama.cpp's first format. Made by "
+        f"`{' '.join(capsule['command'])} --json bench/capsules/{name}.json`."
+    )
+    rounded = ""
+    if int8 is not None:
+        growth = int8["comparison"]["increase"]
+        rounded = f"{growth['mean']:+.2%} ± {growth['error']:.2%}"
+        made += (
+            f" The perplexity is of {int8['tokens']} tokens, by `nibble eval FOLDER "
+            "--reference FOLDER --activations int8 --samples 16`."
+        )
     lines = [
-        caption(
-            f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this "
-            f"machine, with the same weights as Q4_1; {settings['threads']} threads "
-            f"each. Medians of {settings['rounds']} interleaved turns, and of their "
-            f"ratios to llama.cpp. Made by `{' '.join(capsule['command'])} --json "
-            f"bench/capsules/llama.json`; the perplexity, of {int8['tokens']} tokens, "
-            "by `nibble eval FOLDER --reference FOLDER --activations int8 --samples "
-            "16`."
-        ),
+        caption(made),
         "",
-        f"| tokens per second | {' | '.join(f'prompt of {p}' for p in PROMPTS)} "
+        f"| tokens per second | {' | '.join(f'prompt of {p}' for p in prompts)} "
         "| decode | perplexity | peak memory | arrays in it |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| --- |{' ---: |' * (len(prompts) + 4)}",
     ]
-    rounded = f"{growth['mean']:+.2%} ± {growth['error']:.2%}"
-    for name, (label, loss) in MODELS.items():
-        cells = [*rates_beside(capsule, name), loss.format(rounded=rounded)]
+    measured = {n for r in capsule["results"] for n in r["candidates"]}
+    for candidate in MODELS:
+        if candidate not in measured:
+            continue
+        label, loss = MODELS[candidate]
+        cells = [*rates_beside(capsule, candidate), loss.format(rounded=rounded)]
         for key in ("process_bytes", "peak_bytes"):
             found = [
-                result["candidates"][name][key]
+                result["candidates"][candidate][key]
                 for result in capsule["results"]
-                if key in result["candidates"].get(name, {})
+                if key in result["candidates"].get(candidate, {})
             ]
             cells.append(f"{found[0] / 1e6:.0f} MB" if found else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -122,17 +137,19 @@ def peers_table(capsule: dict, int8: dict) -> str:
 def rates_beside(capsule: dict, name: str) -> list[str]:
     """Return tokens per second of each prompt and of answers.
 
-    With as many turns as llama.cpp had, each has its ratio to llama.cpp beside it.
+    With as many turns as llama.cpp's first format had, each has its ratio beside it.
     """
+    prompts = capsule["settings"]["prompts"]
     cells = []
-    for case in (*(("prompt", p) for p in PROMPTS), ("decode", PROMPTS[0])):
+    for case in (*(("prompt", p) for p in prompts), ("decode", prompts[0])):
         samples = timing.samples(result_of(capsule, *case))
-        seconds, peer = samples.get(name), samples["llama.cpp"]
+        first = next(n for n in samples if n.startswith("llama.cpp"))
+        seconds, peer = samples.get(name), samples[first]
         if seconds is None:
             cells.append("")
             continue
         text = f"{1 / statistics.median(seconds):.1f}"
-        if name != "llama.cpp" and len(seconds) == len(peer):
+        if name != first and len(seconds) == len(peer):
             ratio = statistics.median(p / s for p, s in zip(peer, seconds, strict=True))
             text += f" (**{ratio:.2f}×**)"
         cells.append(text)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mlx_nibble.bench.schedule import take_pass
 from mlx_nibble.bench.statistics import Estimate, median
+from mlx_nibble.machine.turns import take_pass
 
 Samples = dict[str, list[float]]
 """Seconds of each call by its name, in the order of the rounds."""

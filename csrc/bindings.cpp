@@ -1,7 +1,10 @@
 #include "csrc/bindings.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <iterator>
@@ -11,6 +14,7 @@
 #include "csrc/mlx/facts/repack.h"
 #include "csrc/mlx/facts/symmetric.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/repack.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,26 +50,38 @@ NB_MODULE(_ext, m) {
         "token"_a,
         "Forget the pair of this token of remember_symmetric().");
 
-  m.def("remember_repack",
-        &nibble::repack::remember,
+  m.def("pack",
+        &nibble::repack::pack,
+        nb::call_guard<nb::gil_scoped_release>(),
         "w"_a,
         "scales"_a,
         "biases"_a,
         "bits"_a,
         "group_size"_a,
-        "Have products copy this matrix into the CPU backend's own layout, and "
-        "keep the arrays until forget_repack() gets the token that this "
-        "returns; 0 if the backend has no other layout for the format. "
+        "Pack a matrix into the CPU backend's own layout. Returns lazy arrays "
+        "that are to replace its own, and the bytes of the packed matrix; None "
+        "if the backend has no other layout for it. "
         "mlx_nibble.acceleration.repack calls it.");
-  m.def("forget_repack",
-        &nibble::repack::forget,
-        "token"_a,
-        "Forget the matrix of this token of remember_repack().");
-  m.def("repack_bytes",
-        &nibble::repack::bytes,
-        "token"_a,
-        "The bytes that the copy of this token needs, and those allocated so "
-        "far; (0, 0) after forget_repack().");
+  m.def("release_memory",
+        &nibble::machine::release_memory,
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Give the memory of freed arrays back to the system.");
+  m.def(
+      "is_packed",
+      [](const mlx::core::array& a) {
+        return nibble::repack::part_of(a).has_value();
+      },
+      "array"_a,
+      "Tell whether this is an array of pack() that is not evaluated.");
+  m.def(
+      "packed_rows",
+      &nibble::repack::rows_of,
+      "array"_a,
+      "rows"_a,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      "The rows array[rows] of an array of pack() that is not evaluated; None "
+      "for other arrays.");
 
   m.def(
       "supports",

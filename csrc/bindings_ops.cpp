@@ -69,13 +69,17 @@ Array gather_qmm(const Array& x,
                  bool int8_activations,
                  bool batch_invariant,
                  bool symmetric,
+                 int tuning,
                  mx::StreamOrDevice s) {
   return ops::gather_qmm(x,
                          {w, scales, biases, global_scale},
                          {lhs_indices, rhs_indices, sorted_indices},
                          transpose,
                          {group_size, bits, mode},
-                         {int8_activations, batch_invariant, symmetric},
+                         {.int8_activations = int8_activations,
+                          .batch_invariant = batch_invariant,
+                          .symmetric = symmetric,
+                          .tuning = tuning},
                          s);
 }
 
@@ -128,9 +132,13 @@ Array dequantize(const Array& w,
                  const std::string& mode,
                  const MaybeArray& global_scale,
                  std::optional<mx::Dtype> dtype,
+                 int tuning,
                  mx::StreamOrDevice s) {
-  return ops::dequantize(
-      {w, scales, biases, global_scale}, {group_size, bits, mode}, dtype, s);
+  return ops::dequantize({w, scales, biases, global_scale},
+                         {group_size, bits, mode},
+                         dtype,
+                         s,
+                         {.tuning = tuning});
 }
 
 }  // namespace
@@ -175,6 +183,7 @@ void bind_ops(nb::module_& m) {
         "int8_activations"_a = false,
         "batch_invariant"_a = false,
         "symmetric"_a = false,
+        "tuning"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.gather_qmm.");
 
@@ -222,6 +231,7 @@ void bind_ops(nb::module_& m) {
         "global_scale"_a = nb::none(),
         "dtype"_a = nb::none(),
         nb::kw_only(),
+        "tuning"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.ops.dequantize.");
 

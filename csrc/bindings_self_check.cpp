@@ -77,6 +77,8 @@ nb::dict as_dict(const Trial& t) {
 
 void bind_self_check(nb::module_& m) {
   m.def("kernels", &self_check::kernels, "The names of all Metal kernels.");
+  // The kernel that copies operands that are views; no problem leads to it.
+  m.attr("view_kernel") = self_check::view_kernel();
   m.def(
       "trial",
       [](const std::string& kernel) -> std::optional<nb::dict> {
@@ -100,6 +102,14 @@ void bind_self_check(nb::module_& m) {
       "stream"_a = nb::none(),
       "Run the kernel's trial. `operands` maps names of operands to arrays. "
       "Returns y.");
+  m.def(
+      "trusted",
+      [](const std::vector<std::string>& kernels) {
+        return self_check::trusted(kernels);
+      },
+      "kernels"_a,
+      "Tell whether all of these kernels may be used; try those that nobody "
+      "has asked for.");
   m.def("compile_kernels",
         &gpu::compile,
         "kernels"_a,

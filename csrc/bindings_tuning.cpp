@@ -18,23 +18,46 @@ using tuning::problem;
 using tuning::Shape;
 
 void bind_tuning(nb::module_& m) {
-  m.def("row_class",
-        &row_class,
-        "rows"_a,
-        "The largest number of rows that shares a choice with this one.");
+  m.def(
+      "row_classes",
+      [](mx::StreamOrDevice s) {
+        auto classes = row_classes(mx::to_stream(s).device == mx::Device::gpu);
+        return std::vector<int>(classes.begin(), classes.end());
+      },
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      "The largest number of rows of each class that shares a choice.");
   m.def(
       "add_tuning",
-      [](const std::vector<std::tuple<Shape, bool, std::string>>& choices) {
-        Tuning table;
-        for (const auto& [shape, int8, choice] : choices) {
-          table.put(problem(shape), int8, choice);
-        }
-        return tuning::add(std::move(table));
+      [](const std::vector<tuning::Choice>& choices,
+         bool complete,
+         mx::StreamOrDevice s) {
+        return tuning::add(choices, complete, mx::to_stream(s).device);
       },
       "choices"_a,
+      "complete"_a = false,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
       "Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, "
-      "symmetric), int8_activations, candidate). Returns its number, the "
+      "symmetric, experts, sorted), int8_activations, candidate). A complete "
+      "one leaves a GPU's other products to MLX. Returns its number, the "
       "argument `tuning` of the operations.");
+  m.def("replace_tuning",
+        &tuning::replace,
+        "number"_a,
+        "choices"_a,
+        "Give a table of add_tuning() these choices.");
+  m.def("kernels_of",
+        &tuning::kernels,
+        "shape"_a,
+        "choice"_a = "",
+        "The names of the kernels that compute a product on a GPU, as a table "
+        "with this choice has it.");
+  m.def("joining_kernels",
+        &tuning::joining_kernels,
+        "shape"_a,
+        "The names of the kernels that compute a product together with others "
+        "on a GPU.");
   m.def(
       "candidates",
       [](const Shape& shape, bool int8, mx::StreamOrDevice s) {

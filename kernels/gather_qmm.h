@@ -7,6 +7,7 @@
 
 #include <metal_stdlib>
 
+#include "kernels/expert_rows.h"
 #include "kernels/product.h"
 #include "kernels/qmm.h"
 #include "kernels/qmm_n.h"
@@ -16,11 +17,6 @@ namespace nibble {
 
 using namespace metal;
 
-// A tile takes BM products, and computes its sums once for each expert among
-// them, by the rows() of a family of tiles:
-//
-//   b     0 1 2 3 4 5 6 7 ...           BM = 8
-//   rhs   2 2 2 2 2 7 7 9 ...           three times: rows 0-4, 5-6 and 7
 template <typename Family, typename T, typename Q>
 [[kernel]] void gathered_sorted(const device uint* w [[buffer(0)]],
                                 const device typename Q::Scale* scales
@@ -37,27 +33,19 @@ template <typename Family, typename T, typename Q>
                                 uint lane [[thread_index_in_simdgroup]]) {
   constexpr int kMemory = Family::template memory_bytes<T, Q>() / 16;
   threadgroup uint4 memory[kMemory];
-  const int first_row = Family::first_row(tgid);
-  const int last_row = min(Family::first_row(tgid + uint3(0, 1, 0)), params.B);
-  int begin = first_row;
-  while (begin < last_row) {
-    const uint expert = rhs[begin];
-    int end = begin + 1;
-    while (end < last_row && rhs[end] == expert) {
-      ++end;
-    }
-    const Product<T, Q> p{
-        {{w, scales, biases}, params.N, params.K, int(expert)},
-        x,
-        {},
-        y,
-        params.B,
-        params.N};
-    Family::rows(p, lhs, begin, end, tgid, int(sgid), lane, memory);
-    // The next expert's blocks overwrite memory that may still be read.
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    begin = end;
+  const ExpertRows rows = rows_of_tile<Family::rows_of_tile()>(
+      rhs, params.B, params.experts, int(tgid.y));
+  if (rows.begin == rows.end) {
+    return;
   }
+  const Product<T, Q> p{
+      {{w, scales, biases}, params.N, params.K, int(rhs[rows.begin])},
+      x,
+      {},
+      y,
+      rows.end,
+      params.N};
+  Family::rows(p, lhs, rows.begin, tgid, int(sgid), lane, memory);
 }
 
 }  // namespace nibble

@@ -110,12 +110,20 @@ NIBBLE_INLINE void fetch_window(const thread QuantizedMatrix<Q>& weight,
                                 thread uint* before,
                                 thread uint* held) {
   static_assert(fits_two_lines(window_words), "a lane keeps two lines");
+  if (line_words() % window_words == 0) {
+    // Each line begins with a window. Other windows have their line already. A
+    // mask decides it, because shifts run at a quarter of the rate.
+    if (window % line_words() == 0) {
+      fetch_line(weight, range, row, window / line_words(), quad_lane, held);
+    }
+    return;
+  }
   const int first = window / line_words();
   const int last = (window + window_words - 1) / line_words();
   if (last == have) {
     return;
   }
-  if (line_words() % window_words != 0 && first != last) {
+  if (first != last) {
     if (first == have) {
 #pragma clang loop unroll(full)
       for (int i = 0; i < 4; ++i) {

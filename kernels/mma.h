@@ -159,20 +159,19 @@ struct Accumulator {
   }
 
   // Rounds to T and stores at row `first_row` and column `first_column` of
-  // y [.., N], without columns past its edge and rows outside [begin, end).
+  // y [M, N], without rows and columns past its edges.
   template <typename T>
   NIBBLE_INLINE void store(const thread Epilogue<T>& epilogue,
                            device T* y,
                            int first_row,
                            int first_column,
-                           int begin,
-                           int end,
+                           int M,
                            int N,
                            uint lane) thread {
 #pragma clang loop unroll(full)
     for (int i = 0; i < TM; ++i) {
       const int row = first_row + i * 8 + fragment_row(lane);
-      if (row < begin || row >= end) {
+      if (row >= M) {
         continue;
       }
 #pragma clang loop unroll(full)

@@ -34,15 +34,14 @@ struct Qmm : Transposed {
     return Blocks<false, T, BM, BN, BK>::kBytes;
   }
 
-  static NIBBLE_INLINE int first_row(uint3 tgid) { return int(tgid.y) * BM; }
+  static NIBBLE_INLINE constexpr int rows_of_tile() { return BM; }
 
-  // Computes rows [begin, end) of this threadgroup's tile. Row r of y comes
-  // from row indices[r] of x, or from row r if `indices` is null.
+  // Computes the tile that begins at `first_row`, without rows past p.M. Row r
+  // of y comes from row indices[r] of x, or from row r if `indices` is null.
   template <typename T, typename Q>
   static NIBBLE_INLINE void rows(const thread Product<T, Q>& p,
                                  const device uint* indices,
-                                 int begin,
-                                 int end,
+                                 int first_row,
                                  uint3 tgid,
                                  int sgid,
                                  uint lane,
@@ -51,14 +50,13 @@ struct Qmm : Transposed {
     const int first_column = int(tgid.x) * BN;
     const int thread_index = sgid * NIBBLE_SIMD_WIDTH + int(lane);
     ActivationLoader<T, BM, BK, kThreads> x_loader(
-        p.x, indices, first_row(tgid), p.M, p.weight.K, thread_index);
+        p.x, indices, first_row, p.M, p.weight.K, thread_index);
     WeightLoader<T, Q, BN, BK, kThreads> w_loader(
         p.weight, first_column, p.N, thread_index);
     BlockTile<BM, BN, WM, WN> tile(sgid);
     multiply_blocks<false, T, BM, BN, BK, WM, WN>(
         tile, x_loader, w_loader, 0, p.weight.K, (threadgroup T*)memory, lane);
-    tile.store(
-        p.epilogue, p.y, first_row(tgid), first_column, begin, end, p.N, lane);
+    tile.store(p.epilogue, p.y, first_row, first_column, p.M, p.N, lane);
   }
 
   template <typename T, typename Q>
@@ -67,7 +65,7 @@ struct Qmm : Transposed {
                                 int sgid,
                                 uint lane,
                                 threadgroup uint4* memory) {
-    rows(p, nullptr, 0, p.M, tgid, sgid, lane, memory);
+    rows(p, nullptr, int(tgid.y) * BM, tgid, sgid, lane, memory);
   }
 };
 

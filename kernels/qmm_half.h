@@ -158,7 +158,7 @@ struct QmmHalf : Transposed {
     if (any_thread<WM * WN>(!fit, (threadgroup uint*)memory, sgid, lane)) {
       Qmm<BM, BN, BK, WM, WN>::run(p, tgid, sgid, lane, memory);
     } else {
-      tile.store(p.epilogue, p.y, first_row, first_column, 0, p.M, p.N, lane);
+      tile.store(p.epilogue, p.y, first_row, first_column, p.M, p.N, lane);
     }
   }
 };

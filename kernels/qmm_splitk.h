@@ -62,7 +62,6 @@ template <typename T,
              sums + size_t(tgid.z) * size_t(M) * size_t(N),
              first_row,
              first_column,
-             0,
              M,
              N,
              lane);

@@ -75,8 +75,11 @@ NIBBLE_INLINE bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
 // Every operand begins at a multiple of this number of bytes: the widest load
 // of a kernel. Metal requires aligned loads.
 #define NIBBLE_ALIGNMENT 16
-// align: the same as dequantize.
-#define NIBBLE_ALIGN_THREADS 256
+// contiguous: the same as dequantize.
+#define NIBBLE_CONTIGUOUS_THREADS 256
+// The most dimensions of a view that it copies, after those that go on in each
+// other are one. The bytes of an element may be one more.
+#define NIBBLE_CONTIGUOUS_DIMS 8
 
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
@@ -127,7 +130,8 @@ struct GatherParams {
   int M;  // rows of one product
   int N;
   int K;
-  int B;  // products
+  int B;        // products
+  int experts;  // weight matrices
 };
 
 // Parameters of w -> w_hat for a matrix [rows, K].
@@ -136,7 +140,10 @@ struct DequantizeParams {
   int K;
 };
 
-// Parameters of a copy.
-struct AlignParams {
+// Parameters of a contiguous copy.
+struct ContiguousParams {
   unsigned long pairs;  // of bytes
+  int dims;
+  long shape[NIBBLE_CONTIGUOUS_DIMS];
+  long strides[NIBBLE_CONTIGUOUS_DIMS];  // in pairs
 };

@@ -22,7 +22,8 @@ import mlx_wheels
 from wheel_linux import find_python
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.13t")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+FREE_THREADED = "3.13t"  # it takes no wheel of the stable ABI
 SMOKE = str(ROOT / "tools" / "smoke.py")
 OLD_MLX = "0.32.2"  # the newest that no extension fits
 
@@ -109,6 +110,7 @@ def cases(wheel: str, sdist: str) -> Iterator[Case]:
         for python in PYTHONS:
             check = beside(newest, f"{wheel}[cpu]")
             yield Case(installer, python, f"{newest}, cpu", "products right", check)
+        yield Case(installer, FREE_THREADED, "none", "a clear refusal", _refused(wheel))
         for version in versions[:-1]:
             check = beside(version, f"{wheel}[cpu]")
             yield Case(installer, "3.11", f"{version}, cpu", "products right", check)
@@ -138,6 +140,21 @@ def cases(wheel: str, sdist: str) -> Iterator[Case]:
             raise RuntimeError(f"no file was to be left but got {sorted(left)}")
 
     yield Case("pip", "3.11", f"{newest}, cpu", "uninstalled: no file is left", removed)
+
+
+def _refused(wheel: str) -> Callable[[Environment], None]:
+    reasons = ("not a supported wheel on this platform", "a GIL-enabled interpreter")
+
+    def check(env: Environment) -> None:
+        try:
+            env.install("--no-deps", wheel)
+        except RuntimeError as error:
+            if any(reason in str(error) for reason in reasons):
+                return
+            raise
+        raise RuntimeError(f"an error with one of {reasons} was required but got none")
+
+    return check
 
 
 def _with_mlx_lm(wheel: str) -> Callable[[Environment], None]:

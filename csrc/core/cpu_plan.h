@@ -32,7 +32,7 @@ struct CpuKernelPlan {
   int few_rows = 0;
   // Exact products read a few weight rows to their end before the next few.
   int whole_rows = 0;
-  // Products read the packed copy of the weights, if there is one.
+  // Products read packed weights as they lie, and unpack blocks otherwise.
   int packed_rows = 0;
   // Rows of x in a chunk of their preparation.
   int prepared_rows = 1;

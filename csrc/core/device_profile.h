@@ -11,8 +11,8 @@ namespace nibble {
 enum class Api : uint8_t { kMetal, kCuda };
 
 // Apple's architecture string "applegpu_g14s" is generation 14 (M2), tier 's'.
-// Generations: 13 M1, 14 M2, 15 M3, 16 M4, 17 M5. Tiers: 'g' base and Pro,
-// 's' Max, 'd' Ultra, 'p' phone.
+// Generations: 13 M1, 14 M2, 15 M3, 16 M4, 17 M5. Tiers: 'g' base, 's' Pro and
+// Max (mlx #3852 and #3967 have Pros), 'd' Ultra, 'p' phone.
 struct DeviceProfile {
   Api api = Api::kMetal;
   // The fields below are of Metal.

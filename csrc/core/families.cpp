@@ -60,8 +60,12 @@ Shapes splitk_tile(const Types& types) {
   return {split_tile(types.dtype).shape()};
 }
 
-Shapes gather_tile(const Types&) {
-  return {kGatherTile.shape()};
+Shapes gather_tiles(const Types&) {
+  Shapes all;
+  for (const Tile& tile : kGatherTiles) {
+    all.push_back(tile.shape());
+  }
+  return all;
 }
 
 Shapes cuda_tiles(const Types& types) {
@@ -73,6 +77,16 @@ Shapes cuda_tiles(const Types& types) {
           all.push_back(tile.shape());
         }
       }
+    }
+  }
+  return all;
+}
+
+Shapes cuda_gather_tiles(const Types& types) {
+  Shapes all;
+  if (supported_on_cuda(types)) {
+    for (const CudaTiles& t : kCudaTiles) {
+      all.push_back(t.batch_invariant.shape());
     }
   }
   return all;
@@ -130,7 +144,7 @@ const FamilyRow kFamilies[] = {
      "gathered", "QmmSkinny", kSkinny, skinny_tiles,
      {.planner = Planner::kGather, .batch_invariant = true}},
     {kGatherQmm, "gather_qmm", "gather_qmm.h",
-     "gathered_sorted", "Qmm", kTile, gather_tile,
+     "gathered_sorted", "Qmm", kTile, gather_tiles,
      {.planner = Planner::kGather, .sorted = true}},
     {kGatherQvm, "gather_qvm", "qvm.h",
      "gathered", "Qvm", {}, no_numbers,
@@ -153,6 +167,13 @@ const FamilyRow kFamilies[] = {
     {kCudaQmmSkinny, "cuda_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_MATMUL_KERNEL", "QmmSkinny", kCuda, cuda_tiles,
      {.planner = Planner::kMatmul, .batch_invariant = true}, {}, Api::kCuda},
+    {kCudaGatherQmmSkinny, "cuda_gather_qmm_skinny", "cuda/qmm_skinny.h",
+     "NIBBLE_GATHER_KERNEL", "QmmSkinny", kCuda, cuda_gather_tiles,
+     {.planner = Planner::kGather, .batch_invariant = true}, {}, Api::kCuda},
+    {kCudaGatherSorted, "cuda_gather_sorted", "cuda/qmm_skinny.h",
+     "NIBBLE_SORTED_KERNEL", "QmmSkinny", kCuda, cuda_gather_tiles,
+     {.planner = Planner::kGather, .batch_invariant = true, .sorted = true}, {},
+     Api::kCuda},
 };
 // clang-format on
 

@@ -38,6 +38,8 @@ enum class Family : uint8_t {
   kGatherSwiglu,
   kDequantize,
   kCudaQmmSkinny,
+  kCudaGatherQmmSkinny,
+  kCudaGatherSorted,
 };
 
 // The function of planner.h that plans kernels of a family.

@@ -90,19 +90,19 @@ std::string cuda_source(const KernelId& id) {
   return out.str();
 }
 
-std::string cuda_align_source() {
+std::string cuda_contiguous_source() {
   std::ostringstream out;
   std::set<std::string, std::less<>> seen;
-  flatten("cuda/align.h", seen, out);
+  flatten("cuda/contiguous.h", seen, out);
   return out.str();
 }
 
-std::string align_source() {
+std::string contiguous_source() {
   std::ostringstream out;
   std::set<std::string, std::less<>> seen;
-  flatten("align.h", seen, out);
+  flatten("contiguous.h", seen, out);
   // Not Metal's `ushort`, whose name is in no namespace that is used here.
-  instantiate(kAlignKernel, "align<unsigned short>", out);
+  instantiate(kContiguousKernel, "contiguous<unsigned short>", out);
   return out.str();
 }
 

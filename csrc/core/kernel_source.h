@@ -27,11 +27,11 @@ std::string kernel_source(const std::vector<KernelId>& ids,
 // kernel's name.
 std::string cuda_source(const KernelId& id);
 
-// The kernel that copies an operand that does not begin at a multiple of
-// NIBBLE_ALIGNMENT; see plan_align(). It has no family: no problem leads to it.
-inline constexpr std::string_view kAlignKernel = "align";
-std::string align_source();
-inline constexpr std::string_view kCudaAlignKernel = "cuda_align";
-std::string cuda_align_source();
+// The kernel that copies an operand that others cannot read in place; see
+// plan_contiguous(). It has no family: no problem leads to it.
+inline constexpr std::string_view kContiguousKernel = "contiguous";
+std::string contiguous_source();
+inline constexpr std::string_view kCudaContiguousKernel = "cuda_contiguous";
+std::string cuda_contiguous_source();
 
 }  // namespace nibble

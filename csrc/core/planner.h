@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,9 +32,9 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& problem,
 // The launch of y = silu(x @ gate^T) * (x @ up^T), gate and up of one shape
 // and format; nullopt if two products are better.
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
-    const MatmulProblem& problem);
+    const MatmulProblem& problem, const DeviceProfile& device);
 std::optional<std::vector<LaunchPlan>> plan_swiglu(
-    const GatherProblem& problem);
+    const GatherProblem& problem, const DeviceProfile& device);
 
 // The launch of two or three products of one x, transposed and without a
 // residual. It computes the same bits as the launches of plan(); nullopt if the
@@ -44,48 +45,49 @@ std::optional<std::vector<LaunchPlan>> plan_joint(
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 
-// True if MLX's own operation computes this faster than our kernels: on neural
-// accelerators, in tiles (planner.md), or with many rows on CUDA. Not part of
-// plan(): a graph that is built for our kernels is run by them. A tuned choice
-// overrules this.
+// True if MLX's own operation is expected to compute this faster than our
+// kernels: on neural accelerators, or by the predicted cost of its tiles
+// (planner.md). Not part of plan(): a graph that is built for our kernels is
+// run by them. A tuned choice overrules this.
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
-// The same for a traced graph: true for any number of rows and products.
+// The same for a traced graph: true if it is for some number of rows and
+// products.
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device);
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device);
 bool mlx_may_be_faster(const DequantizeProblem& problem,
                        const DeviceProfile& device);
 
-// The names of all kernels that `planner` may use for such a problem, for any
-// numbers of rows, columns, batches and products.
-constexpr Planner planner_of(const MatmulProblem&) {
-  return Planner::kMatmul;
-}
-constexpr Planner planner_of(const GatherProblem&) {
-  return Planner::kGather;
-}
-constexpr Planner planner_of(const DequantizeProblem&) {
-  return Planner::kDequantize;
-}
+// The names of all kernels of `api` that `planner` may use for such a problem,
+// for any numbers of rows, columns, batches and products.
 std::vector<std::string> kernels_of_any_shape(
     const MatmulProblem& problem,
-    Planner planner = Planner::kMatmul,
-    Api api = Api::kMetal);
+    Api api = Api::kMetal,
+    Planner planner = Planner::kMatmul);
 std::vector<std::string> kernels_of_any_shape(
     const GatherProblem& problem,
-    Planner planner = Planner::kGather,
-    Api api = Api::kMetal);
+    Api api = Api::kMetal,
+    Planner planner = Planner::kGather);
 std::vector<std::string> kernels_of_any_shape(
     const DequantizeProblem& problem,
-    Planner planner = Planner::kDequantize,
     Api api = Api::kMetal);
 
-// The launch that copies an array of `bytes` bytes from Operand::kX to
-// Operand::kOut, because kernels cannot read it at the byte `offset` of its
-// buffer, where it begins; nullopt if they can.
-std::optional<LaunchPlan> plan_align(int64_t offset, size_t bytes);
+// Where the elements of an array are.
+struct Layout {
+  std::span<const int> shape;        // without a 0
+  std::span<const int64_t> strides;  // in elements
+  int64_t offset;                    // of the first, in bytes of its buffer
+  size_t itemsize;
+};
+
+// The launch of `api` that copies an array from Operand::kX to Operand::kOut, row
+// by row, because kernels cannot read it in place: it has gaps, or it begins at an
+// address that is not aligned. nullopt if they can. Needs fewer than
+// NIBBLE_CONTIGUOUS_DIMS dimensions.
+std::optional<LaunchPlan> plan_contiguous(const Layout& from,
+                                          Api api = Api::kMetal);
 
 }  // namespace nibble

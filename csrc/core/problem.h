@@ -103,6 +103,8 @@ struct GatherProblem : Product {
 struct DequantizeProblem : Types {
   int rows = 1;
   int K = 1;
+
+  bool operator==(const DequantizeProblem&) const = default;
 };
 
 }  // namespace nibble

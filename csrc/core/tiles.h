@@ -59,10 +59,10 @@ struct QmvRows {
 // qmv_multi: rows of x from one pass over w. Numbers in between use the next
 // larger form: an unused row costs one multiplication for each code, another
 // form a compilation.
-inline constexpr int kMultiRows[] = {2, 3, 4, 6, 8};
-// The largest form of joint products: for more rows the planner takes
-// qmm_skinny.
-inline constexpr int kLastJointForm = 6;
+inline constexpr int kMultiRows[] = {2, 3, 4, 5, 6, 8};
+// The largest form of joint products. From 6 rows on, the kernel of a product
+// depends on N too (first_skinny_row() in plan/dense.cpp).
+inline constexpr int kLastJointForm = 5;
 
 // qvm: NIBBLE_QVM_LANES lanes take a run of codes each from every row of w.
 struct QvmColumns {
@@ -168,9 +168,20 @@ constexpr const Tile& split_tile(Dtype dtype) {
   return kTiles[dtype == Dtype::kFloat32 ? 1 : 0];
 }
 
-// gather_qmm: 32 rows, because a tile goes through K once for every expert in
-// it, and experts have few rows each.
-inline constexpr Tile kGatherTile{32, 32, 32, 2, 2};
+// gather_qmm: a tile has rows of one expert, and experts have few rows each. 16
+// rows, which MLX uses for all, and 32.
+inline constexpr Tile kGatherTiles[] = {{16, 32, 32, 1, 2}, {32, 32, 32, 2, 2}};
+
+// Returns the tile that takes the fewest cycles for experts of `rows` rows. The
+// last tile of each is half empty on average. For each code, a tile takes 6
+// cycles of a lane to decode it, and 8 for every 8 rows (plan/dense.cpp). Not
+// measured.
+constexpr const Tile& gather_tile(int rows) {
+  auto cycles = [&](const Tile& tile) {
+    return (2.0 * rows / tile.BM + 1) * (6 + tile.BM);
+  };
+  return *std::ranges::min_element(kGatherTiles, {}, cycles);
+}
 
 // qmm_n: BM x BN of y by BK rows of w.
 struct NotTransposedTile : Tile {

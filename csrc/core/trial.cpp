@@ -1,5 +1,7 @@
 #include "csrc/core/trial.h"
 
+#include <iterator>
+
 #include "csrc/core/planner.h"
 #include "kernels/shared.h"
 
@@ -18,8 +20,9 @@ constexpr int kGroups[] = {5, 1, 33};
 // Rows of x: the largest number that leads to the kernel, for more than one
 // tile; an odd number if there is one, for a ragged edge.
 constexpr int kLargestM = 67;
-// Products that choose among experts: enough for tiles of sorted products.
-constexpr int kProducts = 67;
+// Products that choose among experts, tried in order: enough for each tile of
+// sorted products, of which an expert has B / kExperts.
+constexpr int kProducts[] = {67, 151, 13, 43};
 constexpr int kExperts = 3;
 constexpr int kChosenRows = 5;
 
@@ -69,9 +72,9 @@ std::vector<Launches> plans(const Reach& reach,
       return one(
           plan_joint(std::vector(NIBBLE_JOINT, dense(t, reach)), device));
     case Planner::kSwiglu:
-      return one(plan_swiglu(dense(t, reach)));
+      return one(plan_swiglu(dense(t, reach), device));
     case Planner::kGatherSwiglu:
-      return one(plan_swiglu(gathered(t)));
+      return one(plan_swiglu(gathered(t), device));
     case Planner::kDequantize:
       return one(plan(DequantizeProblem{t, t.N, t.K}, device));
   }
@@ -110,11 +113,18 @@ Trial blank(const KernelId& id) {
     t.B = t.experts = NIBBLE_JOINT;
   } else if (reach.planner == Planner::kGather ||
              reach.planner == Planner::kGatherSwiglu) {
-    t.B = kProducts;
+    t.B = kProducts[0];
     t.rows = kChosenRows;
     t.experts = kExperts;
   }
   return t;
+}
+
+// Returns the numbers of products to try.
+std::vector<int> numbers_of_products(const Trial& t, const Reach& reach) {
+  return reach.sorted
+             ? std::vector<int>(std::begin(kProducts), std::end(kProducts))
+             : std::vector{t.B};
 }
 
 bool names(const Launches& launches, const std::string& kernel) {
@@ -130,15 +140,19 @@ bool names(const Launches& launches, const std::string& kernel) {
 
 std::optional<Trial> trial(const KernelId& id, const DeviceProfile& device) {
   std::string kernel = kernel_name(id);
+  const Reach& reach = row_of(id.family).reach;
   Trial t = blank(id);
-  for (int groups : kGroups) {
-    t.K = groups * id.format.group_size;
-    for (int M : numbers_of_rows()) {
-      t.M = M;
-      for (Launches& launches : plans(row_of(id.family).reach, t, device)) {
-        if (names(launches, kernel)) {
-          t.launches = std::move(launches);
-          return t;
+  for (int B : numbers_of_products(t, reach)) {
+    t.B = B;
+    for (int groups : kGroups) {
+      t.K = groups * id.format.group_size;
+      for (int M : numbers_of_rows()) {
+        t.M = M;
+        for (Launches& launches : plans(reach, t, device)) {
+          if (names(launches, kernel)) {
+            t.launches = std::move(launches);
+            return t;
+          }
         }
       }
     }

@@ -70,6 +70,29 @@ void fill_panel(
   }
 }
 
+// The same from packed weights, whose words need no transposition.
+template <class V, int kBits>
+void fill_panel_from_packed(const Weights& w,
+                            int row,
+                            Range columns,
+                            int32_t* panel) {
+  int group_words = words_of<kBits>(w.format.group_size);
+  int groups = (columns.end - columns.begin) / w.format.group_size;
+  size_t group_bytes =
+      V::kLanes * size_t(packed_group_bytes(w.format, w.scale_dtype));
+  for (int strip = 0; strip < kPanelRows<V>; strip += V::kLanes) {
+    const uint8_t* p = packed_strip<V>(w, row + strip, columns.begin);
+    int32_t* to = panel + strip;
+    for (int g = 0; g < groups; ++g, p += group_bytes) {
+      auto words = reinterpret_cast<const int32_t*>(p);
+      prefetch(p + kAhead, static_cast<int>(group_bytes));
+      for (int d = 0; d < group_words; ++d, to += kPanelRows<V>) {
+        V::int_store(to, V::int_load(words + d * V::kLanes));
+      }
+    }
+  }
+}
+
 // ---- products -----------------------------------------------------------
 
 // sums [kM, kPanelRows] += the products of a panel and kM activation rows.
@@ -145,7 +168,11 @@ void multiply_panels(const Weights& w,
             bytes_of(columns.end < w.K ? kIntBlockK
                                        : kPanelRows<V> * w.K - columns.begin,
                      kBits);
-        fill_panel<V, kBits>(w, n, columns, ahead, panel);
+        if (w.packed) {
+          fill_panel_from_packed<V, kBits>(w, n, columns, panel);
+        } else {
+          fill_panel<V, kBits>(w, n, columns, ahead, panel);
+        }
         for (int m = 0; m < M; m += V::kIntTileRows) {
           int tile_rows = smaller(M - m, V::kIntTileRows);
           with_int<V::kIntTileRows>(tile_rows, [&](auto count) {
@@ -176,15 +203,16 @@ template <class V>
 void multiply_int8(const Weights& w,
                    const QuantizedRows& x,
                    int M,
+                   Reading reading,
                    Range rows,
                    Dtype dtype,
                    void* y,
                    float* scratch) {
-  if (w.packed) {
+  if (w.packed && reading.as_packed) {
     return multiply_packed_int8<V>(w, x, M, rows, dtype, y, scratch);
   }
   bool fits = static_cast<size_t>(w.K) <= kPanelFloats;
-  if (M > 1 || !lie_in_bytes(w.format.bits) || !fits) {
+  if (M > 1 || w.packed || !lie_in_bytes(w.format.bits) || !fits) {
     return multiply_panels<V>(w, x, M, rows, dtype, y, scratch);
   }
   with_bits(w.format.bits, [&](auto bits) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/packed-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
@@ -39,6 +40,10 @@ struct StripParams {
 
   StripParams(const Weights& w, int row, Range columns) {
     int groups = (columns.end - columns.begin) / w.format.group_size;
+    if (w.packed) {
+      read_packed(w, row, columns, groups);
+      return;
+    }
     for (int strip = 0; strip < kRows; strip += V::kLanes) {
       alignas(64) float rows[2][V::kLanes][kMostGroups];
       with_dtype(w.scale_dtype, [&](auto dtype) {
@@ -57,6 +62,21 @@ struct StripParams {
   }
 
  private:
+  void read_packed(const Weights& w, int row, Range columns, int groups) {
+    size_t group_bytes =
+        V::kLanes * size_t(packed_group_bytes(w.format, w.scale_dtype));
+    for (int strip = 0; strip < kRows; strip += V::kLanes) {
+      const uint8_t* p =
+          packed_strip<V>(w, row + strip, columns.begin) +
+          bytes_of(w.format.group_size, w.format.bits) * V::kLanes;
+      for (int g = 0; g < groups; ++g, p += group_bytes) {
+        PackedParams<V> params(p, w.format, w.scale_dtype);
+        V::store(&scale[g][strip], params.scale);
+        V::store(&bias[g][strip], params.bias);
+      }
+    }
+  }
+
   static void spread(const float (&from)[V::kLanes][kMostGroups],
                      int groups,
                      float* to) {

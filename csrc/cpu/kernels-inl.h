@@ -77,6 +77,7 @@ constexpr Kernels make_kernels() {
           V::kLanes,
           packed_row_bytes,
           pack<V>,
+          unpack<V>,
           multiply_registers<V>};
 }
 

@@ -22,8 +22,9 @@ struct Weights {
   int N, K;
   QuantFormat format;
   Dtype scale_dtype;
-  // A copy in the packed layout of the instruction set in use, or nullptr.
-  // Ranges of rows that are multiplied then begin with whole strips.
+  // The same matrix in the packed layout of the instruction set in use, or
+  // nullptr. The three arrays above are then not read, and ranges of rows begin
+  // with whole strips.
   const uint8_t* packed = nullptr;
   // The columns that take part in x @ w_hat^T: whole blocks of kBlockK, and the
   // rest of a row.
@@ -44,17 +45,30 @@ inline constexpr int kMaxRows = 256;
 inline constexpr int kColumnBlockK = 256;
 inline constexpr int kColumnBlockN = 256;
 
-// The fp32 memory that a thread gives to a call: decoded weights, then sums.
+// The fp32 memory that a thread gives to a call: decoded weights, then sums,
+// then a block of packed weights in MLX's layout.
 inline constexpr size_t kPanelFloats = size_t{kBlockN} * kBlockK;
+inline constexpr size_t kSumFloats = size_t{kMaxRows} * kColumnBlockK;
+inline constexpr size_t kUnpackedFloats =
+    size_t{kBlockN} * (kBlockK / 4 + 2 * kBlockK / kSmallestGroup);
 inline constexpr size_t kScratchFloats =
-    kPanelFloats + size_t{kMaxRows} * kColumnBlockK;
+    kPanelFloats + kSumFloats + kUnpackedFloats;
 static_assert(kColumnBlockN * kColumnBlockK <= kPanelFloats);
 static_assert(kBlockN <= kColumnBlockK);
 
-// How an exact product reads weights; CpuKernelPlan says when.
+// How a product reads weights; CpuKernelPlan says when. Integer products know
+// `as_packed` only.
 struct Reading {
   bool decode;      // on the way, for each few rows of x; else into a panel
   bool whole_rows;  // a few weight rows to their end before the next few
+  bool as_packed;   // packed weights as they lie; else block by block unpacked
+};
+
+// Rows in MLX's layout, one after the other. Null: an array that is not wanted.
+struct UnpackedRows {
+  uint8_t* codes;
+  uint8_t* scales;
+  uint8_t* biases;
 };
 
 struct Kernels {
@@ -100,6 +114,12 @@ struct Kernels {
   size_t (*packed_row_bytes)(QuantFormat format, Dtype scale_dtype, int K);
   // out = the strips of `rows`, the first of which begins a strip.
   void (*pack)(const Weights& w, Range rows, uint8_t* out);
+  // out = the columns `columns`, whole groups, of `rows` of packed weights. The
+  // first row begins a strip.
+  void (*unpack)(const Weights& w,
+                 Range rows,
+                 Range columns,
+                 const UnpackedRows& out);
 
   // Keeps the arithmetic units busy; returns the number of operations.
   // peak-inl.h.
@@ -128,6 +148,7 @@ struct Int8Kernels {
   void (*multiply)(const Weights& w,
                    const QuantizedRows& x,
                    int M,
+                   Reading reading,
                    Range rows,
                    Dtype dtype,
                    void* y,

@@ -12,7 +12,8 @@ struct QuantizedOperands {
   const uint32_t* w;
   const void* scales;
   const void* biases;  // not read if the format has none
-  // A copy in the packed layout; packed.h.
+  // The same matrices in the packed layout (packed.h). x @ w_hat^T then reads
+  // no other array.
   const Packed* packed = nullptr;
 };
 

@@ -1,7 +1,7 @@
 #include "csrc/cpu/packed.h"
 
 #include <algorithm>
-#include <new>
+#include <vector>
 
 #include "csrc/core/cpu_planner.h"
 #include "csrc/core/problem.h"
@@ -12,18 +12,18 @@
 namespace nibble::cpu {
 namespace {
 
-// A vector of the widest instruction set.
-constexpr std::align_val_t kAlignment{64};
-
 int whole_strips(int N, int strip_rows) {
   return (N + strip_rows - 1) / strip_rows * strip_rows;
 }
 
-}  // namespace
-
-void Packed::Free::operator()(uint8_t* p) const {
-  ::operator delete[](p, kAlignment);
+// The array of `out` that is wanted.
+UnpackedRows only(PackedPart part, uint8_t* out) {
+  return {part == PackedPart::kCodes ? out : nullptr,
+          part == PackedPart::kScales ? out : nullptr,
+          part == PackedPart::kBiases ? out : nullptr};
 }
+
+}  // namespace
 
 size_t Packed::bytes(const PackedForm& form) {
   const Kernels& kernels = isa().kernels;
@@ -33,34 +33,82 @@ size_t Packed::bytes(const PackedForm& form) {
 
 Packed::Packed(const PackedForm& form,
                int count,
-               const QuantizedOperands& operands)
+               const QuantizedOperands& operands,
+               uint8_t* memory)
     : form_(form),
       count_(count),
-      strip_rows_(isa().kernels.strip_rows),
+      kernels_(&isa().kernels),
       matrix_bytes_(bytes(form)),
-      data_(static_cast<uint8_t*>(
-          ::operator new[](count* matrix_bytes_, kAlignment))) {
+      memory_(memory) {
   MatmulProblem problem;
   problem.N = form.N;
   problem.K = form.K;
   problem.format = form.format;
   problem.scale_dtype = form.scale_dtype;
   Form matrices(problem, CpuKernelPlan{});
-  size_t row_bytes = matrix_bytes_ / whole_strips(form.N, strip_rows_);
+  size_t row_bytes = matrix_bytes_ / whole_strips(form.N, kernels_->strip_rows);
   int chunks = (form.N + kMinRows - 1) / kMinRows;
   parallel_for(count * chunks, [&](int i) {
     int begin = i % chunks * kMinRows;
-    isa().kernels.pack(
-        matrices.matrix(operands, i / chunks),
-        {begin, std::min(form.N, begin + kMinRows)},
-        data_.get() + i / chunks * matrix_bytes_ + begin * row_bytes);
+    kernels_->pack(matrices.matrix(operands, i / chunks),
+                   {begin, std::min(form.N, begin + kMinRows)},
+                   memory + i / chunks * matrix_bytes_ + begin * row_bytes);
   });
 }
 
-const uint8_t* Packed::matrix(const PackedForm& form, int index) const {
-  bool fits = form == form_ && index < count_ &&
-              strip_rows_ == isa().kernels.strip_rows;
-  return fits ? data_.get() + index * matrix_bytes_ : nullptr;
+bool Packed::is_readable() const {
+  return kernels_ == &isa().kernels;
+}
+
+size_t Packed::row_bytes(PackedPart part) const {
+  return part == PackedPart::kCodes
+             ? size_t{4} * form_.format.words_per_row(form_.K)
+             : size_t(form_.format.groups_per_row(form_.K)) *
+                   size_of(form_.scale_dtype);
+}
+
+Weights Packed::weights(int index) const {
+  Weights w = as_weights({nullptr, nullptr, nullptr},
+                         form_.N,
+                         form_.K,
+                         form_.format,
+                         form_.scale_dtype);
+  w.packed = matrix(index);
+  return w;
+}
+
+void Packed::unpack(PackedPart part, uint8_t* out) const {
+  int chunks = (form_.N + kMinRows - 1) / kMinRows;
+  parallel_for(count_ * chunks, [&](int i) {
+    int begin = i % chunks * kMinRows;
+    size_t row = size_t(i / chunks) * form_.N + begin;
+    kernels_->unpack(weights(i / chunks),
+                     {begin, std::min(form_.N, begin + kMinRows)},
+                     {0, form_.K},
+                     only(part, out + row * row_bytes(part)));
+  });
+}
+
+void Packed::unpack_rows(PackedPart part,
+                         const int32_t* rows,
+                         size_t count,
+                         uint8_t* out) const {
+  size_t size = row_bytes(part);
+  int strip = kernels_->strip_rows;
+  auto chunks = static_cast<int>((count + kMinRows - 1) / kMinRows);
+  parallel_for(chunks, [&](int chunk) {
+    std::vector<uint8_t> memory(strip * size);
+    size_t end = std::min(count, size_t{kMinRows} * (chunk + 1));
+    for (size_t i = size_t{kMinRows} * chunk; i < end; ++i) {
+      int row = std::clamp(rows[i], 0, form_.N - 1);
+      int begin = row / strip * strip;
+      kernels_->unpack(weights(0),
+                       {begin, std::min(form_.N, begin + strip)},
+                       {0, form_.K},
+                       only(part, memory.data()));
+      std::copy_n(memory.data() + (row - begin) * size, size, out + i * size);
+    }
+  });
 }
 
 }  // namespace nibble::cpu

@@ -1,19 +1,20 @@
 // Quantized matrices in the packed layout of the instruction set in use.
 // Products of few rows, and all with 8-bit activations, are then faster and
-// have the same bits.
+// have the same bits. It is a permutation of the same words, which unpack()
+// undoes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "csrc/core/dtype.h"
 #include "csrc/core/format.h"
+#include "csrc/cpu/kernels.h"
 #include "csrc/cpu/operands.h"
 
 namespace nibble::cpu {
 
-// A matrix [N, K] and its types.
+// Matrices [N, K] and their types.
 struct PackedForm {
   int N, K;
   QuantFormat format;
@@ -22,28 +23,57 @@ struct PackedForm {
   bool operator==(const PackedForm&) const = default;
 };
 
+// The arrays of a matrix in MLX's layout.
+enum class PackedPart : uint8_t { kCodes, kScales, kBiases };
+
 class Packed {
  public:
-  // Returns the size of a copy; 0 for widths without a packed layout: 3, 5, 6.
+  // The alignment of their memory: a vector of the widest instruction set.
+  static constexpr size_t kAlignment = 64;
+
+  // Returns the size of a matrix; 0 for widths without a packed layout: 3,
+  // 5, 6.
   static size_t bytes(const PackedForm& form);
 
-  // Copies `count` matrices, on all threads. bytes(form) must not be 0.
-  Packed(const PackedForm& form, int count, const QuantizedOperands& operands);
+  // Packs `count` matrices into `memory`, on all threads. bytes(form) must not
+  // be 0. The memory must outlive this.
+  Packed(const PackedForm& form,
+         int count,
+         const QuantizedOperands& operands,
+         uint8_t* memory);
 
-  // Returns matrix `index`, for Weights::packed; nullptr if it is not of this
-  // form, or another instruction set is in use.
-  const uint8_t* matrix(const PackedForm& form, int index) const;
+  const PackedForm& form() const { return form_; }
+  size_t bytes() const { return count_ * matrix_bytes_; }
+
+  // False if another instruction set than that of the layout is in use.
+  bool is_readable() const;
+
+  // Returns matrix `index`, for Weights::packed.
+  const uint8_t* matrix(int index) const {
+    return memory_ + index * matrix_bytes_;
+  }
+
+  // Returns the size of a row of an array in MLX's layout.
+  size_t row_bytes(PackedPart part) const;
+
+  // out = an array of all matrices in MLX's layout, on all threads.
+  void unpack(PackedPart part, uint8_t* out) const;
+
+  // out [count, row] = rows of that array. Rows beyond the last are the last.
+  void unpack_rows(PackedPart part,
+                   const int32_t* rows,
+                   size_t count,
+                   uint8_t* out) const;
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
+  // Matrix `index` as weights that only unpack() of their kernels may read.
+  Weights weights(int index) const;
 
   PackedForm form_;
   int count_;
-  int strip_rows_;
+  const Kernels* kernels_;
   size_t matrix_bytes_;
-  std::unique_ptr<uint8_t[], Free> data_;
+  const uint8_t* memory_;
 };
 
 }  // namespace nibble::cpu

@@ -56,8 +56,12 @@ struct Tile {
 // One block of k, decoding on the way: for few activation rows. The rows of the
 // next tile are prefetched: these are more streams than hardware follows.
 template <class V, class Q, int kR, int kM>
-void decode_tile(
-    const Weights& w, int row, Range columns, const float* x, float* sums) {
+void decode_tile(const Weights& w,
+                 int row,
+                 Range columns,
+                 const float* x,
+                 size_t x_stride,
+                 float* sums) {
   GroupParams<V, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
@@ -80,7 +84,7 @@ void decode_tile(
       for (int r = 0; r < kR; ++r) {
         decoded[r] = V::template decode<Q>(codes + r * stride, group[r]);
       }
-      tile.multiply(decoded, x, w.K);
+      tile.multiply(decoded, x, x_stride);
       codes += bytes_of(V::kLanes, Q::kBits);
       x += V::kLanes;
     }
@@ -105,6 +109,7 @@ void panel_tile(
 template <class V, class Q>
 void multiply_few(const Weights& w,
                   const float* x,
+                  size_t x_stride,
                   int M,
                   Range rows,
                   Range columns,
@@ -116,12 +121,12 @@ void multiply_few(const Weights& w,
       constexpr int kM = decltype(tile_rows)::value;
       constexpr int kR = V::decode_rows(kM);
       by_rows<kR>(rows.end - rows.begin, [&](auto r, int n) {
-        decode_tile<V, Q, decltype(r)::value, kM>(
-            w,
-            rows.begin + n,
-            columns,
-            x + static_cast<size_t>(m) * w.K,
-            sums + m * kBlockN + n);
+        decode_tile<V, Q, decltype(r)::value, kM>(w,
+                                                  rows.begin + n,
+                                                  columns,
+                                                  x + m * x_stride,
+                                                  x_stride,
+                                                  sums + m * kBlockN + n);
       });
     });
     m += count;
@@ -131,6 +136,7 @@ void multiply_few(const Weights& w,
 template <class V, class Q>
 void multiply_many(const Weights& w,
                    const float* x,
+                   size_t x_stride,
                    int M,
                    Range rows,
                    Range columns,
@@ -147,8 +153,8 @@ void multiply_many(const Weights& w,
         panel_tile<V, decltype(r)::value, decltype(tile_rows)::value>(
             panel + n * kBlockK,
             columns.end - columns.begin,
-            x + static_cast<size_t>(m) * w.K + columns.begin,
-            w.K,
+            x + m * x_stride + columns.begin,
+            x_stride,
             sums + m * kBlockN + n);
       });
     });
@@ -164,12 +170,12 @@ void multiply(const Weights& w,
               Dtype dtype,
               void* y,
               float* scratch) {
-  if (w.packed) {
+  if (w.packed && reading.as_packed) {
     return multiply_packed<V>(w, x, M, rows, dtype, y, scratch);
   }
   float* sums = scratch + kPanelFloats;
   // A row of one block is read whole in any case.
-  bool whole_rows = reading.whole_rows && w.K > kBlockK;
+  bool whole_rows = reading.whole_rows && w.K > kBlockK && !w.packed;
   int step = whole_rows ? V::decode_rows(M) : kBlockN;
   size_t size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += step) {
@@ -179,14 +185,27 @@ void multiply(const Weights& w,
     }
     for (int k = w.columns.begin; k < w.columns.end; k += kBlockK) {
       Range columns{k, smaller(k + kBlockK, w.columns.end)};
-      with_codes(w.format, [&](auto codes) {
-        using Q = decltype(codes);
-        if (reading.decode) {
-          multiply_few<V, Q>(w, x, M, block, columns, sums);
-        } else {
-          multiply_many<V, Q>(w, x, M, block, columns, scratch, sums);
-        }
-      });
+      auto add = [&](const Weights& w,
+                     Range block,
+                     Range columns,
+                     const float* x,
+                     size_t x_stride) {
+        with_codes(w.format, [&](auto codes) {
+          using Q = decltype(codes);
+          if (reading.decode) {
+            multiply_few<V, Q>(w, x, x_stride, M, block, columns, sums);
+          } else {
+            multiply_many<V, Q>(
+                w, x, x_stride, M, block, columns, scratch, sums);
+          }
+        });
+      };
+      if (w.packed) {
+        Weights part = unpacked_block<V>(w, block, columns, sums + kSumFloats);
+        add(part, {0, part.N}, {0, part.K}, x + k, w.K);
+      } else {
+        add(w, block, columns, x, w.K);
+      }
     }
     for (int m = 0; m < M; ++m) {
       round_floats<V>(

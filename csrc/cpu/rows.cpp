@@ -30,8 +30,9 @@ float* thread_scratch() {
 Weights from_row(const Weights& w, size_t row) {
   size_t groups = row * w.format.groups_per_row(w.K) * size_of(w.scale_dtype);
   Weights part = w;
-  part.codes += row * w.format.words_per_row(w.K) * 4;
-  part.scales += groups;
+  part.codes =
+      w.codes ? w.codes + row * w.format.words_per_row(w.K) * 4 : nullptr;
+  part.scales = w.scales ? w.scales + groups : nullptr;
   part.biases = w.biases ? w.biases + groups : nullptr;
   part.packed = nullptr;
   return part;
@@ -56,9 +57,7 @@ Weights as_weights(const QuantizedOperands& o,
 Weights Form::matrix(const QuantizedOperands& o, int index) const {
   Weights w =
       from_row(as_weights(o, N, K, format, scale_dtype), size_t(index) * N);
-  if (o.packed) {
-    w.packed = o.packed->matrix({N, K, format, scale_dtype}, index);
-  }
+  if (o.packed && transpose) w.packed = o.packed->matrix(index);
   return w;
 }
 
@@ -144,28 +143,26 @@ void Rows::put_exactly(int first, const void* x, int count) {
   }
 }
 
-void Rows::multiply(const Weights& weights,
+void Rows::multiply(const Weights& w,
                     int first,
                     int count,
                     Range range,
                     Dtype dtype,
                     void* y) const {
   size_t begin = size_t(first) * form_.in();
-  Weights w = weights;
-  if (count > form_.plan.packed_rows) {
-    w.packed = nullptr;
-  }
+  Reading reading{count <= form_.plan.few_rows,
+                  count <= form_.plan.whole_rows,
+                  count <= form_.plan.packed_rows};
   if (!form_.plan.int8) {
-    bool decode = count <= form_.plan.few_rows;
-    bool whole_rows = count <= form_.plan.whole_rows;
     return multiply_exactly(
-        w, floats_ + begin, count, {decode, whole_rows}, range, dtype, y);
+        w, floats_ + begin, count, reading, range, dtype, y);
   }
   size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
   isa_.int8.multiply(
       w,
       {int8_.codes + begin, int8_.scales + group, int8_.sums + group},
       count,
+      reading,
       range,
       dtype,
       y,
@@ -173,7 +170,7 @@ void Rows::multiply(const Weights& weights,
   for (int r = 0; r < count; ++r) {
     if (const float* x = exact_[first + r].get()) {
       void* row = at(y, size_t(r) * w.N, dtype);
-      multiply_exactly(w, x, 1, {true, true}, range, dtype, row);
+      multiply_exactly(w, x, 1, {true, true, true}, range, dtype, row);
     }
   }
 }

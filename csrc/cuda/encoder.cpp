@@ -43,16 +43,22 @@ void launch(const LaunchPlan& plan,
                           params.data());
 }
 
-// `a`, or an aligned copy. A view into another array may begin at any element,
-// but kernels need the alignment of plan_align().
-mx::array aligned(const mx::array& a, mx::Stream stream, Encoder encoder) {
-  auto begin = reinterpret_cast<uintptr_t>(address(a));
+// `a`, or a copy that kernels can read: a view into another array may have gaps
+// and begin at any element. MLX gives small arrays any address.
+mx::array readable(const mx::array& a, mx::Stream stream, Encoder encoder) {
+  auto begin = reinterpret_cast<uintptr_t>(address(a)) % NIBBLE_ALIGNMENT;
+  if (a.flags().row_contiguous && begin == 0) {
+    return a;
+  }
   std::optional<LaunchPlan> plan =
-      plan_align(static_cast<int64_t>(begin % kOperandAlignment), a.nbytes());
+      plan_contiguous({{a.shape().begin(), a.shape().end()},
+                       {a.strides().begin(), a.strides().end()},
+                       static_cast<int64_t>(begin),
+                       a.itemsize()},
+                      Api::kCuda);
   if (!plan) {
     return a;
   }
-  plan->kernel = kCudaAlignKernel;
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy, stream);
   launch(*plan, {a, copy}, encoder);
@@ -83,7 +89,7 @@ void encode(const std::vector<LaunchPlan>& launches,
     std::vector<mx::array> arrays;
     for (Operand operand : plan.buffers) {
       const mx::array& a = *operands[operand];
-      arrays.push_back(plan.writes(operand) ? a : aligned(a, stream, encoder));
+      arrays.push_back(plan.writes(operand) ? a : readable(a, stream, encoder));
     }
     launch(plan, arrays, encoder);
   }

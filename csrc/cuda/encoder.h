@@ -19,8 +19,8 @@ bool is_available();
 // The properties that the planner reads.
 DeviceProfile device_profile();
 
-// Appends the launches to the stream's graph, in order. All operands are
-// row-contiguous and have memory. MLX keeps the inputs of the node that it
+// Appends the launches to the stream's graph, in order. All operands have
+// memory; inputs that are not row-contiguous are copied. MLX keeps the inputs of the node that it
 // evaluates until the GPU is done. Throws std::runtime_error if a kernel does
 // not compile on this machine.
 void encode(const std::vector<LaunchPlan>& launches,

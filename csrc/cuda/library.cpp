@@ -20,8 +20,8 @@ constexpr int kMaxDynamicSharedBytes = 8;
 constexpr uint32_t kSharedBytesUnasked = 48 << 10;
 
 std::string text_of(const std::string& kernel) {
-  if (kernel == kCudaAlignKernel) {
-    return cuda_align_source();
+  if (kernel == kCudaContiguousKernel) {
+    return cuda_contiguous_source();
   }
   std::optional<KernelId> id = parse_kernel_name(kernel);
   if (!id) {

@@ -56,12 +56,19 @@ void dispatch(const LaunchPlan& plan,
                                 to_mtl(plan.threads));
 }
 
-// `a`, or an aligned copy. A view into another array may begin at any element,
-// but kernels need the alignment of plan_align().
-mx::array aligned(const mx::array& a,
-                  mx::metal::Device& device,
-                  mx::metal::CommandEncoder& encoder) {
-  std::optional<LaunchPlan> plan = plan_align(a.offset(), a.nbytes());
+// `a`, or a copy that kernels can read: a view into another array may have gaps
+// and begin at any element.
+mx::array readable(const mx::array& a,
+                   mx::metal::Device& device,
+                   mx::metal::CommandEncoder& encoder) {
+  if (a.flags().row_contiguous && a.offset() % NIBBLE_ALIGNMENT == 0) {
+    return a;
+  }
+  std::optional<LaunchPlan> plan =
+      plan_contiguous({{a.shape().begin(), a.shape().end()},
+                       {a.strides().begin(), a.strides().end()},
+                       a.offset(),
+                       a.itemsize()});
   if (!plan) {
     return a;
   }
@@ -85,7 +92,7 @@ void encode(const LaunchPlan& plan,
   for (Operand operand : plan.buffers) {
     const mx::array* a = operands[operand];
     assert(a != nullptr);
-    arrays.push_back(plan.writes(operand) ? *a : aligned(*a, device, encoder));
+    arrays.push_back(plan.writes(operand) ? *a : readable(*a, device, encoder));
   }
   encoder.set_compute_pipeline_state(compiled);
   int index = 0;

@@ -46,8 +46,8 @@ KernelId id_of(const std::string& kernel) {
 }
 
 std::string source_of(const std::string& kernel) {
-  return kernel == kAlignKernel ? align_source()
-                                : kernel_source({id_of(kernel)}, fences);
+  return kernel == kContiguousKernel ? contiguous_source()
+                                     : kernel_source({id_of(kernel)}, fences);
 }
 
 // The name names this package, its version and every parameter: MLX finds a
@@ -95,18 +95,33 @@ void set_fences(bool wanted) {
 
 void compile(const std::vector<std::string>& kernels) {
   auto group = std::make_shared<Group>();
+  mx::metal::Device& device = mx::metal::device(mx::Device::gpu);
   for (const std::string& kernel : kernels) {
+    if (kernel == kContiguousKernel) {
+      pipeline(device, kernel);
+      continue;
+    }
     group->ids.push_back(id_of(kernel));
     group->names += (group->names.empty() ? "" : "+") + kernel;
   }
-  if (kernels.empty() ||
-      !compiled(mx::metal::device(mx::Device::gpu), *group)) {
+  MTL::Library* library =
+      group->ids.empty() ? nullptr : compiled(device, *group);
+  if (library == nullptr) {
     return;
   }
-  Groups& all = groups();
-  std::lock_guard lock(all.mutex);
-  for (const std::string& kernel : kernels) {
-    all.by_kernel[kernel] = group;
+  {
+    Groups& all = groups();
+    std::lock_guard lock(all.mutex);
+    for (const KernelId& id : group->ids) {
+      all.by_kernel[kernel_name(id)] = group;
+    }
+  }
+  for (const KernelId& id : group->ids) {
+    try {
+      device.get_kernel(kernel_name(id), library);
+    } catch (const std::runtime_error&) {
+      // encode() names it.
+    }
   }
 }
 

@@ -5,11 +5,19 @@
 // call them too, nodes for gradients.
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <vector>
 
 #include "csrc/mlx/options.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
+
+namespace nibble {
+
+class SwigluMatmul;
+
+}  // namespace nibble
 
 namespace nibble::ops {
 
@@ -41,6 +49,11 @@ mx::array swiglu(const mx::array& x,
                  const MatmulOptions& options,
                  mx::StreamOrDevice s);
 
+// swiglu as a node with these inputs; nullopt if no kernel computes it.
+std::optional<mx::array> swiglu_node(std::shared_ptr<SwigluMatmul> node,
+                                     std::vector<mx::array> inputs,
+                                     mx::Dtype dtype);
+
 // swiglu as one node; nullopt where no kernel supports it.
 std::optional<mx::array> swiglu_node(const mx::array& x,
                                      const QuantizedArrays& gate,
@@ -54,6 +67,7 @@ std::optional<mx::array> swiglu_node(const mx::array& x,
 mx::array dequantize(const QuantizedArrays& matrix,
                      const QuantArgs& args,
                      std::optional<mx::Dtype> dtype,
-                     mx::StreamOrDevice s);
+                     mx::StreamOrDevice s,
+                     const MatmulOptions& options = {});
 
 }  // namespace nibble::ops

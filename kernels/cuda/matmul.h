@@ -2,11 +2,12 @@
 #pragma once
 
 #include "kernels/cuda/types.h"
+#include "kernels/expert_rows.h"
 #include "kernels/shared.h"
 
 namespace nibble {
 
-// The operands of one matrix of a batch.
+// The operands of a product with one matrix.
 struct Matmul {
   const uint16* x;
   const uint32* w;
@@ -16,6 +17,11 @@ struct Matmul {
   const uint16* residual;  // of y's shape; null if there is none
   uint16* y;
   int M, N, K;
+  const uint32* rows;  // of x, for each row of y; null if they are the same
+
+  NIBBLE_DEVICE const uint16* x_row(int m) const {
+    return x + size_t(rows ? rows[m] : m) * K;
+  }
 
   // Stores one element of y, from its sum.
   template <typename T>
@@ -59,6 +65,72 @@ struct Matmul {
          y + b * p.M * p.N,                                                 \
          p.M,                                                               \
          p.N,                                                               \
-         p.K},                                                              \
+         p.K,                                                               \
+         nullptr},                                                          \
+        blockIdx.y * nibble::__VA_ARGS__::kRowsOfTile,                      \
         sums);                                                              \
+  }
+
+// A kernel for products that choose their matrices: blockIdx.z is a product.
+#define NIBBLE_GATHER_KERNEL(name, threads, blocks, bits, group, ...)       \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)             \
+      name(const nibble::uint32* w,                                         \
+           const nibble::uint16* scales,                                    \
+           const nibble::uint16* biases,                                    \
+           const nibble::uint16* x,                                         \
+           const nibble::uint32* lhs,                                       \
+           const nibble::uint32* rhs,                                       \
+           nibble::uint16* y,                                               \
+           GatherParams p) {                                                \
+    extern __shared__ float sums[];                                         \
+    const size_t b = blockIdx.z;                                            \
+    const size_t row = size_t(rhs[b]) * p.N;                                \
+    nibble::__VA_ARGS__::run({x + size_t(lhs[b]) * p.M * p.K,               \
+                              w + row * (p.K / 32 * bits),                  \
+                              scales + row * (p.K / group),                 \
+                              biases + row * (p.K / group),                 \
+                              nullptr,                                      \
+                              nullptr,                                      \
+                              y + b * p.M * p.N,                            \
+                              p.M,                                          \
+                              p.N,                                          \
+                              p.K,                                          \
+                              nullptr},                                     \
+                             blockIdx.y * nibble::__VA_ARGS__::kRowsOfTile, \
+                             sums);                                         \
+  }
+
+// A kernel for products of one row each, sorted by their matrices: blockIdx.y
+// is a tile of kernels/expert_rows.h.
+#define NIBBLE_SORTED_KERNEL(name, threads, blocks, bits, group, ...) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)       \
+      name(const nibble::uint32* w,                                   \
+           const nibble::uint16* scales,                              \
+           const nibble::uint16* biases,                              \
+           const nibble::uint16* x,                                   \
+           const nibble::uint32* lhs,                                 \
+           const nibble::uint32* rhs,                                 \
+           nibble::uint16* y,                                         \
+           GatherParams p) {                                          \
+    extern __shared__ float sums[];                                   \
+    const nibble::ExpertRows rows =                                   \
+        nibble::rows_of_tile<nibble::__VA_ARGS__::kRowsOfTile>(       \
+            rhs, p.B, p.experts, blockIdx.y);                         \
+    if (rows.begin == rows.end) {                                     \
+      return;                                                         \
+    }                                                                 \
+    const size_t row = size_t(rhs[rows.begin]) * p.N;                 \
+    nibble::__VA_ARGS__::run({x,                                      \
+                              w + row * (p.K / 32 * bits),            \
+                              scales + row * (p.K / group),           \
+                              biases + row * (p.K / group),           \
+                              nullptr,                                \
+                              nullptr,                                \
+                              y,                                      \
+                              rows.end,                               \
+                              p.N,                                    \
+                              p.K,                                    \
+                              lhs},                                   \
+                             rows.begin,                              \
+                             sums);                                   \
   }

@@ -188,12 +188,14 @@ struct QmmSkinny {
     }
   }
 
-  static NIBBLE_DEVICE void run(const Matmul& p, float* sums) {
+  static constexpr int kRowsOfTile = BM;
+
+  // Computes the rows of y from m0 on, at most BM.
+  static NIBBLE_DEVICE void run(const Matmul& p, int m0, float* sums) {
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
     const int t = lane % 4;
     const int n0 = blockIdx.x * BN;
-    const int m0 = blockIdx.y * BM;
 
     // Rows past the end are read as the last one, and not stored.
     Sources from;
@@ -206,7 +208,7 @@ struct QmmSkinny {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int m = min(m0 + column * 8 + lane / 4, p.M - 1);
-      from.x[column] = p.x + size_t(m) * p.K + t * Codes::kCodes;
+      from.x[column] = p.x_row(m) + t * Codes::kCodes;
     }
 
     Accumulator acc = {};

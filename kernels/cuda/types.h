@@ -10,6 +10,9 @@ namespace nibble {
 
 typedef unsigned short uint16;
 typedef unsigned int uint32;
+// The names that texts shared with Metal use.
+typedef unsigned int uint;
+typedef unsigned long ulong;
 
 // (a & mask) | around, in one instruction. The compiler would make two.
 template <uint32 mask, uint32 around>

@@ -33,6 +33,7 @@ def gather_qmm(
     activations: str | None = None,
     batch_invariant: bool = False,
     symmetric: bool = False,
+    tuning: int = 0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Multiply by quantized matrices that indices choose, such as experts.
@@ -70,6 +71,7 @@ def gather_qmm(
         int8_activations=activations == "int8",
         batch_invariant=batch_invariant,
         symmetric=symmetric,
+        tuning=tuning,
         stream=stream,
     )
 

@@ -8,12 +8,13 @@ layer has the same attributes as MLX's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_nibble import ops
+from mlx_nibble import _native, ops
+from mlx_nibble._arguments import check_activations
 from mlx_nibble._pickling import pickled_as
 
 
@@ -26,9 +27,23 @@ class Options:
     tuning: int = 0
 
 
+def _native_options(options: Options) -> dict[str, Any]:
+    """Return the options that are not the default, as the extension takes them.
+
+    The extension reads each argument of a call: few arguments are read sooner.
+    """
+    check_activations("quantized_matmul", options.activations)
+    given = {
+        "int8_activations": options.activations == "int8",
+        "batch_invariant": options.batch_invariant,
+        "tuning": options.tuning,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
 def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
     """Return ``x @ w_hat.T + bias`` for a layer's weights and options."""
-    return ops.quantized_matmul(
+    arguments = (
         x,
         layer["weight"],
         layer["scales"],
@@ -37,9 +52,18 @@ def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
         layer.group_size,
         layer.bits,
         layer.mode,
-        bias=bias,
-        **vars(layer._options),
     )
+    if _native.ext is None:
+        return ops.quantized_matmul(*arguments, bias=bias, **vars(layer._options))
+    given = layer._given if bias is None else layer._given | {"bias": bias}
+    return _native.ext.quantized_matmul(*arguments, **given)
+
+
+def _rows(array: mx.array, x: mx.array) -> mx.array:
+    """Return ``array[x]``, without unpacking an array of repacked weights."""
+    ext = _native.ext
+    rows = ext.packed_rows(array, x) if ext and isinstance(x, mx.array) else None
+    return array[x] if rows is None else rows
 
 
 def _require_groups(op: str, group_size: int | None) -> None:
@@ -52,6 +76,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` on our kernels."""
 
     _options = Options()
+    _given: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -82,6 +107,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` on our kernels."""
 
     _options = Options()
+    _given: ClassVar[dict[str, Any]] = {}
     # Type of looked-up rows; None for the type of the scales.
     _row_dtype: mx.Dtype | None = None
 
@@ -105,13 +131,14 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
         """Return the rows of ``w_hat`` that ``x`` names, ``[..., dims]``."""
         biases = self.get("biases")
         return ops.dequantize(
-            self["weight"][x],
-            self["scales"][x],
-            biases[x] if biases is not None else None,
+            _rows(self["weight"], x),
+            _rows(self["scales"], x),
+            _rows(biases, x) if biases is not None else None,
             self.group_size,
             self.bits,
             self.mode,
             dtype=self._row_dtype,
+            tuning=self._options.tuning,
         )
 
     def as_linear(self, x: mx.array) -> mx.array:
@@ -131,5 +158,6 @@ def with_options(kind: type[nn.Module], options: Options) -> type[nn.Module]:
         "__module__": kind.__module__,
         "__reduce_ex__": pickled_as(kind.__bases__[0]),
         "_options": options,
+        "_given": _native_options(options),
     }
     return type(kind.__name__, (kind,), described)

@@ -91,9 +91,10 @@ def quantized_matmul(
         half_tiles: For many rows of bfloat16 on a GPU without that type (before M3):
             compute in float16 where its range allows it, else in bfloat16
             (docs/reference/numerics.md). No effect elsewhere.
-        tuning: The planner's table of measured choices, a number from
-            :func:`mlx_nibble.machine.tuned_table.in_use`; 0 for none. The table may
-            choose MLX's operation, but not if ``batch_invariant``.
+        tuning: The table of measured choices, a number from
+            :mod:`mlx_nibble.machine.tuned_table`; 0 for none. The table may choose
+            MLX's operation, but not if ``batch_invariant``. Without a table, a GPU's
+            kernel needs only to be right.
         stream: Stream or device to run on.
 
     Returns:
@@ -178,6 +179,7 @@ def dequantize(
     global_scale: mx.array | None = None,
     dtype: mx.Dtype | None = None,
     *,
+    tuning: int = 0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     """Compute the matrix of codes, scales and biases: :func:`mx.dequantize`.
@@ -192,10 +194,10 @@ def dequantize(
     Returns:
         ``[..., N, K]``.
     """
-    op = mx.dequantize if _native.ext is None else _native.ext.dequantize
-    return op(
-        w, scales, biases, group_size, bits, mode, global_scale, dtype, stream=stream
-    )
+    arguments = (w, scales, biases, group_size, bits, mode, global_scale, dtype)
+    if _native.ext is None:
+        return mx.dequantize(*arguments, stream=stream)
+    return _native.ext.dequantize(*arguments, tuning=tuning, stream=stream)
 
 
 def supports(mode: str, bits: int, group_size: int) -> bool:

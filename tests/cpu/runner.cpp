@@ -166,16 +166,23 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
       words(kW), array[kScales].data(), array[kBiases].data()};
   cpu::QuantizedOperands up{
       words(kUpW), array[kUpScales].data(), array[kUpBiases].data()};
+  // Products get packed weights alone.
   std::optional<cpu::Packed> packed, packed_up;
-  auto pack = [&](cpu::QuantizedOperands& o, std::optional<cpu::Packed>& to) {
+  std::vector<uint8_t> memory, memory_up;
+  auto pack = [&](cpu::QuantizedOperands& o,
+                  std::optional<cpu::Packed>& to,
+                  std::vector<uint8_t>& in) {
     cpu::PackedForm form{r.N, r.K, format, scale_dtype};
-    if (o.w && cpu::Packed::bytes(form) > 0) {
-      o.packed = &to.emplace(form, r.batch_count, o);
+    size_t bytes = cpu::Packed::bytes(form) * r.batch_count;
+    if (o.w && bytes > 0) {
+      in.resize(bytes);
+      to.emplace(form, r.batch_count, o, in.data());
+      o = {nullptr, nullptr, nullptr, &*to};
     }
   };
-  if (r.packed) {
-    pack(weights, packed);
-    pack(up, packed_up);
+  if (r.packed && r.transpose) {
+    pack(weights, packed, memory);
+    pack(up, packed_up, memory_up);
   }
   const void* x = array[kX].data();
   void* y = array[kY].data();

@@ -114,7 +114,7 @@ nibble::cuda::Mlx mlx_functions() {
               shared_bytes,
               {},
               {}};
-    size_t count = node.kernel == "cuda_align" ? 2 : 7;
+    size_t count = node.kernel == "cuda_contiguous" ? 2 : 7;
     for (size_t i = 0; i < count; ++i) {
       node.pointers.push_back(*static_cast<void**>(params[i]));
     }
@@ -210,10 +210,10 @@ int main() {
   for (int i = 0; i < 2; ++i) {
     nibble::cuda::encode(*launches, operands, stream);
   }
-  require(compiled == std::vector<std::string>{"cuda_align", plan.kernel},
+  require(compiled == std::vector<std::string>{"cuda_contiguous", plan.kernel},
           "each kernel is compiled once, from a text that names it");
   require(nodes.size() == 4 && handlers == 2, "a copy and a product, twice");
-  require(nodes[0].kernel == "cuda_align" &&
+  require(nodes[0].kernel == "cuda_contiguous" &&
               nodes[0].pointers[0] == nibble::cuda::address(x),
           "x is copied");
   const Node& node = nodes[1];

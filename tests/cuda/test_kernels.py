@@ -42,7 +42,7 @@ def test_a_kernel_compiles(kernel: str) -> None:
     ("architecture", "kernel"),
     list(
         itertools.product(
-            ARCHITECTURES, ["cuda_align", *tiles(r"_bf16_b8_g64_" + ONE_TILE[1:])]
+            ARCHITECTURES, ["cuda_contiguous", *tiles(r"_bf16_b8_g64_" + ONE_TILE[1:])]
         )
     ),
 )

@@ -7,13 +7,12 @@ in float32. Two roundings of each element of that matrix are added to the bound.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_nibble import numerics, ops
-from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.acceleration.repack import pack
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests.differential.compare import Case
 from tests.differential.draw import Draw
@@ -176,7 +175,8 @@ def quantized_matmul(d: Draw) -> Case:
         # This product is rounded before each addend is added.
         steps = abs(product.exact) + 2 * sum(abs(to_numpy(a)) for a in addends.values())
         allowed = allowed + 4 * numerics.UNIT_ROUNDOFF[dtype] * steps
-    arrays = [x, *w.arrays, *addends.values()]
+    chance = 0.2 if transpose and w.w_hat.size else 0
+    arrays = [x, *_perhaps_repacked(d, chance, w, fmt), *addends.values()]
 
     def call(x, w, s, b, *rest):
         more = dict(zip(addends, rest, strict=True))
@@ -186,17 +186,16 @@ def quantized_matmul(d: Draw) -> Case:
     if x_lead and "bias" not in addends and (not w_lead or x_lead == w_lead):
         mapped = [True, *[bool(w_lead)] * 3, *[True] * len(addends)]
     run = transformed(d, call, arrays, mapped)
-    if d.chance("repacked", 0.2) and transpose and w.w_hat.size:
-        run = partial(_repacked, run, w, fmt)
     return Case(run, product.exact, allowed, dtype)
 
 
-def _repacked(run, w: Matrix, fmt: Format) -> mx.array:
-    copies = Copies([(*w.arrays, fmt.bits, fmt.group_size)])
-    y = run()
-    mx.eval(y)
-    copies.forget()
-    return y
+def _perhaps_repacked(
+    d: Draw, chance: float, w: Matrix, fmt: Format
+) -> tuple[mx.array, mx.array, mx.array]:
+    packed = None
+    if d.chance("repacked", chance):
+        packed = pack(*w.arrays, fmt.bits, fmt.group_size)
+    return w.arrays if packed is None else packed[0]
 
 
 def _indices(d: Draw, x_count: int, w_count: int):
@@ -242,9 +241,8 @@ def gather_qmm(d: Draw) -> Case:
     def call(x, w, s, b):
         return ops.gather_qmm(x, w, s, b, **given, **form)
 
-    run = transformed(d, call, [x, *w.arrays], None)
-    if d.chance("repacked", 0.15) and transpose:
-        run = partial(_repacked, run, w, fmt)
+    matrix = _perhaps_repacked(d, 0.15 if transpose else 0, w, fmt)
+    run = transformed(d, call, [x, *matrix], None)
     return Case(run, product.exact, allowed, dtype)
 
 

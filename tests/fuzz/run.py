@@ -288,11 +288,13 @@ def _work(worker: Worker, numbers: Iterable[int | str]) -> int:
             _SLOT.pack_into(worker._slot, 0, done, refused, end)
             if time.monotonic() > end:
                 break
-            signal.setitimer(signal.ITIMER_PROF, SECONDS_OF_PROCESSOR)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_WALL)
             files = worker.inputs.make(worker.target, worker.seed, number)
             files = {**worker.inputs.around, **files}
+            signal.setitimer(signal.ITIMER_PROF, SECONDS_OF_PROCESSOR)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_WALL)
             problem = _read(target, folder, files, written)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             done, refused = done + 1, refused + (problem == "refused")
             if problem and problem != "refused":
                 line = json.dumps([number, *problem]).encode() + b"\n"
@@ -301,8 +303,6 @@ def _work(worker: Worker, numbers: Iterable[int | str]) -> int:
                     _SLOT.pack_into(worker._slot, 0, done, refused, end)
                     return _RESTART
         _SLOT.pack_into(worker._slot, 0, done, refused, end)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
     return 0
 
 

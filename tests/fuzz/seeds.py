@@ -17,13 +17,35 @@ from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from tests.fuzz.mutate import Files
 from tests.support import model_folders, tiny_models
+from tests.support.gguf_families import (
+    FAMILIES,
+    Family,
+    random_model,
+    write_family,
+)
 from tests.support.gguf_writer import tiny_llama
 
 _ROWS, _INPUTS, _GROUP = 32, 64, 32
 
 
 def gguf() -> list[Files]:
-    return [{"m.gguf": tiny_llama(kind)} for kind in ("Q4_0", "Q4_1", "Q8_0", "F16")]
+    """Return models of several types, and one of each architecture."""
+    made = [{"m.gguf": tiny_llama(kind)} for kind in ("Q4_0", "Q4_1", "Q8_0", "F16")]
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name, "m.gguf")
+        for family in FAMILIES.values():
+            write_family(file, family, random_model(family), _kind)
+            made.append({"m.gguf": file.read_bytes()})
+        for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):
+            wide = {"hidden_size": 256, "intermediate_size": 256}
+            family = Family("qwen2", "qwen2", {**wide, "num_hidden_layers": 1})
+            write_family(file, family, random_model(family), lambda *_, k=kind: k)
+            made.append({"m.gguf": file.read_bytes()})
+    return made
+
+
+def _kind(name: str, shape: tuple[int, ...]) -> str:
+    return "MXFP4" if "exps" in name else "IQ4_NL" if "ffn" in name else "Q5_0"
 
 
 def imported() -> Files:

@@ -74,7 +74,7 @@ def _inspect(folder: Path) -> None:
     inventory = read_inventory(folder)
     by_layer(inventory)
     json.dumps(inspect._summary(inventory, 4096))
-    what_if(inventory, inspect._plan(inventory, "mixed_3_6"))
+    what_if(inventory, inspect._plan(inventory, "mixed_3_6", gguf=False))
 
 
 def _model(folder: Path) -> None:

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+from mlx_nibble import _native
+from mlx_nibble.machine import duel, first_use, trial, turns
+from mlx_nibble.machine.verdicts import Machine
+from tests.metal.clocked import MACHINE, Gpu
 from tests.metal.replay import execute
 from tests.simt import plans
 
@@ -49,20 +54,25 @@ class Recorder:
     def gated_products(self, gate, up):
         return self.module.gated_products(gate, up, stream=self.stream)
 
-    def dequantize(self, w, scales, biases, group_size=64, bits=4, dtype=None):
+    def dequantize(self, w, scales, biases, group_size=64, bits=4, **options):
         return self.module.dequantize(
-            w, scales, biases, group_size, bits, dtype=dtype, stream=self.stream
+            w, scales, biases, group_size, bits, stream=self.stream, **options
         )
+
+
+# The model of time knows no GPU of this generation, so without a duel none of its
+# products is MLX's (csrc/core/plan/mlx_tiles.cpp).
+GPU = "applegpu_g17g"
 
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """The GPU that the planner assumes by default; nothing computes."""
+    """A GPU whose products are all ours; nothing computes."""
     module = pytest.importorskip(
         "mlx_nibble._recorder",
         reason="only an editable installation has the recorder",
     )
-    module.configure()
+    module.configure(GPU)
     yield Recorder(module)
     module.configure()
     module.set_executor(None)
@@ -86,6 +96,8 @@ def _kernels() -> Iterator[str]:
 
 
 KERNELS = list(_kernels())
+# The kernel that copies views. It belongs to no family.
+VIEW = "contiguous"
 
 
 class Extension:
@@ -94,6 +106,7 @@ class Extension:
     def __init__(self, recorder) -> None:
         self._recorder = recorder
         self.tried: list[str] = []
+        self._of_views: list[str] = []
 
     def kernels(self):
         """One kernel of each family, of the types that most checkpoints have."""
@@ -102,6 +115,15 @@ class Extension:
     def cpu_isa(self):
         return "scalar"
 
+    @property
+    def view_kernel(self):
+        return self._recorder.view_kernel
+
+    def kernels_of(self, shape):
+        """Answer the trial of views, which runs this product."""
+        self._of_views = self._recorder.kernels_of(shape)
+        return self._of_views
+
     def trial(self, kernel):
         return self._recorder.trial(kernel)
 
@@ -109,7 +131,8 @@ class Extension:
         self._recorder.compile_kernels(kernels)
 
     def run_trial(self, kernel, operands):
-        self.tried.append(kernel)
+        self.tried.append(VIEW if kernel in self._of_views else kernel)
+        self._of_views = []
         y = self._recorder.run_trial(kernel, operands, stream=self._recorder.stream)
         self._recorder.evaluate(y)
         return y
@@ -123,4 +146,35 @@ def ext(recorder, tmp_path, monkeypatch) -> Iterator[Extension]:
     monkeypatch.setattr("mlx_nibble.machine.trial.gpu_is_sound", lambda: True)
     recorder.set_executor(execute)
     yield Extension(recorder)
+    recorder.set_judge(None)
+
+
+class Device:
+    type = mx.DeviceType.gpu
+
+
+@pytest.fixture
+def gpu(recorder, tables, monkeypatch):
+    """A GPU that is new to this user."""
+    made = Gpu(recorder)
+
+    def mlx(x, w, *arrays, rhs_indices=None, **form):
+        rows = x.size // x.shape[-1]
+        made.now += made.theirs(rows)
+        return mx.zeros((*x.shape[:-1], w.shape[-2]), x.dtype)
+
+    monkeypatch.setattr(_native, "ext", made)
+    monkeypatch.setattr(mx, "default_device", lambda: Device)
+    monkeypatch.setattr("mlx_nibble.machine.gpu.has_our_kernels", lambda: True)
+    monkeypatch.setattr(mx, "quantized_matmul", mlx)
+    monkeypatch.setattr(mx, "gather_qmm", mlx)
+    monkeypatch.setattr(turns, "time", made)
+    monkeypatch.setattr(first_use, "time", made)
+    monkeypatch.setattr(trial, "check", made.check)
+    monkeypatch.setattr(trial, "gpu_is_sound", lambda: True)
+    monkeypatch.setattr(duel, "_ALL_WEIGHTS", 1)
+    monkeypatch.setattr(Machine, "here", lambda: MACHINE)
+    monkeypatch.setattr(first_use, "_here", [])
+    recorder.set_executor(made.launch)
+    yield made
     recorder.set_judge(None)

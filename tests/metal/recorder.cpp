@@ -13,6 +13,7 @@
 
 #include "csrc/bindings.h"
 #include "csrc/metal/device_profile.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx/primitives.h"
 
@@ -34,6 +35,16 @@ using Triple = std::tuple<uint64_t, uint64_t, uint64_t>;
 
 Triple to_tuple(const MTL::Size& size) {
   return {size.width, size.height, size.depth};
+}
+
+// Bytes from the first element of `a` to the end of the last; strides are not
+// negative.
+size_t extent(const mx::array& a) {
+  int64_t last = 0;
+  for (int i = 0; i < static_cast<int>(a.ndim()); ++i) {
+    last += (a.shape(i) - 1) * a.strides()[i];
+  }
+  return (last + 1) * a.itemsize();
 }
 
 // Evaluates the node of `a`, as MLX's scheduler would.
@@ -65,7 +76,7 @@ NB_MODULE(_recorder, m) {
                      return reinterpret_cast<uintptr_t>(a.value.data<void>());
                    })
       .def_prop_ro("nbytes",
-                   [](const Dispatch::Array& a) { return a.value.nbytes(); })
+                   [](const Dispatch::Array& a) { return extent(a.value); })
       .def_prop_ro("itemsize",
                    [](const Dispatch::Array& a) { return a.value.itemsize(); });
 
@@ -154,21 +165,10 @@ NB_MODULE(_recorder, m) {
       "x"_a,
       "Run the node of `a` with another first input, as a graph that is traced "
       "without shapes. Returns the result.");
-  m.def(
-      "settle",
-      [](mx::array a) {
-        for (mx::array& input : a.inputs()) {
-          if (!input.is_available()) {
-            mx::array from = input.inputs()[0];
-            input.copy_shared_buffer(from);
-            input.set_status(mx::array::Status::available);
-          }
-        }
-      },
-      "a"_a,
-      "Have the copies that the node of `a` waits for count as available, as "
-      "in "
-      "an evaluation once they are enqueued.");
+  m.def("kept_plans",
+        &nibble::plans::kept,
+        "The number of plans that this thread keeps.");
+  m.attr("most_plans") = nibble::plans::kMostPlans;
   m.def("evaluate", &evaluate, "Run the node that computes an array.");
   m.def(
       "node",
@@ -178,4 +178,5 @@ NB_MODULE(_recorder, m) {
   m.attr("stream") = kGpu;
   nibble::bind_ops(m);
   nibble::bind_self_check(m);
+  nibble::bind_tuning(m);
 }

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 import mlx_nibble
 from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from tests import simt
+from tests.metal.conftest import VIEW
 from tests.metal.replay import execute
 from tests.support import oracle, tolerance
 from tests.support.arrays import to_mlx, to_numpy, weights_to_mlx
+from tests.support.graph import node_names
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Each test configures the recorder again; examples may share it.
@@ -75,8 +77,9 @@ def problems(draw):
     )
 
 
+# Those whose products are all ours, as that of the fixture.
 devices = st.builds(
-    simt.Device, generation=st.integers(13, 18), tier=st.sampled_from("gsdp")
+    simt.Device, generation=st.integers(17, 18), tier=st.sampled_from("gsdp")
 )
 
 
@@ -128,8 +131,8 @@ def test_a_product_is_encoded_as_planned(recorder, p, device, epilogue):
 @pytest.mark.parametrize("epilogue", [False, True])
 def test_sums_are_handed_from_launch_to_launch(recorder, rng, epilogue):
     """About the smallest product whose K is split on some GPU; computed too."""
-    M, N, K, group_size = 33, 704, 2048, 64
-    recorder.configure("applegpu_g15p")
+    M, N, K, group_size = 33, 64, 8192, 64
+    recorder.configure("applegpu_g17d")
     weights = oracle.random_weights(rng, (N, K), 4, group_size)
     arrays, weights = weights_to_mlx(weights, "float16")
     x = to_mlx(rng.standard_normal((M, K)), "float16")
@@ -172,7 +175,7 @@ def test_a_dequantization_is_encoded_as_planned(recorder, p, rows):
     w_hat, dispatches = recorded(
         recorder,
         lambda: recorder.dequantize(
-            words, scales, scales, p.group_size, p.bits, getattr(mx, p.dtype)
+            words, scales, scales, p.group_size, p.bits, dtype=getattr(mx, p.dtype)
         ),
     )
     flat = simt.Problem(
@@ -332,7 +335,7 @@ def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
     y = recorder.quantized_matmul(x, *arrays)
     recorder.evaluate(y)
     copy, product = dispatches
-    assert copy.kernel == "align"
+    assert copy.kernel == "contiguous"
     assert copy.arrays[0].address == recorder.address(x)
     (bound,) = (a for a in product.arrays if a.index == 3)
     assert bound.address == copy.arrays[1].address
@@ -340,6 +343,48 @@ def test_an_x_that_begins_anywhere_is_copied_first(recorder, rng, M, dtype):
     magnitude = oracle.matmul(abs(to_numpy(x)), weights.magnitude())
     allowed = tolerance.bound(exact, magnitude, K, dtype, dtype)
     tolerance.assert_close(to_numpy(y), exact, allowed, f"M={M} {dtype}")
+
+
+VIEWS = {
+    "transposed": lambda a: a.T,
+    "every second column": lambda a: a[:, ::2],
+    "every third row": lambda a: a[::3],
+    "a block": lambda a: a[2:9, 5:],
+    "one row for all": lambda a: mx.broadcast_to(a[1], a.shape),
+    "a permuted tensor": lambda a: a.reshape(3, 96, 4, 32).transpose(0, 2, 3, 1),
+    "contiguous": lambda a: a[:5],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_copied_by_a_launch(recorder, rng, name, dtype):
+    """No node of the graph makes it contiguous: at first its strides are unknown."""
+    values = to_mlx(rng.standard_normal((192, 192)), dtype)
+    x = VIEWS[name](values)
+    arrays, weights = weights_to_mlx(
+        oracle.random_weights(rng, (9, x.shape[-1] // 32 * 32), 4, 32), "float16"
+    )
+    x = x[..., : x.shape[-1] // 32 * 32]
+    mx.eval(values, *arrays)
+    y = recorder.quantized_matmul(x, *arrays, group_size=32)
+    assert "Contiguous" not in node_names(y)
+    mx.eval(x)
+    dispatches = []
+
+    def record_and_execute(dispatch):
+        dispatches.append(dispatch.kernel)
+        execute(dispatch)
+
+    recorder.set_executor(record_and_execute)
+    recorder.evaluate(y)
+    copies = [] if name == "contiguous" else [VIEW]
+    assert dispatches[:-1] == copies and dispatches[-1] != VIEW
+    rows = to_numpy(x)
+    exact = oracle.matmul(rows, weights.dequantize())
+    magnitude = oracle.matmul(abs(rows), weights.magnitude())
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], dtype, dtype)
+    tolerance.assert_close(to_numpy(y), exact, allowed)
 
 
 def test_what_is_not_planned_becomes_mlx_s_node(recorder):
@@ -370,7 +415,7 @@ def test_a_traced_graph_asks_for_every_number_of_rows(recorder):
     mx.eval(x, q)
     y = recorder.quantized_matmul(x, *q)
     assert recorder.node(y) == "NibbleQuantizedMatmul"
-    assert asked == ["qmv_quad_f32_f32_b4_g64"]
+    assert asked == [VIEW, "qmv_quad_f32_f32_b4_g64"]
     nodes = []
 
     def f(x):
@@ -481,3 +526,25 @@ def test_prompts_are_mlx_s_where_it_has_neural_kernels(recorder, neural):
         )
     )(rows[1])
     assert (nodes[0] == "NibbleQuantizedMatmul") == (not neural)
+
+
+def test_sorted_experts_are_mlx_s_where_its_tiles_are_predicted_to_win(recorder):
+    experts, K = 16, 2048
+    w = mx.quantize(mx.zeros((experts, 512, K), mx.float16))
+    rhs = {B: mx.sort(mx.arange(B, dtype=mx.uint32) % experts) for B in (8, 512)}
+    rows = {B: mx.zeros((B, 1, K), mx.float16) for B in rhs}
+    mx.eval(w, rhs, rows)
+
+    def is_ours(B: int, x: mx.array) -> bool:
+        lhs = mx.arange(B, dtype=mx.uint32)
+        y = recorder.gather_qmm(x, *w, lhs, rhs[B], sorted_indices=True)
+        return recorder.node(y) == "NibbleGatherQMM"
+
+    traced = []
+    for architecture, prompt in (("applegpu_g14s", False), ("applegpu_g17s", True)):
+        recorder.configure(architecture)
+        assert is_ours(8, rows[8])
+        assert is_ours(512, rows[512]) == prompt
+        # A traced graph may be run with more rows.
+        mx.compile(lambda x: traced.append(is_ours(8, x)) or x)(rows[8])
+    assert traced == [False, True]

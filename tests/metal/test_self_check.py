@@ -14,8 +14,8 @@ import pytest
 
 from mlx_nibble.machine import trial as trials
 from mlx_nibble.machine.trial import Trial, Verdict
-from mlx_nibble.machine.verdicts import Machine, Verdicts
-from tests.metal.conftest import KERNELS
+from mlx_nibble.machine.verdicts import CONDEMNED, Machine, Verdicts
+from tests.metal.conftest import KERNELS, VIEW
 from tests.metal.replay import execute
 from tests.support.arrays import to_mlx
 
@@ -102,7 +102,7 @@ def test_mlx_s_operation_takes_over_with_one_warning(ext, recorder):
         assert recorder.node(layer(recorder)) == "QuantizedMatmul"
         assert recorder.node(layer(recorder)) == "QuantizedMatmul"
     assert len(caught) == 1
-    assert ext.tried == [QMV]
+    assert ext.tried == [VIEW, QMV]
 
 
 def test_a_trusted_kernel_is_tried_once(ext, recorder):
@@ -111,7 +111,7 @@ def test_a_trusted_kernel_is_tried_once(ext, recorder):
         warnings.simplefilter("error")
         for _ in range(3):
             assert recorder.node(layer(recorder)) == "NibbleQuantizedMatmul"
-    assert ext.tried == [QMV]
+    assert ext.tried == [VIEW, QMV]
 
 
 def test_dequantize_falls_back_too(ext, recorder):
@@ -199,8 +199,8 @@ def test_a_trial_that_ended_its_process_is_not_run_again(ext, monkeypatch, proce
     verdicts(QMV)
     monkeypatch.undo()
     stored = json.loads(marks[0])
-    assert stored["trying"] == {QMV: os.getpid()}
-    stored["trying"][QMV] = process()
+    assert stored["trying"] == {QMV: {str(os.getpid()): CONDEMNED}}
+    stored["trying"][QMV] = {process(): CONDEMNED}
     monkeypatch.setenv("NIBBLE_CACHE_DIR", str(verdicts.path.parent.parent))
     verdicts.path.write_text(json.dumps(stored))
     later = Verdicts(MACHINE, ext)
@@ -214,10 +214,54 @@ def test_a_trial_that_ended_its_process_is_not_run_again(ext, monkeypatch, proce
     assert Verdicts(MACHINE, ext)(QMV)
 
 
+def test_a_closed_terminal_switches_no_kernel_off(ext):
+    """It ends the process while kernels compile together, or are timed."""
+    verdicts = Verdicts(MACHINE, ext)
+    marks = []
+    with verdicts.being_tried(KERNELS[:2]):
+        marks.append(json.loads(verdicts.path.read_text()))
+
+    def died(*processes: int) -> Verdicts:
+        trying = {QMV: dict.fromkeys(processes, 1)}
+        verdicts.path.write_text(json.dumps(marks[0] | {"trying": trying}))
+        return Verdicts(MACHINE, ext)
+
+    assert set(marks[0]["trying"]) == set(KERNELS[:2])
+    first, second = dead_process(), dead_process()
+    once = died(first)
+    assert once.doubted() == {QMV} and once(QMV)
+    # A trial that ends well acquits it.
+    assert Verdicts(MACHINE, ext).doubted() == set()
+    twice = died(first, second)
+    assert twice.doubted() == set()
+    with pytest.warns(RuntimeWarning, match="last trial did not end"):
+        assert not twice(QMV)
+
+
+def test_views_are_tried_with_a_product(ext, recorder):
+    assert trials.check(VIEW, ext) == Verdict(VIEW)
+
+    def straight(dispatch):
+        """Copy a view as if it had no strides."""
+        if dispatch.kernel != VIEW:
+            execute(dispatch)
+            return
+        source, to = dispatch.arrays
+        bytes_of = np.ctypeslib.ctypes.c_uint8 * to.nbytes
+        bytes_of.from_address(to.address)[:] = bytes_of.from_address(source.address)
+
+    recorder.set_executor(straight)
+    verdict = trials.check(VIEW, ext)
+    assert verdict is not None and not verdict.ok
+    recorder.set_judge(Verdicts(MACHINE, ext))
+    with pytest.warns(RuntimeWarning, match=VIEW):
+        assert recorder.node(layer(recorder)) == "QuantizedMatmul"
+
+
 def test_the_trial_of_another_process_is_no_failure(ext):
     verdicts = Verdicts(MACHINE, ext)
     verdicts.path.parent.mkdir(parents=True)
-    other = {"failures": {}, "trying": {QMV: os.getppid()}}
+    other = {"failures": {}, "trying": {QMV: {os.getppid(): CONDEMNED}}}
     verdicts.path.write_text(json.dumps(other))
     assert verdicts(QMV)
     assert ext.tried == [QMV]

@@ -30,7 +30,7 @@ FORMATS: list[Fields] = [
 @settings(max_examples=10)
 @given(
     M=st.sampled_from([1, 1, 5]),
-    B=st.sampled_from([1, 3, 17, 40]),
+    B=st.sampled_from([1, 3, 17, 70]),
     N=st.sampled_from([1, 9, 33]),
     groups=st.integers(1, 4),
     experts=st.integers(1, 5),
@@ -57,6 +57,28 @@ def test_gathered_products_agree_with_the_oracle(
     p = simt.GatherProblem(B, M, N, K, experts, *form, in_order, transpose, invariant)
     (launch,) = simt.plan_gather(p) or ()
     case = cases.gather(p, launch, seed)
+    case.check(simt.Options(seed=seed, instrumented=True))
+
+
+@pytest.mark.parametrize("transpose", [True, False])
+@settings(max_examples=12)
+@given(
+    runs=st.lists(
+        st.sampled_from([0, 0, 1, 7, 15, 16, 17, 32, 33, 90]), min_size=1, max_size=9
+    ).filter(lambda runs: sum(runs) >= max(16, 4 * len(runs))),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_tiles_cover_experts_of_any_size(
+    transpose: bool, runs: list[int], seed: int
+) -> None:
+    """Experts without rows, and runs that end where a tile ends."""
+    chosen = np.repeat(np.arange(len(runs)), runs).tolist()
+    p = simt.GatherProblem(
+        len(chosen), 1, 9, 64, len(runs), sorted=True, transpose=transpose
+    )
+    (launch,) = simt.plan_gather(p) or ()
+    assert launch.kernel.startswith("gather_qmm_" if transpose else "gather_sorted_")
+    case = cases.gather(p, launch, seed, chosen)
     case.check(simt.Options(seed=seed, instrumented=True))
 
 

@@ -134,9 +134,8 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     across, down, deep = parts.threadgroups
     assert (across - 1) * columns < p.N <= across * columns
     assert (down - 1) * rows < M <= down * rows
-    # No part is too many: with one part fewer, cores would be idle.
-    wanted = 4 * cores_of(device)
-    assert deep == count >= 2 and across * down * (count - 1) < wanted
+    # Without a split, cores would have few tiles.
+    assert deep == count >= 2 and across * down <= 4 * cores_of(device)
     third = "scales" if p.symmetric else "biases"
     assert parts.buffers == ("w", "scales", third, "x", "sums")
     assert parts.sums_bytes == 4 * count * M * p.N and add.sums_bytes == 0
@@ -148,16 +147,47 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     assert add.threads == (256, 1, 1)
 
 
-def test_k_is_split_by_default_where_that_saves_traffic():
+def test_k_is_split_by_default_where_cores_would_be_idle():
     down_projection = Problem(M=64, N=4096, K=14336)
-    for tier, parts in [("g", 0), ("s", 3), ("d", 5)]:
-        plan = plan_matmul(down_projection, Device(tier=tier))
-        splits = [one.threadgroups[2] for one in plan if one.sums_bytes]
-        assert splits == [parts] * (parts > 0)
-    # The sums would take as many bytes as a second reading of a small matrix.
-    keys = Problem(M=64, N=1024, K=4096)
-    assert len(plan_matmul(keys)) == 1
-    assert max(map(len, candidates(keys))) == 2
+    # 64 tiles are 8 for each of 8 cores, and 1.6 for each of 40.
+    for cores, launches in [(8, 1), (40, 2), (80, 2)]:
+        assert len(plan_matmul(down_projection, Device(cores=cores))) == launches
+    # The second launch takes as long as a small product.
+    keys = Problem(M=64, N=1024, K=2048)
+    assert len(plan_matmul(keys, Device(cores=40))) == 1
+    assert max(map(len, candidates(keys, Device(cores=40)))) == 2
+
+
+@settings(max_examples=500)
+@given(problems(), devices, st.integers(8, 64))
+def test_more_rows_than_16_may_be_left_to_mlx(p, device, cores):
+    device = replace(device, cores=cores)
+    rows, _ = merged(p)
+    if left_to_mlx(p, device):
+        assert rows > 16 and p.transpose and device.generation <= 16
+    assert not left_to_mlx(replace(p, batch_invariant=True), device)
+
+
+def test_products_that_divide_badly_by_the_cores_are_left_to_mlx():
+    # 128 threadgroups of ours take as long on 40 cores as 160; MLX makes 512.
+    p = Problem(M=24, N=4096, K=4096)
+    assert left_to_mlx(p, Device(generation=15, tier="s", cores=40))
+    assert not left_to_mlx(p, Device(generation=15, tier="g", cores=8))
+    assert not left_to_mlx(replace(p, M=16), Device(generation=15, cores=40))
+
+
+def test_experts_whose_tiles_are_predicted_to_lose_are_left_to_mlx():
+    # 8 rows for each expert fill half of a tile of 16 on both sides; MLX's tiles
+    # decode a code in fewer cycles.
+    prompt = GatherProblem(B=1024, N=768, K=2048, experts=128, sorted=True)
+    for generation, tier, cores in [(13, "g", 8), (14, "s", 38), (16, "s", 40)]:
+        device = Device(generation=generation, tier=tier, cores=cores)
+        assert left_to_mlx(prompt, device)
+        # Tiles of 32 rows decode each code half as often.
+        assert not left_to_mlx(replace(prompt, B=128 * 512), device)
+        assert not left_to_mlx(replace(prompt, sorted=False), device)
+        assert not left_to_mlx(replace(prompt, batch_invariant=True), device)
+    assert not left_to_mlx(prompt, Device(generation=17, cores=10))
 
 
 @settings(max_examples=500)
@@ -222,14 +252,15 @@ def test_gathered_products_are_computed_exactly_once(
     columns, rows = (int(tile[2]), int(tile[1])) if tile else (8, 1)
     if launch.kernel.startswith("gather_qvm"):
         columns = 16 * run_codes(p.bits)
-    # Tiles of sorted products of one row take rows from several of them.
+    # Tiles of sorted products of one row take rows of several.
     together = launch.kernel.startswith(("gather_qmm_f", "gather_qmm_b"))
     together |= launch.kernel.startswith("gather_sorted")
-    down, deep = (B, 1) if together else (M, B)
+    # Each expert may need a tile besides those that its rows fill.
+    down, deep = (B + (experts - 1) * rows, 1) if together else (M, B)
     width = p.N if p.transpose else p.K
     assert launch.threadgroups == (-(-width // columns), -(-down // rows), deep)
     assert launch.buffers[3:] == ("x", "lhs_indices", "rhs_indices", "out")
-    assert struct.unpack("4i", launch.params) == (M, p.N, p.K, B)
+    assert struct.unpack("5i", launch.params) == (M, p.N, p.K, B, g.experts)
     # The order of a row's sum does not depend on other products.
     alone = plan_gather(replace(g, B=1, M=1, sorted=False))
     assert not invariant or order(launch) == order(alone[0])
@@ -261,7 +292,9 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     fits = p.transpose and 2 <= len(products) <= 3 and few
     name = alone.kernel
     fits &= name.startswith(("qmv_", "qmm_skinny_")) and "_quad_" not in name
-    fits &= p.M <= 32
+    fits &= p.M <= 32 and not (name.startswith("qmv_multi_") and p.M > 5)
+    # In a launch of its own, each has the same kernel, so the same bits.
+    fits = fits and all(plan_matmul(q, device)[0].kernel == name for q in products)
     assert (launches is not None) == fits
     if launches is None:
         return

@@ -107,6 +107,47 @@ def optimised(text: str, inline: bool = True) -> str:
     return toolchain.run(command, text=unit.text)
 
 
+_EVERYTHING_INLINE = "inline __attribute__((always_inline))"
+
+
+def for_counting(unit: Unit) -> str:
+    """Return a unit as LLVM's optimiser leaves it, to count its instructions.
+
+    Exchanges between lanes and 8x8 products stay calls of functions.
+    """
+    command = [*toolchain.kernel_compiler(), *toolchain.LANGUAGE, *toolchain.WARNINGS]
+    command += ["-O2", f"-DNIBBLE_INLINE={_EVERYTHING_INLINE}"]
+    command += ["-DSIMT_HARDWARE=inline __attribute__((noinline))", *toolchain.SCALAR]
+    command += [
+        "-mavx2",
+        "-mf16c",
+        "-mfma",
+        "-fPIC",
+        "-S",
+        "-emit-llvm",
+        "-o",
+        "-",
+        "-",
+    ]
+    return toolchain.run(command, text=unit.text)
+
+
+def compile_counted(text: str) -> Path:
+    """Return a shared library of LLVM's code."""
+
+    def make(new: Path) -> None:
+        code, compiled = new.with_suffix(".ll"), new.with_suffix(".o")
+        code.write_text(text)
+        flags = ["--target=x86_64-linux-gnu", "-O1", "-fPIC", "-Wno-override-module"]
+        command = [*toolchain.kernel_compiler(), *flags, "-c", code, "-o", compiled]
+        toolchain.run(command)
+        toolchain.run([toolchain.host_compiler(), "-shared", compiled, "-o", new])
+        compiled.unlink()
+
+    key = toolchain.digest([text, toolchain.versions()])
+    return _made(CACHE / f"counted-{key}.so", make)
+
+
 def check_syntax(unit: Unit) -> None:
     """Raise CompileError if the strict front end refuses the unit."""
     command = [*toolchain.kernel_compiler(), *toolchain.LANGUAGE]

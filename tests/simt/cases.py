@@ -215,11 +215,16 @@ def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
-def gather(p: GatherProblem, launch: Launch, seed: int = 0) -> Case:
+def gather(
+    p: GatherProblem, launch: Launch, seed: int = 0, chosen: Sequence[int] = ()
+) -> Case:
+    """Return a case of products; `chosen` are the experts, random by default."""
     rng = np.random.default_rng(seed)
     w, operands = _weights(p, (p.experts, p.N, p.K), rng)
     x = _activations((p.B, p.M, p.K if p.transpose else p.N), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
+    if chosen:
+        rhs = np.array(chosen, np.uint32)
     operands["x"] = numbers.encode(x, p.dtype)
     operands |= {"lhs_indices": lhs, "rhs_indices": rhs}
     return _product(launch, p, x[lhs], w, rhs, operands, p.transpose)

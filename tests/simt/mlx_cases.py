@@ -14,8 +14,16 @@ from .cases import Case
 from .plans import Problem
 
 EXPERTS = 3
-# (M, N, K): less and more than one tile, an odd N, and the K of qmv_quad.
-_SHAPES = [(1, 64, 512), (3, 40, 256), (35, 72, 256), (5, 65, 384), (2, 64, 128)]
+# (M, N, K): less and more than one tile, an odd N, the K of qmv_quad, and rows enough
+# for tiles of sorted experts.
+_SHAPES = [
+    (1, 64, 512),
+    (3, 40, 256),
+    (35, 72, 256),
+    (5, 65, 384),
+    (2, 64, 128),
+    (41, 64, 128),
+]
 
 
 def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Problem]]:
@@ -41,7 +49,7 @@ def case(kernel: str, p: Problem) -> Case:
     """Return random operands for one of MLX's kernels, with the exact result."""
     rng = np.random.default_rng(0)
     witness = mlx_kernels.WITNESSES[kernel]
-    matrices = EXPERTS if witness.experts else 1
+    matrices = EXPERTS if witness.experts or witness.offsets else 1
     shape = (matrices, p.N, p.K) if p.transpose else (matrices, p.K, p.N)
     w = oracle.random_weights(rng, shape, p.bits, p.group_size)
     scales = numbers.rounded(w.scales, p.dtype)
@@ -50,6 +58,7 @@ def case(kernel: str, p: Problem) -> Case:
     lhs, rhs = np.array([1, 0], np.uint32), np.array([2, 1], np.uint32)
     x = rng.standard_normal((p.batch_size if witness.experts else 1, p.M, p.K))
     x = numbers.rounded(x, p.dtype)
+    of_rows = np.sort(rng.integers(0, EXPERTS, p.M))
     arrays = {
         "w": w.words,
         "scales": numbers.encode(scales, p.dtype),
@@ -57,12 +66,18 @@ def case(kernel: str, p: Problem) -> Case:
         "x": numbers.encode(x, p.dtype),
         "lhs": lhs,
         "rhs": rhs,
+        "offsets": np.searchsorted(of_rows, np.arange(EXPERTS)).astype(np.int32),
     }
     w_hat, magnitude = w.dequantize(), w.magnitude()
     if witness.experts:
         x, w_hat, magnitude = x[lhs], w_hat[rhs], magnitude[rhs]
+    if witness.offsets:
+        # Each row by itself, with the matrix of its expert.
+        x, w_hat, magnitude = x.swapaxes(0, 1), w_hat[of_rows], magnitude[of_rows]
     exact = oracle.matmul(x, w_hat, p.transpose)
     magnitude = oracle.matmul(abs(x), magnitude, p.transpose)
+    if witness.offsets:
+        exact, magnitude = exact.swapaxes(0, 1), magnitude.swapaxes(0, 1)
     allowed = tolerance.bound(exact, magnitude, p.K, p.dtype, p.dtype)
     if witness.parts > 1:
         # Each part is rounded by itself.

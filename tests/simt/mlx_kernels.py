@@ -50,6 +50,8 @@ class Witness:
         threadgroup_bytes: Bytes of threadgroup variables that the kernel declares.
         parts: Parts of K; each has an output of its own.
         experts: True if each row picks a matrix by index.
+        offsets: True if the rows of x are sorted by expert. An array then has the
+            first row of each.
     """
 
     template: Callable[[Problem], str]
@@ -60,6 +62,7 @@ class Witness:
     threadgroup_bytes: Callable[[Problem], int] = _nothing
     parts: int = 1
     experts: bool = False
+    offsets: bool = False
 
 
 # Descriptions of batches; kernels do not read them without batches.
@@ -78,7 +81,7 @@ def _vectors(p: Problem) -> int:
 
 
 def _block(p: Problem) -> int:
-    return 256 if p.bits in (6, 8) else 512
+    return {1: 1024, 6: 256, 8: 256}.get(p.bits, 512)
 
 
 def _tiles(p: Problem) -> Grid:
@@ -89,6 +92,11 @@ def _tile_bytes(p: Problem) -> int:
     """Return the bytes of a tile of x and one of w: 32 rows, padded by 16 bytes."""
     size = numbers.STORAGE[p.dtype].itemsize
     return 2 * 32 * (32 * size + 16)
+
+
+def _sorted_tile_bytes(p: Problem) -> int:
+    """Return the bytes of a tile of 16 rows of x and one of 32 of w."""
+    return _tile_bytes(p) * 3 // 4
 
 
 def _aligned(p: Problem) -> str:
@@ -117,7 +125,10 @@ WITNESSES = {
         (32, 1, 1),
         ("K", "N", *_BATCH),
         lambda p: (
-            p.transpose and p.K in (64, 128) and p.bits in (2, 4, 8) and p.N % 64 == 0
+            p.transpose
+            and p.K in (64, 128)
+            and p.bits in (1, 2, 4, 8)
+            and p.N % 64 == 0
         ),
     ),
     "affine_qmv_wide": Witness(
@@ -201,7 +212,21 @@ WITNESSES = {
         threadgroup_bytes=_tile_bytes,
         experts=True,
     ),
+    # Its schedule_row_tile() gives each threadgroup rows of one expert. There is a
+    # threadgroup for each expert that ends inside a tile; the last ones may be idle.
+    # The bench's function constants are all true: N and K are whole tiles.
+    "affine_gather_qmm_rhs": Witness(
+        lambda p: f"16, 32, 32, 1, 2, {'true' if p.transpose else 'false'}",
+        lambda p: (_ceil(p.N, 32), _ceil(p.M, 16) + p.batch_count, 1),
+        (32, 1, 2),
+        ("M", "N", "K", "experts_count"),
+        lambda p: p.N % 32 == 0 and p.K % 32 == 0 and p.M >= 16,
+        threadgroup_bytes=_sorted_tile_bytes,
+        offsets=True,
+    ),
 }
+# Not here: the kernels of quantized_nax.h. They call Metal 4's matrix units through
+# MetalPerformancePrimitives, whose headers come with Xcode only.
 
 
 def include_root() -> Path:
@@ -235,10 +260,10 @@ def text(instances: set[tuple[str, str]]) -> str:
     return _header_text() + "".join(lines)
 
 
-def unit(instances: set[tuple[str, str]]) -> Unit:
+def unit(instances: set[tuple[str, str]], unroll: bool = False) -> Unit:
     """Return MLX's headers with these instances as a unit of the bench."""
     loose = "#define SIMT_BFLOAT_ASSIGNS_FLOAT\n"
-    return translate(text(instances), prologue=loose)
+    return translate(text(instances), prologue=loose, unroll=unroll)
 
 
 def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
@@ -268,6 +293,7 @@ def _sizes(p: Problem, parts: int) -> dict[str, np.ndarray]:
         "s_strides": np.array([groups // share], int64),
         "b_strides": np.array([groups // share], int64),
         "experts_shape": np.array([p.batch_size], int32),
+        "experts_count": np.array([p.batch_count], int32),
         "index_strides": np.array([1], int64),
     }
 
@@ -282,19 +308,24 @@ def launch(
         p: Shapes, types and format.
         arrays: "w", "scales", "biases" and "x" as they are stored. With experts also
             "lhs" and "rhs", the indices of x and of the matrix for each of
-            batch_size products. The output is [parts or batch_size, M, N].
+            batch_size products. The output is [parts or batch_size, M, N]. With
+            offsets also "offsets", the first row of each of batch_count experts.
     """
     witness = WITNESSES[kernel]
     sizes = list(witness.sizes)
     if "w_strides" in sizes:
         at = sizes.index("w_strides")
         sizes[at : at + 3] = ["w_strides", "s_strides", "b_strides"]
-    indices = ["lhs", "rhs"] if witness.experts else []
+    inputs = ["w", "scales", "biases", "x"]
+    if witness.experts:
+        inputs += ["lhs", "rhs"]
+    if witness.offsets:
+        inputs = ["x", "w", "scales", "biases", "offsets"]
     launch = Launch(
         kernel=instance(kernel, p)[0],
         threadgroups=witness.grid(p),
         threads=witness.threads,
-        buffers=("w", "scales", "biases", "x", *indices, "out", *sizes),
+        buffers=(*inputs, "out", *sizes),
         declared_bytes=witness.threadgroup_bytes(p),
     )
     count = p.batch_size if witness.experts else witness.parts

@@ -61,7 +61,7 @@ _HALF = "qmm_half_bf16_bf16_b4_g32_bm32_bn32_bk32_wm2_wn2"
 _SPLITK = "qmm_splitk_f16_f16_b4_g64_bm64_bn64_bk32_wm2_wn2"
 _SPLITK_SUM = "qmm_splitk_sum_f16_f16_b4_g64"
 _GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
-_GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2"
+_GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm16_bn32_bk32_wm1_wn2"
 
 MUTANTS = [
     # The order of bits, words and groups.
@@ -122,7 +122,8 @@ MUTANTS = [
         "first >= range.begin && first < range.end",
         "first >= range.begin && first <= range.end",
     ),
-    _qmm("a line never fetched", "if (last == have)", "if (have >= 0)"),
+    _qmm("a line never fetched", "if (window % line_words() == 0)", "if (window == 0)"),
+    _qmm3("two lines never fetched", "if (last == have)", "if (have >= 0)"),
     _qmm3("a line fetched too late", "first != last", "false"),
     _qmm3("the line before forgotten", "before[i] = held[i];", "before[i] = 0;"),
     _qmm3("the line before for all", "i >= begin;", "i >= 0;"),
@@ -274,12 +275,31 @@ MUTANTS = [
         "size_t(lhs[index])",
         "size_t(index)",
     ),
-    _of(_GATHER_QMM, "one expert for all rows", "rhs[end] == expert", "true"),
+    _of(
+        _GATHER_QMM,
+        "one expert for all rows",
+        "first_of(rhs, begin, min(begin + BM, B), expert + 1)",
+        "min(begin + BM, B)",
+    ),
+    _of(_GATHER_QMM, "no row of the expert", "B), expert + 1)", "B), expert)"),
+    _of(_GATHER_QMM, "first tiles only", "through > before", "true"),
+    _of(
+        _GATHER_QMM,
+        "tiles that begin before their window",
+        "(window - first + BM - 1) / BM",
+        "(window - first) / BM",
+    ),
+    _of(
+        _GATHER_QMM,
+        "a tile past the last product",
+        "min(begin + BM, B)",
+        "begin + BM",
+    ),
     _of(
         _GATHER_SORTED_N,
         "rows of other experts stored",
-        "begin,\n               end,\n               p.weight.K",
-        "0,\n               end,\n               p.weight.K",
+        "rows.end,\n      params.N",
+        "params.B,\n      params.N",
     ),
     _of(
         "gather_qvm_f16_f16_b4_g64",
@@ -309,7 +329,7 @@ MUTANTS = [
     _qmv("K past the end read", "k < weight.K", "k <= weight.K"),
     _multi("a row of x past the end", "min(first_x + m, M - 1)", "first_x + m + 1"),
     _qmm("a column past the edge", "if (column + 1 < N)", "if (column < N)"),
-    _qmm("a row past the edge", "row >= end", "row > end"),
+    _qmm("a row past the edge", "row >= M", "row > M"),
     _qmm(
         "rows of x past the end",
         "min(first_row + row + p * (rows / passes), M - 1)",
@@ -359,7 +379,7 @@ MUTANTS = [
         f"k + BK);\n      {_BARRIER}",
         "k + BK);\n      simdgroup_barrier(mem_flags::mem_threadgroup);",
     ),
-    _qmm("stale stage", "stage = 1 - stage;", ""),
+    _qmm("stale stage", "at = kStage - at;", ""),
     _qmm(
         "a barrier that some reach",
         f"k + BK);\n      {_BARRIER}",
@@ -386,12 +406,6 @@ MUTANTS = [
         "no barrier after the word",
         f"  {_BARRIER}\n  return any",
         "  return any",
-    ),
-    _of(
-        _GATHER_QMM,
-        "no barrier between experts",
-        f"    {_BARRIER}\n    begin",
-        "    begin",
     ),
     _of(
         _QVM,

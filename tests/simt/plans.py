@@ -130,10 +130,13 @@ def library() -> ctypes.CDLL:
         "kernels_of_any_shape",
         "gather_kernels_of_any_shape",
         "instances",
+        "tile_costs",
         "kernel_source",
         "dispatch",
     ):
         getattr(lib, f"simt_{name}").restype = ctypes.c_char_p
+    lib.simt_occupancy.argtypes = [ctypes.c_double]
+    lib.simt_occupancy.restype = ctypes.c_double
     lib.simt_read_kernels.restype = None
     lib.simt_read_kernels(str(ROOT / "kernels").encode())
     return lib
@@ -208,6 +211,16 @@ def left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
     """Return whether MLX's operation computes this, though core has a plan."""
     gather = "gather_" if isinstance(problem, GatherProblem) else ""
     return _ask(f"simt_{gather}left_to_mlx", problem, device)
+
+
+def tile_costs() -> list[tuple[float, ...]]:
+    """Return the costs of tiles (csrc/core/plan/cost.h), in planner_api.cpp's order."""
+    return list(map(tuple, json.loads(library().simt_tile_costs())))
+
+
+def occupancy(simdgroups: float) -> float:
+    """Return the planner's share of a core's full rate with these simdgroups."""
+    return library().simt_occupancy(simdgroups)
 
 
 def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:

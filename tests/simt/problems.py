@@ -18,13 +18,14 @@ _N = 37
 # Groups in K: three; one and twenty for kernels of very short and very long rows.
 _GROUPS = (3, 1, 20)
 # The number of rows of each kernel that is made for one number, and edges of tiles.
-_ROWS = (1, 2, 3, 4, 6, 8, 13, 37)
+_ROWS = (1, 2, 3, 4, 5, 6, 8, 13, 37)
 _EXPERTS = 3
 # (batch, rows, sorted) of gathered products: vectors, then rows of tiles.
 _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
 # Factors of the first row of x and of w: inside the range of half, and outside.
 _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
-_SORTED = (40, 1, True)
+# With 3 experts: more than one tile of 16 rows each, and of 32.
+_SORTED = ((70, 1, True), (151, 1, True))
 
 
 def of_unit(unit: str) -> Iterator[Case]:
@@ -68,7 +69,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     """Yield (kernel, maker of its case) for launches that may be of this family."""
     N, K = base.N, base.K
     if family.startswith("gather"):
-        shapes = (*_GATHERED, _SORTED)
+        shapes = (*_GATHERED, *_SORTED)
         for B, M, in_order in shapes:
             g = GatherProblem(
                 B=B,
@@ -90,7 +91,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
                 yield launch.kernel, lambda g=g, launch=launch: swiglu(g, launch)
         return
     if family.startswith("joint"):
-        for M in (1, 2, 3, 4, 5, 8, 13, 29):
+        for M in (1, 2, 3, 4, 5, 6, 8, 13, 29):
             p = replace(base, M=M)
             # Three products, two of them with a bias; or two without.
             three = (p, replace(p, N=9, bias=True), replace(p, N=_N - 1, bias=True))

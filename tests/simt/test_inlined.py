@@ -18,7 +18,7 @@ KERNELS = [
     "qmm_skinny_f16_f16_b5_g64_bm32_bn32_wk8",
     "qmm_splitk_f16_f16_b4_g64_bm64_bn64_bk32_wm2_wn2",
     "qmm_n_f16_f16_b3_g64_bm32_bn512_bk8_wm1_wn8",
-    "gather_qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2",
+    "gather_qmm_f16_f16_b4_g64_bm16_bn32_bk32_wm1_wn2",
     "joint_qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8",
     "swiglu_f16_f16_b5_g64",
     "qvm_f16_f16_b4_g64",

@@ -48,6 +48,9 @@ CODE = [
     "-fno-sanitize-merge=alignment",
 ]
 
+# A lane's code has scalars only, as a GPU's.
+SCALAR = ["-fno-vectorize", "-fno-slp-vectorize"]
+
 # Each access calls a __tsan_* function of the executor (monitor.cpp).
 INSTRUMENTED = [
     "-fsanitize=thread",
@@ -55,8 +58,7 @@ INSTRUMENTED = [
     "-tsan-instrument-read-before-write=1",
     "-mllvm",
     "-tsan-instrument-func-entry-exit=0",
-    "-fno-vectorize",
-    "-fno-slp-vectorize",
+    *SCALAR,
 ]
 
 

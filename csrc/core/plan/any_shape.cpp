@@ -46,21 +46,20 @@ std::vector<std::string> kernels_of(Planner planner,
 }  // namespace
 
 std::vector<std::string> kernels_of_any_shape(const MatmulProblem& p,
-                                              Planner planner,
-                                              Api api) {
+                                              Api api,
+                                              Planner planner) {
   return kernels_of(planner, api == Api::kCuda ? without_symmetry(p) : p, api);
 }
 
 std::vector<std::string> kernels_of_any_shape(const GatherProblem& p,
-                                              Planner planner,
-                                              Api api) {
-  return kernels_of(planner, p, api);
+                                              Api api,
+                                              Planner planner) {
+  return kernels_of(planner, api == Api::kCuda ? without_symmetry(p) : p, api);
 }
 
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p,
-                                              Planner planner,
                                               Api api) {
-  return kernels_of(planner, p, api);
+  return kernels_of(Planner::kDequantize, p, api);
 }
 
 }  // namespace nibble

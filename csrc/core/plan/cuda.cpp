@@ -8,13 +8,6 @@
 
 namespace nibble {
 
-MatmulProblem without_symmetry(MatmulProblem p) {
-  if (p.format.mode == Mode::kSymmetric) {
-    p.format.mode = Mode::kAffine;
-  }
-  return p;
-}
-
 namespace {
 
 // Beyond this number of rows, w passes through the multiprocessors more than
@@ -26,6 +19,18 @@ constexpr int kLastRow = 64;
 // Measured at 1024, 4096 and 14336 columns (docs/results/cuda.md).
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
+
+// CUDA's limit of blocks in the second and third dimension of a grid.
+constexpr uint32_t kMostBlocks = 65535;
+
+bool fits(const LaunchPlan& launch) {
+  return launch.threadgroups.y <= kMostBlocks &&
+         launch.threadgroups.z <= kMostBlocks;
+}
+
+// From this number of rows for each expert on, on average, sorted products are
+// computed in tiles that read the weights once.
+constexpr int kSortedRows = 2;
 
 LaunchPlan launch(const MatmulProblem& problem, const CudaTile& tile) {
   MatmulProblem p = without_symmetry(problem);
@@ -53,7 +58,8 @@ const CudaTiles& tiles_for(int rows) {
 
 // The tiles for `p`, the default first; none if no kernel does.
 std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
-  if (!p.transpose || !supported_on_cuda(without_symmetry(p))) {
+  if (!p.transpose || !supported(p.format, p.K) ||
+      !supported_on_cuda(without_symmetry(p))) {
     return {};
   }
   const CudaTiles& tiles = tiles_for(p.M);
@@ -77,7 +83,37 @@ std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
   if (tiles.empty()) {
     return std::nullopt;
   }
-  return Launches{launch(p, tiles.front())};
+  LaunchPlan only = launch(p, tiles.front());
+  return fits(only) ? std::optional(Launches{std::move(only)}) : std::nullopt;
+}
+
+std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
+  GatherProblem p = without_symmetry(problem);
+  if (!p.transpose || !supported_on_cuda(p)) {
+    return std::nullopt;
+  }
+  int rows = p.B / p.experts;
+  bool sorted = p.M == 1 && p.sorted && rows >= kSortedRows;
+  // All of these add up a row in one order, so that no row depends on others.
+  CudaTile tile = tiles_for(sorted ? rows : p.M).batch_invariant;
+  LaunchPlan launch =
+      sorted
+          ? launch_of(p,
+                      Family::kCudaGatherSorted,
+                      tile,
+                      {p.N, p.B + (p.experts - 1) * tile.BM})
+          : launch_of(p, Family::kCudaGatherQmmSkinny, tile, {p.N, p.M, p.B});
+  bind(launch,
+       {Operand::kWeight,
+        Operand::kScales,
+        Operand::kBiases,
+        Operand::kX,
+        Operand::kLhsIndices,
+        Operand::kRhsIndices,
+        Operand::kOut});
+  launch.params = as_bytes(params_of(p));
+  return fits(launch) ? std::optional(Launches{std::move(launch)})
+                      : std::nullopt;
 }
 
 std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
@@ -85,7 +121,10 @@ std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
   std::vector<Launches> all;
   for (auto tile = tiles.begin(); tile != tiles.end(); ++tile) {
     if (std::find(tiles.begin(), tile, *tile) == tile) {
-      all.push_back({launch(p, *tile)});
+      LaunchPlan one = launch(p, *tile);
+      if (fits(one)) {
+        all.push_back({std::move(one)});
+      }
     }
   }
   return all;

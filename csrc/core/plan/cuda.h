@@ -13,6 +13,9 @@ namespace nibble {
 // does. Every evaluation asks, and making the name of a kernel takes time.
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const MatmulProblem& p);
 
+// The plan for products that choose their matrices.
+std::optional<std::vector<LaunchPlan>> plan_on_cuda(const GatherProblem& p);
+
 // All plans for `p`, the default first. Empty if
 // no kernel does.
 std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
@@ -21,6 +24,12 @@ std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
 bool mlx_is_faster_on_cuda(const MatmulProblem& p);
 
 // The same problem with biases that are read: kernels for CUDA have one form.
-MatmulProblem without_symmetry(MatmulProblem p);
+template <typename Problem>
+Problem without_symmetry(Problem p) {
+  if (p.format.mode == Mode::kSymmetric) {
+    p.format.mode = Mode::kAffine;
+  }
+  return p;
+}
 
 }  // namespace nibble

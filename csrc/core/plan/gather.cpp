@@ -1,6 +1,7 @@
 // Products whose rows choose their weights by index.
 #include <cassert>
 
+#include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -11,10 +12,8 @@ namespace {
 template <typename Shape>
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family family,
-                         const Shape& shape) {
-  // A tile of sorted products of one row takes rows of several products.
-  Extent y = row_of(family).reach.sorted ? Extent{p.columns(), p.B}
-                                         : Extent{p.columns(), p.M, p.B};
+                         const Shape& shape,
+                         const Extent& y) {
   LaunchPlan launch = launch_of(p, family, shape, y);
   bind_weights(launch, p.format);
   bind(
@@ -24,9 +23,27 @@ LaunchPlan gather_launch(const GatherProblem& p,
   return launch;
 }
 
+template <typename Shape>
+LaunchPlan gather_launch(const GatherProblem& p,
+                         Family family,
+                         const Shape& shape) {
+  return gather_launch(p, family, shape, {p.columns(), p.M, p.B});
+}
+
+// Tiles of products of one row each, which all choose one expert. kernels/
+// gather_qmm.h: a threadgroup for the first tile of each expert, and one for
+// each block of products but the first.
+template <typename Shape>
+LaunchPlan sorted_launch(const GatherProblem& p,
+                         Family family,
+                         const Shape& tile) {
+  return gather_launch(
+      p, family, tile, {p.columns(), p.B + (p.experts - 1) * tile.BM});
+}
+
 LaunchPlan plan_not_transposed(const GatherProblem& p, bool sorted_tiles) {
   if (sorted_tiles) {
-    return gather_launch(p, Family::kGatherSortedQmmN, not_transposed_tile(p));
+    return sorted_launch(p, Family::kGatherSortedQmmN, not_transposed_tile(p));
   }
   if (p.M >= kFirstNotTransposedRow && !p.batch_invariant) {
     return gather_launch(p, Family::kGatherQmmN, not_transposed_tile(p));
@@ -36,7 +53,7 @@ LaunchPlan plan_not_transposed(const GatherProblem& p, bool sorted_tiles) {
 
 LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
   if (sorted_tiles) {
-    return gather_launch(p, Family::kGatherQmm, kGatherTile);
+    return sorted_launch(p, Family::kGatherQmm, gather_tile(p.B / p.experts));
   }
   // All forms of gather_qmm_skinny add up a row in the same order.
   if (p.M > 1 || p.batch_invariant) {
@@ -50,8 +67,11 @@ LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
 std::optional<Launches> plan(const GatherProblem& p,
                              const DeviceProfile& device) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!supported(p.format, p.K) || device.api == Api::kCuda) {
+  if (!supported(p.format, p.K)) {
     return std::nullopt;
+  }
+  if (device.api == Api::kCuda) {
+    return plan_on_cuda(p);
   }
   bool sorted_tiles = takes_sorted_tiles(p);
   return {{p.transpose ? plan_transposed(p, sorted_tiles)

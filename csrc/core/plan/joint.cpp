@@ -2,6 +2,7 @@
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
+#include "csrc/core/tuning.h"
 
 namespace nibble {
 namespace {
@@ -38,7 +39,8 @@ int columns_of(const KernelId& id) {
 // True if `p` is a product that may share a launch with `first`: it differs in
 // N and in its bias only.
 bool goes_with(MatmulProblem p, const MatmulProblem& first) {
-  bool alone = p.epilogue.residual || p.batch.size != 1 || !p.choice.empty();
+  bool chosen = !p.choice.empty() && p.choice != kOurs;
+  bool alone = p.epilogue.residual || p.batch.size != 1 || chosen;
   p.N = first.N;
   p.epilogue = first.epilogue;
   return !alone && p == first;
@@ -57,10 +59,12 @@ std::optional<Launches> plan_joint(const std::vector<MatmulProblem>& products,
     return std::nullopt;
   }
   LaunchPlan launch = alone->front();
-  KernelId id = *parse_kernel_name(launch.kernel);
+  const std::string alone_kernel = launch.kernel;
+  KernelId id = *parse_kernel_name(alone_kernel);
   auto family = row_of(id.family).joint;
   // With more rows, another product by itself might have another kernel.
-  if (!family || first.M > kLastSkinnyRow) {
+  if (!family || first.M > kLastSkinnyRow ||
+      (id.family == Family::kQmvMulti && id.shape[0] > kLastJointForm)) {
     return std::nullopt;
   }
   uint64_t simdgroups =
@@ -76,6 +80,11 @@ std::optional<Launches> plan_joint(const std::vector<MatmulProblem>& products,
     }
     *N[i] = p.N;
     params.biased |= (p.epilogue.bias ? 1 : 0) << i;
+    // Alone it would have another kernel, whose bits differ.
+    if (auto own = plan(p, device);
+        !own || own->front().kernel != alone_kernel) {
+      return std::nullopt;
+    }
     uint32_t across = ceil_div(p.N, columns_of(id));
     one_is_small |= across * simdgroups < kSimdgroupsPerCore * cores(device);
     launch.threadgroups.x += across;

@@ -31,7 +31,7 @@ inline MatmulParams params_of(const MatmulProblem& p) {
 }
 
 inline GatherParams params_of(const GatherProblem& p) {
-  return {p.M, p.N, p.K, p.B};
+  return {p.M, p.N, p.K, p.B, p.experts};
 }
 
 inline void bind(LaunchPlan& launch, std::initializer_list<Operand> operands) {

@@ -4,8 +4,10 @@
 // too if w is not transposed; for float32 only if TF32 is allowed. Its limits
 // of rows depend on N and K, from 13 to 65. Ours is one number: up to 32 rows,
 // w is read once by our kernels.
+#include <algorithm>
 #include <limits>
 
+#include "csrc/core/plan/cost.h"
 #include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
@@ -16,6 +18,10 @@ namespace {
 
 constexpr int kNeuralColumns = 64;
 constexpr int kManyRows = std::numeric_limits<int>::max() / 2;
+// Rows of each class whose kernels are tiles.
+constexpr int kSomeRows[] = {17, 32, 33, 64, 96, 128, 512, kManyRows};
+// Rows of an expert, few and many for its tiles.
+constexpr int kSomeExpertRows[] = {kSortedRowsAnExpert, 16, 64, 256};
 
 bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
   return device.neural && (p.dtype != Dtype::kFloat32 || device.tf32) &&
@@ -26,16 +32,21 @@ bool has_neural_kernel(const Product& p, const DeviceProfile& device) {
 }  // namespace
 
 bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
+  if (!problem.choice.empty()) {
+    return false;
+  }
   if (device.api == Api::kCuda) {
     return mlx_is_faster_on_cuda(problem);
   }
-  return problem.choice.empty() && has_neural_kernel(problem, device) &&
-         merge_rows(problem).M > kLastSkinnyRow;
+  MatmulProblem p = merge_rows(problem);
+  return (has_neural_kernel(p, device) && p.M > kLastSkinnyRow) ||
+         mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return has_neural_kernel(p, device) &&
-         (p.M > kLastSkinnyRow || takes_sorted_tiles(p));
+  return (has_neural_kernel(p, device) &&
+          (p.M > kLastSkinnyRow || takes_sorted_tiles(p))) ||
+         mlx_tiles_are_faster(p, device);
 }
 
 bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
@@ -43,18 +54,25 @@ bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
 }
 
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
-  if (device.api == Api::kCuda) {
-    // Few graphs are run with other shapes than they were traced with.
-    return mlx_is_faster_on_cuda(problem);
-  }
-  problem.M = kManyRows;
   problem.batch = {};
-  return mlx_is_faster(problem, device);
+  return std::ranges::any_of(kSomeRows, [&](int rows) {
+    problem.M = rows;
+    return mlx_is_faster(problem, device);
+  });
 }
 
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
-  problem.M = kManyRows;
-  return mlx_is_faster(problem, device);
+  if (mlx_is_faster(problem, device)) {
+    return true;
+  }
+  GatherProblem many = problem;
+  many.M = kManyRows;
+  problem.M = 1;
+  return mlx_is_faster(many, device) ||
+         std::ranges::any_of(kSomeExpertRows, [&](int rows) {
+           problem.B = rows * problem.experts;
+           return mlx_is_faster(problem, device);
+         });
 }
 
 bool mlx_may_be_faster(const DequantizeProblem&, const DeviceProfile&) {

@@ -23,11 +23,12 @@ LaunchPlan swiglu_launch(const Problem& p, Family family, const Extent& y) {
 
 }  // namespace
 
-std::optional<Launches> plan_swiglu(const MatmulProblem& problem) {
+std::optional<Launches> plan_swiglu(const MatmulProblem& problem,
+                                    const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!supported(p.format, p.K) || !p.transpose || p.batch_invariant ||
-      p.M > 1) {
+  if (device.api != Api::kMetal || !supported(p.format, p.K) || !p.transpose ||
+      p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
   LaunchPlan launch =
@@ -36,8 +37,9 @@ std::optional<Launches> plan_swiglu(const MatmulProblem& problem) {
   return {{std::move(launch)}};
 }
 
-std::optional<Launches> plan_swiglu(const GatherProblem& p) {
-  auto product = plan(p, DeviceProfile{});
+std::optional<Launches> plan_swiglu(const GatherProblem& p,
+                                    const DeviceProfile& device) {
+  auto product = plan(p, device);
   if (!product ||
       product->front().kernel != kernel_name({p, Family::kGatherQmv})) {
     return std::nullopt;

@@ -21,4 +21,7 @@ int cpu_threads();
 // multiplications on all threads, after they are done.
 int64_t cpu_multiply(int64_t times);
 
+// Gives the memory of freed arrays back to the system, where the C library can.
+void release_memory();
+
 }  // namespace nibble::machine

@@ -1,131 +1,175 @@
 #include "csrc/mlx/facts/repack.h"
 
 #include <atomic>
-#include <new>
+#include <mutex>
 #include <unordered_map>
 
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/symmetric.h"
+#include "mlx/allocator.h"
+#include "mlx/transforms.h"
 
 namespace nibble::repack {
 namespace {
 
-// While an entry keeps an array, no other array can have its address.
-struct Held {
-  uint64_t token;
-  mx::array w, scales, biases;
-  std::shared_ptr<Copy> copy;
+// A packed matrix may take 2 % more memory than its arrays: rows are padded.
+constexpr size_t kMostPercent = 102;
+
+// While an entry keeps a weak pointer to the memory, no other memory has its
+// address.
+struct Memory {
+  std::weak_ptr<mx::array::Data> data;
+  std::shared_ptr<const cpu::Packed> packed;
 };
 
 struct Registry {
   std::mutex mutex;
-  std::unordered_map<uint64_t, Held> by_weights;
-  std::unordered_map<uint64_t, uint64_t> weights_of;  // by token
-  uint64_t last_token = 0;
-  // Size of by_weights. In most processes it is 0, and find() takes no lock.
-  std::atomic<size_t> size = 0;
+  std::unordered_map<const void*, Memory> memories;
+  std::unordered_map<std::uintptr_t, Part> nodes;
+  // Sizes of both. In most processes they are 0, and nothing is locked.
+  std::atomic<size_t> memory_count = 0, node_count = 0;
 };
 
 Registry& registry() {
-  static Registry the_registry;
+  static auto& the_registry = *new Registry;  // arrays may outlive statics
   return the_registry;
+}
+
+// The form of a matrix; nullopt if there is no layout for it.
+std::optional<cpu::PackedForm> form_of(const mx::array& w,
+                                       const mx::array& scales,
+                                       const mx::array& biases,
+                                       int bits,
+                                       int group_size) {
+  auto scale_dtype = bridge::to_dtype(scales.dtype());
+  QuantFormat format{
+      bits, group_size, affine_mode(symmetric::known(scales, biases, bits))};
+  bool fits = supported(format) && scale_dtype && w.ndim() >= 2 &&
+              w.size() > 0 && w.dtype() == mx::uint32 &&
+              biases.dtype() == scales.dtype() && scales.ndim() == w.ndim() &&
+              biases.shape() == scales.shape() && !w.is_tracer() &&
+              !scales.is_tracer() && !biases.is_tracer();
+  if (!fits) {
+    return std::nullopt;
+  }
+  cpu::PackedForm form{
+      w.shape(-2), scales.shape(-1) * group_size, format, *scale_dtype};
+  mx::Shape shape = w.shape();
+  shape.back() = scales.shape(-1);
+  bool consistent =
+      scales.shape() == shape && w.shape(-1) == format.words_per_row(form.K);
+  size_t rows = form.N;
+  size_t plain =
+      rows * (4 * size_t(w.shape(-1)) +
+              format.group_arrays() * scales.shape(-1) * scales.itemsize());
+  size_t bytes = consistent ? cpu::Packed::bytes(form) : 0;
+  return bytes > 0 && bytes * 100 <= plain * kMostPercent ? std::optional(form)
+                                                          : std::nullopt;
 }
 
 }  // namespace
 
-const cpu::Packed* Copy::get(const cpu::PackedForm& form,
-                             int count,
-                             const cpu::QuantizedOperands& operands) {
-  std::lock_guard lock(mutex_);
-  if (!tried_) {
-    tried_ = true;
-    try {
-      packed_.emplace(form, count, operands);
-    } catch (const std::bad_alloc&) {
-      // Products then read the layer's own arrays: the results are the same.
-    }
+std::shared_ptr<const Stored> store(const mx::array& w,
+                                    const mx::array& scales,
+                                    const mx::array& biases,
+                                    int bits,
+                                    int group_size) {
+  auto form = form_of(w, scales, biases, bits, group_size);
+  if (!form) {
+    return nullptr;
   }
-  return packed_ ? &*packed_ : nullptr;
-}
-
-bool Copy::made() {
-  std::lock_guard lock(mutex_);
-  return packed_.has_value();
-}
-
-uint64_t remember(const mx::array& w,
-                  const mx::array& scales,
-                  const mx::array& biases,
-                  int bits,
-                  int group_size) {
-  auto scale_dtype = bridge::to_dtype(scales.dtype());
-  QuantFormat format{
-      bits, group_size, affine_mode(symmetric::known(scales, biases, bits))};
-  if (!supported(format) || !scale_dtype || w.ndim() < 2 || w.size() == 0) {
-    return 0;
-  }
-  int N = w.shape(-2), K = scales.shape(-1) * group_size;
-  size_t count = w.size() / w.shape(-1) / N;
-  size_t bytes = count * cpu::Packed::bytes({N, K, format, *scale_dtype});
-  if (bytes == 0) {
-    return 0;
+  mx::eval({w, scales, biases});
+  bridge::RowContiguous codes(w), s(scales), b(biases);
+  auto count = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
+  size_t bytes = count * cpu::Packed::bytes(*form);
+  mx::array memory(w.shape(), mx::uint32, nullptr, {});
+  memory.set_data(mx::allocator::malloc(bytes + cpu::Packed::kAlignment));
+  auto* begin = memory.data<uint8_t>();
+  size_t offset =
+      -reinterpret_cast<std::uintptr_t>(begin) % cpu::Packed::kAlignment;
+  auto packed = std::make_shared<const cpu::Packed>(
+      *form,
+      count,
+      cpu::QuantizedOperands{codes.as<uint32_t>(), s.data(), b.data()},
+      begin + offset);
+  auto stand_in = [&](const mx::array& a) {
+    mx::array view = bridge::view(memory, offset, a.shape(), a.dtype());
+    view.set_status(mx::array::Status::available);
+    return view;
+  };
+  auto stored = std::make_shared<Stored>(
+      Stored{stand_in(w), stand_in(scales), std::nullopt, packed});
+  if (form->format.has_biases()) {
+    stored->biases = stand_in(biases);
   }
   Registry& r = registry();
   std::lock_guard lock(r.mutex);
-  uint64_t token = ++r.last_token;
-  // First: if the next line throws, a token without an entry does no harm.
-  r.weights_of[token] = w.id();
-  r.by_weights.insert_or_assign(
-      w.id(), Held{token, w, scales, biases, std::make_shared<Copy>(bytes)});
-  r.size = r.by_weights.size();
-  return token;
+  std::erase_if(r.memories,
+                [](const auto& m) { return m.second.data.expired(); });
+  r.memories[memory.data_shared_ptr().get()] = {memory.data_shared_ptr(),
+                                                packed};
+  r.memory_count = r.memories.size();
+  return stored;
 }
 
-void forget(uint64_t token) {
+std::shared_ptr<const cpu::Packed> find(const mx::array& w) {
   Registry& r = registry();
-  std::optional<Held> last;  // destroyed after the lock is released
-  std::lock_guard lock(r.mutex);
-  auto weights = r.weights_of.find(token);
-  if (weights == r.weights_of.end()) {
-    return;
-  }
-  auto found = r.by_weights.find(weights->second);
-  if (found != r.by_weights.end() && found->second.token == token) {
-    last = std::move(found->second);
-    r.by_weights.erase(found);
-  }
-  r.weights_of.erase(weights);
-  r.size = r.by_weights.size();
-}
-
-std::pair<size_t, size_t> bytes(uint64_t token) {
-  Registry& r = registry();
-  std::lock_guard lock(r.mutex);
-  auto weights = r.weights_of.find(token);
-  if (weights == r.weights_of.end()) {
-    return {0, 0};
-  }
-  auto found = r.by_weights.find(weights->second);
-  if (found == r.by_weights.end() || found->second.token != token) {
-    return {0, 0};
-  }
-  Copy& copy = *found->second.copy;
-  return {copy.bytes(), copy.made() ? copy.bytes() : 0};
-}
-
-std::shared_ptr<Copy> find(const mx::array& w,
-                           const mx::array& scales,
-                           const mx::array& biases) {
-  Registry& r = registry();
-  if (r.size == 0) {
+  const void* data = w.data_shared_ptr().get();
+  if (r.memory_count == 0 || !data) {
     return nullptr;
   }
   std::lock_guard lock(r.mutex);
-  auto found = r.by_weights.find(w.id());
-  bool same = found != r.by_weights.end() &&
-              found->second.scales.id() == scales.id() &&
-              found->second.biases.id() == biases.id();
-  return same ? found->second.copy : nullptr;
+  auto found = r.memories.find(data);
+  return found == r.memories.end() ? nullptr : found->second.packed;
+}
+
+std::optional<Part> part_of(const mx::array& a) {
+  Registry& r = registry();
+  std::uintptr_t node = r.node_count > 0 ? a.primitive_id() : 0;
+  if (node == 0) {
+    return std::nullopt;
+  }
+  std::lock_guard lock(r.mutex);
+  auto found = r.nodes.find(node);
+  return found == r.nodes.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::shared_ptr<const Stored> stored(const ops::QuantizedArrays& arrays) {
+  auto is = [](const std::optional<Part>& p,
+               cpu::PackedPart part,
+               const std::shared_ptr<const Stored>& of) {
+    return p && p->part == part && p->stored->packed == of->packed;
+  };
+  auto w = part_of(arrays.w);
+  if (!w || !is(w, cpu::PackedPart::kCodes, w->stored) ||
+      !is(part_of(arrays.scales), cpu::PackedPart::kScales, w->stored) ||
+      !arrays.biases) {
+    return nullptr;
+  }
+  bool biases =
+      !w->stored->biases ||
+      is(part_of(*arrays.biases), cpu::PackedPart::kBiases, w->stored);
+  return biases ? w->stored : nullptr;
+}
+
+void enter(const mx::Primitive* node, Part part) {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  r.nodes.insert_or_assign(reinterpret_cast<std::uintptr_t>(node),
+                           std::move(part));
+  r.node_count = r.nodes.size();
+}
+
+void leave(const mx::Primitive* node) {
+  Registry& r = registry();
+  std::optional<Part> last;  // destroyed after the lock is released
+  std::lock_guard lock(r.mutex);
+  auto found = r.nodes.find(reinterpret_cast<std::uintptr_t>(node));
+  if (found != r.nodes.end()) {
+    last = std::move(found->second);
+    r.nodes.erase(found);
+  }
+  r.node_count = r.nodes.size();
 }
 
 }  // namespace nibble::repack

@@ -1,61 +1,58 @@
-// The matrices that the CPU backend copies into its own layout (cpu/packed.h),
-// and the copies.
+// The matrices that are stored in the CPU backend's own layout (cpu/packed.h).
 //
-// The first product makes the copy. It belongs to these three arrays and is
-// found by their identity. An array that replaces or overwrites one of them is
-// another array, without a copy.
+// A layer has lazy arrays in the place of its own: an evaluation would unpack
+// them (nodes/unpack.h). Products recognise such arrays. Their nodes get
+// stand-ins instead, which have the shapes and types of the arrays and the
+// memory of the packed matrix. An array that was evaluated has forgotten the
+// packed matrix, and is an array as any other.
 #pragma once
 
-#include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 
 #include "csrc/cpu/packed.h"
+#include "csrc/mlx/options.h"
 #include "mlx/array.h"
 
 namespace nibble::repack {
 
 namespace mx = mlx::core;
 
-// A copy, perhaps not made yet.
-class Copy {
- public:
-  // `bytes` is the memory that the copy needs.
-  explicit Copy(size_t bytes) : bytes_(bytes) {}
-
-  // The copy, made at the first call; nullptr if memory did not suffice.
-  const cpu::Packed* get(const cpu::PackedForm& form,
-                         int count,
-                         const cpu::QuantizedOperands& operands);
-
-  size_t bytes() const { return bytes_; }
-  bool made();
-
- private:
-  size_t bytes_;
-  std::mutex mutex_;
-  bool tried_ = false;
-  std::optional<cpu::Packed> packed_;
+// A packed matrix. Its memory lives as long as one of the stand-ins.
+struct Stored {
+  mx::array w, scales;              // stand-ins
+  std::optional<mx::array> biases;  // also one, if the format has biases
+  std::shared_ptr<const cpu::Packed> packed;
 };
 
-// Has products with this matrix make a copy. Returns a token, and keeps the
-// arrays in memory until forget() gets it. Returns 0, and does nothing, if the
-// backend has no other layout for the format.
-uint64_t remember(const mx::array& w,
-                  const mx::array& scales,
-                  const mx::array& biases,
-                  int bits,
-                  int group_size);
-void forget(uint64_t token);
+// Packs a matrix and evaluates its arrays for this. nullptr if the backend has
+// no other layout for it.
+std::shared_ptr<const Stored> store(const mx::array& w,
+                                    const mx::array& scales,
+                                    const mx::array& biases,
+                                    int bits,
+                                    int group_size);
 
-// {bytes that the copy of this token needs, bytes allocated so far}; {0, 0}
-// after forget().
-std::pair<size_t, size_t> bytes(uint64_t token);
+// The packed matrix of a stand-in for w; nullptr for any other array.
+std::shared_ptr<const cpu::Packed> find(const mx::array& w);
 
-// The copy for these arrays; nullptr if there is none to make.
-std::shared_ptr<Copy> find(const mx::array& w,
-                           const mx::array& scales,
-                           const mx::array& biases);
+// A packed matrix, and which of its arrays a lazy array is.
+struct Part {
+  std::shared_ptr<const Stored> stored;
+  cpu::PackedPart part;
+};
+
+// The part that a lazy array unpacks; nullopt for any other array, and for one
+// that was evaluated. It is safe while another thread evaluates the array.
+std::optional<Part> part_of(const mx::array& a);
+
+// The matrix of three lazy arrays. The biases of a format that reads none may
+// be any array. nullptr for other arrays.
+std::shared_ptr<const Stored> stored(const ops::QuantizedArrays& arrays);
+
+// A node that unpacks this part exists from its construction on, until its
+// destruction.
+void enter(const mx::Primitive* node, Part part);
+void leave(const mx::Primitive* node);
 
 }  // namespace nibble::repack

@@ -27,9 +27,15 @@ using Judge = std::function<bool(const std::string& kernel)>;
 // kernels.
 void set_judge(Judge judge);
 
+// The kernel that copies operands that are views. No problem leads to it.
+std::string view_kernel();
+
 // True if all of these kernels may be used.
 bool trusted(const std::vector<LaunchPlan>& launches);
 bool trusted(const std::vector<std::string>& kernels);
+
+// The same without a trial: false if one of them has not been asked for.
+bool is_known_right(const std::vector<LaunchPlan>& launches);
 
 // The names of all kernels.
 std::vector<std::string> kernels();

@@ -2,6 +2,8 @@
 
 #include <deque>
 #include <mutex>
+#include <optional>
+#include <utility>
 
 #include "csrc/core/error.h"
 #include "csrc/core/planner.h"
@@ -16,6 +18,7 @@ namespace {
 struct Tables {
   std::mutex mutex;
   std::deque<Tuning> all;  // growing a deque does not move its elements
+  std::vector<const Tuning*> current;  // by number
 };
 
 Tables& tables() {
@@ -23,28 +26,53 @@ Tables& tables() {
   return the_tables;
 }
 
-const Tuning& table(int number) {
-  Tables& t = tables();
-  std::lock_guard lock(t.mutex);
-  require(number >= 1 && static_cast<size_t>(number) <= t.all.size(),
+void check(int number, const Tables& t) {
+  require(number >= 1 && static_cast<size_t>(number) <= t.current.size(),
           "quantized_matmul",
           "tuning must be the number of a table but is ",
           number);
-  return t.all[number - 1];
 }
 
-}  // namespace
+Tuning made_of(const std::vector<Choice>& choices, bool gpu, bool complete) {
+  Tuning table(gpu, complete);
+  for (const auto& [shape, int8, candidate] : choices) {
+    if (std::get<8>(shape) > 0) {
+      table.put(gather_problem(shape), candidate);
+    } else {
+      table.put(problem(shape), int8, candidate);
+    }
+  }
+  return table;
+}
 
-MatmulProblem problem(const Shape& shape) {
-  const auto& [rows, N, K, dtype, scale_dtype, bits, group_size, symmetric] =
-      shape;
+// A choice that the options allow.
+std::string_view allowed(std::string_view choice,
+                         const Tuning& table,
+                         bool batch_invariant) {
+  if (choice.empty() && table.complete()) {
+    choice = kLeaveToMlx;
+  }
+  return batch_invariant && choice == kLeaveToMlx ? std::string_view() : choice;
+}
+
+Product product(const Shape& shape) {
+  const auto& [rows,
+               N,
+               K,
+               dtype,
+               scale_dtype,
+               bits,
+               group_size,
+               symmetric,
+               experts,
+               sorted] = shape;
   auto own = bridge::to_dtype(dtype);
   auto of_scales = bridge::to_dtype(scale_dtype);
   require(own && of_scales,
           "tuning",
           "dtypes float32, float16 or bfloat16 are required but got ",
           own ? scale_dtype : dtype);
-  require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1,
+  require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1 && experts >= 0,
           "tuning",
           "rows, N, K and group_size must be positive but got ",
           rows,
@@ -54,7 +82,7 @@ MatmulProblem problem(const Shape& shape) {
           K,
           " and ",
           group_size);
-  MatmulProblem p;
+  Product p;
   p.M = rows;
   p.N = N;
   p.K = K;
@@ -64,25 +92,106 @@ MatmulProblem problem(const Shape& shape) {
   return p;
 }
 
-int add(Tuning tuning) {
+std::vector<std::string> names_of(
+    const std::optional<std::vector<LaunchPlan>>& launches) {
+  std::vector<std::string> names;
+  for (const LaunchPlan& launch :
+       launches.value_or(std::vector<LaunchPlan>{})) {
+    names.push_back(launch.kernel);
+  }
+  return names;
+}
+
+}  // namespace
+
+MatmulProblem problem(const Shape& shape) {
+  MatmulProblem p;
+  static_cast<Product&>(p) = product(shape);
+  return p;
+}
+
+GatherProblem gather_problem(const Shape& shape) {
+  GatherProblem p;
+  static_cast<Product&>(p) = product(shape);
+  p.B = p.rows = p.M;
+  p.M = 1;
+  p.experts = std::get<8>(shape);
+  p.sorted = std::get<9>(shape);
+  return p;
+}
+
+int add(const std::vector<Choice>& choices,
+        bool complete,
+        const mx::Device& device) {
+  Tuning made = made_of(choices, device == mx::Device::gpu, complete);
   Tables& t = tables();
   std::lock_guard lock(t.mutex);
-  t.all.push_back(std::move(tuning));
-  return static_cast<int>(t.all.size());
+  t.current.push_back(&t.all.emplace_back(std::move(made)));
+  return static_cast<int>(t.current.size());
+}
+
+void replace(int number, const std::vector<Choice>& choices) {
+  Tables& t = tables();
+  std::lock_guard lock(t.mutex);
+  check(number, t);
+  const Tuning*& table = t.current[number - 1];
+  table =
+      &t.all.emplace_back(made_of(choices, table->gpu(), table->complete()));
+}
+
+const Tuning* table(const ops::MatmulOptions& options) {
+  if (options.tuning == 0) {
+    return nullptr;
+  }
+  Tables& t = tables();
+  std::lock_guard lock(t.mutex);
+  check(options.tuning, t);
+  return t.current[options.tuning - 1];
 }
 
 void consult(MatmulProblem& problem,
              const ops::MatmulOptions& options,
              const mx::Device& device) {
-  if (options.tuning == 0) {
+  const Tuning* found = table(options);
+  bool gpu = device == mx::Device::gpu;
+  if (found == nullptr || found->gpu() != gpu) {
     return;
   }
-  bool int8 = options.int8_activations && device == mx::Device::cpu;
-  problem.choice = table(options.tuning).find(problem, int8);
+  bool int8 = options.int8_activations && !gpu;
   problem.batch_invariant = options.batch_invariant;
-  if (problem.batch_invariant && problem.choice == kLeaveToMlx) {
-    problem.choice = {};
+  problem.choice =
+      allowed(found->find(problem, int8), *found, options.batch_invariant);
+}
+
+std::string_view choice(const GatherProblem& problem,
+                        const ops::MatmulOptions& options) {
+  const Tuning* found = table(options);
+  return found == nullptr || !found->gpu()
+             ? std::string_view()
+             : allowed(found->find(problem), *found, options.batch_invariant);
+}
+
+std::vector<std::string> kernels(const Shape& shape,
+                                 const std::string& choice) {
+  DeviceProfile device = executor::device_profile(mx::Device::gpu);
+  if (std::get<8>(shape) > 0) {
+    return names_of(plan(gather_problem(shape), device));
   }
+  MatmulProblem p = problem(shape);
+  p.choice = choice;
+  return names_of(plan(p, device));
+}
+
+std::vector<std::string> joining_kernels(const Shape& shape) {
+  DeviceProfile device = executor::device_profile(mx::Device::gpu);
+  if (std::get<8>(shape) > 0) {
+    return names_of(plan_swiglu(gather_problem(shape), device));
+  }
+  MatmulProblem p = problem(shape);
+  std::vector<std::string> names = names_of(plan_swiglu(p, device));
+  auto joint = names_of(plan_joint({p, p}, device));
+  names.insert(names.end(), joint.begin(), joint.end());
+  return names;
 }
 
 std::vector<std::string> candidates(const MatmulProblem& problem,

@@ -1,22 +1,19 @@
+#include <memory>
 #include <optional>
 
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/nodes/gather_qmm.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
+#include "csrc/mlx/nodes/swiglu_matmul.h"
 #include "csrc/mlx/ops.h"
+#include "mlx/utils.h"
 
 namespace nibble::fusion {
 namespace {
 
-// The input of `a` if `a` is a copy of it for contiguity. On a GPU each product
-// makes its own copy, so that this tells whether two have the same input.
-const mx::array& source(const mx::array& a) {
-  return graph::is_pending(a, "Contiguous") ? a.inputs()[0] : a;
-}
-
 bool is_same(const mx::array& a, const mx::array& b) {
-  return source(a).id() == source(b).id();
+  return a.id() == b.id();
 }
 
 // True if gate and up are pending products of this kind, of one x and with
@@ -46,27 +43,27 @@ bool choose_alike(const mx::array& gate, const mx::array& up) {
          (is_same(g[kLhs], u[kLhs]) || (in_turn(gate) && in_turn(up)));
 }
 
-// swiglu of the matrices that these two products have.
+// swiglu of the matrices that these two products have. Their inputs are checked
+// already, and in the form of a node.
 template <typename Product>
 std::optional<mx::array> gated(const mx::array& gate,
                                const mx::array& up,
-                               const ops::GatherIndices& indices,
+                               bool gathered,
+                               bool sorted,
                                mx::StreamOrDevice s) {
   const auto &g = gate.inputs(), &u = up.inputs();
   const auto& product = static_cast<const Product&>(gate.primitive());
-  auto matrix = [&](const std::vector<mx::array>& inputs) {
-    return ops::QuantizedArrays::of(product.format(),
-                                    inputs[Product::kW],
-                                    inputs[Product::kScales],
-                                    inputs[Product::kBiases]);
-  };
-  return ops::swiglu_node(source(g[Product::kX]),
-                          matrix(g),
-                          matrix(u),
-                          indices,
-                          ops::QuantArgs::of(product.format()),
-                          product.options(),
-                          s);
+  std::vector<mx::array> inputs(g.begin(), g.begin() + Product::kBiases + 1);
+  inputs.insert(
+      inputs.end(), u.begin() + Product::kW, u.begin() + Product::kBiases + 1);
+  inputs.insert(inputs.end(), g.begin() + Product::kBiases + 1, g.end());
+  return ops::swiglu_node(std::make_shared<SwigluMatmul>(mx::to_stream(s),
+                                                         product.format(),
+                                                         gathered,
+                                                         sorted,
+                                                         product.options()),
+                          std::move(inputs),
+                          gate.dtype());
 }
 
 }  // namespace
@@ -76,17 +73,13 @@ std::optional<mx::array> gated_products(const mx::array& gate,
                                         mx::StreamOrDevice s) {
   if (are_gate_and_up<QuantizedMatmul>(gate, up)) {
     const auto& product = static_cast<const QuantizedMatmul&>(gate.primitive());
-    return product.epilogue().any() ? std::nullopt
-                                    : gated<QuantizedMatmul>(gate, up, {}, s);
+    return product.epilogue().any()
+               ? std::nullopt
+               : gated<QuantizedMatmul>(gate, up, false, false, s);
   }
   if (are_gate_and_up<GatherQmm>(gate, up) && choose_alike(gate, up)) {
-    const auto& g = gate.inputs();
     const auto& product = static_cast<const GatherQmm&>(gate.primitive());
-    return gated<GatherQmm>(
-        gate,
-        up,
-        {g[GatherQmm::kLhs], g[GatherQmm::kRhs], product.sorted()},
-        s);
+    return gated<GatherQmm>(gate, up, true, product.sorted(), s);
   }
   return std::nullopt;
 }

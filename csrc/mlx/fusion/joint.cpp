@@ -7,9 +7,10 @@
 #include "csrc/core/tiles.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/executor.h"
-#include "csrc/mlx/facts/self_check.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/allocator.h"
 
 namespace nibble::fusion {
@@ -63,9 +64,11 @@ bool is_ready(const mx::array& a) {
 
 // True if one trusted launch computes these.
 bool go_together(const std::vector<MatmulProblem>& products,
-                 const mx::Device& device) {
-  auto launches = plan_joint(products, executor::device_profile(device));
-  return launches && self_check::trusted(*launches);
+                 QuantizedMatmul& node) {
+  return decision::joins(
+      plans::plan_joint(products,
+                        executor::device_profile(node.stream().device)),
+      node.options());
 }
 
 bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
@@ -83,7 +86,7 @@ bool Joint::take(const std::shared_ptr<QuantizedMatmul>& node,
   }
   products.push_back(part.problem);
   // This may run the trials of kernels, so it must not run under the lock.
-  if (!go_together(products, node->stream().device)) {
+  if (!go_together(products, *node)) {
     return false;
   }
   std::lock_guard lock(mutex_);
@@ -114,8 +117,9 @@ bool Joint::compute(QuantizedMatmul& node, const mx::array& x, mx::array& out) {
   auto is_own = [&](const Part* p) { return p->node.lock().get() == &node; };
   auto launches =
       first && std::any_of(wanted.begin(), wanted.end(), is_own)
-          ? plan_joint(products, executor::device_profile(node.stream().device))
-          : std::nullopt;
+          ? plans::plan_joint(products,
+                              executor::device_profile(node.stream().device))
+          : nullptr;
   if (!launches) {
     return false;
   }

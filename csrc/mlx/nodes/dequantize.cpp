@@ -43,7 +43,7 @@ void Dequantize::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "dequantize",
-      plan(problem(inputs), executor::device_profile(stream().device)),
+      plans::plan(problem(inputs), executor::device_profile(stream().device)),
       {Operand::kWeight, Operand::kScales, Operand::kBiases},
       inputs,
       outputs[0],

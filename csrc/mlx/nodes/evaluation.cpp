@@ -15,12 +15,12 @@ bool is_empty(mx::array& out) {
 }
 
 void run_on_gpu(const char* op,
-                const std::optional<std::vector<LaunchPlan>>& launches,
+                const plans::Plan& launches,
                 const std::vector<Operand>& operands,
                 const std::vector<mx::array>& inputs,
                 mx::array& out,
                 mx::Stream stream) {
-  require(launches.has_value(),
+  require(launches != nullptr,
           op,
           "a graph built for this device must be run on it");
   executor::allocate(out, stream);

@@ -1,10 +1,10 @@
 // The evaluation of quantized products on a GPU.
 #pragma once
 
-#include <optional>
 #include <vector>
 
-#include "csrc/core/launch_plan.h"
+#include "csrc/core/operand.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
@@ -19,7 +19,7 @@ bool is_empty(mx::array& out);
 // Gives `out` memory and runs the launches; operands[i] is the operand of
 // inputs[i]. Throws without launches: the graph was built for another device.
 void run_on_gpu(const char* op,
-                const std::optional<std::vector<LaunchPlan>>& launches,
+                const plans::Plan& launches,
                 const std::vector<Operand>& operands,
                 const std::vector<mx::array>& inputs,
                 mx::array& out,

@@ -11,6 +11,7 @@
 #include "csrc/mlx/nodes/evaluation.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 #include "csrc/mlx/nodes/transforms.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/ops.h"
 
@@ -44,7 +45,7 @@ void GatherQmm::eval_cpu(const std::vector<mx::array>& inputs,
                        cpu::gather_matmul(
                            p,
                            plan,
-                           {w.operands(p), x.data(), y},
+                           {w.operands(), x.data(), y},
                            {lhs.as<uint32_t>(), rhs.as<uint32_t>()});
                      });
 }
@@ -56,7 +57,7 @@ void GatherQmm::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "gather_qmm",
-      plan(problem(inputs), executor::device_profile(stream().device)),
+      plans::plan(problem(inputs), executor::device_profile(stream().device)),
       {Operand::kX,
        Operand::kWeight,
        Operand::kScales,
@@ -92,9 +93,10 @@ mx::array GatherQmm::apply(const std::vector<mx::array>& inputs,
       stream());
 }
 
-std::vector<mx::array> GatherQmm::jvp(const std::vector<mx::array>& primals,
+std::vector<mx::array> GatherQmm::jvp(const std::vector<mx::array>& inputs,
                                       const std::vector<mx::array>& tangents,
                                       const std::vector<int>& argnums) {
+  std::vector<mx::array> primals = repack::unpacked(inputs, kW);
   // y is linear in x, and linear in (scales, biases) together.
   mx::array zeros = mx::zeros_like(primals[kScales], stream());
   std::vector<mx::array> moved_x = primals, moved_w = primals;
@@ -148,10 +150,11 @@ mx::array GatherQmm::weight_gradient(const std::vector<mx::array>& primals,
   return mx::reshape(mx::matmul(masked, right, s), shape, s);
 }
 
-std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& primals,
+std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& inputs,
                                       const std::vector<mx::array>& cotangents,
                                       const std::vector<int>& argnums,
                                       const std::vector<mx::array>&) {
+  std::vector<mx::array> primals = repack::unpacked(inputs, kW);
   const mx::Stream& s = stream();
   const mx::array& dy = cotangents[0];
   auto x_gradient = [&] {
@@ -199,7 +202,8 @@ std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& primals,
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> GatherQmm::vmap(
-    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+    const std::vector<mx::array>& given, const std::vector<int>& axes) {
+  std::vector<mx::array> inputs = repack::unpacked(given, kW);
   const mx::Stream& s = stream();
   int size = mapped_size(inputs, axes);
   // The mapped axis becomes one more dimension of matrices to choose from.

@@ -59,10 +59,9 @@ class ProjectionTask {
   }
 
   void run(const void* x) {
-    cpu::matmul(
-        problem_,
-        plan_,
-        {w_.operands(problem_), x, y_, bias_ ? bias_->data() : nullptr});
+    cpu::matmul(problem_,
+                plan_,
+                {w_.operands(), x, y_, bias_ ? bias_->data() : nullptr});
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,
                         *projection_.norm_eps,

@@ -12,6 +12,7 @@
 #include "csrc/mlx/nodes/evaluation.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 #include "csrc/mlx/nodes/transforms.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/ops.h"
 
@@ -40,7 +41,7 @@ void QuantizedMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                       y = out.data<void>()]() mutable {
                        cpu::matmul(p,
                                    plan,
-                                   {w.operands(p),
+                                   {w.operands(),
                                     x.data(),
                                     y,
                                     bias ? bias->data() : nullptr,
@@ -66,7 +67,7 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
   }
   evaluation::run_on_gpu(
       "quantized_matmul",
-      plan(problem(inputs), executor::device_profile(stream().device)),
+      plans::plan(problem(inputs), executor::device_profile(stream().device)),
       operands,
       inputs,
       outputs[0],
@@ -99,9 +100,10 @@ mx::array QuantizedMatmul::apply(const mx::array& x,
 }
 
 std::vector<mx::array> QuantizedMatmul::jvp(
-    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& inputs,
     const std::vector<mx::array>& tangents,
     const std::vector<int>& argnums) {
+  std::vector<mx::array> primals = repack::unpacked(inputs, kW);
   // y is linear in x, linear in (scales, biases) together, and in the addends.
   const mx::array &x = primals[kX], &w = primals[kW];
   std::optional<mx::array> sum;
@@ -142,10 +144,11 @@ std::vector<mx::array> QuantizedMatmul::jvp(
 }
 
 std::vector<mx::array> QuantizedMatmul::vjp(
-    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& inputs,
     const std::vector<mx::array>& cotangents,
     const std::vector<int>& argnums,
     const std::vector<mx::array>&) {
+  std::vector<mx::array> primals = repack::unpacked(inputs, kW);
   const mx::array &x = primals[kX], &w = primals[kW];
   const mx::array &scales = primals[kScales], &biases = primals[kBiases];
   const mx::array& dy = cotangents[0];
@@ -210,7 +213,8 @@ std::vector<mx::array> QuantizedMatmul::vjp(
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> QuantizedMatmul::vmap(
-    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+    const std::vector<mx::array>& given, const std::vector<int>& axes) {
+  std::vector<mx::array> inputs = repack::unpacked(given, kW);
   const mx::Stream& s = stream();
   int size = mapped_size(inputs, axes);
   auto mapped = [&](int i) { return to_front(inputs[i], axes[i], size, s); };

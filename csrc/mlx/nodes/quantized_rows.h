@@ -9,38 +9,49 @@
 
 namespace nibble::bridge {
 
-// The arrays of a quantized matrix: inputs first, first + 1 and first + 2.
+// The arrays of a quantized matrix, or stand-ins for them (facts/repack.h):
+// inputs first, first + 1 and first + 2.
 class QuantizedRows {
  public:
   QuantizedRows(const std::vector<mx::array>& inputs, int first)
       : w_(inputs[first]),
         scales_(inputs[first + 1]),
         biases_(inputs[first + 2]),
-        copy_(
-            repack::find(inputs[first], inputs[first + 1], inputs[first + 2])),
-        w_size_(inputs[first].size()) {}
-
-  cpu::QuantizedOperands operands() {
-    return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
+        packed_(repack::find(inputs[first])) {
+    for (int i = 0; packed_ && i < 3; ++i) {
+      sizes_[i] = inputs[first + i].nbytes();
+    }
   }
 
-  // For the products of a problem: with the copy of repack.h, if there is one.
-  template <typename Problem>
-  cpu::QuantizedOperands operands(const Problem& p) {
-    cpu::QuantizedOperands o = operands();
-    if (copy_ && p.transpose) {
-      size_t words = size_t(p.N) * p.format.words_per_row(p.K);
-      o.packed = copy_->get({p.N, p.K, p.format, p.scale_dtype},
-                            static_cast<int>(w_size_ / words),
-                            o);
+  cpu::QuantizedOperands operands() {
+    if (!packed_) {
+      return {w_.as<uint32_t>(), scales_.data(), biases_.data()};
     }
-    return o;
+    if (packed_->is_readable()) {
+      return {nullptr, nullptr, nullptr, packed_.get()};
+    }
+    using enum cpu::PackedPart;
+    return {static_cast<const uint32_t*>(unpacked(kCodes)),
+            unpacked(kScales),
+            packed_->form().format.has_biases() ? unpacked(kBiases)
+                                                : biases_.data()};
   }
 
  private:
+  // For another instruction set than that of the layout.
+  const void* unpacked(cpu::PackedPart part) {
+    auto i = static_cast<size_t>(part);
+    if (unpacked_[i].empty()) {
+      unpacked_[i].resize(sizes_[i]);
+      packed_->unpack(part, unpacked_[i].data());
+    }
+    return unpacked_[i].data();
+  }
+
   RowContiguous w_, scales_, biases_;
-  std::shared_ptr<repack::Copy> copy_;
-  size_t w_size_;
+  std::shared_ptr<const cpu::Packed> packed_;
+  size_t sizes_[3] = {};
+  std::vector<uint8_t> unpacked_[3];
 };
 
 }  // namespace nibble::bridge

@@ -51,7 +51,7 @@ void ResidualNorm::eval_cpu(const std::vector<mx::array>& inputs,
                       y = normed.data<void>()]() mutable {
                        cpu::matmul(problem,
                                    plan,
-                                   {w.operands(problem),
+                                   {w.operands(),
                                     x.data(),
                                     h,
                                     has_bias ? bias.data() : nullptr,

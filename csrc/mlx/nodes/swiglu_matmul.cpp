@@ -5,10 +5,12 @@
 #include "csrc/cpu/matmul.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/executor.h"
 #include "csrc/mlx/facts/tuning.h"
 #include "csrc/mlx/fast.h"
 #include "csrc/mlx/nodes/evaluation.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/allocator.h"
 
@@ -51,13 +53,14 @@ GatherProblem SwigluMatmul::gather_problem(
                                 options_.batch_invariant);
 }
 
-std::optional<std::vector<LaunchPlan>> SwigluMatmul::launches(
-    const std::vector<mx::array>& inputs) {
-  return gathered_ ? plan_swiglu(gather_problem(inputs))
-                   : plan_swiglu(dense_problem(inputs));
+plans::Plan SwigluMatmul::launches(const std::vector<mx::array>& inputs) {
+  DeviceProfile device = executor::device_profile(stream().device);
+  return gathered_ ? plans::plan_swiglu(gather_problem(inputs), device)
+                   : plans::plan_swiglu(dense_problem(inputs), device);
 }
 
-mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& inputs) {
+mx::array SwigluMatmul::by_mlx(const std::vector<mx::array>& given) {
+  auto inputs = repack::unpacked(repack::unpacked(given, kGate), kUp);
   auto matrix = [&](int i) {
     return ops::QuantizedArrays::of(
         format_, inputs[i], inputs[i + 1], inputs[i + 2]);
@@ -89,7 +92,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
         outputs,
         [p, plan = bridge::cpu_plan(p, options_), x, gate, up, y]() mutable {
           cpu::swiglu_matmul(
-              p, plan, {gate.operands(p), up.operands(p), x.data(), y});
+              p, plan, {gate.operands(), up.operands(), x.data(), y});
         });
     return;
   }
@@ -107,7 +110,7 @@ void SwigluMatmul::eval_cpu(const std::vector<mx::array>& inputs,
                        cpu::gather_swiglu(
                            p,
                            plan,
-                           {gate.operands(p), up.operands(p), x.data(), y},
+                           {gate.operands(), up.operands(), x.data(), y},
                            {lhs.as<uint32_t>(), rhs.as<uint32_t>()});
                      });
 }

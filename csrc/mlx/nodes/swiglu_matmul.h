@@ -2,13 +2,12 @@
 // MLP.
 #pragma once
 
-#include <optional>
 #include <vector>
 
-#include "csrc/core/launch_plan.h"
 #include "csrc/core/problem.h"
 #include "csrc/mlx/nodes/fast_node.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
 
 namespace nibble {
 
@@ -55,9 +54,10 @@ class SwigluMatmul : public FastPrimitive {
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
-  // The launches on a GPU; nullopt if two products are faster.
-  std::optional<std::vector<LaunchPlan>> launches(
-      const std::vector<mx::array>& inputs);
+  const ops::MatmulOptions& options() const { return options_; }
+
+  // The launches on a GPU; null if two products are faster.
+  plans::Plan launches(const std::vector<mx::array>& inputs);
 
  protected:
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;

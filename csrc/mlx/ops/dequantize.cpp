@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "mlx/ops.h"
@@ -11,7 +12,8 @@ namespace nibble::ops {
 mx::array dequantize(const QuantizedArrays& matrix,
                      const QuantArgs& args,
                      std::optional<mx::Dtype> dtype,
-                     mx::StreamOrDevice s) {
+                     mx::StreamOrDevice s,
+                     const MatmulOptions& options) {
   mx::Stream stream = mx::to_stream(s);
   auto request = normalise({.op = "dequantize",
                             .stream = stream,
@@ -24,7 +26,7 @@ mx::array dequantize(const QuantizedArrays& matrix,
     if (request->is_empty()) {
       return mx::zeros(node->output_shapes(inputs)[0], out_dtype, stream);
     }
-    if (decide(node->problem(inputs), false, stream)) {
+    if (decision::ours(node->problem(inputs), options, stream.device)) {
       return build(std::move(node), std::move(inputs), out_dtype);
     }
   }

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "csrc/core/error.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "csrc/mlx/ops/validate.h"
@@ -71,7 +72,7 @@ mx::array gather_qmm(const mx::array& x,
           "w must have a matrix to choose but its shape is ",
           text(matrix.w.shape()));
   bool traced = inputs[kX].is_tracer() || lhs.is_tracer() || rhs.is_tracer();
-  if (!decide(node->problem(inputs), traced, stream)) {
+  if (!decision::ours(node->problem(inputs), options, traced, stream.device)) {
     mx::array y =
         by_mlx(inputs[kX],
                QuantizedArrays::of(

@@ -2,8 +2,9 @@
 
 #include <memory>
 
-#include "csrc/core/tuning.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "csrc/mlx/ops/validate.h"
@@ -81,8 +82,9 @@ mx::array quantized_matmul(const mx::array& x,
     return finish(mx::zeros(shape, dtype, stream), addends);
   }
   MatmulProblem problem = node->problem(inputs);
-  if (problem.choice == kLeaveToMlx ||
-      !decide(problem, inputs[kX].is_tracer(), stream)) {
+  if (!decision::ours(
+          problem, options, inputs[kX].is_tracer(), stream.device)) {
+    inputs = repack::unpacked(std::move(inputs), kW);
     mx::array y =
         by_mlx(inputs[kX],
                QuantizedArrays::of(

@@ -8,6 +8,7 @@
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/symmetric.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops/validate.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
@@ -24,6 +25,33 @@ bool is_symmetric(const Call& call, const QuantFormat& format) {
           }));
 }
 
+// The packed matrices of a product on the CPU (facts/repack.h), if all are
+// packed alike and the product can read them.
+std::vector<std::shared_ptr<const repack::Stored>> packed(
+    const Call& call, const QuantFormat& format, mx::Dtype scale_dtype) {
+  std::vector<std::shared_ptr<const repack::Stored>> all;
+  if (!call.x || !call.transpose || call.stream.device != mx::Device::cpu) {
+    return {};
+  }
+  for (const QuantizedArrays* q : call.matrices) {
+    auto stored = repack::stored(*q);
+    if (!stored) {
+      return {};
+    }
+    const QuantFormat& own = stored->packed->form().format;
+    bool fits = own.bits == format.bits &&
+                own.group_size == format.group_size &&
+                (own.has_biases() || is_symmetric(call, format)) &&
+                stored->scales.dtype() == scale_dtype &&
+                (all.empty() || all[0]->packed->form().format.mode == own.mode);
+    if (!fits) {
+      return {};
+    }
+    all.push_back(std::move(stored));
+  }
+  return all;
+}
+
 // The type of a product: that of x, or a promoted one if x has integers.
 mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
   return mx::issubdtype(x.dtype(), mx::floating)
@@ -35,13 +63,6 @@ mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
 bool is_one_of(mx::Dtype dtype, std::span<const Dtype> list) {
   std::optional<Dtype> ours = bridge::to_dtype(dtype);
   return ours && std::ranges::find(list, *ours) != list.end();
-}
-
-// `a`, contiguous. An array that is available and contiguous needs no node.
-mx::array contiguous(const mx::array& a, const mx::Stream& stream) {
-  return !a.is_tracer() && a.is_available() && a.flags().row_contiguous
-             ? a
-             : mx::contiguous(a, false, stream);
 }
 
 // Indices of `matrices` as uint32.
@@ -106,14 +127,25 @@ std::optional<Request> normalise(const Call& call) {
       !is_one_of(scale_dtype, format.info().scale_dtypes)) {
     return std::nullopt;
   }
-  if (format.mode == Mode::kAffine) {
+  auto stored = packed(call, format, scale_dtype);
+  if (!stored.empty()) {
+    format.mode = stored[0]->packed->form().format.mode;
+  } else if (format.mode == Mode::kAffine) {
     format.mode = affine_mode(is_symmetric(call, format));
   }
   Request request{format, dtype, {}};
   if (call.x) {
     request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
   }
-  for (const QuantizedArrays* q : call.matrices) {
+  for (size_t i = 0; i < call.matrices.size(); ++i) {
+    const QuantizedArrays* q = call.matrices[i];
+    if (!stored.empty()) {
+      const repack::Stored& matrix = *stored[i];
+      request.inputs.insert(
+          request.inputs.end(),
+          {matrix.w, matrix.scales, matrix.biases.value_or(q->biases_input())});
+      continue;
+    }
     request.inputs.insert(
         request.inputs.end(),
         {q->w,
@@ -148,6 +180,9 @@ void align_batches(Request& request, const mx::Stream& stream) {
   mx::Shape batch =
       mx::broadcast_shapes(bridge::batch_shape(x.shape()), wanted);
   bool matches = bridge::match_batch(batch, wanted).has_value();
+  for (size_t i = 1; !matches && i < request.inputs.size(); i += 3) {
+    request.inputs = repack::unpacked(std::move(request.inputs), int(i));
+  }
   auto end = matches ? request.inputs.begin() + 1 : request.inputs.end();
   for (auto input = request.inputs.begin(); input != end; ++input) {
     mx::Shape shape = batch;
@@ -156,17 +191,16 @@ void align_batches(Request& request, const mx::Stream& stream) {
   }
 }
 
-bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches) {
-  return launches && self_check::trusted(*launches);
-}
-
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype) {
   mx::Shape shape = node->output_shapes(inputs)[0];
   if (node->device() == mx::Device::gpu) {
     for (mx::array& input : inputs) {
-      input = contiguous(input, node->stream());
+      // The launch copies a view, if it has no more dimensions than this.
+      if (input.ndim() >= NIBBLE_CONTIGUOUS_DIMS) {
+        input = mx::contiguous(input, false, node->stream());
+      }
     }
   }
   return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));

@@ -1,7 +1,8 @@
 // The three steps of every operation of quantized matrices:
 //
 //   normalise  checks the arguments and brings them into the form of a node;
-//   decide     asks whether our kernels compute this on the device;
+//   decide     asks whether our kernels compute this on the device
+//              (facts/decision.h);
 //   build      makes the node.
 //
 // MLX's operation computes the result where a step says no.
@@ -12,10 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/core/planner.h"
-#include "csrc/mlx/executor.h"
-#include "csrc/mlx/facts/self_check.h"
+#include "csrc/core/format.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/primitives.h"
 
 namespace nibble::ops {
@@ -60,31 +60,7 @@ std::pair<mx::array, mx::array> normalise(const char* op,
 // Broadcasts the matrices too where match_batch() needs it.
 void align_batches(Request& request, const mx::Stream& stream);
 
-// True if the self-check trusts all of these launches.
-bool is_trusted(const std::optional<std::vector<LaunchPlan>>& launches);
-
-// True if our kernels compute this on the stream's device, are trusted there,
-// and have no faster kernel of MLX beside them. A traced graph may be run with
-// other shapes than it was built with (mx.compile(shapeless=True)). So all
-// kernels of any shape must be trusted now: inside an evaluation it is too late
-// to ask.
-template <typename Problem>
-bool decide(const Problem& problem, bool traced, const mx::Stream& stream) {
-  if (stream.device == mx::Device::cpu) {
-    return true;
-  }
-  if (!executor::is_available()) {
-    return false;
-  }
-  DeviceProfile device = executor::device_profile(stream.device);
-  bool left_to_mlx = traced ? mlx_may_be_faster(problem, device)
-                            : mlx_is_faster(problem, device);
-  return !left_to_mlx && is_trusted(plan(problem, device)) &&
-         (!traced || self_check::trusted(kernels_of_any_shape(
-                         problem, planner_of(problem), device.api)));
-}
-
-// The output of a node. On a GPU, kernels need contiguous inputs.
+// The output of a node.
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);

@@ -1,6 +1,8 @@
 // swiglu and gather_swiglu: the first half of a gated MLP.
 #include <memory>
 
+#include "csrc/mlx/executor.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/nodes/swiglu_matmul.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
@@ -21,21 +23,27 @@ bool are_alike(const QuantizedArrays& gate,
 }
 
 // True if a kernel of ours computes both products on the stream's device.
-bool decide(SwigluMatmul& node,
-            const std::vector<mx::array>& inputs,
-            bool gathered) {
+bool decide(SwigluMatmul& node, const std::vector<mx::array>& inputs) {
   if (node.device() == mx::Device::cpu) {
     return true;
   }
   // A traced graph may be run with more rows, which have no fused kernel.
-  bool traced =
-      inputs[kX].is_tracer() || (gathered && inputs[kLhs].is_tracer());
-  return executor::is_available() &&
-         executor::device_profile(node.device()).api == Api::kMetal &&
-         !traced && is_trusted(node.launches(inputs));
+  bool traced = inputs[kX].is_tracer() ||
+                (inputs.size() > kLhs && inputs[kLhs].is_tracer());
+  return executor::is_available() && !traced &&
+         decision::joins(node.launches(inputs), node.options());
 }
 
 }  // namespace
+
+std::optional<mx::array> swiglu_node(std::shared_ptr<SwigluMatmul> node,
+                                     std::vector<mx::array> inputs,
+                                     mx::Dtype dtype) {
+  if (!decide(*node, inputs)) {
+    return std::nullopt;
+  }
+  return build(std::move(node), std::move(inputs), dtype);
+}
 
 std::optional<mx::array> swiglu_node(const mx::array& x,
                                      const QuantizedArrays& gate,
@@ -67,14 +75,15 @@ std::optional<mx::array> swiglu_node(const mx::array& x,
   } else {
     align_batches(*request, stream);
   }
-  auto node = std::make_shared<SwigluMatmul>(
-      stream, format, gathered, indices.sorted, options);
-  if (request->is_empty() || !decide(*node, inputs, gathered)) {
+  if (request->is_empty()) {
     return std::nullopt;
   }
-  mx::array y = build(std::move(node), std::move(inputs), dtype);
+  auto y = swiglu_node(std::make_shared<SwigluMatmul>(
+                           stream, format, gathered, indices.sorted, options),
+                       std::move(inputs),
+                       dtype);
   bool vector = x.ndim() == 1 && gate.w.ndim() > 2;
-  return vector ? mx::squeeze(y, -2, stream) : y;
+  return y && vector ? mx::squeeze(*y, -2, stream) : y;
 }
 
 mx::array swiglu(const mx::array& x,

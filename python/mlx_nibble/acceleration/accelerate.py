@@ -9,15 +9,20 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native
-from mlx_nibble.acceleration import shared_modules, symmetric
-from mlx_nibble.acceleration.decide import Rules, decide, is_quantized
-from mlx_nibble.acceleration.rebind import original
-from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.acceleration import measured, shared_modules, symmetric
+from mlx_nibble.acceleration.decide import (
+    Rules,
+    decide,
+    is_quantized,
+    reads_weights_by_products,
+)
+from mlx_nibble.acceleration.repack import Repacked, is_packed
 from mlx_nibble.acceleration.report import Kept, Report, Routed, Swap
 from mlx_nibble.acceleration.route import other_layers, quantized_layers
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.nn import Options
+from mlx_nibble.progress import Progress, silent
 
 
 def accelerate(
@@ -26,16 +31,21 @@ def accelerate(
     *,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
+    duel: bool = True,
+    progress: Progress = silent,
 ) -> Report:
     """Let every quantized layer of ``model`` compute with our kernels.
 
-    Only the class of a layer changes. Parameters, their names and the arrays stay where
-    they are, so the model is saved, trained and sharded as before, and no memory is
-    used. The new class is a subclass of the old one: its code is the same, but calls
-    our operations instead of MLX's. Scales and biases are evaluated, to recognise
-    symmetric matrices, whose biases our kernels need not read.
+    The class of a layer changes. The new class is a subclass of the old one: its code
+    is the same, but calls our operations instead of MLX's. Parameters, their names and
+    their values stay, so the model is saved, trained and sharded as before, and no
+    memory is used. Scales and biases are evaluated, to recognise symmetric matrices,
+    whose biases our kernels need not read.
+
+    If the default device is the CPU, weights are put in the order that the processor
+    reads fastest, in place of the checkpoint's (``repack``).
 
     If the default device is the CPU, the layers between them call our operations too:
     normalization, rotary positions, attention, SwiGLU. Arrays on another device still
@@ -46,8 +56,9 @@ def accelerate(
         model: Any MLX module; quantized layers are found at any depth.
         predicate: Function of the path and the module of each quantized layer; a false
             result leaves that layer to MLX.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
+        progress: Function that is told how many layers are repacked.
 
     Returns:
         The changed layers, and the unchanged ones with the reason. ``report.undo()``
@@ -59,13 +70,16 @@ def accelerate(
 
     After an exception of any kind the model is as it was before.
     """
-    settings = Settings(activations, batch_invariant, repack, tuned)
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
     if not isinstance(model, mlx_nn.Module):
         raise TypeError(
             f"[accelerate] an mlx.nn.Module is required but got {model!r:.60}."
         )
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     tuning, table = tuned_table.in_use() if settings.tuned else (0, {})
+    gpu = measured.of_gpu(settings, model)
+    if gpu is not None:
+        tuning = gpu.number(settings.tuned)
     options = Options(settings.activations, settings.batch_invariant, tuning)
     others = other_layers(settings.batch_invariant, on_cpu)
     rules = Rules(
@@ -75,9 +89,12 @@ def accelerate(
     try:
         _change(model, rules, report)
         recognise_symmetric(swap.module for swap in report.swapped)
+        if gpu is not None:
+            quantized, follow = rules.quantized, settings.tuned
+            report.measured = measured.settle(gpu, model, quantized, follow)
         report.tuned = _tuned_layers(report, table, settings.activations)
         if settings.repack and on_cpu:
-            report.repacked = repacked(model)
+            repack_layers(model, report, progress)
     except BaseException:
         report.undo()
         raise
@@ -104,20 +121,17 @@ def _change(model: mlx_nn.Module, rules: Rules, report: Report) -> None:
                 report.unchanged += is_quantized(module)
 
 
-def repacked(model: mlx_nn.Module) -> Copies:
-    """Let all of a model's layers on our kernels compute from copies.
+def repack_layers(
+    model: mlx_nn.Module, report: Report, progress: Progress = silent
+) -> None:
+    """Put the weights of a model's layers on our kernels in the processor's order.
 
     See :mod:`mlx_nibble.acceleration.repack`.
     """
-    layers: list[Any] = [
-        module
-        for module in model.modules()
-        if is_quantized(module) and original(type(module)) is not type(module)
-    ]
-    return Copies(
-        (m["weight"], m["scales"], m["biases"], m.bits, m.group_size)
-        for m in layers
-        if "biases" in m
+    report.repacked = Repacked()
+    report.repacked.add(
+        (m for m in model.modules() if "biases" in m and reads_weights_by_products(m)),
+        progress,
     )
 
 
@@ -127,7 +141,11 @@ def recognise_symmetric(modules: Iterable[mlx_nn.Module]) -> None:
     Evaluates the layers' scales and biases; see
     :mod:`mlx_nibble.acceleration.symmetric`.
     """
-    matrices: list[Any] = [m for m in modules if is_quantized(m) and "biases" in m]
+    matrices: list[Any] = [
+        m
+        for m in modules
+        if is_quantized(m) and "biases" in m and not is_packed(m["scales"])
+    ]
     symmetric.recognise((m["scales"], m["biases"], m.bits) for m in matrices)
 
 

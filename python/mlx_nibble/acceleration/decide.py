@@ -73,6 +73,15 @@ def keeps_scales(module: mlx_nn.Module) -> bool:
     return rebound is not None and "dequantize" not in rebound.operations
 
 
+def reads_weights_by_products(module: mlx_nn.Module) -> bool:
+    """Return whether a layer on our kernels reads its weights by our operations only.
+
+    A layer that looks rows up by code of its own does not.
+    """
+    ours = isinstance(module, nn.QuantizedEmbedding)
+    return is_quantized(module) and (ours or keeps_scales(module))
+
+
 def _reason_to_keep(
     path: str, module: Any, rebound: Rebound | None, rules: Rules
 ) -> str | None:

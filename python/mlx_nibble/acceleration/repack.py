@@ -1,72 +1,126 @@
-"""Copies of the weights, in the order in which the processor reads them fastest.
+"""Weights in the order in which the processor reads them fastest.
 
-On a CPU, products of few rows read a copy faster: it is one stream of memory in the
-order of the instruction set (docs/internals/cpu.md). Results have the same bits. The
-first product of a layer makes the copy. It takes as much memory as the layer's weights,
-and is never written to disk. Formats of 2, 4 and 8 bits have copies; products read
-other formats from the layer's arrays.
+On a CPU, products of few rows are faster if the weights lie in the order of the
+instruction set (docs/internals/cpu.md). That order is a permutation of the same words.
+A layer of 2, 4 or 8 bits gets lazy arrays in the place of its own. Our products read
+the packed weights behind them, with the same bits. Everything else may use the lazy
+arrays like any others: an evaluation unpacks them.
 
-A copy belongs to three array objects. An array that replaces one of them, or that was
-written to, is another object and has no copy. The copy is freed with the first of the
-three arrays. :mod:`mlx_nibble.acceleration.symmetric` follows the same rule.
+An array that was evaluated has no packed weights any more. Once all arrays of a layer
+were evaluated, the packed weights are freed, and products read the arrays as they lie.
+So a layer never keeps its weights twice.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_nibble import _native
+from mlx_nibble.progress import Progress, silent
 
-Matrix = tuple[mx.array, mx.array, mx.array, int, int]
-"""w, scales, biases, bits and group size."""
+NAMES = ("weight", "scales", "biases")
+"""A quantized layer's arrays."""
+
+Matrix = tuple[mx.array, mx.array, mx.array]
+"""w, scales and biases."""
 
 
-class Copies:
-    """The copies of a model's layers, including those that are not made yet."""
+class Repacked:
+    """The layers of a model whose weights lie in the processor's order."""
 
-    def __init__(self, matrices: Iterable[Matrix]) -> None:
-        """Let products with these matrices use copies from now on."""
-        self._watched: list[weakref.finalize] = []
-        self._tokens: list[int] = []
-        try:
-            for matrix in matrices:
-                self._remember(*matrix)
-        except BaseException:
-            self.forget()
-            raise
+    def __init__(self) -> None:
+        """Begin without layers."""
+        self._layers: list[tuple[Any, int]] = []
 
-    def _remember(
-        self, w: mx.array, scales: mx.array, biases: mx.array, bits: int, group: int
-    ) -> None:
-        ext = _native.ext
-        token = ext.remember_repack(w, scales, biases, bits, group) if ext else 0
-        if ext is None or token == 0:
-            return
-        self._tokens.append(token)
-        for array in (w, scales, biases):
-            watch = weakref.finalize(array, ext.forget_repack, token)
-            watch.atexit = False
-            self._watched.append(watch)
+    def add(self, modules: Iterable[nn.Module], progress: Progress = silent) -> None:
+        """Repack quantized layers, one after the other.
 
-    def forget(self) -> None:
-        """Free all copies; products read the layers' own arrays again."""
-        for watch in self._watched:
-            watch()
-        self._watched, self._tokens = [], []
+        Args:
+            modules: Quantized layers with biases. Those that the backend has no other
+                order for stay as they are.
+            progress: Function that is told the number of layers.
+        """
+        found: dict[int, Any] = {id(m): m for m in modules}
+        layers = [m for m in found.values() if not any(map(is_packed, _arrays(m)))]
+        shared = _shared(layers)
+        done: dict[tuple[int, ...], tuple[Matrix, int]] = {}
+        for number, layer in enumerate(layers):
+            progress("repack weights", number, len(layers))
+            key = _identity(layer)
+            packed = done.get(key) or pack(
+                *_arrays(layer), layer.bits, layer.group_size
+            )
+            if packed is None:
+                continue
+            if key in shared:
+                done[key] = packed
+            matrix, nbytes = packed
+            self._layers.append((layer, nbytes))
+            for name, array in zip(NAMES, matrix, strict=True):
+                layer[name] = array
+        progress("repack weights", len(layers), len(layers))
+        if self._layers and _native.ext is not None:
+            _native.ext.release_memory()
+
+    def undo(self) -> None:
+        """Give all layers evaluated arrays, as they had before."""
+        for layer, _ in self._layers:
+            mx.eval([a for a in map(layer.get, NAMES) if is_packed(a)])
+        self._layers = []
+
+    @property
+    def layers(self) -> int:
+        """Number of the layers that are repacked now."""
+        return sum(is_packed(layer["weight"]) for layer, _ in self._layers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all copies, when each layer has computed a product."""
-        return sum(self._bytes(0))
+        """Bytes of the repacked weights, which replace those of the checkpoint."""
+        return sum(n for layer, n in self._layers if is_packed(layer["weight"]))
 
-    @property
-    def nbytes_so_far(self) -> int:
-        """Bytes of the copies that are made."""
-        return sum(self._bytes(1))
 
-    def _bytes(self, which: int) -> Iterable[int]:
-        ext = _native.ext
-        return [ext.repack_bytes(t)[which] for t in self._tokens] if ext else []
+def pack(
+    w: mx.array, scales: mx.array, biases: mx.array, bits: int, group_size: int
+) -> tuple[Matrix, int] | None:
+    """Return lazy arrays that replace a matrix, and the bytes of the packed weights.
+
+    None if the backend has no other order for it.
+    """
+    ext = _native.ext
+    packed = ext and ext.pack(w, scales, biases, bits, group_size)
+    if ext is None or packed is None:
+        return None
+    lazy_w, lazy_scales, lazy_biases, nbytes = packed
+    if is_packed(lazy_biases):
+        return (lazy_w, lazy_scales, lazy_biases), nbytes
+    # A symmetric matrix. Its biases stay, and are now known to follow from the new
+    # scales.
+    ext.remember_symmetric(lazy_scales, biases, bits)
+    return (lazy_w, lazy_scales, biases), nbytes
+
+
+def is_packed(array: Any) -> bool:
+    """Return whether an array would be unpacked by an evaluation."""
+    return (
+        _native.ext is not None
+        and isinstance(array, mx.array)
+        and _native.ext.is_packed(array)
+    )
+
+
+def _arrays(layer: Any) -> Matrix:
+    return layer["weight"], layer["scales"], layer["biases"]
+
+
+def _identity(layer: Any) -> tuple[int, ...]:
+    return tuple(map(id, _arrays(layer)))
+
+
+def _shared(layers: list[Any]) -> set[tuple[int, ...]]:
+    """Return the identities of the arrays that several layers have."""
+    seen: set[tuple[int, ...]] = set()
+    return {key for key in map(_identity, layers) if key in seen or seen.add(key)}

@@ -9,8 +9,11 @@ import mlx.nn as nn
 
 from mlx_nibble import _native
 from mlx_nibble.acceleration.rebind import original
-from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.acceleration.repack import Repacked
 from mlx_nibble.acceleration.shared_modules import Replaced
+
+Standing = dict[str, Counter[str]]
+"""By the rows of x: who computes how many layers, and why."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,25 @@ class Report:
         kept: Quantized layers left to MLX, each with the reason.
         routed: Other layers that call our operations.
         replaced: Shared modules whose copy is in ``routed``.
-        repacked: Copies of the weights in the order that the processor reads fastest;
-            None without ``repack``.
+        repacked: The layers whose weights lie in the order that the processor reads
+            fastest; None without ``repack``, and on a GPU.
         tuned: Number of swapped layers that a choice of ``nibble tune`` concerns.
         unchanged: Number of quantized layers that had the same settings already.
+        measured: On a GPU, the number of layers by who computes them and why; by the
+            rows of x. Empty if being right is enough.
     """
 
     swapped: list[Swap] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
-    repacked: Copies | None = None
+    repacked: Repacked | None = None
     tuned: int = 0
     unchanged: int = 0
+    measured: Standing = field(default_factory=dict)
 
     def undo(self) -> None:
-        """Restore each layer's class, and with it the model.
+        """Restore each layer's class and arrays, and with them the model.
 
         Later calls of ``accelerate`` on the same layers are undone as well.
         """
@@ -82,7 +88,7 @@ class Report:
         for child in self.replaced:
             child.undo()
         if self.repacked is not None:
-            self.repacked.forget()
+            self.repacked.undo()
             self.repacked = None
         self.routed, self.swapped, self.replaced = [], [], []
 
@@ -99,6 +105,8 @@ class Report:
             lines.append(f"  {self.unchanged:4} on our kernels already")
         if self.tuned:
             lines.append(f"  {self.tuned:4} of them by choices of nibble tune")
+        for rows, whys in self.measured.items():
+            lines += [f"  {n:4} with {rows}: {why}" for why, n in whys.most_common()]
         reasons = Counter((k.kind, k.reason) for k in self.kept)
         for (kind, reason), count in sorted(reasons.items()):
             lines.append(f"  {count:4} {kind} left to MLX: {reason}")
@@ -108,10 +116,7 @@ class Report:
         )
         for (kind, device, operations), count in sorted(routes.items()):
             lines.append(f"  {count:4} {kind} on our {device} {operations}")
-        if self.repacked is not None:
-            now, most = (
-                f"{count / 1e6:.1f} MB"
-                for count in (self.repacked.nbytes_so_far, self.repacked.nbytes)
-            )
-            lines.append(f"  repacked at first use: {now} now, {most} when all are")
+        if self.repacked is not None and self.repacked.layers:
+            count, size = self.repacked.layers, self.repacked.nbytes / 1e6
+            lines.append(f"  {count:4} of them repacked in place, {size:.1f} MB")
         return "\n".join(lines)

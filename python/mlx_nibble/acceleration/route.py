@@ -42,8 +42,10 @@ def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
             ops.gather_qmm,
             activations=options.activations,
             batch_invariant=options.batch_invariant,
+            # A CPU has one way to compute these.
+            tuning=0 if on_cpu else options.tuning,
         ),
-        "mlx.core.dequantize": ops.dequantize,
+        "mlx.core.dequantize": partial(ops.dequantize, tuning=options.tuning),
     }
     return Rebinding(
         functions | _between(options.batch_invariant) if on_cpu else functions,

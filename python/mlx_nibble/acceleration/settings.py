@@ -21,12 +21,17 @@ class Settings:
             exactly.
         batch_invariant: Each row's result does not depend on the number of rows.
             Greedy speculative decoding then gives exactly the tokens of plain decoding.
-        repack: On a CPU, each layer keeps a second copy of its weights, in the order
-            that the processor reads fastest, from its first product on. Few rows are
-            then up to twice as fast, and results have the same bits. The weights take
-            twice the memory, which ``report.repacked`` counts.
+        repack: On a CPU, put the weights in the order that the processor reads
+            fastest. Few rows are then up to twice as fast, and results have the same
+            bits. The layers get lazy arrays: whoever evaluates them, as by saving, gets
+            the checkpoint's weights back, and with them its speed. False leaves all
+            arrays as they are.
         tuned: Follow the choices that ``nibble tune`` has measured on this machine, if
             there are any (docs/guide/tune.md).
+        duel: On a GPU, use a kernel only where it was timed on this machine and is
+            faster than MLX's operation. What is not timed yet is timed now, in up to 5
+            seconds, and kept (docs/guide/tune.md). Otherwise a kernel that is right is
+            used.
 
     Raises:
         ValueError: If ``activations`` is neither None nor ``"int8"``.
@@ -34,8 +39,9 @@ class Settings:
 
     activations: str | None = None
     batch_invariant: bool = False
-    repack: bool = False
+    repack: bool = True
     tuned: bool = True
+    duel: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""

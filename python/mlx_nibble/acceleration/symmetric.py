@@ -50,6 +50,12 @@ def recognise(matrices: Iterable[tuple[mx.array, mx.array, int]]) -> list[bool]:
     return answers
 
 
+def are_known(biases: Iterable[mx.array]) -> list[bool]:
+    """Return whether each of these biases was found to be redundant."""
+    known = {id(watched()) for watched in _watched.values()}
+    return [id(array) in known for array in biases]
+
+
 # Number of groups to compare first. Up to three in four of the 4-bit groups from
 # mx.quantize are symmetric by chance; 64 in a row are not.
 _FIRST = 64

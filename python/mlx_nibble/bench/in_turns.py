@@ -24,7 +24,8 @@ from mlx_nibble.bench import capsule
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import describe
 from mlx_nibble.bench.products import ProductCase
-from mlx_nibble.bench.schedule import DROPPED, Undisturbed, balanced_orders
+from mlx_nibble.bench.schedule import DROPPED, Undisturbed
+from mlx_nibble.machine.turns import balanced_orders
 from mlx_nibble.progress import Progress
 
 PASSES = 20

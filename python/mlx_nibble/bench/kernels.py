@@ -13,8 +13,9 @@ import mlx.core as mx
 from mlx_nibble.bench import peaks, products
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.products import Pools, ProductCase
-from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.schedule import take_quiet_pass
 from mlx_nibble.bench.statistics import Estimate, median, ratio
+from mlx_nibble.machine.turns import ChainCandidate, warm_up
 from mlx_nibble.ops import DTYPES
 from mlx_nibble.progress import Progress
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_nibble import ops
 from mlx_nibble.bench.machine import last_level_cache_bytes
-from mlx_nibble.bench.schedule import Chain
+from mlx_nibble.machine.turns import Chain, link
 from mlx_nibble.ops import DTYPES
 
 # Size of the weights in the pool, in caches: weights that return are no longer cached.
@@ -194,18 +194,6 @@ def chain(
         mx.eval(h)
 
     return run
-
-
-def link(x: mx.array, y: mx.array) -> mx.array:
-    """Return the x of the next product, which cannot begin before `y` exists.
-
-    On a GPU, launches overlap unless one reads the output of the other, so a column of
-    y is written into x. A CPU stream runs one operation after the other: there a
-    dependency is enough, and it costs nothing.
-    """
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return mx.depends(x, y)
-    return mx.slice_update(x, y[..., :1], mx.array([0]), (-1,))
 
 
 def nibble(case: ProductCase) -> Callable[..., mx.array]:

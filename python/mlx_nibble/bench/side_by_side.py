@@ -19,10 +19,10 @@ import numpy as np
 from mlx_nibble import lm
 from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.bench.rates import ModelCase
-from mlx_nibble.bench.schedule import take_pass
 from mlx_nibble.bench.statistics import Estimate, spread
 from mlx_nibble.bench.subject import weight_bytes
 from mlx_nibble.evaluation.reference import llama_logits
+from mlx_nibble.machine.turns import take_pass
 from mlx_nibble.progress import Progress, silent
 
 _WARM_UP_TOKENS = 8

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlx_nibble.bench import products
 from mlx_nibble.bench.products import Pools, ProductCase
-from mlx_nibble.bench.schedule import ChainCandidate, warm_up
+from mlx_nibble.machine.turns import ChainCandidate, warm_up
 
 
 class Worker:

@@ -27,6 +27,7 @@ COMMANDS = Commands(
         "chat",
         "inspect",
         "serve",
+        "run",
         "doctor",
         "bench",
         "tune",

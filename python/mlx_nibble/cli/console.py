@@ -47,6 +47,13 @@ class _Plain(Console):
         """Turn each text, of a line or of a cell, into what is shown."""
         return super().render_str(printable(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Leave the end of a closed pipe to :func:`mlx_nibble.cli.main`.
+
+        rich would exit with status 1.
+        """
+        raise BrokenPipeError
+
 
 # Progress and remarks go to stderr: stdout holds answers and tables only.
 err = _Plain(stderr=True)

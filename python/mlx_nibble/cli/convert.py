@@ -1,9 +1,9 @@
-"""Import a GGUF file without loss, or quantize a model.
+"""Import a GGUF file, or quantize a model.
 
-A GGUF file (llama architecture; Q4_0, Q4_1, Q8_0, F16, BF16, F32 tensors) becomes a
-folder that mlx-lm loads. Quantized tensors keep their codes and scales, nothing is
-lost. An AutoAWQ, GPTQ or compressed-tensors folder is imported likewise. With -q,
-quantize any model that mlx-lm loads; a killed run continues when it is started again.
+A GGUF file becomes a folder that mlx-lm loads. Types that MLX can hold keep their codes
+and scales; Q2_K, Q3_K and Q6_K get the nearest form. An AutoAWQ, GPTQ or
+compressed-tensors folder is imported likewise. With -q, quantize any model that mlx-lm
+loads; a killed run continues when it is started again.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.convert_options import (
     GGUF,
+    GROUP_CHOICES,
     METHODS,
+    MODE,
     PACKED,
+    REWRITE,
     fill_defaults,
     method,
     quantizing_path,
@@ -29,7 +33,9 @@ from mlx_nibble.cli.convert_options import (
     unused_text,
 )
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.formats import BITS, GROUP_SIZES, SCALE_DTYPES
+from mlx_nibble.conversion.options import KEEP
+from mlx_nibble.formats import BITS, SCALE_DTYPES
+from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.quantize.recipes import RECIPES
@@ -59,13 +65,32 @@ def _parser() -> argparse.ArgumentParser:
         help="round scales, offsets and all tensors that are not quantized to this "
         "type (default: the smallest that holds them exactly, or the model's)",
     )
+    add(
+        "--keep",
+        choices=KEEP,
+        help="of GGUF tensors in groups of 16 (Q2_K, Q3_K, Q6_K), which MLX lacks: "
+        "their quality, in the fewest bits that lose little (default), or their "
+        "values, in full precision",
+    )
+    add("--dequantize", "-d", action="store_true", help="store no quantized matrix")
     consent.add_option(parser, unless_given=None)
+    add(
+        "--upload-repo",
+        metavar="OWNER/NAME",
+        help="also send the folder to this repository of the Hub",
+    )
     add("--json", action="store_true", help="print the result for machines")
     how = parser.add_argument_group("quantizing")
     add = how.add_argument
     add("-q", "--quantize", action="store_true", help="quantize")
     add("--q-bits", type=int, choices=BITS, help="default: 4")
-    add("--q-group-size", type=int, choices=GROUP_SIZES, help="default: 64")
+    add("--q-group-size", type=int, choices=GROUP_CHOICES, help="default: 64")
+    add(
+        "--q-mode",
+        choices=MODES,
+        help="mxfp4, mxfp8, nvfp4: MLX's formats of these names, rounded by MLX, with "
+        "one width and group size each (default: affine)",
+    )
     add(
         "--method",
         choices=METHODS,
@@ -114,29 +139,86 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("name one output folder")
     source = local_path(args.source or args.hf_path)
     folder = local_path(args.out or args.mlx_path or "mlx_model")
+    if args.quantize and args.dequantize:
+        parser.error("--quantize and --dequantize exclude each other")
+    if args.upload_repo is not None:
+        from mlx_nibble.lm import require_upload
+
+        require_upload(args.upload_repo)
+    made = _convert(args, parser, source, folder)
+    if args.upload_repo is not None:
+        from mlx_nibble.lm import upload
+
+        with hub_errors("convert", f"the repository {args.upload_repo!r}"):
+            upload(made, args.upload_repo)
+
+
+def _convert(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, source: str, folder: str
+) -> Path:
+    """Convert by the path that the command line asks for; return the folder."""
     if args.quantize:
         path = quantizing_path(args)
         require_used(args, path)
+        if path == MODE:
+            return _rewrite(args, source, folder)
         unused = unused_text(args, path)
         if unused is not None:
             _tell(
                 f"{unused} is checked, and has no effect: {args.method} needs no text"
             )
-        _quantize(args, source, folder, check_text=unused == "--calibration")
-    elif is_gguf(source):
+        return _quantize(args, source, folder, check_text=unused == "--calibration")
+    if args.dequantize:
+        require_used(args, REWRITE)
+        return _rewrite(args, source, folder)
+    if is_gguf(source):
         require_used(args, GGUF)
-        _import_gguf(args, source, folder)
-    else:
-        require_used(args, PACKED)
-        _import_packed(args, parser, source, folder)
+        return _import_gguf(args, source, folder)
+    if args.dtype is not None and not _is_packed(source):
+        require_used(args, REWRITE)
+        return _rewrite(args, source, folder)
+    require_used(args, PACKED)
+    return _import_packed(args, parser, source, folder)
 
 
-def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> None:
+def _is_packed(source: str) -> bool:
+    from mlx_nibble.conversion.packed_import import is_packed
+
+    return is_packed(Path(source))
+
+
+def _rewrite(args: argparse.Namespace, source: str, folder: str) -> Path:
+    from mlx_nibble.conversion.rewrite import rewrite
+
+    if not is_gguf(source) and not _is_packed(source):
+        require_model("convert", "SOURCE", source)
+    mode = args.q_mode if args.quantize else None
+    trust = bool(args.trust_remote_code)
+    with step_progress() as progress, hub_errors("convert"):
+        report = rewrite(
+            source, folder, args.dtype, args.dequantize, mode, progress, _tell, trust
+        )
+    return _print_report(args, report, report.bits)
+
+
+def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> Path:
+    from mlx_nibble.conversion.card import write_card
     from mlx_nibble.conversion.gguf_import import import_gguf
 
     with byte_progress() as progress:
-        report = import_gguf(source, folder, args.dtype, progress)
-    _print_report(args, report, report.bits, f"; the rest in {report.dtype}")
+        report = import_gguf(source, folder, args.dtype, progress, args.keep or KEEP[0])
+    write_card(report.path, report.path.name)
+    kinds = {name: asdict(kind) for name, kind in report.kinds.items()}
+    facts = {"dtype": report.dtype, "types": kinds, "errors": report.errors}
+    more = f"; the rest in {report.dtype}"
+    path = _print_report(args, report, report.bits, more, facts)
+    if args.json:
+        return path
+    for name, kind in report.kinds.items():
+        form = "full precision" if kind.bits is None else f"{kind.bits} bits"
+        lost = f"{kind.error:.1e} of the values lost at most" if kind.error else "exact"
+        out.print(f"{name}: {kind.count} in {form}, {lost}", soft_wrap=True)
+    return path
 
 
 def _import_packed(
@@ -144,28 +226,27 @@ def _import_packed(
     parser: argparse.ArgumentParser,
     source: str,
     folder: str,
-) -> None:
-    from mlx_nibble.conversion.packed_import import import_packed, is_packed
+) -> Path:
+    from mlx_nibble.conversion.packed_import import import_packed
 
-    if not is_packed(Path(source)):
+    if not _is_packed(source):
         require_model("convert", "SOURCE", source)
         parser.error(
             f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
-            "say -q to quantize it"
+            "say -q to quantize it, or --dtype to store it in another type"
         )
     with step_progress() as progress:
         trust = bool(args.trust_remote_code)
         report = import_packed(Path(source), Path(folder), progress, args.dtype, trust)
     order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
-    _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
+    return _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
 
 
 def _quantize(
     args: argparse.Namespace, source: str, folder: str, check_text: bool
-) -> None:
+) -> Path:
     from mlx_nibble.conversion.convert import convert
     from mlx_nibble.conversion.options import Calibration, Options
-    from mlx_nibble.conversion.packed_import import is_packed
     from mlx_nibble.evaluation.calibration_text import read_text
     from mlx_nibble.pictures.path import require_picture
 
@@ -181,7 +262,7 @@ def _quantize(
         symmetric=bool(args.symmetric),
         dtype=args.dtype,
     )
-    if not is_gguf(source) and not is_packed(Path(source)):
+    if not is_gguf(source) and not _is_packed(source):
         require_model("convert", "SOURCE", source)
     if check_text:
         read_text(args.calibration)
@@ -193,7 +274,7 @@ def _quantize(
 
         style.save(losses.by_layer(report.losses), picture)
     widths = Counter(form.bits for form in report.plan.values())
-    _print_report(args, report, widths)
+    return _print_report(args, report, widths)
 
 
 def _tell(fact: str) -> None:
@@ -201,15 +282,20 @@ def _tell(fact: str) -> None:
 
 
 def _print_report(
-    args: argparse.Namespace, report: _Report, widths: Mapping[int, int], more: str = ""
-) -> None:
-    """Print the result of a conversion.
+    args: argparse.Namespace,
+    report: _Report,
+    widths: Mapping[int, int],
+    more: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Print the result of a conversion; return its folder.
 
     Args:
         args: The command line.
         report: The result.
         widths: Number of quantized matrices of each width.
         more: Text that only one kind of conversion has.
+        facts: Facts of --json that only one kind has.
     """
     bits_per_weight = 8 * report.nbytes / report.parameters
     if args.json:
@@ -219,9 +305,10 @@ def _print_report(
             "nbytes": report.nbytes,
             "bits_per_weight": bits_per_weight,
             "matrices_by_bits": widths,
+            **(facts or {}),
         }
         print(json.dumps(result))
-        return
+        return report.path
     stated = ", ".join(f"{n} of {bits} bits" for bits, n in sorted(widths.items()))
     out.print(
         f"{report.path}: {report.parameters / 1e6:.1f} M weights, "
@@ -229,3 +316,4 @@ def _print_report(
         f"quantized matrices: {stated or 'none'}{more}",
         soft_wrap=True,
     )
+    return report.path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from mlx_nibble.io.config import MODES
 from mlx_nibble.quantize.method import Method
 
 METHODS = {
@@ -28,12 +29,17 @@ _DEFAULTS = {
     "sequence_length": 256,
 }
 
+# The group sizes of all modes.
+GROUP_CHOICES = sorted({size for groups, _ in MODES.values() for size in groups})
+
 GGUF = "the import of a GGUF file"
 PACKED = "the import of a packed folder"
 ROUNDING = "quantizing by rtn or search"
 CALIBRATED = "quantizing by a calibrated method"
 TARGET = "quantizing with --target-bpw"
-PATHS = (GGUF, PACKED, ROUNDING, CALIBRATED, TARGET)
+MODE = "quantizing with --q-mode"
+REWRITE = "a conversion without -q"
+PATHS = (GGUF, PACKED, ROUNDING, CALIBRATED, TARGET, MODE, REWRITE)
 _QUANTIZING = (ROUNDING, CALIBRATED, TARGET)
 
 # One command line compares methods: the text of those that need none is no mistake, but
@@ -42,9 +48,12 @@ _OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 
 USED_BY = {
     "dtype": PATHS,
-    "trust_remote_code": (PACKED, *_QUANTIZING),
-    "q_bits": (ROUNDING, CALIBRATED),
-    "q_group_size": _QUANTIZING,
+    "upload_repo": PATHS,
+    "keep": (GGUF,),
+    "trust_remote_code": (PACKED, *_QUANTIZING, MODE, REWRITE),
+    "q_mode": (*_QUANTIZING, MODE),
+    "q_bits": (ROUNDING, CALIBRATED, MODE),
+    "q_group_size": (*_QUANTIZING, MODE),
     "method": _QUANTIZING,
     "recipe": (ROUNDING, CALIBRATED),
     "target_bpw": (TARGET,),
@@ -63,11 +72,20 @@ def require_used(args: argparse.Namespace, path: str) -> None:
     """
     for option, paths in USED_BY.items():
         if getattr(args, option) is not None and path not in paths:
-            where = path if args.quantize else f"{path}, which needs no -q"
-            _refuse(option, where)
+            imports = path in (GGUF, PACKED)
+            _refuse(option, f"{path}, which needs no -q" if imports else path)
     own_widths = args.recipe not in (None, "uniform")
     if args.q_bits is not None and own_widths:
         _refuse("q_bits", f"--recipe {args.recipe}, which has its own widths")
+    if path == MODE:
+        groups, widths = MODES[args.q_mode]
+        for option, allowed in (("q_group_size", groups), ("q_bits", widths)):
+            value = getattr(args, option)
+            if value is not None and value not in allowed:
+                raise ValueError(
+                    f"[convert] {flag(option)} must be {allowed[0]} in the mode "
+                    f"{args.q_mode} but got {value}: leave it out."
+                )
 
 
 def _refuse(option: str, where: str) -> NoReturn:
@@ -91,6 +109,8 @@ def fill_defaults(args: argparse.Namespace) -> None:
 
 def quantizing_path(args: argparse.Namespace) -> str:
     """Return the path of a command that quantizes."""
+    if args.q_mode not in (None, "affine"):
+        return MODE
     if args.target_bpw is not None:
         return TARGET
     return CALIBRATED if method(args).calibrated else ROUNDING

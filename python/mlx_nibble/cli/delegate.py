@@ -10,9 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mlx_nibble.acceleration.settings import Settings
-from mlx_nibble.cli import activations
-from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.lm import run_command
+from mlx_nibble.cli import activations, threads, verbose
+from mlx_nibble.cli.models import gguf_imported, hub_errors, require_model
 
 _BATCH_INVARIANT = (
     "compute each row independently of the number of rows: on a CPU, greedy decoding "
@@ -20,10 +19,21 @@ _BATCH_INVARIANT = (
     "(docs/reference/numerics.md states the cost)"
 )
 _REPACK = (
-    "on a CPU, keep a second copy of the weights in the order that the processor reads "
-    "fastest: decoding is faster, the tokens stay the same, and the weights take twice "
-    "the memory (docs/internals/cpu.md)"
+    "on a CPU, put the weights in the order that the processor reads fastest, in place "
+    "of the checkpoint's: decoding is faster, and the tokens stay the same "
+    "(docs/internals/cpu.md; default: yes)"
 )
+
+
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ours that each of mlx-lm's commands has here."""
+    activations.add_option(parser)
+    parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
+    parser.add_argument(
+        "--repack", action=argparse.BooleanOptionalAction, default=True, help=_REPACK
+    )
+    threads.add_option(parser)
+    verbose.add_option(parser)
 
 
 def run_accelerated(
@@ -40,8 +50,8 @@ def run_accelerated(
     Args:
         name: Module of the command in mlx-lm.
         command: Our name for it, as in ``nibble COMMAND``.
-        arguments: Command line. We add ``--activations``, ``--batch-invariant`` and
-            ``--repack`` to mlx-lm's options.
+        arguments: Command line: mlx-lm's options, and ours. A first argument that is no
+            option is the model.
         add_options: Adds further options of ours.
         within: Function of our options and of mlx-lm's module; the command runs in its
             context.
@@ -53,18 +63,26 @@ def run_accelerated(
     parser = argparse.ArgumentParser(
         prog=f"nibble {command}", add_help=False, allow_abbrev=False
     )
-    activations.add_option(parser)
-    parser.add_argument("--batch-invariant", action="store_true", help=_BATCH_INVARIANT)
-    parser.add_argument("--repack", action="store_true", help=_REPACK)
+    add_own_options(parser)
     add_options(parser)
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
     ours, arguments = parser.parse_known_args(arguments)
+    threads.require(ours)
+    arguments = [*arguments, *verbose.upstream_arguments(ours)]
     for option in ("--model", "--draft-model"):
         if path := _value(command, option, arguments):
-            require_model(command, option, path)
+            if folder := gguf_imported(path):
+                arguments += [option, folder]  # the last one counts
+            else:
+                require_model(command, option, path)
     adapter = _value(command, "--adapter-path", arguments)
-    if adapter is not None and not Path(adapter).expanduser().exists():
+    reads = name != "lora"  # which makes it
+    if reads and adapter and not Path(adapter).expanduser().exists():
         raise ValueError(f"[{command}] --adapter-path {adapter!r} does not exist.")
     try:
+        from mlx_nibble.lm import run_command  # mlx-lm takes a second to import
+
         with hub_errors(command):
             run_command(
                 name,
@@ -72,6 +90,7 @@ def run_accelerated(
                 arguments,
                 Settings(activations.setting(ours), ours.batch_invariant, ours.repack),
                 partial(within, ours),
+                verbose.Reporter(ours),
             )
     except SystemExit as end:
         if end.code in (0, None) and not {"-h", "--help"}.isdisjoint(arguments):

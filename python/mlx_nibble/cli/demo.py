@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from mlx_nibble.cli.console import (
     immediate_interrupt,
     out,
 )
+from mlx_nibble.cli.models import gguf_imported
 
 if TYPE_CHECKING:
     from mlx_nibble.bench.statistics import Estimate
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="another model: an MLX folder, or a GGUF file of llama architecture",
+        help="another model: an MLX folder, or a GGUF file",
     )
     parser.add_argument("--prompt", "-p", default=_QUESTION, help="the question")
     parser.add_argument(
@@ -63,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     if args.max_tokens < 1 or args.rounds < 1:
         parser.error("--max-tokens and --rounds must be at least 1")
-    with _model_folder(args.model) as folder, immediate_interrupt():
+    folder = _model_folder(args.model)
+    with immediate_interrupt():
         made = _run(folder, args, arguments)
     if args.json:
         print(json.dumps(made, indent=2))
@@ -71,25 +71,17 @@ def main(arguments: Sequence[str]) -> None:
         _print_table(made)
 
 
-@contextmanager
-def _model_folder(path: str | None) -> Iterator[Path]:
+def _model_folder(path: str | None) -> Path:
     from mlx_nibble.conversion.demo_model import smollm2
-    from mlx_nibble.conversion.gguf_import import import_gguf
 
     if path is None:
         with byte_progress() as progress:
-            folder = smollm2(progress)
-        yield folder
-    elif Path(path).is_file():
-        with tempfile.TemporaryDirectory(prefix="nibble-demo-") as folder:
-            name = Path(folder) / Path(path).stem
-            with byte_progress() as progress:
-                import_gguf(path, name, progress=progress)
-            yield name
-    elif Path(path).is_dir():
-        yield Path(path)
-    else:
-        raise ValueError(f"[demo] --model {path!r} does not exist.")
+            return smollm2(progress)
+    if folder := gguf_imported(path):
+        return Path(folder)
+    if Path(path).is_dir():
+        return Path(path)
+    raise ValueError(f"[demo] --model {path!r} does not exist.")
 
 
 def _run(

@@ -1,13 +1,14 @@
 """Count the bytes of a model, as it is and in other formats.
 
 Prints the bytes of weights, scales, biases, KV cache and activations, and the Macs that
-can hold them. Only file headers are read.
+can hold them. Only file headers are read, also those of a model on the Hub.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any
 
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import filled, out
+from mlx_nibble.cli.models import hub_errors, is_hub_name
+from mlx_nibble.evaluation.gguf_inventory import read_gguf_inventory
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
 from mlx_nibble.formats import Format
@@ -23,14 +26,19 @@ from mlx_nibble.io.stranger import local_path
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.quantize.recipes import RECIPES
 
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])")
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([MBT])", re.IGNORECASE)
+_UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
 _GB = 1e9
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("inspect")
     add = parser.add_argument
-    add("model", metavar="MODEL", help="model folder; or a number of weights: 7B")
+    add(
+        "model",
+        metavar="MODEL",
+        help="model folder, GGUF file or Hub name; or a number of weights: 7B",
+    )
     add("--context", type=int, default=4096, help="tokens of KV cache; default: 4096")
     add("--layers", action="store_true", help="list the layers")
     add("--tensors", action="store_true", help="list every tensor")
@@ -50,12 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     if args.context < 0:
         parser.error("--context must be at least 0")
     if count := _COUNT.fullmatch(args.model):
-        weights = float(count[1]) * {"M": 1e6, "B": 1e9}[count[2]]
+        weights = float(count[1]) * _UNITS[count[2].upper()]
         _print_formats(weights, args.json)
         return
-    inventory = read_inventory(Path(local_path(args.model)))
+    gguf = Path(local_path(args.model)).is_file()
+    inventory = _read(args.model)
     if args.what_if:
-        inventory = what_if(inventory, _plan(inventory, args.what_if))
+        inventory = what_if(inventory, _plan(inventory, args.what_if, gguf))
     if args.json:
         print(json.dumps(_summary(inventory, args.context)))
         return
@@ -66,21 +75,35 @@ def main(arguments: Sequence[str]) -> None:
     _print(inventory, args.context)
 
 
-def _plan(inventory: Inventory, stated: str) -> dict[str, Format]:
+def _read(model: str) -> Inventory:
+    """Count the tensors of a folder, a file or a repository of the Hub."""
+    path = Path(local_path(model))
+    if path.is_file():
+        return read_gguf_inventory(path)
+    if os.path.lexists(path) or not is_hub_name(model):
+        return read_inventory(path)
+    from mlx_nibble.evaluation.hub_inventory import read_hub_inventory
+
+    with hub_errors("inspect"):
+        return read_hub_inventory(model)
+
+
+def _plan(inventory: Inventory, stated: str, gguf: bool) -> dict[str, Format]:
     # mlx-lm quantizes weights of two dimensions and more.
     shapes = {
         row.path.removesuffix(".weight"): row.shape
         for row in inventory.rows
         if len(row.shape) > 1
     }
-    if stated in RECIPES:
+    # The names of a GGUF file's matrices say nothing to a recipe.
+    if stated in RECIPES and (stated == "uniform" or not gguf):
         plan = RECIPES[stated](shapes, Format())
     else:
         bits, _, group = stated.partition(":")
         if not bits.isdigit() or not (group or "64").isdigit():
             raise ValueError(
-                f"[inspect] --what-if must be BITS, BITS:GROUP or one of "
-                f"{tuple(RECIPES)} but got {stated!r}."
+                "[inspect] --what-if must be BITS, BITS:GROUP or, for a folder, one "
+                f"of {tuple(RECIPES)} but got {stated!r}."
             )
         plan = RECIPES["uniform"](shapes, Format(int(bits), int(group or 64)))
     names = {row.path.removesuffix(".weight"): row.path for row in inventory.rows}
@@ -100,7 +123,6 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
         "activations": inventory.activation_bytes,
         "context": context,
         "total": inventory.total(context),
-        "repacked": inventory.repacked,
         "fits_gb": {gb: inventory.fits(context, gb) for gb in SIZES_GB},
         "tuned": _tuned(inventory),
         "tensors": [
@@ -113,7 +135,7 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
 def _print_layers(inventory: Inventory) -> None:
     cells = []
     for name, rows in by_layer(inventory).items():
-        matrices = [row.label for row in rows if row.scales] or ["plain"]
+        matrices = [row.label for row in rows if row.bits is not None] or ["plain"]
         weights, nbytes = (
             sum(row.parameters for row in rows),
             sum(row.nbytes for row in rows),
@@ -144,7 +166,6 @@ def _print(inventory: Inventory, context: int) -> None:
         (f"KV cache, {context} tokens in half precision", "kv_cache"),
         ("activations of a 2048-token prefill (estimate)", "activations"),
         ("all", "total"),
-        ("beyond that, with --repack on a CPU", "repacked"),
     )
     rows = [[label, f"{s[name]:,}"] for label, name in labels]
     out.print(filled(["", "bytes"], rows))
@@ -164,7 +185,7 @@ def _tuned(inventory: Inventory) -> int:
     """Return the number of matrices that nibble tune has tuned on this machine."""
     chosen = {
         ((key.N, key.K), f"{key.bits}-bit g{key.group_size}")
-        for key, choice in tuned_table.load().items()
+        for key, choice in tuned_table.of_tune(tuned_table.load()).items()
         if choice.name is not None
     }
     return sum((row.shape, row.label) in chosen for row in inventory.rows)

@@ -52,8 +52,32 @@ def require_model(command: str, what: str, path: str) -> None:
             f"[{command}] {what} must be a model folder but {path!r} is neither a "
             "folder nor a file."
         )
-    if path.startswith(".") or not _HUB_NAME.fullmatch(path):
+    if not is_hub_name(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
+
+
+def is_hub_name(text: str) -> bool:
+    """Return whether a text can be the name of a repository of the Hub."""
+    return not text.startswith(".") and _HUB_NAME.fullmatch(text) is not None
+
+
+def gguf_imported(path: str) -> str | None:
+    """Return the folder in the cache for a GGUF file, and None for anything else.
+
+    Raises:
+        ValueError: If the file cannot be imported.
+    """
+    file = Path(local_path(path))
+    if not file.is_file() or not starts_as_gguf(file):
+        return None
+    from mlx_nibble.cli.console import byte_progress, err
+    from mlx_nibble.conversion.in_cache import imported
+
+    def tell(fact: str) -> None:
+        err.print(fact, soft_wrap=True)
+
+    with byte_progress() as progress:
+        return str(imported(file, progress, tell))
 
 
 def _import_of(file: Path) -> str:

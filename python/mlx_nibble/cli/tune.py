@@ -27,7 +27,6 @@ from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from mlx_nibble.ops import DTYPES
 from mlx_nibble.tune import problems, timing
-from mlx_nibble.tune.decide import decide
 from mlx_nibble.tune.problems import Problem
 
 _SAMPLE_SECONDS = 5e-3
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=problems.ROWS,
         metavar="M",
-        help="rows of x, each standing for its class (1, 2, 3 to 4, 5 to 8 ...); "
+        help="rows of x, each standing for its class (docs/guide/tune.md); "
         f"default: {' '.join(map(str, problems.ROWS))}",
     )
     add("--bits", type=int, default=4, choices=SUPPORTED_BITS)
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         _print(tuned_table.load(), args.json)
         return
     wanted = _wanted(args)
-    known = {} if args.again else tuned_table.load()
+    known = {} if args.again else tuned_table.of_tune(tuned_table.load())
     missing = [problem for problem in wanted if problem.key not in known]
     if args.dry_run:
         _print_plan(missing, len(wanted) - len(missing), args.json)
@@ -151,7 +150,7 @@ def _measure(wanted: Sequence[Problem], made: capsule.Capsule) -> None:
                 same,
                 lambda what, step, _, done=done: progress(what, done + step, total),
             )
-            found = {p.key: decide(c.samples) for p, c in contests.items()}
+            found = {p.key: timing.choice(c.samples) for p, c in contests.items()}
             tuned_table.save(found)
             made["results"] += [result_of(p, c) for p, c in contests.items()]
             done += timing.steps(same)
@@ -225,11 +224,13 @@ def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
         listed = [asdict(key) | asdict(choices[key]) for key in ordered]
         print(json.dumps({"machine": tuned_table.machine(), "choices": listed}))
         return
-    shown = table(["M × N × K", "format", "fastest", "faster"], text_columns=3)
+    head = ["M × N × K", "format", "fastest", "found by", "faster"]
+    shown = table(head, text_columns=4)
     for key in ordered:
         choice = choices[key]
-        gain = "" if choice.name is None else f"{choice.faster:.2f}×"
-        shown.add_row(*_labels(key), choice.name or "the planner's", gain)
+        planners = choice.name is None and choice.by == tuned_table.TUNE
+        gain = "" if planners else f"{choice.faster:.2f}×"
+        shown.add_row(*_labels(key), choice.name or "the planner's", choice.by, gain)
     if ordered:
         out.print(shown)
     names = [choice.name for choice in choices.values()]
@@ -238,10 +239,17 @@ def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
         f"{len(names)} products: {names.count(None)} as the planner chooses, "
         f"{len(names) - names.count(None) - to_mlx} another way, {to_mlx} left to MLX."
     )
+    if any(choice.by == tuned_table.DUEL for choice in choices.values()):
+        out.print(
+            "After a duel, the last column compares the winner with the loser: our "
+            "kernel or MLX's operation."
+        )
 
 
 def _labels(key: Key) -> list[str]:
     form = f"{key.bits} bits g{key.group_size} {key.dtype}, scales {key.scale_dtype}"
     form += ", symmetric" if key.symmetric else ""
     form += f", activations {key.activations}" if key.activations else ""
+    form += f", {key.experts} experts" if key.experts else ""
+    form += ", sorted" if key.sorted else ""
     return [f"{key.rows} × {key.N} × {key.K}", form]

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import lm
+from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.options import Calibration, Options
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
@@ -88,19 +89,44 @@ def convert(
             process makes it.
         OSError: If files cannot be read or written.
     """
-    with reserved(out, "convert") as place, _imported(place) as imported:
-        folder = Path(source)
+    with (
+        reserved(out, "convert") as place,
+        source_folder(source, place, tell, trust_remote_code) as folder,
+    ):
+        hub_name = None if Path(source).exists() else source
+        return _convert(
+            folder, hub_name, place, options, progress, tell, trust_remote_code
+        )
+
+
+@contextmanager
+def source_folder(
+    source: str, place: Reserved, tell: Tell, trust_remote_code: bool
+) -> Iterator[Path]:
+    """Yield the folder of a source; import a GGUF file or a packed folder first.
+
+    Args:
+        source: A model folder, a GGUF file, or a repository of the Hugging Face Hub.
+        place: The output folder, beside which an imported one lies.
+        tell: Function that is told of an import.
+        trust_remote_code: Whether the Python code of the source may run.
+
+    Raises:
+        ValueError: If the source is wrong.
+        OSError: If files cannot be read or written.
+    """
+    with _imported(place) as imported:
         if is_gguf(source):
             tell(f"Importing {source}")
-            folder = import_gguf(source, imported).path
-        else:
-            folder = lm.model_folder(source)
-            if is_packed(folder):
-                tell(f"Importing {source}, whose rounding adds to that of -q")
-                folder = import_packed(
-                    folder, imported, trust_remote_code=trust_remote_code
-                ).path
-        return _convert(folder, place, options, progress, tell, trust_remote_code)
+            yield import_gguf(source, imported, keep="values").path
+            return
+        folder = lm.model_folder(source)
+        if is_packed(folder):
+            tell(f"Importing {source}, whose rounding adds to that of -q")
+            folder = import_packed(
+                folder, imported, trust_remote_code=trust_remote_code
+            ).path
+        yield folder
 
 
 @contextmanager
@@ -118,6 +144,7 @@ def _imported(place: Reserved) -> Iterator[Path]:
 
 def _convert(
     source: Path,
+    hub_name: str | None,
     place: Reserved,
     options: Options,
     progress: Progress,
@@ -135,7 +162,7 @@ def _convert(
 
     @cache
     def open_workspace() -> Workspace:
-        _require_values(source, options.dtype, progress, trust)
+        require_values(source, options.dtype, progress, trust)
         settings = _settings(files.digest, options, tokens)
         return Workspace(place.path, settings, tell)
 
@@ -149,12 +176,13 @@ def _convert(
         usual = Format(options.bits, options.group_size)
         config = with_quantization(config, usual, plan)
         lm.save_companions(folder, source, config)
+        write_card(folder, place.path.name, source, hub_name)
         lm.require_loadable(folder, trust)
         files.require_unchanged()
     return Converted(place.path, count, nbytes, plan, losses)
 
 
-def _require_values(
+def require_values(
     source: Path, dtype: str | None, progress: Progress, trust: bool
 ) -> None:
     """Check the values of a second, lazy model, whose tensors are freed one by one."""

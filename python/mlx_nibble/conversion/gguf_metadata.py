@@ -1,7 +1,6 @@
-"""The metadata keys that are known, and which of their values mlx-lm's model computes.
+"""The metadata of one architecture: each key is used, known to be neutral, or refused.
 
-A key that is neither used nor known to be without effect is refused. llama.cpp's
-architectures get new keys, and each of them may change the result.
+llama.cpp's architectures get new keys, and each of them may change the result.
 """
 
 from __future__ import annotations
@@ -9,27 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mlx_nibble.io.gguf.errors import fail
 from mlx_nibble.io.gguf.reader import GGUF
 
-# Keys of an architecture that other modules use.
-_USED = frozenset(
-    (
-        "context_length",
-        "embedding_length",
-        "block_count",
-        "feed_forward_length",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.type",
-        "rope.scaling.factor",
-        "rope.scale_linear",
-    )
-)
 # Keys without effect: facts of the training, and hints that llama.cpp does not read.
 _WITHOUT_EFFECT = frozenset(
     (
@@ -39,7 +22,7 @@ _WITHOUT_EFFECT = frozenset(
         "tensor_data_layout",
     )
 )
-# Keys of the tokenizer that other modules use, or that byte-level BPE does not read.
+# Keys of the tokenizer that other modules use, or that no supported kind reads.
 _TOKENIZER = frozenset(
     (
         "model",
@@ -53,7 +36,7 @@ _TOKENIZER = frozenset(
         "escape_whitespaces",
     )
 )
-# Roles of tokens; only those of the second row are written to the tokenizer.
+# Roles of tokens; only those of the first row are written to the tokenizer.
 _ROLES = frozenset(
     (
         *("bos", "eos", "eot", "eom", "unknown", "padding"),
@@ -63,51 +46,74 @@ _ROLES = frozenset(
 )
 
 
-def require_known(file: GGUF, architecture: str, head_dim: int) -> None:
-    """Refuse a file whose metadata may change the result in ways that are not known.
+class Metadata:
+    """The metadata of one architecture, whose name begins each key.
 
-    Args:
+    Attributes:
         file: The file.
-        architecture: Its architecture, which begins keys.
-        head_dim: Size of a head.
-
-    Raises:
-        ValueError: If a key is not known, or has a value that is not supported.
+        architecture: The architecture.
     """
-    neutral = _neutral(file, architecture, head_dim)
-    for key, value in file.metadata.items():
-        space, _, name = key.partition(".")
-        if space == architecture and name not in _USED | _WITHOUT_EFFECT:
-            _require(key, value, neutral.get(name))
-        elif key.startswith("tokenizer.ggml."):
-            name = key.removeprefix("tokenizer.ggml.")
-            role = name.removesuffix("_token_id")
-            if name not in _TOKENIZER and (role == name or role not in _ROLES):
-                _require(key, value, _TOKENIZER_NEUTRAL.get(name))
-        elif space in ("adapter", "clip", "control_vector", "xtransformers"):
-            fail(f"a language model is required but metadata {key!r} is of another.")
-    if (kind := file.get("general.type", str, "model")) != "model":
-        fail(f"general.type must be 'model' but is {kind!r}.")
 
+    def __init__(self, file: GGUF, architecture: str):
+        """Begin with no key used."""
+        self.file, self.architecture = file, architecture
+        self._used: set[str] = set()
 
-def rope_scaling(file: GGUF, architecture: str) -> dict[str, Any] | None:
-    """Return mlx-lm's `rope_scaling`, as llama.cpp reads it.
+    def has(self, key: str) -> bool:
+        """Return whether there is a value."""
+        return f"{self.architecture}.{key}" in self.file.metadata
 
-    A factor without a type is linear. `rope.scale_linear` is the older name.
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """Return a value, which counts as used: see `GGUF.get`."""
+        self._used.add(key)
+        return self.file.get(f"{self.architecture}.{key}", kind, default)
 
-    Raises:
-        ValueError: If the type is not supported, or the factor is no number.
-    """
-    kind = file.get(f"{architecture}.rope.scaling.type", str, "linear")
-    older = file.get(f"{architecture}.rope.scale_linear", float, 0.0)
-    factor = file.get(f"{architecture}.rope.scaling.factor", float, older)
-    if kind not in ("none", "linear"):
-        fail(f"rope scaling must be 'none' or 'linear' but is {kind!r}.")
-    if kind == "none" or factor in (0.0, 1.0):
-        return None
-    if not 0 < factor < float("inf"):
-        fail(f"the factor of rope scaling must be positive but is {factor}.")
-    return {"type": "linear", "rope_type": "linear", "factor": factor}
+    def size(self, key: str, default: int | None = None) -> int:
+        """Return a size."""
+        value = self.get(key, int, default)
+        if not 0 < value < 2**31:
+            name = f"{self.architecture}.{key}"
+            fail(f"{name} must be from 1 to 2³¹ - 1 but is {value}.")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a positive finite number, the shortest decimal of its float32."""
+        value = self.get(key, float, default)
+        if not 0 < value < float("inf"):
+            name = f"{self.architecture}.{key}"
+            fail(f"{name} must be positive and finite but is {value}.")
+        return float(str(np.float32(value)))
+
+    def require_known(self, head_dim: int, window: bool) -> None:
+        """Refuse a key that is not used, and may change the result.
+
+        Args:
+            head_dim: Size of a head.
+            window: Whether the model of mlx-lm attends to a window, or llama.cpp's does
+                not, so that its size is no matter.
+
+        Raises:
+            ValueError: If a key is not known, or has a value that is not supported.
+        """
+        neutral = {**_neutral(self.file, self.architecture, head_dim)}
+        if window:
+            neutral["attention.sliding_window"] = lambda value: True
+        for key, value in self.file.metadata.items():
+            space, _, name = key.partition(".")
+            if space == self.architecture:
+                if name not in self._used | _WITHOUT_EFFECT:
+                    _require(key, value, neutral.get(name))
+            elif key.startswith("tokenizer.ggml."):
+                name = key.removeprefix("tokenizer.ggml.")
+                role = name.removesuffix("_token_id")
+                if name not in _TOKENIZER and (role == name or role not in _ROLES):
+                    _require(key, value, _tokenizer_neutral(self.file).get(name))
+            elif space in ("adapter", "clip", "control_vector", "xtransformers"):
+                fail(
+                    f"a language model is required but metadata {key!r} is of another."
+                )
+        if (kind := self.file.get("general.type", str, "model")) != "model":
+            fail(f"general.type must be 'model' but is {kind!r}.")
 
 
 def _neutral(
@@ -124,6 +130,8 @@ def _neutral(
         "attention.sliding_window": lambda v: v == 0 or _at_least(v, context),
         "attention.scale": lambda v: v == 0 or _near(v, head_dim**-0.5),
         "rope.scaling.attn_factor": one,
+        "rope.scaling.yarn_ext_factor": one,
+        "rope.scaling.yarn_attn_factor": one,
         "logit_scale": one,
         "residual_scale": one,
         "embedding_scale": one,
@@ -148,11 +156,17 @@ def _neutral(
     }
 
 
-# As of `_neutral`, for the tokenizer. A space is a matter of other kinds of tokenizers.
-_TOKENIZER_NEUTRAL: Mapping[str, Callable[[Any], bool]] = dict.fromkeys(
-    ("add_sep_token", "add_space_prefix", "remove_extra_whitespaces"),
-    lambda value: value is False,
-)
+def _tokenizer_neutral(file: GGUF) -> Mapping[str, Callable[[Any], bool]]:
+    """Return such tests for the tokenizer's keys.
+
+    Byte-level BPE adds no space. SentencePiece uses `add_space_prefix` itself.
+    """
+    unigram = file.get("tokenizer.ggml.model", str) == "llama"
+    return {
+        "add_sep_token": _one_of(False),
+        "add_space_prefix": _one_of(False, unigram),
+        "remove_extra_whitespaces": _one_of(False),
+    }
 
 
 def _require(key: str, value: Any, neutral: Callable[[Any], bool] | None) -> None:

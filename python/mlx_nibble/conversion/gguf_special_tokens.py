@@ -56,9 +56,9 @@ def end_ids(file: GGUF) -> list[int]:
     return list(dict.fromkeys([i for i in stated if i is not None] + by_text))
 
 
-def flag(file: GGUF, name: str) -> bool:
-    """Return a switch of the tokenizer; false if the file has none."""
-    return file.get(f"tokenizer.ggml.{name}", bool, False)
+def flag(file: GGUF, name: str, default: bool = False) -> bool:
+    """Return a switch of the tokenizer."""
+    return file.get(f"tokenizer.ggml.{name}", bool, default)
 
 
 def token_types(file: GGUF, count: int) -> list[int]:

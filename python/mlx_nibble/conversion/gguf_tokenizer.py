@@ -1,23 +1,13 @@
-"""A GGUF's vocabulary as the files of a Hugging Face tokenizer.
-
-A GGUF names the rule that splits text before byte-pair merges
-(``tokenizer.ggml.pre``), but does not contain the rule. Each rule here is that of the
-models with this name. Other names are refused: a nearly right tokenizer is a wrong one.
-"""
+"""A GGUF's vocabulary as the files of a Hugging Face tokenizer."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
+from mlx_nibble.conversion.gguf_pre_tokenizers import rule_named
+from mlx_nibble.conversion.gguf_sentencepiece import sentencepiece
 from mlx_nibble.conversion.gguf_special_tokens import (
     CONTROL,
     UNKNOWN,
@@ -29,45 +19,34 @@ from mlx_nibble.conversion.gguf_special_tokens import (
 from mlx_nibble.io.gguf.errors import fail
 from mlx_nibble.io.gguf.reader import GGUF
 
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _smollm() -> pre_tokenizers.PreTokenizer:
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    return pre_tokenizers.Sequence([digits, _gpt2()])
-
-
-_PRE_TOKENIZERS = {"gpt-2": _gpt2, "smollm": _smollm}
+# The tokens of Phi 3 that do not take the spaces behind them (llama-vocab.cpp).
+_KEEP_SPACES = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def build_tokenizer(file: GGUF) -> Tokenizer:
-    """Return the byte-level BPE tokenizer of a GGUF file, for ``tokenizer.json``.
+    """Return the tokenizer of a GGUF file, for ``tokenizer.json``.
 
     Raises:
         ValueError: If the vocabulary is of another kind, or inconsistent.
     """
-    kind = file.get("tokenizer.ggml.model", str)
-    if kind != "gpt2":
-        fail(f"the tokenizer must be 'gpt2' (byte-level BPE) but is {kind!r}.")
-    pre = file.get("tokenizer.ggml.pre", str, "gpt-2")
-    if pre not in _PRE_TOKENIZERS:
-        known = ", ".join(_PRE_TOKENIZERS)
-        fail(f"the pre-tokenizer must be one of {known} but is {pre!r}.")
     tokens = file.get("tokenizer.ggml.tokens", list)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         fail("tokenizer.ggml.tokens must not repeat a token but does.")
-
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(file)))
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-    tokenizer.decoder = decoders.ByteLevel()
-    types = token_types(file, len(tokens))
-    typed = list(zip(tokens, types, strict=True))
+    if _is_sentencepiece(file):
+        tokenizer = sentencepiece(file, vocabulary)
+    else:
+        tokenizer = _byte_level(file, vocabulary)
+    typed = list(zip(tokens, token_types(file, len(tokens)), strict=True))
+    strips = _is_sentencepiece(file) and file.metadata["general.architecture"] == "phi3"
     tokenizer.add_special_tokens(
         [
-            AddedToken(token, special=True, normalized=False)
+            AddedToken(
+                token,
+                special=True,
+                normalized=False,
+                rstrip=strips and token not in _KEEP_SPACES,
+            )
             for token, kind in typed
             if kind in (UNKNOWN, CONTROL)
         ]
@@ -103,8 +82,8 @@ def tokenizer_config(file: GGUF, context: int) -> dict[str, Any]:
         "unk_token": token("unknown"),
         "pad_token": token("padding"),
         "add_prefix_space": False,
-        "add_bos_token": flag(file, "add_bos_token"),
-        "add_eos_token": flag(file, "add_eos_token"),
+        "add_bos_token": _adds(file, "bos"),
+        "add_eos_token": _adds(file, "eos"),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
     }
@@ -113,12 +92,51 @@ def tokenizer_config(file: GGUF, context: int) -> dict[str, Any]:
     return config
 
 
+def _is_sentencepiece(file: GGUF) -> bool:
+    kind = file.get("tokenizer.ggml.model", str)
+    if kind not in ("gpt2", "llama"):
+        fail(
+            "the tokenizer must be 'gpt2' (byte-level BPE) or 'llama' (SentencePiece) "
+            f"but is {kind!r}."
+        )
+    return kind == "llama"
+
+
+def _byte_level(file: GGUF, vocabulary: dict[str, int]) -> Tokenizer:
+    """Return the tokenizer of byte-level BPE, without special tokens."""
+    rule = rule_named(file.get("tokenizer.ggml.pre", str))
+    merges = _merges(file)
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, ignore_merges=rule.ignore_merges)
+    )
+    normalizer = rule.normalizer()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = rule.pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _adds(file: GGUF, role: str) -> bool:
+    """Return whether a text gets a token at its begin (bos) or end (eos).
+
+    SentencePiece and some rules of BPE begin a text unless the file says not.
+    """
+    default = False
+    if role == "bos" and token_id(file, "bos") is not None:
+        default = (
+            _is_sentencepiece(file)
+            or rule_named(file.get("tokenizer.ggml.pre", str)).add_bos
+        )
+    return flag(file, f"add_{role}_token", default)
+
+
 def _add_ends(tokenizer: Tokenizer, file: GGUF) -> None:
     """Begin and end every text with the tokens that the file says."""
     tokens = file.get("tokenizer.ggml.tokens", list)
     ends = {}
     for role in ("bos", "eos"):
-        if flag(file, f"add_{role}_token"):
+        if _adds(file, role):
             index = token_id(file, role)
             if index is None:
                 fail(

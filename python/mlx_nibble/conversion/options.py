@@ -9,6 +9,9 @@ from mlx_nibble.formats import Format
 from mlx_nibble.quantize.method import Method
 from mlx_nibble.quantize.recipes import RECIPES
 
+KEEP = ("quality", "values")
+"""What an import keeps of a tensor that no quantized form of MLX holds exactly."""
+
 
 @dataclass(frozen=True)
 class Calibration:

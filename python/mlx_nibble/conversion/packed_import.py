@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_nibble import lm
+from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.packed_awq import AWQ
 from mlx_nibble.conversion.packed_compressed import CompressedTensors
 from mlx_nibble.conversion.packed_experts import stack_experts
@@ -125,6 +126,7 @@ def import_packed(
             if dtype is not None:
                 config["torch_dtype"] = dtype
             copy_companions(source, folder)
+            write_card(folder, place.path.name, source)
             save_json(folder / "config.json", config)
             lm.require_loadable(folder, trust_remote_code)
             state.require_unchanged()

@@ -15,8 +15,6 @@ from mlx_nibble.formats import Format
 USABLE_SHARE = 0.75
 SIZES_GB = (8, 16, 32, 64)
 _HALF = 2
-# The widths that csrc/cpu repacks.
-_REPACKED_FORMATS = ("2-bit ", "4-bit ", "8-bit ")
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
@@ -31,6 +29,7 @@ class MatrixBytes:
         scales: Bytes of the scales.
         biases: Bytes of the biases (the format's, not the layer's).
         label: The format in words.
+        bits: Width of a code; None for a plain tensor.
     """
 
     path: str
@@ -39,6 +38,7 @@ class MatrixBytes:
     scales: int = 0
     biases: int = 0
     label: str = "plain"
+    bits: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -70,17 +70,6 @@ class Inventory:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(row.nbytes for row in self.rows)
-
-    @property
-    def repacked(self) -> int:
-        """Bytes that ``repack=True`` adds on a CPU, at most: copies of some matrices.
-
-        Matrices of 2, 4 and 8 bits are copied, except an embedding that only looks up
-        rows. The padding of rows to multiples of 16 is not counted.
-        """
-        return sum(
-            row.nbytes for row in self.rows if row.label.startswith(_REPACKED_FORMATS)
-        )
 
     @property
     def parameters(self) -> int:
@@ -120,9 +109,8 @@ def stored(path: str, shape: tuple[int, ...], form: Format) -> MatrixBytes:
     count = math.prod(shape)
     codes = count * form.bits // 8
     pair = (form.nbytes(count // shape[-1], shape[-1]) - codes) // 2
-    return MatrixBytes(
-        path, shape, codes, pair, pair, label(form.bits, form.group_size)
-    )
+    name = label(form.bits, form.group_size)
+    return MatrixBytes(path, shape, codes, pair, pair, name, form.bits)
 
 
 def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:

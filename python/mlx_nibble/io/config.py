@@ -7,6 +7,7 @@ architecture are checked where mlx-lm's class is known: :mod:`mlx_nibble.lm.chec
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,8 +98,30 @@ def with_quantization(
             gets an entry.
     """
     own = {path: form.config for path, form in plan.items()}
-    entry = usual.config
-    entry |= {path: mine for path, mine in own.items() if mine != usual.config}
+    return _with_entries(config, usual.config, own)
+
+
+def with_entries(
+    config: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a configuration whose usual format is that of the most matrices.
+
+    Args:
+        config: The configuration; its own quantization is replaced.
+        entries: Path of each quantized matrix to its settings; at least one.
+    """
+    counts = Counter(tuple(own.items()) for own in entries.values())
+    usual = dict(counts.most_common(1)[0][0])
+    return _with_entries(config, usual, entries)
+
+
+def _with_entries(
+    config: Mapping[str, Any],
+    usual: Mapping[str, Any],
+    entries: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    entry = dict(usual)
+    entry |= {path: own for path, own in entries.items() if own != usual}
     # mlx-lm writes it twice: Hugging Face's tools read the second.
     return {**config, "quantization": entry, "quantization_config": entry}
 

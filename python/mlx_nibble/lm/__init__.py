@@ -16,9 +16,12 @@ from mlx_nibble.lm.folders import (
     load_full_precision,
     load_tokenizer,
     model_folder,
+    quantize_in_mode,
     require_family,
     require_loadable,
+    require_upload,
     save_companions,
+    upload,
 )
 from mlx_nibble.lm.load import consent, load, load_as_it_is, load_stock, sharded_load
 from mlx_nibble.lm.patches import (
@@ -44,12 +47,15 @@ __all__ = [
     "make_prompt_cache",
     "model_folder",
     "prepare",
+    "quantize_in_mode",
     "require_family",
     "require_loadable",
+    "require_upload",
     "run_command",
     "save_companions",
     "set_activation_dtype",
     "sharded_load",
     "stream_generate",
+    "upload",
     "use_stock",
 ]

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import ModuleType
 
+from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
 from mlx_nibble.lm.load import sharded_load
 from mlx_nibble.lm.patches import accelerated_generation, accelerated_loading
@@ -21,6 +22,7 @@ def run_command(
     arguments: Sequence[str],
     settings: Settings = DEFAULTS,
     within: Callable[[ModuleType], AbstractContextManager] = nullcontext,
+    seen: Callable[[Report], None] = lambda report: None,
 ) -> None:
     """Run one of mlx-lm's commands; accelerate every model that it loads.
 
@@ -30,12 +32,15 @@ def run_command(
         arguments: Command line without the program's name.
         settings: Settings of the models.
         within: Function of the command's module; the command runs in its context.
+        seen: Function of the report of each model.
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
     with (
-        accelerated_loading(settings),
-        replaced(command, "sharded_load", partial(sharded_load, **vars(settings))),
+        accelerated_loading(settings, seen),
+        replaced(
+            command, "sharded_load", partial(sharded_load, **vars(settings), seen=seen)
+        ),
         accelerated_generation(),
         within(command),
     ):

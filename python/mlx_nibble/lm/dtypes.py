@@ -8,20 +8,29 @@ have float16.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
+from mlx.utils import tree_flatten
 
 from mlx_nibble import nn
 from mlx_nibble.acceleration.accelerate import (
     accelerate,
     recognise_symmetric,
-    repacked,
+    repack_layers,
 )
 from mlx_nibble.acceleration.decide import keeps_scales
 from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The types that a model's parameters had before they were cast, by path."""
+
+    dtypes: Mapping[str, mx.Dtype]
 
 
 def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
@@ -33,10 +42,45 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
     """
     report = accelerate(model, **vars(replace(settings, repack=False)))
     if on_cpu():
+        # An attribute that is no array and no dictionary: no parameter of the model.
+        stored = {path: value.dtype for path, value in _floating(model).items()}
+        model._stored_dtypes = _Stored(stored)
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
-            report.repacked = repacked(model)
+            repack_layers(model, report)
     return report
+
+
+def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
+    """Return the parameters that :func:`prepare` has cast, in their first types.
+
+    A matrix that has been dequantized since has the type that its scales had, and
+    scales of a matrix that has been quantized since that of the matrix. A parameter
+    that has been cast to another type since keeps that.
+    """
+    stored = getattr(model, "_stored_dtypes", _Stored({})).dtypes
+
+    def cast(path: str, value: mx.array) -> mx.array:
+        owner = path.rpartition(".")[0]
+        for name in (path, f"{owner}.scales", f"{owner}.weight"):
+            if name in stored:
+                return value.astype(stored[name])
+        return value
+
+    return {
+        path: now
+        for path, value in _floating(model).items()
+        if value.dtype == mx.float32 and (now := cast(path, value)).dtype != value.dtype
+    }
+
+
+def _floating(model: mlx_nn.Module) -> dict[str, mx.array]:
+    """Return the floating-point parameters of a model, by path."""
+    return {
+        path: value
+        for path, value in tree_flatten(model.parameters())
+        if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
+    }
 
 
 def use_stock(model: mlx_nn.Module) -> None:

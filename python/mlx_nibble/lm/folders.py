@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
+from mlx.utils import tree_map_with_path
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
@@ -23,28 +26,87 @@ def model_folder(path_or_hf_repo: str) -> Path:
 
 
 def load_full_precision(
-    folder: Path, dtype: str | None = None, trust_remote_code: bool = False
+    folder: Path,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    dequantize: bool = True,
 ) -> tuple[mlx_nn.Module, dict[str, Any]]:
     """Load a model lazily, and dequantize it if it is quantized.
 
     Args:
         folder: The model folder.
-        dtype: Type to round all parameters to. Default: their own.
+        dtype: Type to round all parameters to, except those whose type the model's
+            class keeps. Default: their own.
         trust_remote_code: Whether the folder's Python code may run.
+        dequantize: False leaves a quantized model as it is.
 
     Returns:
-        The model, and its configuration without a quantization.
+        The model, and its configuration, which states no quantization that is gone.
 
     Raises:
         ValueError: If a parameter of the model is missing, or a tensor is none.
     """
     model, config = _load_model(folder, trust_remote_code)
-    if config.pop("quantization", None) is not None:
-        model = mlx_lm_utils.dequantize_model(model)
-    config.pop("quantization_config", None)
+    if dequantize:
+        if config.pop("quantization", None) is not None:
+            model = mlx_lm_utils.dequantize_model(model)
+        config.pop("quantization_config", None)
     if dtype is not None:
-        model.set_dtype(getattr(mx, dtype))
+        _cast(model, getattr(mx, dtype))
+        config = {**config, _dtype_key(config): dtype}
     return model, config
+
+
+def _dtype_key(config: dict[str, Any]) -> str:
+    """Return the key of a configuration's type, which transformers has renamed."""
+    return "dtype" if "dtype" in config else "torch_dtype"
+
+
+def _cast(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
+    """Cast a model as ``mlx_lm.convert`` does: its class may keep some types."""
+    casts = getattr(model, "cast_predicate", lambda path: True)
+
+    def cast(path: str, value: Any) -> Any:
+        floating = mx.issubdtype(value.dtype, mx.floating)
+        return value.astype(dtype) if floating and casts(path) else value
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def quantize_in_mode(
+    model: mlx_nn.Module, config: dict[str, Any], mode: str
+) -> tuple[mlx_nn.Module, dict[str, Any]]:
+    """Quantize a model in one of MLX's modes, as ``mlx_lm.convert`` does."""
+    with redirect_stdout(io.StringIO()):  # our report says the same
+        return mlx_lm_utils.quantize_model(model, config, None, None, mode)
+
+
+def require_upload(repo: str) -> None:
+    """Check that a model can be sent to a repository of the Hub, as far as is known.
+
+    Raises:
+        ValueError: If the name is none, or the user has not logged in.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(
+            f"[convert] --upload-repo must be OWNER/NAME: {error}"
+        ) from None
+    if get_token() is None:
+        raise ValueError(
+            "[convert] --upload-repo requires a token of the Hugging Face Hub: run hf "
+            "auth login, or set HF_TOKEN."
+        )
+
+
+def upload(folder: Path, repo: str) -> None:
+    """Send a model folder to the Hub, as ``mlx_lm.upload`` does."""
+    mlx_lm_utils.upload_to_hub(str(folder), repo)
 
 
 def load_tokenizer(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx_lm
 from mlx_lm import utils as mlx_lm_utils
 
+from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.lm.checked import checked_loading
 from mlx_nibble.lm.dtypes import prepare, use_stock
@@ -32,8 +34,9 @@ def load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
+    duel: bool = True,
     **kwargs: Any,
 ) -> tuple:
     """Load a model and accelerate it: :func:`mlx_lm.load` on our kernels.
@@ -41,7 +44,7 @@ def load(
     Args:
         path_or_hf_repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.load`.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
         **kwargs: Arguments of :func:`mlx_lm.load`.
 
@@ -53,7 +56,8 @@ def load(
         ValueError: If a file of the model is damaged, if mlx-lm does not know its
             architecture, or if ``activations`` is neither None nor ``"int8"``.
     """
-    with accelerated_loading(Settings(activations, batch_invariant, repack, tuned)):
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
+    with accelerated_loading(settings):
         return mlx_lm.load(path_or_hf_repo, *args, **kwargs)
 
 
@@ -62,8 +66,10 @@ def sharded_load(
     *args: Any,
     activations: str | None = None,
     batch_invariant: bool = False,
-    repack: bool = False,
+    repack: bool = True,
     tuned: bool = True,
+    duel: bool = True,
+    seen: Callable[[Report], None] = lambda report: None,
     **kwargs: Any,
 ) -> tuple:
     """Load each process's part of a model: :func:`mlx_lm.utils.sharded_load`.
@@ -74,21 +80,22 @@ def sharded_load(
     Args:
         repo: A model folder, or a repository of the Hugging Face Hub.
         *args: Arguments of :func:`mlx_lm.utils.sharded_load`.
-        activations, batch_invariant, repack, tuned: The fields of
+        activations, batch_invariant, repack, tuned, duel: The fields of
             :class:`mlx_nibble.Settings`, which documents them.
+        seen: Function of the model's report.
         **kwargs: Arguments of :func:`mlx_lm.utils.sharded_load`.
 
     Returns:
         The results of :func:`mlx_lm.utils.sharded_load`.
     """
-    settings = Settings(activations, batch_invariant, repack, tuned)
+    settings = Settings(activations, batch_invariant, repack, tuned, duel)
     trust = bool(kwargs.get("trust_remote_code"))
     given = kwargs.get("tokenizer_config") or {}
     kwargs["tokenizer_config"] = {"trust_remote_code": trust, **given}
     # Accelerate afterwards: sharding replaces layers.
     with checked_loading():
         model, *others = mlx_lm_utils.sharded_load(repo, *args, **kwargs)
-    prepare(model, settings)
+    seen(prepare(model, settings))
     return (model, *others)
 
 

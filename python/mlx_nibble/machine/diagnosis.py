@@ -71,7 +71,8 @@ class Diagnosis:
                 cell = [
                     v
                     for v in self.gpu + self.cpu
-                    if v.kernel.startswith(f"{family}_{dtype}_")
+                    # A kernel without types serves all.
+                    if v.kernel == family or v.kernel.startswith(f"{family}_{dtype}_")
                 ]
                 off = sum(not v.ok for v in cell)
                 row.append(f"{len(cell) - off} ok" + (f", {off} OFF" if off else ""))
@@ -100,6 +101,8 @@ def diagnose(
         for kernel in (ext.kernels() if gpu else [])
         if (everything or common(kernel)) and ext.trial(kernel) is not None
     ]
+    if gpu:
+        kernels.insert(0, ext.view_kernel)
     known = Verdicts(machine, ext)
     verdicts = []
     for done, kernel in enumerate(kernels):

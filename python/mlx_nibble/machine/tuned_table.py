@@ -1,10 +1,11 @@
 """Choices that were measured on this machine, for the planner to follow.
 
-``nibble tune`` times every candidate for a product, MLX's operation among them. It
-keeps the fastest in a table in the user's cache folder: one table for each device.
-:func:`mlx_nibble.accelerate` has the planner look into the table before it applies its
-heuristics. A table can only choose among correct candidates. A table that is damaged,
-or from another machine or version, is not used.
+``nibble tune`` times every candidate for a product, MLX's operation among them. On a
+GPU, a :mod:`duel` between the planner's own choice and MLX's operation comes before
+that. Both keep the fastest in a table in the user's cache folder: one table for each
+device. :func:`mlx_nibble.accelerate` has the planner look into the table before it
+applies its heuristics. A table can only choose among correct candidates. A table that
+is damaged, or from another machine or version, is not used.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.stranger import read_json
+from mlx_nibble.machine import verdicts
 from mlx_nibble.ops import DTYPES
 
-SCHEMA = "mlx-nibble/tuned/1"
+SCHEMA = "mlx-nibble/tuned/2"
 LEAVE_TO_MLX = "mlx"
+# The planner's own choice, where it is known not to be slower than MLX's operation.
+OURS = "ours"
+TUNE, DUEL = "tune", "duel"
 
 # More than a tuner writes for a hundred models. A stranger's file may have any size.
 _LARGEST_FILE = 4 << 20
@@ -41,12 +46,16 @@ _CHOICE = re.compile(r"[a-z0-9_]{1,96}")
 class Key:
     """Products that share a choice: y = x @ w_hat.T, x [rows, K], w [N, K].
 
+    Or, with experts, y[i] = x[i] @ w_hat[chosen[i]].T, w [experts, N, K].
+
     Attributes:
         rows: Largest number of rows of the class, from :func:`row_class`.
         dtype: Type of x and y.
         scale_dtype: Type of scales and biases.
         symmetric: True if the biases are known to be -2**(bits - 1) * scales.
         activations: None or "int8", as in the call of the operation.
+        experts: Matrices that rows choose from; 0 for one matrix.
+        sorted: True if the chosen numbers never decrease.
     """
 
     rows: int
@@ -58,6 +67,8 @@ class Key:
     scale_dtype: str
     symmetric: bool = False
     activations: str | None = None
+    experts: int = 0
+    sorted: bool = False
 
     @property
     def shape(self) -> tuple:
@@ -65,7 +76,7 @@ class Key:
         dtype, scale_dtype = DTYPES[self.dtype], DTYPES[self.scale_dtype]
         sizes = (self.rows, self.N, self.K)
         form = (self.bits, self.group_size, self.symmetric)
-        return (*sizes, dtype, scale_dtype, *form)
+        return (*sizes, dtype, scale_dtype, *form, self.experts, self.sorted)
 
     @property
     def int8(self) -> bool:
@@ -80,33 +91,45 @@ class Choice:
     Attributes:
         name: Name of a candidate, or :data:`LEAVE_TO_MLX`. None keeps the planner's own
             choice, which no candidate beats by more than noise.
-        faster: Speed relative to the planner's own choice; 1 for that choice.
+        faster: Speed relative to the planner's own choice; 1 for that choice. After a
+            duel, the speed relative to the loser.
+        by: :data:`TUNE` or :data:`DUEL`.
     """
 
     name: str | None
     faster: float = 1.0
+    by: str = TUNE
 
 
 Table = dict[Key, Choice]
 
 
+def row_classes() -> list[int]:
+    """Return the largest number of rows of each class on the default device."""
+    return [1] if _native.ext is None else _native.ext.row_classes()
+
+
 def row_class(rows: int) -> int:
     """Return the largest number of rows that shares the choice of ``rows``."""
-    return 1 if _native.ext is None else _native.ext.row_class(rows)
+    classes = row_classes()
+    return next((largest for largest in classes if rows <= largest), classes[-1])
 
 
 def machine() -> dict[str, Any]:
     """Return what a table is valid for: the default device and the versions."""
     ext = _native.ext
-    device = str(mx.default_device().type).removeprefix("DeviceType.")
-    info = mx.device_info(mx.default_device())
+    device = mx.default_device().type.name
     found: dict[str, Any] = {"device": device}
     if device == "cpu":
+        info = mx.device_info(mx.default_device())
         found |= {"name": str(info.get("device_name", ""))}
         if ext is not None:
             found |= {"isa": ext.cpu_isa(), "threads": ext.cpu_threads()}
     else:
-        found |= {"name": str(info.get("architecture", ""))}
+        here = verdicts.Machine.here()
+        found |= {"name": here.gpu, "system": here.system}
+        if verdicts.fences():
+            found |= {"barriers": True}
     versions = {"mlx": _native.mlx_version, "mlx_nibble": __version__}
     return found | versions
 
@@ -138,6 +161,8 @@ def load() -> Table:
 def save(new: Mapping[Key, Choice]) -> Path:
     """Add choices to the default device's table, in one atomic write.
 
+    A choice of a duel does not replace one of ``nibble tune``.
+
     Returns:
         The path of the table.
 
@@ -147,7 +172,10 @@ def save(new: Mapping[Key, Choice]) -> Path:
     file = path()
     with cache_lock("tuned"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        table = {**load(), **new}
+        table = load()
+        for key, choice in new.items():
+            if choice.by == TUNE or key not in table or table[key].by == DUEL:
+                table[key] = choice
         entries = [
             asdict(key) | asdict(table[key]) for key in sorted(table, key=_order)
         ]
@@ -168,7 +196,7 @@ def clear() -> Path | None:
 
 
 def in_use() -> tuple[int, Table]:
-    """Return the default device's table: the argument ``tuning``, and its choices.
+    """Return what ``nibble tune`` chose: the argument ``tuning``, and the choices.
 
     ``tuning`` is 0 without a table. The file is read again only if it has changed.
     """
@@ -181,20 +209,33 @@ def in_use() -> tuple[int, Table]:
         return 0, {}
     known = (str(file), stat.st_mtime_ns, stat.st_size)
     if known not in _known:
-        table = load()
+        table = of_tune(load())
         _known[known] = register(table), table
     return _known[known]
+
+
+def of_tune(table: Table) -> Table:
+    """Return the choices of ``nibble tune`` only."""
+    return {key: choice for key, choice in table.items() if choice.by == TUNE}
 
 
 def register(table: Mapping[Key, Choice]) -> int:
     """Return the argument ``tuning`` of the operations for a table.
 
-    0 if every choice of the table is the planner's.
+    0 if the table has nothing to say.
     """
-    chosen = [(k.shape, k.int8, c.name) for k, c in table.items() if c.name]
-    if _native.ext is None or not chosen:
-        return 0
-    return _native.ext.add_tuning(chosen)
+    chosen = choices(table)
+    return _native.ext.add_tuning(chosen) if _native.ext and chosen else 0
+
+
+def choices(table: Mapping[Key, Choice]) -> list[tuple[tuple, bool, str]]:
+    """Return a table as the extension takes it.
+
+    On a CPU, the planner's own choice needs no entry.
+    """
+    own = "" if mx.default_device().type == mx.DeviceType.cpu else OURS
+    named = [(key, choice.name or own) for key, choice in table.items()]
+    return [(key.shape, key.int8, name) for key, name in named if name]
 
 
 _known: dict[tuple[str, int, int], tuple[int, Table]] = {}
@@ -203,7 +244,8 @@ _warned: set[tuple[str, int]] = set()
 
 def _order(key: Key) -> tuple:
     form = (key.bits, key.group_size, key.dtype, key.scale_dtype, key.symmetric)
-    return (key.N, key.K, *form, key.activations or "", key.rows)
+    chosen = (key.experts, key.sorted)
+    return (key.N, key.K, *form, key.activations or "", *chosen, key.rows)
 
 
 def _parse(stored: Any) -> Table:
@@ -215,8 +257,9 @@ def _parse(stored: Any) -> Table:
 
 def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
     names = [field.name for field in fields(Key)]
+    of_choice = [field.name for field in fields(Choice)]
     for entry in stored:
-        known = isinstance(entry, dict) and set(entry) == {*names, "name", "faster"}
+        known = isinstance(entry, dict) and set(entry) == {*names, *of_choice}
         _require(known, "a choice with the fields of this version", entry)
         key = Key(**{name: entry[name] for name in names})
         for name in ("rows", "N", "K", "bits", "group_size"):
@@ -225,14 +268,18 @@ def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
             _require(fits, f"{name} from 1 to {_LARGEST_SIZE}", size)
         for name in ("dtype", "scale_dtype"):
             _require(entry[name] in DTYPES, f"{name} of {tuple(DTYPES)}", entry[name])
-        _require(type(key.symmetric) is bool, "a boolean symmetric", key.symmetric)
+        fits = type(key.experts) is int and 0 <= key.experts <= _LARGEST_SIZE
+        _require(fits, f"experts from 0 to {_LARGEST_SIZE}", key.experts)
+        for flag in ("symmetric", "sorted"):
+            _require(type(entry[flag]) is bool, f"a boolean {flag}", entry[flag])
         check_activations("tune", key.activations)
         name, faster = entry["name"], entry["faster"]
         valid = name is None or _CHOICE.fullmatch(name)
         _require(valid, "a candidate's name", name)
         ratio = isinstance(faster, int | float) and 0 < faster < 1e9
         _require(ratio, "a positive ratio", faster)
-        yield key, Choice(name, float(faster))
+        _require(entry["by"] in (TUNE, DUEL), f"{TUNE} or {DUEL}", entry["by"])
+        yield key, Choice(name, float(faster), entry["by"])
 
 
 def _require(met: object, required: str, got: object) -> None:

@@ -7,7 +7,8 @@ it. A verdict is valid for the same GPU, system, mlx and mlx-nibble.
 
 A trial may also end the process, or never end. So the kernel is marked before its
 trial. If a later process finds the mark of one that has died, it does not use the
-kernel.
+kernel. A closed terminal ends a process too. So a process that died while it compiled
+several kernels, or timed one that is right, must have a second one to count.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +38,12 @@ from mlx_nibble.machine.trial import Verdict
 # 20 times the verdicts of all kernels.
 _LARGEST_FILE = 4 << 20
 
+# The weight of a trial that ended its process.
+CONDEMNED = 2
+
 # The kernels that this process is trying.
 _trying: set[str] = set()
+_installed: list[Verdicts] = []
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,19 @@ class _Stored:
 
     Attributes:
         failures: Reason for each tried kernel; None if it may be used.
-        trying: Identifier of the process that tries a kernel.
+        trying: Processes that try a kernel: identifier to weight. Dead ones of a
+            weight of CONDEMNED in all switch the kernel off.
     """
 
     failures: dict[str, str | None] = field(default_factory=dict)
-    trying: dict[str, int] = field(default_factory=dict)
+    trying: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def dead(self, kernel: str) -> int:
+        """Return the weight of a kernel's processes that have died."""
+        if kernel in _trying:
+            return 0
+        marks = self.trying.get(kernel, {}).items()
+        return sum(w for process, w in marks if not _is_other_process(process))
 
 
 class Verdicts:
@@ -99,7 +113,7 @@ class Verdicts:
     @property
     def path(self) -> Path:
         """The machine's file."""
-        variant = ["fences"] if _fences() else []
+        variant = ["fences"] if fences() else []
         name = "_".join([*asdict(self.machine).values(), *variant])
         return (
             cache_dir() / "self-check" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.json"
@@ -109,9 +123,7 @@ class Verdicts:
         """Return whether a kernel may be used; try the kernel if that is unknown."""
         if not self.machine.gpu:
             return False
-        if self._known is None:
-            self._known = _verdicts(self._read())
-        verdict = self._known.get(kernel) or self.try_now(kernel) or Verdict(kernel)
+        verdict = self.known().get(kernel) or self.try_now(kernel) or Verdict(kernel)
         if not verdict.ok:
             warnings.warn(
                 f"mlx-nibble does not use its kernel {kernel} on this machine; MLX's "
@@ -121,6 +133,52 @@ class Verdicts:
                 stacklevel=2,
             )
         return verdict.ok
+
+    def known(self) -> dict[str, Verdict]:
+        """Return the verdicts so far, of other processes too."""
+        if self._known is None:
+            self._known = _verdicts(self._read())
+        return self._known
+
+    def doubted(self) -> set[str]:
+        """Return the kernels that a process died with, but may be used."""
+        stored = self._read()
+        return {k for k in stored.trying if 0 < stored.dead(k) < CONDEMNED}
+
+    @contextmanager
+    def being_tried(self, kernels: Sequence[str], weight: int = 1) -> Iterator[None]:
+        """Mark kernels while they are tried.
+
+        Args:
+            kernels: Their names.
+            weight: The weight of the mark if this process dies.
+        """
+        process = os.getpid()
+
+        def begin(stored: _Stored) -> None:
+            for kernel in kernels:
+                stored.trying.setdefault(kernel, {})[process] = weight
+
+        def end(stored: _Stored) -> None:
+            for kernel in kernels:
+                marks = stored.trying.get(kernel, {})
+                # A trial that ends well acquits a kernel of earlier deaths.
+                if well:
+                    marks = {p: w for p, w in marks.items() if _is_other_process(p)}
+                marks.pop(process, None)
+                stored.trying[kernel] = marks
+                if not marks:
+                    del stored.trying[kernel]
+
+        well = False
+        self._update(begin)
+        _trying.update(kernels)
+        try:
+            yield
+            well = True
+        finally:
+            _trying.difference_update(kernels)
+            self._update(end)
 
     def try_now(self, kernel: str) -> Verdict | None:
         """Run a kernel's trial and keep the verdict, whatever is known of the kernel.
@@ -134,23 +192,13 @@ class Verdicts:
         Returns:
             The verdict; None if this machine's GPU never uses the kernel.
         """
-        _trying.add(kernel)
-        self._update(lambda stored: stored.trying.update({kernel: os.getpid()}))
-        lasting: dict[str, str | None] = {}
-        try:
+        with self.being_tried([kernel], CONDEMNED):
             verdict = trial.check(kernel, self._ext)
             kept = verdict or Verdict(kernel)
             self._known = {**(self._known or {}), kernel: kept}
             if kept.ok or (kept.lasting and trial.gpu_is_sound()):
                 lasting = {kernel: kept.failure}
-        finally:
-            _trying.discard(kernel)
-
-            def end(stored: _Stored) -> None:
-                stored.trying.pop(kernel, None)
-                stored.failures.update(lasting)
-
-            self._update(end)
+                self._update(lambda stored: stored.failures.update(lasting))
         return verdict
 
     def _update(self, change: Callable[[_Stored], None]) -> None:
@@ -172,7 +220,10 @@ class Verdicts:
                 str(kernel): None if failure is None else str(failure)
                 for kernel, failure in content["failures"].items()
             }
-            trying = {str(k): int(v) for k, v in content.get("trying", {}).items()}
+            trying = {
+                str(kernel): {int(p): int(w) for p, w in marks.items()}
+                for kernel, marks in content.get("trying", {}).items()
+            }
         except (
             ArithmeticError,
             OSError,
@@ -189,13 +240,13 @@ def _verdicts(stored: _Stored) -> dict[str, Verdict]:
     """Return what is known: also of kernels whose trial has ended its process."""
     unfinished = "its last trial did not end, or ended the process"
     known = {k: Verdict(k, failure) for k, failure in stored.failures.items()}
-    for kernel, process in stored.trying.items():
-        if kernel not in _trying and not _is_other_process(process):
+    for kernel in stored.trying:
+        if stored.dead(kernel) >= CONDEMNED:
             known[kernel] = Verdict(kernel, unfinished)
     return known
 
 
-def _fences() -> bool:
+def fences() -> bool:
     """Return whether kernels are compiled with barriers around their products."""
     return os.environ.get("NIBBLE_SIMDGROUP_BARRIERS", "0") != "0"
 
@@ -212,6 +263,11 @@ def _is_other_process(identifier: int) -> bool:
     return True
 
 
+def of_gpu() -> Verdicts | None:
+    """Return the verdicts of this process's GPU; None without a usable GPU."""
+    return next((found for found in _installed if found.machine.gpu), None)
+
+
 def install(ext: Any) -> None:
     """Have the extension ask for facts of the GPU and for verdicts, when it needs them.
 
@@ -219,9 +275,10 @@ def install(ext: Any) -> None:
     """
     if not mx.metal.is_available():
         return
-    ext.set_judge(Verdicts(None, ext))
+    _installed[:] = [Verdicts(None, ext)]
+    ext.set_judge(_installed[0])
     ext.set_gpu_facts(gpu.facts)
-    ext.set_fences(_fences())
+    ext.set_fences(fences())
     # The extension outlives the interpreter: drop its references to Python's objects.
     atexit.register(ext.set_judge, None)
     atexit.register(ext.set_gpu_facts, None)

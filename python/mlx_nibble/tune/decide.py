@@ -6,36 +6,39 @@ from collections.abc import Iterator, Mapping
 
 from mlx_nibble.bench.statistics import Estimate, Passes, ratio
 from mlx_nibble.machine.tuned_table import Choice
-
-LEAST_GAIN = 0.02
-"""A candidate must beat the planner's own choice by this much, as a factor beyond 1.
-One run shows no smaller difference (docs/results/method.md)."""
+from mlx_nibble.machine.turns import LEAST_GAIN
 
 PASSES = (12, 24, 48, 96)
 """Candidates that can no longer win are dropped after each of these numbers of passes.
 After the last, the best median wins."""
 
 
-def decide(samples: Mapping[str, Passes]) -> Choice:
+def decide(samples: Mapping[str, Passes], tie: str | None = None) -> Choice:
     """Choose among candidates that took turns.
 
-    A candidate must beat the planner's own choice by :data:`LEAST_GAIN` and beyond
-    noise: its interval excludes 1. The intervals hold together for all candidates and
-    all checks. After the last of :data:`PASSES` the noise no longer counts, since the
-    median is the best guess. The fastest such candidate wins, else the planner.
+    A candidate must beat the leader by :data:`LEAST_GAIN` and beyond noise: its
+    interval excludes 1. The intervals hold together for all candidates and all checks.
+    After the last of :data:`PASSES` the noise no longer counts, since the median is the
+    best guess. The fastest such candidate wins, else the leader.
 
     Args:
         samples: Seconds by candidate, in a list for each pass, the planner's own
             choice first. A candidate that was dropped has fewer passes, and loses.
+        tie: Leader, if it is in all passes. Default: the planner's own choice.
     """
     own = next(iter(samples))
     last = len(samples[own]) >= PASSES[-1]
-    best = Choice(None)
-    for name, faster in _against(samples, own):
+    leads = tie is not None and len(samples.get(tie, ())) == len(samples[own])
+    leader = tie if tie is not None and leads else own
+    best, gain = leader, 1.0
+    for name, faster in _against(samples, leader):
         gains = faster.value >= 1 + LEAST_GAIN and (faster.low > 1 or last)
-        if gains and faster.value > best.faster:
-            best = Choice(name, faster.value)
-    return best
+        if gains and faster.value > gain:
+            best, gain = name, faster.value
+    if best == own:
+        return Choice(None)
+    than_own = ratio(samples[own], samples[best])
+    return Choice(best, than_own.value if than_own else gain)
 
 
 def contenders(samples: Mapping[str, Passes], chosen: str) -> set[str]:

@@ -11,10 +11,13 @@ import mlx.core as mx
 
 from mlx_nibble import _native, ops
 from mlx_nibble.bench import products
+from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import Pools
-from mlx_nibble.bench.schedule import ChainCandidate, take_quiet_pass, warm_up
+from mlx_nibble.bench.schedule import take_quiet_pass
 from mlx_nibble.bench.statistics import Passes
+from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX
+from mlx_nibble.machine.turns import ChainCandidate, warm_up
 from mlx_nibble.progress import Progress
 from mlx_nibble.tune.decide import PASSES, contenders, decide
 from mlx_nibble.tune.problems import Problem
@@ -88,9 +91,14 @@ def steps(problems: Sequence[Problem]) -> int:
     return PASSES[0] * len(problems)
 
 
+def choice(samples: Mapping[str, Passes]) -> tuned_table.Choice:
+    """Return the decision for this device: on a GPU, a tie is MLX's."""
+    return decide(samples, None if device() == "cpu" else LEAVE_TO_MLX)
+
+
 def choose_fastest(samples: Mapping[str, Passes]) -> str:
     """Return the name of the chosen candidate, also for the planner's own choice."""
-    return decide(samples).name or next(iter(samples))
+    return choice(samples).name or next(iter(samples))
 
 
 def measure(

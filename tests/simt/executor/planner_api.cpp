@@ -9,6 +9,7 @@
 
 #include "csrc/core/kernel_name.h"
 #include "csrc/core/kernel_source.h"
+#include "csrc/core/plan/cost.h"
 #include "csrc/core/planner.h"
 #include "json.h"
 #include "runtime.h"
@@ -193,14 +194,43 @@ SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
   return mlx_is_faster(gather_of(*p), device_of(*profile)) ? "true" : "false";
 }
 
+// [[fixed, arithmetic, simdgroups, resident], ...]: qmm_skinny, the tiles of
+// qmm and, at 4 and 8 bits, of gather_qmm, MLX's of both.
+SIMT_EXPORT const char* simt_tile_costs() {
+  std::vector<nibble::TileCost> costs{nibble::kSkinnyCost};
+  for (const nibble::Tile& tile : nibble::kTiles) {
+    costs.push_back(nibble::cost_of(tile));
+  }
+  for (int bits : {4, 8}) {
+    for (const nibble::Tile& tile : nibble::kGatherTiles) {
+      costs.push_back(nibble::sorted_cost_of(tile, bits));
+    }
+  }
+  costs.insert(costs.end(), {nibble::kMlxTileCost, nibble::kMlxSortedCost});
+  std::ostringstream out;
+  for (const nibble::TileCost& cost : costs) {
+    out << (out.tellp() > 0 ? ", [" : "[[") << cost.fixed << ", "
+        << cost.arithmetic << ", " << cost.simdgroups << ", " << cost.resident
+        << "]";
+  }
+  out << "]";
+  return keep(out.str());
+}
+
+SIMT_EXPORT double simt_occupancy(double simdgroups) {
+  return nibble::occupancy(simdgroups);
+}
+
 SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
-                                         const SimtProfile*) {
-  return keep(to_json(nibble::plan_swiglu(matmul_of(*p))));
+                                         const SimtProfile* profile) {
+  return keep(
+      to_json(nibble::plan_swiglu(matmul_of(*p), device_of(*profile))));
 }
 
 SIMT_EXPORT const char* simt_plan_gather_swiglu(const SimtGatherProblem* p,
-                                                const SimtProfile*) {
-  return keep(to_json(nibble::plan_swiglu(gather_of(*p))));
+                                                const SimtProfile* profile) {
+  return keep(
+      to_json(nibble::plan_swiglu(gather_of(*p), device_of(*profile))));
 }
 
 SIMT_EXPORT const char* simt_plan_joint(const SimtProblem* p,
@@ -246,13 +276,16 @@ SIMT_EXPORT const char* simt_kernels_of_any_shape(const SimtProblem* p,
   return keep(
       to_json(which == nibble::Planner::kDequantize
                   ? nibble::kernels_of_any_shape(dequantize_of(*p))
-                  : nibble::kernels_of_any_shape(matmul_of(*p), which)));
+                  : nibble::kernels_of_any_shape(
+                        matmul_of(*p), nibble::Api::kMetal, which)));
 }
 
 SIMT_EXPORT const char* simt_gather_kernels_of_any_shape(
     const SimtGatherProblem* p, const SimtProfile*, int planner) {
   return keep(to_json(nibble::kernels_of_any_shape(
-      gather_of(*p), static_cast<nibble::Planner>(planner))));
+      gather_of(*p),
+      nibble::Api::kMetal,
+      static_cast<nibble::Planner>(planner))));
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.
@@ -270,8 +303,8 @@ SIMT_EXPORT const char* simt_instances(int cuda) {
 // The text that a Mac, or NVRTC, would compile for the kernel; "" if there is
 // no such kernel. Call simt_read_kernels() first.
 SIMT_EXPORT const char* simt_kernel_source(const char* name) {
-  if (name == nibble::kCudaAlignKernel) {
-    return keep(nibble::cuda_align_source());
+  if (name == nibble::kCudaContiguousKernel) {
+    return keep(nibble::cuda_contiguous_source());
   }
   auto id = nibble::parse_kernel_name(name);
   if (!id) {

@@ -10,8 +10,7 @@ import pytest
 
 import mlx_nibble
 from mlx_nibble.acceleration import accelerate as module
-from mlx_nibble.acceleration import shared_modules, symmetric
-from mlx_nibble.acceleration.repack import Copies
+from mlx_nibble.acceleration import repack, shared_modules, symmetric
 from tests.support import families, tiny_models
 
 IDS = tiny_models.tokens(1, 12)[0]
@@ -82,15 +81,18 @@ def test_in_each_call_of_the_predicate(model):
     [
         (module, "recognise_symmetric", 0),
         (module, "_tuned_layers", 0),
-        (module, "repacked", 0),
+        (module, "repack_layers", 0),
         *((symmetric, "_holds", index) for index in (0, 1, 5)),
         *((shared_modules, "_shared", index) for index in (0, 1, 5)),
-        *((Copies, "_remember", index) for index in (0, 1, 5)),
+        *((repack, "pack", index) for index in (0, 1, 5)),
     ],
 )
 def test_in_each_step(model, monkeypatch, owner, name, index):
     at_call(monkeypatch, owner, name, index)
-    fails_nothing_changed(model, repack=True)
+    fails_nothing_changed(model)
+    assert not any(
+        repack.is_packed(value) for m in model.modules() for value in m.values()
+    )
 
 
 def test_an_earlier_acceleration_stays(model, monkeypatch):

@@ -19,7 +19,8 @@ import pytest
 
 from mlx_nibble.bench import capsule, kernels, machine, peaks, products, statistics
 from mlx_nibble.bench.products import Pools, ProductCase
-from mlx_nibble.bench.schedule import (
+from mlx_nibble.machine import turns
+from mlx_nibble.machine.turns import (
     ChainCandidate,
     balanced_orders,
     take_pass,
@@ -118,10 +119,10 @@ def test_a_product_waits_for_the_one_before(device, monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: Device)
     x, y = mx.zeros((2, 4)), mx.ones((2, 3))
     if device == "gpu":
-        linked = products.link(x, y)
+        linked = turns.link(x, y)
         assert linked.tolist() == [[1, 0, 0, 0]] * 2
     else:
-        assert mx.array_equal(products.link(x, y), x)
+        assert mx.array_equal(turns.link(x, y), x)
 
 
 def test_peaks_are_plausible():

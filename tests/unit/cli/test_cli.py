@@ -198,15 +198,15 @@ def test_batch_invariance_can_be_asked_for_where_mlx_lm_generates(folder):
         assert "--batch-invariant" in nibble(command, "--help").stdout
 
 
-def test_repacking_can_be_asked_for_and_changes_no_token(folder):
+def test_repacking_can_be_refused_and_changes_no_token(folder):
     options = ["--model", str(folder), "--max-tokens", "5", "--prompt", "the hen"]
     answers = [
         nibble("generate", *repack, *options).stdout.split("Prompt:")[0]
-        for repack in ([], ["--repack"])
+        for repack in ([], ["--no-repack"])
     ]
     assert answers[0] == answers[1] != ""
     for command in ("generate", "chat", "serve"):
-        assert "--repack" in nibble(command, "--help").stdout
+        assert "--no-repack" in nibble(command, "--help").stdout
 
 
 def test_a_hub_that_is_out_of_reach_is_one_line():

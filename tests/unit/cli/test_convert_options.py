@@ -16,25 +16,30 @@ PATHS = {
     "rtn": ["./absent", "-q", "--method", "rtn"],
     "gptq": ["./absent", "-q"],
     "target": ["./absent", "-q", "--target-bpw", "5"],
+    "mode": ["./absent", "-q", "--q-mode", "mxfp4"],
+    "rewrite": ["./absent", "-d"],
 }
 # A dot stands for an error. The text of a method that needs none is only checked: one
 # command line compares methods.
 TABLE = """
-                     gguf packed rtn gptq target
---dtype float32      x    x      x   x    x
---trust-remote-code  .    x      x   x    x
---q-bits 3           .    .      x   x    .
---q-group-size 32    .    .      x   x    x
---method awq         .    .      x   x    x
---recipe uniform     .    .      x   x    .
---target-bpw 6       .    .      x   x    x
---plot a.png         .    .      .   .    x
---symmetric          .    .      x   x    x
---calibration a.txt  .    .      t   x    x
---samples 3          .    .      t   x    x
---sequence-length 8  .    .      t   x    x
+                     gguf packed rtn gptq target mode rewrite
+--dtype float32      x    x      x   x    x      x    x
+--upload-repo a/b    x    x      x   x    x      x    x
+--keep values        x    .      .   .    .      .    .
+--trust-remote-code  .    x      x   x    x      x    x
+--q-mode affine      .    .      x   x    x      x    .
+--q-bits 4           .    .      x   x    .      x    .
+--q-group-size 32    .    .      x   x    x      x    .
+--method awq         .    .      x   x    x      .    .
+--recipe uniform     .    .      x   x    .      .    .
+--target-bpw 6       .    .      x   x    x      .    .
+--plot a.png         .    .      .   .    x      .    .
+--symmetric          .    .      x   x    x      .    .
+--calibration a.txt  .    .      t   x    x      .    .
+--samples 3          .    .      t   x    x      .    .
+--sequence-length 8  .    .      t   x    x      .    .
 """
-ROWS = [line.rsplit(maxsplit=5) for line in TABLE.strip().splitlines()[1:]]
+ROWS = [line.rsplit(maxsplit=7) for line in TABLE.strip().splitlines()[1:]]
 
 
 def run(*arguments: str) -> int:
@@ -49,6 +54,7 @@ def test_the_table_has_all_options():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_an_option_is_used_or_refused(path, row, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "x")
     option, *cells = row
     expected = cells[list(PATHS).index(path)]
     assert run(*PATHS[path], *option.split()) == 1

@@ -110,7 +110,7 @@ def test_other_packings_are_named(method, quantize, rng, tmp_path, capsys):
 def test_a_gguf_file_is_to_be_converted(name, tmp_path, capsys):
     file = tmp_path / name
     file.write_bytes(tiny_llama())
-    line = said(capsys, COMMANDS["generate"], file)
+    line = said(capsys, COMMANDS["eval"], file)
     (found,) = re.findall(r"run nibble (convert .*) OUT, and use OUT\.", line)
     assert main([*shlex.split(found), str(tmp_path / "out")]) == 0
     quantized = [*shlex.split(found), str(tmp_path / "q"), "-q", "--method", "rtn"]

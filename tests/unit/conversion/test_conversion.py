@@ -73,7 +73,9 @@ def spoilt(folder: Path, name: str, value: float) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files but the card, which names the folder."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    paths = [p for p in paths if p.name != "README.md"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 

@@ -52,7 +52,8 @@ def test_a_server_can_require_the_kernels():
 
 @pytest.mark.parametrize(("forced", "red"), [("1", True), ("", False)])
 def test_a_command_says_once_and_in_red_that_it_is_inactive(forced, red):
-    done = run(COMMAND, FORCE_COLOR=forced, NO_COLOR="", TERM="xterm")
+    env = {"FORCE_COLOR": forced, "NO_COLOR": "", "TERM": "xterm"}
+    done = run(COMMAND, HF_HUB_OFFLINE="1", **env)
     said, error = done.stderr.splitlines()
     assert done.returncode == 1 and error.startswith("nibble: [")
     assert "mlx-nibble is inactive, " in said and FIX in said

@@ -5,14 +5,18 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import gguf as oracle
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.io.gguf.blocks import Affine
-from mlx_nibble.io.gguf.reader import read_gguf, read_tensor
+from mlx_nibble.formats import Quantized
+from mlx_nibble.io.gguf.block_types import BLOCK_TYPES
+from mlx_nibble.io.gguf.reader import read_gguf
+from mlx_nibble.io.gguf.tensors import read_rows, read_values, values_of
+from tests.support.gguf_families import random_blocks
 from tests.support.gguf_writer import (
     TYPE_NUMBER,
     Tensor,
@@ -47,56 +51,62 @@ def small_tensors() -> dict[str, Tensor]:
 def test_quantized_tensors_agree_with_mlx_bit_for_bit(tmp_path, kind):
     tensor = quantized(np.random.default_rng(0), (7, 96), kind)
     path = write(tmp_path, gguf(SMALL, {"x.weight": tensor}))
-    ours = read_tensor(read_gguf(path), "x.weight")
+    (ours,) = read_rows(read_gguf(path), "x.weight")
     theirs = mx.load(str(path))
-    assert isinstance(ours, Affine)
+    assert isinstance(ours, Quantized)
     assert ours.bits == (8 if kind == "Q8_0" else 4)
-    for name in ("weight", "scales", "biases"):
-        expected = np.array(theirs[f"x.{name}"])
-        got = getattr(ours, name)
-        assert got.dtype == expected.dtype
-        np.testing.assert_array_equal(got.view(np.uint8), expected.view(np.uint8))
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_quantized_tensors_mean_what_ggml_says(tmp_path, kind):
-    """Compare with ggml's own formula, element by element."""
-    tensor = quantized(np.random.default_rng(0), (2, 64), kind)
-    path = write(tmp_path, gguf(SMALL, {"x.weight": tensor}))
-    ours = read_tensor(read_gguf(path), "x.weight")
-    assert isinstance(ours, Affine)
-    restored = np.array(
-        mx.dequantize(
-            mx.array(ours.weight),
-            mx.array(ours.scales.astype(np.float32)),
-            mx.array(ours.biases.astype(np.float32)),
-            group_size=32,
-            bits=ours.bits,
+    np.testing.assert_array_equal(ours.words(), np.array(theirs["x.weight"]))
+    for name in ("scales", "biases"):
+        np.testing.assert_array_equal(
+            getattr(ours, name), np.array(theirs[f"x.{name}"])
         )
-    )
-    size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
-    expected = []
-    for start in range(0, len(tensor.data), size):
-        block = tensor.data[start : start + size]
-        d = struct.unpack_from("<e", block)[0]
-        m = struct.unpack_from("<e", block, 2)[0]
-        for i in range(32):
-            if kind == "Q8_0":
-                expected.append(d * struct.unpack_from("<b", block, 2 + i)[0])
-                continue
-            byte = block[size - 16 + i % 16]
-            code = byte >> 4 if i >= 16 else byte & 0xF
-            expected.append(d * (code - 8) if kind == "Q4_0" else d * code + m)
-    exact = np.array(expected).reshape(2, 64)
-    # In fp32 d·q is exact; d·q + m is rounded once.
-    np.testing.assert_allclose(restored, exact, rtol=2.0**-24, atol=2.0**-24 * 0.2)
+
+
+QUANTIZED = [
+    row.name for row in BLOCK_TYPES.values() if row.decode and row.elements > 1
+]
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("most", [1, 1500, 1 << 20])
+def test_quantized_tensors_have_the_values_of_the_package_gguf(tmp_path, kind, most):
+    number = oracle.GGMLQuantizationType[kind]
+    data = random_blocks(np.random.default_rng(0), (3, 4, 512), number)
+    tensor = Tensor((3, 4, 512), number, data.tobytes())
+    file = read_gguf(write(tmp_path, gguf(SMALL, {"x": tensor})))
+    parts = [values_of(part) for part in read_rows(file, "x", most)]
+    assert len(parts) == -(-12 // max(1, most // 512))
+    expected = oracle.quants.dequantize(data, number)
+    got = np.concatenate(parts).reshape(3, 4, 512)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(read_values(file, "x"), expected)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_all_blocks_are_values_or_an_error(tmp_path, kind):
+    """Random bytes have NaN and infinity as scales, too."""
+    number = oracle.GGMLQuantizationType[kind]
+    elements, nbytes = oracle.GGML_QUANT_SIZES[number]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        data = rng.integers(0, 256, (2, nbytes)).astype(np.uint8)
+        tensor = Tensor((2, elements), number, data.tobytes())
+        file = read_gguf(write(tmp_path, gguf(SMALL, {"x": tensor})))
+        with np.errstate(all="ignore"):
+            expected = oracle.quants.dequantize(data, number)
+        try:
+            got = read_values(file, "x")
+        except ValueError as error:
+            assert "finite scales" in str(error)
+        else:
+            np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_plain_tensors_keep_their_values(tmp_path, kind):
     values = np.arange(-12, 12).reshape(2, 3, 4) / 4  # exact in every type
     path = write(tmp_path, gguf(SMALL, {"x": plain(values, kind)}))
-    np.testing.assert_array_equal(read_tensor(read_gguf(path), "x"), values)
+    np.testing.assert_array_equal(read_values(read_gguf(path), "x"), values)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -137,7 +147,7 @@ def test_corrupt_bytes_never_do_worse_than_a_value_error(tmp_path, edits, spread
     try:
         file = read_gguf(write(tmp_path, bytes(content)))
         for name in file.tensors:
-            read_tensor(file, name)
+            read_values(file, name)
     except ValueError as error:
         assert str(error).startswith("[gguf] ")
 
@@ -213,22 +223,21 @@ def test_a_folder_or_a_device_is_refused(tmp_path):
 
 
 def test_unsupported_types_are_named(tmp_path):
-    q6_k = Tensor((2, 256), 14, bytes(2 * 210))
-    file = read_gguf(write(tmp_path, gguf(SMALL, {"odd.weight": q6_k})))
-    with pytest.raises(ValueError, match=r"'odd.weight' is of type Q6_K"):
-        read_tensor(file, "odd.weight")
+    iq3_s = Tensor((2, 256), 21, bytes(2 * 110))
+    file = read_gguf(write(tmp_path, gguf(SMALL, {"odd.weight": iq3_s})))
+    with pytest.raises(ValueError, match=r"'odd.weight' is of type IQ3_S"):
+        read_values(file, "odd.weight")
 
 
-@pytest.mark.parametrize(
-    ("kind", "scale"), [("Q4_0", 9000.0), ("Q8_0", 600.0), ("Q4_1", float("nan"))]
-)
-def test_scales_beyond_half_precision_are_refused(tmp_path, kind, scale):
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_refused(tmp_path, kind, scale):
     size = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
     data = struct.pack("<e", scale) + bytes(size - 2)
     tensor = Tensor((1, 32), TYPE_NUMBER[kind], data)
     file = read_gguf(write(tmp_path, gguf(SMALL, {"x": tensor})))
     with pytest.raises(ValueError, match="finite"):
-        read_tensor(file, "x")
+        read_values(file, "x")
 
 
 def test_a_file_that_shrinks_meanwhile_is_an_error(tmp_path):

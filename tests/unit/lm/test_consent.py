@@ -109,6 +109,10 @@ COMMANDS = {
         ["generate", "--model", f, "--max-tokens", "1", "--prompt", "a", *more]
     ),
     "chat": lambda f, *more: main(["chat", "--model", f, *more]),
+    # mlx_lm.benchmark runs a tokenizer's code without consent.
+    "run": lambda f, *more: main(
+        ["run", "benchmark", "--model", f, "-p", "4", "-g", "1", "-n", "1", *more]
+    ),
     "serve": serve,
     "bench": lambda f, *more: main(
         ["bench", "model", f, "--json", "--seconds", "0.1", "--passes", "1"]

@@ -346,3 +346,12 @@ def test_a_huge_configuration_is_not_read(folder):
         file.truncate(1 << 30)
     with pytest.raises(ValueError, match="at most"):
         read_config(folder, "load")
+
+
+def test_a_configuration_of_a_million_lists_is_not_parsed(folder):
+    """CPython 3.12 parses them, and takes longer for each one more."""
+    deep = b"[" * 400 + b"]" * 400
+    with open(folder / "config.json", "wb") as file:
+        file.write(b'{"a": [' + b",".join([deep] * 2501) + b"]}")
+    with pytest.raises(ValueError, match="at most 1000000 lists and objects"):
+        read_config(folder, "load")

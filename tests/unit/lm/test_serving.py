@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -19,67 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm import server as upstream
 
-from mlx_nibble import Settings, lm
+from mlx_nibble import lm
 from mlx_nibble.lm.serving.fit import Capacity
 from mlx_nibble.lm.serving.policy import Policy
 from mlx_nibble.lm.serving.refusal import Refusal
-from mlx_nibble.lm.serving.run import checked_serving, run, start
+from mlx_nibble.lm.serving.run import run
 from mlx_nibble.lm.serving.schema import Chat, Completion
 from tests.soak import __main__ as soak
 from tests.soak import requests
 from tests.soak.clients import Load, read, text_of
+from tests.support.served import eventually, provider_of, serving
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
-DEFAULTS = Policy()
 HEN = {"prompt": "the hen", "max_tokens": 12}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patched() -> Iterator[None]:
-    with checked_serving(DEFAULTS, upstream):
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return soak.tiny(tmp_path_factory.mktemp("served") / "tiny")
-
-
-def provider_of(*arguments: str) -> Any:
-    """Return what mlx_lm.server makes of its command line."""
-    made = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["serve", "--log-level", "CRITICAL", *arguments])
-        patch.setattr(upstream, "run", lambda host, port, it: made.append(it))
-        upstream.main()
-    return made[0]
-
-
-@contextmanager
-def serving(folder, *arguments, policy=DEFAULTS):
-    """Serve in this process; give the load, whose ``engine`` is the engine."""
-    provider = provider_of("--model", str(folder), *arguments)
-    exact = Settings(batch_invariant=True)
-    with lm.accelerated_loading(exact):
-        http, engine = start(policy, "127.0.0.1", 0, provider)
-        thread = threading.Thread(target=http.serve_forever, args=(0.02,))
-        thread.start()
-        load = Load(http.server_port, policy.client_timeout)
-        load.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            yield load
-        finally:
-            http.shutdown()
-            thread.join()
-            http.server_close()
-            engine.stop_and_join()
-
-
-@pytest.fixture(scope="module")
-def load(folder) -> Iterator[Load]:
-    with serving(folder) as load:
-        yield load
+pytestmark = pytest.mark.usefixtures("patched")
 
 
 def ask(load: Load, path: str = TEXT, **body: Any) -> str:
@@ -331,18 +282,6 @@ def test_connections_have_a_bound(folder):
         with first, second:
             assert eventually(lambda: raw(load, b"")[0] == 503)
         assert eventually(lambda: raw(load, b"GET /health HTTP/1.0\r\n\r\n")[0] == 200)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return True
-        except OSError:
-            pass
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.parametrize("stream", [False, True])

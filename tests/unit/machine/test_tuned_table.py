@@ -156,6 +156,10 @@ def _damaged(stored):
         {"activations": "int4"},
         {"name": "../../etc"},
         {"name": 5},
+        {"experts": -1},
+        {"experts": True},
+        {"sorted": 0},
+        {"by": "me"},
         {"faster": 0},
         {"faster": "2"},
         {"more": 1},
@@ -239,4 +243,16 @@ def test_the_table_is_a_json_file_that_says_what_it_is(tables):
     stored = json.loads(tuned_table.save({KEY: Choice("mlx", 1.5)}).read_text())
     assert stored["schema"] == tuned_table.SCHEMA
     assert stored["machine"] == tuned_table.machine()
-    assert stored["choices"] == [asdict(KEY) | {"name": "mlx", "faster": 1.5}]
+    choice = {"name": "mlx", "faster": 1.5, "by": "tune"}
+    assert stored["choices"] == [asdict(KEY) | choice]
+
+
+def test_a_duel_does_not_replace_what_tune_chose(tables):
+    other = replace(KEY, rows=1)
+    duels = {KEY: Choice(LEAVE_TO_MLX, 1.2, "duel"), other: Choice(None, 1.3, "duel")}
+    tuned_table.save(duels)
+    assert tuned_table.load() == duels and tuned_table.in_use() == (0, {})
+    tuned_table.save({KEY: Choice(None)})
+    tuned_table.save(duels)
+    assert tuned_table.load() == duels | {KEY: Choice(None)}
+    assert tuned_table.in_use()[1] == {KEY: Choice(None)}

@@ -69,6 +69,7 @@ PYTHON_ORDER = [
     "pictures",
     "tune",
     "cli",
+    "__main__",
 ]
 
 

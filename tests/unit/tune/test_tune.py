@@ -15,11 +15,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_nibble.bench import capsule
-from mlx_nibble.bench.schedule import ChainCandidate
 from mlx_nibble.cli import main
 from mlx_nibble.cli.tune import of_one_matrix
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Choice
+from mlx_nibble.machine.turns import ChainCandidate
 from mlx_nibble.tune import decide as decide_module
 from mlx_nibble.tune import problems, timing
 from mlx_nibble.tune.decide import LEAST_GAIN, PASSES, contenders, decide
@@ -71,6 +71,27 @@ def test_ties_and_noise_go_to_the_planner(record):
     assert decide({"own": own, "mixed": mixed}) == Choice(None)
     assert contenders({"own": own, "mixed": mixed, "same": own}, "own") == {"mixed"}
     assert contenders({"own": own, "mixed": mixed}, "mixed") == {"own"}
+
+
+@pytest.mark.parametrize("record", RECORDED, ids=lambda r: r["product"])
+def test_a_tie_may_be_mlx_s(record):
+    """The rule of a GPU."""
+    own = next(iter(record["samples"].values()))[: PASSES[0]]
+    little = scaled(own, 1 / (1 + LEAST_GAIN / 2))
+    for samples in (
+        {"own": own, LEAVE_TO_MLX: own},
+        {"own": little, LEAVE_TO_MLX: own},
+        {"own": own, "other": little, LEAVE_TO_MLX: own},
+    ):
+        assert decide(samples, LEAVE_TO_MLX).name == LEAVE_TO_MLX
+        assert decide(samples).name is None
+    faster = {"own": scaled(own, 0.5), LEAVE_TO_MLX: own}
+    assert decide(faster, LEAVE_TO_MLX) == Choice(None)
+    other = {"own": own, "other": scaled(own, 0.5), LEAVE_TO_MLX: own}
+    assert decide(other, LEAVE_TO_MLX) == Choice("other", pytest.approx(2))
+    # It was dropped early, or could not be measured.
+    assert decide({"own": own, LEAVE_TO_MLX: own[:2]}, LEAVE_TO_MLX) == Choice(None)
+    assert decide({"own": own}, LEAVE_TO_MLX) == Choice(None)
 
 
 @pytest.mark.parametrize("record", RECORDED, ids=lambda r: r["product"])
@@ -198,6 +219,18 @@ def test_inspect_counts_what_is_tuned(tables, tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 matrices are multiplied as nibble tune found fastest" in said
+
+
+def test_show_tells_what_a_duel_found(tables, capsys):
+    (problem,) = problems.of_shapes([(96, 64)], (1,), None, 4, 32, None)
+    tuned_table.save({problem.key: Choice(None, 1.31, tuned_table.DUEL)})
+    assert main(["tune", "--show"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the planner's duel 1.31×" in said and "After a duel" in said
+    # `nibble tune` measures it itself.
+    command = ["tune", "--shape", "96,64", "--group-size", "32", "--rows", "1"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "1 products to measure" in capsys.readouterr().out
 
 
 def test_products_of_one_matrix_are_measured_together():

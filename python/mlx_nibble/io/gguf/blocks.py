@@ -1,18 +1,18 @@
-"""From ggml's blocks to MLX's affine groups of 32, without loss.
+"""ggml's blocks of 32 values, as codes with scales, or as values.
 
-ggml stores 32 consecutive weights of a row as one block, with an fp16 scale d:
+A block has an fp16 scale d, in some types an fp16 offset m, and 32 codes q:
 
-    Q4_0  w = d·(q − 8)      q unsigned 4 bit          18 bytes: d, q
-    Q4_1  w = d·q + m        q unsigned 4 bit          20 bytes: d, m, q
-    Q8_0  w = d·q            q signed 8 bit            34 bytes: d, q
+    | Q4_0 | w = d·(q - 8) | q unsigned 4 bit |
+    | Q4_1 | w = d·q + m | q unsigned 4 bit |
+    | Q5_0 | w = d·(q - 16) | q unsigned 5 bit, the fifth bits apart |
+    | Q5_1 | w = d·q + m | q unsigned 5 bit |
+    | Q8_0 | w = d·q | q signed 8 bit |
+    | IQ4_NL | w = d·table[q] | 16 signed 8-bit numbers |
+    | MXFP4 | w = 2^(e - 127)·q | e unsigned 8 bit, q an E2M1 number |
 
-MLX's affine form is ŵ = s·q + b with unsigned q, so with group size 32
-
-    Q4_0  s = d, b = −8·d        Q4_1  s = d, b = m        Q8_0  s = d, b = −128·d
-
-and q + 128 for Q8_0. A product with a power of two is exact in fp16 unless it
-overflows; the reader refuses an overflow. In a 4-bit block byte j has weights j (low
-half) and j + 16 (high half); MLX stores weight i in bits 4i to 4i+3 of the row.
+Byte j of 4-bit codes has code j (low half) and j + 16 (high half). MLX's affine form is
+w = s·q + b with unsigned q. So s = d, and b is m or a product of d and a power of two:
+all are exact in float32. Signed bytes get 128 added.
 
 A decoder takes the blocks of a tensor, uint8 ``[..., blocks, bytes]``.
 """
@@ -23,27 +23,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_nibble.formats import Quantized, grouped, pack, unpack
+
+# The 16 values of IQ4_NL and IQ4_XS (ggml-common.h, kvalues_iq4nl).
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_IQ4_CODES = np.array(_IQ4, np.int16).astype(np.uint8) ^ np.uint8(0x80)
+
+# The magnitudes of E2M1; the highest bit of a code is the sign.
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_E2M1 = np.concatenate([_E2M1, -_E2M1])
+
 
 @dataclass(frozen=True)
-class Affine:
-    """A weight matrix [N, K] in MLX's affine format.
+class Mxfp4:
+    """A matrix in MLX's mode `mxfp4`.
 
     Attributes:
-        weight: Packed codes, uint32 [N, K·bits/32].
-        scales: float16 [N, G], one for each group.
-        biases: float16 [N, G].
-        bits: Width of a code.
+        words: E2M1 codes, packed as MLX does: uint32 `[..., N, K / 8]`.
+        scales: E8M0 scales, uint8 `[..., N, K / 32]`.
     """
 
-    weight: np.ndarray
+    words: np.ndarray
     scales: np.ndarray
-    biases: np.ndarray
-    bits: int
-
-    @property
-    def group_size(self) -> int:
-        """Number of consecutive weights that share a scale and a bias."""
-        return self.weight.shape[-1] * 32 // self.bits // self.scales.shape[-1]
 
 
 def f32(blocks: np.ndarray) -> np.ndarray:
@@ -61,43 +62,82 @@ def bf16(blocks: np.ndarray) -> np.ndarray:
     return (blocks.view("<u2")[..., 0].astype(np.uint32) << 16).view(np.float32)
 
 
-def q4_0(blocks: np.ndarray) -> Affine:
+def q4_0(blocks: np.ndarray) -> Quantized:
     """Return a Q4_0 matrix."""
-    scales = _halves(blocks, 0)
-    with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses them
-        biases = scales * np.float16(-8)
-    return Affine(_repack_nibbles(blocks[..., 2:]), scales, biases, bits=4)
+    scales = half(blocks, 0)
+    return affine(nibbles(blocks[..., 2:]), scales, -8 * scales, 4)
 
 
-def q4_1(blocks: np.ndarray) -> Affine:
+def q4_1(blocks: np.ndarray) -> Quantized:
     """Return a Q4_1 matrix."""
-    scales, biases = _halves(blocks, 0), _halves(blocks, 2)
-    return Affine(_repack_nibbles(blocks[..., 4:]), scales, biases, bits=4)
+    return affine(nibbles(blocks[..., 4:]), half(blocks, 0), half(blocks, 2), 4)
 
 
-def q8_0(blocks: np.ndarray) -> Affine:
+def q5_0(blocks: np.ndarray) -> Quantized:
+    """Return a Q5_0 matrix."""
+    scales = half(blocks, 0)
+    codes = nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
+    return affine(codes, scales, -16 * scales, 5)
+
+
+def q5_1(blocks: np.ndarray) -> Quantized:
+    """Return a Q5_1 matrix."""
+    codes = nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
+    return affine(codes, half(blocks, 0), half(blocks, 2), 5)
+
+
+def q8_0(blocks: np.ndarray) -> Quantized:
     """Return a Q8_0 matrix."""
-    scales = _halves(blocks, 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        biases = scales * np.float16(-128)
+    scales = half(blocks, 0)
     # Adding 128 to a signed byte flips its sign bit.
-    codes = blocks[..., 2:] ^ np.uint8(0x80)
-    return Affine(_rows_as_words(codes), scales, biases, bits=8)
+    return affine(blocks[..., 2:] ^ np.uint8(0x80), scales, -128 * scales, 8)
 
 
-def _halves(blocks: np.ndarray, at: int) -> np.ndarray:
-    """Return the fp16 value at byte ``at`` of each block, [N, K/32]."""
-    return np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2")[..., 0]
+def iq4_nl(blocks: np.ndarray) -> Quantized:
+    """Return an IQ4_NL matrix, with the 8-bit numbers of its table as codes."""
+    scales = half(blocks, 0)
+    return affine(iq4_codes(nibbles(blocks[..., 2:])), scales, -128 * scales, 8)
 
 
-def _repack_nibbles(packed: np.ndarray) -> np.ndarray:
-    """Reorder uint8 [N, K/32, 16] from block order to stream order, uint32 [N, K/8]."""
-    low, high = packed & 0xF, packed >> 4  # weights 0 to 15, and 16 to 31
-    codes = np.concatenate([low, high], axis=-1)
-    return _rows_as_words(codes[..., 0::2] | codes[..., 1::2] << 4)
+def mxfp4(blocks: np.ndarray) -> Mxfp4:
+    """Return an MXFP4 matrix."""
+    codes = nibbles(blocks[..., 1:])
+    rows = codes.reshape(*codes.shape[:-2], -1)
+    return Mxfp4(pack(rows, 4), np.ascontiguousarray(blocks[..., 0]))
 
 
-def _rows_as_words(codes: np.ndarray) -> np.ndarray:
-    """View uint8 [N, K/32, B] as uint32 [N, K/32·B/4], little endian."""
-    rows = np.ascontiguousarray(codes).reshape(codes.shape[0], -1)
-    return rows.view("<u4")
+def mxfp4_values(matrix: Mxfp4) -> np.ndarray:
+    """Return the values of an MXFP4 matrix, float32 `[..., K]`."""
+    codes = grouped(unpack(matrix.words, 4), 32)
+    exponents = matrix.scales.astype(np.int32)[..., None] - 127
+    values = np.ldexp(_E2M1[codes], exponents)
+    return values.reshape(*matrix.scales.shape[:-1], -1)
+
+
+def affine(
+    codes: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int
+) -> Quantized:
+    """Return the matrix of codes `[..., groups, 32]` and a scale and bias for each."""
+    rows = codes.reshape(*codes.shape[:-2], -1)
+    return Quantized(rows, scales, biases, bits)
+
+
+def half(blocks: np.ndarray, at: int) -> np.ndarray:
+    """Return the fp16 number at byte `at` of each block, in float32."""
+    raw = np.ascontiguousarray(blocks[..., at : at + 2])
+    return raw.view("<f2")[..., 0].astype(np.float32)
+
+
+def nibbles(packed: np.ndarray) -> np.ndarray:
+    """Return uint8 `[..., 32]`: the low halves of 16 bytes, then the high ones."""
+    return np.concatenate([packed & 0xF, packed >> 4], axis=-1)
+
+
+def iq4_codes(codes: np.ndarray) -> np.ndarray:
+    """Return the table's numbers plus 128."""
+    return _IQ4_CODES[codes]
+
+
+def _fifth_bits(packed: np.ndarray) -> np.ndarray:
+    """Return bit i of four bytes as bit 4 of code i, uint8 `[..., 32]`."""
+    return np.unpackbits(packed, axis=-1, bitorder="little") << np.uint8(4)

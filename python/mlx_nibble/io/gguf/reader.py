@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_nibble.io.gguf.block_types import BLOCK_TYPES, SUPPORTED, BlockType
-from mlx_nibble.io.gguf.blocks import Affine
+from mlx_nibble.io.gguf.block_types import BLOCK_TYPES, BlockType
 from mlx_nibble.io.gguf.cursor import Cursor
 from mlx_nibble.io.gguf.errors import fail
 from mlx_nibble.io.gguf.metadata import (
@@ -157,47 +156,6 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
     }
     _require_disjoint(tensors)
     return GGUF(metadata, tensors)
-
-
-def read_tensor(file: GGUF, name: str) -> Affine | np.ndarray:
-    """Read one tensor in the form that keeps every bit of it.
-
-    Args:
-        file: A file that ``read_gguf`` returned.
-        name: The tensor's name; its type is one of ``SUPPORTED``.
-
-    Returns:
-        A quantized matrix as ``Affine``; any other tensor as a float32 or float16
-        array of its shape (BF16 widens to float32).
-
-    Raises:
-        ValueError: If the type is not supported, if a quantized tensor is no
-            matrix, or if a scale or a bias is not finite in fp16.
-    """
-    info = file.tensors[name]
-    kind = info.type
-    if kind.decode is None:
-        fail(
-            f"a tensor of type {', '.join(SUPPORTED)} is required but {name!r} is of "
-            f"type {kind.name}."
-        )
-    if kind.elements > 1 and len(info.shape) != 2:
-        fail(f"tensor {name!r} ({kind.name}) must be a matrix but has {info.shape}.")
-    count = info.shape[-1] // kind.elements
-    blocks = file.read(name).reshape(*info.shape[:-1], count, kind.nbytes)
-    tensor = kind.decode(blocks)
-    if isinstance(tensor, Affine):
-        _require_finite(info, tensor)
-    return tensor
-
-
-def _require_finite(info: TensorInfo, affine: Affine) -> None:
-    for values in (affine.scales, affine.biases):
-        if not np.isfinite(values).all():
-            fail(
-                f"tensor {info.name!r} ({info.type.name}) must have scales and "
-                "biases that are finite in fp16 but some are not."
-            )
 
 
 def _read_header(cursor: Cursor) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -16,13 +15,16 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.serving.fit import Capacity
-from mlx_nibble.lm.serving.flight import Flight, Sampler
+from mlx_nibble.lm.serving.flight import Flight
+from mlx_nibble.lm.serving.grammar import Constraint, Grammars
+from mlx_nibble.lm.serving.metrics import Metrics
 from mlx_nibble.lm.serving.refusal import Refusal, internal_error
 
 # Failures in a row for which no request can be blamed.
 _GIVE_UP = 3
 # Seconds between looks at whether the client is still there.
 _LOOK = 0.5
+_FORMAT = "response_format"
 
 
 class Engine(server.ResponseGenerator):
@@ -47,22 +49,31 @@ class Engine(server.ResponseGenerator):
             on_death: Called in the thread if it ends by itself.
         """
         self.death: BaseException | None = None
+        self.metrics = Metrics()
+        # An engine that has none is loading, or is starting again after a fault.
+        self._takes_requests = False
         self._make_cache, self._on_death = make_cache, on_death
         self._running: list[Flight] = []
         self._suspects: deque[Flight] = deque()
         self._alone: Flight | None = None
         self._unexplained = 0
         self._capacity: tuple[Any, Capacity] | None = None
+        self._grammars: Grammars | None = None
         self._provider_load = provider.load
         vars(provider)["load"] = self._load
         super().__init__(provider, make_cache())
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a request would be answered now."""
+        return self._takes_requests and self.generation_available()
 
     def generate(
         self,
         request: Any,
         generation_args: Any,
         progress_callback: Callable[[int, int], None] | None = None,
-        gone: Callable[[], bool] = lambda: False,
+        look: Callable[[], None] = lambda: None,
     ) -> tuple[Any, Generator[Any, None, None]]:
         """Return the context of an answer, and its tokens as they come.
 
@@ -70,20 +81,24 @@ class Engine(server.ResponseGenerator):
             request: mlx-lm's ``CompletionRequest``.
             generation_args: mlx-lm's ``GenerationArguments``.
             progress_callback: Receives how much of the prompt is read.
-            gone: Function that tells whether the client has left.
+            look: Function that is called twice a second. If it raises, the engine
+                drops the request.
 
         Raises:
             Refusal: If the request cannot be answered.
-            ConnectionError: If the client has left.
         """
         if not self.generation_available():
             raise Refusal(503, "the server is ending: its engine has failed")
         if self._is_distributed:  # requests are pickled for the other ranks
+            if generation_args.grammar is not None:
+                raise Refusal(
+                    400, "response_format: only text, by several processes", _FORMAT
+                )
             return super().generate(request, generation_args, progress_callback)
         flight = Flight(request, generation_args)
         generation_args.flight = flight
         self.requests.put((flight, request, generation_args))
-        items = self._items(flight, gone)
+        items = self._counted(self._items(flight, look))
 
         def tokens() -> Generator[Any, None, None]:
             for item in items:
@@ -96,20 +111,22 @@ class Engine(server.ResponseGenerator):
         context.stop = flight.cancel
         return context, tokens()
 
-    def _items(self, flight: Flight, gone: Callable[[], bool]) -> Iterator[Any]:
-        look = time.monotonic() + _LOOK
+    def _items(self, flight: Flight, look: Callable[[], None]) -> Iterator[Any]:
+        next_look = time.monotonic() + _LOOK
         while True:
             try:
                 item = flight.get(timeout=_LOOK)
             except Empty:
                 if not self.generation_available():
-                    raise Refusal(503, "the engine has failed") from None
+                    raise Refusal(503, "the engine has ended") from None
                 item = ()
-            if time.monotonic() > look:
-                look = time.monotonic() + _LOOK
-                if gone():
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + _LOOK
+                try:
+                    look()
+                except Exception:
                     flight.cancel()
-                    raise ConnectionError("the client has left")
+                    raise
             if item is None:
                 return
             if isinstance(item, Refusal):
@@ -119,6 +136,30 @@ class Engine(server.ResponseGenerator):
                 raise internal_error()
             if item != ():
                 yield item
+
+    def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Pass items on, and count what they are."""
+        metrics, start = self.metrics, time.monotonic()
+        context = first = None
+        metrics.waiting.inc()
+        try:
+            for item in items:
+                if isinstance(item, server.GenerationContext):
+                    context = item
+                    metrics.prompt_tokens.inc(len(item.prompt))
+                elif isinstance(item, server.Response):
+                    if first is None:
+                        first = time.monotonic() - start
+                        metrics.waiting.dec()
+                        metrics.first_token.observe(first)
+                    metrics.generated_tokens.inc()
+                yield item
+        finally:
+            if first is None:
+                metrics.waiting.dec()
+            if context is not None:  # known only now: outside of batches it comes late
+                metrics.cached_tokens.inc(max(context.prompt_cache_count, 0))
+            metrics.seconds.observe(time.monotonic() - start)
 
     # In the thread that generates.
 
@@ -139,6 +180,7 @@ class Engine(server.ResponseGenerator):
                 self._on_death()
 
     def _recover(self, error: Exception) -> None:
+        self._takes_requests = False
         running = [flight for flight in self._running if not flight.done]
         self._unexplained = 0 if running else self._unexplained + 1
         hopeless = self._unexplained == _GIVE_UP or self.model_provider.model is None
@@ -161,6 +203,7 @@ class Engine(server.ResponseGenerator):
             self._alone = None
 
     def _next_request(self, timeout: float | None = None) -> Any:
+        self._takes_requests = True
         if self._is_distributed:
             return super()._next_request(timeout)
         if self._alone is not None and not self._alone.done:
@@ -199,8 +242,25 @@ class Engine(server.ResponseGenerator):
         model = self.model_provider.model
         if self._capacity is None or self._capacity[0] is not model:
             self._capacity = model, Capacity.of(model)
-        self._capacity[1].fit(prompt, args)
+        capacity = self._capacity[1]
+        capacity.fit(prompt, args)
+        if getattr(args, "grammar", None) is not None:
+            args.constraint = self._constraint(tokenizer, capacity, prompt, args)
         return found
+
+    def _constraint(
+        self, tokenizer: Any, capacity: Capacity, prompt: list[int], args: Any
+    ) -> Constraint:
+        grammars = self._grammars
+        if grammars is None or grammars.tokenizer is not tokenizer:
+            try:
+                grammars = Grammars(tokenizer, capacity.vocabulary)
+            except Exception as error:
+                raise Refusal(
+                    400, f"response_format: the model's tokenizer: {error}", _FORMAT
+                ) from None
+            self._grammars = grammars
+        return grammars.processor(args.grammar, len(prompt))
 
     def _load(self, model: str, *others: Any) -> Any:
         try:
@@ -209,36 +269,3 @@ class Engine(server.ResponseGenerator):
             raise Refusal(
                 404, f"{model!r} cannot be loaded: {error}", "model", "model_not_found"
             ) from None
-
-
-def make_sampler(make: Callable[..., Any], args: Any, tokenizer: Any) -> Any:
-    """Return a request's sampler; ``make`` is mlx-lm's function for it."""
-    sample = make(args, tokenizer)
-    if args.sampling.temperature > 0 and "MLX_DISABLE_COMPILE" not in os.environ:
-        sample = _uncompiled(sample)
-    flight = getattr(args, "flight", None)
-    return sample if flight is None else flight.sampler(sample)
-
-
-def make_processors(make: Callable[..., Any], args: Any) -> list[Any]:
-    """Return a request's processors; ``make`` is mlx-lm's function for them."""
-    flight = getattr(args, "flight", None)
-    return make(args) if flight is None else [*map(flight.processor, make(args))]
-
-
-def _uncompiled(sample: Sampler) -> Sampler:
-    """Return a sampler that MLX does not compile.
-
-    mlx-lm compiles its samplers, and numbers are constants of compiled code. So each
-    new temperature would cost a run of the C++ compiler, for which every client waits,
-    and memory that is never freed.
-    """
-
-    def run(logprobs: mx.array) -> mx.array:
-        mx.disable_compile()
-        try:
-            return sample(logprobs)
-        finally:
-            mx.enable_compile()
-
-    return run

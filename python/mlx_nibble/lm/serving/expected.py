@@ -26,6 +26,7 @@ _ENGINE = {
     "_tokenize": "tokenizer request args",
     "generate": "request generation_args progress_callback",
     "generation_available": "self",
+    "is_healthy": "",
     "stop_and_join": "self",
 }
 _HANDLER = {

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Callable
 from email.message import Message
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from mlx_lm import server
 
+from mlx_nibble.lm.serving.client import Client, Failed
 from mlx_nibble.lm.serving.engine import Engine
+from mlx_nibble.lm.serving.gate import Gate
+from mlx_nibble.lm.serving.grammar import grammar_of
+from mlx_nibble.lm.serving.metrics import TYPE as METRICS_TYPE
+from mlx_nibble.lm.serving.models import DEFAULT_MODEL, hub_models, names_of
 from mlx_nibble.lm.serving.policy import Policy
 from mlx_nibble.lm.serving.refusal import Refusal, internal_error
 from mlx_nibble.lm.serving.schema import Chat, Completion, check, read_json
@@ -24,36 +29,11 @@ _ROUTES = {
     "/v1/chat/completions": Chat,
     "/chat/completions": Chat,
 }
-# mlx-lm's name for the model of the command line.
-_DEFAULT = "default_model"
-
-
-class _Failed(BaseException):
-    """Carries an error past mlx-lm's handler, which answers each with status 404."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Client:
-    """The engine, as mlx-lm's handler uses it, for one client."""
-
-    def __init__(self, engine: Engine, gone: Callable[[], bool]) -> None:
-        self._engine, self._gone = engine, gone
-        self.cli_args = engine.cli_args
-
-    def generate(
-        self, request: Any, args: Any, progress_callback: Any = None
-    ) -> tuple[Any, Any]:
-        # By one name: by another, mlx-lm would load the same model again.
-        if args.model.model in _names(self.cli_args.model):
-            args.model.model = _DEFAULT
-        if args.model.draft in _names(self.cli_args.draft_model):
-            args.model.draft = _DEFAULT
-        try:
-            return self._engine.generate(request, args, progress_callback, self._gone)
-        except Exception as error:
-            raise _Failed(error) from error
+_PAGES = ("/health", "/metrics", "/v1/models")
+# Routes of OpenAI's API whose absence deserves a better word than "unknown".
+_NOT_SUPPORTED = ("/v1/embeddings", "/v1/responses")
+# Seconds after which a client that was refused for lack of room may try again.
+_RETRY = "2"
 
 
 class Handler(server.APIHandler):
@@ -62,9 +42,11 @@ class Handler(server.APIHandler):
     server_version = "nibble"
     sys_version = ""
 
-    def __init__(self, engine: Engine, policy: Policy, *args: Any, **kw: Any) -> None:
+    def __init__(
+        self, engine: Engine, policy: Policy, gate: Gate, *args: Any, **kw: Any
+    ) -> None:
         """Answer at once."""
-        self._engine, self._policy = engine, policy
+        self._engine, self._policy, self._gate = engine, policy, gate
         self._started = False  # the answer
         super().__init__(engine, *args, **kw)
 
@@ -74,9 +56,15 @@ class Handler(server.APIHandler):
         self.connection.settimeout(self._policy.client_timeout)
         self._reader = DeadlineReader(self.connection, self._policy.client_timeout)
         self.rfile = io.BufferedReader(self._reader)
-        self.response_generator: Any = _Client(
-            self._engine, lambda: has_left(self.connection)
-        )
+        self.response_generator: Any = Client(self._engine, self._look)
+
+    def _look(self) -> None:
+        """Raise the reason why the engine should drop the request, if there is one."""
+        if has_left(self.connection):
+            raise ConnectionError("the client has left")
+        if time.monotonic() > self._deadline:
+            most = self._policy.request_timeout
+            raise Refusal(504, f"the answer took more than {most:g} seconds")
 
     def do_GET(self) -> None:
         """Answer a request that changes nothing."""
@@ -98,8 +86,8 @@ class Handler(server.APIHandler):
         try:
             self._check_origin()
             answer()
-        except (_Failed, Exception) as error:
-            cause = error.error if isinstance(error, _Failed) else error
+        except (Failed, Exception) as error:
+            cause = error.error if isinstance(error, Failed) else error
             # The client has left, or is too slow.
             if isinstance(cause, (ConnectionError, TimeoutError)):
                 logging.info("%s: %s", self.client_address[0], cause)
@@ -121,13 +109,25 @@ class Handler(server.APIHandler):
                 403, f"Origin {origin!r} is not allowed; see --allowed-origins"
             )
 
+    def _check_key(self) -> None:
+        if not self._policy.allows_key(self.headers.get("Authorization")):
+            raise Refusal(
+                401,
+                "the header Authorization must be: Bearer, and this server's API key",
+                code="invalid_api_key",
+            )
+
     def _get(self) -> None:
         path = self.path.partition("?")[0]
+        if path != "/health":
+            self._check_key()
         if path == "/health":
             healthy = self._engine.is_healthy
             status = "ok" if healthy else "unavailable"
             body = json.dumps({"status": status}).encode()
             self._send(200 if healthy else 503, body)
+        elif path == "/metrics":
+            self._send(200, self._engine.metrics.text(), METRICS_TYPE)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             self._send_models(path.removeprefix("/v1/models").strip("/"))
         else:
@@ -135,8 +135,12 @@ class Handler(server.APIHandler):
 
     def _post(self) -> None:
         path = self.path.partition("?")[0]
+        self._check_key()
+        if path in _NOT_SUPPORTED:
+            raise Refusal(400, f"{path} is not supported by this server")
         if path not in _ROUTES:
             raise Refusal(404, f"there is nothing at {path!r}")
+        self._deadline = time.monotonic() + self._policy.request_timeout
         body = read_json(self._read_body())
         cli = self._engine.cli_args
         defaults = {
@@ -150,9 +154,13 @@ class Handler(server.APIHandler):
         checked = check(_ROUTES[path], body, defaults)
         if not self._policy.trust_requests:
             self._check_trust(checked)
+        if most := self._policy.max_request_tokens:
+            checked.max_tokens = min(checked.max_tokens, most)
         # mlx-lm's handler reads these from the body itself, or from its attributes.
         self.body = body
-        fields = checked.model_dump(exclude={"messages", "tools", "prompt", "stop"})
+        fields = checked.model_dump(
+            exclude={"messages", "tools", "prompt", "stop", "response_format"}
+        )
         vars(self).update(fields)
         self.adapter = checked.adapters
         self.requested_model = checked.model
@@ -160,8 +168,10 @@ class Handler(server.APIHandler):
         make = self.handle_text_completions
         if isinstance(checked, Chat):
             make = self.handle_chat_completions
-        request = make()
-        self.handle_completion(request, checked.stop)
+        if (schema := checked.json_schema) is not None:
+            self.response_generator.grammar = grammar_of(schema)
+        with self._gate.request():
+            self.handle_completion(make(), checked.stop)
 
     def _read_body(self) -> bytes:
         lengths = set(self.headers.get_all("Content-Length") or ())
@@ -188,7 +198,7 @@ class Handler(server.APIHandler):
         cli = self._engine.cli_args
         for name, own in (("model", cli.model), ("draft_model", cli.draft_model)):
             value = getattr(checked, name)
-            if value != _DEFAULT and value not in _names(own):
+            if value != DEFAULT_MODEL and value not in names_of(own):
                 raise Refusal(
                     404,
                     f"this server serves no {name} {value!r}; see --trust-requests",
@@ -209,9 +219,9 @@ class Handler(server.APIHandler):
                     )
 
     def _send_models(self, wanted: str) -> None:
-        names = _names(self._engine.cli_args.model)[-1:]
+        names = names_of(self._engine.cli_args.model)[-1:]
         if self._policy.trust_requests:
-            names += [name for name in _hub_models() if name not in names]
+            names += [name for name in hub_models() if name not in names]
         made = {"object": "model", "created": self.created}
         models = [{"id": name, **made} for name in names]
         if wanted:
@@ -219,8 +229,14 @@ class Handler(server.APIHandler):
         body = json.dumps({"object": "list", "data": models}).encode()
         self._send(200, body)
 
-    def _send(self, status: int, body: bytes) -> None:
-        self._set_completion_headers(status)
+    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self._set_cors_headers()
+        if status == 503:
+            self.send_header("Retry-After", _RETRY)
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -254,6 +270,14 @@ class Handler(server.APIHandler):
         self.headers = getattr(self, "headers", None) or Message()
         self._refuse(Refusal(status, message or HTTPStatus(status).phrase))
 
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        """Count an answer, and log it."""
+        path = getattr(self, "path", "").partition("?")[0]
+        known = path in _ROUTES or path in _PAGES
+        status = str(getattr(code, "value", code))
+        self._engine.metrics.answers.labels(path if known else "other", status).inc()
+        super().log_request(code, size)
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log at a level that the command line can switch off."""
         text = (format % args).encode("unicode_escape").decode()
@@ -267,22 +291,3 @@ class Handler(server.APIHandler):
         self.send_header("Vary", "Origin")
         self.send_header("Access-Control-Allow-Methods", "*")
         self.send_header("Access-Control-Allow-Headers", "*")
-
-
-def _names(model: str | None) -> list[str]:
-    """Return the names of a model, best last: as given, and the whole path."""
-    if model is None:
-        return []
-    path = Path(model)
-    return [model, str(path.resolve())] if path.exists() else [model]
-
-
-def _hub_models() -> list[str]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repos = scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    return sorted(repo.repo_id for repo in repos if repo.repo_type == "model")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hmac
 import ipaddress
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 # A prompt of a million tokens, or a few photographs.
@@ -12,6 +14,12 @@ _BODY = 16 << 20
 # Each connection is a thread that sleeps.
 _CONNECTIONS = 256
 _SECONDS = 30.0
+# Four full batches of mlx-lm's --decode-concurrency.
+_REQUESTS = 128
+# OpenAI's own clients give up after as many seconds.
+_ANSWER_SECONDS = 600.0
+# Docker kills ten seconds after SIGTERM, Kubernetes thirty.
+_END_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,11 @@ class Policy:
         max_connections: Largest number of open connections.
         client_timeout: Seconds that a client has for its header, for its body, and for
             taking each piece of the answer.
+        max_requests: Largest number of requests at once, running and waiting.
+        max_request_tokens: Most tokens that an answer may have; 0 sets no bound.
+        request_timeout: Seconds from a request to the end of its answer.
+        shutdown_timeout: Seconds that running requests have when the server ends.
+        api_key: Key that clients must send; an empty one allows all.
     """
 
     trust_requests: bool = False
@@ -36,10 +49,24 @@ class Policy:
     max_body_bytes: int = _BODY
     max_connections: int = _CONNECTIONS
     client_timeout: float = _SECONDS
+    max_requests: int = _REQUESTS
+    max_request_tokens: int = 0
+    request_timeout: float = _ANSWER_SECONDS
+    shutdown_timeout: float = _END_SECONDS
+    api_key: str = field(default="", repr=False)
 
     def allows(self, origin: str) -> bool:
         """Return whether a page of this origin may use the server."""
         return "*" in self.allowed_origins or origin in self.allowed_origins
+
+    def allows_key(self, header: str | None) -> bool:
+        """Return whether an Authorization header has the key."""
+        kind, _, key = (header or "").partition(" ")
+        sent = key.strip() if kind.lower() == "bearer" else ""
+        right = self.api_key.encode()
+        return not right or hmac.compare_digest(
+            sent.encode("latin-1", "replace"), right
+        )
 
     def allows_host(self, header: str | None, address: str) -> bool:
         """Return whether a request's Host header is expected.
@@ -48,13 +75,13 @@ class Policy:
         loopback address accepts only names of this machine. Other addresses are open
         to the network anyway.
         """
-        if header is None or "*" in self.allowed_hosts or not _is_loopback(address):
+        if header is None or "*" in self.allowed_hosts or not is_loopback(address):
             return True  # no browser leaves the header out
         try:
             name = urlsplit(f"//{header}").hostname or ""
         except ValueError:
             return False
-        return name in ("localhost", *self.allowed_hosts) or _is_loopback(name)
+        return name in ("localhost", *self.allowed_hosts) or is_loopback(name)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -99,13 +126,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "each piece of the answer (default: %(default)s)",
     )
 
+    parser.add_argument(
+        "--max-requests",
+        type=_positive(int),
+        default=_REQUESTS,
+        help="requests at once, running and waiting; further ones get status 503 "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-request-tokens",
+        type=_positive(int),
+        default=0,
+        help="most tokens that an answer may have, whatever its request says "
+        "(default: the model's context)",
+    )
+    parser.add_argument(
+        "--request-timeout",
+        type=_positive(float),
+        default=_ANSWER_SECONDS,
+        help="seconds from a request to the end of its answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shutdown-timeout",
+        type=_positive(float),
+        default=_END_SECONDS,
+        help="seconds that running requests have to end after Ctrl-C or SIGTERM "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("NIBBLE_API_KEY", ""),
+        help="key that each request must have, as OpenAI's clients send it (default: "
+        "NIBBLE_API_KEY, or none)",
+    )
+
 
 def from_options(options: argparse.Namespace) -> Policy:
     """Return the policy of a parsed command line."""
     return Policy(**{name: getattr(options, name) for name in vars(Policy())})
 
 
-def _is_loopback(name: str) -> bool:
+def is_loopback(name: str) -> bool:
+    """Return whether a name of a host is this machine's alone."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -16,15 +16,19 @@ from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
 
 from mlx_nibble.lm.replaced import replaced
-from mlx_nibble.lm.serving.engine import Engine, make_processors, make_sampler
+from mlx_nibble.lm.serving.engine import Engine
+from mlx_nibble.lm.serving.gate import Gate
 from mlx_nibble.lm.serving.handler import Handler
 from mlx_nibble.lm.serving.memory import give_back, machine_bytes
-from mlx_nibble.lm.serving.policy import Policy
+from mlx_nibble.lm.serving.policy import Policy, is_loopback
+from mlx_nibble.lm.serving.sampling import make_processors, make_sampler
 from mlx_nibble.lm.serving.sockets import Server
 
 # A share of the machine's memory, unless --prompt-cache-bytes says otherwise. mlx-lm
 # bounds only the number of sequences, each of which may fill the model's context.
 _CACHE_SHARE = 16
+# Seconds for the answers to requests that the end has cut.
+_LAST_WORDS = 2.0
 
 
 @contextmanager
@@ -58,18 +62,32 @@ def run(policy: Policy, host: str, port: int, provider: Any) -> None:
         # Without this process its peers wait forever.
         Engine(provider, partial(prompt_cache, provider), lambda: os._exit(1)).join()
         return
-    http, engine = start(policy, host, port, provider)
+    http, engine, gate = start(policy, host, port, provider)
     logging.info("Starting httpd at %s on port %d...", host, http.server_port)
+    if not policy.api_key and not is_loopback(str(http.server_address[0])):
+        logging.warning("Anybody who reaches this address may ask: see --api-key.")
     with suppress(KeyboardInterrupt):
         http.serve_forever(poll_interval=0.1)
+    gate.close()
     http.server_close()
     if engine.death is not None:
         raise RuntimeError(f"[serve] the engine has failed: {engine.death}")
+    with suppress(KeyboardInterrupt):  # a second one ends at once
+        if gate.open:
+            logging.info(
+                "Waiting for %d requests, %g s at most; Ctrl-C ends them.",
+                gate.open,
+                policy.shutdown_timeout,
+            )
+        gate.wait_until_empty(policy.shutdown_timeout)
     engine.stop_and_join()
+    gate.wait_until_empty(_LAST_WORDS)
 
 
-def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, Engine]:
-    """Return a server that listens, and its engine, which loads the model.
+def start(
+    policy: Policy, host: str, port: int, provider: Any
+) -> tuple[Server, Engine, Gate]:
+    """Return a server that listens, its engine, which loads the model, and its gate.
 
     The server's ``serve_forever`` ends when the engine has failed for good.
     """
@@ -78,10 +96,24 @@ def start(policy: Policy, host: str, port: int, provider: Any) -> tuple[Server, 
     )[0]
     http = Server(kind, address, policy.max_connections)
     engine = Engine(provider, partial(prompt_cache, provider), http.shutdown)
+    gate = Gate(policy.max_requests)
+    follow = engine.metrics.follow
+    follow("nibble_requests_open", "Requests at once", lambda: gate.open)
+    follow("nibble_healthy", "Whether /health is ok", lambda: engine.is_healthy)
+    for name, read in (("sequences", len), ("bytes", lambda cache: cache.nbytes)):
+        follow(
+            f"nibble_prompt_cache_{name}",
+            f"{name.capitalize()} of keys and values kept",
+            lambda read=read: read(engine.prompt_cache),
+        )
     http.RequestHandlerClass = partial(
-        Handler, engine, policy, system_fingerprint=server.get_system_fingerprint()
+        Handler,
+        engine,
+        policy,
+        gate,
+        system_fingerprint=server.get_system_fingerprint(),
     )
-    return http, engine
+    return http, engine, gate
 
 
 def prompt_cache(provider: Any) -> LRUPromptCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
     AfterValidator,
@@ -12,8 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
+from mlx_nibble.io.stranger import MOST_LISTS, count_lists
 from mlx_nibble.lm.serving.refusal import Refusal
 
 # mlx-lm slices the last tokens by these numbers, which are 32 bits in MLX.
@@ -38,6 +40,21 @@ _TEMPLATE_ARGUMENTS = {
     "tokenizer_kwargs",
     "tools",
     "truncation",
+}
+
+# Fields of OpenAI's API that change the answer, and the values that are supported.
+_SUPPORTED: dict[str, list[Any]] = {
+    "audio": [],
+    "best_of": [1],
+    "echo": [False],
+    "function_call": ["none"],
+    "functions": [[]],
+    "modalities": [["text"]],
+    "n": [1],
+    "prediction": [],
+    "suffix": [""],
+    "tool_choice": ["auto", "none"],
+    "web_search_options": [],
 }
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +93,21 @@ class _Message(_Strict):
     tool_calls: list[_ToolCall] | None = None
 
 
+class _JsonSchema(_Strict):
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class _ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> _ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("must have a json_schema")
+        return self
+
+
 class _StreamOptions(_Strict):
     include_usage: bool = False
 
@@ -110,6 +142,7 @@ class Request(_Strict):
 
     stream: bool = False
     stream_options: _StreamOptions | None = None
+    response_format: _ResponseFormat | None = None
     model: str = Field("default_model", max_length=4096)
     draft_model: str = Field("default_model", max_length=4096)
     adapters: str | None = Field(None, max_length=4096)
@@ -153,6 +186,16 @@ class Request(_Strict):
             self.seed %= 2**64
         self.max_tokens = _clamp(self.max_tokens)
 
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The schema of an answer that must be JSON."""
+        asked = self.response_format
+        if asked is None or asked.type == "text":
+            return None
+        if asked.json_schema is None:
+            return {"type": "object"}
+        return asked.json_schema.schema_
+
 
 class Completion(Request):
     """A request for a text."""
@@ -184,8 +227,10 @@ def read_json(raw: bytes) -> dict[str, Any]:
     """Return the object of a request's body.
 
     Raises:
-        Refusal: If it is not an object in JSON.
+        Refusal: If it is not an object in JSON, or has too many lists and objects.
     """
+    if count_lists(raw) > MOST_LISTS:
+        raise Refusal(400, f"the body may have at most {MOST_LISTS} lists and objects")
     try:
         body = json.loads(raw.decode(), parse_constant=_no_number)
     except UnicodeDecodeError:
@@ -204,8 +249,16 @@ def check(kind: type[Request], body: dict[str, Any], defaults: dict[str, Any]) -
     """Return a body's fields as an object of ``kind``.
 
     Raises:
-        Refusal: If a field is missing, or has a wrong type or range.
+        Refusal: If a field is missing, has a wrong type or range, or asks for what is
+            not supported.
     """
+    for name, values in _SUPPORTED.items():
+        # As JSON, for true is 1 to Python.
+        if name in body and json.dumps(body[name]) not in map(json.dumps, values):
+            most = " or ".join(map(json.dumps, values)) or "no value"
+            raise Refusal(400, f"{name}: only {most} is supported", name)
+    if body.get("tool_choice") == "none":
+        body.pop("tools", None)  # mlx-lm would offer them
     fields = {**defaults, **body}
     fields["max_tokens"] = body.get("max_completion_tokens", fields["max_tokens"])
     try:

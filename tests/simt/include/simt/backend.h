@@ -8,6 +8,11 @@
 //   rt::multiply_add_8x8(...)     an 8x8 product in the lanes' fragments
 #pragma once
 
+// Before a function that stands for one instruction of a GPU.
+#ifndef SIMT_HARDWARE
+#define SIMT_HARDWARE inline
+#endif
+
 #if defined(__OPENCL_CPP_VERSION__)
 #include "simt/backend_opencl.h"
 #elif defined(__CUDACC__) || defined(__CUDACC_RTC__)

@@ -123,7 +123,7 @@ inline void multiply_add_8x8(float a0,
 }
 #else
 template <typename T, Op op, typename From>
-inline T exchange(T value, From from, SIMT_SITE) {
+SIMT_HARDWARE T exchange(T value, From from, SIMT_SITE) {
   static_assert(sizeof(T) <= kSlotBytes, "a slot holds 16 bytes");
   auto slots = simt_exchange(&value, sizeof(T), op, SIMT_AT);
   return slot<T>(slots, from(lane()));
@@ -131,7 +131,7 @@ inline T exchange(T value, From from, SIMT_SITE) {
 
 // The order of the hardware's sum is not documented; a tree is the most likely.
 template <typename T>
-inline T sum(T value, SIMT_SITE) {
+SIMT_HARDWARE T sum(T value, SIMT_SITE) {
   auto slots = simt_exchange(&value, sizeof(T), kReduce, SIMT_AT);
   T all[32];
   for (int i = 0; i < 32; ++i) {

@@ -2,7 +2,7 @@
 // (../source.py) reads a kernel's attributes and writes, with one binder for
 // each parameter in order:
 //
-//   SIMT_ENTRY(host_name, &nibble::align<ushort>,
+//   SIMT_ENTRY(host_name, &nibble::contiguous<ushort>,
 //              simt::buffer<0>, ..., simt::thread_index_in_simdgroup)
 #pragma once
 

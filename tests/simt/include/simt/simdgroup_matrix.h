@@ -34,6 +34,25 @@ SIMT_DEVICE inline simdgroup_matrix<T, 8, 8> make_filled_simdgroup_matrix(
   return simdgroup_matrix<T, 8, 8>(all);
 }
 
+// The product as one call of a GPU's instruction.
+SIMT_DEVICE SIMT_HARDWARE void multiply_in_lanes(float a0,
+                                                 float a1,
+                                                 float b0,
+                                                 float b1,
+                                                 thread float& d0,
+                                                 thread float& d1,
+                                                 SIMT_SITE) {
+  rt::multiply_add_8x8(a0,
+                       a1,
+                       b0,
+                       b1,
+                       d0,
+                       d1,
+                       fragment_row(rt::lane()),
+                       fragment_column(rt::lane()),
+                       SIMT_AT);
+}
+
 template <class D, class A, class B, class C>
 SIMT_DEVICE inline void simdgroup_multiply_accumulate(
     thread simdgroup_matrix<D, 8, 8>& d,
@@ -43,15 +62,13 @@ SIMT_DEVICE inline void simdgroup_multiply_accumulate(
     SIMT_SITE) {
   float d0 = float(c.elements.x);
   float d1 = float(c.elements.y);
-  rt::multiply_add_8x8(float(a.elements.x),
-                       float(a.elements.y),
-                       float(b.elements.x),
-                       float(b.elements.y),
-                       d0,
-                       d1,
-                       fragment_row(rt::lane()),
-                       fragment_column(rt::lane()),
-                       SIMT_AT);
+  multiply_in_lanes(float(a.elements.x),
+                    float(a.elements.y),
+                    float(b.elements.x),
+                    float(b.elements.y),
+                    d0,
+                    d1,
+                    SIMT_AT);
   d.elements.x = D(d0);
   d.elements.y = D(d1);
 }

@@ -1,0 +1,85 @@
+#include "csrc/mlx/facts/decision.h"
+
+#include <string_view>
+
+#include "csrc/core/planner.h"
+#include "csrc/mlx/executor.h"
+#include "csrc/mlx/facts/self_check.h"
+#include "csrc/mlx/facts/tuning.h"
+
+namespace nibble::decision {
+namespace {
+
+bool is_complete(const ops::MatmulOptions& options) {
+  const Tuning* table = tuning::table(options);
+  return table != nullptr && table->complete();
+}
+
+template <typename Problem>
+bool is_right(const Problem& problem,
+              bool traced,
+              const DeviceProfile& device) {
+  auto launches = plans::plan(problem, device);
+  return launches && self_check::trusted(*launches) &&
+         (!traced ||
+          self_check::trusted(kernels_of_any_shape(problem, device.api)));
+}
+
+template <typename Problem>
+bool ours_on_gpu(const Problem& problem,
+                 std::string_view choice,
+                 bool traced,
+                 const mx::Device& device) {
+  if (choice == kLeaveToMlx || !executor::is_available()) {
+    return false;
+  }
+  DeviceProfile profile = executor::device_profile(device);
+  // A measurement overrules the expectation.
+  bool expected_slower =
+      choice.empty() && (traced ? mlx_may_be_faster(problem, profile)
+                                : mlx_is_faster(problem, profile));
+  return !expected_slower && is_right(problem, traced, profile);
+}
+
+}  // namespace
+
+bool ours(const MatmulProblem& problem,
+          const ops::MatmulOptions& options,
+          bool traced,
+          const mx::Device& device) {
+  if (device == mx::Device::cpu) {
+    return problem.choice != kLeaveToMlx;
+  }
+  bool any_rows = !traced || options.batch_invariant || !is_complete(options) ||
+                  tuning::table(options)->ours_for_any_rows(problem);
+  return any_rows && ours_on_gpu(problem, problem.choice, traced, device);
+}
+
+bool ours(const GatherProblem& problem,
+          const ops::MatmulOptions& options,
+          bool traced,
+          const mx::Device& device) {
+  if (device == mx::Device::cpu) {
+    return true;
+  }
+  // Nobody times products of several rows that choose one matrix together.
+  bool any_rows = !traced || options.batch_invariant || !is_complete(options);
+  return any_rows &&
+         ours_on_gpu(problem, tuning::choice(problem, options), traced, device);
+}
+
+bool ours(const DequantizeProblem& problem,
+          const ops::MatmulOptions& options,
+          const mx::Device& device) {
+  // Nobody times it.
+  return device == mx::Device::cpu ||
+         (!is_complete(options) && ours_on_gpu(problem, {}, false, device));
+}
+
+bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {
+  return launches && (is_complete(options) && !options.batch_invariant
+                          ? self_check::is_known_right(*launches)
+                          : self_check::trusted(*launches));
+}
+
+}  // namespace nibble::decision

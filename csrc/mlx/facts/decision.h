@@ -1,0 +1,42 @@
+// MLX's operation or ours: the one place that decides, when a graph is built.
+//
+// On a GPU a product is ours if its kernels are right there (self_check.h) and
+// its table says that MLX's operation is not faster. A complete table leaves
+// all other products to MLX; without one, being right is enough.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "csrc/core/launch_plan.h"
+#include "csrc/core/problem.h"
+#include "csrc/mlx/options.h"
+#include "csrc/mlx/plans.h"
+#include "mlx/device.h"
+
+namespace nibble::decision {
+
+namespace mx = mlx::core;
+
+// True if our kernels compute this on `device`. A traced graph may be run with
+// other shapes than it was built with (mx.compile(shapeless=True)). So all
+// kernels of any shape must be right, and no number of rows may be MLX's:
+// inside an evaluation it is too late to ask. The choice of a MatmulProblem has
+// been consulted.
+bool ours(const MatmulProblem& problem,
+          const ops::MatmulOptions& options,
+          bool traced,
+          const mx::Device& device);
+bool ours(const GatherProblem& problem,
+          const ops::MatmulOptions& options,
+          bool traced,
+          const mx::Device& device);
+bool ours(const DequantizeProblem& problem,
+          const ops::MatmulOptions& options,
+          const mx::Device& device);
+
+// True if these launches may replace several products that are ours. With a
+// complete table they are not tried now, for a token waits.
+bool joins(const plans::Plan& launches, const ops::MatmulOptions& options);
+
+}  // namespace nibble::decision
