@@ -59,7 +59,8 @@ rows_of_tile(Indices rhs, int B, int experts, int tile) {
   if (begin >= B || rhs[begin] != expert) {
     return {0, 0};
   }
-  return {begin, first_of(rhs, begin, min(begin + BM, B), expert + 1)};
+  const int end = begin + BM < B ? begin + BM : B;
+  return {begin, first_of(rhs, begin, end, expert + 1)};
 }
 
 }  // namespace nibble

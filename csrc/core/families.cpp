@@ -82,6 +82,10 @@ Shapes cuda_tiles(const Types& types) {
   return all;
 }
 
+Shapes no_numbers_on_cuda(const Types& types) {
+  return supported_on_cuda(types) ? Shapes{{}} : Shapes{};
+}
+
 Shapes cuda_gather_tiles(const Types& types) {
   Shapes all;
   if (supported_on_cuda(types)) {
@@ -174,6 +178,9 @@ const FamilyRow kFamilies[] = {
      "NIBBLE_SORTED_KERNEL", "QmmSkinny", kCuda, cuda_gather_tiles,
      {.planner = Planner::kGather, .batch_invariant = true, .sorted = true}, {},
      Api::kCuda},
+    {kCudaDequantize, "cuda_dequantize", "cuda/dequantize.h",
+     "NIBBLE_DEQUANTIZE_KERNEL", "Dequantize", {}, no_numbers_on_cuda,
+     {.planner = Planner::kDequantize}, {}, Api::kCuda},
 };
 // clang-format on
 

@@ -40,6 +40,7 @@ enum class Family : uint8_t {
   kCudaQmmSkinny,
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
+  kCudaDequantize,
 };
 
 // The function of planner.h that plans kernels of a family.

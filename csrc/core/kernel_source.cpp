@@ -78,9 +78,14 @@ std::string cuda_source(const KernelId& id) {
   std::set<std::string, std::less<>> seen;
   flatten(kernel_header(id), seen, out);
   const QuantFormat& format = id.format;
-  out << family.entry << '(' << kernel_name(id) << ", "
-      << CudaTile::threads_of(id.shape) << ", " << id.shape.back() << ", "
-      << format.bits << ", " << format.group_size << ", " << family.type
+  // The last number of a tile is that of blocks on a multiprocessor.
+  bool is_tile = !id.shape.empty();
+  int threads =
+      is_tile ? CudaTile::threads_of(id.shape) : NIBBLE_DEQUANTIZE_THREADS;
+  int blocks = is_tile ? id.shape.back() : 1;
+  out << family.entry << '(' << kernel_name(id) << ", " << threads << ", "
+      << blocks << ", " << format.bits << ", " << format.group_size << ", "
+      << family.type
       << "<nibble::" << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16")
       << ", " << format.bits << ", " << format.group_size;
   for (size_t i = 0; i + 1 < id.shape.size(); ++i) {

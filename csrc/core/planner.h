@@ -31,10 +31,10 @@ std::optional<std::vector<LaunchPlan>> plan(const GatherProblem& problem,
 
 // The launch of y = silu(x @ gate^T) * (x @ up^T), gate and up of one shape
 // and format; nullopt if two products are better.
-std::optional<std::vector<LaunchPlan>> plan_swiglu(
-    const MatmulProblem& problem, const DeviceProfile& device);
-std::optional<std::vector<LaunchPlan>> plan_swiglu(
-    const GatherProblem& problem, const DeviceProfile& device);
+std::optional<std::vector<LaunchPlan>> plan_swiglu(const MatmulProblem& problem,
+                                                   const DeviceProfile& device);
+std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& problem,
+                                                   const DeviceProfile& device);
 
 // The launch of two or three products of one x, transposed and without a
 // residual. It computes the same bits as the launches of plan(); nullopt if the
@@ -54,7 +54,13 @@ bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
-// The same for a traced graph: true if it is for some number of rows and
+// True if MLX's dense product with dequantized weights is faster than any
+// product with packed ones: for many rows on CUDA. The weights are rounded to
+// the type of the activations, as in MLX's own kernel.
+bool dense_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
+bool dense_is_faster(const GatherProblem& problem, const DeviceProfile& device);
+
+// mlx_is_faster() for a traced graph: true if it is for some number of rows and
 // products.
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device);
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device);
@@ -71,9 +77,8 @@ std::vector<std::string> kernels_of_any_shape(
     const GatherProblem& problem,
     Api api = Api::kMetal,
     Planner planner = Planner::kGather);
-std::vector<std::string> kernels_of_any_shape(
-    const DequantizeProblem& problem,
-    Api api = Api::kMetal);
+std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& problem,
+                                              Api api = Api::kMetal);
 
 // Where the elements of an array are.
 struct Layout {
@@ -83,10 +88,10 @@ struct Layout {
   size_t itemsize;
 };
 
-// The launch of `api` that copies an array from Operand::kX to Operand::kOut, row
-// by row, because kernels cannot read it in place: it has gaps, or it begins at an
-// address that is not aligned. nullopt if they can. Needs fewer than
-// NIBBLE_CONTIGUOUS_DIMS dimensions.
+// The launch of `api` that copies an array from Operand::kX to Operand::kOut,
+// row by row, because kernels cannot read it in place: it has gaps, or it
+// begins at an address that is not aligned. nullopt if they can. Needs fewer
+// than NIBBLE_CONTIGUOUS_DIMS dimensions.
 std::optional<LaunchPlan> plan_contiguous(const Layout& from,
                                           Api api = Api::kMetal);
 

@@ -19,10 +19,13 @@ bool is_available();
 // The properties that the planner reads.
 DeviceProfile device_profile();
 
+// Compiles these kernels, several at a time.
+void compile(const std::vector<std::string>& kernels);
+
 // Appends the launches to the stream's graph, in order. All operands have
-// memory; inputs that are not row-contiguous are copied. MLX keeps the inputs of the node that it
-// evaluates until the GPU is done. Throws std::runtime_error if a kernel does
-// not compile on this machine.
+// memory; inputs that are not row-contiguous are copied. MLX keeps the inputs
+// of the node that it evaluates until the GPU is done. Throws
+// std::runtime_error if a kernel does not compile on this machine.
 void encode(const std::vector<LaunchPlan>& launches,
             const Operands& operands,
             mlx::core::Stream stream);

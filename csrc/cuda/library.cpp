@@ -1,9 +1,14 @@
 #include "csrc/cuda/library.h"
 
+#include <algorithm>
+#include <atomic>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <thread>
+#include <unordered_map>
 #include <utility>
 
 #include "csrc/core/kernel_source.h"
@@ -41,7 +46,7 @@ std::string architecture(int device) {
   return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
-std::string compile(const std::string& kernel, const std::string& arch) {
+std::string cubin_of(const std::string& kernel, const std::string& arch) {
   const Nvrtc& nvrtc = symbols()->nvrtc;
   Nvrtc::Program program = nullptr;
   require_success(nvrtc.nvrtcCreateProgram(&program,
@@ -73,6 +78,24 @@ std::string compile(const std::string& kernel, const std::string& arch) {
   return cubin;
 }
 
+// The device of the thread's context; the first if it has none yet.
+int current_device() {
+  int device = 0;
+  return symbols()->driver.cuCtxGetDevice(&device) == 0 ? device : 0;
+}
+
+// What this process has compiled.
+struct Compiled {
+  std::mutex mutex;
+  std::map<int, std::unordered_map<std::string, Function>> functions;
+  std::unordered_map<std::string, std::string> cubins;  // not yet loaded
+};
+
+Compiled& compiled() {
+  static Compiled of_process;
+  return of_process;
+}
+
 }  // namespace
 
 void require_success(Result result, const char* op) {
@@ -83,18 +106,46 @@ void require_success(Result result, const char* op) {
   }
 }
 
+void compile(const std::vector<std::string>& kernels) {
+  std::string arch = architecture(current_device());
+  Compiled& known = compiled();
+  std::atomic<size_t> next = 0;
+  auto work = [&] {
+    for (size_t i = next++; i < kernels.size(); i = next++) {
+      try {
+        std::string cubin = cubin_of(kernels[i], arch);
+        std::lock_guard lock(known.mutex);
+        known.cubins.emplace(kernels[i] + arch, std::move(cubin));
+      } catch (const std::exception&) {
+        // function() fails again, and its caller learns which kernel it was.
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  size_t threads =
+      std::min<size_t>(kernels.size(), std::thread::hardware_concurrency());
+  for (size_t i = 1; i < threads; ++i) {
+    others.emplace_back(work);
+  }
+  work();
+  for (std::thread& other : others) {
+    other.join();
+  }
+}
+
 Function function(const std::string& kernel, uint32_t shared_bytes) {
-  static std::mutex mutex;
-  static std::map<std::pair<int, std::string>, Function> functions;
   const Driver& driver = symbols()->driver;
-  int device = 0;
-  require_success(driver.cuCtxGetDevice(&device), "cuCtxGetDevice");
-  std::lock_guard lock(mutex);
-  auto [found, is_new] = functions.try_emplace({device, kernel}, nullptr);
-  if (!is_new && found->second) {
+  int device = current_device();
+  Compiled& known = compiled();
+  std::lock_guard lock(known.mutex);
+  auto& functions = known.functions[device];
+  auto found = functions.find(kernel);
+  if (found != functions.end()) {
     return found->second;
   }
-  std::string cubin = compile(kernel, architecture(device));
+  std::string arch = architecture(device);
+  auto kept = known.cubins.extract(kernel + arch);
+  std::string cubin = kept ? std::move(kept.mapped()) : cubin_of(kernel, arch);
   Module module = nullptr;
   require_success(driver.cuModuleLoadData(&module, cubin.data()),
                   "cuModuleLoadData");
@@ -107,7 +158,8 @@ Function function(const std::string& kernel, uint32_t shared_bytes) {
             function, kMaxDynamicSharedBytes, static_cast<int>(shared_bytes)),
         "cuFuncSetAttribute");
   }
-  return found->second = function;
+  functions.emplace(kernel, function);
+  return function;
 }
 
 }  // namespace nibble::cuda

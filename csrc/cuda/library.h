@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "csrc/cuda/symbols.h"
 
@@ -12,6 +13,10 @@ namespace nibble::cuda {
 // shared memory. It stays loaded until the process ends. Throws
 // std::runtime_error with the compiler's message if NVRTC refuses the text.
 Function function(const std::string& kernel, uint32_t shared_bytes);
+
+// Compiles these kernels on all cores; function() then loads them. One that
+// does not compile is left to function().
+void compile(const std::vector<std::string>& kernels);
 
 // Throws std::runtime_error if a call of `op` failed.
 void require_success(Result result, const char* op);

@@ -17,7 +17,9 @@ DeviceProfile device_profile(mx::Device device) {
 }
 
 void compile(const std::vector<std::string>& kernels) {
-  if (metal::is_available()) {
+  if (cuda::is_available()) {
+    cuda::compile(kernels);
+  } else if (metal::is_available()) {
     metal::compile(kernels);
   }
 }

@@ -23,7 +23,7 @@ bool is_available();
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mx::Device device);
 
-// Compiles these kernels together, where that is faster than one by one.
+// Compiles these kernels, which is faster than one by one.
 void compile(const std::vector<std::string>& kernels);
 
 // Gives `out`, the output of a node of this stream, memory of its own.

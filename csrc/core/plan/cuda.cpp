@@ -5,14 +5,16 @@
 #include <utility>
 
 #include "csrc/core/plan/launch.h"
+#include "csrc/core/planner.h"
 
 namespace nibble {
 
 namespace {
 
-// Beyond this number of rows, w passes through the multiprocessors more than
-// once, and MLX's tiles share it among more rows.
+// Beyond these numbers of rows, of one matrix and of each expert on average, a
+// dense product of rounded weights is faster (docs/results/cuda.md).
 constexpr int kLastRow = 64;
+constexpr int kLastExpertRow = 96;
 
 // From this number of columns on, blocks of fewer threads fill an H200, which
 // has 132 multiprocessors. Up to the second number, only blocks of more do.
@@ -83,13 +85,16 @@ std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
   if (tiles.empty()) {
     return std::nullopt;
   }
-  LaunchPlan only = launch(p, tiles.front());
+  auto chosen = std::ranges::find_if(tiles, [&](const CudaTile& tile) {
+    return !p.choice.empty() && launch(p, tile).kernel == p.choice;
+  });
+  LaunchPlan only = launch(p, chosen == tiles.end() ? tiles.front() : *chosen);
   return fits(only) ? std::optional(Launches{std::move(only)}) : std::nullopt;
 }
 
 std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
   GatherProblem p = without_symmetry(problem);
-  if (!p.transpose || !supported_on_cuda(p)) {
+  if (!p.transpose || !supported(p.format, p.K) || !supported_on_cuda(p)) {
     return std::nullopt;
   }
   int rows = p.B / p.experts;
@@ -130,8 +135,30 @@ std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
   return all;
 }
 
-bool mlx_is_faster_on_cuda(const MatmulProblem& p) {
-  return p.choice.empty() && !p.batch_invariant && merge_rows(p).M > kLastRow;
+std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
+  DequantizeProblem p = without_symmetry(problem);
+  if (!supported(p.format, p.K) || !supported_on_cuda(p)) {
+    return std::nullopt;
+  }
+  Elementwise eights{NIBBLE_DEQUANTIZE_THREADS, 8};
+  LaunchPlan launch = launch_of(
+      p, Family::kCudaDequantize, eights, {static_cast<int64_t>(p.rows) * p.K});
+  bind(launch,
+       {Operand::kWeight, Operand::kScales, Operand::kBiases, Operand::kOut});
+  launch.params = as_bytes(DequantizeParams{p.rows, p.K});
+  return Launches{std::move(launch)};
+}
+
+bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
+  return device.api == Api::kCuda && !p.batch_invariant &&
+         supported(p.format, p.K) && supported_on_cuda(without_symmetry(p)) &&
+         merge_rows(p).M > kLastRow;
+}
+
+bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
+  return device.api == Api::kCuda && !p.batch_invariant &&
+         supported(p.format, p.K) && supported_on_cuda(without_symmetry(p)) &&
+         p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
 }
 
 }  // namespace nibble

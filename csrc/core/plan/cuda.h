@@ -13,15 +13,14 @@ namespace nibble {
 // does. Every evaluation asks, and making the name of a kernel takes time.
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const MatmulProblem& p);
 
-// The plan for products that choose their matrices.
+// The plans of other problems.
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const GatherProblem& p);
 
 // All plans for `p`, the default first. Empty if
 // no kernel does.
 std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
 
-// True if MLX's operation is faster.
-bool mlx_is_faster_on_cuda(const MatmulProblem& p);
+std::optional<std::vector<LaunchPlan>> plan_on_cuda(const DequantizeProblem& p);
 
 // The same problem with biases that are read: kernels for CUDA have one form.
 template <typename Problem>

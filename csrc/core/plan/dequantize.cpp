@@ -1,6 +1,7 @@
 // w_hat from a packed matrix.
 #include <cassert>
 
+#include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/planner.h"
 
@@ -9,7 +10,10 @@ namespace nibble {
 std::optional<Launches> plan(const DequantizeProblem& p,
                              const DeviceProfile& device) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!supported(p.format, p.K) || device.api == Api::kCuda) {
+  if (device.api == Api::kCuda) {
+    return plan_on_cuda(p);
+  }
+  if (!supported(p.format, p.K)) {
     return std::nullopt;
   }
   // One thread decodes each run of whole words.

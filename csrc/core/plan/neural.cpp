@@ -8,7 +8,6 @@
 #include <limits>
 
 #include "csrc/core/plan/cost.h"
-#include "csrc/core/plan/cuda.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/plan/limits.h"
 #include "csrc/core/planner.h"
@@ -36,7 +35,7 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
     return false;
   }
   if (device.api == Api::kCuda) {
-    return mlx_is_faster_on_cuda(problem);
+    return dense_is_faster(problem, device);
   }
   MatmulProblem p = merge_rows(problem);
   return (has_neural_kernel(p, device) && p.M > kLastSkinnyRow) ||
@@ -44,6 +43,9 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
 }
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
+  if (device.api == Api::kCuda) {
+    return dense_is_faster(p, device);
+  }
   return (has_neural_kernel(p, device) &&
           (p.M > kLastSkinnyRow || takes_sorted_tiles(p))) ||
          mlx_tiles_are_faster(p, device);
@@ -54,6 +56,10 @@ bool mlx_is_faster(const DequantizeProblem&, const DeviceProfile&) {
 }
 
 bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
+  if (device.api == Api::kCuda) {
+    // Any number of rows has a kernel, and few graphs are run with another.
+    return mlx_is_faster(problem, device);
+  }
   problem.batch = {};
   return std::ranges::any_of(kSomeRows, [&](int rows) {
     problem.M = rows;
@@ -64,6 +70,9 @@ bool mlx_may_be_faster(MatmulProblem problem, const DeviceProfile& device) {
 bool mlx_may_be_faster(GatherProblem problem, const DeviceProfile& device) {
   if (mlx_is_faster(problem, device)) {
     return true;
+  }
+  if (device.api == Api::kCuda) {
+    return false;
   }
   GatherProblem many = problem;
   many.M = kManyRows;

@@ -41,6 +41,12 @@ bool ours_on_gpu(const Problem& problem,
   return !expected_slower && is_right(problem, traced, profile);
 }
 
+template <typename Problem>
+bool dense_on_gpu(const Problem& problem, const mx::Device& device) {
+  return device == mx::Device::gpu && executor::is_available() &&
+         dense_is_faster(problem, executor::device_profile(device));
+}
+
 }  // namespace
 
 bool ours(const MatmulProblem& problem,
@@ -52,7 +58,8 @@ bool ours(const MatmulProblem& problem,
   }
   bool any_rows = !traced || options.batch_invariant || !is_complete(options) ||
                   tuning::table(options)->ours_for_any_rows(problem);
-  return any_rows && ours_on_gpu(problem, problem.choice, traced, device);
+  // Nobody times dense products: no choice overrules them.
+  return any_rows && !dense(problem, device) && ours_on_gpu(problem, problem.choice, traced, device);
 }
 
 bool ours(const GatherProblem& problem,
@@ -64,7 +71,7 @@ bool ours(const GatherProblem& problem,
   }
   // Nobody times products of several rows that choose one matrix together.
   bool any_rows = !traced || options.batch_invariant || !is_complete(options);
-  return any_rows &&
+  return any_rows && !dense(problem, device) &&
          ours_on_gpu(problem, tuning::choice(problem, options), traced, device);
 }
 
@@ -74,6 +81,14 @@ bool ours(const DequantizeProblem& problem,
   // Nobody times it.
   return device == mx::Device::cpu ||
          (!is_complete(options) && ours_on_gpu(problem, {}, false, device));
+}
+
+bool dense(const MatmulProblem& problem, const mx::Device& device) {
+  return dense_on_gpu(problem, device);
+}
+
+bool dense(const GatherProblem& problem, const mx::Device& device) {
+  return dense_on_gpu(problem, device);
 }
 
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {

@@ -35,6 +35,11 @@ bool ours(const DequantizeProblem& problem,
           const ops::MatmulOptions& options,
           const mx::Device& device);
 
+// True if a dense product with dequantized weights is faster on `device` than
+// ours and MLX's quantized product.
+bool dense(const MatmulProblem& problem, const mx::Device& device);
+bool dense(const GatherProblem& problem, const mx::Device& device);
+
 // True if these launches may replace several products that are ours. With a
 // complete table they are not tried now, for a token waits.
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options);

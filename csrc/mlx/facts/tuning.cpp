@@ -175,11 +175,14 @@ std::vector<std::string> kernels(const Shape& shape,
                                  const std::string& choice) {
   DeviceProfile device = executor::device_profile(mx::Device::gpu);
   if (std::get<8>(shape) > 0) {
-    return names_of(plan(gather_problem(shape), device));
+    GatherProblem p = gather_problem(shape);
+    return dense_is_faster(p, device) ? std::vector<std::string>{}
+                                      : names_of(plan(p, device));
   }
   MatmulProblem p = problem(shape);
   p.choice = choice;
-  return names_of(plan(p, device));
+  return dense_is_faster(p, device) ? std::vector<std::string>{}
+                                    : names_of(plan(p, device));
 }
 
 std::vector<std::string> joining_kernels(const Shape& shape) {
@@ -207,7 +210,8 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
          nibble::candidates(problem, cpu::profile(), int8)) {
       names.push_back(cpu_plan_name(plan, problem));
     }
-  } else if (executor::is_available()) {
+  } else if (executor::is_available() &&
+             !dense_is_faster(problem, executor::device_profile(device))) {
     for (const auto& launches :
          nibble::candidates(problem, executor::device_profile(device))) {
       names.push_back(launches.front().kernel);

@@ -72,12 +72,16 @@ mx::array gather_qmm(const mx::array& x,
           "w must have a matrix to choose but its shape is ",
           text(matrix.w.shape()));
   bool traced = inputs[kX].is_tracer() || lhs.is_tracer() || rhs.is_tracer();
-  if (!decision::ours(node->problem(inputs), options, traced, stream.device)) {
-    mx::array y =
-        by_mlx(inputs[kX],
-               QuantizedArrays::of(
-                   format, inputs[kW], inputs[kScales], inputs[kBiases]));
-    return mx::astype(y, dtype, stream);
+  GatherProblem problem = node->problem(inputs);
+  if (!decision::ours(problem, options, traced, stream.device)) {
+    auto q = QuantizedArrays::of(
+        format, inputs[kW], inputs[kScales], inputs[kBiases]);
+    if (decision::dense(problem, stream.device)) {
+      mx::array w = rounded(q, transpose, args, dtype, stream);
+      return mx::gather_mm(
+          inputs[kX], w, indices.lhs, indices.rhs, indices.sorted, stream);
+    }
+    return mx::astype(by_mlx(inputs[kX], q), dtype, stream);
   }
   return build(std::move(node), std::move(inputs), dtype);
 }

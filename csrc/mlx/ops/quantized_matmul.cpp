@@ -85,10 +85,13 @@ mx::array quantized_matmul(const mx::array& x,
   if (!decision::ours(
           problem, options, inputs[kX].is_tracer(), stream.device)) {
     inputs = repack::unpacked(std::move(inputs), kW);
-    mx::array y =
-        by_mlx(inputs[kX],
-               QuantizedArrays::of(
-                   format, inputs[kW], inputs[kScales], inputs[kBiases]));
+    auto q = QuantizedArrays::of(
+        format, inputs[kW], inputs[kScales], inputs[kBiases]);
+    mx::array y = decision::dense(problem, stream.device)
+                      ? mx::matmul(inputs[kX],
+                                   rounded(q, transpose, args, dtype, stream),
+                                   stream)
+                      : by_mlx(inputs[kX], q);
     return finish(mx::astype(y, dtype, stream), addends);
   }
   if (epilogue.bias) {

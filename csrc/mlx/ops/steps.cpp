@@ -9,6 +9,7 @@
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/symmetric.h"
 #include "csrc/mlx/nodes/unpack.h"
+#include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/validate.h"
 #include "mlx/ops.h"
 #include "mlx/utils.h"
@@ -204,6 +205,15 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
     }
   }
   return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));
+}
+
+mx::array rounded(const QuantizedArrays& matrix,
+                  bool transpose,
+                  const QuantArgs& args,
+                  mx::Dtype dtype,
+                  const mx::Stream& stream) {
+  mx::array w = dequantize(matrix, args, dtype, stream);
+  return transpose ? mx::swapaxes(w, -1, -2, stream) : w;
 }
 
 mx::array computable(mx::array y,

@@ -65,6 +65,14 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);
 
+// The matrices dequantized and rounded to `dtype`, as the second factor of a
+// dense product.
+mx::array rounded(const QuantizedArrays& matrix,
+                  bool transpose,
+                  const QuantArgs& args,
+                  mx::Dtype dtype,
+                  const mx::Stream& stream);
+
 // y, MLX's product of x and w; zeros if x or w is empty. MLX's CPU build
 // divides by zero when it evaluates an empty product.
 mx::array computable(mx::array y,

@@ -92,6 +92,8 @@ def accelerate(
         if gpu is not None:
             quantized, follow = rules.quantized, settings.tuned
             report.measured = measured.settle(gpu, model, quantized, follow)
+        elif not on_cpu:
+            measured.prepare(model, rules.quantized)
         report.tuned = _tuned_layers(report, table, settings.activations)
         if settings.repack and on_cpu:
             repack_layers(model, report, progress)

@@ -28,17 +28,27 @@ def of_gpu(settings: Settings, model: mlx_nn.Module) -> FirstUse | None:
 
     Rows of batch-invariant products have to be computed alike, by whoever computes one.
     Processes that share a model have to compute the same bits, and their duels might
-    end differently.
+    end differently. Duels are for Apple's GPUs: their matrices fit into the caches of
+    others.
     """
     groups = (getattr(module, "group", None) for module in model.modules())
     if any(isinstance(group, mx.distributed.Group) for group in groups):
         return None
     if not settings.duel or settings.batch_invariant or _native.ext is None:
         return None
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if mx.default_device().type == mx.DeviceType.cpu or mx.cuda.is_available():
         return None
     judge = verdicts.of_gpu()
     return None if judge is None else first_use.here(_native.ext, judge)
+
+
+def prepare(model: mlx_nn.Module, quantized: Rebinding) -> None:
+    """Compile and try the kernels of a model's products for CUDA, several at a time.
+
+    Metal's are compiled by duels, or one by one where there are none.
+    """
+    if _native.ext is not None and verdicts.of_gpu() and mx.cuda.is_available():
+        first_use.try_kernels(_native.ext, _forms(model, quantized))
 
 
 def settle(

@@ -72,6 +72,8 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     On the CPU, these are the operations between the products, and the products of a
     quantized KV cache. On a GPU, it is SwiGLU that becomes one launch with gate and up.
     """
+    if mx.cuda.is_available() and not on_cpu:
+        return Rebinding({})
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
     products = {"mlx.core.quantized_matmul": ops.quantized_matmul}

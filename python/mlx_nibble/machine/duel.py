@@ -104,7 +104,9 @@ def _kernels_by_rows(key: Key, ext: Any) -> dict[tuple[str, ...], int]:
         rows += [m for many in _PROMPTS for m in (many, many + 1)]
     found: dict[tuple[str, ...], int] = {}
     for m in rows:
-        found.setdefault(tuple(ext.kernels_of(replace(key, rows=m).shape)), m)
+        # MLX's dense product may compute the largest numbers of rows: no kernels.
+        if kernels := tuple(ext.kernels_of(replace(key, rows=m).shape)):
+            found.setdefault(kernels, m)
     return found
 
 
@@ -125,7 +127,8 @@ def rows_of(key: Key, ext: Any) -> list[int]:
     """Return the rows to time: the fewest of each kernel, and the most of the class."""
     first, last = _span(key)
     fewest = {m for m in _kernels_by_rows(key, ext).values() if m <= last}
-    return sorted({first, *fewest, last})
+    ours = {m for m in (first, last) if ext.kernels_of(replace(key, rows=m).shape)}
+    return sorted(ours | fewest)
 
 
 def case_of(key: Key, rows: int, ext: Any) -> Case:

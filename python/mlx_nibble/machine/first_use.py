@@ -227,14 +227,10 @@ class FirstUse:
 
     def _standing(self, key: Key, choice: Choice | None) -> str:
         known = self._judge.known()
-        kernels = [
-            known[kernel]
-            for kernel in duel.kernels_of(key, self._ext)
-            if kernel in known
-        ]
-        if choice is not None and choice.name == LEAVE_TO_MLX:
+        kernels = duel.kernels_of(key, self._ext)
+        if not kernels or (choice is not None and choice.name == LEAVE_TO_MLX):
             return SLOWER
-        if not all(verdict.ok for verdict in kernels):
+        if not all(known[kernel].ok for kernel in kernels if kernel in known):
             return WRONG
         return UNKNOWN if choice is None else ON_OURS
 
@@ -246,6 +242,16 @@ def _say(seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def try_kernels(ext: Any, forms: Iterable[Key]) -> None:
+    """Compile and try all kernels of these products, whatever their rows."""
+    found: dict[str, None] = {ext.view_kernel: None}
+    for form in forms:
+        for key in keys_of(form):
+            found |= dict.fromkeys(duel.kernels_of(key, ext))
+    ext.compile_kernels(list(found))
+    ext.trusted(list(found))
 
 
 _here: list[FirstUse] = []

@@ -273,7 +273,7 @@ def install(ext: Any) -> None:
 
     Nothing is asked of the GPU here: MLX may find none that it can use.
     """
-    if not mx.metal.is_available():
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
         return
     _installed[:] = [Verdicts(None, ext)]
     ext.set_judge(_installed[0])
