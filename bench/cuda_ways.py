@@ -46,9 +46,7 @@ def times(ways: dict[str, Way], count: int) -> dict[str, list[float]]:
             if turn:
                 took = (time.perf_counter() - begin) * 1e6 / count
                 found[name].append(took)
-    return {
-        name: [min(t), statistics.median(t), max(t)] for name, t in found.items()
-    }
+    return {name: [min(t), statistics.median(t), max(t)] for name, t in found.items()}
 
 
 def dense(N: int, K: int) -> list[dict]:

@@ -21,13 +21,14 @@ def tiles(pattern: str) -> list[str]:
     return [kernel for kernel in KERNELS if re.search(pattern, kernel)]
 
 
-ONE_TILE = "_bm8_bn16_wk8_f4_ahead1_o2$"
+ONE_TILE = "bm8_bn16_wk8_f4_ahead1_o2$"
 # Every tile at the usual format; at one tile, every width, both types, all groups.
 CHOSEN = [
-    *tiles(r"_bf16_bf16_b4_g64_"),
-    *tiles(r"_bf16_bf16_b\d_g64_" + ONE_TILE[1:]),
-    *tiles(r"_f16_f16_b[36]_g32_" + ONE_TILE[1:]),
-    *tiles(r"_f16_f16_b[58]_g128_" + ONE_TILE[1:]),
+    *tiles(r"^cuda_qmm_skinny_bf16_bf16_b4_g64_"),
+    *tiles(r"^cuda_qmm_skinny_bf16_bf16_b\d_g64_" + ONE_TILE),
+    *tiles(r"^cuda_gather_.*_f16_f16_b[36]_g32_" + ONE_TILE),
+    *tiles(r"^cuda_gather_.*_f16_f16_b[58]_g128_" + ONE_TILE),
+    *tiles(r"^cuda_dequantize_(f16_f16_b\d_g32|bf16_bf16_b4_g128)"),
 ]
 
 
@@ -42,7 +43,8 @@ def test_a_kernel_compiles(kernel: str) -> None:
     ("architecture", "kernel"),
     list(
         itertools.product(
-            ARCHITECTURES, ["cuda_contiguous", *tiles(r"_bf16_b8_g64_" + ONE_TILE[1:])]
+            ARCHITECTURES,
+            ["cuda_contiguous", *tiles(r"^cuda_qmm.*_bf16_b8_g64_" + ONE_TILE)],
         )
     ),
 )
@@ -53,7 +55,7 @@ def test_a_kernel_compiles_for_every_architecture(
     assert cubin.startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("kernel", tiles(r"_bf16_b4_g64_bm8_.*_o[12]$"))
+@pytest.mark.parametrize("kernel", tiles(r"^cuda_qmm.*_bf16_b4_g64_bm8_.*_o[12]$"))
 def test_kernels_of_one_row_spill_no_register_unless_told_to(kernel: str) -> None:
     _, log = compile_kernel(plans.kernel_source(kernel), "sm_90")
     assert re.findall(r"(\d+) bytes spill", log) == ["0", "0"]

@@ -70,9 +70,54 @@ def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize(("rows", "left"), [(1, False), (64, False), (65, True)])
-def test_many_rows_are_left_to_mlx(rows: int, left: bool) -> None:
+def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> None:
     problem = Problem(M=rows, N=4096, K=4096)
     assert plans.left_to_mlx(problem, CUDA) is left
+
+
+gathers = st.builds(
+    GatherProblem,
+    B=st.integers(1, 500),
+    M=st.sampled_from([1, 1, 1, 2, 9, 70]),
+    N=st.integers(1, 300),
+    K=st.sampled_from([128, 384]),
+    experts=st.integers(1, 9),
+    dtype=st.just("bfloat16"),
+    scale_dtype=st.just("bfloat16"),
+    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
+    group_size=st.sampled_from([32, 64, 128]),
+    symmetric=st.booleans(),
+    sorted=st.booleans(),
+    batch_invariant=st.booleans(),
+)
+
+
+@given(gathers)
+def test_products_of_experts_are_covered(problem: GatherProblem) -> None:
+    (launch,) = plans.plan_gather(problem, CUDA) or ()
+    tile = numbers(launch.kernel)
+    # One order of sums for all: each product is batch-invariant.
+    assert (tile["wk"], tile["f"]) == (8, 4)
+    x, y, z = launch.threadgroups
+    assert (x - 1) * tile["bn"] < problem.N <= x * tile["bn"]
+    in_tiles = problem.sorted and problem.M == 1 and problem.B >= 2 * problem.experts
+    assert ("_sorted_" in launch.kernel) is in_tiles
+    if in_tiles:
+        # kernels/expert_rows.h: one for each expert, and for each window but the first.
+        assert y == problem.experts + -(-problem.B // tile["bm"]) - 1
+        assert z == 1
+    else:
+        assert (y - 1) * tile["bm"] < problem.M <= y * tile["bm"]
+        assert z == problem.B
+
+
+@given(problems)
+def test_matrices_are_dequantized_in_runs_of_eight(problem: Problem) -> None:
+    (launch,) = plans.plan_dequantize(problem, CUDA) or ()
+    threads = launch.threadgroups[0] * launch.threads[0]
+    eights = problem.M * problem.K // 8  # the rows of w are M here
+    assert eights <= threads < eights + launch.threads[0]
+    assert launch.threadgroups[1:] == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +133,8 @@ def test_other_problems_are_mlx_s_own(change: dict) -> None:
     assert plans.plan_matmul(replace(Problem(N=64), **change), CUDA) is None
 
 
-def test_only_products_have_kernels_for_cuda() -> None:
-    assert plans.plan_gather(GatherProblem(N=64), CUDA) is None
-    assert plans.plan_dequantize(Problem(N=64), CUDA) is None
+def test_no_launches_join_products() -> None:
+    assert plans.plan_swiglu(Problem(N=64), CUDA) is None
     assert plans.plan_joint([Problem(N=64)] * 2, CUDA) is None
 
 

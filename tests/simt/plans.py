@@ -223,10 +223,12 @@ def occupancy(simdgroups: float) -> float:
     return library().simt_occupancy(simdgroups)
 
 
-def plan_swiglu(problem: Problem | GatherProblem) -> list[Launch] | None:
+def plan_swiglu(
+    problem: Problem | GatherProblem, device: Device | None = None
+) -> list[Launch] | None:
     """Plan silu(x @ gate.T) * (x @ up.T), dense or gathered."""
     gathered = "gather_" if isinstance(problem, GatherProblem) else ""
-    answer = _ask(f"simt_plan_{gathered}swiglu", problem, Device())
+    answer = _ask(f"simt_plan_{gathered}swiglu", problem, device or Device())
     return None if answer is None else _launches(answer)
 
 
