@@ -1,6 +1,6 @@
 """Decodes with mixtures of experts on MLX's GPU: python -m bench.cuda_moe
 
-The layers have the shapes of Qwen3-30B-A3B and Mixtral 8x7B; there are fewer of them. The
+The layers have the shapes of Qwen3-30B-A3B and Mixtral 8x7B; there are fewer. The
 weights are random, of 4 bits in groups of 64. Stock MLX and `accelerate()` take turns.
 """
 

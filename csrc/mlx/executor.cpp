@@ -11,6 +11,10 @@ bool is_available() {
   return metal::is_available() || cuda::is_available();
 }
 
+Api api() {
+  return cuda::is_available() ? Api::kCuda : Api::kMetal;
+}
+
 DeviceProfile device_profile(mx::Device device) {
   return cuda::is_available() ? cuda::device_profile()
                               : metal::device_profile(device);

@@ -20,6 +20,9 @@ using Operands = Bound<mx::array>;
 // True if our kernels run on a GPU here. The functions below need one.
 bool is_available();
 
+// The interface of this machine's GPU; Metal's if there is none.
+Api api();
+
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mx::Device device);
 

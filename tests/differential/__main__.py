@@ -30,12 +30,15 @@ OPERATIONS = {
     layers.logsumexp: 1,
 }
 POOL = [op for op, share in OPERATIONS.items() for _ in range(share)]
+# A GPU has our kernels for products only.
+GPU_POOL = [op for op in POOL if op.__module__ == products.__name__]
 
 
 def try_case(seed: int, index: int) -> tuple[str, str | None]:
     """Return the operation's name and what is wrong, or None."""
     d = Draw(seed, index)
-    operation = POOL[d.rng.integers(len(POOL))]
+    pool = POOL if mx.default_device() == mx.Device(mx.cpu) else GPU_POOL
+    operation = pool[d.rng.integers(len(pool))]
     name = f"{operation.__module__.rpartition('.')[2]}.{operation.__name__}"
     try:
         with np.errstate(all="ignore"):  # NaN and infinity are among the numbers
@@ -51,13 +54,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="index of the first case")
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, help="stop after this time")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--keep-going", action="store_true", help="after a failure")
     return parser.parse_args()
 
 
 def main() -> int:
     args = arguments()
-    mx.set_default_device(mx.cpu)
+    mx.set_default_device(getattr(mx, args.device))
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     begin, counts, failures = time.monotonic(), Counter(), 0

@@ -92,13 +92,6 @@ class Launches : public mx::UnaryPrimitive {
   std::vector<Operand> operands_;
 };
 
-// The interface of this machine's GPU; Metal's if there is none.
-Api api() {
-  return executor::is_available()
-             ? executor::device_profile(mx::Device::gpu).api
-             : Api::kMetal;
-}
-
 mx::Shape shape_of_y(const Trial& t) {
   switch (t.kind) {
     case Trial::Kind::kProduct:
@@ -116,8 +109,8 @@ mx::Shape shape_of_y(const Trial& t) {
 }  // namespace
 
 std::string view_kernel() {
-  return std::string(api() == Api::kCuda ? kCudaContiguousKernel
-                                         : kContiguousKernel);
+  return std::string(executor::api() == Api::kCuda ? kCudaContiguousKernel
+                                                   : kContiguousKernel);
 }
 
 void set_judge(Judge judge) {
@@ -160,7 +153,7 @@ bool is_known_right(const std::vector<LaunchPlan>& launches) {
 
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
-  for (const KernelId& id : instances(api())) {
+  for (const KernelId& id : instances(executor::api())) {
     names.push_back(kernel_name(id));
   }
   return names;

@@ -173,6 +173,9 @@ void join_products(const std::shared_ptr<QuantizedMatmul>& node,
                    const mx::array& x,
                    const std::vector<mx::array>& inputs,
                    const MatmulProblem& problem) {
+  if (executor::api() != Api::kMetal) {
+    return;  // only Metal has kernels for several products
+  }
   for (const mx::array& input : inputs) {
     if (input.is_tracer()) {
       return;

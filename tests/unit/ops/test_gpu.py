@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 
-import mlx.core as mx
 import pytest
 
 from mlx_nibble import _native
+from mlx_nibble.machine import gpu
 from mlx_nibble.machine.diagnosis import diagnose
 from mlx_nibble.machine.verdicts import Machine
 
 pytestmark = pytest.mark.skipif(
-    not (mx.metal.is_available() and mx.is_available(mx.gpu))
-    or os.environ.get("NIBBLE_TEST_DEVICE") == "cpu",
-    reason="there is no Metal GPU, or the CPU is tested",
+    not gpu.has_our_kernels() or os.environ.get("NIBBLE_TEST_DEVICE") == "cpu",
+    reason="there is no GPU, or the CPU is tested",
 )
 
 
