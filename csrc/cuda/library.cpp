@@ -84,7 +84,7 @@ int current_device() {
   return symbols()->driver.cuCtxGetDevice(&device) == 0 ? device : 0;
 }
 
-// What this process has compiled.
+// The kernels that were compiled, by device and by name.
 struct Compiled {
   std::mutex mutex;
   std::map<int, std::unordered_map<std::string, Function>> functions;
