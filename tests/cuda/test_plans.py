@@ -94,7 +94,9 @@ gathers = st.builds(
 
 @given(gathers)
 def test_products_of_experts_are_covered(problem: GatherProblem) -> None:
-    (launch,) = plans.plan_gather(problem, CUDA) or ()
+    launches = plans.plan_gather(problem, CUDA)
+    assert launches is not None
+    (launch,) = launches
     tile = numbers(launch.kernel)
     # One order of sums for all: each product is batch-invariant.
     assert (tile["wk"], tile["f"]) == (8, 4)
@@ -113,7 +115,9 @@ def test_products_of_experts_are_covered(problem: GatherProblem) -> None:
 
 @given(problems)
 def test_matrices_are_dequantized_in_runs_of_eight(problem: Problem) -> None:
-    (launch,) = plans.plan_dequantize(problem, CUDA) or ()
+    launches = plans.plan_dequantize(problem, CUDA)
+    assert launches is not None
+    (launch,) = launches
     threads = launch.threadgroups[0] * launch.threads[0]
     eights = problem.M * problem.K // 8  # the rows of w are M here
     assert eights <= threads < eights + launch.threads[0]
