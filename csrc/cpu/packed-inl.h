@@ -158,7 +158,9 @@ void unpack(const Weights& w,
     }
     p += size_t{4} * V::kLanes * group_words;
     for (uint8_t* to : {out.scales, out.biases}) {
-      if (to && size == 2) {
+      if (to && size == 1) {
+        unpack_params<1>(p, groups, group_bytes, count, to + row * of_params);
+      } else if (to && size == 2) {
         unpack_params<2>(p, groups, group_bytes, count, to + row * of_params);
       } else if (to) {
         unpack_params<4>(p, groups, group_bytes, count, to + row * of_params);

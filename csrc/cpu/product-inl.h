@@ -62,7 +62,7 @@ void decode_tile(const Weights& w,
                  const float* x,
                  size_t x_stride,
                  float* sums) {
-  GroupParams<V, kR> params(w, row, columns);
+  GroupParams<V, Q, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
       w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
@@ -75,7 +75,7 @@ void decode_tile(const Weights& w,
     typename V::template Group<Q> group[kR];
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      group[r] = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
+      group[r] = params.group(r, g);
       prefetch(codes + (kR + r) * stride, group_bytes);
     }
     for (int k = 0; k < group_size; k += V::kLanes) {

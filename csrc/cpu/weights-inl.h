@@ -34,18 +34,23 @@ inline void prefetch(const uint8_t* p, int count) {
 }
 
 // The scales and biases of kRows weight rows between two columns, as fp32.
-template <class V, int kRows>
+template <class V, class Q, int kRows>
 struct GroupParams {
   alignas(64) float scale[kRows][kMostGroups];
   alignas(64) float bias[kRows][kMostGroups];
 
   GroupParams(const Weights& w, int row, Range columns) {
-    with_dtype(w.scale_dtype, [&](auto dtype) {
+    with_scale_dtype<Q>(w.scale_dtype, [&](auto dtype) {
       for (int r = 0; r < kRows; ++r) {
-        read_params<V, decltype(dtype)::value>(
+        read_params<V, Q, decltype(dtype)::value>(
             w, row + r, columns, scale[r], bias[r]);
       }
     });
+  }
+
+  // Group g of row r, for decode().
+  typename V::template Group<Q> group(int r, int g) const {
+    return V::template group<Q>(scale[r][g], Q::kBiased ? bias[r][g] : 0);
   }
 };
 
@@ -66,7 +71,7 @@ void by_rows(int count, Fn&& tile) {
 template <class V, class Q, int kR>
 void decode_rows(
     const Weights& w, int row, Range columns, float* out, int out_stride) {
-  GroupParams<V, kR> params(w, row, columns);
+  GroupParams<V, Q, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
       w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
@@ -76,10 +81,10 @@ void decode_rows(
     const uint8_t* p = codes;
     float* to = out;
     for (int g = 0; g < groups; ++g) {
-      auto group = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
-      for (int k = 0; k < group_size; k += 32) {
+      auto group = params.group(r, g);
+      for (int k = 0; k < group_size; k += Q::kUnit) {
 #pragma GCC unroll 8
-        for (int i = 0; i < 32; i += V::kLanes) {
+        for (int i = 0; i < Q::kUnit; i += V::kLanes) {
           V::store(to, V::template decode<Q>(p, group));
           to += V::kLanes;
           p += bytes_of(V::kLanes, Q::kBits);

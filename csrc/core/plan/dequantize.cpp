@@ -8,7 +8,7 @@ namespace nibble {
 
 std::optional<Launches> plan(const DequantizeProblem& p, const DeviceProfile&) {
   assert(p.rows >= 1 && p.K >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported_by_metal(p.format, p.K)) {
     return std::nullopt;
   }
   // One thread decodes each run of whole words.

@@ -65,7 +65,7 @@ LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
 
 std::optional<Launches> plan(const GatherProblem& p, const DeviceProfile&) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported_by_metal(p.format, p.K)) {
     return std::nullopt;
   }
   bool sorted_tiles = takes_sorted_tiles(p);

@@ -26,7 +26,7 @@ LaunchPlan swiglu_launch(const Problem& p, Family family, const Extent& y) {
 std::optional<Launches> plan_swiglu(const MatmulProblem& problem) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!supported(p.format, p.K) || !p.transpose || p.batch_invariant ||
+  if (!supported_by_metal(p.format, p.K) || !p.transpose || p.batch_invariant ||
       p.M > 1) {
     return std::nullopt;
   }

@@ -29,7 +29,10 @@ bool ours_on_gpu(const Problem& problem,
                  std::string_view choice,
                  bool traced,
                  const mx::Device& device) {
-  if (choice == kLeaveToMlx || !metal::is_available()) {
+  // The float modes and 1 bit are MLX's on a GPU: no Metal kernel of ours
+  // decodes them.
+  if (choice == kLeaveToMlx || !metal::is_available() ||
+      !supported_by_metal(problem.format)) {
     return false;
   }
   DeviceProfile profile = metal::device_profile(device);
