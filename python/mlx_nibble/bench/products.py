@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 
 import mlx.core as mx
@@ -46,7 +46,7 @@ class ProductCase:
     bits: int
     group_size: int
     dtype: str
-    mode: str = "affine"
+    mode: str = field(default="affine", kw_only=True)
 
     @property
     def scales_dtype(self) -> str:

@@ -132,7 +132,7 @@ def cases_of(args: argparse.Namespace) -> list[ProductCase]:
     named_formats = product(formats.of(args, "bench"), args.dtype)
     return list(
         dict.fromkeys(
-            ProductCase(*shape, form.bits, form.group_size, dtype, form.mode)
+            ProductCase(*shape, form.bits, form.group_size, dtype, mode=form.mode)
             for form, dtype in named_formats
             for shape in shapes
         )

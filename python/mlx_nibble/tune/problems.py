@@ -37,7 +37,7 @@ class Problem(ProductCase):
         activations: None or "int8", as the operation takes it.
     """
 
-    scale_dtype: str = SCALE_DTYPE
+    scale_dtype: str
     symmetric: bool = False
     activations: str | None = None
 
@@ -77,10 +77,10 @@ def of_shapes(
     Raises:
         ValueError: If K is not made of whole groups.
     """
-    form = (bits, group_size, dtype or default_dtype(SCALE_DTYPE), mode)
+    form = (bits, group_size, dtype or default_dtype(SCALE_DTYPE))
     scale_dtype = SCALE_DTYPE if MODES[mode].stores_biases else "uint8"
     made = [
-        Problem(m, N, K, *form, scale_dtype, activations=activations)
+        Problem(m, N, K, *form, scale_dtype, activations=activations, mode=mode)
         for N, K in dict.fromkeys(shapes)
         for m in rows
     ]
@@ -148,7 +148,8 @@ def _matrices(
         # A model whose scales are bytes has activations of bfloat16.
         own = dtype or default_dtype(names.get(scales.dtype, SCALE_DTYPE))
         yield Problem(
-            *(1, weight.shape[0], K, bits, group_size, own, mode, scale_dtype),
+            *(1, weight.shape[0], K, bits, group_size, own, scale_dtype),
+            mode=mode,
             symmetric=seen[what],
             activations=activations,
         )
