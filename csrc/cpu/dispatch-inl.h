@@ -50,7 +50,7 @@ void with_codes(QuantFormat format, Fn&& fn) {
     case Element::kE2m1:
       return fn(E2m1Codes{});
     case Element::kE4m3:
-      return fn(E4m3Codes{});
+      return fn(E4m3Codes<>{});
   }
 }
 

@@ -23,6 +23,8 @@ struct Avx2 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = true;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }
@@ -160,6 +162,8 @@ struct Avx2 {
   static Group<Q> group(float scale, float bias) {
     if constexpr (!Q::kBiased && Q::kBits == 4) {
       return {mul(magnitudes(), set1(scale)), zero()};
+    } else if constexpr (!Q::kBiased) {
+      return {set1(Q::kIsRegular ? 256 * scale : scale), zero()};
     }
     return {set1(scale), set1(bias)};
   }
@@ -175,18 +179,16 @@ struct Avx2 {
           top, _mm256_permutevar8x32_ps(g.first, _mm256_srli_epi32(top, 28)));
     } else if constexpr (!Q::kBiased) {
       // Half has one more bit of exponent, and 2^-8 is the difference.
-      __m128i halves = _mm_srai_epi16(
-          _mm_unpacklo_epi8(
-              _mm_setzero_si128(),
-              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
-          1);
-      __m128i nan =
-          _mm_cmpeq_epi16(_mm_and_si128(halves, _mm_set1_epi16(0x3f80)),
-                          _mm_set1_epi16(0x3f80));
-      halves = _mm_or_si128(
-          _mm_and_si128(halves, _mm_set1_epi16(static_cast<short>(0xbfff))),
-          nan);
-      return mul(mul(_mm256_cvtph_ps(halves), set1(256)), g.first);
+      __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(
+                                          reinterpret_cast<const __m128i*>(p))),
+                                      7);
+      __m128i value =
+          _mm_and_si128(halves, _mm_set1_epi16(static_cast<short>(0xbfff)));
+      if constexpr (Q::kIsRegular) return mul(_mm256_cvtph_ps(value), g.first);
+      __m128i top = _mm_set1_epi16(0x3f80);
+      __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(halves, top), top);
+      value = _mm_or_si128(value, nan);
+      return mul(mul(_mm256_cvtph_ps(value), set1(256)), g.first);
     } else {
       return fma(numbers<Q>(codes<Q::kBits>(p)), g.first, g.second);
     }

@@ -25,6 +25,8 @@ struct Avx512 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights (measured on Zen 5).
   static constexpr int kFewRows = 4 * kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = true;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -170,7 +172,9 @@ struct Avx512 {
   static Group<Q> group(float scale, float bias) {
     constexpr int kBits = Q::kBits;
     F s = set1(scale), b = set1(bias);
-    if constexpr (kBits > 5) {
+    if constexpr (!Q::kBiased && kBits == 8) {
+      return {set1(Q::kIsRegular ? 256 * scale : scale), b};
+    } else if constexpr (kBits > 5) {
       return {s, b};
     }
     // vpermps reads only the low 4 bits of an index: 2 and 3 bits repeat.
@@ -190,7 +194,9 @@ struct Avx512 {
     constexpr int kBits = Q::kBits;
     if constexpr (kBits == 8) {
       __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      if constexpr (!Q::kBiased) return mul(halves_of(bytes), g.first);
+      if constexpr (!Q::kBiased) {
+        return mul(halves_of<Q::kIsRegular>(bytes), g.first);
+      }
       return fma(numbers<Q>(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
     }
     __m512i codes = shifted_codes<kBits>(p);
@@ -407,16 +413,16 @@ struct Avx512 {
 
  private:
   // e4m3() of 16 bytes. Half has one more bit of exponent, and 2^-8 is the
-  // difference.
+  // difference, which is left if the codes are regular.
+  template <bool kRegular>
   static F halves_of(__m128i bytes) {
-    __m256i halves =
-        _mm256_srai_epi16(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8), 1);
+    __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
+    __m256i value =
+        _mm256_and_si256(halves, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+    if constexpr (kRegular) return _mm512_cvtph_ps(value);
     __m256i top = _mm256_set1_epi16(0x3f80);
     __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(halves, top), top);
-    halves = _mm256_or_si256(
-        _mm256_and_si256(halves, _mm256_set1_epi16(static_cast<short>(0xbfff))),
-        nan);
-    return mul(_mm512_cvtph_ps(halves), set1(256));
+    return mul(_mm512_cvtph_ps(_mm256_or_si256(value, nan)), set1(256));
   }
 
   template <class Q>

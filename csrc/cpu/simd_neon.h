@@ -28,6 +28,8 @@ struct Neon {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = false;
 
   static F zero() { return set1(0); }
   static F set1(float v) { return {vdupq_n_f32(v), vdupq_n_f32(v)}; }

@@ -20,6 +20,8 @@ struct Scalar {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = false;
 
   struct F {
     float lane[kLanes];

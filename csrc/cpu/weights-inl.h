@@ -54,6 +54,43 @@ struct GroupParams {
   }
 };
 
+// True if kRows rows of E4M3 codes are regular (codes-inl.h) between two
+// columns. Their scales are E8M0.
+template <int kRows>
+bool are_regular(const Weights& w, int row, Range columns) {
+  constexpr int kFirstHuge = 247, kInfinite = 255;
+  int count = columns.end - columns.begin, group_size = w.format.group_size;
+  int groups = count / group_size;
+  const uint8_t* codes =
+      w.codes + static_cast<size_t>(row) * w.K + columns.begin;
+  const uint8_t* scales = w.scales +
+                          static_cast<size_t>(row) * (w.K / group_size) +
+                          columns.begin / group_size;
+  uint8_t strange = 0;
+  for (int r = 0; r < kRows; ++r) {
+    for (int k = 0; k < count; ++k) {
+      strange |= static_cast<uint8_t>((codes[k] | 0x80) == 0xff);
+    }
+    for (int g = 0; g < groups; ++g) {
+      strange |= static_cast<uint8_t>(scales[g] >= kFirstHuge &&
+                                      scales[g] < kInfinite);
+    }
+    codes += w.K;
+    scales += w.K / group_size;
+  }
+  return strange == 0;
+}
+
+// True for codes that may turn out to be regular.
+template <class V, class Q>
+constexpr bool may_be_regular() {
+  if constexpr (V::kDecodesRegular && !Q::kIntegers) {
+    return !Q::kIsRegular;
+  } else {
+    return false;
+  }
+}
+
 inline size_t bytes_of(int codes, int bits) {
   return static_cast<size_t>(codes) * bits / 8;
 }
@@ -71,6 +108,12 @@ void by_rows(int count, Fn&& tile) {
 template <class V, class Q, int kR>
 void decode_rows(
     const Weights& w, int row, Range columns, float* out, int out_stride) {
+  if constexpr (may_be_regular<V, Q>()) {
+    if (are_regular<kR>(w, row, columns)) {
+      return decode_rows<V, E4m3Codes<true>, kR>(
+          w, row, columns, out, out_stride);
+    }
+  }
   GroupParams<V, Q, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =

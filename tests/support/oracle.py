@@ -125,11 +125,11 @@ class FloatWeights:
 def random_floats(
     rng: np.random.Generator, shape: tuple[int, ...], mode: str
 ) -> FloatWeights:
-    """Return weights [..., N, K] with all finite codes, and scales near 1."""
+    """Return weights [..., N, K] of at most 2, with all finite codes."""
     bits, group_size, value, scale = FLOAT_MODES[mode]
     finite = np.flatnonzero(np.isfinite(value(np.arange(2**bits))))
-    sizes = abs(scale(np.arange(256)))
-    near = np.flatnonzero((sizes >= 2**-6) & (sizes <= 4))
+    sizes = abs(scale(np.arange(256))) * abs(value(finite)).max()
+    near = np.flatnonzero((sizes >= 2**-6) & (sizes <= 2))
     codes = rng.choice(finite, shape)
     scales = rng.choice(near, (*shape[:-1], shape[-1] // group_size))
     return FloatWeights(pack(codes, bits), scales.astype(np.uint8), mode)

@@ -49,6 +49,7 @@ PYTHON_ORDER = [
     "_experts",
     "numerics",
     "progress",
+    "floats",
     "formats",
     "io",
     "ops",
