@@ -59,7 +59,7 @@ struct E2m1Codes {
 };
 
 // Floats of 8 bits: sign, 4 bits of exponent, 3 of mantissa. kRegular: no code
-// is NaN, and 2^8 times a scale is finite, which makes decoding faster.
+// is NaN and no scale is huge, which makes decoding faster.
 template <bool kRegular = false>
 struct E4m3Codes {
   static constexpr bool kIsRegular = kRegular;

@@ -63,7 +63,7 @@ void decode_tile(const Weights& w,
                  size_t x_stride,
                  float* sums) {
   if constexpr (may_be_regular<V, Q>()) {
-    if (are_regular<kR>(w, row, columns)) {
+    if (are_regular<V, kR>(w, row, columns)) {
       return decode_tile<V, E4m3Codes<true>, kR, kM>(
           w, row, columns, x, x_stride, sums);
     }

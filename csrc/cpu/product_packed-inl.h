@@ -104,6 +104,9 @@ void packed_places(const PackedBlock& block,
     PackedParams<V, Q> params(p + bytes_of(group_size, Q::kBits) * V::kLanes,
                               w.format,
                               w.scale_dtype);
+    if constexpr (V::template kCodeUnit<Q> != 1) {
+      params.scale = V::mul(params.scale, V::set1(V::template kCodeUnit<Q>));
+    }
     const uint8_t* words = p;
     for (int k = 0; k < group_size; k += kRun) {
       add_words<V, Q, kPlace, 0>(words, params, at, w.K, sum);
@@ -132,7 +135,7 @@ void multiply_packed(const Weights& w,
   float* sums = scratch + kPanelFloats;
   with_codes(w.format, [&](auto codes) {
     using Q = decltype(codes);
-    if constexpr (lie_in_bytes(Q::kBits)) {
+    if constexpr (lie_in_bytes(Q::kBits) && Q::kIntegers) {
       by_packed_strips<V, 1>(
           w,
           M,

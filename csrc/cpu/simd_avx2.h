@@ -25,6 +25,11 @@ struct Avx2 {
   static constexpr int kFewRows = kTileRows;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
+  // The first E8M0 scale whose product with 2^120 is not finite.
+  static constexpr int kFirstHugeScale = 135;
+
+  // False if this thread takes subnormal numbers for zero.
+  static bool reads_subnormals() { return (_mm_getcsr() & 0x40) == 0; }
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }
@@ -163,7 +168,7 @@ struct Avx2 {
     if constexpr (!Q::kBiased && Q::kBits == 4) {
       return {mul(magnitudes(), set1(scale)), zero()};
     } else if constexpr (!Q::kBiased) {
-      return {set1(Q::kIsRegular ? 256 * scale : scale), zero()};
+      return {set1(Q::kIsRegular ? 0x1p120f * scale : scale), zero()};
     }
     return {set1(scale), set1(bias)};
   }
@@ -178,17 +183,22 @@ struct Avx2 {
       return with_sign(
           top, _mm256_permutevar8x32_ps(g.first, _mm256_srli_epi32(top, 28)));
     } else if constexpr (!Q::kBiased) {
+      __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+      if constexpr (Q::kIsRegular) {
+        // Sign, exponent and mantissa at their places in a float: 2^-120 x.
+        I scaled =
+            _mm256_and_si256(_mm256_slli_epi32(_mm256_cvtepi8_epi32(bytes), 20),
+                             _mm256_set1_epi32(static_cast<int>(0x87f00000)));
+        return mul(_mm256_castsi256_ps(scaled), g.first);
+      }
       // Half has one more bit of exponent, and 2^-8 is the difference.
-      __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(
-                                          reinterpret_cast<const __m128i*>(p))),
-                                      7);
-      __m128i value =
-          _mm_and_si128(halves, _mm_set1_epi16(static_cast<short>(0xbfff)));
-      if constexpr (Q::kIsRegular) return mul(_mm256_cvtph_ps(value), g.first);
+      __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7);
       __m128i top = _mm_set1_epi16(0x3f80);
       __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(halves, top), top);
-      value = _mm_or_si128(value, nan);
-      return mul(mul(_mm256_cvtph_ps(value), set1(256)), g.first);
+      halves = _mm_or_si128(
+          _mm_and_si128(halves, _mm_set1_epi16(static_cast<short>(0xbfff))),
+          nan);
+      return mul(mul(_mm256_cvtph_ps(halves), set1(256)), g.first);
     } else {
       return fma(numbers<Q>(codes<Q::kBits>(p)), g.first, g.second);
     }
@@ -283,10 +293,22 @@ struct Avx2 {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), bytes);
   }
 
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = !Q::kBiased && Q::kBits == 4 ? 0.5f : 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
+    if constexpr (!Q::kBiased && kBits == 4) {
+      // Signed bytes of four codes, found together.
+      static constexpr uint8_t kTwice[16] = {
+          0, 1, 2, 3, 4, 6, 8, 12, 0, 255, 254, 253, 252, 250, 248, 244};
+      I four = look_up(kTwice, byte_codes<4, kCode % 2>(words));
+      I top = _mm256_slli_epi32(four, 24 - kCode / 2 * 8);
+      return to_float(_mm256_srai_epi32(top, 24));
+    }
     return numbers<Q>(_mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
                                        _mm256_set1_epi32((1 << kBits) - 1)));
   }

@@ -27,6 +27,11 @@ struct Avx512 {
   static constexpr int kFewRows = 4 * kTileRows;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
+  // The first E8M0 scale whose product with 2^8 is not finite.
+  static constexpr int kFirstHugeScale = 247;
+
+  // True: conversions from half read subnormal numbers in every mode.
+  static bool reads_subnormals() { return true; }
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -307,6 +312,10 @@ struct Avx512 {
     __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(quarter), bytes);
   }
+
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
 
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>

@@ -311,6 +311,10 @@ struct Neon {
     return {found(bytes.lo), found(bytes.hi)};
   }
 
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {

@@ -288,6 +288,10 @@ struct Scalar {
     return bytes;
   }
 
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {

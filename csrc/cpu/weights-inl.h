@@ -56,9 +56,10 @@ struct GroupParams {
 
 // True if kRows rows of E4M3 codes are regular (codes-inl.h) between two
 // columns. Their scales are E8M0.
-template <int kRows>
+template <class V, int kRows>
 bool are_regular(const Weights& w, int row, Range columns) {
-  constexpr int kFirstHuge = 247, kInfinite = 255;
+  constexpr int kInfinite = 255;
+  if (!V::reads_subnormals()) return false;
   int count = columns.end - columns.begin, group_size = w.format.group_size;
   int groups = count / group_size;
   const uint8_t* codes =
@@ -72,7 +73,7 @@ bool are_regular(const Weights& w, int row, Range columns) {
       strange |= static_cast<uint8_t>((codes[k] | 0x80) == 0xff);
     }
     for (int g = 0; g < groups; ++g) {
-      strange |= static_cast<uint8_t>(scales[g] >= kFirstHuge &&
+      strange |= static_cast<uint8_t>(scales[g] >= V::kFirstHugeScale &&
                                       scales[g] < kInfinite);
     }
     codes += w.K;
@@ -109,7 +110,7 @@ template <class V, class Q, int kR>
 void decode_rows(
     const Weights& w, int row, Range columns, float* out, int out_stride) {
   if constexpr (may_be_regular<V, Q>()) {
-    if (are_regular<kR>(w, row, columns)) {
+    if (are_regular<V, kR>(w, row, columns)) {
       return decode_rows<V, E4m3Codes<true>, kR>(
           w, row, columns, out, out_stride);
     }
