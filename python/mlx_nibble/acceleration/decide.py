@@ -100,6 +100,8 @@ def _reason_to_keep(
         )
     if original(type(module)) in rules.quantized.refused:
         return "its class allows no subclass"
+    if isinstance(module, mlx_nn.QQLinear):
+        return "MLX's qqmm computes it, for it rounds its inputs"
     if rebound is None or not rebound.operations & PRODUCTS:
         return "its code calls none of our operations"
     if rules.predicate is not None and not rules.predicate(path, module):

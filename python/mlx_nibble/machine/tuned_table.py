@@ -23,7 +23,6 @@ import mlx.core as mx
 from mlx_nibble import _native
 from mlx_nibble._arguments import check_activations
 from mlx_nibble._version import __version__
-from mlx_nibble.formats import MODES
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
 from mlx_nibble.io.stranger import read_json
@@ -261,6 +260,8 @@ def _parse(stored: Any) -> Table:
 
 
 def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
+    from mlx_nibble.formats import MODES  # imports NumPy, which takes long
+
     names = [field.name for field in fields(Key)]
     of_choice = [field.name for field in fields(Choice)]
     for given in stored:
