@@ -11,7 +11,7 @@ enum class Dtype : uint8_t {
   kFloat32,
   kFloat16,
   kBFloat16,
-  // Of scales only, in bytes:
+  // Types that only scales have, of one byte:
   kE8m0,  // 2^(byte - 127); 255 is infinite, as in MLX
   kE4m3,  // sign, 4 bits of exponent, 3 of mantissa; 0x7f and 0xff are NaN
 };

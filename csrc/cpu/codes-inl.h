@@ -20,8 +20,8 @@ struct IntegerCodes {
     return V::to_float(codes);
   }
 
-  // What codes in bytes are to integer products: unsigned bytes of kByteBits,
-  // which are kByteOffset + number / kByteUnit.
+  // Integer products read codes as unsigned bytes of kByteBits, which are
+  // kByteOffset + number / kByteUnit.
   static constexpr bool kIntegers = true;
   static constexpr int kByteBits = kWidth;
   static constexpr int kByteOffset = 0;

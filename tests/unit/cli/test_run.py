@@ -180,10 +180,7 @@ def test_layers_that_stay_with_mlx_are_said_in_one_line(tmp_path, capfd):
     dense = model_folders.write(tmp_path / "dense", model, config)
     out = str(tmp_path / "mx")
     assert main(["convert", str(dense), out, "-q", "--q-mode", "mxfp8"]) == 0
-    file = tmp_path / "mx" / "config.json"
-    stored = json.loads(file.read_text())
-    file.write_text(json.dumps(stored | {"quantize_activations": True}))
-    ask = ["generate", out, "--prompt", "a", "-m", "1"]
+    ask = ["generate", out, "--prompt", "a", "-m", "1", "--quantize-activations"]
     capfd.readouterr()
     for verbose, lines in (([], 1), (["--verbose", "F"], 1), (["--verbose"], 8)):
         assert main([*ask, *verbose]) == 0
