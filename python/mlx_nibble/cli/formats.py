@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from itertools import product
+from typing import Any
 
 from mlx_nibble import ops
 from mlx_nibble.formats import GROUP_SIZES, MODES, SUPPORTED_BITS, Format
@@ -12,7 +13,7 @@ from mlx_nibble.io.config import MODES as MLX_MODES
 
 def add_options(parser: argparse._ActionsContainer, several: bool = False) -> None:
     """Add --mode, --bits and --group-size; :func:`of` reads them."""
-    many = {"nargs": "+"} if several else {}
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
     add = parser.add_argument
     add(
         "--mode",

@@ -266,7 +266,8 @@ def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
     of_choice = [field.name for field in fields(Choice)]
     for given in stored:
         # Earlier versions knew one mode.
-        entry = {"mode": "affine"} | given if isinstance(given, dict) else {}
+        entry: dict[str, Any] = {"mode": "affine"}
+        entry |= given if isinstance(given, dict) else {}
         known = set(entry) == {*names, *of_choice}
         _require(known, "a choice with the fields of this version", given)
         key = Key(**{name: entry[name] for name in names})
