@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
 
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
@@ -129,14 +128,13 @@ def cases_of(args: argparse.Namespace) -> list[ProductCase]:
     for shape in args.shape:
         rows = args.rows if len(shape) == 2 else [shape[0]]
         shapes += [(m, *shape[-2:]) for m in rows]
-    named_formats = product(formats.of(args, "bench"), args.dtype)
-    return list(
-        dict.fromkeys(
-            ProductCase(*shape, form.bits, form.group_size, dtype, mode=form.mode)
-            for form, dtype in named_formats
-            for shape in shapes
-        )
-    )
+    cases = [
+        ProductCase(*shape, form.bits, form.group_size, dtype, mode=form.mode)
+        for form in formats.of(args, "bench")
+        for dtype in args.dtype
+        for shape in shapes
+    ]
+    return list(dict.fromkeys(cases))
 
 
 def show(made: Capsule) -> None:
