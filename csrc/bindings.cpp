@@ -1,5 +1,6 @@
 #include "csrc/bindings.h"
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -7,7 +8,9 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <iterator>
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/mlx/facts/machine.h"
@@ -50,18 +53,20 @@ NB_MODULE(_ext, m) {
         "token"_a,
         "Forget the pair of this token of remember_symmetric().");
 
-  m.def("pack",
-        &nibble::repack::pack,
-        nb::call_guard<nb::gil_scoped_release>(),
-        "w"_a,
-        "scales"_a,
-        "biases"_a,
-        "bits"_a,
-        "group_size"_a,
-        "Pack a matrix into the CPU backend's own layout. Returns lazy arrays "
-        "that are to replace its own, and the bytes of the packed matrix; None "
-        "if the backend has no other layout for it. "
-        "mlx_nibble.acceleration.repack calls it.");
+  m.def(
+      "pack",
+      &nibble::repack::pack,
+      nb::call_guard<nb::gil_scoped_release>(),
+      "w"_a,
+      "scales"_a,
+      "biases"_a.none(),
+      "bits"_a,
+      "group_size"_a,
+      "mode"_a,
+      "Pack a matrix into the CPU backend's own layout. Returns lazy arrays "
+      "that are to replace its own, no biases if none are read, and the bytes "
+      "of the packed matrix; None if the backend has no other layout for it. "
+      "mlx_nibble.acceleration.repack calls it.");
   m.def("release_memory",
         &nibble::machine::release_memory,
         nb::call_guard<nb::gil_scoped_release>(),
@@ -85,26 +90,31 @@ NB_MODULE(_ext, m) {
 
   m.def(
       "supports",
-      [](const std::string& mode, int bits, int group_size) {
-        return nibble::ops::QuantArgs{group_size, bits, mode}.is_ours();
+      [](const std::string& mode, int bits, int group_size, bool gpu) {
+        nibble::ops::QuantArgs args{group_size, bits, mode};
+        return args.is_ours() &&
+               (!gpu || nibble::supported_by_gpu(args.format()));
       },
       "mode"_a,
       "bits"_a,
       "group_size"_a,
-      "Tell whether our kernels support a format, on any device.");
+      "gpu"_a = false,
+      "Tell whether our kernels support a format on a CPU, or on a GPU.");
   m.def(
-      "supported_bits",
+      "supported_forms",
       [] {
-        return std::vector(std::begin(nibble::kBits), std::end(nibble::kBits));
+        using Numbers = std::vector<int>;
+        std::map<std::string, std::pair<Numbers, Numbers>> forms;
+        for (const nibble::ModeInfo& mode : nibble::kModes) {
+          forms[std::string(mode.name)] = {
+              Numbers(mode.bits.begin(), mode.bits.end()),
+              Numbers(mode.group_sizes.begin(), mode.group_sizes.end())};
+        }
+        return forms;
       },
-      "Return the code widths that our kernels support.");
-  m.def(
-      "supported_group_sizes",
-      [] {
-        return std::vector(std::begin(nibble::kGroupSizes),
-                           std::end(nibble::kGroupSizes));
-      },
-      "Return the group sizes that our kernels support.");
+      "Return the code widths and the group sizes of each mode that our "
+      "kernels "
+      "support.");
 
   m.def("cpu_isa",
         &nibble::machine::cpu_isa,

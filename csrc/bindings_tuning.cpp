@@ -39,7 +39,7 @@ void bind_tuning(nb::module_& m) {
       nb::kw_only(),
       "stream"_a = nb::none(),
       "Keep a table of ((rows, N, K, dtype, scale_dtype, bits, group_size, "
-      "symmetric, experts, sorted), int8_activations, candidate). A complete "
+      "mode, experts, sorted), int8_activations, candidate). A complete "
       "one leaves a GPU's other products to MLX. Returns its number, the "
       "argument `tuning` of the operations.");
   m.def("replace_tuning",

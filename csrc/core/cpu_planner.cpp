@@ -72,7 +72,7 @@ template <typename Problem>
 CpuKernelPlan kernel_plan(
     const Problem& p, const CpuProfile& cpu, bool int8, int rows, int chunk) {
   CpuKernelPlan plan;
-  plan.int8 = int8 && p.transpose;
+  plan.int8 = int8 && p.transpose && p.format.multiplies_integers();
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
   plan.packed_rows = plan.int8 ? kPackedInt8Rows : kPackedRows;

@@ -18,6 +18,17 @@ namespace nibble {
 enum class Mode : uint8_t {
   kAffine,     // scale * q + bias
   kSymmetric,  // scale * (q - 2^(bits - 1)): affine, but no bias is read
+  // scale * (the float that q is), without a bias:
+  kMxfp4,
+  kNvfp4,
+  kMxfp8,
+};
+
+// The number that a code is.
+enum class Element : uint8_t {
+  kInteger,  // unsigned
+  kE2m1,     // a float: sign, 2 bits of exponent, 1 of mantissa
+  kE4m3,     // a float: sign, 4 bits of exponent, 3 of mantissa; with NaN
 };
 
 // One row of the table of modes.
@@ -26,8 +37,10 @@ struct ModeInfo {
   std::string_view name;         // in MODES of formats.py, and of a trial
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
-  std::string_view kernel_type;  // of kernels/format.h
+  std::string_view kernel_type;  // of kernels/format.h, if there is one
+  Element element;
   std::span<const int> bits;
+  std::span<const int> gpu_bits;  // none: only the CPU backend has the mode
   std::span<const int> group_sizes;
   std::span<const Dtype> scale_dtypes;  // of scales, and of biases if any
   int default_bits;                     // of MLX
@@ -38,8 +51,16 @@ struct ModeInfo {
 };
 
 // The widths and group sizes of the two affine modes.
-inline constexpr int kBits[] = {2, 3, 4, 5, 6, 8};
+inline constexpr int kBits[] = {1, 2, 3, 4, 5, 6, 8};
+// Those of Metal kernels: at 1 bit a lane of qmv would read 64 codes, more than
+// a group of 32.
+inline constexpr int kMetalBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kGroupSizes[] = {32, 64, 128};
+// Those of the float modes: MLX has one format in each.
+inline constexpr int kFp4Bits[] = {4}, kFp8Bits[] = {8};
+inline constexpr int kMxGroupSizes[] = {32}, kNvGroupSizes[] = {16};
+inline constexpr Dtype kMxScales[] = {Dtype::kE8m0},
+                       kNvScales[] = {Dtype::kE4m3};
 
 inline constexpr ModeInfo kModes[] = {
     {.mode = Mode::kAffine,
@@ -47,7 +68,9 @@ inline constexpr ModeInfo kModes[] = {
      .mlx_name = "affine",
      .label = "",
      .kernel_type = "Affine",
+     .element = Element::kInteger,
      .bits = kBits,
+     .gpu_bits = kMetalBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,
@@ -59,7 +82,9 @@ inline constexpr ModeInfo kModes[] = {
      .mlx_name = "affine",
      .label = "_sym",
      .kernel_type = "Symmetric",
+     .element = Element::kInteger,
      .bits = kBits,
+     .gpu_bits = kMetalBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,
@@ -67,6 +92,48 @@ inline constexpr ModeInfo kModes[] = {
      .stores_biases = true,
      .has_biases = false,
      .bias_of_range = -0.5f},
+    {.mode = Mode::kMxfp4,
+     .name = "mxfp4",
+     .mlx_name = "mxfp4",
+     .label = "_mxfp4",
+     .kernel_type = "",
+     .element = Element::kE2m1,
+     .bits = kFp4Bits,
+     .gpu_bits = {},
+     .group_sizes = kMxGroupSizes,
+     .scale_dtypes = kMxScales,
+     .default_bits = 4,
+     .default_group_size = 32,
+     .stores_biases = false,
+     .has_biases = false},
+    {.mode = Mode::kNvfp4,
+     .name = "nvfp4",
+     .mlx_name = "nvfp4",
+     .label = "_nvfp4",
+     .kernel_type = "",
+     .element = Element::kE2m1,
+     .bits = kFp4Bits,
+     .gpu_bits = {},
+     .group_sizes = kNvGroupSizes,
+     .scale_dtypes = kNvScales,
+     .default_bits = 4,
+     .default_group_size = 16,
+     .stores_biases = false,
+     .has_biases = false},
+    {.mode = Mode::kMxfp8,
+     .name = "mxfp8",
+     .mlx_name = "mxfp8",
+     .label = "_mxfp8",
+     .kernel_type = "",
+     .element = Element::kE4m3,
+     .bits = kFp8Bits,
+     .gpu_bits = {},
+     .group_sizes = kMxGroupSizes,
+     .scale_dtypes = kMxScales,
+     .default_bits = 8,
+     .default_group_size = 32,
+     .stores_biases = false,
+     .has_biases = false},
 };
 
 constexpr const ModeInfo& mode_info(Mode mode) {
@@ -84,6 +151,12 @@ inline constexpr uint32_t kModesWithBiases = [] {
   }
   return bits;
 }();
+
+// The mode of this name of ours; null if there is none.
+constexpr const ModeInfo* mode_named(std::string_view name) {
+  auto found = std::ranges::find(kModes, name, &ModeInfo::name);
+  return found == std::end(kModes) ? nullptr : found;
+}
 
 // The first mode that MLX gives this name; null if our kernels support none.
 constexpr const ModeInfo* find_mode(std::string_view mlx_name) {
@@ -114,6 +187,10 @@ struct QuantFormat {
   constexpr bool has_biases() const {
     return kModesWithBiases >> static_cast<int>(mode) & 1;
   }
+  // True if the products of codes and 8-bit activations are integers.
+  constexpr bool multiplies_integers() const {
+    return info().element != Element::kE4m3;
+  }
   // bias / scale of a group, if no biases are read.
   constexpr float bias_of_scale() const {
     return info().bias_of_range * static_cast<float>(1 << bits);
@@ -134,12 +211,13 @@ constexpr Mode affine_mode(bool symmetric) {
   return symmetric ? Mode::kSymmetric : Mode::kAffine;
 }
 
-// True if our kernels support this format; MLX's own operation computes all
+constexpr bool contains(std::span<const int> values, int value) {
+  return std::ranges::find(values, value) != values.end();
+}
+
+// True if our CPU kernels support this format; MLX's own operation computes all
 // others.
 constexpr bool supported(const QuantFormat& format) {
-  auto contains = [](std::span<const int> values, int value) {
-    return std::ranges::find(values, value) != values.end();
-  };
   return contains(format.info().bits, format.bits) &&
          contains(format.info().group_sizes, format.group_size);
 }
@@ -147,6 +225,15 @@ constexpr bool supported(const QuantFormat& format) {
 // True if our kernels support matrices of this format with K columns.
 constexpr bool supported(const QuantFormat& format, int K) {
   return supported(format) && K % format.group_size == 0;
+}
+
+// The same for our kernels of GPUs. MLX's operation computes the float modes
+// and 1 bit on a GPU.
+constexpr bool supported_by_gpu(const QuantFormat& format) {
+  return contains(format.info().gpu_bits, format.bits) && supported(format);
+}
+constexpr bool supported_by_gpu(const QuantFormat& format, int K) {
+  return supported_by_gpu(format) && supported(format, K);
 }
 
 }  // namespace nibble

@@ -13,7 +13,7 @@ std::vector<Types> all_types() {
   for (const ModeInfo& mode : kModes) {
     for (Dtype dtype : kDtypes) {
       for (Dtype scale_dtype : mode.scale_dtypes) {
-        for (int bits : mode.bits) {
+        for (int bits : mode.gpu_bits) {
           for (int group_size : mode.group_sizes) {
             all.push_back({dtype, scale_dtype, {bits, group_size, mode.mode}});
           }

@@ -1,6 +1,6 @@
 // The codes of a format as a type. Decoding asks it for the width and for the
-// numbers; a weight is scale * number + bias. with_codes() of dispatch-inl.h
-// gives the type of a format.
+// numbers; a weight is scale * number, plus a bias if the codes have one.
+// with_codes() of dispatch-inl.h gives the type of a format.
 #pragma once
 
 namespace nibble::cpu {
@@ -10,13 +10,82 @@ namespace {
 template <int kWidth>
 struct IntegerCodes {
   static constexpr int kBits = kWidth;
+  static constexpr bool kBiased = true;
+  // Every group has a multiple of this number of codes.
+  static constexpr int kUnit = 32;
 
   // The numbers of a vector of codes; V is a SIMD facade.
   template <class V>
   static typename V::F numbers(typename V::I codes) {
     return V::to_float(codes);
   }
+
+  // Integer products read codes as unsigned bytes of kByteBits, which are
+  // kByteOffset + number / kByteUnit.
+  static constexpr bool kIntegers = true;
+  static constexpr int kByteBits = kWidth;
+  static constexpr int kByteOffset = 0;
+  static constexpr float kByteUnit = 1;
+
+  template <class V>
+  static typename V::I bytes(typename V::I codes) {
+    return codes;
+  }
 };
+
+// Floats of 4 bits: sign, 2 bits of exponent, 1 of mantissa. Twice such a
+// number is an integer from -12 to 12.
+struct E2m1Codes {
+  static constexpr int kBits = 4;
+  static constexpr bool kBiased = false;
+  static constexpr int kUnit = 16;
+
+  template <class V>
+  static typename V::F numbers(typename V::I codes) {
+    return V::e2m1(codes);
+  }
+
+  static constexpr bool kIntegers = true;
+  static constexpr int kByteBits = 5;
+  static constexpr int kByteOffset = 12;
+  static constexpr float kByteUnit = 0.5f;
+
+  template <class V>
+  static typename V::I bytes(typename V::I codes) {
+    static constexpr unsigned char kTable[16] = {
+        12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    return V::look_up(kTable, codes);
+  }
+};
+
+// Floats of 8 bits: sign, 4 bits of exponent, 3 of mantissa. kRegular: no code
+// is NaN and no scale is huge, which makes decoding faster.
+template <bool kRegular = false>
+struct E4m3Codes {
+  static constexpr bool kIsRegular = kRegular;
+  static constexpr int kBits = 8;
+  static constexpr bool kBiased = false;
+  static constexpr int kUnit = 32;
+
+  template <class V>
+  static typename V::F numbers(typename V::I codes) {
+    return V::e4m3(codes);
+  }
+
+  static constexpr bool kIntegers = false;
+};
+
+// scale * number + bias; V is a SIMD facade.
+template <class V, class Q>
+[[gnu::always_inline]] inline typename V::F weigh(typename V::F number,
+                                                  typename V::F scale,
+                                                  typename V::F bias) {
+  if constexpr (Q::kBiased) {
+    return V::fma(number, scale, bias);
+  } else {
+    return V::mul(number, scale);
+  }
+}
 
 }  // namespace
 }  // namespace nibble::cpu

@@ -22,6 +22,8 @@ constexpr int smaller(int a, int b) {
 template <typename Fn>
 void with_bits(int bits, Fn&& fn) {
   switch (bits) {
+    case 1:
+      return fn(Int<1>{});
     case 2:
       return fn(Int<2>{});
     case 3:
@@ -40,8 +42,16 @@ void with_bits(int bits, Fn&& fn) {
 // Calls fn with the type of the format's codes.
 template <typename Fn>
 void with_codes(QuantFormat format, Fn&& fn) {
-  with_bits(format.bits,
-            [&](auto bits) { fn(IntegerCodes<decltype(bits)::value>{}); });
+  switch (format.info().element) {
+    case Element::kInteger:
+      return with_bits(format.bits, [&](auto bits) {
+        fn(IntegerCodes<decltype(bits)::value>{});
+      });
+    case Element::kE2m1:
+      return fn(E2m1Codes{});
+    case Element::kE4m3:
+      return fn(E4m3Codes<>{});
+  }
 }
 
 // True if codes of this width never straddle bytes. Only such codes have
@@ -50,10 +60,21 @@ constexpr bool lie_in_bytes(int bits) {
   return bits == 2 || bits == 4 || bits == 8;
 }
 
-// Calls fn with Int<group size>.
+// Calls fn with the type of the format's codes, if integer products know it.
 template <typename Fn>
+void with_integers(QuantFormat format, Fn&& fn) {
+  with_codes(format, [&](auto codes) {
+    if constexpr (decltype(codes)::kIntegers) fn(codes);
+  });
+}
+
+// Calls fn with Int<group size>; kLeast is the smallest.
+template <int kLeast, typename Fn>
 void with_group(int group_size, Fn&& fn) {
   switch (group_size) {
+    case 16:
+      if constexpr (kLeast <= 16) fn(Int<16>{});
+      return;
     case 32:
       return fn(Int<32>{});
     case 64:
@@ -68,9 +89,9 @@ struct DtypeTag {
   static constexpr Dtype value = kValue;
 };
 
-// Calls fn with DtypeTag<dtype>.
+// Calls fn with DtypeTag<dtype>, for a type of activations.
 template <typename Fn>
-void with_dtype(Dtype dtype, Fn&& fn) {
+[[gnu::always_inline]] inline void with_dtype(Dtype dtype, Fn&& fn) {
   switch (dtype) {
     case Dtype::kFloat32:
       return fn(DtypeTag<Dtype::kFloat32>{});
@@ -78,6 +99,21 @@ void with_dtype(Dtype dtype, Fn&& fn) {
       return fn(DtypeTag<Dtype::kFloat16>{});
     case Dtype::kBFloat16:
       return fn(DtypeTag<Dtype::kBFloat16>{});
+    case Dtype::kE8m0:
+    case Dtype::kE4m3:
+      return;
+  }
+}
+
+// The same for a type of scales that these codes have.
+template <class Q, typename Fn>
+[[gnu::always_inline]] inline void with_scale_dtype(Dtype dtype, Fn&& fn) {
+  if constexpr (Q::kBiased) {
+    with_dtype(dtype, fn);
+  } else if (dtype == Dtype::kE8m0) {
+    fn(DtypeTag<Dtype::kE8m0>{});
+  } else {
+    fn(DtypeTag<Dtype::kE4m3>{});
   }
 }
 

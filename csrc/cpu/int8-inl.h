@@ -96,15 +96,16 @@ void fill_panel_from_packed(const Weights& w,
 // ---- products -----------------------------------------------------------
 
 // sums [kM, kPanelRows] += the products of a panel and kM activation rows.
-template <class V, int kBits, int kM>
+template <class V, class Q, int kM>
 void int_tile(const int32_t* panel,
-              const StripParams<V, kPanelRows<V>>& params,
+              const StripParams<V, Q, kPanelRows<V>>& params,
               QuantFormat format,
               int K,
               Range columns,
               const QuantizedRows& x,
               int m,
               float* sums) {
+  constexpr int kBits = Q::kBits;
   constexpr int kParts = 8 / panel_bits(kBits);
   int groups = K / format.group_size;
   int first = columns.begin / format.group_size;
@@ -123,23 +124,23 @@ void int_tile(const int32_t* panel,
       for (int s = 0; s < V::kStrips; ++s) {
         words[s] = V::int_load(panel + s * V::kLanes);
       }
-      add_part<V, kBits, 0>(words, codes, K, dots);
+      add_part<V, Q, 0>(words, codes, K, dots);
       panel += kPanelRows<V>;
       codes += 4 * kParts;
     }
 #pragma GCC unroll 4
     for (int s = 0; s < V::kStrips; ++s) {
       typename V::F scale = V::load(params.scale[g] + s * V::kLanes);
-      typename V::F bias = V::load(params.bias[g] + s * V::kLanes);
+      typename V::F bias = params.biases(g, s * V::kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kM; ++m) {
         float* to = sums + m * kPanelRows<V> + s * V::kLanes;
-        typename V::F sum = add_group<V>(dots[s][m],
-                                         scale,
-                                         bias,
-                                         V::set1(x_scales[m * groups + g]),
-                                         V::set1(x_sums[m * groups + g]),
-                                         V::load(to));
+        typename V::F sum = add_group<V, Q>(dots[s][m],
+                                            scale,
+                                            bias,
+                                            V::set1(x_scales[m * groups + g]),
+                                            V::set1(x_sums[m * groups + g]),
+                                            V::load(to));
         V::store(to, sum);
       }
     }
@@ -161,9 +162,10 @@ void multiply_panels(const Weights& w,
     for (int i = 0; i < M * kPanelRows<V>; ++i) sums[i] = 0;
     for (int k = w.columns.begin; k < w.columns.end; k += kIntBlockK) {
       Range columns{k, smaller(k + kIntBlockK, w.columns.end)};
-      StripParams<V, kPanelRows<V>> params(w, n, columns);
-      with_bits(w.format.bits, [&](auto b) {
-        constexpr int kBits = decltype(b)::value;
+      with_integers(w.format, [&](auto form) {
+        using Q = decltype(form);
+        constexpr int kBits = Q::kBits;
+        StripParams<V, Q, kPanelRows<V>> params(w, n, columns);
         ptrdiff_t ahead =
             bytes_of(columns.end < w.K ? kIntBlockK
                                        : kPanelRows<V> * w.K - columns.begin,
@@ -176,15 +178,14 @@ void multiply_panels(const Weights& w,
         for (int m = 0; m < M; m += V::kIntTileRows) {
           int tile_rows = smaller(M - m, V::kIntTileRows);
           with_int<V::kIntTileRows>(tile_rows, [&](auto count) {
-            int_tile<V, kBits, decltype(count)::value>(
-                panel,
-                params,
-                w.format,
-                w.K,
-                columns,
-                x,
-                m,
-                sums + m * kPanelRows<V>);
+            int_tile<V, Q, decltype(count)::value>(panel,
+                                                   params,
+                                                   w.format,
+                                                   w.K,
+                                                   columns,
+                                                   x,
+                                                   m,
+                                                   sums + m * kPanelRows<V>);
           });
         }
       });
@@ -215,11 +216,11 @@ void multiply_int8(const Weights& w,
   if (M > 1 || w.packed || !lie_in_bytes(w.format.bits) || !fits) {
     return multiply_panels<V>(w, x, M, rows, dtype, y, scratch);
   }
-  with_bits(w.format.bits, [&](auto bits) {
-    constexpr int kBits = decltype(bits)::value;
-    if constexpr (lie_in_bytes(kBits)) {
-      with_group(w.format.group_size, [&](auto group) {
-        multiply_row<V, kBits, decltype(group)::value>(
+  with_integers(w.format, [&](auto form) {
+    using Q = decltype(form);
+    if constexpr (lie_in_bytes(Q::kBits)) {
+      with_group<Q::kUnit>(w.format.group_size, [&](auto group) {
+        multiply_row<V, Q, decltype(group)::value>(
             w, x, rows, dtype, y, scratch);
       });
     }

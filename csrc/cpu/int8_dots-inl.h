@@ -8,28 +8,29 @@ namespace {
 
 // sums [kStrips, kM] += the products of one word in each lane of kStrips
 // vectors and kM rows of activations, `stride` apart.
-template <class V, int kBits, int kPart, int kStrips, int kM>
+template <class V, class Q, int kPart, int kStrips, int kM>
 [[gnu::always_inline]] inline void add_part(
     const typename V::I (&words)[kStrips],
     const int8_t* x,
     size_t stride,
     typename V::I (&sums)[kStrips][kM]) {
-  constexpr int kStored = panel_bits(kBits);
+  constexpr int kStored = panel_bits(Q::kBits);
   typename V::I codes[kStrips];
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {
-    codes[s] = V::template byte_codes<kStored, kPart>(words[s]);
+    codes[s] =
+        Q::template bytes<V>(V::template byte_codes<kStored, kPart>(words[s]));
   }
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
     typename V::I a = V::broadcast4(x + m * stride + 4 * kPart);
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
-      sums[s][m] = V::template dot4<kBits>(sums[s][m], codes[s], a);
+      sums[s][m] = V::template dot4<Q::kByteBits>(sums[s][m], codes[s], a);
     }
   }
   if constexpr ((kPart + 1) * kStored < 8) {
-    add_part<V, kBits, kPart + 1>(words, x, stride, sums);
+    add_part<V, Q, kPart + 1>(words, x, stride, sums);
   }
 }
 

@@ -11,13 +11,14 @@ namespace nibble::cpu {
 namespace {
 
 // sums [kM, kStrips x lanes] += the products of a block of columns.
-template <class V, int kBits, int kStrips, int kM>
+template <class V, class Q, int kStrips, int kM>
 void packed_int_tile(const PackedBlock& block,
                      const Weights& w,
                      const QuantizedRows& x,
                      int m,
                      Pass pass,
                      float* sums) {
+  constexpr int kBits = Q::kBits;
   constexpr int kRows = kStrips * V::kLanes;
   // A sum of one word has to wait for the sum of the word before. If there are
   // few sums, every other word has its own.
@@ -58,25 +59,25 @@ void packed_int_tile(const PackedBlock& block,
           word[s] = V::int_load(reinterpret_cast<const int32_t*>(p + at));
           __builtin_prefetch(ahead + at);
         }
-        add_part<V, kBits, 0>(
+        add_part<V, Q, 0>(
             word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
       }
     }
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
       size_t at = s * block.strip_bytes + 4 * V::kLanes * words;
-      PackedParams<V> params(p + at, w.format, w.scale_dtype);
+      PackedParams<V, Q> params(p + at, w.format, w.scale_dtype);
       __builtin_prefetch(ahead + at);
 #pragma GCC unroll 8
       for (int i = 0; i < kM; ++i) {
         typename V::I dot = dots[0][s][i];
         if constexpr (kChains == 2) dot = V::int_add(dot, dots[1][s][i]);
-        sum[s][i] = add_group<V>(dot,
-                                 params.scale,
-                                 params.bias,
-                                 V::set1(x_scales[i * groups + g]),
-                                 V::set1(x_sums[i * groups + g]),
-                                 sum[s][i]);
+        sum[s][i] = add_group<V, Q>(dot,
+                                    params.scale,
+                                    params.bias,
+                                    V::set1(x_scales[i * groups + g]),
+                                    V::set1(x_sums[i * groups + g]),
+                                    sum[s][i]);
       }
     }
     p += block.group_bytes;
@@ -100,8 +101,8 @@ void multiply_packed_int8(const Weights& w,
                           void* y,
                           float* scratch) {
   float* sums = scratch + kPanelFloats;
-  auto with_strips = [&](auto strips, auto b) {
-    constexpr int kBits = decltype(b)::value;
+  auto with_strips = [&](auto strips, auto codes) {
+    using Q = decltype(codes);
     by_packed_strips<V, decltype(strips)::value>(
         w,
         M,
@@ -113,15 +114,16 @@ void multiply_packed_int8(const Weights& w,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
           by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Pass pass) {
-            packed_int_tile<V, kBits, kCount, decltype(tile_rows)::value>(
+            packed_int_tile<V, Q, kCount, decltype(tile_rows)::value>(
                 block, w, x, m, pass, out + m * kCount * V::kLanes);
           });
         });
   };
-  with_bits(w.format.bits, [&](auto b) {
-    if constexpr (lie_in_bytes(decltype(b)::value)) {
+  with_integers(w.format, [&](auto codes) {
+    if constexpr (lie_in_bytes(decltype(codes)::kBits)) {
       // One row is read at the speed of memory, best as one stream.
-      M == 1 ? with_strips(Int<1>{}, b) : with_strips(Int<V::kStrips>{}, b);
+      M == 1 ? with_strips(Int<1>{}, codes)
+             : with_strips(Int<V::kStrips>{}, codes);
     }
   });
 }

@@ -24,7 +24,7 @@ inline int strip_row(const Weights& w, int row) {
 
 // Prefetches the scales and biases of a row.
 inline void prefetch_params(const Weights& w, size_t row, Range columns) {
-  size_t size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
+  size_t size = size_of(w.scale_dtype);
   int group_size = w.format.group_size;
   size_t at = (row * (w.K / group_size) + columns.begin / group_size) * size;
   int bytes = (columns.end - columns.begin) / group_size * size;
@@ -33,7 +33,7 @@ inline void prefetch_params(const Weights& w, size_t row, Range columns) {
 
 // The scales and biases of kRows rows from `row` on, [groups, kRows]. Those of
 // the next rows are prefetched.
-template <class V, int kRows>
+template <class V, class Q, int kRows>
 struct StripParams {
   alignas(64) float scale[kMostGroups][kRows];
   alignas(64) float bias[kMostGroups][kRows];
@@ -46,18 +46,28 @@ struct StripParams {
     }
     for (int strip = 0; strip < kRows; strip += V::kLanes) {
       alignas(64) float rows[2][V::kLanes][kMostGroups];
-      with_dtype(w.scale_dtype, [&](auto dtype) {
+      with_scale_dtype<Q>(w.scale_dtype, [&](auto dtype) {
         for (int r = 0; r < V::kLanes; ++r) {
-          read_params<V, decltype(dtype)::value>(w,
-                                                 strip_row(w, row + strip + r),
-                                                 columns,
-                                                 rows[0][r],
-                                                 rows[1][r]);
+          read_params<V, Q, decltype(dtype)::value>(
+              w,
+              strip_row(w, row + strip + r),
+              columns,
+              rows[0][r],
+              rows[1][r]);
           prefetch_params(w, row + kRows + strip + r, columns);
         }
       });
       spread(rows[0], groups, &scale[0][strip]);
-      spread(rows[1], groups, &bias[0][strip]);
+      if constexpr (Q::kBiased) spread(rows[1], groups, &bias[0][strip]);
+    }
+  }
+
+  // The biases of group g, from lane `first` on.
+  typename V::F biases(int g, int first) const {
+    if constexpr (Q::kBiased) {
+      return V::load(bias[g] + first);
+    } else {
+      return V::zero();
     }
   }
 
@@ -70,9 +80,9 @@ struct StripParams {
           packed_strip<V>(w, row + strip, columns.begin) +
           bytes_of(w.format.group_size, w.format.bits) * V::kLanes;
       for (int g = 0; g < groups; ++g, p += group_bytes) {
-        PackedParams<V> params(p, w.format, w.scale_dtype);
+        PackedParams<V, Q> params(p, w.format, w.scale_dtype);
         V::store(&scale[g][strip], params.scale);
-        V::store(&bias[g][strip], params.bias);
+        if constexpr (Q::kBiased) V::store(&bias[g][strip], params.bias);
       }
     }
   }
@@ -95,15 +105,21 @@ struct StripParams {
 
 // Returns sum + the products of a group of a strip's rows. All products use
 // this function, so the order is the same for every number of activation rows.
-template <class V>
+template <class V, class Q>
 [[gnu::always_inline]] inline typename V::F add_group(typename V::I dots,
                                                       typename V::F scale,
                                                       typename V::F bias,
                                                       typename V::F x_scale,
                                                       typename V::F x_sum,
                                                       typename V::F sum) {
-  typename V::F product = V::mul(V::to_float(dots), x_scale);
-  return V::fma(bias, x_sum, V::fma(product, scale, sum));
+  if constexpr (Q::kBiased) {
+    typename V::F product = V::mul(V::to_float(dots), x_scale);
+    return V::fma(bias, x_sum, V::fma(product, scale, sum));
+  } else {
+    // Integers below 2^24: the sum without the offset of the bytes is exact.
+    typename V::F exact = V::add(V::to_float(dots), x_sum);
+    return V::fma(V::mul(exact, x_scale), scale, sum);
+  }
 }
 
 }  // namespace

@@ -113,13 +113,19 @@ void quantize_rows(Dtype dtype,
         scales[g] = quantize_group<V>(group, count, codes + g * count);
       }
     });
-    with_bits(format.bits, [&](auto bits) {
-      reorder_activations<V, decltype(bits)::value>(codes, K);
+    with_codes(format, [&](auto form) {
+      using Q = decltype(form);
+      reorder_activations<V, Q::kBits>(codes, K);
+      for (int g = 0; g < groups; ++g) {
+        int sum = sum_of_codes<V>(codes + g * count, count);
+        if constexpr (Q::kBiased) {
+          sums[g] = scales[g] * static_cast<float>(sum);
+        } else if constexpr (Q::kIntegers) {
+          sums[g] = static_cast<float>(-Q::kByteOffset * sum);
+          scales[g] *= Q::kByteUnit;
+        }
+      }
     });
-    for (int g = 0; g < groups; ++g) {
-      int sum = sum_of_codes<V>(codes + g * count, count);
-      sums[g] = scales[g] * static_cast<float>(sum);
-    }
   }
 }
 

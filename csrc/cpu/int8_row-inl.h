@@ -70,15 +70,16 @@ void to_vector_order(const int8_t* codes, int K, int8_t* out) {
 
 // Returns sum + the products of the codes in `bytes` and activations in vector
 // order.
-template <class V, int kBits, int kPart = 0>
+template <class V, class Q, int kPart = 0>
 [[gnu::always_inline]] inline typename V::I add_vector(
     typename V::I bytes,
-    const typename V::I (&x)[8 / kBits],
+    const typename V::I (&x)[8 / Q::kBits],
     typename V::I sum) {
-  sum = V::template dot4<kBits>(
-      sum, V::template byte_codes<kBits, kPart>(bytes), x[kPart]);
-  if constexpr ((kPart + 1) * kBits < 8) {
-    sum = add_vector<V, kBits, kPart + 1>(bytes, x, sum);
+  typename V::I codes =
+      Q::template bytes<V>(V::template byte_codes<Q::kBits, kPart>(bytes));
+  sum = V::template dot4<Q::kByteBits>(sum, codes, x[kPart]);
+  if constexpr ((kPart + 1) * Q::kBits < 8) {
+    sum = add_vector<V, Q, kPart + 1>(bytes, x, sum);
   }
   return sum;
 }
@@ -87,15 +88,16 @@ template <class V, int kBits, int kPart = 0>
 // columns that begin with a vector. The same code of the next strip is `ahead`
 // bytes away and is prefetched: hardware does not follow this number of rows
 // with parameters between them (cold 0.3 ms, without prefetches 0.6 to 1.0).
-template <class V, int kBits, int kGroup>
+template <class V, class Q, int kGroup>
 typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
-                        const StripParams<V, V::kLanes>& params,
+                        const StripParams<V, Q, V::kLanes>& params,
                         Range columns,
                         ptrdiff_t ahead,
                         const int8_t* x,
                         const float* x_scales,
                         const float* x_sums,
                         typename V::F sum) {
+  constexpr int kBits = Q::kBits;
   constexpr int kCodes = kVectorCodes<V, kBits>;
   constexpr int kSpan = kGroup >= kCodes ? V::kLanes : kGroup * kBits / 32;
   constexpr int kVectors = kGroup >= kCodes ? kGroup / kCodes : 1;
@@ -118,18 +120,18 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* p = rows[row] + at + v * 4 * V::kLanes;
         __builtin_prefetch(p + ahead);
-        dots = add_vector<V, kBits>(V::load_words(p, words), a[v], dots);
+        dots = add_vector<V, Q>(V::load_words(p, words), a[v], dots);
       }
       return dots;
     };
     auto folded = fold<V, V::kLanes, kSpan>(partial, 0);
     for (int s = 0; s < folded.kCount && g < groups; ++s, ++g) {
-      sum = add_group<V>(folded.sums[s],
-                         V::load(params.scale[g]),
-                         V::load(params.bias[g]),
-                         V::set1(x_scales[g]),
-                         V::set1(x_sums[g]),
-                         sum);
+      sum = add_group<V, Q>(folded.sums[s],
+                            V::load(params.scale[g]),
+                            params.biases(g, 0),
+                            V::set1(x_scales[g]),
+                            V::set1(x_sums[g]),
+                            sum);
     }
     k += kVectors * kCodes;
   }
@@ -137,13 +139,14 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
 }
 
 // For one row of x. Codes lie in bytes, and K of them fit into the scratch.
-template <class V, int kBits, int kGroup>
+template <class V, class Q, int kGroup>
 void multiply_row(const Weights& w,
                   const QuantizedRows& x,
                   Range rows,
                   Dtype dtype,
                   void* y,
                   float* scratch) {
+  constexpr int kBits = Q::kBits;
   int8_t* codes = reinterpret_cast<int8_t*>(scratch);
   to_vector_order<V, kBits>(x.codes, w.K, codes);
   size_t stride = bytes_of(w.K, kBits);
@@ -156,15 +159,15 @@ void multiply_row(const Weights& w,
     typename V::F sum = V::zero();
     for (int k = w.columns.begin; k < w.columns.end; k += kIntBlockK) {
       Range columns{k, smaller(k + kIntBlockK, w.columns.end)};
-      StripParams<V, V::kLanes> params(w, n, columns);
-      sum = add_strip<V, kBits, kGroup>(strip,
-                                        params,
-                                        columns,
-                                        V::kLanes * stride,
-                                        codes,
-                                        x.scales + k / kGroup,
-                                        x.sums + k / kGroup,
-                                        sum);
+      StripParams<V, Q, V::kLanes> params(w, n, columns);
+      sum = add_strip<V, Q, kGroup>(strip,
+                                    params,
+                                    columns,
+                                    V::kLanes * stride,
+                                    codes,
+                                    x.scales + k / kGroup,
+                                    x.sums + k / kGroup,
+                                    sum);
     }
     alignas(64) float out[V::kLanes];
     V::store(out, sum);

@@ -34,8 +34,9 @@ template <typename Fn>
   if (w.format.has_biases()) fn(w.biases);
 }
 
-// The scales and biases of a weight row between two columns, as fp32.
-template <class V, Dtype kDtype>
+// The scales and biases of a weight row between two columns, as fp32. No biases
+// if the codes have none.
+template <class V, class Q, Dtype kDtype>
 void read_params(
     const Weights& w, int row, Range columns, float* scales, float* biases) {
   constexpr size_t kSize = size_of(kDtype);
@@ -45,6 +46,7 @@ void read_params(
                columns.begin / group_size) *
               kSize;
   to_floats<V, kDtype>(w.scales + at, count, scales);
+  if constexpr (!Q::kBiased) return;
   if (w.format.has_biases()) {
     to_floats<V, kDtype>(w.biases + at, count, biases);
     return;
@@ -57,23 +59,22 @@ void read_params(
 
 // The scales and biases of one group of a strip in the packed layout, a weight
 // row in each lane.
-template <class V>
+template <class V, class Q>
 struct PackedParams {
   typename V::F scale = V::zero(), bias = V::zero();
 
   // The words of the group end at p.
   PackedParams(const uint8_t* p, QuantFormat format, Dtype dtype) {
-    with_dtype(dtype, [&](auto d) __attribute__((always_inline)) {
+    with_scale_dtype<Q>(dtype, [&](auto d) __attribute__((always_inline)) {
       constexpr Dtype kDtype = decltype(d)::value;
       scale = V::template load_as_float<kDtype>(p);
-      if (format.has_biases()) {
-        bias =
-            V::template load_as_float<kDtype>(p + V::kLanes * size_of(kDtype));
+      if constexpr (Q::kBiased) {
+        bias = format.has_biases()
+                   ? V::template load_as_float<kDtype>(p + V::kLanes *
+                                                               size_of(kDtype))
+                   : V::mul(V::set1(format.bias_of_scale()), scale);
       }
     });
-    if (!format.has_biases()) {
-      bias = V::mul(V::set1(format.bias_of_scale()), scale);
-    }
   }
 };
 

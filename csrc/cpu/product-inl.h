@@ -62,7 +62,14 @@ void decode_tile(const Weights& w,
                  const float* x,
                  size_t x_stride,
                  float* sums) {
-  GroupParams<V, kR> params(w, row, columns);
+  if constexpr (may_be_regular<V, Q>()) {
+    if (are_regular<V, kR>(w, row, columns)) {
+      return decode_tile<V, E4m3Codes<true>, kR, kM>(
+          w, row, columns, x, x_stride, sums);
+    }
+  }
+  constexpr int kLine = 64, kStep = Q::kBiased ? V::kLanes : Q::kUnit;
+  GroupParams<V, Q, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
       w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
@@ -73,20 +80,24 @@ void decode_tile(const Weights& w,
   Tile<V, kR, kM> tile;
   for (int g = 0; g < groups; ++g) {
     typename V::template Group<Q> group[kR];
+    bool begins_line = g * group_bytes % kLine < group_bytes;
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      group[r] = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
-      prefetch(codes + (kR + r) * stride, group_bytes);
+      group[r] = params.group(r, g);
+      if (begins_line) prefetch(codes + (kR + r) * stride, group_bytes);
     }
-    for (int k = 0; k < group_size; k += V::kLanes) {
-      typename V::F decoded[kR];
+    for (int k = 0; k < group_size; k += kStep) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kStep; i += V::kLanes) {
+        typename V::F decoded[kR];
 #pragma GCC unroll 8
-      for (int r = 0; r < kR; ++r) {
-        decoded[r] = V::template decode<Q>(codes + r * stride, group[r]);
+        for (int r = 0; r < kR; ++r) {
+          decoded[r] = V::template decode<Q>(codes + r * stride, group[r]);
+        }
+        tile.multiply(decoded, x, x_stride);
+        codes += bytes_of(V::kLanes, Q::kBits);
+        x += V::kLanes;
       }
-      tile.multiply(decoded, x, x_stride);
-      codes += bytes_of(V::kLanes, Q::kBits);
-      x += V::kLanes;
     }
   }
   tile.add_to(sums);

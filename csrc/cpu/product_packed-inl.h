@@ -36,7 +36,7 @@ template <class V,
           int kPlaces,
           int kM>
 [[gnu::always_inline]] inline void add_word(typename V::I word,
-                                            const PackedParams<V>& params,
+                                            const PackedParams<V, Q>& params,
                                             const float* x,
                                             size_t stride,
                                             typename V::F (&sum)[kPlaces][kM]) {
@@ -44,8 +44,8 @@ template <class V,
   constexpr int kAt = kWord * kCodes + kCode;
   constexpr int kLane = V::template lane_of<Q::kBits>(kAt % V::kLanes);
   if constexpr (kLane >= kPlace && kLane < kPlace + kPlaces) {
-    typename V::F decoded =
-        V::fma(V::template code<Q, kCode>(word), params.scale, params.bias);
+    typename V::F decoded = weigh<V, Q>(
+        V::template code<Q, kCode>(word), params.scale, params.bias);
     x += kAt / V::kLanes * V::kLanes + kLane;
 #pragma GCC unroll 8
     for (int m = 0; m < kM; ++m) {
@@ -63,7 +63,7 @@ template <class V,
 template <class V, class Q, int kPlace, int kWord, int kPlaces, int kM>
 [[gnu::always_inline]] inline void add_words(
     const uint8_t* p,
-    const PackedParams<V>& params,
+    const PackedParams<V, Q>& params,
     const float* x,
     size_t stride,
     typename V::F (&sum)[kPlaces][kM]) {
@@ -101,9 +101,12 @@ void packed_places(const PackedBlock& block,
   const float* at = x + block.first * group_size;
   for (int g = 0; g < block.groups; ++g, p += block.group_bytes) {
     prefetch(part.ahead(block, g, p), block.group_bytes);
-    PackedParams<V> params(p + bytes_of(group_size, Q::kBits) * V::kLanes,
-                           w.format,
-                           w.scale_dtype);
+    PackedParams<V, Q> params(p + bytes_of(group_size, Q::kBits) * V::kLanes,
+                              w.format,
+                              w.scale_dtype);
+    if constexpr (V::template kCodeUnit<Q> != 1) {
+      params.scale = V::mul(params.scale, V::set1(V::template kCodeUnit<Q>));
+    }
     const uint8_t* words = p;
     for (int k = 0; k < group_size; k += kRun) {
       add_words<V, Q, kPlace, 0>(words, params, at, w.K, sum);
@@ -132,7 +135,7 @@ void multiply_packed(const Weights& w,
   float* sums = scratch + kPanelFloats;
   with_codes(w.format, [&](auto codes) {
     using Q = decltype(codes);
-    if constexpr (lie_in_bytes(Q::kBits)) {
+    if constexpr (lie_in_bytes(Q::kBits) && Q::kIntegers) {
       by_packed_strips<V, 1>(
           w,
           M,

@@ -23,6 +23,13 @@ struct Avx2 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = true;
+  // The first E8M0 scale whose product with 2^120 is not finite.
+  static constexpr int kFirstHugeScale = 135;
+
+  // False if this thread takes subnormal numbers for zero.
+  static bool reads_subnormals() { return (_mm_getcsr() & 0x40) == 0; }
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }
@@ -87,6 +94,12 @@ struct Avx2 {
     }
     if constexpr (kDtype == Dtype::kFloat32) {
       return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    } else if constexpr (kDtype == Dtype::kE8m0) {
+      // The byte is the exponent. 2^-127 is subnormal: its bits are 2^22.
+      return _mm256_castsi256_ps(_mm256_max_epi32(
+          _mm256_slli_epi32(bytes(p), 23), _mm256_set1_epi32(1 << 22)));
+    } else if constexpr (kDtype == Dtype::kE4m3) {
+      return e4m3(bytes(p));
     } else {
       __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
       if constexpr (kDtype == Dtype::kFloat16) {
@@ -124,21 +137,71 @@ struct Avx2 {
     std::memcpy(p, all, count * size_of(kDtype));
   }
 
+  // The floats that codes in the low bits of each lane are.
+  static F e2m1(I codes) {
+    return with_sign(_mm256_slli_epi32(codes, 28),
+                     _mm256_permutevar8x32_ps(magnitudes(), codes));
+  }
+  static F e4m3(I codes) {
+    I magnitude = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
+    // Normal numbers get the exponent of a float. Others are integers x 2^-9.
+    I normal = _mm256_add_epi32(_mm256_slli_epi32(magnitude, 20),
+                                _mm256_set1_epi32(120 << 23));
+    F small = mul(_mm256_cvtepi32_ps(magnitude), set1(0x1p-9f));
+    I is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(8), magnitude);
+    I nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+    F value = _mm256_blendv_ps(
+        _mm256_castsi256_ps(normal), small, _mm256_castsi256_ps(is_small));
+    return with_sign(_mm256_slli_epi32(codes, 24),
+                     _mm256_or_ps(value, _mm256_castsi256_ps(nan)));
+  }
+
   // ---- codes ------------------------------------------------------------
+  // Scale and bias. For E2M1, whose values are few, the scaled magnitudes.
   template <class Q>
   struct Group {
-    F scale, bias;
+    F first, second;
   };
 
   template <class Q>
   static Group<Q> group(float scale, float bias) {
+    if constexpr (!Q::kBiased && Q::kBits == 4) {
+      return {mul(magnitudes(), set1(scale)), zero()};
+    } else if constexpr (!Q::kBiased) {
+      return {set1(Q::kIsRegular ? 0x1p120f * scale : scale), zero()};
+    }
     return {set1(scale), set1(bias)};
   }
 
   // Returns the values of the next 8 codes, kBits bytes at p.
   template <class Q>
   static F decode(const uint8_t* p, const Group<Q>& g) {
-    return fma(numbers<Q>(codes<Q::kBits>(p)), g.scale, g.bias);
+    if constexpr (!Q::kBiased && Q::kBits == 4) {
+      // Each code at the top of its lane, its sign as that of a float.
+      I top = _mm256_sllv_epi32(_mm256_set1_epi32(read<uint32_t>(p)),
+                                _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+      return with_sign(
+          top, _mm256_permutevar8x32_ps(g.first, _mm256_srli_epi32(top, 28)));
+    } else if constexpr (!Q::kBiased) {
+      __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+      if constexpr (Q::kIsRegular) {
+        // Sign, exponent and mantissa at their places in a float: 2^-120 x.
+        I scaled =
+            _mm256_and_si256(_mm256_slli_epi32(_mm256_cvtepi8_epi32(bytes), 20),
+                             _mm256_set1_epi32(static_cast<int>(0x87f00000)));
+        return mul(_mm256_castsi256_ps(scaled), g.first);
+      }
+      // Half has one more bit of exponent, and 2^-8 is the difference.
+      __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(bytes), 7);
+      __m128i top = _mm_set1_epi16(0x3f80);
+      __m128i nan = _mm_cmpeq_epi16(_mm_and_si128(halves, top), top);
+      halves = _mm_or_si128(
+          _mm_and_si128(halves, _mm_set1_epi16(static_cast<short>(0xbfff))),
+          nan);
+      return mul(mul(_mm256_cvtph_ps(halves), set1(256)), g.first);
+    } else {
+      return fma(numbers<Q>(codes<Q::kBits>(p)), g.first, g.second);
+    }
   }
 
   template <int kBits>
@@ -224,10 +287,28 @@ struct Avx2 {
                             _mm256_set1_epi8((1 << kBits) - 1));
   }
 
+  // table[byte] for bytes below 16.
+  static I look_up(const uint8_t (&table)[16], I bytes) {
+    __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), bytes);
+  }
+
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = !Q::kBiased && Q::kBits == 4 ? 0.5f : 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
+    if constexpr (!Q::kBiased && kBits == 4) {
+      // Signed bytes of four codes, found together.
+      static constexpr uint8_t kTwice[16] = {
+          0, 1, 2, 3, 4, 6, 8, 12, 0, 255, 254, 253, 252, 250, 248, 244};
+      I four = look_up(kTwice, byte_codes<4, kCode % 2>(words));
+      I top = _mm256_slli_epi32(four, 24 - kCode / 2 * 8);
+      return to_float(_mm256_srai_epi32(top, 24));
+    }
     return numbers<Q>(_mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
                                        _mm256_set1_epi32((1 << kBits) - 1)));
   }
@@ -309,6 +390,20 @@ struct Avx2 {
   }
 
  private:
+  // The bytes at p, one in each lane.
+  static I bytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+
+  static F magnitudes() { return _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6); }
+
+  // v, negated where the highest bit of `sign` is set.
+  static F with_sign(I sign, F v) {
+    return _mm256_xor_ps(v,
+                         _mm256_and_ps(_mm256_castsi256_ps(sign), set1(-0.0f)));
+  }
+
   template <class Q>
   static F numbers(I codes) {
     return Q::template numbers<Avx2>(codes);
@@ -335,7 +430,9 @@ struct Avx2 {
       __m256i bit = _mm256_mullo_epi32(
           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(kBits));
       __m256i words;
-      if constexpr (kBits == 2) {
+      if constexpr (kBits == 1) {
+        words = _mm256_set1_epi32(p[0]);
+      } else if constexpr (kBits == 2) {
         words = _mm256_set1_epi32(read<uint16_t>(p));
       } else if constexpr (kBits == 3) {
         words = _mm256_set1_epi32(read<uint16_t>(p) | p[2] << 16);

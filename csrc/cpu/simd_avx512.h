@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/codes-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -24,6 +25,13 @@ struct Avx512 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights (measured on Zen 5).
   static constexpr int kFewRows = 4 * kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = true;
+  // The first E8M0 scale whose product with 2^8 is not finite.
+  static constexpr int kFirstHugeScale = 247;
+
+  // True: conversions from half read subnormal numbers in every mode.
+  static bool reads_subnormals() { return true; }
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -77,6 +85,13 @@ struct Avx512 {
     uint32_t lanes = (uint32_t{1} << count) - 1;
     if constexpr (kDtype == Dtype::kFloat32) {
       return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), p);
+    } else if constexpr (is_byte(kDtype)) {
+      I bytes = _mm512_cvtepu8_epi32(
+          _mm_maskz_loadu_epi8(static_cast<__mmask16>(lanes), p));
+      if constexpr (kDtype == Dtype::kE4m3) return e4m3(bytes);
+      // The byte is the exponent. 2^-127 is subnormal: its bits are 2^22.
+      return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(bytes, 23),
+                                                  _mm512_set1_epi32(1 << 22)));
     } else {
       __m256i v = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p);
       if constexpr (kDtype == Dtype::kFloat16) {
@@ -111,6 +126,44 @@ struct Avx512 {
     }
   }
 
+  // The floats that codes in the low bits of each lane are.
+  static F e2m1(I codes) {
+    return _mm512_permutexvar_ps(codes,
+                                 _mm512_setr_ps(0.0f,
+                                                0.5f,
+                                                1.0f,
+                                                1.5f,
+                                                2.0f,
+                                                3.0f,
+                                                4.0f,
+                                                6.0f,
+                                                -0.0f,
+                                                -0.5f,
+                                                -1.0f,
+                                                -1.5f,
+                                                -2.0f,
+                                                -3.0f,
+                                                -4.0f,
+                                                -6.0f));
+  }
+  static F e4m3(I codes) {
+    I magnitude = _mm512_and_si512(codes, _mm512_set1_epi32(0x7f));
+    // Normal numbers get the exponent of a float. Others are integers x 2^-9.
+    I normal = _mm512_add_epi32(_mm512_slli_epi32(magnitude, 20),
+                                _mm512_set1_epi32(120 << 23));
+    __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(8));
+    F value = _mm512_mask_mul_ps(_mm512_castsi512_ps(normal),
+                                 small,
+                                 _mm512_cvtepi32_ps(magnitude),
+                                 set1(0x1p-9f));
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+    value = _mm512_mask_mov_ps(value, nan, set1(__builtin_nanf("")));
+    return _mm512_xor_ps(
+        value,
+        _mm512_and_ps(_mm512_castsi512_ps(_mm512_slli_epi32(codes, 24)),
+                      set1(-0.0f)));
+  }
+
   // ---- codes ------------------------------------------------------------
   // Turns a group's codes into values. Up to 4 bits, a register has all values
   // of the group, so that decoding is one permutation; with 5 bits, two
@@ -124,13 +177,15 @@ struct Avx512 {
   static Group<Q> group(float scale, float bias) {
     constexpr int kBits = Q::kBits;
     F s = set1(scale), b = set1(bias);
-    if constexpr (kBits > 5) {
+    if constexpr (!Q::kBiased && kBits == 8) {
+      return {set1(Q::kIsRegular ? 256 * scale : scale), b};
+    } else if constexpr (kBits > 5) {
       return {s, b};
     }
     // vpermps reads only the low 4 bits of an index: 2 and 3 bits repeat.
     constexpr int kMask = (1 << kBits) - 1;
     I codes = _mm512_and_si512(iota(0, 1), _mm512_set1_epi32(kMask));
-    F first = fma(numbers<Q>(codes), s, b);
+    F first = weigh<Avx512, Q>(numbers<Q>(codes), s, b);
     if constexpr (kBits < 5) {
       return {first, first};
     }
@@ -144,6 +199,9 @@ struct Avx512 {
     constexpr int kBits = Q::kBits;
     if constexpr (kBits == 8) {
       __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      if constexpr (!Q::kBiased) {
+        return mul(halves_of<Q::kIsRegular>(bytes), g.first);
+      }
       return fma(numbers<Q>(_mm512_cvtepu8_epi32(bytes)), g.first, g.second);
     }
     __m512i codes = shifted_codes<kBits>(p);
@@ -249,6 +307,16 @@ struct Avx512 {
                             _mm512_set1_epi8((1 << kBits) - 1));
   }
 
+  // table[byte] for bytes below 16.
+  static I look_up(const uint8_t (&table)[16], I bytes) {
+    __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(quarter), bytes);
+  }
+
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {
@@ -353,6 +421,19 @@ struct Avx512 {
   }
 
  private:
+  // e4m3() of 16 bytes. Half has one more bit of exponent, and 2^-8 is the
+  // difference, which is left if the codes are regular.
+  template <bool kRegular>
+  static F halves_of(__m128i bytes) {
+    __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7);
+    __m256i value =
+        _mm256_and_si256(halves, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+    if constexpr (kRegular) return _mm512_cvtph_ps(value);
+    __m256i top = _mm256_set1_epi16(0x3f80);
+    __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(halves, top), top);
+    return mul(_mm512_cvtph_ps(_mm256_or_si256(value, nan)), set1(256));
+  }
+
   template <class Q>
   static F numbers(I codes) {
     return Q::template numbers<Avx512>(codes);
@@ -368,7 +449,11 @@ struct Avx512 {
   // Returns each lane's code in its low bits; the bits above are undefined.
   template <int kBits>
   static __m512i shifted_codes(const uint8_t* p) {
-    if constexpr (kBits == 2) {
+    if constexpr (kBits == 1) {
+      uint16_t word;
+      std::memcpy(&word, p, sizeof(word));
+      return _mm512_srlv_epi32(_mm512_set1_epi32(word), iota(0, 1));
+    } else if constexpr (kBits == 2) {
       int32_t word;
       std::memcpy(&word, p, sizeof(word));
       return _mm512_srlv_epi32(_mm512_set1_epi32(word), iota(0, 2));

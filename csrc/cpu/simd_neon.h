@@ -28,6 +28,8 @@ struct Neon {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = false;
 
   static F zero() { return set1(0); }
   static F set1(float v) { return {vdupq_n_f32(v), vdupq_n_f32(v)}; }
@@ -95,6 +97,18 @@ struct Neon {
     if constexpr (kDtype == Dtype::kFloat32) {
       return {vreinterpretq_f32_u8(vld1q_u8(p)),
               vreinterpretq_f32_u8(vld1q_u8(p + 16))};
+    } else if constexpr (is_byte(kDtype)) {
+      uint16x8_t v = vmovl_u8(vld1_u8(p));
+      uint32x4_t lo = vmovl_u16(vget_low_u16(v)), hi = vmovl_high_u16(v);
+      if constexpr (kDtype == Dtype::kE4m3) {
+        return {e4m3_half(lo), e4m3_half(hi)};
+      }
+      // The byte is the exponent. 2^-127 is subnormal: its bits are 2^22.
+      auto power = [](uint32x4_t byte) {
+        return vreinterpretq_f32_u32(
+            vmaxq_u32(vshlq_n_u32(byte, 23), vdupq_n_u32(1 << 22)));
+      };
+      return {power(lo), power(hi)};
     } else if constexpr (kDtype == Dtype::kFloat16) {
       float16x8_t v = vreinterpretq_f16_u8(vld1q_u8(p));
       return {vcvt_f32_f16(vget_low_f16(v)), vcvt_high_f32_f16(v)};
@@ -122,6 +136,29 @@ struct Neon {
     std::memcpy(p, all, count * size_of(kDtype));
   }
 
+  // The floats that codes in the low bits of each lane are.
+  static F e2m1(I codes) {
+    auto floats = [](int32x4_t codes) {
+      // Bytes of twice the values. The one of each lane's code becomes its
+      // highest byte; the conversion divides by 2^25.
+      constexpr int8_t kTwice[16] = {
+          0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+      int8x16_t twice =
+          vqtbl1q_s8(vld1q_s8(kTwice), vreinterpretq_u8_s32(codes));
+      uint32x4_t value = vreinterpretq_u32_f32(
+          vcvtq_n_f32_s32(vshlq_n_s32(vreinterpretq_s32_s8(twice), 24), 25));
+      // Code 8 is -0, which no integer is.
+      uint32x4_t sign = vshlq_n_u32(vreinterpretq_u32_s32(codes), 28);
+      return vreinterpretq_f32_u32(
+          vorrq_u32(value, vandq_u32(sign, vdupq_n_u32(0x80000000))));
+    };
+    return {floats(codes.lo), floats(codes.hi)};
+  }
+  static F e4m3(I codes) {
+    return {e4m3_half(vreinterpretq_u32_s32(codes.lo)),
+            e4m3_half(vreinterpretq_u32_s32(codes.hi))};
+  }
+
   // ---- codes ------------------------------------------------------------
   template <class Q>
   struct Group {
@@ -146,7 +183,9 @@ struct Neon {
       // Codes 0 to 3 begin in byte 0; 4 to 7 are in the last 4 bytes.
       constexpr int kSkipped = kBits > 4 ? 8 * (kBits - 4) : 0;
       uint32_t first, last;
-      if constexpr (kBits == 2) {
+      if constexpr (kBits == 1) {
+        first = last = p[0];
+      } else if constexpr (kBits == 2) {
         first = last = read<uint16_t>(p);
       } else if constexpr (kBits == 3) {
         first = last = read<uint16_t>(p) | p[2] << 16;
@@ -163,6 +202,9 @@ struct Neon {
       hi = vandq_u32(vshlq_u32(vdupq_n_u32(last), vld1q_s32(kHi)), mask);
     }
     F v = numbers<Q>({vreinterpretq_s32_u32(lo), vreinterpretq_s32_u32(hi)});
+    if constexpr (!Q::kBiased) {
+      return {vmulq_f32(v.lo, g.scale), vmulq_f32(v.hi, g.scale)};
+    }
     return {vfmaq_f32(g.bias, v.lo, g.scale), vfmaq_f32(g.bias, v.hi, g.scale)};
   }
 
@@ -260,6 +302,19 @@ struct Neon {
     return {codes(v.lo), codes(v.hi)};
   }
 
+  // table[byte] for bytes below 16.
+  static I look_up(const uint8_t (&table)[16], I bytes) {
+    uint8x16_t t = vld1q_u8(table);
+    auto found = [&](int32x4_t v) {
+      return vreinterpretq_s32_u8(vqtbl1q_u8(t, vreinterpretq_u8_s32(v)));
+    };
+    return {found(bytes.lo), found(bytes.hi)};
+  }
+
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
+
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>
   static F code(I words) {
@@ -344,6 +399,20 @@ struct Neon {
   }
 
  private:
+  static float32x4_t e4m3_half(uint32x4_t codes) {
+    uint32x4_t magnitude = vandq_u32(codes, vdupq_n_u32(0x7f));
+    // Normal numbers get the exponent of a float. Others are integers x 2^-9.
+    uint32x4_t normal =
+        vaddq_u32(vshlq_n_u32(magnitude, 20), vdupq_n_u32(120 << 23));
+    uint32x4_t small = vreinterpretq_u32_f32(vcvtq_n_f32_u32(magnitude, 9));
+    uint32x4_t value =
+        vbslq_u32(vcltq_u32(magnitude, vdupq_n_u32(8)), small, normal);
+    uint32x4_t nan = vceqq_u32(magnitude, vdupq_n_u32(0x7f));
+    uint32x4_t sign =
+        vandq_u32(vshlq_n_u32(codes, 24), vdupq_n_u32(0x80000000));
+    return vreinterpretq_f32_u32(vorrq_u32(vorrq_u32(value, nan), sign));
+  }
+
   template <class Q>
   static F numbers(I codes) {
     return Q::template numbers<Neon>(codes);

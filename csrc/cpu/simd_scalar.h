@@ -20,6 +20,8 @@ struct Scalar {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // True if regular codes (codes-inl.h) are decoded faster.
+  static constexpr bool kDecodesRegular = false;
 
   struct F {
     float lane[kLanes];
@@ -111,12 +113,23 @@ struct Scalar {
   template <Dtype kDtype>
   static F load_as_float(const uint8_t* p, int count = kLanes) {
     F out = zero();
-    for (int i = 0; i < count; ++i) {
-      TypeOf<kDtype> v;
-      std::memcpy(&v, p + i * sizeof(v), sizeof(v));
-      out.lane[i] = cpu::to_float(v);
+    if constexpr (is_byte(kDtype)) {
+      I bytes{};
+      for (int i = 0; i < count; ++i) bytes.lane[i] = p[i];
+      if constexpr (kDtype == Dtype::kE4m3) return e4m3(bytes);
+      // The byte is the exponent. 2^-127 is subnormal: its bits are 2^22.
+      return by_lane([&](int i) {
+        int32_t byte = bytes.lane[i];
+        return std::bit_cast<float>(byte > 0 ? byte << 23 : 1 << 22);
+      });
+    } else {
+      for (int i = 0; i < count; ++i) {
+        TypeOf<kDtype> v;
+        std::memcpy(&v, p + i * sizeof(v), sizeof(v));
+        out.lane[i] = cpu::to_float(v);
+      }
+      return out;
     }
-    return out;
   }
 
   template <Dtype kDtype>
@@ -126,6 +139,26 @@ struct Scalar {
       from_float(v.lane[i], rounded);
       std::memcpy(p + i * sizeof(rounded), &rounded, sizeof(rounded));
     }
+  }
+
+  // The floats that codes in the low bits of each lane are.
+  static F e2m1(I codes) {
+    constexpr float kMagnitudes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    return by_lane([&](int i) {
+      float magnitude = kMagnitudes[codes.lane[i] & 7];
+      return codes.lane[i] & 8 ? -magnitude : magnitude;
+    });
+  }
+  static F e4m3(I codes) {
+    return by_lane([&](int i) {
+      int32_t bits = codes.lane[i] & 0x7f;
+      // Normal numbers get the exponent of a float. Others are integers x 2^-9.
+      float magnitude = bits == 0x7f ? __builtin_nanf("")
+                        : bits < 8
+                            ? static_cast<float>(bits) * 0x1p-9f
+                            : std::bit_cast<float>((bits << 20) + (120 << 23));
+      return codes.lane[i] & 0x80 ? -magnitude : magnitude;
+    });
   }
 
   template <class Q>
@@ -150,6 +183,9 @@ struct Scalar {
           static_cast<int32_t>(codes >> (i * kBits) & ((1 << kBits) - 1));
     }
     F v = numbers<Q>(each);
+    if constexpr (!Q::kBiased) {
+      return by_lane([&](int i) { return v.lane[i] * g.scale; });
+    }
     return by_lane([&](int i) { return v.lane[i] * g.scale + g.bias; });
   }
 
@@ -240,6 +276,21 @@ struct Scalar {
     }
     return v;
   }
+
+  // table[byte] for bytes below 16.
+  static I look_up(const uint8_t (&table)[16], I bytes) {
+    for (int32_t& lane : bytes.lane) {
+      uint8_t four[4];
+      std::memcpy(four, &lane, sizeof(four));
+      for (uint8_t& byte : four) byte = table[byte];
+      std::memcpy(&lane, four, sizeof(four));
+    }
+    return bytes;
+  }
+
+  // code() gives numbers over this.
+  template <class Q>
+  static constexpr float kCodeUnit = 1;
 
   // The number of code kCode in each lane's word.
   template <class Q, int kCode>

@@ -34,20 +34,63 @@ inline void prefetch(const uint8_t* p, int count) {
 }
 
 // The scales and biases of kRows weight rows between two columns, as fp32.
-template <class V, int kRows>
+template <class V, class Q, int kRows>
 struct GroupParams {
   alignas(64) float scale[kRows][kMostGroups];
   alignas(64) float bias[kRows][kMostGroups];
 
   GroupParams(const Weights& w, int row, Range columns) {
-    with_dtype(w.scale_dtype, [&](auto dtype) {
+    with_scale_dtype<Q>(w.scale_dtype, [&](auto dtype) {
       for (int r = 0; r < kRows; ++r) {
-        read_params<V, decltype(dtype)::value>(
+        read_params<V, Q, decltype(dtype)::value>(
             w, row + r, columns, scale[r], bias[r]);
       }
     });
   }
+
+  // Group g of row r, for decode().
+  typename V::template Group<Q> group(int r, int g) const {
+    return V::template group<Q>(scale[r][g], Q::kBiased ? bias[r][g] : 0);
+  }
 };
+
+// True if kRows rows of E4M3 codes are regular (codes-inl.h) between two
+// columns. Their scales are E8M0.
+template <class V, int kRows>
+bool are_regular(const Weights& w, int row, Range columns) {
+  constexpr int kInfinite = 255;
+  if (!V::reads_subnormals()) return false;
+  int count = columns.end - columns.begin, group_size = w.format.group_size;
+  int groups = count / group_size;
+  const uint8_t* codes =
+      w.codes + static_cast<size_t>(row) * w.K + columns.begin;
+  const uint8_t* scales = w.scales +
+                          static_cast<size_t>(row) * (w.K / group_size) +
+                          columns.begin / group_size;
+  uint8_t strange = 0;
+  for (int r = 0; r < kRows; ++r) {
+    for (int k = 0; k < count; ++k) {
+      strange |= static_cast<uint8_t>((codes[k] | 0x80) == 0xff);
+    }
+    for (int g = 0; g < groups; ++g) {
+      strange |= static_cast<uint8_t>(scales[g] >= V::kFirstHugeScale &&
+                                      scales[g] < kInfinite);
+    }
+    codes += w.K;
+    scales += w.K / group_size;
+  }
+  return strange == 0;
+}
+
+// True for codes that may turn out to be regular.
+template <class V, class Q>
+constexpr bool may_be_regular() {
+  if constexpr (V::kDecodesRegular && !Q::kIntegers) {
+    return !Q::kIsRegular;
+  } else {
+    return false;
+  }
+}
 
 inline size_t bytes_of(int codes, int bits) {
   return static_cast<size_t>(codes) * bits / 8;
@@ -66,7 +109,13 @@ void by_rows(int count, Fn&& tile) {
 template <class V, class Q, int kR>
 void decode_rows(
     const Weights& w, int row, Range columns, float* out, int out_stride) {
-  GroupParams<V, kR> params(w, row, columns);
+  if constexpr (may_be_regular<V, Q>()) {
+    if (are_regular<V, kR>(w, row, columns)) {
+      return decode_rows<V, E4m3Codes<true>, kR>(
+          w, row, columns, out, out_stride);
+    }
+  }
+  GroupParams<V, Q, kR> params(w, row, columns);
   size_t stride = bytes_of(w.K, Q::kBits);
   const uint8_t* codes =
       w.codes + row * stride + bytes_of(columns.begin, Q::kBits);
@@ -76,10 +125,10 @@ void decode_rows(
     const uint8_t* p = codes;
     float* to = out;
     for (int g = 0; g < groups; ++g) {
-      auto group = V::template group<Q>(params.scale[r][g], params.bias[r][g]);
-      for (int k = 0; k < group_size; k += 32) {
+      auto group = params.group(r, g);
+      for (int k = 0; k < group_size; k += Q::kUnit) {
 #pragma GCC unroll 8
-        for (int i = 0; i < 32; i += V::kLanes) {
+        for (int i = 0; i < Q::kUnit; i += V::kLanes) {
           V::store(to, V::template decode<Q>(p, group));
           to += V::kLanes;
           p += bytes_of(V::kLanes, Q::kBits);

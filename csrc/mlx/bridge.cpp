@@ -33,6 +33,14 @@ std::optional<Dtype> to_dtype(mx::Dtype dtype) {
   return std::nullopt;
 }
 
+std::optional<Dtype> scale_dtype(mx::Dtype dtype, const ModeInfo& mode) {
+  if (is_byte(mode.scale_dtypes[0])) {
+    return dtype == mx::uint8 ? std::optional(mode.scale_dtypes[0])
+                              : std::nullopt;
+  }
+  return to_dtype(dtype);
+}
+
 mx::Dtype to_mlx(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat32:
@@ -41,6 +49,9 @@ mx::Dtype to_mlx(Dtype dtype) {
       return mx::float16;
     case Dtype::kBFloat16:
       return mx::bfloat16;
+    case Dtype::kE8m0:
+    case Dtype::kE4m3:
+      return mx::uint8;
   }
   return mx::float32;
 }
@@ -112,7 +123,7 @@ MatmulProblem matmul_problem(const mx::array& x,
   p.N = w.shape(-2);
   p.K = scales.shape(-1) * format.group_size;
   p.dtype = *to_dtype(x.dtype());
-  p.scale_dtype = *to_dtype(scales.dtype());
+  p.scale_dtype = *scale_dtype(scales.dtype(), format.info());
   p.format = format;
   p.transpose = transpose;
   if (w.ndim() == 2) {
@@ -140,7 +151,7 @@ GatherProblem gather_problem(const mx::array& x,
   p.experts = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
   p.rows = static_cast<int>(x.size() / x.shape(-1) / x.shape(-2));
   p.dtype = *to_dtype(x.dtype());
-  p.scale_dtype = *to_dtype(scales.dtype());
+  p.scale_dtype = *scale_dtype(scales.dtype(), format.info());
   p.format = format;
   p.sorted = sorted;
   p.transpose = transpose;
@@ -156,7 +167,7 @@ DequantizeProblem dequantize_problem(const mx::array& w,
   p.rows = static_cast<int>(w.size() / w.shape(-1));
   p.K = scales.shape(-1) * format.group_size;
   p.dtype = *to_dtype(dtype);
-  p.scale_dtype = *to_dtype(scales.dtype());
+  p.scale_dtype = *scale_dtype(scales.dtype(), format.info());
   p.format = format;
   return p;
 }

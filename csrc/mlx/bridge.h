@@ -23,6 +23,9 @@ namespace mx = mlx::core;
 std::optional<Dtype> to_dtype(mx::Dtype dtype);
 mx::Dtype to_mlx(Dtype dtype);
 
+// The type of a mode's scales; nullopt if they cannot have MLX's type.
+std::optional<Dtype> scale_dtype(mx::Dtype dtype, const ModeInfo& mode);
+
 // The plan of a product on this machine's CPU.
 template <typename Problem>
 auto cpu_plan(const Problem& problem, const ops::MatmulOptions& options) {

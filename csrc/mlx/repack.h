@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "mlx/array.h"
@@ -12,15 +13,18 @@ namespace nibble::repack {
 
 namespace mx = mlx::core;
 
-// Packs a matrix. Returns lazy arrays that are to replace its own, and the
-// bytes of the packed matrix; nullopt if the backend has no other layout for
-// it.
-std::optional<std::tuple<mx::array, mx::array, mx::array, size_t>> pack(
-    const mx::array& w,
-    const mx::array& scales,
-    const mx::array& biases,
-    int bits,
-    int group_size);
+// Lazy arrays that are to replace those of a matrix, and the bytes of the
+// packed matrix. Without biases if the format reads none.
+using Replacement =
+    std::tuple<mx::array, mx::array, std::optional<mx::array>, size_t>;
+
+// Packs a matrix; nullopt if the backend has no other layout for it.
+std::optional<Replacement> pack(const mx::array& w,
+                                const mx::array& scales,
+                                const std::optional<mx::array>& biases,
+                                int bits,
+                                int group_size,
+                                const std::string& mode);
 
 // a[rows]; nullopt if `a` is no lazy array, or not of one matrix.
 std::optional<mx::array> rows_of(const mx::array& a,

@@ -13,13 +13,15 @@ import numpy as np
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
-"""Widths of a code in MLX's affine mode."""
+"""Widths of a code in the affine modes: kBits of csrc/core/format.h."""
 SUPPORTED_BITS = BITS[1:]
-"""Widths that our kernels support: kBits of csrc/core/format.h."""
+"""Those that our kernels support on every device: kMetalBits of csrc/core/format.h."""
 GROUP_SIZES = (32, 64, 128)
-"""Group sizes of MLX and of our kernels: kGroupSizes of csrc/core/format.h."""
+"""Group sizes of the affine modes: kGroupSizes of csrc/core/format.h."""
 SCALE_DTYPES = tuple(UNIT_ROUNDOFF)
-"""Names of the types of scales and biases."""
+"""Names of the types of scales and biases in the affine modes."""
+SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+"""Bytes of a scale, by the name of its type in MLX."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,44 @@ class Mode:
         mlx_name: Name of the mode in mlx.core and in config.json.
         arrays: Stored arrays of one value for each group.
         symmetric: True if each bias is exactly `-2**(bits - 1) * scale`.
+        bits: Widths of a code.
+        group_sizes: Numbers of codes that share a scale.
+        scale_dtypes: Names of the types of scales, and of biases if there are any.
+            "uint8" is a float of 8 bits, E8M0 or E4M3.
+        default_bits: MLX's default.
+        default_group_size: MLX's default.
     """
 
     mlx_name: str
-    arrays: tuple[str, ...]
-    symmetric: bool
+    arrays: tuple[str, ...] = ("scales", "biases")
+    symmetric: bool = False
+    bits: tuple[int, ...] = BITS
+    group_sizes: tuple[int, ...] = GROUP_SIZES
+    scale_dtypes: tuple[str, ...] = SCALE_DTYPES
+    default_bits: int = 4
+    default_group_size: int = 64
+
+    @property
+    def stores_biases(self) -> bool:
+        """True if a matrix has an array of biases."""
+        return "biases" in self.arrays
+
+
+def _floats(name: str, bits: int, group_size: int) -> Mode:
+    """Return a mode whose codes are floats, and whose scales are bytes."""
+    only = (bits,), (group_size,), ("uint8",), bits, group_size
+    return Mode(name, ("scales",), False, *only)
 
 
 MODES = {
-    "affine": Mode("affine", ("scales", "biases"), symmetric=False),
-    "symmetric": Mode("affine", ("scales", "biases"), symmetric=True),
+    "affine": Mode("affine"),
+    "symmetric": Mode("affine", symmetric=True),
+    "mxfp4": _floats("mxfp4", 4, 32),
+    "nvfp4": _floats("nvfp4", 4, 16),
+    "mxfp8": _floats("mxfp8", 8, 32),
 }
+FLOAT_MODES = tuple(name for name, mode in MODES.items() if not mode.stores_biases)
+"""Modes whose codes are floats."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +77,9 @@ class Format:
     """The format of a stored matrix.
 
     Attributes:
-        bits: Width of a code, one of `BITS`.
-        group_size: Number of consecutive inputs that share a scale and a bias, one of
-            `GROUP_SIZES`.
-        scale_dtype: Type of scales and biases, one of `SCALE_DTYPES`.
+        bits: Width of a code, one of the mode's.
+        group_size: Number of consecutive inputs that share a scale, one of the mode's.
+        scale_dtype: Type of scales and biases, one of the mode's.
         mode: One of `MODES`.
 
     Raises:
@@ -65,16 +93,34 @@ class Format:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        mode = MODES.get(self.mode)
         for name, value, allowed in (
-            ("bits", self.bits, BITS),
-            ("group_size", self.group_size, GROUP_SIZES),
-            ("scale_dtype", self.scale_dtype, SCALE_DTYPES),
             ("mode", self.mode, tuple(MODES)),
+            ("bits", self.bits, mode.bits if mode else ()),
+            ("group_size", self.group_size, mode.group_sizes if mode else ()),
+            ("scale_dtype", self.scale_dtype, mode.scale_dtypes if mode else ()),
         ):
             if value not in allowed:
                 raise ValueError(
                     f"[format] {name} must be one of {allowed} but got {value!r}."
                 )
+
+    @classmethod
+    def of_mode(
+        cls, mode: str, bits: int | None = None, group_size: int | None = None
+    ) -> Format:
+        """Return a float mode's format; sizes that are not given are MLX's defaults.
+
+        Raises:
+            ValueError: If MLX has no such format.
+        """
+        row = MODES[mode]
+        return cls(
+            row.default_bits if bits is None else bits,
+            row.default_group_size if group_size is None else group_size,
+            row.scale_dtypes[0],
+            mode,
+        )
 
     @property
     def levels(self) -> int:
@@ -89,7 +135,7 @@ class Format:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits for each weight: the code, and a share of scale and bias."""
-        value = 32 if self.scale_dtype == "float32" else 16
+        value = 8 * SCALE_BYTES[self.scale_dtype]
         return self.bits + len(MODES[self.mode].arrays) * value / self.group_size
 
     @property
@@ -108,7 +154,8 @@ class Format:
         The group size is at most this format's. None if no group size divides
         `inputs`.
         """
-        sizes = [g for g in GROUP_SIZES if g <= self.group_size and inputs % g == 0]
+        known = MODES[self.mode].group_sizes
+        sizes = [g for g in known if g <= self.group_size and inputs % g == 0]
         return replace(self, group_size=sizes[-1]) if sizes else None
 
     def nbytes(self, rows: int, inputs: int) -> int:

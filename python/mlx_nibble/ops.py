@@ -61,19 +61,21 @@ def quantized_matmul(
     .. math:: y = x \hat W^\top + \mathrm{bias} + \mathrm{residual}, \qquad
         \hat W_{nk} = s_{n,\lfloor k/g \rfloor}\, q_{nk} + b_{n,\lfloor k/g \rfloor}
 
-    Our kernels support the affine mode with 2 to 6 or 8 bits and groups of 32, 64
-    or 128. MLX's operation computes all other formats.
+    On a CPU, our kernels support all of MLX's formats. On a GPU they support the affine
+    mode with 2 to 6 or 8 bits; MLX's operation computes all others. In the modes mxfp4,
+    nvfp4 and mxfp8 a code is a float, and there are no biases.
 
     Args:
         x: Activations ``[..., M, K]`` or ``[K]`` (``[..., M, N]`` if not
             ``transpose``); float32, float16 or bfloat16.
         w: Codes packed in uint32, ``[..., N, K * bits / 32]``. Batch dimensions
             broadcast with those of ``x``.
-        scales: ``[..., N, K / group_size]``, floating point.
+        scales: ``[..., N, K / group_size]``, floating point; uint8 in the float modes.
         biases: Array of the shape of ``scales``; required in the affine mode.
         transpose: Multiply by the transposed matrix.
-        group_size: Number of elements that share a scale and a bias. Default: 64.
-        bits: Width of a code. Default: 4.
+        group_size: Number of elements that share a scale and a bias. Default: 64 in the
+            affine mode.
+        bits: Width of a code. Default: 4 in the affine mode.
         mode: Any of MLX's quantization modes.
         bias: ``[N]`` (``[K]`` if not ``transpose``), added to every row.
         residual: Array of the result's shape, added to it. Both addends are converted
@@ -82,7 +84,7 @@ def quantized_matmul(
         activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
             and group, and multiplies integers. This is faster on a CPU and less exact
             (docs/reference/numerics.md). Other devices, gradients and the product that
-            is not transposed stay exact.
+            is not transposed stay exact, and so does mode mxfp8.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
@@ -189,7 +191,8 @@ def dequantize(
 
     Args:
         global_scale: Argument of MLX's nvfp4 mode only.
-        dtype: Type of the result. Default: the type of ``scales``.
+        dtype: Type of the result. Default: the type of ``scales``, or bfloat16 in the
+            float modes.
 
     Returns:
         ``[..., N, K]``.
@@ -200,9 +203,13 @@ def dequantize(
     return _native.ext.dequantize(*arguments, tuning=tuning, stream=stream)
 
 
-def supports(mode: str, bits: int, group_size: int) -> bool:
-    """Return whether our kernels support a format; MLX computes all others."""
-    return _native.ext is not None and _native.ext.supports(mode, bits, group_size)
+def supports(mode: str, bits: int, group_size: int, *, gpu: bool = False) -> bool:
+    """Return whether our kernels support a format; MLX computes all others.
+
+    Args:
+        gpu: Ask for the kernels of a GPU, not for those of a CPU.
+    """
+    return _native.ext is not None and _native.ext.supports(mode, bits, group_size, gpu)
 
 
 holds = supports  # its name in earlier checkouts

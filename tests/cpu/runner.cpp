@@ -64,7 +64,7 @@ struct Request {
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
-  int32_t bits, group_size, symmetric, transpose, packed;
+  int32_t bits, group_size, mode, transpose, packed;
   int32_t bytes[kArrays];
 };
 
@@ -158,7 +158,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   using namespace nibble;
   auto dtype = static_cast<Dtype>(r.dtype);
   auto scale_dtype = static_cast<Dtype>(r.scale_dtype);
-  QuantFormat format{r.bits, r.group_size, affine_mode(r.symmetric != 0)};
+  QuantFormat format{r.bits, r.group_size, static_cast<Mode>(r.mode)};
   auto words = [&](Array a) {
     return reinterpret_cast<const uint32_t*>(array[a].data());
   };

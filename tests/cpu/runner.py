@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tests.simt import numbers, toolchain
 from tests.simt.toolchain import ROOT
-from tests.support.oracle import Weights
+from tests.support.oracle import FloatWeights, Weights
 
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
@@ -26,6 +27,8 @@ OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
+# Modes of floats: the numbers of Mode in format.h, and of Dtype in dtype.h.
+FLOAT_MODES = {"mxfp4": (2, 3), "nvfp4": (3, 4), "mxfp8": (4, 3)}
 CACHE = ROOT / "build" / "cpu-aarch64"
 ARM_TARGET = ["-target", "aarch64-linux-musl"]
 # Options by file, as in cmake/cpu.cmake.
@@ -138,7 +141,7 @@ class Runner:
     def matmul(
         self,
         x: np.ndarray,
-        w: Weights,
+        w: Weights | FloatWeights,
         types: Types,
         *,
         transpose: bool = True,
@@ -161,8 +164,8 @@ class Runner:
     def swiglu(
         self,
         x: np.ndarray,
-        gate: Weights,
-        up: Weights,
+        gate: Weights | FloatWeights,
+        up: Weights | FloatWeights,
         types: Types,
         *,
         batch: tuple[int, int, int] = (1, 1, 1),
@@ -178,12 +181,12 @@ class Runner:
     def gather(
         self,
         x: np.ndarray,
-        w: Weights,
+        w: Weights | FloatWeights,
         lhs: np.ndarray,
         rhs: np.ndarray,
         types: Types,
         *,
-        up: Weights | None = None,
+        up: Weights | FloatWeights | None = None,
         transpose: bool = True,
         int8: bool = False,
         symmetric: bool = False,
@@ -201,7 +204,7 @@ class Runner:
         shape = (len(lhs), M, N if transpose else K)
         return self._ask(form, weights, arrays, types, shape)
 
-    def dequantize(self, w: Weights, types: Types) -> np.ndarray:
+    def dequantize(self, w: Weights | FloatWeights, types: Types) -> np.ndarray:
         """Return w_hat [N, K] of w [N, K]."""
         form = self._form("dequantize", w, types, 1, (1, 1, 1))
         return self._ask(form, {"": w}, {}, types, _shape(w))
@@ -284,7 +287,7 @@ class Runner:
     @staticmethod
     def _form(
         kind: str,
-        w: Weights,
+        w: Weights | FloatWeights,
         types: Types,
         M: int,
         batch: tuple[int, int, int],
@@ -294,7 +297,10 @@ class Runner:
         packed: bool = False,
     ) -> list[int]:
         dtypes = [DTYPES.index(types.dtype), DTYPES.index(types.scale_dtype)]
-        flags = [int(symmetric), int(transpose), int(packed)]
+        mode = int(symmetric)
+        if isinstance(w, FloatWeights):
+            mode, dtypes[1] = FLOAT_MODES[w.mode]
+        flags = [mode, int(transpose), int(packed)]
         form = [w.bits, w.group_size, *flags]
         return [
             OPERATIONS.index(kind),
@@ -309,7 +315,7 @@ class Runner:
     def _ask(
         self,
         form: list[int],
-        weights: dict[str, Weights],
+        weights: dict[str, Any],
         values: dict[str, np.ndarray | None],
         types: Types,
         shape: tuple[int, ...],
@@ -317,6 +323,9 @@ class Runner:
         data = dict.fromkeys(ARRAYS, b"")
         for prefix, w in weights.items():
             data[f"{prefix}w"] = np.ascontiguousarray(w.words).tobytes()
+            if isinstance(w, FloatWeights):
+                data[f"{prefix}scales"] = np.ascontiguousarray(w.scales).tobytes()
+                continue
             for name, a in (("scales", w.scales), ("biases", w.biases)):
                 encoded = numbers.encode(a, types.scale_dtype)
                 data[f"{prefix}{name}"] = encoded.tobytes()
@@ -342,7 +351,7 @@ class Runner:
         return answer
 
 
-def _shape(w: Weights) -> tuple[int, int]:
+def _shape(w: Weights | FloatWeights) -> tuple[int, int]:
     """Return N and K."""
     return w.scales.shape[-2], w.scales.shape[-1] * w.group_size
 

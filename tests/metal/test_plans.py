@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 N, K = 128, 256
-FORM = (mx.float16, mx.float16, 4, 64, False, 0, False)
+FORM = (mx.float16, mx.float16, 4, 64, "affine", 0, False)
 
 
 @pytest.fixture

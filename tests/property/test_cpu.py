@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.formats import BITS, FLOAT_MODES, GROUP_SIZES, MODES
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
@@ -26,7 +26,9 @@ X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
 DTYPE = st.sampled_from(runner.DTYPES)
-FORMAT = st.tuples(st.sampled_from(SUPPORTED_BITS), st.sampled_from(GROUP_SIZES))
+# Bits and group size of the affine modes, or the name of a mode of floats.
+AFFINE = st.tuples(st.sampled_from(BITS), st.sampled_from(GROUP_SIZES))
+FORMAT = st.one_of(AFFINE, st.sampled_from(FLOAT_MODES))
 # Edges of tiles and their neighbours; 300 is more than one block of rows.
 ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
 COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))
@@ -57,40 +59,49 @@ def backend(request) -> Runner:
 
 def make(
     seed: int,
-    fmt: tuple[int, int],
+    fmt: tuple[int, int] | str,
     types: Types,
     shape: tuple[int, int, int, int],
     batch: tuple[int, int, int] = (1, 1, 1),
     transpose: bool = True,
-) -> tuple[np.ndarray, oracle.Weights]:
+) -> tuple[np.ndarray, oracle.Weights | oracle.FloatWeights]:
     """Return x [size, M, K or N] and weights [count, N, K], both as stored."""
-    bits, group_size = fmt
     M, N, groups, spread = shape
     rng = np.random.default_rng(seed)
-    K = groups * group_size
-    w = oracle.random_weights(rng, (batch[1], N, K), bits, group_size)
-    w = replace(
-        w,
-        scales=numbers.rounded(w.scales, types.scale_dtype),
-        biases=numbers.rounded(w.biases, types.scale_dtype),
-    )
+    if isinstance(fmt, str):
+        K = groups * MODES[fmt].default_group_size
+        w = oracle.random_floats(rng, (batch[1], N, K), fmt)
+    else:
+        bits, group_size = fmt
+        K = groups * group_size
+        w = oracle.random_weights(rng, (batch[1], N, K), bits, group_size)
+        w = replace(
+            w,
+            scales=numbers.rounded(w.scales, types.scale_dtype),
+            biases=numbers.rounded(w.biases, types.scale_dtype),
+        )
     x = rng.standard_normal((batch[0], M, K if transpose else N))
     # Groups of very different magnitude; some are all zero.
     x *= np.exp(rng.normal(0, spread, x.shape)) * (rng.random(x.shape) > 0.1)
     return numbers.rounded(x, types.dtype), w
 
 
-def matrices(w: oracle.Weights, batch: tuple[int, int, int]) -> np.ndarray:
+def matrices(
+    w: oracle.Weights | oracle.FloatWeights, batch: tuple[int, int, int]
+) -> np.ndarray:
     """Return the index of the weights that each batch of activations meets."""
     size, count, repeat = batch
     return np.arange(size) // repeat % count
 
 
-def as_symmetric(w: oracle.Weights) -> tuple[oracle.Weights, oracle.Weights]:
+def as_symmetric(w):
     """Return the stored arrays of a symmetric matrix, and the matrix they mean.
 
-    The stored biases are NaN: a kernel that reads them is wrong everywhere.
+    The stored biases are NaN: a kernel that reads them is wrong everywhere. A mode of
+    floats has no biases.
     """
+    if isinstance(w, oracle.FloatWeights):
+        return w, w
     stored = replace(w, biases=np.full_like(w.biases, np.nan))
     return stored, replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
 
@@ -180,14 +191,14 @@ GATHERED = st.tuples(
 
 def gathered(
     seed: int,
-    fmt: tuple[int, int],
+    fmt: tuple[int, int] | str,
     types: Types,
     N: int,
     groups: int,
     form: tuple[int, int, int, int],
     in_order: bool,
     transpose: bool = True,
-) -> tuple[np.ndarray, oracle.Weights, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, oracle.Weights | oracle.FloatWeights, np.ndarray, np.ndarray]:
     """Return x, w and indices; some matrices of w may have no index."""
     B, M, experts, rows = form
     x, w = make(
@@ -308,7 +319,7 @@ def test_a_row_does_not_depend_on_the_others(
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**32),
-    bits=st.sampled_from([2, 3, 4, 8]),
+    fmt=st.sampled_from([(2, 128), (3, 128), (4, 128), (8, 128), *FLOAT_MODES]),
     groups=st.sampled_from([32, 33, 49]),  # two ranges of k, and a part of another
     types=st.builds(Types, DTYPE, DTYPE),
     N=st.sampled_from([1, 31, 33, 64]),
@@ -317,10 +328,11 @@ def test_a_row_does_not_depend_on_the_others(
     addends=st.booleans(),
 )
 def test_few_columns_of_long_rows(
-    backend, seed, bits, groups, types, N, M, int8, addends
+    backend, seed, fmt, groups, types, N, M, int8, addends
 ):
     """Several ranges of k are multiplied separately."""
-    x, w = make(seed, (bits, 128), types, (M, N, groups, 0))
+    size = MODES[fmt].default_group_size if isinstance(fmt, str) else fmt[1]
+    x, w = make(seed, fmt, types, (M, N, groups * 128 // size, 0))
     rng = np.random.default_rng(seed)
     b = r = None
     if addends:
@@ -407,6 +419,38 @@ def test_dequantize(backend, seed, fmt, types, N, groups):
     # One term: a product, a sum, and the rounding of the result.
     allowed = tolerance.bound(exact, magnitude, 1, types.dtype)
     tolerance.assert_close(backend.dequantize(w, types), exact, allowed)
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+@pytest.mark.parametrize("dtype", runner.DTYPES)
+def test_all_codes_and_all_scales_of_a_mode_of_floats(backend, mode, dtype):
+    """The product of code and scale is exact in float32, and rounded once."""
+    row = MODES[mode]
+    (bits,), (group_size,) = row.bits, row.group_sizes
+    codes = np.arange(max(2**bits, group_size)) % 2**bits
+    words = np.tile(oracle.pack(codes, bits), (256, 1))
+    groups = len(codes) // group_size
+    scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], groups, 1)
+    w = oracle.FloatWeights(words, scales, mode)
+    with np.errstate(over="ignore"):
+        exact = numbers.rounded(w.dequantize().astype(np.float32), dtype)
+    y = backend.dequantize(w, Types(dtype, "float32"))
+    np.testing.assert_array_equal(y, exact)
+    known = ~np.isnan(exact)
+    np.testing.assert_array_equal(np.signbit(y)[known], np.signbit(exact)[known])
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
+def test_scales_that_are_not_finite_stay_in_their_row(backend, mode, packed, rows):
+    types = Types("float32", "float32")
+    x, w = make(0, mode, types, (rows, 9, 3, 0))
+    scales = w.scales.copy()
+    scales[0, 4, 1] = 255  # infinite, or NaN
+    y = backend.matmul(x, replace(w, scales=scales), types, packed=packed)
+    assert not np.isfinite(y[0, :, 4]).any()
+    assert np.isfinite(np.delete(y[0], 4, axis=1)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -43,6 +43,10 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+# The bits of codes that are no signs, in the modes whose codes are floats.
+_MAGNITUDES = {"mxfp4": 0x77777777, "nvfp4": 0x77777777, "mxfp8": 0x7F7F7F7F}
+
+
 class _Off:
     """Return an MLX operation whose result is perturbed by its rounding error."""
 
@@ -56,8 +60,13 @@ class _Off:
             if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)
         }
 
-        def exact(*values: mx.array) -> mx.array:
+        magnitudes = _MAGNITUDES.get(settings.get("mode", "affine"))
+
+        def exact(*values: mx.array, unsigned: bool = False) -> mx.array:
             given = dict(zip(arrays, values, strict=True))
+            if unsigned and magnitudes is not None:
+                words = {i: a for i, a in enumerate(args) if _is_packed(a)}
+                given |= {i: a & magnitudes for i, a in words.items()}
             return self._operation(
                 *(given.get(i, a) for i, a in enumerate(args)),
                 **{name: given.get(name, a) for name, a in settings.items()},
@@ -68,7 +77,9 @@ class _Off:
             return u * a * mx.array(self._rng.choice((-1.0, 1.0), a.shape), a.dtype)
 
         off = mx.custom_function(
-            lambda *values: exact(*values) + slack(exact(*map(mx.abs, values)))
+            lambda *values: (
+                exact(*values) + slack(exact(*map(mx.abs, values), unsigned=True))
+            )
         )
 
         @off.vjp
@@ -79,6 +90,10 @@ class _Off:
             return tuple(g + slack(m) for g, m in zip(gradients, most, strict=True))
 
         return off(*arrays.values())
+
+
+def _is_packed(a: Any) -> bool:
+    return isinstance(a, mx.array) and a.dtype == mx.uint32
 
 
 def assert_as_close(

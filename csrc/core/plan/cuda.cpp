@@ -60,7 +60,7 @@ const CudaTiles& tiles_for(int rows) {
 
 // The tiles for `p`, the default first; none if no kernel does.
 std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
-  if (!p.transpose || !supported(p.format, p.K) ||
+  if (!p.transpose || !supported_by_gpu(p.format, p.K) ||
       !supported_on_cuda(without_symmetry(p))) {
     return {};
   }
@@ -94,7 +94,8 @@ std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
 
 std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
   GatherProblem p = without_symmetry(problem);
-  if (!p.transpose || !supported(p.format, p.K) || !supported_on_cuda(p)) {
+  if (!p.transpose || !supported_by_gpu(p.format, p.K) ||
+      !supported_on_cuda(p)) {
     return std::nullopt;
   }
   int rows = p.B / p.experts;
@@ -137,7 +138,7 @@ std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
 
 std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   DequantizeProblem p = without_symmetry(problem);
-  if (!supported(p.format, p.K) || !supported_on_cuda(p)) {
+  if (!supported_by_gpu(p.format, p.K) || !supported_on_cuda(p)) {
     return std::nullopt;
   }
   Elementwise eights{NIBBLE_DEQUANTIZE_THREADS, 8};
@@ -151,14 +152,15 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
 
 bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
   return device.api == Api::kCuda && !p.batch_invariant &&
-         supported(p.format, p.K) && supported_on_cuda(without_symmetry(p)) &&
-         merge_rows(p).M > kLastRow;
+         supported_by_gpu(p.format, p.K) &&
+         supported_on_cuda(without_symmetry(p)) && merge_rows(p).M > kLastRow;
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
   return device.api == Api::kCuda && !p.batch_invariant &&
-         supported(p.format, p.K) && supported_on_cuda(without_symmetry(p)) &&
-         p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
+         supported_by_gpu(p.format, p.K) &&
+         supported_on_cuda(without_symmetry(p)) && p.sorted && p.M == 1 &&
+         p.B / p.experts > kLastExpertRow;
 }
 
 }  // namespace nibble

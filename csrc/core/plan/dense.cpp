@@ -168,7 +168,7 @@ std::vector<Candidate> candidates_for_many_rows(const MatmulProblem& p,
 std::vector<Candidate> shapes_of(const MatmulProblem& p,
                                  const DeviceProfile& device) {
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported_by_gpu(p.format, p.K)) {
     return {};
   }
   if (!p.transpose) {

@@ -13,7 +13,7 @@ std::optional<Launches> plan(const DequantizeProblem& p,
   if (device.api == Api::kCuda) {
     return plan_on_cuda(p);
   }
-  if (!supported(p.format, p.K)) {
+  if (!supported_by_gpu(p.format, p.K)) {
     return std::nullopt;
   }
   // One thread decodes each run of whole words.

@@ -67,7 +67,7 @@ LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
 std::optional<Launches> plan(const GatherProblem& p,
                              const DeviceProfile& device) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!supported(p.format, p.K)) {
+  if (!supported_by_gpu(p.format, p.K)) {
     return std::nullopt;
   }
   if (device.api == Api::kCuda) {

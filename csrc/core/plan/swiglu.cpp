@@ -27,8 +27,8 @@ std::optional<Launches> plan_swiglu(const MatmulProblem& problem,
                                     const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   assert(p.M >= 1 && p.N >= 1 && p.K >= 1 && p.batch.size >= 1);
-  if (device.api != Api::kMetal || !supported(p.format, p.K) || !p.transpose ||
-      p.batch_invariant || p.M > 1) {
+  if (device.api != Api::kMetal || !supported_by_gpu(p.format, p.K) ||
+      !p.transpose || p.batch_invariant || p.M > 1) {
     return std::nullopt;
   }
   LaunchPlan launch =

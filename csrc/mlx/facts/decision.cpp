@@ -30,7 +30,10 @@ bool ours_on_gpu(const Problem& problem,
                  std::string_view choice,
                  bool traced,
                  const mx::Device& device) {
-  if (choice == kLeaveToMlx || !executor::is_available()) {
+  // The float modes and 1 bit are MLX's on a GPU: no kernel of ours there
+  // decodes them.
+  if (choice == kLeaveToMlx || !executor::is_available() ||
+      !supported_by_gpu(problem.format)) {
     return false;
   }
   DeviceProfile profile = executor::device_profile(device);
@@ -59,7 +62,8 @@ bool ours(const MatmulProblem& problem,
   bool any_rows = !traced || options.batch_invariant || !is_complete(options) ||
                   tuning::table(options)->ours_for_any_rows(problem);
   // Nobody times dense products: no choice overrules them.
-  return any_rows && !dense(problem, device) && ours_on_gpu(problem, problem.choice, traced, device);
+  return any_rows && !dense(problem, device) &&
+         ours_on_gpu(problem, problem.choice, traced, device);
 }
 
 bool ours(const GatherProblem& problem,

@@ -39,11 +39,11 @@ Registry& registry() {
 std::optional<cpu::PackedForm> form_of(const mx::array& w,
                                        const mx::array& scales,
                                        const mx::array& biases,
-                                       int bits,
-                                       int group_size) {
-  auto scale_dtype = bridge::to_dtype(scales.dtype());
-  QuantFormat format{
-      bits, group_size, affine_mode(symmetric::known(scales, biases, bits))};
+                                       QuantFormat format) {
+  auto scale_dtype = bridge::scale_dtype(scales.dtype(), format.info());
+  if (format.mode == Mode::kAffine) {
+    format.mode = affine_mode(symmetric::known(scales, biases, format.bits));
+  }
   bool fits = supported(format) && scale_dtype && w.ndim() >= 2 &&
               w.size() > 0 && w.dtype() == mx::uint32 &&
               biases.dtype() == scales.dtype() && scales.ndim() == w.ndim() &&
@@ -53,7 +53,7 @@ std::optional<cpu::PackedForm> form_of(const mx::array& w,
     return std::nullopt;
   }
   cpu::PackedForm form{
-      w.shape(-2), scales.shape(-1) * group_size, format, *scale_dtype};
+      w.shape(-2), scales.shape(-1) * format.group_size, format, *scale_dtype};
   mx::Shape shape = w.shape();
   shape.back() = scales.shape(-1);
   bool consistent =
@@ -69,12 +69,12 @@ std::optional<cpu::PackedForm> form_of(const mx::array& w,
 
 }  // namespace
 
-std::shared_ptr<const Stored> store(const mx::array& w,
-                                    const mx::array& scales,
-                                    const mx::array& biases,
-                                    int bits,
-                                    int group_size) {
-  auto form = form_of(w, scales, biases, bits, group_size);
+std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
+                                    const QuantFormat& format) {
+  const mx::array &w = arrays.w, &scales = arrays.scales;
+  const mx::array& biases = arrays.biases_input();
+  bool complete = arrays.biases.has_value() == format.info().stores_biases;
+  auto form = complete ? form_of(w, scales, biases, format) : std::nullopt;
   if (!form) {
     return nullptr;
   }
@@ -143,7 +143,8 @@ std::shared_ptr<const Stored> stored(const ops::QuantizedArrays& arrays) {
   auto w = part_of(arrays.w);
   if (!w || !is(w, cpu::PackedPart::kCodes, w->stored) ||
       !is(part_of(arrays.scales), cpu::PackedPart::kScales, w->stored) ||
-      !arrays.biases) {
+      arrays.biases.has_value() !=
+          w->stored->packed->form().format.info().stores_biases) {
     return nullptr;
   }
   bool biases =

@@ -27,11 +27,8 @@ struct Stored {
 
 // Packs a matrix and evaluates its arrays for this. nullptr if the backend has
 // no other layout for it.
-std::shared_ptr<const Stored> store(const mx::array& w,
-                                    const mx::array& scales,
-                                    const mx::array& biases,
-                                    int bits,
-                                    int group_size);
+std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
+                                    const QuantFormat& format);
 
 // The packed matrix of a stand-in for w; nullptr for any other array.
 std::shared_ptr<const cpu::Packed> find(const mx::array& w);
@@ -46,8 +43,8 @@ struct Part {
 // that was evaluated. It is safe while another thread evaluates the array.
 std::optional<Part> part_of(const mx::array& a);
 
-// The matrix of three lazy arrays. The biases of a format that reads none may
-// be any array. nullptr for other arrays.
+// The matrix of lazy arrays. Biases that are not read may be any array. nullptr
+// for other arrays.
 std::shared_ptr<const Stored> stored(const ops::QuantizedArrays& arrays);
 
 // A node that unpacks this part exists from its construction on, until its

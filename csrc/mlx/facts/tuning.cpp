@@ -63,14 +63,18 @@ Product product(const Shape& shape) {
                scale_dtype,
                bits,
                group_size,
-               symmetric,
+               mode_name,
                experts,
                sorted] = shape;
   auto own = bridge::to_dtype(dtype);
-  auto of_scales = bridge::to_dtype(scale_dtype);
+  const ModeInfo* mode = mode_named(mode_name);
+  require(mode, "tuning", "a known mode is required but got '", mode_name, "'");
+  auto of_scales = bridge::scale_dtype(scale_dtype, *mode);
   require(own && of_scales,
           "tuning",
-          "dtypes float32, float16 or bfloat16 are required but got ",
+          "the types of mode '",
+          mode_name,
+          "' are required but got ",
           own ? scale_dtype : dtype);
   require(rows >= 1 && N >= 1 && K >= 1 && group_size >= 1 && experts >= 0,
           "tuning",
@@ -88,7 +92,7 @@ Product product(const Shape& shape) {
   p.K = K;
   p.dtype = *own;
   p.scale_dtype = *of_scales;
-  p.format = {bits, group_size, affine_mode(symmetric)};
+  p.format = {bits, group_size, mode->mode};
   return p;
 }
 

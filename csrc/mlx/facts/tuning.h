@@ -17,10 +17,18 @@ namespace nibble::tuning {
 
 namespace mx = mlx::core;
 
-// rows, N, K, dtype, scale_dtype, bits, group_size, symmetric, experts, sorted.
-// 0 experts: one matrix; else each row chooses one of them.
-using Shape =
-    std::tuple<int, int, int, mx::Dtype, mx::Dtype, int, int, bool, int, bool>;
+// rows, N, K, dtype, scale_dtype, bits, group_size, mode, experts, sorted. The
+// mode is ModeInfo::name. 0 experts: one matrix; else each row chooses one.
+using Shape = std::tuple<int,
+                         int,
+                         int,
+                         mx::Dtype,
+                         mx::Dtype,
+                         int,
+                         int,
+                         std::string,
+                         int,
+                         bool>;
 // A shape, int8_activations and a candidate.
 using Choice = std::tuple<Shape, bool, std::string>;
 

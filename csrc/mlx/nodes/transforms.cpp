@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "csrc/core/error.h"
 #include "csrc/mlx/ops.h"
 #include "mlx/ops.h"
 
@@ -29,6 +30,12 @@ GroupGradients group_gradients(const mx::array& dw,
                                const mx::array& scales,
                                QuantFormat format,
                                mx::Stream s) {
+  require(format.info().stores_biases,
+          "vjp",
+          "scales of a mode with biases are required for a gradient but the "
+          "mode is '",
+          format.info().mlx_name,
+          "'");
   mx::array grouped =
       mx::unflatten(dw, -1, {scales.shape(-1), format.group_size}, s);
   mx::array codes = grouped_codes(w, scales, format, s);

@@ -110,20 +110,26 @@ std::vector<mx::Shape> UnpackRows::output_shapes(
 
 namespace repack {
 
-std::optional<std::tuple<mx::array, mx::array, mx::array, size_t>> pack(
-    const mx::array& w,
-    const mx::array& scales,
-    const mx::array& biases,
-    int bits,
-    int group_size) {
-  auto matrix = store(w, scales, biases, bits, group_size);
+std::optional<Replacement> pack(const mx::array& w,
+                                const mx::array& scales,
+                                const std::optional<mx::array>& biases,
+                                int bits,
+                                int group_size,
+                                const std::string& mode) {
+  ops::QuantArgs args{group_size, bits, mode};
+  auto matrix =
+      args.is_ours() ? store({w, scales, biases}, args.format()) : nullptr;
   if (!matrix) {
     return std::nullopt;
   }
-  return std::tuple{lazy(matrix, PackedPart::kCodes),
-                    lazy(matrix, PackedPart::kScales),
-                    matrix->biases ? lazy(matrix, PackedPart::kBiases) : biases,
-                    matrix->packed->bytes()};
+  std::optional<mx::array> packed_biases;
+  if (matrix->biases) {
+    packed_biases = lazy(matrix, PackedPart::kBiases);
+  }
+  return Replacement{lazy(matrix, PackedPart::kCodes),
+                     lazy(matrix, PackedPart::kScales),
+                     packed_biases,
+                     matrix->packed->bytes()};
 }
 
 std::optional<mx::array> rows_of(const mx::array& a,
@@ -151,7 +157,8 @@ std::optional<mx::array> rows_of(const mx::array& a,
 
 std::vector<mx::array> unpacked(std::vector<mx::array> inputs, int first) {
   if (auto packed = find(inputs[first])) {
-    bool has_biases = packed->form().format.has_biases();
+    const QuantFormat& format = packed->form().format;
+    bool has_biases = format.has_biases();
     auto matrix = std::make_shared<Stored>(
         Stored{inputs[first],
                inputs[first + 1],
@@ -161,6 +168,8 @@ std::vector<mx::array> unpacked(std::vector<mx::array> inputs, int first) {
     inputs[first + 1] = lazy(matrix, PackedPart::kScales);
     if (has_biases) {
       inputs[first + 2] = lazy(matrix, PackedPart::kBiases);
+    } else if (!format.info().stores_biases) {
+      inputs[first + 2] = inputs[first + 1];
     }
   }
   return inputs;

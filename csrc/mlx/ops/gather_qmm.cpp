@@ -15,6 +15,58 @@ namespace {
 constexpr const char* kOp = "gather_qmm";
 using enum GatherQmm::Input;
 
+// A global scale is the largest magnitude of a matrix: that of E2M1, 6, times
+// that of E4M3, 448.
+constexpr float kLargestOfNvfp4 = 6 * 448;
+
+// True if our CPU kernels compute the product of matrices that have a global
+// scale each; MLX's do on a GPU only.
+bool scales_globally(const QuantizedArrays& matrix,
+                     const QuantArgs& args,
+                     const mx::Stream& stream) {
+  const ModeInfo* mode = find_mode(args.mode);
+  return matrix.global_scale && mode && mode->mode == Mode::kNvfp4 &&
+         stream.device == mx::Device::cpu;
+}
+
+// The product without global scales, in float32, then times those of the
+// matrices that are chosen.
+mx::array scaled(const mx::array& x,
+                 const QuantizedArrays& matrix,
+                 const GatherIndices& indices,
+                 bool transpose,
+                 const QuantArgs& args,
+                 const MatmulOptions& options,
+                 const mx::Stream& stream) {
+  const mx::array& scale = *matrix.global_scale;
+  size_t count = matrix.w.size() / (matrix.w.shape(-1) * matrix.w.shape(-2));
+  require(
+      scale.dtype() == mx::float32 &&
+          (scale.size() == 1 || scale.size() == count),
+      kOp,
+      "global_scale must have one float32 for each matrix but its shape is ",
+      text(scale.shape()),
+      " and its dtype is ",
+      scale.dtype());
+  QuantizedArrays plain{matrix.w, matrix.scales, matrix.biases};
+  mx::array y = gather_qmm(mx::astype(x, mx::float32, stream),
+                           plain,
+                           indices,
+                           transpose,
+                           args,
+                           options,
+                           stream);
+  mx::array each = mx::divide(
+      mx::broadcast_to(
+          mx::flatten(scale, stream), {static_cast<int>(count)}, stream),
+      mx::array(kLargestOfNvfp4),
+      stream);
+  auto [lhs, rhs] = normalise(kOp, indices, x, matrix.w, stream);
+  mx::array chosen =
+      mx::expand_dims(mx::take(each, rhs, stream), {-2, -1}, stream);
+  return mx::astype(mx::multiply(y, chosen, stream), x.dtype(), stream);
+}
+
 }  // namespace
 
 mx::array gather_qmm(const mx::array& x,
@@ -28,6 +80,10 @@ mx::array gather_qmm(const mx::array& x,
     return quantized_matmul(x, matrix, transpose, args, options, {}, s);
   }
   mx::Stream stream = mx::to_stream(s);
+  if (scales_globally(matrix, args, stream) && matrix.w.ndim() >= 2 &&
+      matrix.w.size() > 0) {
+    return scaled(x, matrix, indices, transpose, args, options, stream);
+  }
   auto by_mlx = [&](const mx::array& x, const QuantizedArrays& q) {
     return mx::gather_qmm(x,
                           q.w,

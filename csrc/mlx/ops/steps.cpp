@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <span>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
@@ -42,7 +41,8 @@ std::vector<std::shared_ptr<const repack::Stored>> packed(
     const QuantFormat& own = stored->packed->form().format;
     bool fits = own.bits == format.bits &&
                 own.group_size == format.group_size &&
-                (own.has_biases() || is_symmetric(call, format)) &&
+                own.info().mlx_name == format.info().mlx_name &&
+                (own.mode != Mode::kSymmetric || is_symmetric(call, format)) &&
                 stored->scales.dtype() == scale_dtype &&
                 (all.empty() || all[0]->packed->form().format.mode == own.mode);
     if (!fits) {
@@ -60,10 +60,10 @@ mx::Dtype result_dtype(const mx::array& x, const mx::array& scales) {
              : mx::promote_types(x.dtype(), scales.dtype());
 }
 
-// True if MLX's type is one of ours in this list.
-bool is_one_of(mx::Dtype dtype, std::span<const Dtype> list) {
-  std::optional<Dtype> ours = bridge::to_dtype(dtype);
-  return ours && std::ranges::find(list, *ours) != list.end();
+// The type that dequantize has by default: that of scales that are floats in
+// MLX, else MLX's own default.
+mx::Dtype default_dtype(const mx::array& scales, const ModeInfo& mode) {
+  return is_byte(mode.scale_dtypes[0]) ? mx::bfloat16 : scales.dtype();
 }
 
 // Indices of `matrices` as uint32.
@@ -112,7 +112,8 @@ std::optional<Request> normalise(const Call& call) {
     check_weights(call.op, *q, format);
     parameters.insert(parameters.end(), {q->scales, q->biases_input()});
   }
-  mx::Dtype dtype = call.dtype.value_or(first.scales.dtype());
+  mx::Dtype dtype =
+      call.dtype.value_or(default_dtype(first.scales, format.info()));
   if (call.x) {
     int K = first.scales.shape(-1) * format.group_size;
     check_activations(call.op,
@@ -124,8 +125,8 @@ std::optional<Request> normalise(const Call& call) {
     dtype = result_dtype(*call.x, first.scales);
   }
   mx::Dtype scale_dtype = mx::result_type(parameters);
-  if (!is_one_of(dtype, kDtypes) ||
-      !is_one_of(scale_dtype, format.info().scale_dtypes)) {
+  if (!bridge::to_dtype(dtype) ||
+      !bridge::scale_dtype(scale_dtype, format.info())) {
     return std::nullopt;
   }
   auto stored = packed(call, format, scale_dtype);
@@ -144,7 +145,9 @@ std::optional<Request> normalise(const Call& call) {
       const repack::Stored& matrix = *stored[i];
       request.inputs.insert(
           request.inputs.end(),
-          {matrix.w, matrix.scales, matrix.biases.value_or(q->biases_input())});
+          {matrix.w,
+           matrix.scales,
+           matrix.biases.value_or(q->biases.value_or(matrix.scales))});
       continue;
     }
     request.inputs.insert(

@@ -58,6 +58,12 @@ void check_weights(const char* op,
       scales.dtype(),
       " and ",
       biases.dtype());
+  require(mode.stores_biases || scales.dtype() == mx::uint8,
+          op,
+          "mode '",
+          mode.mlx_name,
+          "' needs scales of uint8 but they are ",
+          scales.dtype());
   mx::Shape expected = w.shape();
   int64_t K = int64_t{w.shape(-1)} * 32 / format.bits;
   expected.back() = static_cast<int>(K / format.group_size);

@@ -22,7 +22,7 @@ std::ostream& operator<<(std::ostream& out, Text text);
 // Throws unless bits and group size are positive. MLX divides by them.
 void check_format(const char* op, const QuantFormat& format);
 
-// Throws unless this is an affine matrix of the format.
+// Throws unless this is a matrix of the format.
 void check_weights(const char* op,
                    const QuantizedArrays& matrix,
                    const QuantFormat& format);

@@ -132,7 +132,7 @@ def repack_layers(
     """
     report.repacked = Repacked()
     report.repacked.add(
-        (m for m in model.modules() if "biases" in m and reads_weights_by_products(m)),
+        (m for m in model.modules() if reads_weights_by_products(m)),
         progress,
     )
 
@@ -146,7 +146,9 @@ def recognise_symmetric(modules: Iterable[mlx_nn.Module]) -> None:
     matrices: list[Any] = [
         m
         for m in modules
-        if is_quantized(m) and "biases" in m and not is_packed(m["scales"])
+        if is_quantized(m)
+        and m.get("biases") is not None
+        and not is_packed(m["scales"])
     ]
     symmetric.recognise((m["scales"], m["biases"], m.bits) for m in matrices)
 
@@ -156,7 +158,7 @@ def _tuned_layers(
 ) -> int:
     """Return the number of swapped layers that a choice in the table concerns."""
     chosen = {
-        (key.N, key.K, key.bits, key.group_size)
+        (key.N, key.K, key.bits, key.group_size, key.mode)
         for key, choice in table.items()
         if choice.name is not None and key.activations == activations
     }
@@ -167,6 +169,7 @@ def _tuned_layers(
             m["scales"].shape[-1] * m.group_size,
             m.bits,
             m.group_size,
+            getattr(m, "mode", "affine"),
         )
         for m in modules
         if m["weight"].ndim == 2

@@ -12,7 +12,7 @@ from mlx_nibble import _native, nn, ops
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound, original
 from mlx_nibble.acceleration.report import Kept, Routed, Swap
 from mlx_nibble.acceleration.route import PRODUCTS, quantized_layers
-from mlx_nibble.machine import gpu
+from mlx_nibble.machine import gpu as the_gpu
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def decide(path: str, module: Any, rules: Rules) -> Swap | Routed | Kept | None:
         if reason is not None:
             return Kept(path, kind.__name__, reason)
         assert rebound is not None  # else there is a reason to keep
+        mode = getattr(module, "mode", "affine")
         form = f"{module.bits}-bit group {module.group_size}"
+        form = form if mode == "affine" else f"{mode} {form}"
         return Swap(path, module, now, rebound.kind, form)
     rebound = rules.others.subclass(kind) if _native.ext is not None else None
     if rebound is None or now is rebound.kind:
@@ -87,15 +89,19 @@ def _reason_to_keep(
 ) -> str | None:
     if _native.reason is not None:
         return "mlx-nibble is inactive"
-    if rules.device == "GPU" and not gpu.has_our_kernels():
+    if rules.device == "GPU" and not the_gpu.has_our_kernels():
         return "no kernel of ours runs on this GPU"
     mode = getattr(module, "mode", "affine")
-    if not ops.supports(mode, module.bits, module.group_size):
+    gpu = rules.device == "GPU"
+    if not ops.supports(mode, module.bits, module.group_size, gpu=gpu):
         return (
-            f"no kernel for mode {mode}, {module.bits} bits, group {module.group_size}"
+            f"no {rules.device} kernel for mode {mode}, {module.bits} bits, "
+            f"group {module.group_size}"
         )
     if original(type(module)) in rules.quantized.refused:
         return "its class allows no subclass"
+    if isinstance(module, mlx_nn.QQLinear):
+        return "MLX's qqmm computes it, for it rounds its inputs"
     if rebound is None or not rebound.operations & PRODUCTS:
         return "its code calls none of our operations"
     if rules.predicate is not None and not rules.predicate(path, module):

@@ -25,8 +25,8 @@ from mlx_nibble.progress import Progress, silent
 NAMES = ("weight", "scales", "biases")
 """A quantized layer's arrays."""
 
-Matrix = tuple[mx.array, mx.array, mx.array]
-"""w, scales and biases."""
+Matrix = tuple[mx.array, mx.array, mx.array | None]
+"""w, scales, and biases if the mode has them."""
 
 
 class Repacked:
@@ -40,8 +40,8 @@ class Repacked:
         """Repack quantized layers, one after the other.
 
         Args:
-            modules: Quantized layers with biases. Those that the backend has no other
-                order for stay as they are.
+            modules: Quantized layers. Those that the backend has no other order for
+                stay as they are.
             progress: Function that is told the number of layers.
         """
         found: dict[int, Any] = {id(m): m for m in modules}
@@ -52,7 +52,7 @@ class Repacked:
             progress("repack weights", number, len(layers))
             key = _identity(layer)
             packed = done.get(key) or pack(
-                *_arrays(layer), layer.bits, layer.group_size
+                *_arrays(layer), layer.bits, layer.group_size, _mode(layer)
             )
             if packed is None:
                 continue
@@ -61,7 +61,8 @@ class Repacked:
             matrix, nbytes = packed
             self._layers.append((layer, nbytes))
             for name, array in zip(NAMES, matrix, strict=True):
-                layer[name] = array
+                if array is not None:
+                    layer[name] = array
         progress("repack weights", len(layers), len(layers))
         if self._layers and _native.ext is not None:
             _native.ext.release_memory()
@@ -84,18 +85,23 @@ class Repacked:
 
 
 def pack(
-    w: mx.array, scales: mx.array, biases: mx.array, bits: int, group_size: int
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    bits: int,
+    group_size: int,
+    mode: str = "affine",
 ) -> tuple[Matrix, int] | None:
     """Return lazy arrays that replace a matrix, and the bytes of the packed weights.
 
     None if the backend has no other order for it.
     """
     ext = _native.ext
-    packed = ext and ext.pack(w, scales, biases, bits, group_size)
+    packed = ext and ext.pack(w, scales, biases, bits, group_size, mode)
     if ext is None or packed is None:
         return None
     lazy_w, lazy_scales, lazy_biases, nbytes = packed
-    if is_packed(lazy_biases):
+    if lazy_biases is not None or biases is None:
         return (lazy_w, lazy_scales, lazy_biases), nbytes
     # A symmetric matrix. Its biases stay, and are now known to follow from the new
     # scales.
@@ -113,7 +119,11 @@ def is_packed(array: Any) -> bool:
 
 
 def _arrays(layer: Any) -> Matrix:
-    return layer["weight"], layer["scales"], layer["biases"]
+    return layer["weight"], layer["scales"], layer.get("biases")
+
+
+def _mode(layer: Any) -> str:
+    return getattr(layer, "mode", "affine")
 
 
 def _identity(layer: Any) -> tuple[int, ...]:

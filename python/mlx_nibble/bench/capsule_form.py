@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_nibble.formats import GROUP_SIZES, SCALE_DTYPES, SUPPORTED_BITS
+from mlx_nibble.formats import GROUP_SIZES, MODES, SCALE_DTYPES, SUPPORTED_BITS
 from mlx_nibble.io.values import shown
 
 SCHEMA = "mlx-nibble/bench/1"
@@ -18,12 +18,17 @@ _PEAK = (1.0, 1e24)
 _MOST_PASSES = 10_000
 _DTYPES = frozenset(SCALE_DTYPES)
 _PRODUCT = {"rows": _SIZE, "N": _SIZE, "K": _SIZE, "bits": frozenset(SUPPORTED_BITS)}
-_PRODUCT |= {"group_size": frozenset(GROUP_SIZES), "dtype": _DTYPES}
+_PRODUCT |= {"group_size": frozenset((16, *GROUP_SIZES)), "dtype": _DTYPES}
+_PRODUCT |= {"mode": frozenset(m.mlx_name for m in MODES.values())}
 # The keys of a case, by the kind of run: a type, the limits of a number, or a choice.
 _CASES: dict[str, dict[str, Any]] = {
     "kernels": _PRODUCT,
     "tune": _PRODUCT
-    | {"scale_dtype": _DTYPES, "symmetric": bool, "activations": {None, "int8"}},
+    | {
+        "scale_dtype": _DTYPES | {"uint8"},
+        "symmetric": bool,
+        "activations": {None, "int8"},
+    },
     "model": {
         "measure": {"prompt", "decode"},
         "mode": {"plain", "batched", "speculative"},
@@ -79,6 +84,8 @@ def check(capsule: Any) -> None:
         _part(peaks, key, _PEAK)
     for result in _part(capsule, "results", list):
         case = _part(result, "case", dict)
+        if kind != "model":
+            case.setdefault("mode", "affine")  # earlier versions knew no other
         for key, form in _CASES[kind].items():
             _part(case, key, form)
         if unknown := case.keys() - _CASES[kind].keys():

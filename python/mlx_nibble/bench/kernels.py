@@ -106,7 +106,8 @@ def run(
 
 def describe(case: ProductCase) -> str:
     """Return a short description of a case."""
-    return f"{case.rows} × {case.N} × {case.K}, {case.bits} bits, {case.dtype}"
+    form = f"{case.bits} bits" if case.mode == "affine" else case.mode
+    return f"{case.rows} × {case.N} × {case.K}, {form}, {case.dtype}"
 
 
 def _enter(
@@ -122,7 +123,8 @@ def _enter(
     """
     limit = _LONGEST_CALL * settings.seconds
     for name, product in _products(case, settings).items():
-        key = (name, case.N, case.K, case.bits, case.group_size, case.dtype)
+        form = (case.mode, case.bits, case.group_size, case.dtype)
+        key = (name, case.N, case.K, *form)
         if key in slow:
             yield name, f"one takes more than {slow[key]:.1f} s"
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 
 import mlx.core as mx
@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_nibble import ops
 from mlx_nibble.bench.machine import last_level_cache_bytes
+from mlx_nibble.formats import MODES, SCALE_BYTES
 from mlx_nibble.machine.turns import Chain, link
 from mlx_nibble.ops import DTYPES
 
@@ -35,7 +36,8 @@ class ProductCase:
         K: Columns of w.
         bits: Width of a code.
         group_size: Codes that share a scale.
-        dtype: Type of x, scales and biases.
+        dtype: Type of x, and of scales and biases in the affine mode.
+        mode: MLX's name of the mode.
     """
 
     rows: int
@@ -44,17 +46,18 @@ class ProductCase:
     bits: int
     group_size: int
     dtype: str
+    mode: str = field(default="affine", kw_only=True)
 
     @property
     def scales_dtype(self) -> str:
         """Type of scales and biases."""
-        return self.dtype
+        return self.dtype if MODES[self.mode].stores_biases else "uint8"
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of codes, scales and biases."""
-        pair = 2 * DTYPES[self.scales_dtype].size
-        return self.N * (self.K * self.bits // 8 + pair * self.K // self.group_size)
+        each = len(MODES[self.mode].arrays) * SCALE_BYTES[self.scales_dtype]
+        return self.N * (self.K * self.bits // 8 + each * self.K // self.group_size)
 
     @property
     def operations(self) -> int:
@@ -138,13 +141,18 @@ class Pools:
 
 
 def _weights_of(case: ProductCase) -> tuple:
-    form = (case.bits, case.group_size, case.dtype, case.scales_dtype)
+    form = (case.mode, case.bits, case.group_size, case.dtype, case.scales_dtype)
     return (case.N, case.K, *form)
 
 
 def _quantized(case: ProductCase, rng: np.random.Generator) -> Weights:
     groups = (case.N, case.K // case.group_size)
     words = rng.integers(0, 2**32, (case.N, case.K * case.bits // 32), dtype=np.uint32)
+    if not MODES[case.mode].stores_biases:
+        dense = mx.array(rng.standard_normal((case.N, case.K), np.float32))
+        weights = tuple(mx.quantize(dense, mode=case.mode))
+        mx.eval(weights)
+        return weights
     scales = mx.array(rng.standard_normal(groups, np.float32) / 2**case.bits)
     scales = scales.astype(DTYPES[case.scales_dtype])
     weights = (mx.array(words), scales, scales * -(2 ** (case.bits - 1)))
@@ -200,10 +208,10 @@ def nibble(case: ProductCase) -> Callable[..., mx.array]:
     """Return our product."""
 
     def product(
-        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
+        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None = None
     ) -> mx.array:
         return ops.quantized_matmul(
-            x, w, scales, biases, True, case.group_size, case.bits
+            x, w, scales, biases, True, case.group_size, case.bits, case.mode
         )
 
     return product
@@ -213,10 +221,10 @@ def mlx(case: ProductCase) -> Callable[..., mx.array]:
     """Return MLX's operation."""
 
     def product(
-        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
+        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None = None
     ) -> mx.array:
         return mx.quantized_matmul(
-            x, w, scales, biases, True, case.group_size, case.bits
+            x, w, scales, biases, True, case.group_size, case.bits, case.mode
         )
 
     return product

@@ -13,18 +13,16 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
 
 from mlx_nibble.bench import capsule, kernels
 from mlx_nibble.bench.capsule import Capsule
 from mlx_nibble.bench.kernels import PEERS, KernelOptions, ProductRow
 from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import DEFAULT_MODEL, DEFAULT_ROWS, MODELS
-from mlx_nibble.cli import sizes
+from mlx_nibble.cli import formats, sizes
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, milliseconds, out, run_progress, table, times
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.ops import DTYPES
 
 
@@ -84,8 +82,7 @@ def add_products(parser: argparse._ActionsContainer) -> None:
         metavar="M",
         help=f"rows of x; default: {' '.join(map(str, DEFAULT_ROWS))}",
     )
-    add("--bits", nargs="+", type=int, default=[4], choices=SUPPORTED_BITS)
-    add("--group-size", nargs="+", type=int, default=[64], choices=GROUP_SIZES)
+    formats.add_options(parser, several=True)
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     add("--hot", action="store_true", help="leave the weights in the cache")
 
@@ -131,8 +128,13 @@ def cases_of(args: argparse.Namespace) -> list[ProductCase]:
     for shape in args.shape:
         rows = args.rows if len(shape) == 2 else [shape[0]]
         shapes += [(m, *shape[-2:]) for m in rows]
-    formats = product(args.bits, args.group_size, args.dtype)
-    return list(dict.fromkeys(ProductCase(*s, *f) for f in formats for s in shapes))
+    cases = [
+        ProductCase(*shape, form.bits, form.group_size, dtype, mode=form.mode)
+        for form in formats.of(args, "bench")
+        for dtype in args.dtype
+        for shape in shapes
+    ]
+    return list(dict.fromkeys(cases))
 
 
 def show(made: Capsule) -> None:
@@ -155,7 +157,8 @@ def show(made: Capsule) -> None:
     for row in kernels.rows(made):
         case = row.case
         label = [f"{case.rows} × {case.N} × {case.K}"]
-        label += [f"{case.bits} bits g{case.group_size} {case.dtype}"]
+        form = f"{case.bits} bits g{case.group_size}"
+        label += [f"{form if case.mode == 'affine' else case.mode} {case.dtype}"]
         shown.add_row(
             *(label if case != last else ["", ""]),
             row.name,

@@ -21,7 +21,7 @@ from mlx_nibble.cli.models import hub_errors, is_hub_name
 from mlx_nibble.evaluation.gguf_inventory import read_gguf_inventory
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
-from mlx_nibble.formats import Format
+from mlx_nibble.formats import FLOAT_MODES, Format
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.quantize.recipes import RECIPES
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--what-if",
         metavar="FORMAT",
-        help="BITS, BITS:GROUP or the name of a recipe: count as if converted to it",
+        help="BITS, BITS:GROUP, a mode of floats (mxfp4, nvfp4, mxfp8) or the name of "
+        "a recipe: count as if converted to it",
     )
     add("--json", action="store_true", help="print the result for machines")
     return parser
@@ -98,12 +99,15 @@ def _plan(inventory: Inventory, stated: str, gguf: bool) -> dict[str, Format]:
     # The names of a GGUF file's matrices say nothing to a recipe.
     if stated in RECIPES and (stated == "uniform" or not gguf):
         plan = RECIPES[stated](shapes, Format())
+    elif stated in FLOAT_MODES:
+        plan = RECIPES["uniform"](shapes, Format.of_mode(stated))
     else:
         bits, _, group = stated.partition(":")
         if not bits.isdigit() or not (group or "64").isdigit():
             raise ValueError(
-                "[inspect] --what-if must be BITS, BITS:GROUP or, for a folder, one "
-                f"of {tuple(RECIPES)} but got {stated!r}."
+                "[inspect] --what-if must be BITS, BITS:GROUP, one of "
+                f"{FLOAT_MODES} or, for a folder, one of {tuple(RECIPES)} but got "
+                f"{stated!r}."
             )
         plan = RECIPES["uniform"](shapes, Format(int(bits), int(group or 64)))
     names = {row.path.removesuffix(".weight"): row.path for row in inventory.rows}

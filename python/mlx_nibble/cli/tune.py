@@ -18,10 +18,9 @@ from pathlib import Path
 from mlx_nibble import _native
 from mlx_nibble.bench import capsule, peaks
 from mlx_nibble.bench.machine import device
-from mlx_nibble.cli import activations, sizes
+from mlx_nibble.cli import activations, formats, sizes
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, out, run_progress, table
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
@@ -62,8 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         help="rows of x, each standing for its class (docs/guide/tune.md); "
         f"default: {' '.join(map(str, problems.ROWS))}",
     )
-    add("--bits", type=int, default=4, choices=SUPPORTED_BITS)
-    add("--group-size", type=int, default=64, choices=GROUP_SIZES)
+    formats.add_options(parser)
     add(
         "--dtype",
         choices=DTYPES,
@@ -128,15 +126,17 @@ def _wanted(args: argparse.Namespace) -> list[Problem]:
     if args.path is not None:
         return problems.of_model(Path(local_path(args.path)), rows, args.dtype, setting)
     shapes = args.shape or problems.default_shapes()
-    form = (args.dtype, args.bits, args.group_size, setting)
-    return problems.of_shapes(shapes, rows, *form)
+    (form,) = formats.of(args, "tune", gpu=device() != "cpu")
+    own = (args.dtype, form.bits, form.group_size, setting, form.mode)
+    return problems.of_shapes(shapes, rows, *own)
 
 
 def of_one_matrix(wanted: Iterable[Problem]) -> list[list[Problem]]:
     """Return the products, grouped by the matrix that they share."""
 
     def matrix(p: Problem) -> tuple:
-        return (p.N, p.K, p.bits, p.group_size, p.dtype, p.scale_dtype, p.symmetric)
+        form = (p.mode, p.bits, p.group_size, p.dtype, p.scale_dtype, p.symmetric)
+        return (p.N, p.K, *form)
 
     return [list(same) for _, same in groupby(wanted, matrix)]
 
@@ -247,7 +247,9 @@ def _print(choices: Mapping[Key, Choice], as_json: bool) -> None:
 
 
 def _labels(key: Key) -> list[str]:
-    form = f"{key.bits} bits g{key.group_size} {key.dtype}, scales {key.scale_dtype}"
+    form = f"{key.bits} bits g{key.group_size} {key.dtype}"
+    form = form if key.mode == "affine" else f"{key.mode} {key.dtype}"
+    form += f", scales {key.scale_dtype}" if key.mode == "affine" else ""
     form += ", symmetric" if key.symmetric else ""
     form += f", activations {key.activations}" if key.activations else ""
     form += f", {key.experts} experts" if key.experts else ""

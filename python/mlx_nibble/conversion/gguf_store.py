@@ -29,7 +29,7 @@ from mlx_nibble.quantize.search import search
 _GROUP = 32
 # Widths that lose less than 0.5 % of perplexity: docs/results/gguf.md.
 _NEAREST_BITS = {"Q2_K": 6, "Q3_K": 6, "Q6_K": 8}
-_MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+_MXFP4 = Format.of_mode("mxfp4")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _part(
     """Return arrays, settings, and the error of each value; None if all are exact."""
     if _is_quantizable(place):
         if isinstance(part, Mxfp4):
-            return {"weight": part.words, "scales": part.scales}, _MXFP4, None
+            return {"weight": part.words, "scales": part.scales}, _MXFP4.config, None
         if isinstance(part, Quantized):
             stored = _rounded(part, dtype, place.path)
             lost = None

@@ -75,7 +75,8 @@ def _row(
     scales = tensors.get(f"{owner}.scales")
     if not path.endswith(".weight") or scales is None:
         return MatrixBytes(path, tuple(tensor.shape), tensor.nbytes)
-    group_size = stored_settings(config, owner)["group_size"]
+    settings = stored_settings(config, owner)
+    group_size = settings["group_size"]
     inputs = scales.shape[-1] * group_size if scales.ndim else 0
     if tensor.shape[:-1] != scales.shape[:-1] or inputs == 0:
         raise ValueError(
@@ -90,6 +91,6 @@ def _row(
         tensor.nbytes,
         scales.nbytes,
         0 if biases is None else biases.nbytes,
-        label(bits, group_size),
+        label(bits, group_size, settings["mode"]),
         bits,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_nibble.formats import Format
+from mlx_nibble.formats import MODES, Format
 
 # A process may wire about three quarters of a Mac's unified memory for the GPU
 # (Metal's recommendedMaxWorkingSetSize on machines of 16 GB and up).
@@ -99,18 +99,19 @@ def by_layer(inventory: Inventory) -> dict[str, list[MatrixBytes]]:
     return layers
 
 
-def label(bits: int, group_size: int) -> str:
-    """Return a format in words."""
-    return f"{bits}-bit g{group_size}"
+def label(bits: int, group_size: int, mode: str = "affine") -> str:
+    """Return a format in words. A mode of floats has one width and group size."""
+    return f"{bits}-bit g{group_size}" if MODES[mode].stores_biases else mode
 
 
 def stored(path: str, shape: tuple[int, ...], form: Format) -> MatrixBytes:
     """Return the bytes of a matrix in a format."""
     count = math.prod(shape)
     codes = count * form.bits // 8
-    pair = (form.nbytes(count // shape[-1], shape[-1]) - codes) // 2
-    name = label(form.bits, form.group_size)
-    return MatrixBytes(path, shape, codes, pair, pair, name, form.bits)
+    biased = MODES[form.mode].stores_biases
+    each = (form.nbytes(count // shape[-1], shape[-1]) - codes) // (1 + biased)
+    name = label(form.bits, form.group_size, form.mode)
+    return MatrixBytes(path, shape, codes, each, biased * each, name, form.bits)
 
 
 def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:

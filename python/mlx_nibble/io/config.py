@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlx_nibble.formats import BITS, GROUP_SIZES, Format
+from mlx_nibble.formats import MODES as OUR_MODES
+from mlx_nibble.formats import Format
 from mlx_nibble.io.stranger import read_json
 from mlx_nibble.io.values import fail, mapping, texts, whole
 
@@ -21,10 +22,9 @@ _LARGEST_FILE = 16 << 20
 # MLX's name of the mode, and its values of settings that a config.json leaves out.
 _DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
 MODES = {
-    "affine": (GROUP_SIZES, BITS),
-    "mxfp4": ((32,), (4,)),
-    "mxfp8": ((32,), (8,)),
-    "nvfp4": ((16,), (4,)),
+    mode.mlx_name: (mode.group_sizes, mode.bits)
+    for mode in OUR_MODES.values()
+    if not mode.symmetric
 }
 """MLX's modes, with the group sizes and widths of each."""
 LAYER_COUNT = re.compile(r"(num_)?(hidden|transformer)_layers|num_layers|n_layers?")

@@ -6,12 +6,13 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_nibble import ops
-from mlx_nibble.formats import BITS, GROUP_SIZES
+from mlx_nibble.formats import MODES
 from mlx_nibble.machine import trial
 from mlx_nibble.machine.gpu import info as gpu_info
 from mlx_nibble.machine.trial import Trial, Verdict
@@ -148,14 +149,14 @@ def common(kernel: str) -> bool:
 
 def _cpu_verdicts() -> Iterator[Verdict]:
     for short, dtype in _DTYPES.items():
-        for bits in BITS:
-            for group_size in GROUP_SIZES:
-                if ops.supports("affine", bits, group_size):
-                    form = (short, dtype, bits, group_size)
+        for name, mode in MODES.items():
+            for bits, group_size in product(mode.bits, mode.group_sizes):
+                if mode.mlx_name == name and ops.supports(name, bits, group_size):
+                    form = (short, dtype, bits, group_size, name)
                     yield _cpu_verdict("cpu", _product, *form)
         # These families call the same inner kernels: one format is enough.
         for family, operation in _CPU_FAMILIES.items():
-            yield _cpu_verdict(family, operation, short, dtype, 4, 64)
+            yield _cpu_verdict(family, operation, short, dtype, 4, 64, "affine")
 
 
 def _cpu_verdict(
@@ -165,6 +166,7 @@ def _cpu_verdict(
     dtype: mx.Dtype,
     bits: int,
     group_size: int,
+    mode: str,
 ) -> Verdict:
     gathered = "gather" in family
     # Ragged edges, as in csrc/core/trial.cpp; more rows than one block.
@@ -179,16 +181,19 @@ def _cpu_verdict(
         sorted=False,
         epilogue=family == "cpu",
         dtype=dtype,
-        scale_dtype=dtype,
+        scale_dtype=dtype if MODES[mode].stores_biases else mx.uint8,
         bits=bits,
         group_size=group_size,
-        mode="affine",
+        mode=mode,
     )
 
     def run(operands: dict[str, mx.array]) -> mx.array:
-        return operation(operands, group_size=group_size, bits=bits, stream=mx.cpu)
+        form = {"group_size": group_size, "bits": bits, "mode": mode}
+        return operation(operands, **form, stream=mx.cpu)
 
     name = f"{family}_{short}_{short}_b{bits}_g{group_size}"
+    if not MODES[mode].stores_biases:
+        name = f"{family}_{short}_{mode}"
     return trial.judge(name, problem, run)
 
 

@@ -117,7 +117,7 @@ def _check_views(ext: Any) -> Verdict | None:
     """Run the trial of a product whose x is a view, which the launch copies first."""
     # CUDA's kernels have no float32.
     shapes = [
-        (8, 64, 128, dtype, dtype, 4, 64, False, 0, False)
+        (8, 64, 128, dtype, dtype, 4, 64, "affine", 0, False)
         for dtype in (mx.float32, mx.float16)
     ]
     product = next(kernel for shape in shapes for kernel in ext.kernels_of(shape))
@@ -171,6 +171,11 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
     for prefix in ("", "up_"):
         words = (trial.experts, trial.N, trial.K * trial.bits // 32)
         groups = (trial.experts, trial.N, trial.K // trial.group_size)
+        w = rng.integers(0, 2**32, words, dtype=np.uint32)
+        if not MODES[trial.mode].stores_biases:
+            w, scales = _floats(trial.mode, w, groups, rng)
+            operands |= {f"{prefix}w": mx.array(w), f"{prefix}scales": mx.array(scales)}
+            continue
         scales = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
         scales = mx.array((scales / 2**trial.bits).astype(np.float32))
         scales = scales.astype(trial.scale_dtype)
@@ -178,7 +183,7 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
         if not MODES[trial.mode].symmetric:
             zero = mx.array(rng.uniform(0, 2**trial.bits, groups).astype(np.float32))
         operands |= {
-            f"{prefix}w": mx.array(rng.integers(0, 2**32, words, dtype=np.uint32)),
+            f"{prefix}w": mx.array(w),
             f"{prefix}scales": scales,
             # A power of two times a scale is exact, as symmetry requires.
             f"{prefix}biases": (-zero * scales).astype(trial.scale_dtype),
@@ -202,6 +207,21 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
             operands[name] = mx.array(addend).astype(trial.dtype)
     mx.eval(operands)
     return operands
+
+
+def _floats(
+    mode: str, w: np.ndarray, groups: tuple[int, ...], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes without NaN, and scales near 1, for a mode of floats."""
+    import numpy as np
+
+    from mlx_nibble.floats import SCALES
+
+    if mode == "mxfp8":
+        codes = w.view(np.uint8)
+        w = np.where(codes & 0x7F == 0x7F, 0, codes).astype(np.uint8).view(np.uint32)
+    near = np.flatnonzero((abs(SCALES[mode]) >= 0.25) & (abs(SCALES[mode]) <= 4))
+    return w, rng.choice(near, groups).astype(np.uint8)
 
 
 def _bound(trial: Trial, operands: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -266,9 +286,15 @@ def _weights(
     """Return w_hat [experts, N, K], and |scale| * code + |bias|, for error bounds."""
     import numpy as np
 
-    from mlx_nibble.formats import unpack
+    from mlx_nibble.floats import CODES, SCALES
+    from mlx_nibble.formats import MODES, unpack
 
     codes = unpack(np.array(operands[f"{prefix}w"]), trial.bits)
+    if not MODES[trial.mode].stores_biases:
+        bytes_of = np.array(operands[f"{prefix}scales"])
+        scales = np.repeat(SCALES[trial.mode][bytes_of], trial.group_size, axis=-1)
+        exact = CODES[trial.mode][codes].astype(np.float64) * scales
+        return exact, abs(exact)
     scales, biases = (
         np.repeat(_values(operands[f"{prefix}{name}"]), trial.group_size, axis=-1)
         for name in ("scales", "biases")

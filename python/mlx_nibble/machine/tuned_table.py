@@ -56,6 +56,7 @@ class Key:
         activations: None or "int8", as in the call of the operation.
         experts: Matrices that rows choose from; 0 for one matrix.
         sorted: True if the chosen numbers never decrease.
+        mode: MLX's name of the mode.
     """
 
     rows: int
@@ -69,13 +70,15 @@ class Key:
     activations: str | None = None
     experts: int = 0
     sorted: bool = False
+    mode: str = "affine"
 
     @property
     def shape(self) -> tuple:
         """The extension's argument ``shape``."""
-        dtype, scale_dtype = DTYPES[self.dtype], DTYPES[self.scale_dtype]
+        dtype, scale_dtype = DTYPES[self.dtype], getattr(mx, self.scale_dtype)
         sizes = (self.rows, self.N, self.K)
-        form = (self.bits, self.group_size, self.symmetric)
+        mode = "symmetric" if self.symmetric else self.mode
+        form = (self.bits, self.group_size, mode)
         return (*sizes, dtype, scale_dtype, *form, self.experts, self.sorted)
 
     @property
@@ -243,7 +246,8 @@ _warned: set[tuple[str, int]] = set()
 
 
 def _order(key: Key) -> tuple:
-    form = (key.bits, key.group_size, key.dtype, key.scale_dtype, key.symmetric)
+    form = (key.mode, key.bits, key.group_size, key.dtype, key.scale_dtype)
+    form += (key.symmetric,)
     chosen = (key.experts, key.sorted)
     return (key.N, key.K, *form, key.activations or "", *chosen, key.rows)
 
@@ -256,18 +260,28 @@ def _parse(stored: Any) -> Table:
 
 
 def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
+    from mlx_nibble.formats import MODES  # imports NumPy, which takes long
+
     names = [field.name for field in fields(Key)]
     of_choice = [field.name for field in fields(Choice)]
-    for entry in stored:
-        known = isinstance(entry, dict) and set(entry) == {*names, *of_choice}
-        _require(known, "a choice with the fields of this version", entry)
+    for given in stored:
+        # Earlier versions knew one mode.
+        entry: dict[str, Any] = {"mode": "affine"}
+        entry |= given if isinstance(given, dict) else {}
+        known = set(entry) == {*names, *of_choice}
+        _require(known, "a choice with the fields of this version", given)
         key = Key(**{name: entry[name] for name in names})
         for name in ("rows", "N", "K", "bits", "group_size"):
             size = entry[name]
             fits = type(size) is int and 1 <= size <= _LARGEST_SIZE
             _require(fits, f"{name} from 1 to {_LARGEST_SIZE}", size)
-        for name in ("dtype", "scale_dtype"):
-            _require(entry[name] in DTYPES, f"{name} of {tuple(DTYPES)}", entry[name])
+        mode = MODES.get(entry["mode"]) if isinstance(entry["mode"], str) else None
+        _require(mode, f"a mode of {tuple(MODES)}", entry["mode"])
+        for name, allowed in (
+            ("dtype", tuple(DTYPES)),
+            ("scale_dtype", mode.scale_dtypes if mode else ()),
+        ):
+            _require(entry[name] in allowed, f"{name} of {allowed}", entry[name])
         fits = type(key.experts) is int and 0 <= key.experts <= _LARGEST_SIZE
         _require(fits, f"experts from 0 to {_LARGEST_SIZE}", key.experts)
         for flag in ("symmetric", "sorted"):

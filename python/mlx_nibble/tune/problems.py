@@ -14,6 +14,7 @@ from mlx_nibble.acceleration import symmetric
 from mlx_nibble.bench.machine import device
 from mlx_nibble.bench.products import ProductCase
 from mlx_nibble.bench.shapes import MODELS
+from mlx_nibble.formats import MODES
 from mlx_nibble.io.checkpoint import read_checkpoint
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import LEAVE_TO_MLX, Key
@@ -69,6 +70,7 @@ def of_shapes(
     bits: int,
     group_size: int,
     activations: str | None,
+    mode: str = "affine",
 ) -> list[Problem]:
     """Return products of weights [N, K], each with all numbers of rows.
 
@@ -76,8 +78,9 @@ def of_shapes(
         ValueError: If K is not made of whole groups.
     """
     form = (bits, group_size, dtype or default_dtype(SCALE_DTYPE))
+    scale_dtype = SCALE_DTYPE if MODES[mode].stores_biases else "uint8"
     made = [
-        Problem(m, N, K, *form, SCALE_DTYPE, activations=activations)
+        Problem(m, N, K, *form, scale_dtype, activations=activations, mode=mode)
         for N, K in dict.fromkeys(shapes)
         for m in rows
     ]
@@ -124,22 +127,29 @@ def _matrices(
         weight, biases = (
             tensors.get(f"{owner}.{part}") for part in ("weight", "biases")
         )
-        if owner == name or weight is None or biases is None or weight.ndim != 2:
+        if owner == name or weight is None or weight.ndim != 2:
             continue
         if owner.endswith("embed_tokens") and not tied:
             continue  # rows are looked up, never multiplied
         form = _format(quantization, owner, weight, scales)
-        scale_dtype = names.get(scales.dtype)
-        if form is None or scale_dtype is None:
+        if form is None:
             continue
-        K, bits, group_size = form
-        what = (weight.shape[0], K, bits, group_size, scale_dtype)
+        K, bits, group_size, mode = form
+        scale_dtype = names.get(scales.dtype, "uint8")
+        known = scale_dtype in MODES[mode].scale_dtypes
+        if not known or (biases is not None) != MODES[mode].stores_biases:
+            continue
+        what = (weight.shape[0], K, bits, group_size, mode, scale_dtype)
         if what not in seen:
             # One matrix stands for all of its shape; each layer checks its own later.
-            (seen[what],) = symmetric.recognise([(scales, biases, bits)])
-        own = dtype or default_dtype(scale_dtype)
+            seen[what] = biases is not None and all(
+                symmetric.recognise([(scales, biases, bits)])
+            )
+        # A model whose scales are bytes has activations of bfloat16.
+        own = dtype or default_dtype(names.get(scales.dtype, SCALE_DTYPE))
         yield Problem(
             *(1, weight.shape[0], K, bits, group_size, own, scale_dtype),
+            mode=mode,
             symmetric=seen[what],
             activations=activations,
         )
@@ -147,8 +157,8 @@ def _matrices(
 
 def _format(
     quantization: dict[str, Any], owner: str, weight: mx.array, scales: mx.array
-) -> tuple[int, int, int] | None:
-    """Return K, bits and group size of a matrix; None if no kernel supports them."""
+) -> tuple[int, int, int, str] | None:
+    """Return K, bits, group size and mode; None if no kernel supports them."""
     own = quantization.get(owner)
     settings = own if isinstance(own, dict) else quantization
     group_size = settings.get("group_size", 64)
@@ -157,4 +167,6 @@ def _format(
     K = scales.shape[-1] * group_size
     bits = weight.shape[-1] * 32 // K
     mode = settings.get("mode", "affine")
-    return (K, bits, group_size) if ops.supports(mode, bits, group_size) else None
+    gpu = device() != "cpu"
+    known = ops.supports(mode, bits, group_size, gpu=gpu)
+    return (K, bits, group_size, mode) if known else None

@@ -203,10 +203,10 @@ def _product(problem: Problem, number: int) -> Callable[..., mx.array]:
     """Return the operation as a layer calls it."""
     # A layer derives these from its arrays, and tells the planner.
     symmetric, activations = problem.symmetric, problem.activations
-    form = (True, problem.group_size, problem.bits)
+    form = (True, problem.group_size, problem.bits, problem.mode)
 
     def product(
-        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array
+        x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None = None
     ) -> mx.array:
         return ops.quantized_matmul(
             *(x, w, scales, biases, *form),

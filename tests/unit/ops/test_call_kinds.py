@@ -28,7 +28,7 @@ from mlx_nibble.formats import GROUP_SIZES
 from tests.support import families, tiny_models
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
 from tests.support.mlx_formats import MLX_BITS
-from tests.support.oracle import Weights
+from tests.support.oracle import FloatWeights, Weights
 from tests.support.tolerance import assert_close, bound
 
 AFFINE = [("affine", bits, size) for bits, size in product(MLX_BITS, GROUP_SIZES)]
@@ -56,18 +56,19 @@ CALLS = {
 
 
 def quantized(rng, shape, mode, bits, group_size, dtype):
-    """Return arrays as MLX stores them, and their value if the mode is affine."""
+    """Return arrays as MLX stores them, and their value."""
     w = to_mlx(rng.standard_normal(shape), dtype)
     arrays = mx.quantize(w, group_size, bits, mode=mode)
     if mode != "affine":
-        return (*arrays, None), None
+        return (*arrays, None), FloatWeights(*map(np.array, arrays), mode)
     parts = (np.array(arrays[0]), *map(to_numpy, arrays[1:]))
     return arrays, Weights(*parts, bits, group_size)
 
 
 def assert_right(y, same_by_mlx, x, weights, pick=None, transpose=True):
     """Return the oracle's result, or MLX's own if our kernels lack the format."""
-    if weights is None or not ops.supports("affine", weights.bits, weights.group_size):
+    mode = getattr(weights, "mode", "affine")
+    if not ops.supports(mode, weights.bits, weights.group_size):
         theirs = same_by_mlx()
         assert y.dtype == theirs.dtype and mx.array_equal(y, theirs, equal_nan=True)
         return

@@ -155,13 +155,13 @@ def test_types(rng):
 
 
 @pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
-def test_what_we_do_not_hold_is_mlx_own(mode, bits, group_size):
+def test_what_only_a_cpu_supports(mode, bits, group_size):
     q = mx.quantize(mx.random.normal((3, 64, 128)), group_size, bits, mode)
     x = mx.random.normal((2, 1, 128))
     kwargs = {"group_size": group_size, "bits": bits, "mode": mode}
     kwargs |= {"rhs_indices": mx.array([2, 0])}
     ours, theirs = (f(x, *q, **kwargs) for f in (ops.gather_qmm, mx.gather_qmm))
-    assert mx.array_equal(ours, theirs)
+    assert mx.allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 def test_symmetric_biases_are_not_read(rng):

@@ -1,11 +1,13 @@
 """quantized_matmul and dequantize as drop-ins: shapes, types, errors."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_nibble import _native, nn, ops
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.formats import FLOAT_MODES, GROUP_SIZES, MODES, SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 from tests.support.mlx_formats import OTHER_FORMATS
@@ -115,16 +117,82 @@ def test_integers_take_the_type_of_the_scales(rng):
 
 
 @pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
-def test_what_we_do_not_hold_is_mlx_own(mode, bits, group_size):
-    assert not ops.supports(mode, bits, group_size)
+def test_what_only_a_cpu_supports(mode, bits, group_size):
+    assert ops.supports(mode, bits, group_size)
+    assert not ops.supports(mode, bits, group_size, gpu=True)
     w = mx.random.normal((64, 128))
     q = mx.quantize(w, group_size, bits, mode)
     x = mx.random.normal((2, 128))
     kwargs = {"group_size": group_size, "bits": bits, "mode": mode}
     ours = ops.quantized_matmul(x, *q, **kwargs)
     theirs = mx.quantized_matmul(x, *q, **kwargs)
-    assert mx.array_equal(ours, theirs)
-    assert mx.array_equal(ops.dequantize(*q, **kwargs), mx.dequantize(*q, **kwargs))
+    assert mx.allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+    ours, theirs = ops.dequantize(*q, **kwargs), mx.dequantize(*q, **kwargs)
+    assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scales": mx.ones((64, 4))}, "mode 'mxfp4' needs scales of uint8 but"),
+        ({"biases": mx.ones((64, 4))}, "mode 'mxfp4' must have no biases but got some"),
+        ({"scales": mx.ones((64, 3), mx.uint8)}, r"scales of shape \(64,4\) are req"),
+    ],
+)
+def test_arrays_that_are_not_of_the_mode(change, message):
+    w, scales = mx.quantize(mx.random.normal((64, 128)), mode="mxfp4")
+    given = {"scales": scales} | change
+    for operation in (ops.dequantize, partial(ops.quantized_matmul, mx.ones((2, 128)))):
+        with pytest.raises(ValueError, match=message):
+            operation(w, **given, mode="mxfp4")
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_codes_and_scales_of_the_modes_of_floats(mode, dtype):
+    """As MLX, which rounds scales to float16 where results are float16."""
+    row = MODES[mode]
+    (bits,), (group_size,) = row.bits, row.group_sizes
+    codes = np.arange(max(2**bits, group_size)) % 2**bits
+    w = mx.array(np.tile(oracle.pack(codes, bits), (256, 1)))
+    groups = len(codes) // group_size
+    scales = mx.array(np.repeat(np.arange(256, dtype=np.uint8)[:, None], groups, 1))
+    form = {"mode": mode, "dtype": DTYPES[dtype]}
+    ours, theirs = ops.dequantize(w, scales, **form), mx.dequantize(w, scales, **form)
+    if dtype == "float16":
+        theirs = mx.dequantize(w, scales, mode=mode, dtype=mx.float32)
+        theirs = theirs.astype(mx.float16)
+    assert ours.dtype == theirs.dtype
+    assert mx.array_equal(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+def test_gradients_of_the_modes_of_floats(mode):
+    w, scales = mx.quantize(mx.random.normal((64, 128)), mode=mode)
+    x, dy = mx.random.normal((3, 128)), mx.random.normal((3, 64))
+
+    def by(operation):
+        return lambda x: operation(x, w, scales, mode=mode)
+
+    _, ours = mx.vjp(by(ops.quantized_matmul), [x], [dy])
+    _, theirs = mx.vjp(by(mx.quantized_matmul), [x], [dy])
+    assert mx.allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-4)
+    _, moved = mx.jvp(by(ops.quantized_matmul), [x], [x])
+    assert mx.allclose(moved[0], by(ops.quantized_matmul)(x))
+    batch = mx.random.normal((5, 3, 128))
+    mapped = mx.vmap(by(ops.quantized_matmul))(batch)
+    assert mx.array_equal(mapped, by(ops.quantized_matmul)(batch))
+    with pytest.raises(ValueError, match="mode with biases .* mode is"):
+        mx.vjp(lambda s: ops.quantized_matmul(x, w, s, mode=mode), [scales], [dy])
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+def test_each_matrix_of_a_mapped_stack(mode):
+    w, scales = mx.quantize(mx.random.normal((4, 64, 128)), mode=mode)
+    x = mx.random.normal((4, 3, 128))
+    mapped = mx.vmap(lambda *a: ops.quantized_matmul(*a, mode=mode))(x, w, scales)
+    each = [ops.quantized_matmul(*a, mode=mode) for a in zip(x, w, scales, strict=True)]
+    assert mx.array_equal(mapped, mx.stack(each))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble import _native, ops
-from mlx_nibble.formats import SUPPORTED_BITS
+from mlx_nibble.formats import FLOAT_MODES, SUPPORTED_BITS
 from tests.support import oracle, tolerance
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 
@@ -121,16 +121,25 @@ def test_matrices_that_are_not_alike_are_two_products():
     assert mx.allclose(ops.swiglu(x, gate, up), composed(x, gate, up), **TOLERANCE)
 
 
-@pytest.mark.parametrize(("mode", "group_size"), [("mxfp4", 32), ("mxfp8", 32)])
-def test_what_we_do_not_hold_is_mlx_own(mode, group_size):
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_the_modes_of_floats(mode, gathered):
     gate, up = (
-        (*mx.quantize(mx.random.normal((64, 128)), mode=mode), None) for _ in range(2)
+        (*mx.quantize(mx.random.normal((3, 64, 128)), mode=mode), None)
+        for _ in range(2)
     )
-    x = mx.random.normal((2, 128))
-    form = {"group_size": group_size, "bits": 4 if mode == "mxfp4" else 8, "mode": mode}
-    assert mx.allclose(
-        ops.swiglu(x, gate, up, **form), composed(x, gate, up, **form), **TOLERANCE
-    )
+    if gathered:
+        x, rhs = mx.random.normal((4, 1, 128)), mx.array([2, 0, 1, 2])
+        products = (
+            mx.gather_qmm(x, w, s, rhs_indices=rhs, mode=mode) for w, s, _ in (gate, up)
+        )
+        y = ops.gather_swiglu(x, gate, up, rhs_indices=rhs, mode=mode)
+    else:
+        x = mx.random.normal((3, 2, 128))
+        products = (mx.quantized_matmul(x, w, s, mode=mode) for w, s, _ in (gate, up))
+        y = ops.swiglu(x, gate, up, mode=mode)
+    g, u = products
+    assert mx.allclose(y, nn.silu(g) * u, rtol=1e-4, atol=1e-3)
 
 
 def test_symmetric_biases_are_not_read():

@@ -52,6 +52,7 @@ PYTHON_ORDER = [
     "_experts",
     "numerics",
     "progress",
+    "floats",
     "formats",
     "io",
     "ops",
@@ -184,8 +185,16 @@ def test_only_the_folder_lm_imports_mlx_lm():
 
 def test_python_and_the_extension_support_the_same_formats():
     assert _native.ext is not None
-    assert list(formats.SUPPORTED_BITS) == _native.ext.supported_bits()
-    assert list(formats.GROUP_SIZES) == _native.ext.supported_group_sizes()
+    known = {
+        name: (list(mode.bits), list(mode.group_sizes))
+        for name, mode in formats.MODES.items()
+    }
+    assert known == _native.ext.supported_forms()
+    assert list(formats.SUPPORTED_BITS) == [
+        bits
+        for bits in formats.BITS
+        if _native.ext.supports("affine", bits, 64, gpu=True)
+    ]
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -24,6 +24,7 @@ SCHEMA = readme.ROOT / "docs" / "reference" / "capsule.schema.json"
 CAPSULE = re.compile(r"bench/capsules/[\w.-]+\.json")
 # Computed, not measured: the text says how.
 COMPUTED = {
+    ("formats.md", "## Floats"),
     ("formats.md", "## Bytes"),
     ("numerics.md", "## How far a result may be off"),
 }

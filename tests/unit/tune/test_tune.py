@@ -164,19 +164,25 @@ def test_a_model_s_products_are_its_matrices(tmp_path):
     scales = symmetric["model.layers.0.up_proj.scales"]
     symmetric["model.layers.0.up_proj.biases"] = -8 * scales
     tensors |= symmetric
+    w, scales = mx.quantize(mx.random.normal((96, 128)), mode="mxfp4")
+    tensors |= {"model.layers.0.gate_proj.weight": w}
+    tensors |= {"model.layers.0.gate_proj.scales": scales}
     tensors["model.norm.weight"] = mx.ones((64,))
     mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    own = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     config = {"quantization": {"group_size": 32, "bits": 4}}
+    config["quantization"] |= {"model.layers.0.gate_proj": own}
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = problems.of_model(tmp_path, (1, 8), None, "int8")
-    matrices = {(p.N, p.K, p.bits, p.symmetric) for p in found}
+    matrices = {(p.N, p.K, p.bits, p.mode, p.symmetric) for p in found}
     assert matrices == {
-        (96, 64, 4, False),
-        (64, 96, 8, False),
-        (128, 64, 4, False),
-        (32, 64, 4, True),
+        (96, 64, 4, "affine", False),
+        (64, 96, 8, "affine", False),
+        (128, 64, 4, "affine", False),
+        (32, 64, 4, "affine", True),
+        (96, 128, 4, "mxfp4", False),
     }
-    assert len(found) == 8 and {p.activations for p in found} == {"int8"}
+    assert len(found) == 10 and {p.activations for p in found} == {"int8"}
     # With an output matrix beside it, the embedding is only looked up.
     more = tensors | matrix("lm_head", 160, 64)
     mx.save_safetensors(str(tmp_path / "model.safetensors"), more)
@@ -188,8 +194,13 @@ def test_a_model_s_products_are_its_matrices(tmp_path):
         problems.of_model(tmp_path, (1,), None, None)
 
 
-def test_all_candidates_take_turns_and_mlx_is_never_left_out_silently(hurried):
-    problem = Problem(2, 64, 64, 4, 32, "float32", "bfloat16")
+@pytest.mark.parametrize(
+    ("mode", "form"), [("affine", ["bfloat16"]), ("mxfp4", ["uint8"])]
+)
+def test_all_candidates_take_turns_and_mlx_is_never_left_out_silently(
+    hurried, mode, form
+):
+    problem = Problem(2, 64, 64, 4, 32, "float32", *form, mode=mode)
     (contest,) = timing.measure([problem], lambda what, step, total: None).values()
     tried = contest.samples.keys() | contest.given_up.keys()
     assert tried == set(problem.candidates())

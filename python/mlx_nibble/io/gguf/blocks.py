@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_nibble.floats import E2M1
 from mlx_nibble.formats import Quantized, grouped, pack, unpack
 
 # The 16 values of IQ4_NL and IQ4_XS (ggml-common.h, kvalues_iq4nl).
@@ -30,8 +31,6 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 _IQ4_CODES = np.array(_IQ4, np.int16).astype(np.uint8) ^ np.uint8(0x80)
 
 # The magnitudes of E2M1; the highest bit of a code is the sign.
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_E2M1 = np.concatenate([_E2M1, -_E2M1])
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def mxfp4_values(matrix: Mxfp4) -> np.ndarray:
     """Return the values of an MXFP4 matrix, float32 `[..., K]`."""
     codes = grouped(unpack(matrix.words, 4), 32)
     exponents = matrix.scales.astype(np.int32)[..., None] - 127
-    values = np.ldexp(_E2M1[codes], exponents)
+    values = np.ldexp(E2M1[codes], exponents)
     return values.reshape(*matrix.scales.shape[:-1], -1)
 
 
