@@ -52,7 +52,7 @@ def filled(shape: Sequence[int], kind: mx.Dtype | int) -> Any:
 
 def report(about: dict[str, Any], calls: dict[str, Call], sizes: dict[str, int], s):
     """Time the calls in turns and print the result."""
-    taken = timing.interleave(calls, s, most=100_000)
+    taken = timing.interleave(calls, s, least=3, most=100_000)
     plain = taken[f"ours, {PLAIN}"]
     print(
         json.dumps(
@@ -96,10 +96,10 @@ def attention(args: argparse.Namespace) -> None:
         report({"keys": keys, "rows": args.rows}, calls, sizes, args.seconds)
 
 
-def models(folder: str, stock: bool) -> dict[str, Any]:
+def models(args: argparse.Namespace, stock: bool) -> dict[str, Any]:
     """Load the model on our kernels, and stock."""
-    found = {"ours": lm.load(folder)[0]}
-    return found | ({"stock": lm.load_stock(folder)[0]} if stock else {})
+    found = {"ours": lm.load(args.folder, activations=args.activations)[0]}
+    return found | ({"stock": lm.load_stock(args.folder)[0]} if stock else {})
 
 
 def heads_of(model: Any) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def heads_of(model: Any) -> tuple[int, int]:
 
 def model(args: argparse.Namespace) -> None:
     """Time whole tokens after a number of keys."""
-    loaded = models(args.folder, args.stock)
+    loaded = models(args, args.stock)
     heads, width = heads_of(loaded["ours"])
     for keys in args.keys:
         calls: dict[str, Call] = {}
@@ -135,7 +135,7 @@ def model(args: argparse.Namespace) -> None:
 
 def prompt(args: argparse.Namespace) -> None:
     """Time prompts, in the chunks of 2048 tokens that mlx-lm reads."""
-    loaded = models(args.folder, args.stock)
+    loaded = models(args, args.stock)
     for keys in args.keys:
         calls: dict[str, Call] = {}
         sizes: dict[str, int] = {}
@@ -145,7 +145,14 @@ def prompt(args: argparse.Namespace) -> None:
                 if isinstance(kind, mx.Dtype) and kind != mx.float32:
                     continue
 
-                def call(net=net, kind=kind, name=f"{who}, {name}"):
+                def call(
+                    net=net,
+                    kind=kind,
+                    name=f"{who}, {name}",
+                    keys=keys,
+                    tokens=tokens,
+                    sizes=sizes,
+                ):
                     caches = make_prompt_cache(net)
                     if isinstance(kind, int):
                         caches = [c.to_quantized(GROUP, kind) for c in caches]
@@ -161,7 +168,7 @@ def prompt(args: argparse.Namespace) -> None:
 
 def batch(args: argparse.Namespace) -> None:
     """Time tokens of several sequences in mlx-lm's batch cache, padded on the left."""
-    loaded = models(args.folder, False)["ours"]
+    loaded = models(args, False)["ours"]
     heads, width = heads_of(loaded)
     keys = args.keys[0]
     taken: dict[str, Call] = {}
@@ -201,6 +208,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--stock", action="store_true", help="stock models, too")
+    parser.add_argument("--activations", choices=["int8"])
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()
     globals()[args.what](args)
