@@ -1,9 +1,9 @@
 """Times decoding with plain and quantized KV caches, beside stock MLX.
 
-    python -m bench.kv_cache attention      # one layer's attention
-    python -m bench.kv_cache model FOLDER   # whole tokens
-    python -m bench.kv_cache prompt FOLDER  # prompts of --keys tokens
-    python -m bench.kv_cache batch FOLDER   # whole tokens of several sequences
+    python -m bench.kv_cache attention      # One layer's attention.
+    python -m bench.kv_cache model FOLDER   # Whole tokens.
+    python -m bench.kv_cache prompt FOLDER  # Prompts of --keys tokens.
+    python -m bench.kv_cache batch FOLDER   # Whole tokens of several sequences.
 
 Caches hold random keys and values: their contents have no part in the time. All kinds
 of caches take turns. Prints one JSON object for each number of keys or sequences: the
@@ -26,6 +26,7 @@ from bench import timing
 from mlx_nibble import lm
 from mlx_nibble.acceleration.route import other_layers
 from mlx_nibble.bench.statistics import median
+from mlx_nibble.lm.caches import CacheType, stored_as
 
 PLAIN = "float32"
 KINDS: dict[str, mx.Dtype | int] = {
@@ -99,7 +100,10 @@ def attention(args: argparse.Namespace) -> None:
 def models(args: argparse.Namespace, stock: bool) -> dict[str, Any]:
     """Load the model on our kernels, and stock."""
     found = {"ours": lm.load(args.folder, activations=args.activations)[0]}
-    return found | ({"stock": lm.load_stock(args.folder)[0]} if stock else {})
+    found |= {"stock": lm.load_stock(args.folder)[0]} if stock else {}
+    for net in found.values():
+        net.model.layers = net.model.layers[: args.layers]
+    return found
 
 
 def heads_of(model: Any) -> tuple[int, int]:
@@ -142,7 +146,7 @@ def prompt(args: argparse.Namespace) -> None:
         tokens = mx.random.randint(0, 1000, (1, keys))
         for name, kind in KINDS.items():
             for who, net in loaded.items():
-                if isinstance(kind, mx.Dtype) and kind != mx.float32:
+                if isinstance(kind, mx.Dtype) and kind != mx.float32 and who != "ours":
                     continue
 
                 def call(
@@ -156,10 +160,13 @@ def prompt(args: argparse.Namespace) -> None:
                     caches = make_prompt_cache(net)
                     if isinstance(kind, int):
                         caches = [c.to_quantized(GROUP, kind) for c in caches]
-                    for start in range(0, keys, 2048):
-                        net(tokens[:, start : start + 2048], cache=caches)
-                        mx.eval([c.state for c in caches])
-                        mx.clear_cache()
+                    stored = CacheType()
+                    stored.add(kind if isinstance(kind, mx.Dtype) else None)
+                    with stored_as(stored):
+                        for start in range(0, keys, 2048):
+                            net(tokens[:, start : start + 2048], cache=caches)
+                            mx.eval([c.state for c in caches])
+                            mx.clear_cache()
                     sizes[name] = sum(c.nbytes for c in caches)
 
                 calls[f"{who}, {name}"] = call
@@ -208,6 +215,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--stock", action="store_true", help="stock models, too")
+    parser.add_argument("--layers", type=int, help="the model's first layers only")
     parser.add_argument("--activations", choices=["int8"])
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()

@@ -16,7 +16,7 @@ struct AttentionOptions {
   int keys = 0;
   // The output is [B, L, heads * Dv], not [B, heads, L, Dv].
   bool flat = false;
-  // Of quantized keys and values; 0: they are floats.
+  // The format of quantized keys and values; 0: they are floats.
   int bits = 0, group_size = 0;
 
   int arrays() const { return bits > 0 ? 3 : 1; }  // of keys, and of values

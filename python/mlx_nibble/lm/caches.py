@@ -14,11 +14,14 @@ from functools import wraps
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models import base
 from mlx_lm.models import cache as caches
 
+from mlx_nibble import fast
 from mlx_nibble.lm.replaced import replaced
 
 _NARROW = (mx.bfloat16, mx.float16)
+_OVER_CODES = "quantized_scaled_dot_product_attention"
 
 
 class CacheType:
@@ -54,7 +57,8 @@ def with_quantized_cache(
             cache.to_quantized(group_size, bits)
             for cache in caches.make_prompt_cache(model)
         ]
-        return model(tokens, cache=made)
+        with replaced(base, _OVER_CODES, fast.quantized_scaled_dot_product_attention):
+            return model(tokens, cache=made)
 
     try:
         for cache in caches.make_prompt_cache(model):

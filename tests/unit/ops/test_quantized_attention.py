@@ -143,6 +143,34 @@ def test_attention_passes_nan(where):
     assert mx.array_equal(y[0, 0], before[0, 0])
 
 
+def test_attention_leaves_its_queries_and_hidden_rows_are_zeros():
+    """mlx-lm's function multiplies its queries by the scale, and averages all keys."""
+    q = mx.ones((1, 2, 3, 64))
+    parts = mx.quantize(mx.random.normal((1, 2, 2, 64)), 64, 8)
+    y = fast.quantized_scaled_dot_product_attention(q, parts, parts, 0.5, "causal")
+    assert mx.array_equal(q, mx.ones(q.shape))
+    assert not y[:, :, 0].any() and y[:, :, 1:].any()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_attention_of_a_prompt_stores_no_scores(bits):
+    L, heads = 2048, 4
+    q, k, v = mx.random.normal((3, 1, heads, L, 64))
+    form: dict = dict(scale=0.1, mask="causal")
+    if bits:
+        k, v = (mx.quantize(a, 64, bits) for a in (k, v))
+        form |= dict(group_size=64, bits=bits)
+        call = fast.quantized_scaled_dot_product_attention
+    else:
+        call = fast.scaled_dot_product_attention
+    mx.eval(q, k, v)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(call(q, k, v, **form))
+    # The result; a row of scores for each query would take 32 times as much.
+    assert mx.get_peak_memory() - before < 2 * q.nbytes
+
+
 @pytest.mark.parametrize("bits", [3, 6])
 def test_attention_of_other_widths_is_mlx_own(bits):
     q, k, v = (mx.random.normal((1, 2, n, 64)) for n in (2, 9, 9))
