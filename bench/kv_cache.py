@@ -89,7 +89,7 @@ def attention(args: argparse.Namespace) -> None:
                 def call(function=function, cache=cache, q=q):
                     # mlx-lm scales the queries in place.
                     k, v = cache.keys_and_values()
-                    mask = "causal" if q.shape[2] > 1 else None
+                    mask: Any = "causal" if q.shape[2] > 1 else None
                     mx.eval(function(q + 0, k, v, cache, q.shape[3] ** -0.5, mask))
 
                 calls[f"{who}, {name}"] = call
@@ -161,7 +161,7 @@ def prompt(args: argparse.Namespace) -> None:
                     if isinstance(kind, int):
                         caches = [c.to_quantized(GROUP, kind) for c in caches]
                     stored = CacheType()
-                    stored.add(kind if isinstance(kind, mx.Dtype) else None)
+                    stored.add(kind if "16" in str(kind) else None)
                     with stored_as(stored):
                         for start in range(0, keys, 2048):
                             net(tokens[:, start : start + 2048], cache=caches)

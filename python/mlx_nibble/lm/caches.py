@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm.models import base
 from mlx_lm.models import cache as caches
 
@@ -44,7 +45,7 @@ class CacheType:
 
 
 def with_quantized_cache(
-    model: Callable[..., mx.array], bits: int, group_size: int
+    model: nn.Module, bits: int, group_size: int
 ) -> Callable[[mx.array], mx.array]:
     """Return a model as a function of tokens, whose KV cache is quantized.
 
@@ -52,21 +53,23 @@ def with_quantized_cache(
         ValueError: If mlx-lm has no quantized form of one of the model's caches.
     """
 
-    def logits(tokens: mx.array) -> mx.array:
-        made = [
+    def made() -> list[Any]:
+        return [
             cache.to_quantized(group_size, bits)
             for cache in caches.make_prompt_cache(model)
         ]
+
+    def logits(tokens: mx.array) -> mx.array:
         with replaced(base, _OVER_CODES, fast.quantized_scaled_dot_product_attention):
-            return model(tokens, cache=made)
+            return model(tokens, cache=made())
 
     try:
-        for cache in caches.make_prompt_cache(model):
-            cache.to_quantized(group_size, bits)
+        made()
     except (AttributeError, NotImplementedError):
+        kinds = sorted({type(c).__name__ for c in caches.make_prompt_cache(model)})
         raise ValueError(
             "[eval] --kv-bits needs caches that mlx-lm can quantize, but this model "
-            f"has {type(cache).__name__}: leave --kv-bits out."
+            f"has {', '.join(kinds)}: leave --kv-bits out."
         ) from None
     return logits
 

@@ -313,3 +313,11 @@ def test_eval_measures_the_loss_of_a_quantized_cache(folder, capfd):
         return json.loads(capfd.readouterr().out)["comparison"]["kl"]["mean"]
 
     assert kl() < kl("--kv-bits", "8") < kl("--kv-bits", "4")
+
+
+def test_eval_names_a_cache_that_cannot_be_quantized():
+    model = tiny_models.build("gemma3_text")
+    with pytest.raises(
+        ValueError, match=r"\[eval\] .*RotatingKVCache.*leave --kv-bits"
+    ):
+        lm.with_quantized_cache(model, 8, 32)
