@@ -3,6 +3,7 @@
 find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
+  csrc/cpu/cache_rows.cpp
   csrc/cpu/gather.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp

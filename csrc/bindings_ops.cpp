@@ -280,6 +280,21 @@ void bind_ops(nb::module_& m) {
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.scaled_dot_product_attention.");
 
+  m.def("quantized_scaled_dot_product_attention",
+        &fast::quantized_scaled_dot_product_attention,
+        nb::arg(),
+        nb::arg(),
+        nb::arg(),
+        nb::kw_only(),
+        "scale"_a,
+        "mask"_a = nb::none(),
+        "sinks"_a = nb::none(),
+        "group_size"_a,
+        "bits"_a,
+        "batch_invariant"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.quantized_scaled_dot_product_attention.");
+
   m.def("swiglu",
         &fast::swiglu,
         nb::arg(),

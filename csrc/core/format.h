@@ -54,7 +54,7 @@ struct ModeInfo {
 inline constexpr int kBits[] = {1, 2, 3, 4, 5, 6, 8};
 // Those of Metal kernels: at 1 bit a lane of qmv would read 64 codes, more than
 // a group of 32.
-inline constexpr int kMetalBits[] = {2, 3, 4, 5, 6, 8};
+inline constexpr int kGpuBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kGroupSizes[] = {32, 64, 128};
 // Those of the float modes: MLX has one format in each.
 inline constexpr int kFp4Bits[] = {4}, kFp8Bits[] = {8};
@@ -70,7 +70,7 @@ inline constexpr ModeInfo kModes[] = {
      .kernel_type = "Affine",
      .element = Element::kInteger,
      .bits = kBits,
-     .gpu_bits = kMetalBits,
+     .gpu_bits = kGpuBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,
@@ -84,7 +84,7 @@ inline constexpr ModeInfo kModes[] = {
      .kernel_type = "Symmetric",
      .element = Element::kInteger,
      .bits = kBits,
-     .gpu_bits = kMetalBits,
+     .gpu_bits = kGpuBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/cpu_planner.h"
+#include "csrc/cpu/cache_rows.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/thread_pool.h"
@@ -34,47 +35,6 @@ Unit unit_at(const Attention& p, const CpuAttentionPlan& plan, int index) {
   return u;
 }
 
-const uint8_t* at(const void* data, Dtype dtype, int64_t index) {
-  return static_cast<const uint8_t*>(data) + index * int64_t(size_of(dtype));
-}
-
-template <typename Word>
-bool all_finite(const void* p, int count, Word infinity) {
-  const Word* words = static_cast<const Word*>(p);
-  Word bad = 0;
-  for (int i = 0; i < count; ++i) {
-    bad |= (words[i] & infinity) == infinity;
-  }
-  return bad == 0;
-}
-
-bool all_finite(Dtype dtype, const void* p, int count) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return all_finite<uint32_t>(p, count, 0x7f800000);
-    case Dtype::kFloat16:
-      return all_finite<uint16_t>(p, count, 0x7c00);
-    case Dtype::kBFloat16:
-      return all_finite<uint16_t>(p, count, 0x7f80);
-  }
-  return true;
-}
-
-// Returns true if a causal mask may be followed by leaving keys out. The weight
-// of a key that a query does not see is 0, and 0 times infinity is NaN.
-bool may_leave_out(const Attention& p, const AttentionOperands& o) {
-  for (int b = 0; b < p.B; ++b) {
-    for (int h = 0; h < p.kv_heads; ++h) {
-      for (int s = std::max(0, p.S - p.L + 1); s < p.S; ++s) {
-        int64_t row = b * p.v_strides[0] + h * p.v_strides[1] +
-                      int64_t{s} * p.v_strides[2];
-        if (!all_finite(p.dtype, at(o.v, p.dtype, row), p.Dv)) return false;
-      }
-    }
-  }
-  return true;
-}
-
 AttendArgs args_of(const Attention& p,
                    const AttentionOperands& o,
                    int few_queries,
@@ -82,33 +42,25 @@ AttendArgs args_of(const Attention& p,
                    const Unit& u) {
   int group = p.heads / p.kv_heads, head = u.kv_head * group;
   AttendArgs a;
-  a.q = {at(o.q,
-            p.dtype,
-            u.batch * p.q_strides[0] + head * p.q_strides[1] +
-                u.position * p.q_strides[2]),
+  int64_t first = u.batch * p.q_strides[0] + head * p.q_strides[1] +
+                  u.position * p.q_strides[2];
+  a.q = {p.dtype,
+         static_cast<const uint8_t*>(o.q) + first * int64_t(size_of(p.dtype)),
          p.q_strides[2],
          p.q_strides[1],
          group,
          u.positions * group};
-  auto rows = [&](const void* data, const int64_t* strides) {
-    return at(data, p.dtype, u.batch * strides[0] + u.kv_head * strides[1]);
-  };
-  a.kv = {rows(o.k, p.k_strides),
-          rows(o.v, p.v_strides),
-          p.k_strides[2],
-          p.v_strides[2],
-          p.D,
-          p.Dv};
+  a.keys = rows_of(p.keys, o.keys, p.D, u.batch, u.kv_head);
+  a.values = rows_of(p.values, o.values, p.Dv, u.batch, u.kv_head);
   a.mask = {p.mask, p.mask_dtype, nullptr, 0, 0};
   if (p.mask != MaskKind::kNone) {
     const int64_t* s = p.mask_strides;
-    int64_t first = u.batch * s[0] + head * s[1] + u.position * s[2];
+    int64_t seen = u.batch * s[0] + head * s[1] + u.position * s[2];
     size_t size = p.mask == MaskKind::kBool ? 1 : size_of(p.mask_dtype);
-    a.mask.data = static_cast<const uint8_t*>(o.mask) + first * int64_t(size);
+    a.mask.data = static_cast<const uint8_t*>(o.mask) + seen * int64_t(size);
     a.mask.head_stride = s[1];
     a.mask.position_stride = s[2];
   }
-  a.dtype = p.dtype;
   a.scale = p.scale;
   a.value_scale = 1;
   a.causal = p.causal;

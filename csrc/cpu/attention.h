@@ -11,20 +11,43 @@ namespace nibble::cpu {
 
 enum class MaskKind : uint8_t { kNone, kBool, kAdditive };
 
-// Strides are in elements; elements of a row are contiguous.
+// How the rows of keys or values are stored.
+struct CacheFormat {
+  Dtype dtype;   // of the elements, or of scales and biases
+  int bits = 0;  // of a code: value = scale * code + bias; 0: rows are floats
+  int group_size = 0;  // codes that share scale and bias
+
+  bool is_quantized() const { return bits > 0; }
+};
+
+// Keys or values [B, kv_heads, S, width]. Strides are those of batch, head and
+// row, in elements, or words of codes. Elements of a row are contiguous.
+struct CacheShape : CacheFormat {
+  int64_t strides[3];
+  int64_t scale_strides[3], bias_strides[3];  // if it is quantized
+};
+
+struct CacheOperand {
+  const void* data;
+  const void* scales = nullptr;
+  const void* biases = nullptr;
+};
+
 struct Attention : AttentionShape {
-  Dtype dtype;
+  Dtype dtype;  // of queries and result
   float scale;
   bool causal;  // query l sees the keys up to S - L + l
   MaskKind mask;
   Dtype mask_dtype;
 
-  int64_t q_strides[3], k_strides[3], v_strides[3];  // batch, head, row
-  int64_t mask_strides[3];                           // batch, head, query
+  int64_t q_strides[3];  // batch, head, row
+  CacheShape keys, values;
+  int64_t mask_strides[3];  // batch, head, query
 };
 
 struct AttentionOperands {
-  const void *q, *k, *v;
+  const void* q;
+  CacheOperand keys, values;
   const void* mask;  // or null
   // [heads], or null. A sink is the score of one more key whose value is 0.
   const float* sinks;

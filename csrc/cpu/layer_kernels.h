@@ -25,6 +25,7 @@ constexpr int whole_vectors(int count) {
 // The queries of a call of `attend`. Rows are (position, head): all heads that
 // share keys and values, position by position.
 struct Queries {
+  Dtype dtype;
   const uint8_t* data;      // of the first position and head
   int64_t position_stride;  // elements
   int64_t head_stride;
@@ -40,19 +41,22 @@ struct Mask {
   int64_t position_stride, head_stride;  // elements
 };
 
-// The keys and values of one head: rows of contiguous elements.
-struct KeysValues {
-  const uint8_t* keys;               // [count, D]
-  const uint8_t* values;             // [count, Dv]
-  int64_t key_stride, value_stride;  // elements
-  int D, Dv;
+// The keys or the values of one head: a row for each position, of contiguous
+// elements or codes.
+struct CacheRows {
+  CacheFormat format;
+  int width;            // elements of a row
+  const uint8_t* data;  // of the first row
+  int64_t stride;       // bytes
+  // Those of the first row, if the rows have codes.
+  const uint8_t *scales, *biases;
+  int64_t scale_stride, bias_stride;  // bytes
 };
 
 struct AttendArgs {
   Queries q;
-  KeysValues kv;
+  CacheRows keys, values;
   Mask mask;
-  Dtype dtype;
   float scale;
   float value_scale;  // factor of the values
   // Keys from begin on and before end. With `causal`, the first position sees

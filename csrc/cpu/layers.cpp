@@ -171,6 +171,18 @@ void swiglu(
   });
 }
 
+void round(Dtype dtype, const float* x, size_t count, void* y) {
+  const LayerKernels& kernels = isa().layers;
+  by_chunks(count, 1, [&](int64_t begin, int64_t end) {
+    kernels.add_and_round(dtype,
+                          x + begin,
+                          static_cast<int>(end - begin),
+                          nullptr,
+                          nullptr,
+                          static_cast<uint8_t*>(y) + begin * size_of(dtype));
+  });
+}
+
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
   const LayerKernels& kernels = isa().layers;
   // Parts of a row, so that all threads work on one row of a whole vocabulary.

@@ -60,6 +60,9 @@ void rope(const Rope& problem,
 void swiglu(
     Dtype dtype, const void* gate, const void* up, size_t count, void* y);
 
+// y [count] = x rounded. After x, whole vectors can be read.
+void round(Dtype dtype, const float* x, size_t count, void* y);
+
 // y [rows] = log(sum over j of exp(x[i, j])); x [rows, D], row-contiguous. y
 // has the type of x. Bits do not depend on the number of rows or threads.
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y);

@@ -1,27 +1,85 @@
 #include "csrc/mlx/bridge.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "csrc/cpu/thread_pool.h"
 #include "mlx/allocator.h"
 
 namespace nibble::bridge {
 namespace {
 
-// Copies `a`, of any strides, in row-major order.
-void copy_strided(const mx::array& a, std::byte* out) {
-  size_t item = a.itemsize();
-  const auto* base = a.data<std::byte>();
-  std::vector<int> index(a.ndim(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    int64_t offset = 0;
-    for (size_t d = 0; d < a.ndim(); ++d) {
-      offset += index[d] * a.strides()[d];
-    }
-    std::memcpy(out + i * item, base + offset * int64_t(item), item);
-    for (int d = int(a.ndim()) - 1; d >= 0 && ++index[d] == a.shape(d); --d) {
-      index[d] = 0;
-    }
+// out [count] = elements of `size` bytes that are `stride` elements apart.
+template <typename Word>
+void copy_apart(const std::byte* from, int64_t stride, int count, void* out) {
+  const Word* words = reinterpret_cast<const Word*>(from);
+  for (int i = 0; i < count; ++i) {
+    static_cast<Word*>(out)[i] = words[i * stride];
   }
+}
+
+void copy_apart(const std::byte* from,
+                int64_t stride,
+                int count,
+                size_t size,
+                std::byte* out) {
+  switch (size) {
+    case 1:
+      return copy_apart<uint8_t>(from, stride, count, out);
+    case 2:
+      return copy_apart<uint16_t>(from, stride, count, out);
+    case 4:
+      return copy_apart<uint32_t>(from, stride, count, out);
+    default:
+      return copy_apart<uint64_t>(from, stride, count, out);
+  }
+}
+
+// Copies `a`, of any strides, in row-major order: run by run, where a run is
+// contiguous, or has one stride.
+void copy_strided(const mx::array& a, std::byte* out) {
+  if (a.size() == 0) {
+    return;
+  }
+  int64_t size = static_cast<int64_t>(a.itemsize());
+  int outer = static_cast<int>(a.ndim());
+  int64_t run = 1, stride = 1;  // elements
+  for (; outer > 0 && (a.shape(outer - 1) == 1 || a.strides(outer - 1) == run);
+       --outer) {
+    run *= a.shape(outer - 1);
+  }
+  bool contiguous = run > 1 || outer == 0;
+  if (!contiguous) {
+    --outer;
+    run = a.shape(outer);
+    stride = a.strides(outer);
+  }
+  int64_t runs = static_cast<int64_t>(a.size()) / run;
+  const auto* base = a.data<std::byte>();
+  auto copy = [&](int64_t i) {
+    int64_t offset = 0, rest = i;
+    for (int d = outer - 1; d >= 0; --d) {
+      offset += rest % a.shape(d) * a.strides(d);
+      rest /= a.shape(d);
+    }
+    const std::byte* from = base + offset * size;
+    std::byte* to = out + i * run * size;
+    if (contiguous) {
+      std::memcpy(to, from, run * size);
+    } else {
+      copy_apart(from, stride, static_cast<int>(run), size, to);
+    }
+  };
+  // A chunk has this number of bytes: a copy of fewer takes less time than a
+  // hand-over to another thread.
+  constexpr int64_t kChunkBytes = 128 * 1024;
+  int64_t step = std::max<int64_t>(1, kChunkBytes / (run * size));
+  cpu::parallel_for(static_cast<int>((runs + step - 1) / step), [&](int chunk) {
+    int64_t end = std::min(runs, (chunk + 1) * step);
+    for (int64_t i = chunk * step; i < end; ++i) {
+      copy(i);
+    }
+  });
 }
 
 }  // namespace

@@ -42,6 +42,20 @@ mx::array scaled_dot_product_attention(
     bool batch_invariant,
     mx::StreamOrDevice s);
 
+// mlx-lm's function: attention over codes, scales and biases of keys and of
+// values, as its QuantizedKVCache has them.
+mx::array quantized_scaled_dot_product_attention(
+    const mx::array& q,
+    const std::vector<mx::array>& keys,
+    const std::vector<mx::array>& values,
+    float scale,
+    const std::variant<std::monostate, std::string, mx::array>& mask,
+    const std::optional<mx::array>& sinks,
+    int group_size,
+    int bits,
+    bool batch_invariant,
+    mx::StreamOrDevice s);
+
 // Over the given axes, or over all.
 mx::array logsumexp(const mx::array& a,
                     const std::optional<std::vector<int>>& axes,

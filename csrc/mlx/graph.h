@@ -35,6 +35,10 @@ inline bool is_constant(const mx::array& a) {
   return !a.has_primitive() && !a.is_tracer();
 }
 
+// True if `a` waits for none of these pending arrays, or of their siblings.
+// False also if it waits for more nodes than are worth a search.
+bool is_independent(const mx::array& a, const std::vector<mx::array>& of);
+
 // Makes these pending arrays the outputs of one node.
 inline void become(std::vector<mx::array> outputs,
                    const std::shared_ptr<mx::Primitive>& primitive,

@@ -114,7 +114,7 @@ def scaled_dot_product_attention(
     Args:
         q: ``[B, heads, L, D]``; float32, float16 or bfloat16.
         k: ``[B, kv_heads, S, D]``; ``kv_heads`` divides ``heads``.
-        v: ``[B, kv_heads, S, Dv]``.
+        v: ``[B, kv_heads, S, Dv]``. The three may have different types.
         scale: Factor of the scores.
         mask: ``"causal"``: query *l* sees the keys up to *S* - *L* + *l*. Or an
             array that broadcasts to ``[B, heads, L, S]``: booleans, true where a
@@ -127,7 +127,7 @@ def scaled_dot_product_attention(
         stream: Stream or device to run on.
 
     Returns:
-        ``[B, heads, L, Dv]`` of the type of ``q``.
+        ``[B, heads, L, Dv]`` of the type to which q, k and v are promoted.
     """
     options: dict[str, Any] = {"scale": scale, "mask": mask, "sinks": sinks}
     options |= {"force_fused": force_fused, "stream": stream}
@@ -135,6 +135,61 @@ def scaled_dot_product_attention(
         return mx.fast.scaled_dot_product_attention(q, k, v, **options)
     return _native.ext.scaled_dot_product_attention(
         q, k, v, batch_invariant=batch_invariant, **options
+    )
+
+
+def quantized_scaled_dot_product_attention(
+    queries: mx.array,
+    q_keys: Sequence[mx.array],
+    q_values: Sequence[mx.array],
+    scale: float,
+    mask: None | str | mx.array = None,
+    group_size: int = 64,
+    bits: int = 8,
+    *,
+    sinks: mx.array | None = None,
+    batch_invariant: bool = False,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    """Attention over quantized keys and values: mlx-lm's function of this name.
+
+    Keys and values are ``scale * code + bias`` in float32, and are never stored.
+
+    Args:
+        queries: ``[B, heads, L, D]``; float32, float16 or bfloat16.
+        q_keys: Codes, scales and biases of keys ``[B, kv_heads, S, D]``, from
+            :func:`mx.quantize`. Our kernels support 2, 4 and 8 bits.
+        q_values: The same of values ``[B, kv_heads, S, Dv]``.
+        scale: Factor of the scores.
+        mask: See :func:`scaled_dot_product_attention`.
+        group_size: Number of elements that share a scale and a bias.
+        bits: Width of a code.
+        sinks: See :func:`scaled_dot_product_attention`.
+        batch_invariant: See :func:`scaled_dot_product_attention`.
+        stream: Stream or device to run on.
+
+    Returns:
+        ``[B, heads, L, Dv]`` of the type to which queries and scales are promoted.
+    """
+    if _native.ext is None:
+        k, v = (
+            mx.dequantize(*a, group_size=group_size, bits=bits, stream=stream)
+            for a in (q_keys, q_values)
+        )
+        return mx.fast.scaled_dot_product_attention(
+            queries, k, v, scale=scale, mask=mask, sinks=sinks, stream=stream
+        )
+    return _native.ext.quantized_scaled_dot_product_attention(
+        queries,
+        [*q_keys],
+        [*q_values],
+        scale=scale,
+        mask=mask,
+        sinks=sinks,
+        group_size=group_size,
+        bits=bits,
+        batch_invariant=batch_invariant,
+        stream=stream,
     )
 
 

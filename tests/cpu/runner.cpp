@@ -59,6 +59,7 @@ enum Array {
 // CpuProfile and y receives integers; rhs is a CpuWave or an AttentionShape.
 // Layers have M rows x of K elements. bias is the weight of a norm, up, or the
 // N keys of each of batch_size heads; residual holds the values of the keys.
+// Quantized keys and values are w and up.
 struct Request {
   int32_t operation, int8;
   int32_t M, N, K;
@@ -117,14 +118,35 @@ void answer_plan(const Request& r,
   }
 }
 
+// Keys or values: N rows of K elements, or of codes if there are any.
+nibble::cpu::CacheShape as_cache(const Request& r, bool quantized) {
+  using namespace nibble;
+  int64_t keys = r.N, heads = r.batch_size;
+  auto strides = [&](int64_t row, int64_t (&out)[3]) {
+    out[0] = heads * keys * row;
+    out[1] = keys * row;
+    out[2] = row;
+  };
+  cpu::CacheShape cache{};
+  cache.dtype = static_cast<Dtype>(quantized ? r.scale_dtype : r.dtype);
+  cache.bits = quantized ? r.bits : 0;
+  cache.group_size = r.group_size;
+  strides(quantized ? r.K * r.bits / 32 : r.K, cache.strides);
+  strides(r.K / r.group_size, cache.scale_strides);
+  strides(r.K / r.group_size, cache.bias_strides);
+  return cache;
+}
+
 void answer_layer(const Request& r,
                   const void* x,
                   const void* second,
                   const void* third,
+                  const nibble::cpu::QuantizedOperands& keys_of,
+                  const nibble::cpu::QuantizedOperands& values_of,
                   void* y) {
   using namespace nibble;
   auto dtype = static_cast<Dtype>(r.dtype);
-  int64_t rows = r.M, width = r.K, keys = r.N;
+  int64_t rows = r.M, width = r.K;
   switch (r.operation) {
     case kRmsNorm: {
       cpu::RowGrid grid{x, {1, 1, r.M}, {rows * width, rows * width, width}};
@@ -143,13 +165,17 @@ void answer_layer(const Request& r,
       problem.causal = true;
       problem.mask = cpu::MaskKind::kNone;
       int64_t of_queries[] = {heads * rows * width, rows * width, width};
-      int64_t of_keys[] = {heads * keys * width, keys * width, width};
       std::copy_n(of_queries, 3, problem.q_strides);
-      std::copy_n(of_keys, 3, problem.k_strides);
-      std::copy_n(of_keys, 3, problem.v_strides);
+      bool quantized = r.bytes[kW] > 0;
+      cpu::CacheOperand of_keys{second}, of_values{third};
+      problem.keys = problem.values = as_cache(r, quantized);
+      if (quantized) {
+        of_keys = {keys_of.w, keys_of.scales, keys_of.biases};
+        of_values = {values_of.w, values_of.scales, values_of.biases};
+      }
       return cpu::attention(problem,
                             plan_cpu(shape, cpu::profile()),
-                            {x, second, third, nullptr, nullptr, y});
+                            {x, of_keys, of_values, nullptr, nullptr, y});
     }
   }
 }
@@ -228,7 +254,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
     case kLogSumExp:
     case kAttention:
       return answer_layer(
-          r, x, array[kBias].data(), array[kResidual].data(), y);
+          r, x, array[kBias].data(), array[kResidual].data(), weights, up, y);
   }
 }
 

@@ -231,6 +231,22 @@ class Runner:
         answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
         return numbers.decode(np.frombuffer(answer, stored).reshape(shape), dtype)
 
+    def attention(
+        self, q: np.ndarray, keys: Weights, values: Weights, types: Types
+    ) -> np.ndarray:
+        """Return causal attention [M, heads, K] of q [heads, M, K].
+
+        Args:
+            q: Queries.
+            keys: Quantized keys [heads, N, K].
+            values: Quantized values of the same shape and format.
+            types: Types of the queries and of scales and biases.
+        """
+        heads, M, K = q.shape
+        form = self._form("attention", keys, types, M, (heads, 1, 1))
+        weights = {"": keys, "up_": values}
+        return self._ask(form, weights, {"x": q}, types, (M, heads, K))
+
     def plan(
         self, M: int, N: int, K: int, cpu: Profile, *, transpose: bool, int8: bool
     ) -> Plan:

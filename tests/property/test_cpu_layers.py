@@ -12,6 +12,7 @@ from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.property.test_cpu import X86, start
 from tests.simt import numbers
+from tests.support.oracle import Weights, pack
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +91,38 @@ def test_attention_agrees_with_float64(backend, seed, dtype, heads, rows, more, 
     scores = np.sqrt(width) * abs(q).max() * abs(k).max()
     terms = 2 * width * max(1.0, scores) + rows + more + 32
     close(got, attention(q, k, v), abs(v).max(), dtype, terms)
+
+
+@settings(max_examples=30)
+@given(
+    seed=SEED,
+    dtype=DTYPE,
+    scale_dtype=DTYPE,
+    form=st.sampled_from([(2, 32), (4, 32), (4, 64), (8, 32), (8, 64), (8, 128)]),
+    rows=st.sampled_from([1, 1, 3, 30]),
+    more=st.sampled_from([0, 1, 31, 33, 126, 300]),
+)
+def test_attention_over_codes_agrees_with_float64(
+    backend, seed, dtype, scale_dtype, form, rows, more
+):
+    bits, group_size = form
+    rng = np.random.default_rng(seed)
+    heads, width, count = 2, 128, rows + more
+
+    def stored() -> Weights:
+        codes = rng.integers(0, 1 << bits, (heads, count, width))
+        scales = rng.uniform(0.2, 1, (heads, count, width // group_size))
+        scales = numbers.rounded(np.float32(scales / (1 << bits)), scale_dtype)
+        biases = scales * np.float32(-0.5 * (1 << bits))
+        return Weights(pack(codes, bits), scales, biases, bits, group_size)
+
+    q, keys, values = draw(seed, dtype, heads, rows, width), stored(), stored()
+    types = runner.Types(dtype, scale_dtype)
+    got = backend.attention(q, keys, values, types)
+    k, v = keys.dequantize(), values.dequantize()
+    scores = np.sqrt(width) * abs(q).max() * keys.magnitude().max()
+    terms = 2 * width * max(1.0, scores) + count + 32
+    close(got, attention(q, k, v), values.magnitude().max(), dtype, terms)
 
 
 @pytest.mark.parametrize("value", BAD)

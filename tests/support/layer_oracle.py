@@ -86,20 +86,28 @@ def attention(
     scale: float,
     mask: None | str | np.ndarray = None,
     sinks: np.ndarray | None = None,
+    k_magnitude: np.ndarray | None = None,
+    v_magnitude: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return softmax(scale q k^T + mask) v, and a bound on float32's error.
+
+    The magnitudes are those of k and v in the bound: |scale| code + |bias| for codes,
+    whose decoding is one more rounding of each term. By default |k| and |v|.
 
     A query that sees nothing gives zeros. The bound is a first-order one: the error
     of a score becomes the relative error of its weight, and
 
         |dy| <= sum_j w_j e_j (|v_j| + |y|) + rounding of two sums.
     """
-    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    k_magnitude = abs(k) if k_magnitude is None else k_magnitude
+    v_magnitude = abs(v) if v_magnitude is None else v_magnitude
+    arrays = [a.astype(np.float64) for a in (k, v, k_magnitude, v_magnitude)]
+    q = q.astype(np.float64)
     group = q.shape[1] // k.shape[1]
-    k, v = (np.repeat(a, group, axis=1) for a in (k, v))
+    k, v, k_magnitude, v_magnitude = (np.repeat(a, group, axis=1) for a in arrays)
     u = UNIT_ROUNDOFF["float32"]
     scores = scale * (q @ k.swapaxes(-1, -2))
-    magnitude = abs(scale) * (abs(q) @ abs(k).swapaxes(-1, -2))
+    magnitude = abs(scale) * (abs(q) @ k_magnitude.swapaxes(-1, -2))
     error = LAMBDA * np.sqrt(q.shape[-1] + 4) * u * magnitude
     seen = np.ones(scores.shape, bool)
     if isinstance(mask, str):
@@ -130,7 +138,7 @@ def attention(
         error = weights * (error + 2 * u * distance + 8 * u) + 2.0**-126
     # A key that is not seen may be anything.
     error = np.where(weights > 0, error, 0)
-    allowed = error @ abs(v) + error.sum(-1, keepdims=True) * abs(y)
-    sums = 2 * LAMBDA * np.sqrt(k.shape[-2] + 4) * u * (weights @ abs(v))
+    allowed = error @ v_magnitude + error.sum(-1, keepdims=True) * abs(y)
+    sums = 2 * LAMBDA * np.sqrt(k.shape[-2] + 4) * u * (weights @ v_magnitude)
     sums = sums + k.shape[-2] * 2.0**-149  # subnormal sums
     return y, allowed + sums

@@ -1,15 +1,18 @@
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "csrc/mlx/bridge.h"
 #include "csrc/mlx/fusion/fusion.h"
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/nodes/attention.h"
 #include "csrc/mlx/nodes/layers.h"
 #include "csrc/mlx/nodes/projected_heads.h"
 #include "csrc/mlx/nodes/quantized_matmul.h"
+#include "mlx/utils.h"
 
 namespace nibble::fusion {
 
@@ -23,8 +26,20 @@ struct Found {
   mx::array x;
   mx::array top;  // the output
   Projection projection;
-  std::vector<mx::array> constants;  // its inputs beside x
+  std::vector<mx::array> others;  // its inputs beside x
 };
+
+// Positions of sequences wait for those of the last token.
+bool is_constant_or_index(const mx::array& a) {
+  return is_constant(a) ||
+         (!a.is_tracer() && mx::issubdtype(a.dtype(), mx::integer));
+}
+
+// True if `a` is an output of MLX's node that quantizes.
+bool is_quantized(const mx::array& a) {
+  return a.status() == mx::array::Status::unscheduled && a.has_primitive() &&
+         !a.is_tracer() && std::strcmp(a.primitive().name(), "Quantize") == 0;
+}
 
 // The product that computes `a`; nullopt unless it is ours and its weights are
 // constants.
@@ -54,11 +69,11 @@ std::optional<Found> whole_heads(const mx::array& a) {
   }
   const mx::array* at = &a;
   Projection wanted;
-  std::vector<mx::array> constants;
-  auto take_constants = [&](const mx::array& node) {
+  std::vector<mx::array> others;
+  auto take_others = [&](const mx::array& node) {
     const auto& inputs = node.inputs();
-    constants.insert(constants.begin(), inputs.begin() + 1, inputs.end());
-    return std::all_of(inputs.begin() + 1, inputs.end(), is_constant);
+    others.insert(others.begin(), inputs.begin() + 1, inputs.end());
+    return std::all_of(inputs.begin() + 1, inputs.end(), is_constant_or_index);
   };
   auto take_norm = [&] {
     if (wanted.norm_eps || !is_pending(*at, RmsNormPrimitive::kName)) {
@@ -67,13 +82,13 @@ std::optional<Found> whole_heads(const mx::array& a) {
     wanted.norm_eps =
         static_cast<const RmsNormPrimitive&>(at->primitive()).options();
     wanted.has_norm_weight = at->inputs().size() > 1;
-    bool fits = take_constants(*at) && at->dtype() == a.dtype();
+    bool fits = take_others(*at) && at->dtype() == a.dtype();
     at = &at->inputs()[0];
     return fits;
   };
   if (is_pending(*at, RopePrimitive::kName)) {
     wanted.rope = static_cast<const RopePrimitive&>(at->primitive()).options();
-    if (!take_constants(*at)) {
+    if (!take_others(*at)) {
       return std::nullopt;
     }
     at = &at->inputs()[0];
@@ -99,8 +114,21 @@ std::optional<Found> whole_heads(const mx::array& a) {
   wanted.heads = H;
   found->projection = wanted;
   found->top = a;
-  found->constants.insert(
-      found->constants.end(), constants.begin(), constants.end());
+  found->others.insert(found->others.end(), others.begin(), others.end());
+  return found;
+}
+
+// The projection whose heads a cache stores, in the cache's type; the heads
+// themselves are float32.
+std::optional<Found> stored_heads(const mx::array& a) {
+  if (!is_pending(a, "AsType") || !bridge::to_dtype(a.dtype()) ||
+      a.inputs()[0].dtype() != mx::float32) {
+    return std::nullopt;
+  }
+  auto found = whole_heads(a.inputs()[0]);
+  if (found) {
+    found->top = a;
+  }
   return found;
 }
 
@@ -112,8 +140,17 @@ std::optional<Found> projection(const mx::array& heads) {
   if (is_pending(*at, "SliceUpdate")) {
     at = &at->inputs()[1];
   }
+  if (is_quantized(*at)) {
+    at = &at->inputs()[0];
+  }
+  if (auto found = stored_heads(*at)) {
+    return found;
+  }
   if (auto found = whole_heads(*at)) {
     return found;
+  }
+  if (is_pending(*at, "AsType")) {
+    at = &at->inputs()[0];
   }
   auto is_step = [](const mx::array& node) {
     for (const char* name : {RopePrimitive::kName,
@@ -149,7 +186,7 @@ void join_heads(const mx::array& q, const mx::array& k, const mx::array& v) {
   for (Found& f : found) {
     // Keys and values of one matrix would be computed twice.
     for (size_t first = 1; first < inputs.size(); ++first) {
-      if (inputs[first].id() == f.constants[0].id()) {
+      if (inputs[first].id() == f.others[0].id()) {
         return;
       }
     }
@@ -158,7 +195,12 @@ void join_heads(const mx::array& q, const mx::array& k, const mx::array& v) {
     }
     outputs.push_back(f.top);
     projections.push_back(f.projection);
-    inputs.insert(inputs.end(), f.constants.begin(), f.constants.end());
+    inputs.insert(inputs.end(), f.others.begin(), f.others.end());
+  }
+  for (size_t i = 1; i < inputs.size(); ++i) {
+    if (!graph::is_independent(inputs[i], outputs)) {
+      return;
+    }
   }
   graph::become(
       outputs,

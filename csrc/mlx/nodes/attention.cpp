@@ -17,7 +17,54 @@ using bridge::to_dtype;
 
 namespace {
 
-enum Input { kQ, kK, kV, kMask };
+enum Input { kQ, kK };
+
+// Keys or values among the inputs of a node.
+class CacheInput {
+ public:
+  CacheInput(const std::vector<mx::array>& inputs,
+             int first,
+             const AttentionOptions& options)
+      : rows_(inputs[first]), options_(options) {
+    dtype_ = *to_dtype(inputs[first + options.arrays() - 1].dtype());
+    if (options.bits > 0) {
+      scales_.emplace(inputs[first + 1]);
+      biases_.emplace(inputs[first + 2]);
+    }
+  }
+
+  // When the inputs have values.
+  void fill(cpu::CacheShape& shape, cpu::CacheOperand& operand) {
+    shape.dtype = dtype_;
+    shape.bits = options_.bits;
+    shape.group_size = options_.group_size;
+    operand.data = take(rows_, shape.strides);
+    if (scales_) {
+      operand.scales = take(*scales_, shape.scale_strides);
+      operand.biases = take(*biases_, shape.bias_strides);
+    }
+  }
+
+  static const void* take(StridedRows& rows, int64_t (&strides)[3]) {
+    const cpu::RowGrid& grid = rows.grid();
+    std::copy(grid.strides, grid.strides + 3, strides);
+    return grid.data;
+  }
+
+ private:
+  StridedRows rows_;
+  std::optional<StridedRows> scales_, biases_;
+  AttentionOptions options_;
+  Dtype dtype_;
+};
+
+// The elements of a row of values.
+int value_width(const std::vector<mx::array>& inputs,
+                const AttentionOptions& options) {
+  int first = kK + options.arrays();
+  return options.bits > 0 ? inputs[first + 1].shape(-1) * options.group_size
+                          : inputs[first].shape(-1);
+}
 
 // Sets the strides of all dimensions but the last, 0 where the mask is
 // broadcast: those of its own memory, or of a row-contiguous copy.
@@ -39,7 +86,8 @@ void mask_strides(const mx::array& mask, bool copied, int64_t (&strides)[3]) {
 void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                   std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
-  const mx::array &q = inputs[kQ], &k = inputs[kK], &v = inputs[kV];
+  const mx::array &q = inputs[kQ], &k = inputs[kK];
+  int first_value = kK + options_.arrays();
   cpu::Attention p{};
   p.B = q.shape(0);
   p.heads = q.shape(1);
@@ -47,7 +95,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.L = q.shape(2);
   p.S = options_.keys ? options_.keys : k.shape(2);
   p.D = q.shape(3);
-  p.Dv = v.shape(3);
+  p.Dv = value_width(inputs, options_);
   p.dtype = *to_dtype(q.dtype());
   p.scale = options_.scale;
   p.causal = options_.causal;
@@ -60,7 +108,8 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
     bridge::give_head_memory(out);
   }
 
-  const mx::array& mask = inputs[options_.has_mask ? kMask : kQ];
+  const mx::array& mask =
+      inputs[options_.has_mask ? first_value + options_.arrays() : kQ];
   const mx::array& sinks = inputs.back();
   bool dense_mask = true;
   if (options_.has_mask) {
@@ -76,22 +125,16 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                       plan = plan_cpu(p, cpu::profile()),
                       options = options_,
                       q = StridedRows(q),
-                      k = StridedRows(k),
-                      v = StridedRows(v),
+                      keys = CacheInput(inputs, kK, options_),
+                      values = CacheInput(inputs, first_value, options_),
                       mask_data = dense_mask ? nullptr : mask.data<void>(),
                       mask = RowContiguous(mask),
                       sinks = RowContiguous(sinks),
                       y = out.data<void>()]() mutable {
-                       auto take = [](StridedRows& rows,
-                                      int64_t (&strides)[3]) {
-                         const cpu::RowGrid& grid = rows.grid();
-                         std::copy(grid.strides, grid.strides + 3, strides);
-                         return grid.data;
-                       };
                        cpu::AttentionOperands operands{};
-                       operands.q = take(q, p.q_strides);
-                       operands.k = take(k, p.k_strides);
-                       operands.v = take(v, p.v_strides);
+                       operands.q = CacheInput::take(q, p.q_strides);
+                       keys.fill(p.keys, operands.keys);
+                       values.fill(p.values, operands.values);
                        operands.out = y;
                        if (options.has_mask) {
                          operands.mask = mask_data ? mask_data : mask.data();
@@ -106,7 +149,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
 std::vector<mx::Shape> AttentionPrimitive::output_shapes(
     const std::vector<mx::array>& inputs) {
   const mx::Shape& q = inputs[kQ].shape();
-  int Dv = inputs[kV].shape(-1);
+  int Dv = value_width(inputs, options_);
   if (options_.flat) {
     return {{q[0], q[2], q[1] * Dv}};
   }
@@ -114,16 +157,29 @@ std::vector<mx::Shape> AttentionPrimitive::output_shapes(
 }
 
 mx::array AttentionPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
+  int first_value = kK + options_.arrays();
+  auto rows = [&](int first) {
+    return options_.bits > 0 ? mx::dequantize(inputs[first],
+                                              inputs[first + 1],
+                                              inputs[first + 2],
+                                              options_.group_size,
+                                              options_.bits,
+                                              "affine",
+                                              std::nullopt,
+                                              inputs[kQ].dtype(),
+                                              stream())
+                             : inputs[first];
+  };
   std::optional<mx::array> mask, sinks;
   if (options_.has_mask) {
-    mask = inputs[kMask];
+    mask = inputs[first_value + options_.arrays()];
   }
   if (options_.has_sinks) {
     sinks = inputs.back();
   }
   return mx::fast::scaled_dot_product_attention(inputs[kQ],
-                                                inputs[kK],
-                                                inputs[kV],
+                                                rows(kK),
+                                                rows(first_value),
                                                 options_.scale,
                                                 options_.causal ? "causal" : "",
                                                 mask,

@@ -16,12 +16,16 @@ struct AttentionOptions {
   int keys = 0;
   // The output is [B, L, heads * Dv], not [B, heads, L, Dv].
   bool flat = false;
+  // The format of quantized keys and values; 0: they are floats.
+  int bits = 0, group_size = 0;
 
+  int arrays() const { return bits > 0 ? 3 : 1; }  // of keys, and of values
   bool operator==(const AttentionOptions&) const = default;
 };
 
 // Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]}.
-// If has_mask, a mask follows that broadcasts to [B, heads, L, S]; its last
+// Quantized keys and values are three arrays each: codes, scales and biases. If
+// has_mask, a mask follows that broadcasts to [B, heads, L, S]; its last
 // dimension is S. If has_sinks, float32 sinks [heads] follow. If `keys` is set,
 // it replaces S, and k and v may be longer.
 class AttentionPrimitive

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "csrc/core/error.h"
+#include "csrc/cpu/layer_kernels.h"
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
 #include "csrc/mlx/bridge.h"
@@ -31,7 +32,9 @@ class ProjectionTask {
                                         projection.format,
                                         true)),
         w_(inputs, static_cast<int>(first)),
-        y_(out.data<void>()) {
+        out_dtype_(*to_dtype(out.dtype())),
+        out_(out.data<void>()),
+        size_(out.size()) {
     size_t next = first + 3;
     problem_.epilogue = projection.epilogue;
     tuning::consult(problem_, projection.options, mx::Device::cpu);
@@ -53,15 +56,28 @@ class ProjectionTask {
     if (projection.heads > 0) {
       int D = out.shape(3), L = out.shape(2), heads = projection.heads;
       int64_t row = int64_t{heads} * D;
-      rows_ = {y_, {out.shape(0), heads, L}, {L * row, D, row}};
+      rows_ = {nullptr, {out.shape(0), heads, L}, {L * row, D, row}};
       D_ = D;
     }
   }
 
   void run(const void* x) {
+    if (out_dtype_ == problem_.dtype) {
+      compute(x, out_);
+      return;
+    }
+    std::vector<float> wide(size_ + cpu::kMaxLanes);
+    compute(x, wide.data());
+    cpu::round(out_dtype_, wide.data(), size_, out_);
+  }
+
+ private:
+  // y = the projection, in the type of x.
+  void compute(const void* x, void* y) {
+    rows_.data = y;
     cpu::matmul(problem_,
                 plan_,
-                {w_.operands(), x, y_, bias_ ? bias_->data() : nullptr});
+                {w_.operands(), x, y, bias_ ? bias_->data() : nullptr});
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,
                         *projection_.norm_eps,
@@ -69,11 +85,11 @@ class ProjectionTask {
                         norm_weight_dtype_,
                         problem_.dtype};
       // In memory, the heads of one position are consecutive rows.
-      cpu::RowGrid rows{y_,
+      cpu::RowGrid rows{y,
                         {rows_.shape[0], rows_.shape[2], rows_.shape[1]},
                         {rows_.strides[0], rows_.strides[2], D_}};
       cpu::rms_norm(
-          norm, rows, norm_weight_ ? norm_weight_->data() : nullptr, y_);
+          norm, rows, norm_weight_ ? norm_weight_->data() : nullptr, y);
     }
     if (projection_.rope) {
       const RopeOptions& o = *projection_.rope;
@@ -89,11 +105,10 @@ class ProjectionTask {
                 offsets_ ? offsets_->as<int32_t>() : &o.offset,
                 one_each_,
                 rows_.strides,
-                y_);
+                y);
     }
   }
 
- private:
   Projection projection_;
   MatmulProblem problem_;
   CpuPlan plan_;
@@ -103,7 +118,9 @@ class ProjectionTask {
   bool one_each_ = false;
   cpu::RowGrid rows_{};
   int D_ = 0;
-  void* y_;
+  Dtype out_dtype_;
+  void* out_;
+  size_t size_;
 };
 
 size_t input_count(const Projection& p) {

@@ -24,7 +24,8 @@ struct Projection {
 
 // Inputs {x [B, L, K]}, then for each projection w, scales and biases. Then,
 // each if there is one: the bias [N], the weight of the norm [D], the offsets
-// and the periods of the rope.
+// and the periods of the rope. Outputs have the type of x; if that is float32,
+// the type of a cache, too.
 class ProjectedHeads : public mx::Primitive {
  public:
   ProjectedHeads(mx::Stream stream, std::vector<Projection> projections)

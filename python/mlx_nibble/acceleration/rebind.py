@@ -72,8 +72,13 @@ class Rebinding:
             self._classes[kind] = self._make(kind)
         return self._classes[kind]
 
-    def function(self, function: FunctionType) -> FunctionType:
-        """Return the same code with replaced names, in all functions it calls too."""
+    def function(self, function: FunctionType) -> Callable:
+        """Return a function's replacement, or its code with replaced names.
+
+        Names are replaced in all functions that it calls, too.
+        """
+        if stand_in := self._stand_in(function):
+            return self._functions[stand_in]
         return self._function(function)[0]
 
     def module(self, module: ModuleType) -> Any:

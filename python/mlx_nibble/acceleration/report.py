@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native
@@ -65,6 +66,8 @@ class Report:
         unchanged: Number of quantized layers that had the same settings already.
         measured: On a GPU, the number of layers by who computes them and why; by the
             rows of x. Empty if being right is enough.
+        checkpoint_dtype: The 16-bit type of the checkpoint, if activations have
+            another; in the commands, KV caches have it.
     """
 
     swapped: list[Swap] = field(default_factory=list)
@@ -75,6 +78,7 @@ class Report:
     tuned: int = 0
     unchanged: int = 0
     measured: Standing = field(default_factory=dict)
+    checkpoint_dtype: mx.Dtype | None = None
 
     def undo(self) -> None:
         """Restore each layer's class and arrays, and with them the model.

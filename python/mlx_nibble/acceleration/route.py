@@ -22,13 +22,16 @@ PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
     """Return the operations between the products, on the CPU."""
-    attention = fast.scaled_dot_product_attention
+    attention: Callable = fast.scaled_dot_product_attention
+    over_codes: Callable = fast.quantized_scaled_dot_product_attention
     if batch_invariant:
         attention = partial(attention, batch_invariant=True)
+        over_codes = partial(over_codes, batch_invariant=True)
     return {
         "mlx.core.fast.rms_norm": fast.rms_norm,
         "mlx.core.fast.rope": fast.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
+        "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
         "mlx_lm.models.activations.swiglu": fast.swiglu,
     }
 
@@ -69,8 +72,8 @@ def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
 def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     """Return the other layers on our operations.
 
-    On the CPU, these are the operations between the products, and the products of a
-    quantized KV cache. On a GPU, it is SwiGLU that becomes one launch with gate and up.
+    On the CPU, these are the operations between the products, and products that belong
+    to no layer. On a GPU, it is SwiGLU that becomes one launch with gate and up.
     """
     if mx.cuda.is_available() and not on_cpu:
         return Rebinding({})

@@ -44,6 +44,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="draw the divergence of each model folder over its size, as .png or .svg",
     )
+    add(
+        "--kv-bits",
+        type=int,
+        choices=[4, 8],
+        help="evaluate the model with a quantized KV cache, as generate --kv-bits has",
+    )
+    add(
+        "--kv-group-size",
+        type=int,
+        choices=[32, 64, 128],
+        default=64,
+        help="elements of the cache that share a scale; default: 64",
+    )
     activations.add_option(parser)
     consent.add_option(parser)
     add("--json", action="store_true", help="print the result for machines")
@@ -95,6 +108,10 @@ def _evaluate(
     with hub_errors("eval"):
         settings = Settings(activations.setting(args))
         model, tokenizer = load_for_evaluation(name, settings, args.trust_remote_code)
+    if args.kv_bits:
+        from mlx_nibble.lm import with_quantized_cache
+
+        model = with_quantized_cache(model, args.kv_bits, args.kv_group_size)
     tokens = batches(encode(tokenizer, text), args.sequence_length, args.samples)
     with step_progress() as progress:
         return evaluate(

@@ -57,7 +57,7 @@ class Inventory:
 
     Attributes:
         rows: All matrices and tensors.
-        kv_bytes_per_token: Bytes of the KV cache for a token, in half precision.
+        kv_bytes_per_token: Bytes of the KV cache for a token, in the checkpoint's type.
         activation_bytes: Largest pair of activations of a prefill step of 2048
             tokens (mlx-lm's), in half precision: an estimate.
     """
@@ -124,7 +124,9 @@ def what_if(inventory: Inventory, plan: Mapping[str, Format]) -> Inventory:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
-    """Return the bytes of keys and values that one token adds, in half precision.
+    """Return the bytes of keys and values that one token adds.
+
+    They have the checkpoint's type: 16 bits, unless it says float32.
 
     Args:
         config: A model's `config.json`. Without the sizes the result is 0.
@@ -134,7 +136,9 @@ def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
         heads = int(text["num_attention_heads"])
         width = int(text.get("head_dim") or text["hidden_size"] // heads)
         kv_heads = int(text.get("num_key_value_heads") or heads)
-        return 2 * int(text["num_hidden_layers"]) * kv_heads * width * _HALF
+        stated = text.get("dtype") or text.get("torch_dtype")
+        size = 2 * _HALF if stated == "float32" else _HALF
+        return 2 * int(text["num_hidden_layers"]) * kv_heads * width * size
     except (KeyError, TypeError):  # absent, null, or a list with a size for each layer
         return 0
 

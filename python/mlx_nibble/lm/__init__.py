@@ -9,6 +9,7 @@ generate(model, tokenizer, prompt="Hello")
 
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_nibble.lm.caches import with_quantized_cache
 from mlx_nibble.lm.command import run_command
 from mlx_nibble.lm.dtypes import prepare, set_activation_dtype, use_stock
 from mlx_nibble.lm.folders import (
@@ -58,4 +59,5 @@ __all__ = [
     "stream_generate",
     "upload",
     "use_stock",
+    "with_quantized_cache",
 ]

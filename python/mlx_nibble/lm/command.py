@@ -11,6 +11,7 @@ from types import ModuleType
 
 from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.lm.caches import CacheType, stored_as
 from mlx_nibble.lm.load import sharded_load
 from mlx_nibble.lm.patches import accelerated_generation, accelerated_loading
 from mlx_nibble.lm.replaced import replaced
@@ -36,12 +37,18 @@ def run_command(
     """
     command = importlib.import_module(f"mlx_lm.{name}")
     sys.argv = [prog, *arguments]
+    cache_type = CacheType()
+
+    def counted(report: Report) -> None:
+        cache_type.add(report.checkpoint_dtype)
+        seen(report)
+
+    load = partial(sharded_load, **vars(settings), seen=counted)
     with (
-        accelerated_loading(settings, seen),
-        replaced(
-            command, "sharded_load", partial(sharded_load, **vars(settings), seen=seen)
-        ),
+        accelerated_loading(settings, counted),
+        replaced(command, "sharded_load", load),
         accelerated_generation(),
+        stored_as(cache_type),
         within(command),
     ):
         command.main()

@@ -24,6 +24,7 @@ from mlx_nibble.acceleration.accelerate import (
 from mlx_nibble.acceleration.decide import keeps_scales
 from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.lm.caches import of_checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
         # An attribute that is no array and no dictionary: no parameter of the model.
         stored = {path: value.dtype for path, value in _floating(model).items()}
         model._stored_dtypes = _Stored(stored)
+        report.checkpoint_dtype = of_checkpoint([*stored.values()])
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
             repack_layers(model, report)

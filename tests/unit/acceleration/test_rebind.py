@@ -164,3 +164,8 @@ def test_what_is_compiled_or_no_function_is_left_alone():
 
     assert REBINDING.subclass(Module) is None
     assert REBINDING.subclass(dict) is None
+
+
+def test_the_replacement_of_a_function_is_not_its_copy():
+    assert REBINDING.function(mx.abs)(3) == ("our abs", 3)
+    assert REBINDING.function(helper)(3) == ("our abs", 3)

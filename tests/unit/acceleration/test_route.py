@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 import mlx_nibble
 from mlx_nibble import _native
 from tests.support.arrays import to_numpy
+from tests.support.graph import node_names
 from tests.support.tolerance import relative_rms
 
 COMMON = dict(
@@ -117,9 +118,8 @@ def test_other_models_of_the_same_classes_go_on_as_before():
 def test_the_report_names_what_was_routed():
     report = mlx_nibble.accelerate(tiny("llama"))
     text = str(report)
-    assert (
-        "2 Attention on our CPU quantized_matmul, scaled_dot_product_attention" in text
-    )
+    both = "quantized_scaled_dot_product_attention, scaled_dot_product_attention"
+    assert f"2 Attention on our CPU {both}" in text
     assert "2 MLP on our CPU swiglu" in text
     assert "5 RMSNorm on our CPU rms_norm" in text
     assert "2 Llama3RoPE on our CPU rope" in text
@@ -131,18 +131,27 @@ def test_twice_is_once():
     assert not mlx_nibble.accelerate(model).routed
 
 
-def test_the_products_of_a_quantized_cache_are_ours():
+@pytest.mark.parametrize("bits", [4, 8])
+def test_attention_over_a_quantized_cache_is_one_node(bits):
     model = tiny("llama")
 
     def run():
-        cache = [c.to_quantized(32, 8) for c in make_prompt_cache(model)]
-        model(IDS[:, :8], cache=cache)
-        return model(IDS[:, 8:9], cache=cache)
+        cache = [c.to_quantized(32, bits) for c in make_prompt_cache(model)]
+        prompt = model(IDS[:, :8], cache=cache)
+        return prompt, model(IDS[:, 8:9], cache=cache)
 
     stock = run()
     mx.eval(stock)
-    mlx_nibble.accelerate(model)
-    assert relative_rms(to_numpy(run()), to_numpy(stock)) < 1e-3
+    report = mlx_nibble.accelerate(model)
+    ours = run()
+    names = node_names(*ours)
+    assert names["NibbleAttention"] == 4 and names["Softmax"] == 0
+    for a, b in zip(ours, stock, strict=True):
+        assert relative_rms(to_numpy(a), to_numpy(b)) < 1e-3
+    report.undo()
+    again = run()
+    assert node_names(*again)["NibbleAttention"] == 0
+    assert all(mx.array_equal(a, b) for a, b in zip(again, stock, strict=True))
 
 
 def greedy(model, prompts, count=6):

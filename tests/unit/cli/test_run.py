@@ -15,10 +15,12 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import cli as mlx_lm_cli
 from mlx_lm import load as stock_load
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from mlx_nibble import lm, nn
 from mlx_nibble.cli import main, run
 from mlx_nibble.cli.verbose import Reporter
+from mlx_nibble.lm.caches import CacheType, stored_as
 from tests.support import model_folders, tiny_models
 from tests.support.gguf_writer import tiny_llama
 
@@ -265,3 +267,57 @@ def test_a_pipe_that_closes_is_no_error(folder):
 
 def test_stock_mlx_lm_loads_what_was_made(folder):
     assert stock_load(str(folder))[0] is not None
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_prompt_cache_has_the_type_of_the_checkpoint(folder, tmp_path, bits):
+    path = tmp_path / "cache.safetensors"
+    arguments = ["--model", str(folder), "--prompt", "the hen"]
+    if bits:
+        arguments += ["--kv-bits", "8", "--kv-group-size", "32"]
+        arguments += ["--quantized-kv-start", "0"]
+    main(["run", "cache_prompt", *arguments, "--prompt-cache-file", str(path)])
+    kinds = {a.dtype for a in mx.load(str(path)).values() if a.size > 1}
+    assert kinds == ({mx.bfloat16, mx.uint32} if bits else {mx.bfloat16})
+    read = ["--prompt-cache-file", str(path), "--prompt", "and", "-m", "2"]
+    read += ["--kv-bits", "8", "--kv-group-size", "32"] if bits else []
+    assert main(["generate", *read]) == 0
+
+
+def test_a_cache_in_float32_goes_on_in_it():
+    kind = CacheType()
+    with stored_as(kind):
+        wide, narrow = KVCache(), RotatingKVCache(8)
+        wide.update_and_fetch(*mx.zeros((2, 1, 1, 3, 32)))
+        kind.add(mx.float16)
+        for cache, dtype in ((wide, mx.float32), (narrow, mx.float16)):
+            for rows in (3, 1, 9):
+                k, v = cache.update_and_fetch(*mx.ones((2, 1, 1, rows, 32)))
+                assert k.dtype == v.dtype == dtype
+        kind.add(mx.bfloat16)
+        assert KVCache().update_and_fetch(*mx.ones((2, 1, 1, 1, 8)))[0].dtype == (
+            mx.bfloat16
+        )
+        kind.add(None)
+        new = KVCache().update_and_fetch(*mx.ones((2, 1, 1, 1, 8)))[0]
+        assert new.dtype == mx.float32
+    assert KVCache.update_and_fetch.__name__ == "update_and_fetch"
+    assert not hasattr(KVCache.update_and_fetch, "__wrapped__")
+
+
+def test_eval_measures_the_loss_of_a_quantized_cache(folder, capfd):
+    def kl(*options: str) -> float:
+        command = ["eval", str(folder), "--reference", str(folder), "--samples", "2"]
+        command += ["--sequence-length", "40", "--kv-group-size", "32", "--json"]
+        assert main([*command, *options]) == 0
+        return json.loads(capfd.readouterr().out)["comparison"]["kl"]["mean"]
+
+    assert kl() < kl("--kv-bits", "8") < kl("--kv-bits", "4")
+
+
+def test_eval_names_a_cache_that_cannot_be_quantized():
+    model = tiny_models.build("gemma3_text")
+    with pytest.raises(
+        ValueError, match=r"\[eval\] .*RotatingKVCache.*leave --kv-bits"
+    ):
+        lm.with_quantized_cache(model, 8, 32)

@@ -15,11 +15,14 @@ from mlx_nibble import _native, fast
 from mlx_nibble.numerics import UNDERFLOW, UNIT_ROUNDOFF
 from tests.support import layer_oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
+from tests.support.graph import node_names
 from tests.support.tolerance import assert_close, bound
 
 # Row lengths at and beside vector widths, and the head sizes of models.
 WIDTHS = st.sampled_from([1, 7, 15, 16, 17, 32, 33, 40, 64, 80, 96, 128, 256])
 dtypes = st.sampled_from(sorted(DTYPES))
+# Types of keys and values.
+MIXED = [("float16", "float16"), ("bfloat16", "float16"), ("float32", "bfloat16")]
 # In the runs of test_every_instruction_set, once for each.
 EXAMPLES = 15 if "NIBBLE_CPU_ISA" in os.environ else 60
 
@@ -198,25 +201,39 @@ def test_attention(data):
     D = data.draw(WIDTHS)
     Dv = data.draw(st.sampled_from([D, D, 32, 48]))
     q = laid_out(data, rng.standard_normal((B, kv_heads * group, L, D)), dtype)
-    k = laid_out(data, rng.standard_normal((B, kv_heads, S, D)), dtype)
-    v = laid_out(data, rng.standard_normal((B, kv_heads, S, Dv)), dtype)
+    # A cache may have another type than the queries.
+    k_dtype, v_dtype = data.draw(st.sampled_from([(dtype,) * 2] * 2 + MIXED))
+    k = laid_out(data, rng.standard_normal((B, kv_heads, S, D)), k_dtype)
+    v = laid_out(data, rng.standard_normal((B, kv_heads, S, Dv)), v_dtype)
     mask, seen = masks(data, rng, (B, kv_heads * group, L, S), dtype)
     sinks = None
     if data.draw(st.booleans()):
         sinks = to_mlx(rng.standard_normal(kv_heads * group), dtype)
     scale = float(np.float32(D**-0.5))
     y = fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
-    assert y.dtype == q.dtype
+    assert y.dtype == mx.result_type(mx.result_type(q, k), v)
     exact, allowed = layer_oracle.attention(
         *(to_numpy(a) for a in (q, k, v)),
         scale,
         seen,
         None if sinks is None else to_numpy(sinks),
     )
-    u = UNIT_ROUNDOFF[dtype]
+    out = str(y.dtype).removeprefix("mlx.core.")
+    u = UNIT_ROUNDOFF[out]
     assert_close(
-        to_numpy(y), exact, allowed * (1 + u) + u * abs(exact) + UNDERFLOW[dtype]
+        to_numpy(y), exact, allowed * (1 + u) + u * abs(exact) + UNDERFLOW[out]
     )
+
+
+def test_a_cache_of_another_type_needs_no_other_node():
+    q = mx.random.normal((1, 4, 1, 64))
+    cache = mx.random.normal((1, 2, 9, 64))
+    mx.eval(q, cache)
+    for dtypes in MIXED:
+        kv = [cache.astype(DTYPES[name]) for name in dtypes]
+        mx.eval(kv)
+        y = fast.scaled_dot_product_attention(q, *kv, scale=0.1)
+        assert node_names(y) == {"NibbleAttention": 1}
 
 
 def test_attention_over_a_growing_cache(rng):
@@ -290,11 +307,6 @@ NOT_HELD = {
     ),
     "attention, heads that do not divide": lambda f: f.scaled_dot_product_attention(
         mx.ones((1, 3, 2, 32)), *[mx.ones((1, 2, 2, 32))] * 2, scale=1.0
-    ),
-    "attention of two types": lambda f: f.scaled_dot_product_attention(
-        mx.ones((1, 1, 2, 32)).astype(mx.float16),
-        *[mx.ones((1, 1, 2, 32))] * 2,
-        scale=1.0,
     ),
 }
 
@@ -442,6 +454,7 @@ def test_every_instruction_set(isa):
     result = run(
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
         str(Path(__file__).with_name("test_not_finite.py")),
+        str(Path(__file__).with_name("test_quantized_attention.py")),
         *("-k", "rms_norm or rope or swiglu or attention or test_not_finite"),
     )
     assert result.returncode == 0, result.stdout

@@ -5,7 +5,7 @@ from collections import Counter
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 import mlx_nibble
 from mlx_nibble import fast, ops
@@ -143,6 +143,84 @@ def test_what_cannot_be_joined_is_left_alone():
     assert "NibbleProjectedHeads" not in names([x, x, x], same_matrix)
     assert "NibbleProjectedHeads" not in names([x, x, x], not_computed)
     assert "NibbleProjectedHeads" not in names([x, x, other], MATRICES)
+
+
+def decoded(model, caches, count: int):
+    """Return the logits of one token after a prompt, and the nodes of its graph."""
+    ids = mx.random.randint(0, 160, (count, 9), key=mx.random.key(1))
+    model(ids[:, :8], cache=caches)
+    mx.eval([cache.state for cache in caches])
+    y = model(ids[:, 8:], cache=caches)
+    return y, node_names(y)
+
+
+def half(dtype):
+    def cache():
+        made = KVCache()
+        made.update_and_fetch(*mx.zeros((2, 1, 2, 1, 16), dtype))
+        return made
+
+    return cache
+
+
+CACHES = {
+    "float32": (KVCache, 1),
+    "float16": (half(mx.float16), 1),
+    "bfloat16": (half(mx.bfloat16), 1),
+    "padded": (lambda: BatchKVCache([0, 3]), 2),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_token_needs_as_many_nodes_with_each_cache(family, name):
+    model = tiny_models.build(family)
+    nn.quantize(model, 32, 4)
+    mx.eval(model.parameters())
+    make, count = CACHES[name]
+
+    def run():
+        return decoded(model, [make() for _ in model.layers], count)
+
+    stock, _ = run()
+    mx.eval(stock)
+    mlx_nibble.accelerate(model)
+    y, names = run()
+    layers = len(model.layers)
+    assert names["NibbleProjectedHeads"] == names["NibbleAttention"] == layers
+    assert names["SliceUpdate"] == 2 * layers
+    assert names["NibbleRoPE"] == names["AsType"] == names["Transpose"] == 0
+    assert relative_rms(to_numpy(y), to_numpy(stock)) < 1e-3
+
+
+def test_heads_stored_in_16_bits_are_those_of_a_cast():
+    x = activations()
+    for dtype in (mx.float16, mx.bfloat16):
+
+        def stored(fused, dtype=dtype):
+            q, k, v = (heads(product(x, w), w[0].shape[0] // D) for w in MATRICES)
+            q, k = (fast.rope(a, D, **ROPE) for a in (q, k))
+            if not fused:
+                mx.eval(q, k, v)
+            k, v = (a.astype(dtype) for a in (k, v))
+            y = fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+            assert node_names(y)["NibbleProjectedHeads"] == fused
+            assert not fused or node_names(y)["AsType"] == 0
+            return k, v, y
+
+        for a, b in zip(stored(True), stored(False), strict=True):
+            assert a.dtype == b.dtype and mx.array_equal(a, b)
+
+
+def test_positions_that_wait_for_the_heads_are_not_their_input():
+    """A node must not become its own input."""
+    x = activations()
+    q, k, v = (heads(product(x, w), w[0].shape[0] // D) for w in MATRICES)
+    form = dict(ROPE, offset=mx.argmax(v[:, 0, 0], axis=-1))
+    q, k = (fast.rope(a, D, **form) for a in (q, k))
+    y = fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+    assert node_names(y)["NibbleProjectedHeads"] == 0
+    assert mx.isfinite(y).all()
 
 
 def test_transformations_see_each_operation():
