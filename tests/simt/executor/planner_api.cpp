@@ -223,14 +223,12 @@ SIMT_EXPORT double simt_occupancy(double simdgroups) {
 
 SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
                                          const SimtProfile* profile) {
-  return keep(
-      to_json(nibble::plan_swiglu(matmul_of(*p), device_of(*profile))));
+  return keep(to_json(nibble::plan_swiglu(matmul_of(*p), device_of(*profile))));
 }
 
 SIMT_EXPORT const char* simt_plan_gather_swiglu(const SimtGatherProblem* p,
                                                 const SimtProfile* profile) {
-  return keep(
-      to_json(nibble::plan_swiglu(gather_of(*p), device_of(*profile))));
+  return keep(to_json(nibble::plan_swiglu(gather_of(*p), device_of(*profile))));
 }
 
 SIMT_EXPORT const char* simt_plan_joint(const SimtProblem* p,
@@ -273,19 +271,18 @@ SIMT_EXPORT const char* simt_kernels_of_any_shape(const SimtProblem* p,
                                                   const SimtProfile*,
                                                   int planner) {
   auto which = static_cast<nibble::Planner>(planner);
-  return keep(
-      to_json(which == nibble::Planner::kDequantize
-                  ? nibble::kernels_of_any_shape(dequantize_of(*p))
-                  : nibble::kernels_of_any_shape(
-                        matmul_of(*p), nibble::Api::kMetal, which)));
+  return keep(to_json(which == nibble::Planner::kDequantize
+                          ? nibble::kernels_of_any_shape(dequantize_of(*p))
+                          : nibble::kernels_of_any_shape(
+                                matmul_of(*p), nibble::Api::kMetal, which)));
 }
 
 SIMT_EXPORT const char* simt_gather_kernels_of_any_shape(
     const SimtGatherProblem* p, const SimtProfile*, int planner) {
-  return keep(to_json(nibble::kernels_of_any_shape(
-      gather_of(*p),
-      nibble::Api::kMetal,
-      static_cast<nibble::Planner>(planner))));
+  return keep(to_json(
+      nibble::kernels_of_any_shape(gather_of(*p),
+                                   nibble::Api::kMetal,
+                                   static_cast<nibble::Planner>(planner))));
 }
 
 // [{"name": ..., "header": ...}, ...], every kernel that a plan can name.
