@@ -226,8 +226,9 @@ _CPU_FAMILIES = {
 
 
 def _matrix(operands: dict[str, mx.array], prefix: str = "") -> ops.QuantizedArrays:
-    w, scales, biases = (operands[f"{prefix}{a}"] for a in ("w", "scales", "biases"))
-    return w, scales, biases
+    # A mode of floats has no biases.
+    biases = operands.get(f"{prefix}biases")
+    return operands[f"{prefix}w"], operands[f"{prefix}scales"], biases
 
 
 def _indices(operands: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
