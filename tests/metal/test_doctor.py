@@ -12,7 +12,7 @@ import pytest
 import mlx_nibble
 from mlx_nibble import _native, ops
 from mlx_nibble.cli import main
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.formats import MODES
 from mlx_nibble.machine import trial
 from mlx_nibble.machine.diagnosis import common, diagnose
 from mlx_nibble.machine.trial import Verdict
@@ -21,9 +21,11 @@ from tests.metal.conftest import KERNELS, VIEW
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
 FORMATS = sum(
-    ops.supports("affine", bits, group_size)
-    for bits in SUPPORTED_BITS
-    for group_size in GROUP_SIZES
+    ops.supports(name, bits, group_size)
+    for name, mode in MODES.items()
+    if mode.mlx_name == name  # symmetric matrices are MLX's affine ones
+    for bits in mode.bits
+    for group_size in mode.group_sizes
 )
 
 
