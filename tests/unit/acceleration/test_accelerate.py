@@ -84,12 +84,13 @@ def test_twice_is_once():
 
 def test_the_predicate_and_the_format_decide_and_the_report_says_so():
     model = quantized_model(class_predicate=lambda p, m: hasattr(m, "to_quantized"))
-    model.layers[2] = nn.QuantizedLinear(128, 128, False, 32, 1)
+    model.layers[2] = nn.QuantizedLinear(128, 128, False, 32, 4)
+    model.layers[2].bits = 7  # MLX has no such format, and a newer one might
     report = mlx_nibble.accelerate(model, lambda path, m: path != "layers.1")
     reasons = {k.path: k.reason for k in report.kept}
     assert reasons == {
         "layers.1": "the predicate said no",
-        "layers.2": "no kernel for mode affine, 1 bits, group 32",
+        "layers.2": "no CPU kernel for mode affine, 7 bits, group 32",
     }
     assert type(model.layers[1]) is nn.QuantizedLinear
     text = str(report)
