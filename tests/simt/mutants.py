@@ -278,10 +278,10 @@ MUTANTS = [
     _of(
         _GATHER_QMM,
         "one expert for all rows",
-        "first_of(rhs, begin, min(begin + BM, B), expert + 1)",
-        "min(begin + BM, B)",
+        "first_of(rhs, begin, end, expert + 1)",
+        "end",
     ),
-    _of(_GATHER_QMM, "no row of the expert", "B), expert + 1)", "B), expert)"),
+    _of(_GATHER_QMM, "no row of the expert", "end, expert + 1)", "end, expert)"),
     _of(_GATHER_QMM, "first tiles only", "through > before", "true"),
     _of(
         _GATHER_QMM,
@@ -292,7 +292,7 @@ MUTANTS = [
     _of(
         _GATHER_QMM,
         "a tile past the last product",
-        "min(begin + BM, B)",
+        "begin + BM < B ? begin + BM : B",
         "begin + BM",
     ),
     _of(
