@@ -46,7 +46,7 @@ bool ours_on_gpu(const Problem& problem,
 
 template <typename Problem>
 bool dense_on_gpu(const Problem& problem, const mx::Device& device) {
-  return device == mx::Device::gpu && executor::is_available() &&
+  return device == mx::Device::gpu && executor::api() == Api::kCuda &&
          dense_is_faster(problem, executor::device_profile(device));
 }
 
