@@ -25,6 +25,13 @@ constexpr int kFewColumns = 2048;
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
 
+// True if kernels for CUDA read these weights and activations.
+template <typename Problem>
+bool is_read(const Problem& p) {
+  return supported_by_gpu(p.format, p.K) &&
+         supported_on_cuda(without_symmetry(p));
+}
+
 bool fits(const LaunchPlan& launch) {
   return launch.threadgroups.y <= kMostBlocks &&
          launch.threadgroups.z <= kMostBlocks;
@@ -60,8 +67,7 @@ const CudaTiles& tiles_for(int rows) {
 
 // The tiles for `p`, the default first; none if no kernel does.
 std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
-  if (!p.transpose || !supported_by_gpu(p.format, p.K) ||
-      !supported_on_cuda(without_symmetry(p))) {
+  if (!p.transpose || !is_read(p)) {
     return {};
   }
   const CudaTiles& tiles = tiles_for(p.M);
@@ -94,8 +100,7 @@ std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
 
 std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
   GatherProblem p = without_symmetry(problem);
-  if (!p.transpose || !supported_by_gpu(p.format, p.K) ||
-      !supported_on_cuda(p)) {
+  if (!p.transpose || !is_read(p)) {
     return std::nullopt;
   }
   int rows = p.B / p.experts;
@@ -138,7 +143,7 @@ std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
 
 std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   DequantizeProblem p = without_symmetry(problem);
-  if (!supported_by_gpu(p.format, p.K) || !supported_on_cuda(p)) {
+  if (!is_read(p)) {
     return std::nullopt;
   }
   Elementwise eights{NIBBLE_DEQUANTIZE_THREADS, 8};
@@ -151,16 +156,13 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
 }
 
 bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
-  return device.api == Api::kCuda && !p.batch_invariant &&
-         supported_by_gpu(p.format, p.K) &&
-         supported_on_cuda(without_symmetry(p)) && merge_rows(p).M > kLastRow;
+  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
+         merge_rows(p).M > kLastRow;
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return device.api == Api::kCuda && !p.batch_invariant &&
-         supported_by_gpu(p.format, p.K) &&
-         supported_on_cuda(without_symmetry(p)) && p.sorted && p.M == 1 &&
-         p.B / p.experts > kLastExpertRow;
+  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
+         p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
 }
 
 }  // namespace nibble

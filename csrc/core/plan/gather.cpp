@@ -67,11 +67,11 @@ LaunchPlan plan_transposed(const GatherProblem& p, bool sorted_tiles) {
 std::optional<Launches> plan(const GatherProblem& p,
                              const DeviceProfile& device) {
   assert(p.B >= 1 && p.M >= 1 && p.N >= 1 && p.K >= 1 && p.experts >= 1);
-  if (!supported_by_gpu(p.format, p.K)) {
-    return std::nullopt;
-  }
   if (device.api == Api::kCuda) {
     return plan_on_cuda(p);
+  }
+  if (!supported_by_gpu(p.format, p.K)) {
+    return std::nullopt;
   }
   bool sorted_tiles = takes_sorted_tiles(p);
   return {{p.transpose ? plan_transposed(p, sorted_tiles)
