@@ -14,8 +14,8 @@
 
 namespace nibble::metal {
 
-// The arrays of a plan's operands, all row-contiguous and, outputs included,
-// allocated. Null where the plan has no such operand.
+// The arrays of a plan's operands, all allocated, the outputs row-contiguous.
+// Null where the plan has no such operand.
 using Operands = Bound<mlx::core::array>;
 
 // True if there is a GPU, which the functions below need.
