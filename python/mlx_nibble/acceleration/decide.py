@@ -12,7 +12,7 @@ from mlx_nibble import _native, nn, ops
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound, original
 from mlx_nibble.acceleration.report import Kept, Routed, Swap
 from mlx_nibble.acceleration.route import PRODUCTS, quantized_layers
-from mlx_nibble.machine import gpu as the_gpu
+from mlx_nibble.machine import gpu
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ def _reason_to_keep(
 ) -> str | None:
     if _native.reason is not None:
         return "mlx-nibble is inactive"
-    if rules.device == "GPU" and not the_gpu.has_our_kernels():
+    on_gpu = rules.device == "GPU"
+    if on_gpu and not gpu.has_our_kernels():
         return "no kernel of ours runs on this GPU"
     mode = getattr(module, "mode", "affine")
-    gpu = rules.device == "GPU"
-    if not ops.supports(mode, module.bits, module.group_size, gpu=gpu):
+    if not ops.supports(mode, module.bits, module.group_size, gpu=on_gpu):
         return (
             f"no {rules.device} kernel for mode {mode}, {module.bits} bits, "
             f"group {module.group_size}"
