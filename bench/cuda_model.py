@@ -21,6 +21,14 @@ STEPS = 48
 NODES = 200
 
 
+def quantized(made: Any) -> Any:
+    """Return the model with weights of 4 bits in groups of 64."""
+    made.set_dtype(mx.bfloat16)
+    nn.quantize(made, 64, 4)
+    mx.eval(made.parameters())
+    return made
+
+
 def model() -> Any:
     """Return a quantized model, the same at each call."""
     mx.random.seed(1)
@@ -39,10 +47,7 @@ def model() -> Any:
             tie_word_embeddings=False,
         )
     )
-    made.set_dtype(mx.bfloat16)
-    nn.quantize(made, 64, 4)
-    mx.eval(made.parameters())
-    return made
+    return quantized(made)
 
 
 def prompts(rows: int, length: int) -> mx.array:

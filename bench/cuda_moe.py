@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.models import mixtral, qwen3_moe
 
 import mlx_nibble
-from bench.cuda_model import decode, read
+from bench.cuda_model import decode, quantized, read
 
 LAYERS = 8
 COMMON = {
@@ -61,14 +60,6 @@ def mixture() -> Any:
             **{k: v for k, v in COMMON.items() if k != "max_position_embeddings"},
         )
     )
-
-
-def quantized(made: Any) -> Any:
-    """Return the model in 4 bits."""
-    made.set_dtype(mx.bfloat16)
-    nn.quantize(made, 64, 4)
-    mx.eval(made.parameters())
-    return made
 
 
 def main() -> None:
