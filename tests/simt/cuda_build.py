@@ -12,7 +12,7 @@ import ctypes
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -55,8 +55,8 @@ def nvrtc() -> ctypes.CDLL | None:
     return None
 
 
-def compile_cubin(unit: Unit) -> bytes:
-    """Return the machine code of a translated unit.
+def compile_text(text: str, options: Sequence[str]) -> tuple[bytes, str]:
+    """Return the machine code of a text, and the compiler's log.
 
     Raises:
         CompileError: NVRTC is missing or fails; the message is its log.
@@ -65,10 +65,10 @@ def compile_cubin(unit: Unit) -> bytes:
     if not lib:
         raise CompileError("the package nvidia-cuda-nvrtc is not installed")
     program = ctypes.c_void_p()
-    source = unit.text.encode()
+    source = text.encode()
     lib.nvrtcCreateProgram(ctypes.byref(program), source, b"unit.cu", 0, None, None)
-    flags = (ctypes.c_char_p * len(_OPTIONS))(*(o.encode() for o in _OPTIONS))
-    failed = lib.nvrtcCompileProgram(program, len(_OPTIONS), flags)
+    flags = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+    failed = lib.nvrtcCompileProgram(program, len(options), flags)
 
     def fetch(what: str) -> bytes:
         size = ctypes.c_size_t()
@@ -77,9 +77,17 @@ def compile_cubin(unit: Unit) -> bytes:
         getattr(lib, f"nvrtcGet{what}")(program, data)
         return data.raw
 
+    log = fetch("ProgramLog").decode(errors="replace")
+    cubin = b"" if failed else fetch("CUBIN")
+    lib.nvrtcDestroyProgram(ctypes.byref(program))
     if failed:
-        raise CompileError(fetch("ProgramLog").decode(errors="replace"))
-    return fetch("CUBIN")
+        raise CompileError(log)
+    return cubin, log
+
+
+def compile_cubin(unit: Unit) -> bytes:
+    """Return the machine code of a translated unit; see :func:`compile_text`."""
+    return compile_text(unit.text, _OPTIONS)[0]
 
 
 def unit_of(kernels: list[str]) -> Unit:
