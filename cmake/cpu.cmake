@@ -4,6 +4,7 @@ find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
   csrc/cpu/gather.cpp
+  csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp
   csrc/cpu/layers.cpp

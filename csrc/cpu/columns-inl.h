@@ -11,9 +11,9 @@
 namespace nibble::cpu {
 namespace {
 
-template <class V, int kM, int kV>
-void column_tile(
-    const float* panel, int count, const float* x, size_t stride, float* sums) {
+// at(m, n) is the element of x for row m of the tile.
+template <class V, int kM, int kV, typename At>
+void column_tile(const float* panel, int count, const At& at, float* sums) {
   typename V::F sum[kM][kV];
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
@@ -30,7 +30,7 @@ void column_tile(
     }
 #pragma GCC unroll 8
     for (int m = 0; m < kM; ++m) {
-      typename V::F a = V::set1(x[m * stride + n]);
+      typename V::F a = V::set1(at(m, n));
 #pragma GCC unroll 8
       for (int v = 0; v < kV; ++v) sum[m][v] = V::fma(a, w[v], sum[m][v]);
     }
@@ -44,26 +44,27 @@ void column_tile(
   }
 }
 
-template <class V>
+// sums[m, k] += sum over n < count of at(m, n) * panel[n, k], for m < M and
+// k < width; rows of panel and of sums are kColumnBlockK apart.
+template <class V, typename At>
 void add_block(const float* panel,
                int width,
                int count,
-               const float* x,
-               size_t stride,
+               const At& at,
                int M,
                float* sums) {
   constexpr int kWide = 4 * V::kLanes;
   for (int m = 0; m < M; m += V::kTileRows) {
     with_int<V::kTileRows>(smaller(M - m, V::kTileRows), [&](auto tile_rows) {
       constexpr int kM = decltype(tile_rows)::value;
-      const float* rows = x + m * stride;
+      auto rows = [&](int i, int n) { return at(m + i, n); };
       float* out = sums + m * kColumnBlockK;
       int k = 0;
       for (; k + kWide <= width; k += kWide) {
-        column_tile<V, kM, 4>(panel + k, count, rows, stride, out + k);
+        column_tile<V, kM, 4>(panel + k, count, rows, out + k);
       }
       for (; k < width; k += V::kLanes) {
-        column_tile<V, kM, 1>(panel + k, count, rows, stride, out + k);
+        column_tile<V, kM, 1>(panel + k, count, rows, out + k);
       }
     });
   }
@@ -96,7 +97,8 @@ void multiply_columns(const Weights& w,
           decode_rows<V, Q, decltype(r)::value>(
               w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
         });
-        add_block<V>(scratch, width, count, x + n, w.N, M, sums);
+        auto at = [&](int m, int i) { return x[size_t(m) * w.N + n + i]; };
+        add_block<V>(scratch, width, count, at, M, sums);
       }
       for (int m = 0; m < M; ++m) {
         float* row = sums + m * kColumnBlockK;

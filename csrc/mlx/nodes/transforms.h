@@ -19,7 +19,6 @@ struct GroupGradients {
 
 GroupGradients group_gradients(const mx::array& dw,
                                const mx::array& w,
-                               const mx::array& scales,
                                QuantFormat format,
                                mx::Stream s);
 
