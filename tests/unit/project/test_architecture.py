@@ -62,6 +62,7 @@ PYTHON_ORDER = [
     "layerwise",
     "evaluation",
     "conversion",
+    "distill",
     "bench",
     "pictures",
     "tune",
