@@ -24,7 +24,7 @@ _STATE = "state"
 _SAVE_EVERY = 60
 # The share of the steps between two measurements on held-out text, and the number of
 # measurements without a gain after which training ends.
-_MEASURE_EVERY, _PATIENCE = 1 / 16, 4
+_MEASURE_EVERY, _PATIENCE = 1 / 12, 4
 # The share of the steps in which the learning rate rises.
 _WARM_UP = 1 / 16
 

@@ -21,8 +21,6 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.formats import pack
-from mlx_nibble.io.checkpoint import dtype_name
-from mlx_nibble.layerwise.cpu_math import to_numpy
 
 Arrays = dict[str, mx.array]
 

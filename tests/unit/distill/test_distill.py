@@ -27,7 +27,7 @@ from tests.support import model_folders, tiny_models
 
 TEXT = Calibration("builtin", samples=16, length=32)
 RTN = Method("affine", gptq=False, sweeps=0)
-SHORT = Training(steps=16, learning_rate=0.01)
+SHORT = Training(steps=16, learning_rate=0.02)
 
 
 def write(folder, family="llama"):
@@ -112,7 +112,7 @@ class Killed(BaseException):
     pass
 
 
-SLOW = Training(steps=8, learning_rate=0.003)
+SLOW = Training(steps=12, learning_rate=0.03)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def whole(models, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("how", "step"), [(Killed, 0), (Killed, 5), (KeyboardInterrupt, 7)]
+    ("how", "step"), [(Killed, 0), (Killed, 5), (KeyboardInterrupt, 11)]
 )
 def test_a_stopped_run_continues_with_the_same_result(
     models, whole, tmp_path, monkeypatch, how, step
