@@ -22,9 +22,9 @@ Loss = Callable[[Mapping[str, mx.array], int], mx.array]
 _STATE = "state"
 # Seconds between two states on disk: a kill loses no more work.
 _SAVE_EVERY = 60
-# The share of the steps between two measurements on held-out text, and the number of
-# measurements without a gain after which training ends.
-_MEASURE_EVERY, _PATIENCE = 1 / 12, 4
+# The number of measurements on held-out text, and of those without a gain after which
+# training ends.
+_MEASUREMENTS, _PATIENCE = 12, 4
 # The share of the steps in which the learning rate rises.
 _WARM_UP = 1 / 16
 
@@ -87,7 +87,7 @@ class Trainer:
     def run(self, progress: Progress, tell: Tell) -> Trained:
         """Train to the end; after Ctrl-C the state is on disk."""
         steps = self._options.steps
-        every = max(1, round(_MEASURE_EVERY * steps))
+        every = -(-steps // _MEASUREMENTS)
         saved = time.monotonic()
         try:
             while self._step < steps and not self._is_done():

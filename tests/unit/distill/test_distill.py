@@ -112,7 +112,7 @@ class Killed(BaseException):
     pass
 
 
-SLOW = Training(steps=12, learning_rate=0.03)
+SLOW = Training(steps=16, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def whole(models, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("how", "step"), [(Killed, 0), (Killed, 5), (KeyboardInterrupt, 11)]
+    ("how", "step"), [(Killed, 0), (Killed, 5), (KeyboardInterrupt, 15)]
 )
 def test_a_stopped_run_continues_with_the_same_result(
     models, whole, tmp_path, monkeypatch, how, step
