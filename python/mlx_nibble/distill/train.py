@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.distill.options import Training
@@ -160,6 +161,12 @@ class Trainer:
             }
 
         self._variables, self._best = part("now."), part("best.")
-        self._adam.state = tree_unflatten(list(part("adam.").items()))
+        moments = part("adam.")
+        # Names of variables have dots, as paths do: they are no trees.
+        state: dict[str, Any] = {
+            name: {k: moments.pop(f"{name}.{k}") for k in ("m", "v")}
+            for name in self._variables
+        }
+        self._adam.state = {**moments, **state}
         self._step, count = kept["counts"].tolist()
         self._losses = kept["losses"].tolist()[:count]
