@@ -32,7 +32,7 @@ from mlx_nibble.lm import load
 def dense_gradients() -> Callable[..., mx.array]:
     """Return a layer's product with the gradient of scales and biases by MLX."""
 
-    def replacement(layer: Any, x: mx.array, bias: None) -> mx.array:
+    def replacement(layer: Any, x: mx.array, bias: None = None) -> mx.array:
         form = {"group_size": layer.group_size, "bits": layer.bits}
         w = layer["weight"]
 
