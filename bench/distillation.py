@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
+from matplotlib.figure import Figure
 from mlx_lm.quant.dwq import dwq_quantize
 from mlx_lm.utils import quantize_model
 
@@ -32,7 +33,10 @@ from mlx_nibble.distill.distill import distill
 from mlx_nibble.distill.options import Training
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import evaluate
+from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.atomic import write_text
+from mlx_nibble.pictures import losses
+from mlx_nibble.pictures.style import save
 from mlx_nibble.quantize.method import Method
 
 SEEN = "long.txt"
@@ -131,6 +135,11 @@ class Study:
             return self.distilled(row)
         return loaded(self.start(row)), {}
 
+    def bits(self, row: str) -> float:
+        """Return the bits a weight of a row: training changes no size."""
+        start = "rtn" if row in ("rtn", "dwq") else "gptq"
+        return read_inventory(self.start(start)).bits_per_weight
+
     def evaluation(self, model: nn.Module) -> dict[str, Any]:
         result = {}
         for label, name in UNSEEN.items():
@@ -189,6 +198,7 @@ def main() -> None:
     add("--learning-rate", type=float, default=0.004)
     add("--dwq-rate", type=float, default=1e-6, help="default: mlx-lm's")
     add("--gptq-samples", type=int, default=64)
+    add("--plot", type=Path, help="draw the loss over the time of each row")
     args = parser.parse_args()
     study = Study(args)
     kept = args.work / "results.json"
@@ -206,6 +216,7 @@ def main() -> None:
                 "seconds": seconds,
                 "peak_bytes": peak,
                 **facts,
+                "bits_per_weight": study.bits(row),
                 "texts": study.evaluation(model),
             }
             write_text(kept, json.dumps(results, indent=1))
@@ -217,6 +228,21 @@ def main() -> None:
             for label, found in results[key]["texts"].items()
         }
         print(json.dumps({"row": row, **options, "increase": summary}), flush=True)
+    if args.plot is not None:
+        save(over_time(results), args.plot)
+
+
+def over_time(results: dict[str, Any]) -> Figure:
+    """Draw the divergence on the first text over the seconds of each row."""
+    label = next(iter(UNSEEN))
+    points, seconds = [], []
+    for result in results.values():
+        kl = result["texts"][label]["comparison"]["kl"]
+        name = f"{result['row']}, {result['options']['bits']} bits"
+        bits = result["bits_per_weight"]
+        points.append(losses.Point(name, bits, kl["mean"], kl["error"]))
+        seconds.append(result["seconds"])
+    return losses.loss_against_time(points, seconds)
 
 
 if __name__ == "__main__":

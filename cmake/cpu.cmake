@@ -3,6 +3,7 @@
 find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
+  csrc/cpu/attention_gradient.cpp
   csrc/cpu/gather.cpp
   csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp

@@ -1,7 +1,9 @@
 // The gradients of scales and biases on all cores.
 //
 // y = x @ w_hat^T, or x @ w_hat, with w_hat = scale * code + bias in each
-// group. With d = dy^T @ x, or x^T @ dy:
+// group.
+//
+// With d = dy^T @ x, or x^T @ dy:
 //   d/d scale[n, g] = sum over the k of group g of code[n, k] * d[n, k]
 //   d/d bias[n, g]  = sum over the k of group g of d[n, k]
 // Sums are fp32. Their order depends on neither the number of threads nor on
@@ -33,7 +35,7 @@ struct GradientOperands {
   float* biases;
 };
 
-// Of matrices [N, K], all rows of which are in `rows`.
+// Computes the gradients of matrices [N, K]; `rows` has all rows of each.
 void group_gradients(const Product& product,
                      const MatrixRows& rows,
                      const GradientOperands& operands);

@@ -76,6 +76,7 @@ constexpr Kernels make_kernels() {
           multiply_columns<V>,
           dequantize<V>,
           group_gradients<V>,
+          add_products<V>,
           V::kLanes,
           packed_row_bytes,
           pack<V>,

@@ -86,6 +86,19 @@ struct RowPairs {
   int count;
 };
 
+// sums[m, k] += sum over n < count of x[m, n] * panel[n, k], for m < M and
+// k < width, a multiple of 16. All fp32; strides are in elements.
+struct DenseProduct {
+  const float* panel;
+  int panel_stride;
+  int width, count;
+  const float* x;
+  int x_row_stride, x_step;
+  int M;
+  float* sums;
+  int sums_stride;
+};
+
 struct Kernels {
   // out [count] = x as fp32, in the order in which multiply reads it. count is
   // a multiple of 32, unless natural_order.
@@ -134,6 +147,8 @@ struct Kernels {
                           float* scales,
                           float* biases,
                           float* scratch);
+
+  void (*add_products)(const DenseProduct& product);
 
   // Rows of a strip in the packed layout, packed-inl.h.
   int strip_rows;

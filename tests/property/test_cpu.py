@@ -273,6 +273,20 @@ def test_gradients_of_scales_and_biases(
     tolerance.assert_close(result, exact, allowed)
 
 
+def test_gradients_do_not_depend_on_the_threads():
+    command = runner.native()
+    if command is None:
+        pytest.skip("only an editable installation has the CPU runner")
+    types = Types("bfloat16", "float16")
+    x, w = make(0, (4, 64), types, (300, 193, 9, 1))
+    dy, _ = make(1, (4, 64), types, (300, 193, 9, 1), transpose=False)
+    one, three = (
+        Runner(command, threads=count).group_gradients(x, dy, w, types)
+        for count in (1, 3)
+    )
+    np.testing.assert_array_equal(one, three)
+
+
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**32),

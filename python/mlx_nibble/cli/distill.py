@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
-from mlx_nibble.cli.console import err, out, step_progress
+from mlx_nibble.cli.console import err, filled, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
 from mlx_nibble.distill.options import Training
 from mlx_nibble.io.stranger import local_path
@@ -89,6 +89,12 @@ def main(arguments: Sequence[str]) -> None:
     if args.json:
         print(json.dumps({**asdict(made), "path": str(made.path)}))
         return
+    rows = [
+        (str(row["path"]), f"{row['start']:.4f}", f"{row['trained']:.4f}")
+        for row in made.layers
+    ]
+    title = "Relative error of each layer's output on held-out text"
+    out.print(filled(("layer", "before", "after"), rows, title=title))
     out.print(
         f"{made.path}: {made.parameters / 1e6:.1f} M weights, "
         f"{made.nbytes / 1e6:.1f} MB; divergence {made.losses[0]:.5f} before and "

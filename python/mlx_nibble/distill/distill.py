@@ -22,6 +22,7 @@ from mlx_nibble.conversion.source import Source, weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.report import Outputs, layer_errors, layer_outputs
 from mlx_nibble.distill.targets import divergence, load_targets, make_targets
 from mlx_nibble.distill.train import Trained, Trainer
 from mlx_nibble.distill.variables import Variables, find_matrices, find_norms
@@ -49,6 +50,8 @@ class Distilled:
             start, then of each measurement.
         steps: Steps until the last measurement.
         changes: How far each matrix moved, see `Variables.changes`.
+        layers: Relative error of each layer's output on a held-out batch, of the
+            `start` and of the `trained` model.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Distilled:
     losses: Sequence[float]
     steps: int
     changes: Sequence[Mapping[str, Any]]
+    layers: Sequence[Mapping[str, Any]]
 
 
 def distill(
@@ -130,8 +134,11 @@ class Run:
         make_targets(self._original, tokens, workspace, self.progress)
         model, variables = self._student()
 
-        def loss(values: Mapping[str, mx.array], index: int) -> mx.array:
+        def use(values: Mapping[str, mx.array]) -> None:
             model.update(tree_unflatten([*variables.parameters(values).items()]))
+
+        def loss(values: Mapping[str, mx.array], index: int) -> mx.array:
+            use(values)
             log_p, likeliest = load_targets(workspace, index)
             return divergence(model(tokens[index]), log_p, likeliest).mean()
 
@@ -141,7 +148,24 @@ class Run:
         seen = [i for i in range(len(tokens)) if i not in kept]
         trainer = Trainer(variables.start, loss, seen, kept, self.training, workspace)
         trained = trainer.run(self.progress, self.tell)
-        return self._write(place, config, arrays, variables, trained, files)
+
+        def outputs(values: Mapping[str, mx.array]) -> Outputs:
+            use(values)
+            return layer_outputs(model, tokens[kept[0]])
+
+        layers = layer_errors(
+            layer_outputs(self._original(), tokens[kept[0]]),
+            {
+                "start": lambda: outputs(variables.start),
+                "trained": lambda: outputs(trained.best),
+            },
+        )
+        nbytes = self._write(place, config, arrays, variables, trained, files)
+        count = sum(a.size for a in parameters(self._original()).values())
+        changes = variables.changes(trained.best)
+        return Distilled(
+            place.path, count, nbytes, trained.losses, trained.steps, changes, layers
+        )
 
     def _tokens(self, tokenizer: Any) -> list[mx.array]:
         ids = encode(tokenizer, read_text(self.calibration.text))
@@ -201,13 +225,13 @@ class Run:
         variables: Variables,
         trained: Trained,
         files: Sequence[Source],
-    ) -> Distilled:
+    ) -> int:
+        """Write the folder; return the bytes of its tensors."""
         changed = variables.stored(trained.best)
         require_all_finite(dict(changed))
         arrays = {**arrays, **{_stored_name(k, arrays): v for k, v in changed.items()}}
         ordered = dict(sorted(arrays.items(), key=lambda item: natural(item[0])))
         nbytes = sum(a.nbytes for a in ordered.values())
-        count = sum(a.size for a in parameters(self._original()).values())
         with filling(place) as folder:
             save_weights(folder, ordered)
             lm.save_companions(folder, self.start, config)
@@ -215,10 +239,7 @@ class Run:
             lm.require_loadable(folder, self.trust)
             for source in files:
                 source.require_unchanged()
-        changes = variables.changes(trained.best)
-        return Distilled(
-            place.path, count, nbytes, trained.losses, trained.steps, changes
-        )
+        return nbytes
 
 
 def _stored_name(path: str, arrays: Mapping[str, mx.array]) -> str:

@@ -66,6 +66,8 @@ def test_training_lowers_the_divergence(models, tmp_path, codes):
     training = Training(steps=32, learning_rate=0.02, codes=codes)
     made = distill(str(start), str(original), tmp_path / "out", training, TEXT)
     assert min(made.losses) < 0.9 * made.losses[0]
+    assert [row["path"] for row in made.layers] == ["model.layers.0", "model.layers.1"]
+    assert all(row["trained"] < row["start"] < 1 for row in made.layers)
     before, after = tensors(start), tensors(made.path)
     assert {k: (v.shape, v.dtype) for k, v in before.items()} == {
         k: (v.shape, v.dtype) for k, v in after.items()
