@@ -72,8 +72,7 @@ std::optional<std::vector<mx::array>> AttentionGradientNode::of(
   auto node = std::make_shared<AttentionGradientNode>(
       s, AttentionGradientOptions{options.scale, options.causal});
   cpu::AttentionGradient p = problem_of(given, node->options());
-  mx::array all(
-      node->output_shapes(given)[0], mx::float32, node, std::move(given));
+  mx::array all(node->output_shapes(given)[0], mx::float32, node, given);
   Sizes sizes(p);
   auto parts = mx::split(all, {sizes.q, sizes.q + sizes.k}, 0, s);
   auto summed = [&](const mx::array& part, const mx::array& like) {
