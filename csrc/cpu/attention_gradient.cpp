@@ -106,7 +106,7 @@ class Head {
   }
 
   // Turns row r of scores into probabilities, and of their gradients into the
-  // scores' gradients. Of `keys` keys, query l sees the first.
+  // scores' gradients. Query l sees the first of `keys` keys.
   void differentiate(int r, int l, int keys) {
     int seen = visible(l);
     auto by_blocks = [&](auto&& body) {

@@ -1,6 +1,9 @@
-// The gradients of attention on all cores:
+// The gradients of attention on all cores.
+//
 //   p = softmax(scale * q k^T), y = p v
+//
 //   dv = p^T dy, ds = p * (dy v^T - sum(p * dy v^T)) * scale
+//
 //   dq = ds k, dk = ds^T q
 #pragma once
 

@@ -4,8 +4,11 @@
 // group.
 //
 // With d = dy^T @ x, or x^T @ dy:
+//
 //   d/d scale[n, g] = sum over the k of group g of code[n, k] * d[n, k]
+//
 //   d/d bias[n, g]  = sum over the k of group g of d[n, k]
+//
 // Sums are fp32. Their order depends on neither the number of threads nor on
 // the other matrices.
 #pragma once
