@@ -65,12 +65,29 @@ ROWS = {
         "`mlx_lm.awq`",
         _PEER.format(kind="awq") + " --num-samples 8 --embed-group-size 64",
     ),
+    "mlx-dwq": Conversion(
+        "`mlx_lm.dwq`",
+        _PEER.format(kind="dwq").replace("--sequence-length", "--max-seq-length")
+        + " --num-samples 128 --batch-size 1",
+    ),
+    "mlx-dynamic": Conversion(
+        "`mlx_lm.dynamic_quant`, 5 bits",
+        "python -m bench.mlx_lm_quantize moby.txt dynamic_quant --samples 8 "
+        "--model smol --mlx-path {name} --target-bpw 5",
+    ),
     "awq": Conversion("ours, `--method awq`", f"{_OURS} --method awq"),
     "awq-gptq": Conversion("ours, `--method awq+gptq`", f"{_OURS} --method awq+gptq"),
     "g64": Conversion("ours", _OURS),
     "g64-64": Conversion("ours, 64 samples", _OURS.replace("32", "64")),
     "g32": Conversion("ours, groups of 32", f"{_OURS} --q-group-size 32"),
     "mix5": Conversion("ours, `--target-bpw 5`", f"{_OURS} --target-bpw 5"),
+    "distill": Conversion(
+        "ours, `--distill`", f"{_OURS} --distill".replace("32", "256")
+    ),
+    "distill5": Conversion(
+        "ours, `--target-bpw 5 --distill`",
+        f"{_OURS} --target-bpw 5 --distill".replace("32", "256"),
+    ),
     "b8": Conversion("ours, 8 bits", f"{_OURS} --q-bits 8"),
 }
 

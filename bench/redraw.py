@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bench import time_model, timing
 from bench.bars import Bar, horizontal
+from bench.quantization import ROWS
 from bench.readme import ROOT, load
 from bench.tables import result_of
 from mlx_nibble.pictures import generation, losses, products
@@ -96,6 +97,18 @@ def quantization() -> Figure:
     return figure
 
 
+def loss_over_bits() -> Figure:
+    """KL divergence of SmolLM2 over bits per weight, for all methods."""
+    text = "State of the Union"
+    points = []
+    for name, result in load("quantization").items():
+        kl = result[text]["comparison"]["kl"]
+        label = ROWS[name].label.replace("`", "")
+        bits = result["bits_per_weight"]
+        points.append(losses.Point(label, bits, kl["mean"], kl["error"]))
+    return losses.loss_against_size(points)
+
+
 def sensitivity() -> Figure:
     """KL divergence of SmolLM2 with one matrix in 4 bits."""
     return losses.by_layer(load("sensitivity")["kl"])
@@ -138,6 +151,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "cpu": lambda: products.speed(load("cpu")),
     "generation": lambda: generation.overview(load("generation")),
     "quantization": quantization,
+    "loss_over_bits": loss_over_bits,
     "sensitivity": sensitivity,
     "predicted": predicted,
 }

@@ -3,8 +3,10 @@
 find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
+  csrc/cpu/attention_gradient.cpp
   csrc/cpu/cache_rows.cpp
   csrc/cpu/gather.cpp
+  csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp
   csrc/cpu/layers.cpp

@@ -11,26 +11,36 @@
 namespace nibble::cpu {
 namespace {
 
-template <class V, int kM, int kV>
-void column_tile(
-    const float* panel, int count, const float* x, size_t stride, float* sums) {
+// Elements from one row to the next.
+struct RowStrides {
+  int panel = kColumnBlockK;
+  int sums = kColumnBlockK;
+};
+
+// at(m, n) is the element of x for row m of the tile.
+template <class V, int kM, int kV, typename At>
+void column_tile(const float* panel,
+                 int count,
+                 const At& at,
+                 float* sums,
+                 RowStrides stride) {
   typename V::F sum[kM][kV];
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 8
     for (int v = 0; v < kV; ++v) {
-      sum[m][v] = V::load(sums + m * kColumnBlockK + v * V::kLanes);
+      sum[m][v] = V::load(sums + m * stride.sums + v * V::kLanes);
     }
   }
   for (int n = 0; n < count; ++n) {
     typename V::F w[kV];
 #pragma GCC unroll 8
     for (int v = 0; v < kV; ++v) {
-      w[v] = V::load(panel + n * kColumnBlockK + v * V::kLanes);
+      w[v] = V::load(panel + n * stride.panel + v * V::kLanes);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < kM; ++m) {
-      typename V::F a = V::set1(x[m * stride + n]);
+      typename V::F a = V::set1(at(m, n));
 #pragma GCC unroll 8
       for (int v = 0; v < kV; ++v) sum[m][v] = V::fma(a, w[v], sum[m][v]);
     }
@@ -39,34 +49,50 @@ void column_tile(
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 8
     for (int v = 0; v < kV; ++v) {
-      V::store(sums + m * kColumnBlockK + v * V::kLanes, sum[m][v]);
+      V::store(sums + m * stride.sums + v * V::kLanes, sum[m][v]);
     }
   }
 }
 
-template <class V>
+// sums[m, k] += sum over n < count of at(m, n) * panel[n, k], for m < M and
+// k < width, whole vectors.
+template <class V, typename At>
 void add_block(const float* panel,
                int width,
                int count,
-               const float* x,
-               size_t stride,
+               const At& at,
                int M,
-               float* sums) {
+               float* sums,
+               RowStrides stride = {}) {
   constexpr int kWide = 4 * V::kLanes;
   for (int m = 0; m < M; m += V::kTileRows) {
     with_int<V::kTileRows>(smaller(M - m, V::kTileRows), [&](auto tile_rows) {
       constexpr int kM = decltype(tile_rows)::value;
-      const float* rows = x + m * stride;
-      float* out = sums + m * kColumnBlockK;
+      auto rows = [&](int i, int n) { return at(m + i, n); };
+      float* out = sums + m * stride.sums;
       int k = 0;
       for (; k + kWide <= width; k += kWide) {
-        column_tile<V, kM, 4>(panel + k, count, rows, stride, out + k);
+        column_tile<V, kM, 4>(panel + k, count, rows, out + k, stride);
       }
       for (; k < width; k += V::kLanes) {
-        column_tile<V, kM, 1>(panel + k, count, rows, stride, out + k);
+        column_tile<V, kM, 1>(panel + k, count, rows, out + k, stride);
       }
     });
   }
+}
+
+template <class V>
+void add_products(const DenseProduct& p) {
+  auto at = [&](int m, int n) {
+    return p.x[m * p.x_row_stride + n * p.x_step];
+  };
+  add_block<V>(p.panel,
+               p.width,
+               p.count,
+               at,
+               p.M,
+               p.sums,
+               {p.panel_stride, p.sums_stride});
 }
 
 // Weight rows decoded at a time for a single tile of x, which uses them once:
@@ -96,7 +122,8 @@ void multiply_columns(const Weights& w,
           decode_rows<V, Q, decltype(r)::value>(
               w, n + i, block, scratch + i * kColumnBlockK, kColumnBlockK);
         });
-        add_block<V>(scratch, width, count, x + n, w.N, M, sums);
+        auto at = [&](int m, int i) { return x[size_t(m) * w.N + n + i]; };
+        add_block<V>(scratch, width, count, at, M, sums);
       }
       for (int m = 0; m < M; ++m) {
         float* row = sums + m * kColumnBlockK;

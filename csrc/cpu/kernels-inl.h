@@ -3,6 +3,7 @@
 
 #include "csrc/cpu/columns-inl.h"
 #include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/gradient-inl.h"
 #include "csrc/cpu/packed-inl.h"
 #include "csrc/cpu/peak-inl.h"
 #include "csrc/cpu/product-inl.h"
@@ -74,6 +75,8 @@ constexpr Kernels make_kernels() {
           multiply<V>,
           multiply_columns<V>,
           dequantize<V>,
+          group_gradients<V>,
+          add_products<V>,
           V::kLanes,
           packed_row_bytes,
           pack<V>,

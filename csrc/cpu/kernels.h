@@ -55,6 +55,10 @@ inline constexpr size_t kScratchFloats =
     kPanelFloats + kSumFloats + kUnpackedFloats;
 static_assert(kColumnBlockN * kColumnBlockK <= kPanelFloats);
 static_assert(kBlockN <= kColumnBlockK);
+// Weight rows of a block of gradients: a multiple of all tiles and vectors. Its
+// sums and its panel of the left operand take the place of a product's sums.
+inline constexpr int kGradientRows = 96;
+static_assert(kGradientRows * (kColumnBlockK + kColumnBlockN) <= kSumFloats);
 
 // How a product reads weights; CpuKernelPlan says when. Integer products know
 // `as_packed` only.
@@ -69,6 +73,30 @@ struct UnpackedRows {
   uint8_t* codes;
   uint8_t* scales;
   uint8_t* biases;
+};
+
+// Rows of two operands that are multiplied: row left_rows[i] of left [.., N]
+// and row right_rows[i] of right [.., K], for i < count.
+struct RowPairs {
+  const uint8_t* left;
+  const uint8_t* right;
+  Dtype dtype;
+  const uint32_t* left_rows;
+  const uint32_t* right_rows;
+  int count;
+};
+
+// sums[m, k] += sum over n < count of x[m, n] * panel[n, k], for m < M and
+// k < width, a multiple of 16. All fp32; strides are in elements.
+struct DenseProduct {
+  const float* panel;
+  int panel_stride;
+  int width, count;
+  const float* x;
+  int x_row_stride, x_step;
+  int M;
+  float* sums;
+  int sums_stride;
 };
 
 struct Kernels {
@@ -107,6 +135,20 @@ struct Kernels {
 
   // out[n, k] = w_hat[n, k] for n in rows, all k.
   void (*dequantize)(const Weights& w, Range rows, Dtype dtype, void* out);
+
+  // With d[n, k] = sum over the pairs of left[n] * right[k]: the sums of d, and
+  // of the codes' products with d, over the groups of `columns` in `rows`: at
+  // most kGradientRows rows and kColumnBlockK columns, whole groups. Writes the
+  // elements [n, group] of biases and scales [N, groups]. gradient-inl.h.
+  void (*group_gradients)(const Weights& w,
+                          const RowPairs& pairs,
+                          Range rows,
+                          Range columns,
+                          float* scales,
+                          float* biases,
+                          float* scratch);
+
+  void (*add_products)(const DenseProduct& product);
 
   // Rows of a strip in the packed layout, packed-inl.h.
   int strip_rows;

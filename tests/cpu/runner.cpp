@@ -13,6 +13,7 @@
 #include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/attention.h"
 #include "csrc/cpu/gather.h"
+#include "csrc/cpu/gradient.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/layers.h"
 #include "csrc/cpu/matmul.h"
@@ -35,6 +36,7 @@ enum Operation : int32_t {
   kLayerSwiglu,
   kLogSumExp,
   kAttention,
+  kGroupGradients,
 };
 
 enum Array {
@@ -60,6 +62,8 @@ enum Array {
 // Layers have M rows x of K elements. bias is the weight of a norm, up, or the
 // N keys of each of batch_size heads; residual holds the values of the keys.
 // Quantized keys and values are w and up.
+// For gradients, residual is dy, and lhs is empty unless the product is
+// gathered.
 struct Request {
   int32_t operation, int8;
   int32_t M, N, K;
@@ -240,6 +244,17 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
     case kGatherSwiglu:
       return cpu::gather_swiglu(
           gathered, plan(gathered), {weights, up, x, y}, indices);
+    case kGroupGradients: {
+      cpu::MatrixRows rows = r.bytes[kLhs] > 0
+                                 ? cpu::rows_by_matrix(gathered, indices)
+                                 : cpu::rows_by_matrix(dense);
+      auto* scales = static_cast<float*>(y);
+      float* biases = scales + array[kY].size() / sizeof(float) / 2;
+      return cpu::group_gradients(
+          product,
+          rows,
+          {weights.w, x, array[kResidual].data(), scales, biases});
+    }
     case kPlan:
     case kPlanGather:
     case kPlanAttention:

@@ -24,6 +24,7 @@ from tests.support.oracle import FloatWeights, Weights
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
+OPERATIONS += ["group_gradients"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -203,6 +204,39 @@ class Runner:
         arrays = {"x": x, "lhs": lhs, "rhs": rhs}
         shape = (len(lhs), M, N if transpose else K)
         return self._ask(form, weights, arrays, types, shape)
+
+    def group_gradients(
+        self,
+        x: np.ndarray,
+        dy: np.ndarray,
+        w: Weights,
+        types: Types,
+        *,
+        transpose: bool = True,
+        batch: tuple[int, int, int] = (1, 1, 1),
+        indices: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Return the gradients of scales and biases: float32 [2, count, N, groups].
+
+        Args:
+            x, w: The operands of `matmul`, or of `gather` if there are indices.
+            dy: The gradient of its result.
+            types: Types of x and dy, and of scales and biases.
+            transpose, batch: Those of the product.
+            indices: lhs and rhs.
+        """
+        data = dict.fromkeys(ARRAYS, b"")
+        if indices is not None:
+            batch = (len(indices[0]), len(w.words), len(x))
+            data["lhs"], data["rhs"] = (a.tobytes() for a in indices)
+        M = x.shape[-2]
+        form = self._form("group_gradients", w, types, M, batch, transpose=transpose)
+        data["w"] = np.ascontiguousarray(w.words).tobytes()
+        for name, a in (("x", x), ("residual", dy)):
+            data[name] = numbers.encode(a, types.dtype).tobytes()
+        shape = (2, *w.scales.shape)
+        answer = self._exchange(form, data, 4 * int(np.prod(shape)))
+        return np.frombuffer(answer, np.float32).reshape(shape)
 
     def dequantize(self, w: Weights | FloatWeights, types: Types) -> np.ndarray:
         """Return w_hat [N, K] of w [N, K]."""

@@ -6,6 +6,7 @@
 #include "csrc/cpu/attention.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/nodes/attention_gradient.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
 
@@ -144,6 +145,23 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                        }
                        cpu::attention(p, plan, operands);
                      });
+}
+
+std::vector<mx::array> AttentionPrimitive::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<mx::array>& outputs) {
+  auto all =
+      AttentionGradientNode::of(primals, cotangents[0], options_, stream());
+  if (!all) {
+    return FastNode::vjp(primals, cotangents, argnums, outputs);
+  }
+  std::vector<mx::array> gradients;
+  for (int arg : argnums) {
+    gradients.push_back((*all)[arg]);
+  }
+  return gradients;
 }
 
 std::vector<mx::Shape> AttentionPrimitive::output_shapes(

@@ -36,6 +36,10 @@ class AttentionPrimitive
   static constexpr const char* kName = "NibbleAttention";
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
+  std::vector<mx::array> vjp(const std::vector<mx::array>& primals,
+                             const std::vector<mx::array>& cotangents,
+                             const std::vector<int>& argnums,
+                             const std::vector<mx::array>& outputs) override;
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 

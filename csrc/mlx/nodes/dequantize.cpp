@@ -77,7 +77,6 @@ std::vector<mx::array> Dequantize::vjp(const std::vector<mx::array>& primals,
   GroupGradients groups =
       group_gradients(mx::astype(cotangents[0], mx::float32, stream()),
                       primals[kW],
-                      primals[kScales],
                       format_,
                       stream());
   std::vector<mx::array> gradients;

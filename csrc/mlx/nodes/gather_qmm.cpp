@@ -9,6 +9,7 @@
 #include "csrc/mlx/cpu_task.h"
 #include "csrc/mlx/executor.h"
 #include "csrc/mlx/nodes/evaluation.h"
+#include "csrc/mlx/nodes/group_gradient.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 #include "csrc/mlx/nodes/transforms.h"
 #include "csrc/mlx/nodes/unpack.h"
@@ -119,37 +120,6 @@ std::vector<mx::array> GatherQmm::jvp(const std::vector<mx::array>& inputs,
   return {x_moves ? mx::add(dy, apply(moved_x, options_), stream()) : dy};
 }
 
-mx::array GatherQmm::weight_gradient(const std::vector<mx::array>& primals,
-                                     const mx::array& dy) {
-  const mx::Stream& s = stream();
-  auto floats = [&](const mx::array& a) {
-    return mx::astype(as_matrices(a, s), mx::float32, s);
-  };
-  const mx::array& w = primals[kW];
-  mx::array lhs = mx::flatten(primals[kLhs], 0, -1, s);
-  mx::array rhs = mx::flatten(primals[kRhs], 0, -1, s);
-  mx::array x = mx::take(floats(primals[kX]), lhs, 0, s);
-  int M = x.shape(1);
-  auto rows = [&](const mx::array& a) {
-    return mx::flatten(a, 0, 1, s);  // [B * M, ...]
-  };
-  mx::array left = rows(transpose_ ? floats(dy) : x);
-  mx::array right = rows(transpose_ ? x : floats(dy));
-  // left^T for each expert, with the rows of the others masked. It is no larger
-  // than the products of single rows, whose sum we need.
-  int experts = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
-  mx::array mine =
-      mx::equal(mx::expand_dims(mx::repeat(rhs, M, 0, s), 0, s),
-                mx::expand_dims(mx::arange(0, experts, mx::uint32, s), 1, s),
-                s);  // [experts, B * M]
-  mx::array masked = mx::multiply(mx::expand_dims(mine, 1, s),
-                                  mx::expand_dims(mx::transpose(left, s), 0, s),
-                                  s);
-  mx::Shape shape = w.shape();
-  shape.back() = primals[kScales].shape(-1) * format_.group_size;
-  return mx::reshape(mx::matmul(masked, right, s), shape, s);
-}
-
 std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& inputs,
                                       const std::vector<mx::array>& cotangents,
                                       const std::vector<int>& argnums,
@@ -180,11 +150,10 @@ std::vector<mx::array> GatherQmm::vjp(const std::vector<mx::array>& inputs,
   std::optional<GroupGradients> groups;
   auto group_gradient = [&]() -> const GroupGradients& {
     if (!groups) {
-      groups = group_gradients(weight_gradient(primals, dy),
-                               primals[kW],
-                               primals[kScales],
-                               format_,
-                               s);
+      groups = GroupGradient::of(
+          {primals[kX], dy, primals[kW], primals[kLhs], primals[kRhs]},
+          {format_, transpose_, true},
+          s);
     }
     return *groups;
   };

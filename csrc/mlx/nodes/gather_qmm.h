@@ -68,10 +68,6 @@ class GatherQmm : public mx::Primitive {
   mx::array apply(const std::vector<mx::array>& inputs,
                   const ops::MatmulOptions& options);
 
-  // d/d w_hat [..., N, K] in float32: the sum over the products of each matrix.
-  mx::array weight_gradient(const std::vector<mx::array>& primals,
-                            const mx::array& dy);
-
   QuantFormat format_;
   bool transpose_;
   bool sorted_;

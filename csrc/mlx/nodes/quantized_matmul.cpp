@@ -10,6 +10,7 @@
 #include "csrc/mlx/executor.h"
 #include "csrc/mlx/facts/tuning.h"
 #include "csrc/mlx/nodes/evaluation.h"
+#include "csrc/mlx/nodes/group_gradient.h"
 #include "csrc/mlx/nodes/quantized_rows.h"
 #include "csrc/mlx/nodes/transforms.h"
 #include "csrc/mlx/nodes/unpack.h"
@@ -153,28 +154,11 @@ std::vector<mx::array> QuantizedMatmul::vjp(
   const mx::array &scales = primals[kScales], &biases = primals[kBiases];
   const mx::array& dy = cotangents[0];
 
-  // d/d w_hat = dy^T x, in float32 for activations of any type.
   std::optional<GroupGradients> groups;
   auto group_gradient = [&]() -> const GroupGradients& {
     if (!groups) {
-      auto matrix = [&](const mx::array& a) {
-        mx::array f = mx::astype(a, mx::float32, stream());
-        return w.ndim() == 2 ? mx::reshape(f, {-1, a.shape(-1)}, stream()) : f;
-      };
-      const mx::array& left = transpose_ ? dy : x;
-      const mx::array& right = transpose_ ? x : dy;
-      mx::array dw = mx::matmul(mx::swapaxes(matrix(left), -1, -2, stream()),
-                                matrix(right),
-                                stream());
-      dw = sum_to(
-          dw,
-          [&] {
-            mx::Shape shape = w.shape();
-            shape.back() = scales.shape(-1) * format_.group_size;
-            return shape;
-          }(),
-          stream());
-      groups = group_gradients(dw, w, scales, format_, stream());
+      groups =
+          GroupGradient::of({x, dy, w}, {format_, transpose_, false}, stream());
     }
     return *groups;
   };

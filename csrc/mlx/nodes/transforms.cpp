@@ -12,33 +12,38 @@ namespace {
 
 // Codes as float32, grouped: [..., N, K / group_size, group_size].
 mx::array grouped_codes(const mx::array& w,
-                        const mx::array& scales,
+                        int groups,
                         QuantFormat format,
                         mx::Stream s) {
-  mx::array one = mx::ones(scales.shape(), mx::float32, s);
+  mx::Shape shape = w.shape();
+  shape.back() = groups;
+  mx::array one = mx::ones(shape, mx::float32, s);
   mx::array codes = ops::dequantize({w, one, mx::zeros_like(one, s)},
                                     ops::QuantArgs::of(format),
                                     std::nullopt,
                                     s);
-  return mx::unflatten(codes, -1, {scales.shape(-1), format.group_size}, s);
+  return mx::unflatten(codes, -1, {groups, format.group_size}, s);
 }
 
 }  // namespace
 
-GroupGradients group_gradients(const mx::array& dw,
-                               const mx::array& w,
-                               const mx::array& scales,
-                               QuantFormat format,
-                               mx::Stream s) {
+void require_biases(QuantFormat format) {
   require(format.info().stores_biases,
           "vjp",
           "scales of a mode with biases are required for a gradient but the "
           "mode is '",
           format.info().mlx_name,
           "'");
-  mx::array grouped =
-      mx::unflatten(dw, -1, {scales.shape(-1), format.group_size}, s);
-  mx::array codes = grouped_codes(w, scales, format, s);
+}
+
+GroupGradients group_gradients(const mx::array& dw,
+                               const mx::array& w,
+                               QuantFormat format,
+                               mx::Stream s) {
+  require_biases(format);
+  int groups = dw.shape(-1) / format.group_size;
+  mx::array grouped = mx::unflatten(dw, -1, {groups, format.group_size}, s);
+  mx::array codes = grouped_codes(w, groups, format, s);
   return {mx::sum(mx::multiply(grouped, codes, s), -1, false, s),
           mx::sum(grouped, -1, false, s)};
 }

@@ -17,9 +17,11 @@ struct GroupGradients {
   mx::array scales, biases;
 };
 
+// Raises std::invalid_argument if scales of this mode have no gradient.
+void require_biases(QuantFormat format);
+
 GroupGradients group_gradients(const mx::array& dw,
                                const mx::array& w,
-                               const mx::array& scales,
                                QuantFormat format,
                                mx::Stream s);
 

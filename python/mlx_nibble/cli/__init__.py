@@ -22,6 +22,7 @@ COMMANDS = Commands(
     names=(
         "demo",
         "convert",
+        "distill",
         "eval",
         "generate",
         "chat",

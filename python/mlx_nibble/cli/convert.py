@@ -38,6 +38,7 @@ from mlx_nibble.formats import BITS, SCALE_DTYPES
 from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.io.stranger import local_path
+from mlx_nibble.progress import Progress
 from mlx_nibble.quantize.recipes import RECIPES
 
 
@@ -116,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         "--plot",
         metavar="FILE",
         help="with --target-bpw: draw each matrix's loss in 4 bits (.png, .svg)",
+    )
+    add(
+        "--distill",
+        action="store_const",
+        const=True,
+        help="then train scales, biases and norms on the same text, see nibble distill",
     )
     add("--symmetric", action="store_const", const=True, help="weights without biases")
     add(
@@ -266,8 +273,10 @@ def _quantize(
         require_model("convert", "SOURCE", source)
     if check_text:
         read_text(args.calibration)
+    trust = bool(args.trust_remote_code)
     with step_progress() as progress, hub_errors("convert"):
-        trust = bool(args.trust_remote_code)
+        if args.distill:
+            return _distill(args, source, folder, options, progress)
         report = convert(source, folder, options, progress, _tell, trust)
     if picture is not None:
         from mlx_nibble.pictures import losses, style
@@ -275,6 +284,30 @@ def _quantize(
         style.save(losses.by_layer(report.losses), picture)
     widths = Counter(form.bits for form in report.plan.values())
     return _print_report(args, report, widths)
+
+
+def _distill(
+    args: argparse.Namespace,
+    source: str,
+    folder: str,
+    options: Any,
+    progress: Progress,
+) -> Path:
+    from mlx_nibble.distill.options import Training
+    from mlx_nibble.distill.pipeline import quantize_and_distill
+    from mlx_nibble.evaluation.inventory import read_inventory
+
+    trust = bool(args.trust_remote_code)
+    training = Training()
+    report = quantize_and_distill(
+        source, folder, options, training, progress, _tell, trust
+    )
+    rows = read_inventory(report.path).rows
+    widths = Counter(row.bits for row in rows if row.bits is not None)
+    before, after = report.losses[0], min(report.losses)
+    more = f"; divergence {before:.5f} before training, {after:.5f} after"
+    facts = {"losses": report.losses, "changes": report.changes}
+    return _print_report(args, report, widths, more, facts)
 
 
 def _tell(fact: str) -> None:

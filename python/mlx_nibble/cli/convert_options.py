@@ -59,6 +59,7 @@ USED_BY = {
     "target_bpw": (TARGET,),
     "plot": (TARGET,),
     "symmetric": _QUANTIZING,
+    "distill": _QUANTIZING,
     **dict.fromkeys(_OF_THE_TEXT, _QUANTIZING),
 }
 """Each option that is for some paths, and these paths."""

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_nibble.lm.caches import with_quantized_cache
 from mlx_nibble.lm.command import run_command
-from mlx_nibble.lm.dtypes import prepare, set_activation_dtype, use_stock
+from mlx_nibble.lm.dtypes import on_cpu, prepare, set_activation_dtype, use_stock
 from mlx_nibble.lm.folders import (
     load_for_evaluation,
     load_full_precision,
@@ -47,6 +47,7 @@ __all__ = [
     "loops",
     "make_prompt_cache",
     "model_folder",
+    "on_cpu",
     "prepare",
     "quantize_in_mode",
     "require_family",

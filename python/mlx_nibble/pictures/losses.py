@@ -36,18 +36,32 @@ class Point:
 
 def loss_against_size(points: Sequence[Point]) -> Figure:
     """Draw the KL divergence of each model over its bits per weight."""
+    places = [p.bits_per_weight for p in points]
+    return _scattered(
+        points, places, "Loss over size", "bits per weight, including scales and biases"
+    )
+
+
+def loss_against_time(points: Sequence[Point], seconds: Sequence[float]) -> Figure:
+    """Draw the KL divergence of each model over the time that it took to make."""
+    figure = _scattered(points, seconds, "Loss over time", "seconds")
+    figure.axes[0].set_xscale("log")
+    return figure
+
+
+def _scattered(
+    points: Sequence[Point], places: Sequence[float], title: str, label: str
+) -> Figure:
     with look():
-        figure = card(8, 4.5, "Loss over size")
+        figure = card(8, 4.5, title)
         axes: Any = figure.add_subplot()
         # Models of one size lie above each other, and so would labels: use a legend.
-        for p, marker in zip(points, itertools.cycle(MARKERS), strict=False):
-            axes.errorbar(
-                p.bits_per_weight, p.loss, p.error, fmt=marker, capsize=3, label=p.label
-            )
+        for p, x, marker in zip(points, places, itertools.cycle(MARKERS), strict=False):
+            axes.errorbar(x, p.loss, p.error, fmt=marker, capsize=3, label=p.label)
         _legend(axes)
         if all(p.loss > p.error for p in points):
             axes.set_yscale("log")
-        axes.set_xlabel("bits per weight, including scales and biases")
+        axes.set_xlabel(label)
         axes.set_ylabel(_KL)
     return figure
 

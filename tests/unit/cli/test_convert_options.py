@@ -35,6 +35,7 @@ TABLE = """
 --target-bpw 6       .    .      x   x    x      .    .
 --plot a.png         .    .      .   .    x      .    .
 --symmetric          .    .      x   x    x      .    .
+--distill          .    .      x   x    x      .    .
 --calibration a.txt  .    .      t   x    x      .    .
 --samples 3          .    .      t   x    x      .    .
 --sequence-length 8  .    .      t   x    x      .    .

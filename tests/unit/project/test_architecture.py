@@ -66,6 +66,7 @@ PYTHON_ORDER = [
     "layerwise",
     "evaluation",
     "conversion",
+    "distill",
     "bench",
     "pictures",
     "tune",

@@ -1,0 +1,103 @@
+"""Train a quantized model to predict as its original does.
+
+Scales, biases and norms are trained by the divergence from the original's predictions
+on a text; with --codes the codes too. A killed run continues when it is started again.
+The result is a model folder of the same size. nibble convert -q --distill quantizes
+first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from mlx_nibble.cli import consent
+from mlx_nibble.cli.commands import parser as command_parser
+from mlx_nibble.cli.console import err, filled, out, step_progress
+from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.distill.options import Training
+from mlx_nibble.io.stranger import local_path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("distill")
+    add = parser.add_argument
+    add("model", metavar="QUANTIZED", help="quantized model folder or Hub name")
+    add("out", nargs="?", metavar="OUT", help="folder to make (default: mlx_model)")
+    add("--reference", metavar="MODEL", required=True, help="the original model")
+    add(
+        "--calibration",
+        default="builtin",
+        metavar="TEXT",
+        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
+        "Python's own documentation (default)",
+    )
+    add("--samples", type=int, default=256, help="sequences; default: 256")
+    add("--sequence-length", type=int, default=512, help="their tokens; default: 512")
+    usual = Training()
+    add("--steps", type=int, default=usual.steps, help=f"default: {usual.steps}")
+    add(
+        "--batch-size",
+        type=int,
+        default=usual.batch_size,
+        help=f"sequences of a step; default: {usual.batch_size}",
+    )
+    add(
+        "--codes",
+        action="store_true",
+        help="train codes too, in a dense float32 copy of the model: for a GPU with 20 "
+        "bytes of memory for each weight",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=usual.learning_rate,
+        help="most levels that a step moves a code, a scale or a bias; default: "
+        f"{usual.learning_rate}",
+    )
+    add("--seed", type=int, default=0, help="order of the sequences; default: 0")
+    consent.add_option(parser)
+    add("--json", action="store_true", help="print the result for machines")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, distill, print the result."""
+    from mlx_nibble.conversion.options import Calibration
+    from mlx_nibble.distill.distill import distill
+
+    args = _parser().parse_args(arguments)
+    training = Training(
+        args.steps, args.batch_size, args.codes, args.learning_rate, args.seed
+    )
+    text = Calibration(args.calibration, args.samples, args.sequence_length)
+    require_model("distill", "QUANTIZED", args.model)
+    require_model("distill", "--reference", args.reference)
+    with step_progress() as progress, hub_errors("distill"):
+        made = distill(
+            local_path(args.model),
+            local_path(args.reference),
+            local_path(args.out or "mlx_model"),
+            training,
+            text,
+            progress,
+            lambda fact: err.print(fact, soft_wrap=True),
+            args.trust_remote_code,
+        )
+    if args.json:
+        print(json.dumps({**asdict(made), "path": str(made.path)}))
+        return
+    rows = [
+        (str(row["path"]), f"{row['start']:.4f}", f"{row['trained']:.4f}")
+        for row in made.layers
+    ]
+    title = "Relative error of each layer's output on held-out text"
+    out.print(filled(("layer", "before", "after"), rows, title=title))
+    out.print(
+        f"{made.path}: {made.parameters / 1e6:.1f} M weights, "
+        f"{made.nbytes / 1e6:.1f} MB; divergence {made.losses[0]:.5f} before and "
+        f"{min(made.losses):.5f} after {made.steps} steps, in nats a token",
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""Training of a quantized model, so that it predicts as its original does."""

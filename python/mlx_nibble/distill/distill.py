@@ -1,0 +1,264 @@
+"""Distillation of a model folder: from a quantized model to a better one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_nibble import lm
+from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.conversion.card import write_card
+from mlx_nibble.conversion.options import Calibration
+from mlx_nibble.conversion.source import Source, weights_of
+from mlx_nibble.conversion.values import require_all_finite
+from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.report import Outputs, layer_errors, layer_outputs
+from mlx_nibble.distill.targets import divergence, load_targets, make_targets
+from mlx_nibble.distill.train import Trained, Trainer
+from mlx_nibble.distill.variables import Variables, find_matrices, find_norms
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
+from mlx_nibble.io.checkpoint import read_checkpoint, save_weights
+from mlx_nibble.io.folder import Reserved, filling, reserved
+from mlx_nibble.layerwise.matrices import natural, parameters
+from mlx_nibble.progress import Progress, Tell, silent, untold
+
+# The share of the sequences that training never sees, and that say when it ends.
+_HELD_OUT = 1 / 8
+_TRAINED = Settings(repack=False)  # scales change in each step
+_MOST_HELD_OUT = 16  # sequences: a measurement takes no longer than some steps
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Facts of the folder that `distill` wrote.
+
+    Attributes:
+        path: The folder.
+        parameters: Number of weights of the unquantized model.
+        nbytes: Bytes of all tensors.
+        losses: Divergence from the original on held-out text, in nats a token: of the
+            start, then of each measurement.
+        steps: Steps until the last measurement.
+        changes: How far each matrix moved, see `Variables.changes`.
+        layers: Relative error of each layer's output on a held-out batch, of the
+            `start` and of the `trained` model.
+    """
+
+    path: Path
+    parameters: int
+    nbytes: int
+    losses: Sequence[float]
+    steps: int
+    changes: Sequence[Mapping[str, Any]]
+    layers: Sequence[Mapping[str, Any]]
+
+
+def distill(
+    start: str,
+    reference: str,
+    out: str | Path,
+    training: Training,
+    calibration: Calibration,
+    progress: Progress = silent,
+    tell: Tell = untold,
+    trust_remote_code: bool = False,
+) -> Distilled:
+    """Train a quantized model to predict as its original does.
+
+    A killed run continues when it is called again with the same arguments.
+
+    Args:
+        start: The quantized model: a folder, or a repository of the Hugging Face Hub.
+        reference: The original: likewise.
+        out: The folder to make; it must not exist.
+        training: How to train.
+        calibration: The text.
+        progress: Function of the current work, steps done and all steps.
+        tell: Function that is told what else the user should know, in one line.
+        trust_remote_code: Whether the Python code of the models may run.
+
+    Raises:
+        ValueError: If an option or a model is wrong, `out` exists, or another process
+            makes it.
+        OSError: If files cannot be read or written.
+    """
+    with reserved(out, "distill") as place:
+        folder, original = lm.model_folder(start), lm.model_folder(reference)
+        return Run(
+            folder,
+            original,
+            training,
+            calibration,
+            progress,
+            tell,
+            trust_remote_code,
+        ).into(place)
+
+
+@dataclass
+class Run:
+    """A distillation: its fields are the arguments of `distill`."""
+
+    start: Path
+    reference: Path
+    training: Training
+    calibration: Calibration
+    progress: Progress
+    tell: Tell
+    trust: bool = False
+
+    def into(self, place: Reserved) -> Distilled:
+        """Train, and write the folder."""
+        config, arrays = read_checkpoint(self.start, "distill")
+        _require_quantized(self.start, config)
+        files = [weights_of(f, self.progress) for f in (self.start, self.reference)]
+        tokenizer = lm.load_tokenizer(self.start, config, self.trust)
+        tokens = self._tokens(tokenizer)
+        held_out = max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(tokens))))
+        if len(tokens) <= held_out:
+            raise ValueError(
+                "[distill] at least two batches of text are required but there is "
+                f"{len(tokens)}: use a longer --calibration text or more --samples."
+            )
+        workspace = Workspace(place.path, self._settings(files, tokens), self.tell)
+        make_targets(self._original, tokens, workspace, self.progress)
+        model, variables = self._student()
+
+        def use(values: Mapping[str, mx.array]) -> None:
+            model.update(tree_unflatten([*variables.parameters(values).items()]))
+
+        def loss(values: Mapping[str, mx.array], index: int) -> mx.array:
+            use(values)
+            log_p, likeliest = load_targets(workspace, index)
+            return divergence(model(tokens[index]), log_p, likeliest).mean()
+
+        # Held-out sequences lie between the others, so they are of the same text.
+        step = len(tokens) // held_out
+        kept = list(range(step // 2, len(tokens), step))[:held_out]
+        seen = [i for i in range(len(tokens)) if i not in kept]
+        trainer = Trainer(variables.start, loss, seen, kept, self.training, workspace)
+        trained = trainer.run(self.progress, self.tell)
+
+        def outputs(values: Mapping[str, mx.array]) -> Outputs:
+            use(values)
+            return layer_outputs(model, tokens[kept[0]])
+
+        layers = layer_errors(
+            layer_outputs(self._original(), tokens[kept[0]]),
+            {
+                "start": lambda: outputs(variables.start),
+                "trained": lambda: outputs(trained.best),
+            },
+        )
+        nbytes = self._write(place, config, arrays, variables, trained, files)
+        count = sum(a.size for a in parameters(self._original()).values())
+        changes = variables.changes(trained.best)
+        return Distilled(
+            place.path, count, nbytes, trained.losses, trained.steps, changes, layers
+        )
+
+    def _tokens(self, tokenizer: Any) -> list[mx.array]:
+        ids = encode(tokenizer, read_text(self.calibration.text))
+        return batches(
+            ids,
+            self.calibration.length,
+            self.calibration.samples,
+            self.training.batch_size,
+        )
+
+    def _original(self) -> nn.Module:
+        model, _ = lm.load_full_precision(self.reference, trust_remote_code=self.trust)
+        if lm.on_cpu():
+            model.set_dtype(mx.float32)
+        return model
+
+    def _student(self) -> tuple[nn.Module, Variables]:
+        """Return the model to train, and its variables."""
+        quantized, _ = lm.load_full_precision(
+            self.start, trust_remote_code=self.trust, dequantize=False
+        )
+        matrices = find_matrices(quantized)
+        norms = find_norms(parameters(quantized), matrices)
+        if not self.training.codes:
+            if lm.on_cpu():
+                lm.prepare(quantized, _TRAINED)
+            else:
+                quantized.set_dtype(mx.float32)
+            return quantized, Variables(matrices, norms, None)
+        original, _ = lm.load_full_precision(
+            self.reference, trust_remote_code=self.trust
+        )
+        dense, _ = lm.load_full_precision(self.start, trust_remote_code=self.trust)
+        dense.set_dtype(mx.float32)
+        return dense, Variables(matrices, norms, parameters(original))
+
+    def _settings(
+        self, files: Sequence[Source], tokens: Sequence[mx.array]
+    ) -> dict[str, Any]:
+        """Return all that the targets and the state depend on."""
+        digest = hashlib.sha256()
+        for batch in tokens:
+            digest.update(json.dumps(batch.tolist()).encode())
+        return {
+            "start": files[0].digest,
+            "reference": files[1].digest,
+            "options": asdict(self.training),
+            "text": digest.hexdigest(),
+            "version": [version(n) for n in ("mlx-nibble", "mlx", "mlx-lm")],
+        }
+
+    def _write(
+        self,
+        place: Reserved,
+        config: dict[str, Any],
+        arrays: dict[str, mx.array],
+        variables: Variables,
+        trained: Trained,
+        files: Sequence[Source],
+    ) -> int:
+        """Write the folder; return the bytes of its tensors."""
+        changed = variables.stored(trained.best)
+        require_all_finite(dict(changed))
+        arrays = {**arrays, **{_stored_name(k, arrays): v for k, v in changed.items()}}
+        ordered = dict(sorted(arrays.items(), key=lambda item: natural(item[0])))
+        nbytes = sum(a.nbytes for a in ordered.values())
+        with filling(place) as folder:
+            save_weights(folder, ordered)
+            lm.save_companions(folder, self.start, config)
+            write_card(folder, place.path.name, self.start)
+            lm.require_loadable(folder, self.trust)
+            for source in files:
+                source.require_unchanged()
+        return nbytes
+
+
+def _stored_name(path: str, arrays: Mapping[str, mx.array]) -> str:
+    """Check that a tensor of the model is one of the checkpoint.
+
+    Raises:
+        ValueError: If the model's class renames tensors as it loads them.
+    """
+    if path not in arrays:
+        raise ValueError(
+            "[distill] the checkpoint must name its tensors as MLX does but has no "
+            f"{path!r}: convert it first."
+        )
+    return path
+
+
+def _require_quantized(folder: Path, config: Mapping[str, Any]) -> None:
+    if "quantization" not in config:
+        raise ValueError(
+            f"[distill] a quantized model is required but '{folder}' is none: make one "
+            "with nibble convert -q."
+        )

@@ -1,0 +1,76 @@
+"""Quantization of a model, and distillation of the result."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from mlx_nibble.conversion.convert import convert, source_folder
+from mlx_nibble.conversion.options import Options
+from mlx_nibble.conversion.source import weights_of
+from mlx_nibble.distill.distill import Distilled, Run
+from mlx_nibble.distill.options import Training
+from mlx_nibble.io.folder import Reserved, reserved
+from mlx_nibble.progress import Progress, Tell, silent, untold
+
+# Hexadecimal digits of a digest in a name: 64 bits.
+_DIGITS = 16
+
+
+def quantize_and_distill(
+    source: str,
+    out: str | Path,
+    options: Options,
+    training: Training,
+    progress: Progress = silent,
+    tell: Tell = untold,
+    trust_remote_code: bool = False,
+) -> Distilled:
+    """Quantize a model, then train the result on the same text.
+
+    The quantized model lies beside `out` until the end, so a killed run continues in
+    either half.
+
+    Args:
+        source: A model folder, a GGUF file, or a repository of the Hugging Face Hub.
+        out: The folder to make; it must not exist.
+        options: How to quantize, and the text.
+        training: How to train.
+        progress: Function of the current work, steps done and all steps.
+        tell: Function that is told what else the user should know, in one line.
+        trust_remote_code: Whether the Python code of the source may run.
+
+    Raises:
+        ValueError: If an option or the source is wrong, `out` exists, or another
+            process makes it.
+        OSError: If files cannot be read or written.
+    """
+    with (
+        reserved(out, "convert") as place,
+        source_folder(source, place, tell, trust_remote_code) as original,
+    ):
+        start = _start(place, original, options, progress)
+        if not start.is_dir():
+            convert(str(original), start, options, progress, tell, trust_remote_code)
+        made = Run(
+            start,
+            original,
+            training,
+            options.calibration,
+            progress,
+            tell,
+            trust_remote_code,
+        ).into(place)
+        shutil.rmtree(start)
+        return made
+
+
+def _start(
+    place: Reserved, original: Path, options: Options, progress: Progress
+) -> Path:
+    """Return the folder of the quantized model, which its contents name."""
+    parts = (weights_of(original, progress).digest, asdict(options))
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:_DIGITS]
+    return place.path.with_name(f".{place.path.name}.start-{digest}")
