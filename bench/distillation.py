@@ -22,24 +22,22 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
-from matplotlib.figure import Figure
 from mlx_lm.quant.dwq import dwq_quantize
 from mlx_lm.utils import quantize_model
 
 from mlx_nibble import lm
+from mlx_nibble.conversion.calibration import calibration_batches
 from mlx_nibble.conversion.convert import convert
-from mlx_nibble.conversion.options import Calibration, Options
+from mlx_nibble.conversion.options import OWN_TEXT, Calibration, Options
+from mlx_nibble.conversion.source import weights_of
 from mlx_nibble.distill.distill import distill
 from mlx_nibble.distill.options import Training
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.io.atomic import write_text
-from mlx_nibble.pictures import losses
-from mlx_nibble.pictures.style import save
 from mlx_nibble.quantize.method import Method
 
-SEEN = "long.txt"
 UNSEEN = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
 UNSEEN |= {"State of the Union, 1930 to 1969": "sotu-middle.txt"}
 SAMPLES, LENGTH = 8, 512
@@ -54,13 +52,15 @@ class Study:
         self.args = args
         self.work: Path = args.work
         self.work.mkdir(parents=True, exist_ok=True)
-        samples = args.steps * args.batch_size
-        self.text = str(args.texts / SEEN)
+        samples = args.samples or args.steps * args.batch_size
+        own = args.calibration == OWN_TEXT
+        self.text = OWN_TEXT if own else str(args.texts / args.calibration)
         self.calibration = Calibration(self.text, samples, args.length)
         self.references: dict[str, Any] = {}
 
     def path(self, row: str) -> Path:
-        return self.work / f"{row}-{self.args.bits}"
+        bits = self.args.target_bpw or self.args.bits
+        return self.work / f"{row}-{bits}-{Path(self.args.calibration).stem}"
 
     def options(self, method: Method) -> Options:
         """Return the options of a conversion: GPTQ sees 64 K tokens at most."""
@@ -97,12 +97,15 @@ class Study:
     def by_dwq(self, start: str) -> tuple[nn.Module, dict[str, Any]]:
         """Train by mlx-lm's own function, on the same sequences."""
         original, config = lm.load_full_precision(self.args.model)
-        tokenizer = lm.load_tokenizer(self.args.model, config)
-        ids = encode(tokenizer, read_text(self.text))
-        found = batches(ids, self.args.length, self.calibration.samples)
+        digest = weights_of(self.args.model).digest
+        found = calibration_batches(
+            self.calibration, self.args.model, digest, config, said, False
+        )
         rows = [(np.array(b)[0].tolist(), 0) for b in found]
         size = self.args.batch_size
         held = max(size, len(rows) // 16 // size * size)
+        train = rows[held:] * -(-self.args.steps * size // (len(rows) - held))
+        train = train[: self.args.steps * size]
         if start == "rtn":
             student, _ = lm.load_full_precision(self.args.model)
             student, _ = quantize_model(student, config, 64, self.args.bits)
@@ -118,7 +121,7 @@ class Study:
             student,
             lambda batch, _, split: original(batch),
             optimizers.Adam(learning_rate=self.args.dwq_rate, bias_correction=True),
-            rows[held:],
+            train,
             rows[:held],
             batch_size=size,
             max_seq_length=self.args.length + 1,
@@ -126,7 +129,7 @@ class Study:
             dtype=dtype,
         )
         student.eval()
-        return student, {"tokens": (len(rows) - held) * self.args.length}
+        return student, {"tokens": len(train) * self.args.length}
 
     def make(self, row: str) -> tuple[nn.Module, dict[str, Any]]:
         if row.startswith("dwq"):
@@ -192,18 +195,20 @@ def main() -> None:
     add("rows", nargs="*", choices=[[], *ROWS])
     add("--bits", type=int, default=4)
     add("--target-bpw", type=float)
+    add("--calibration", default=OWN_TEXT, help="a file of TEXTS, or self (default)")
     add("--steps", type=int, default=400)
     add("--batch-size", type=int, default=8)
+    add("--samples", type=int, help="sequences; default: those of all steps")
     add("--length", type=int, default=512)
-    add("--learning-rate", type=float, default=0.004)
+    add("--learning-rate", type=float, help="default: that of nibble distill")
     add("--dwq-rate", type=float, default=1e-6, help="default: mlx-lm's")
     add("--gptq-samples", type=int, default=64)
-    add("--plot", type=Path, help="draw the loss over the time of each row")
     args = parser.parse_args()
     study = Study(args)
     kept = args.work / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
-    options = {k: v for k, v in vars(args).items() if isinstance(v, (int, float))}
+    options = {k: v for k, v in vars(args).items() if isinstance(v, int | float)}
+    options["calibration"] = args.calibration
     for row in args.rows or ROWS:
         key = f"{row} {json.dumps(options, sort_keys=True)}"
         if key not in results:
@@ -228,21 +233,6 @@ def main() -> None:
             for label, found in results[key]["texts"].items()
         }
         print(json.dumps({"row": row, **options, "increase": summary}), flush=True)
-    if args.plot is not None:
-        save(over_time(results), args.plot)
-
-
-def over_time(results: dict[str, Any]) -> Figure:
-    """Draw the divergence on the first text over the seconds of each row."""
-    label = next(iter(UNSEEN))
-    points, seconds = [], []
-    for result in results.values():
-        kl = result["texts"][label]["comparison"]["kl"]
-        name = f"{result['row']}, {result['options']['bits']} bits"
-        bits = result["bits_per_weight"]
-        points.append(losses.Point(name, bits, kl["mean"], kl["error"]))
-        seconds.append(result["seconds"])
-    return losses.loss_against_time(points, seconds)
 
 
 if __name__ == "__main__":

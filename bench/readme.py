@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import tables
+from bench import distillation_page, tables
 
 ROOT = Path(__file__).parents[1]
 CAPSULES = ROOT / "bench" / "capsules"
@@ -37,6 +37,10 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     RESULTS / "cpu.md": {
         "matmul": lambda: tables.matmul_table(load("matmul")),
         "products": lambda: tables.products_table(load("cpu"), load("cpu_hot")),
+    },
+    RESULTS / "distillation.md": {
+        model: lambda model=model: distillation_page.table(load("distillation")[model])
+        for model in ("SmolLM2-135M-Instruct", "small llama")
     },
 }
 """The tables of each page, by the names of their places in it."""

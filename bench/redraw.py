@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import time_model, timing
+from bench import distillation_page, time_model, timing
 from bench.bars import Bar, horizontal
 from bench.quantization import ROWS
 from bench.readme import ROOT, load
@@ -152,6 +152,8 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "generation": lambda: generation.overview(load("generation")),
     "quantization": quantization,
     "loss_over_bits": loss_over_bits,
+    "distillation": lambda: distillation_page.over_bits(load("distillation")),
+    "distillation_time": lambda: distillation_page.over_time(load("distillation")),
     "sensitivity": sensitivity,
     "predicted": predicted,
 }

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LAMBDA = 7.0
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+# The type to which a GPU rounds float32 operands of MLX's dense products, unless
+# MLX_ENABLE_TF32=0: NVIDIA's since Ampere, Apple's since M5.
+TF32_ROUNDOFF = 2.0**-11
 # Half the smallest subnormal: the error of rounding to zero.
 UNDERFLOW = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}
 

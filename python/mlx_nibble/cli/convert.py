@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
@@ -33,13 +33,17 @@ from mlx_nibble.cli.convert_options import (
     unused_text,
 )
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.conversion.options import KEEP
+from mlx_nibble.conversion.options import KEEP, OWN_TEXT
 from mlx_nibble.formats import BITS, SCALE_DTYPES
 from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.progress import Progress
 from mlx_nibble.quantize.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from mlx_nibble.conversion.options import Calibration, Options
+    from mlx_nibble.distill.options import Training
 
 
 class _Report(Protocol):
@@ -122,14 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         "--distill",
         action="store_const",
         const=True,
-        help="then train scales, biases and norms on the same text, see nibble distill",
+        help="then train the result, by default on text of its own: nibble distill",
     )
     add("--symmetric", action="store_const", const=True, help="weights without biases")
     add(
         "--calibration",
         metavar="TEXT",
-        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
-        "Python's own documentation (default)",
+        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, self: text that "
+        "the model writes, or builtin: Python's documentation (default)",
     )
     add("--samples", type=int, help="calibration sequences; default: 64")
     add("--sequence-length", type=int, help="their tokens; default: 256")
@@ -258,6 +262,7 @@ def _quantize(
     from mlx_nibble.pictures.path import require_picture
 
     picture = None if args.plot is None else require_picture(args.plot)
+    training = _training(args) if args.distill else None
     fill_defaults(args)
     options = Options(
         bits=args.q_bits,
@@ -271,12 +276,12 @@ def _quantize(
     )
     if not is_gguf(source) and not _is_packed(source):
         require_model("convert", "SOURCE", source)
-    if check_text:
+    if check_text and args.calibration != OWN_TEXT:
         read_text(args.calibration)
     trust = bool(args.trust_remote_code)
     with step_progress() as progress, hub_errors("convert"):
-        if args.distill:
-            return _distill(args, source, folder, options, progress)
+        if training is not None:
+            return _distill(args, source, folder, options, training, progress)
         report = convert(source, folder, options, progress, _tell, trust)
     if picture is not None:
         from mlx_nibble.pictures import losses, style
@@ -286,21 +291,33 @@ def _quantize(
     return _print_report(args, report, widths)
 
 
+def _training(args: argparse.Namespace) -> tuple[Training, Calibration]:
+    """Return how to train, and the text, which quantization then shares."""
+    from mlx_nibble import lm
+    from mlx_nibble.distill.options import Training
+
+    training = Training()
+    text = training.text(
+        not lm.on_cpu(), args.calibration, args.samples, args.sequence_length
+    )
+    args.calibration = text.text
+    return training, text
+
+
 def _distill(
     args: argparse.Namespace,
     source: str,
     folder: str,
-    options: Any,
+    options: Options,
+    training: tuple[Training, Calibration],
     progress: Progress,
 ) -> Path:
-    from mlx_nibble.distill.options import Training
     from mlx_nibble.distill.pipeline import quantize_and_distill
     from mlx_nibble.evaluation.inventory import read_inventory
 
     trust = bool(args.trust_remote_code)
-    training = Training()
     report = quantize_and_distill(
-        source, folder, options, training, progress, _tell, trust
+        source, folder, options, *training, progress, _tell, trust
     )
     rows = read_inventory(report.path).rows
     widths = Counter(row.bits for row in rows if row.bits is not None)

@@ -29,33 +29,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference", metavar="MODEL", required=True, help="the original model")
     add(
         "--calibration",
-        default="builtin",
         metavar="TEXT",
-        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, or builtin: "
-        "Python's own documentation (default)",
+        help="self: text that the original writes (default); a text, .jsonl or "
+        ".parquet file, hub:OWNER/DATASET/PATH, or builtin: Python's documentation",
     )
-    add("--samples", type=int, default=256, help="sequences; default: 256")
-    add("--sequence-length", type=int, default=512, help="their tokens; default: 512")
-    usual = Training()
-    add("--steps", type=int, default=usual.steps, help=f"default: {usual.steps}")
-    add(
-        "--batch-size",
-        type=int,
-        default=usual.batch_size,
-        help=f"sequences of a step; default: {usual.batch_size}",
-    )
+    add("--samples", type=int, help="sequences; default: those of all steps, to 6400")
+    add("--sequence-length", type=int, help="their tokens; default: 512")
+    add("--steps", type=int, help="default: 400 on a GPU, 200 on a CPU")
+    add("--batch-size", type=int, help="sequences of a step; default: 8, on a CPU 1")
     add(
         "--codes",
-        action="store_true",
-        help="train codes too, in a dense float32 copy of the model: for a GPU with 20 "
-        "bytes of memory for each weight",
+        action=argparse.BooleanOptionalAction,
+        help="train codes too, in a dense float32 copy of the model, with 20 bytes of "
+        "memory for each weight and 100 KB for each token of a step; default on a GPU",
     )
     add(
         "--learning-rate",
         type=float,
-        default=usual.learning_rate,
-        help="most levels that a step moves a code, a scale or a bias; default: "
-        f"{usual.learning_rate}",
+        help="most levels that a step moves a code, a scale or a bias; default: 0.003, "
+        "0.004 below 4 bits, 0.0015 above",
     )
     add("--seed", type=int, default=0, help="order of the sequences; default: 0")
     consent.add_option(parser)
@@ -65,14 +57,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, distill, print the result."""
-    from mlx_nibble.conversion.options import Calibration
+    from mlx_nibble import lm
     from mlx_nibble.distill.distill import distill
 
     args = _parser().parse_args(arguments)
     training = Training(
         args.steps, args.batch_size, args.codes, args.learning_rate, args.seed
     )
-    text = Calibration(args.calibration, args.samples, args.sequence_length)
+    text = training.text(
+        not lm.on_cpu(), args.calibration, args.samples, args.sequence_length
+    )
     require_model("distill", "QUANTIZED", args.model)
     require_model("distill", "--reference", args.reference)
     with step_progress() as progress, hub_errors("distill"):

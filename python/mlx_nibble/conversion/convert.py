@@ -16,16 +16,16 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import lm
+from mlx_nibble.conversion.calibration import calibration_batches
 from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.gguf_import import import_gguf
-from mlx_nibble.conversion.options import Calibration, Options
+from mlx_nibble.conversion.options import Options
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.conversion.plan import make_plan
 from mlx_nibble.conversion.quantizer import quantize_model
 from mlx_nibble.conversion.source import weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import SOURCE, Workspace
-from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.formats import Format
 from mlx_nibble.io.checkpoint import save_weights
 from mlx_nibble.io.config import with_quantization
@@ -156,8 +156,9 @@ def _convert(
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []
     if options.method.calibrated or options.target_bpw is not None:
-        tokenizer = lm.load_tokenizer(source, config, trust)
-        tokens = _calibration_batches(tokenizer, options.calibration)
+        tokens = calibration_batches(
+            options.calibration, source, files.digest, config, progress, trust
+        )
         trace(model, tokens[0])  # refuse a model that cannot be calibrated
 
     @cache
@@ -169,7 +170,9 @@ def _convert(
     plan, losses = make_plan(model, options, tokens, open_workspace, progress)
     workspace = open_workspace()
     workspace.keep_plan({path: asdict(form) for path, form in plan.items()})
-    arrays = quantize_model(model, plan, options.method, tokens, workspace, progress)
+    arrays = quantize_model(
+        model, plan, options.method, tokens, workspace, progress, tell
+    )
     nbytes = sum(a.nbytes for a in arrays.values())
     with filling(place) as folder:
         save_weights(folder, arrays)
@@ -190,11 +193,6 @@ def require_values(
     values = parameters(model)
     del model
     require_all_finite(values, dtype, progress)
-
-
-def _calibration_batches(tokenizer: Any, calibration: Calibration) -> list[mx.array]:
-    ids = encode(tokenizer, read_text(calibration.text))
-    return batches(ids, calibration.length, calibration.samples)
 
 
 def _settings(

@@ -12,13 +12,17 @@ from mlx_nibble.quantize.recipes import RECIPES
 KEEP = ("quality", "values")
 """What an import keeps of a tensor that no quantized form of MLX holds exactly."""
 
+OWN_TEXT = "self"
+"""The source of a text that the model writes itself."""
+
 
 @dataclass(frozen=True)
 class Calibration:
     """The text that a model is calibrated on.
 
     Attributes:
-        text: Source for :func:`mlx_nibble.evaluation.calibration_text.read_text`.
+        text: Source for :func:`mlx_nibble.evaluation.calibration_text.read_text`, or
+            :data:`OWN_TEXT`.
         samples: Number of sequences, spread evenly over the text.
         length: Tokens of a sequence.
     """

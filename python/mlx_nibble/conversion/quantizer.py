@@ -20,7 +20,7 @@ from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.matrices import Matrix, matrices, natural, parameters
 from mlx_nibble.layerwise.stream import Step, arrays, steps
 from mlx_nibble.layerwise.trace import layers, part_of, trace
-from mlx_nibble.progress import Progress, silent
+from mlx_nibble.progress import Progress, Tell, silent, untold
 from mlx_nibble.quantize.method import Method, quantize
 from mlx_nibble.quantize.recipes import Plan
 
@@ -38,6 +38,7 @@ def quantize_model(
     tokens: Sequence[mx.array],
     workspace: Workspace,
     progress: Progress = silent,
+    tell: Tell = untold,
 ) -> dict[str, mx.array]:
     """Quantize the planned matrices, except in layers that the workspace has.
 
@@ -50,13 +51,21 @@ def quantize_model(
             calibrated.
         workspace: The folder of finished layers.
         progress: Function called for each layer.
+        tell: Function that is told which matrices the text does not calibrate.
 
     Returns:
         The lazy parameters of the quantized model.
     """
     with fast_dense():
         run = _Run(model, plan, method, tokens, workspace, progress)
-        return run.all_parameters()
+        result = run.all_parameters()
+    if run.uncalibrated and run.tokens:
+        count, first = len(run.uncalibrated), run.uncalibrated[0]
+        tell(
+            f"Without calibration: {count} of {len(plan)} matrices, {first} first. "
+            "The model does more with them than multiply, or never calls them."
+        )
+    return result
 
 
 class _Run:
@@ -81,6 +90,7 @@ class _Run:
                 part = part_of(matrix.path, self.parts)
                 self.matrices.setdefault(part, []).append(matrix)
         self.dtypes = {k: v.dtype for k, v in parameters(model).items()}
+        self.uncalibrated: list[str] = []
 
     def all_parameters(self) -> dict[str, mx.array]:
         total = len(self.parts)
@@ -198,6 +208,8 @@ class _Run:
     def _quantize(self, matrix: Matrix, inputs: Inputs | None) -> Quantized:
         weight, form = to_numpy(matrix.module["weight"]), self.plan[matrix.path]
         if inputs is None:
+            if not isinstance(matrix.module, nn.Embedding):
+                self.uncalibrated.append(matrix.path)
             q = quantize(weight, form, self.method)
         else:
             q = quantize(weight, form, self.method, inputs.hessian, inputs.rows)

@@ -16,26 +16,33 @@ from mlx.utils import tree_unflatten
 
 from mlx_nibble import lm
 from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.conversion.calibration import calibration_batches
 from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.options import Calibration
 from mlx_nibble.conversion.source import Source, weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import Workspace
-from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.options import Schedule, Training
 from mlx_nibble.distill.report import Outputs, layer_errors, layer_outputs
 from mlx_nibble.distill.targets import divergence, load_targets, make_targets
 from mlx_nibble.distill.train import Trained, Trainer
-from mlx_nibble.distill.variables import Variables, find_matrices, find_norms
-from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
+from mlx_nibble.distill.variables import (
+    TrainedMatrix,
+    Variables,
+    find_matrices,
+    find_norms,
+    mean_width,
+)
 from mlx_nibble.io.checkpoint import read_checkpoint, save_weights
+from mlx_nibble.io.config import read_config
 from mlx_nibble.io.folder import Reserved, filling, reserved
 from mlx_nibble.layerwise.matrices import natural, parameters
 from mlx_nibble.progress import Progress, Tell, silent, untold
 
-# The share of the sequences that training never sees, and that say when it ends.
+# The share of the batches that training never sees, and that say when it ends.
 _HELD_OUT = 1 / 8
 _TRAINED = Settings(repack=False)  # scales change in each step
-_MOST_HELD_OUT = 16  # sequences: a measurement takes no longer than some steps
+_MOST_HELD_OUT = 16  # batches: a measurement takes no longer than some steps
 
 
 @dataclass(frozen=True)
@@ -122,17 +129,30 @@ class Run:
         config, arrays = read_checkpoint(self.start, "distill")
         _require_quantized(self.start, config)
         files = [weights_of(f, self.progress) for f in (self.start, self.reference)]
-        tokenizer = lm.load_tokenizer(self.start, config, self.trust)
-        tokens = self._tokens(tokenizer)
+        quantized, _ = lm.load_full_precision(
+            self.start, trust_remote_code=self.trust, dequantize=False
+        )
+        matrices = find_matrices(quantized)
+        schedule = self.training.schedule(not lm.on_cpu(), mean_width(matrices))
+        tokens = calibration_batches(
+            self.calibration,
+            self.reference,
+            files[1].digest,
+            read_config(self.reference, "distill"),
+            self.progress,
+            self.trust,
+            schedule.batch_size,
+        )
         held_out = max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(tokens))))
         if len(tokens) <= held_out:
             raise ValueError(
                 "[distill] at least two batches of text are required but there is "
                 f"{len(tokens)}: use a longer --calibration text or more --samples."
             )
-        workspace = Workspace(place.path, self._settings(files, tokens), self.tell)
+        settings = _settings(files, tokens, schedule)
+        workspace = Workspace(place.path, settings, self.tell)
         make_targets(self._original, tokens, workspace, self.progress)
-        model, variables = self._student()
+        model, variables = self._student(quantized, matrices, schedule.codes)
 
         def use(values: Mapping[str, mx.array]) -> None:
             model.update(tree_unflatten([*variables.parameters(values).items()]))
@@ -142,11 +162,11 @@ class Run:
             log_p, likeliest = load_targets(workspace, index)
             return divergence(model(tokens[index]), log_p, likeliest).mean()
 
-        # Held-out sequences lie between the others, so they are of the same text.
+        # Held-out batches lie between the others, so they are of the same text.
         step = len(tokens) // held_out
         kept = list(range(step // 2, len(tokens), step))[:held_out]
         seen = [i for i in range(len(tokens)) if i not in kept]
-        trainer = Trainer(variables.start, loss, seen, kept, self.training, workspace)
+        trainer = Trainer(variables.start, loss, seen, kept, schedule, workspace)
         trained = trainer.run(self.progress, self.tell)
 
         def outputs(values: Mapping[str, mx.array]) -> Outputs:
@@ -167,29 +187,18 @@ class Run:
             place.path, count, nbytes, trained.losses, trained.steps, changes, layers
         )
 
-    def _tokens(self, tokenizer: Any) -> list[mx.array]:
-        ids = encode(tokenizer, read_text(self.calibration.text))
-        return batches(
-            ids,
-            self.calibration.length,
-            self.calibration.samples,
-            self.training.batch_size,
-        )
-
     def _original(self) -> nn.Module:
         model, _ = lm.load_full_precision(self.reference, trust_remote_code=self.trust)
         if lm.on_cpu():
             model.set_dtype(mx.float32)
         return model
 
-    def _student(self) -> tuple[nn.Module, Variables]:
+    def _student(
+        self, quantized: nn.Module, matrices: list[TrainedMatrix], codes: bool
+    ) -> tuple[nn.Module, Variables]:
         """Return the model to train, and its variables."""
-        quantized, _ = lm.load_full_precision(
-            self.start, trust_remote_code=self.trust, dequantize=False
-        )
-        matrices = find_matrices(quantized)
         norms = find_norms(parameters(quantized), matrices)
-        if not self.training.codes:
+        if not codes:
             if lm.on_cpu():
                 lm.prepare(quantized, _TRAINED)
             else:
@@ -201,21 +210,6 @@ class Run:
         dense, _ = lm.load_full_precision(self.start, trust_remote_code=self.trust)
         dense.set_dtype(mx.float32)
         return dense, Variables(matrices, norms, parameters(original))
-
-    def _settings(
-        self, files: Sequence[Source], tokens: Sequence[mx.array]
-    ) -> dict[str, Any]:
-        """Return all that the targets and the state depend on."""
-        digest = hashlib.sha256()
-        for batch in tokens:
-            digest.update(json.dumps(batch.tolist()).encode())
-        return {
-            "start": files[0].digest,
-            "reference": files[1].digest,
-            "options": asdict(self.training),
-            "text": digest.hexdigest(),
-            "version": [version(n) for n in ("mlx-nibble", "mlx", "mlx-lm")],
-        }
 
     def _write(
         self,
@@ -240,6 +234,22 @@ class Run:
             for source in files:
                 source.require_unchanged()
         return nbytes
+
+
+def _settings(
+    files: Sequence[Source], tokens: Sequence[mx.array], schedule: Schedule
+) -> dict[str, Any]:
+    """Return all that the targets and the state depend on."""
+    digest = hashlib.sha256()
+    for batch in tokens:
+        digest.update(json.dumps(batch.tolist()).encode())
+    return {
+        "start": files[0].digest,
+        "reference": files[1].digest,
+        "options": asdict(schedule),
+        "text": digest.hexdigest(),
+        "version": [version(n) for n in ("mlx-nibble", "mlx", "mlx-lm")],
+    }
 
 
 def _stored_name(path: str, arrays: Mapping[str, mx.array]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mlx_nibble.conversion.convert import convert, source_folder
-from mlx_nibble.conversion.options import Options
+from mlx_nibble.conversion.options import Calibration, Options
 from mlx_nibble.conversion.source import weights_of
 from mlx_nibble.distill.distill import Distilled, Run
 from mlx_nibble.distill.options import Training
@@ -24,11 +24,12 @@ def quantize_and_distill(
     out: str | Path,
     options: Options,
     training: Training,
+    text: Calibration,
     progress: Progress = silent,
     tell: Tell = untold,
     trust_remote_code: bool = False,
 ) -> Distilled:
-    """Quantize a model, then train the result on the same text.
+    """Quantize a model, then train the result.
 
     The quantized model lies beside `out` until the end, so a killed run continues in
     either half.
@@ -36,8 +37,9 @@ def quantize_and_distill(
     Args:
         source: A model folder, a GGUF file, or a repository of the Hugging Face Hub.
         out: The folder to make; it must not exist.
-        options: How to quantize, and the text.
+        options: How to quantize, and on which text.
         training: How to train.
+        text: The text to train on.
         progress: Function of the current work, steps done and all steps.
         tell: Function that is told what else the user should know, in one line.
         trust_remote_code: Whether the Python code of the source may run.
@@ -58,7 +60,7 @@ def quantize_and_distill(
             start,
             original,
             training,
-            options.calibration,
+            text,
             progress,
             tell,
             trust_remote_code,

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_nibble.conversion.workspace import Workspace
-from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.options import Schedule
 from mlx_nibble.progress import Progress, Tell
 
 Arrays = dict[str, mx.array]
@@ -54,7 +54,7 @@ class Trainer:
         loss: Loss,
         train: Sequence[int],
         held_out: Sequence[int],
-        options: Training,
+        options: Schedule,
         workspace: Workspace,
     ):
         """Begin, or continue the state of the workspace.

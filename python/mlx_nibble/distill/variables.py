@@ -13,7 +13,7 @@ of its variable; the gradient passes through the rounding as if it were not ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -98,6 +98,12 @@ def find_matrices(model: nn.Module) -> list[TrainedMatrix]:
             bool(follows),
         )
     return list(found.values())
+
+
+def mean_width(matrices: Sequence[TrainedMatrix]) -> float:
+    """Return the mean width of the codes of matrices, in bits."""
+    bits = sum(32 * m.words.size for m in matrices)
+    return bits / sum(m.scales.size * m.group_size for m in matrices)
 
 
 class Variables:

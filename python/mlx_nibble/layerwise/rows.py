@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_nibble.layerwise.cpu_math import to_numpy
-from mlx_nibble.numerics import UNIT_ROUNDOFF
+from mlx_nibble.numerics import TF32_ROUNDOFF, UNIT_ROUNDOFF
 
 # Rows of a call that are compared.
 _COMPARED = 8
@@ -80,12 +80,19 @@ def is_product(module: nn.Module, found: Rows, result: Any) -> bool:
             bias = module["bias"]
             b = to_numpy(bias if found.matrix is None else bias[int(index)])
             expected, slack = expected + b, slack + abs(b)
-        # Each term is rounded to the type of the result, and sums to float32.
-        u = UNIT_ROUNDOFF[str(result.dtype).removeprefix("mlx.core.")]
-        u = 2 * u + len(x) * UNIT_ROUNDOFF["float32"]
+        # Each operand or the result is rounded, and sums to float32.
+        u = 2 * _roundoff(result.dtype) + len(x) * UNIT_ROUNDOFF["float32"]
         if (abs(y - expected) > u * slack).any():  # False for NaN, found elsewhere
             return False
     return True
+
+
+def _roundoff(dtype: mx.Dtype) -> float:
+    """Return the unit roundoff of a product's operands, or of its result."""
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    if on_gpu and dtype == mx.float32:
+        return TF32_ROUNDOFF
+    return UNIT_ROUNDOFF[str(dtype).removeprefix("mlx.core.")]
 
 
 def _owners(found: Rows) -> np.ndarray:

@@ -15,6 +15,7 @@ from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.evaluation.calibration_text import batches
 from mlx_nibble.evaluation.evaluate import evaluate
 from mlx_nibble.formats import Format
+from mlx_nibble.layerwise import rows
 from mlx_nibble.layerwise.cpu_math import fast_dense
 from mlx_nibble.layerwise.matrices import matrices
 from mlx_nibble.quantize.method import Method
@@ -141,6 +142,41 @@ def test_layers_of_another_plan_are_dropped(tmp_path):
     assert again.finished == 0 and not again.has_part("layer-00000")
     assert Workspace(tmp_path / "out", {}).finished == 0
     assert again.load_record("sensitivity-a") == [1.5]
+
+
+def test_matrices_that_are_not_only_multiplied_are_told(tmp_path):
+    class Doubled(nn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    model, tokens = tiny_models.build("llama"), tiny_models.tokens()
+    model.layers[1].mlp.down_proj.__class__ = Doubled
+    method, told = Method(), []
+    workspace = Workspace(tmp_path / "out", {})
+    quantize_model(model, plan(model), method, tokens, workspace, tell=told.append)
+    assert [t for t in told if "layers.1.mlp.down_proj" in t] == told != []
+    assert told[0].startswith("Without calibration: 1 of ")
+
+
+def test_products_of_a_gpu_are_products(monkeypatch):
+    """Operands of 11 bits, as NVIDIA's TF32 and Apple's neural units round them."""
+    rng = np.random.default_rng(0)
+    module = nn.Linear(576, 64, bias=False)
+    x = rng.standard_normal((64, 576)).astype(np.float32)
+    w = np.array(module.weight)
+
+    def rounded(a):
+        return (a.view(np.uint32) + np.uint32(1 << 12) & ~np.uint32(0x1FFF)).view(
+            np.float32
+        )
+
+    result = mx.array(rounded(x) @ rounded(w).T)
+    found = rows.rows(module, mx.array(x))
+    assert found is not None
+    assert not rows.is_product(module, found, result)
+    monkeypatch.setattr(rows.mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert rows.is_product(module, found, result)
+    assert not rows.is_product(module, found, 1.01 * result)
 
 
 def test_layers_are_dropped_when_finished(tmp_path):

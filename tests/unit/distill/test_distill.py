@@ -153,7 +153,10 @@ def test_a_stopped_run_continues_with_the_same_result(
     assert not work_folder(out).exists()
 
 
-def test_quantizing_and_training_are_one_command(models, tmp_path, capsys):
+def test_quantizing_and_training_are_one_command(
+    models, tmp_path, capsys, monkeypatch, tmp_path_factory
+):
+    monkeypatch.setenv("NIBBLE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     original, _ = models
     out = tmp_path / "out"
     options = ["--samples", "16", "--sequence-length", "32", "--q-bits", "3"]
@@ -174,9 +177,9 @@ def test_a_killed_pipeline_keeps_its_quantized_model(models, tmp_path):
 
     out, works = tmp_path / "out", []
     with pytest.raises(Killed):
-        quantize_and_distill(str(original), out, options, SHORT, stop)
+        quantize_and_distill(str(original), out, options, SHORT, TEXT, stop)
     made = quantize_and_distill(
-        str(original), out, options, SHORT, lambda what, *_: works.append(what)
+        str(original), out, options, SHORT, TEXT, lambda what, *_: works.append(what)
     )
     assert "Quantizing" not in works
     assert made.path == out

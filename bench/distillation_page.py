@@ -1,0 +1,125 @@
+"""The table and the picture of docs/results/distillation.md, from its capsule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mlx_nibble.pictures.style import MARKERS, card, look
+
+Result = Mapping[str, Any]
+Capsule = Mapping[str, Sequence[Result]]
+"""The results of each model, as bench.distillation writes them."""
+
+METHODS = {
+    "rtn": "`mlx_lm.convert -q`",
+    "dwq": "`mlx_lm.dwq`",
+    "gptq": "ours",
+    "grid": "ours, `--distill --no-codes`",
+    "codes": "ours, `--distill`",
+}
+
+
+def asked(result: Result) -> float:
+    """Return the width of codes that a row asked for: a budget has none of its own."""
+    return result["options"].get("target_bpw") or result["options"]["bits"]
+
+
+def tokens(result: Result) -> str:
+    """Return how many tokens training saw, in millions."""
+    options = result["options"]
+    if result["row"] in ("rtn", "gptq"):
+        return ""
+    seen = result.get("steps", options["steps"]) * options["batch_size"]
+    return f"{seen * options['length'] / 1e6:.1f} M"
+
+
+def loss(found: Mapping[str, Any]) -> str:
+    """Return the increase of the perplexity of a text, and the divergence."""
+    increase, kl = found["comparison"]["increase"], found["comparison"]["kl"]["mean"]
+    mean, error = 100 * increase["mean"], 100 * increase["error"]
+    digits = 1 if error >= 0.5 else 2
+    return f"{mean:+.{digits}f} % ± {error:.{digits}f} | {kl:.3f}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the table of one model."""
+    texts = list(results[0]["texts"])
+    names = " | ".join(f"{text} | KL" for text in texts)
+    lines = [f"| bits a weight | | {names} | tokens | time | memory |"]
+    lines.append("| --- " * (5 + 2 * len(texts)) + "|")
+    order = list(METHODS)
+    for r in sorted(results, key=lambda r: (asked(r), order.index(r["row"]))):
+        cells = [f"{r['bits_per_weight']:.3f}", METHODS[r["row"]]]
+        cells += [loss(r["texts"][text]) for text in texts]
+        cells += [tokens(r), f"{r['seconds']:.0f} s"]
+        cells += [f"{r['peak_bytes'] / 1e9:.1f} GB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def over_bits(capsule: Capsule) -> Figure:
+    """Draw the divergence over bits a weight, for each method."""
+    text = "State of the Union"
+    with look():
+        title = "KL divergence from the original, nats per token (less is better)"
+        note = f"{text}, 4088 tokens; bars of one standard error"
+        figure = card(8.4, 4, title, note)
+        axes: Any = figure.subplots(1, 2, sharey=True)
+        for axis, (model, results) in zip(axes, capsule.items(), strict=True):
+            for marker, (row, label) in zip(MARKERS, METHODS.items(), strict=False):
+                mine = sorted(
+                    (r for r in results if r["row"] == row),
+                    key=lambda r: r["bits_per_weight"],
+                )
+                if mine:
+                    kl = [r["texts"][text]["comparison"]["kl"] for r in mine]
+                    axis.errorbar(
+                        [r["bits_per_weight"] for r in mine],
+                        [k["mean"] for k in kl],
+                        [k["error"] for k in kl],
+                        marker=marker,
+                        label=label.replace("`", ""),
+                    )
+            axis.set_title(model)
+            axis.set_xlabel("bits per weight")
+            axis.set_yscale("log")
+        axes[0].legend()
+    return figure
+
+
+def over_time(capsule: Capsule) -> Figure:
+    """Draw the divergence of each model at 4 bits over the time that a row took."""
+    text = "State of the Union"
+    with look():
+        figure = card(8.4, 3, "Loss over time, 4 bits in groups of 64", text)
+        axes: Any = figure.subplots(1, 2)
+        for axis, (model, results) in zip(axes, capsule.items(), strict=True):
+            for marker, (row, label) in zip(MARKERS, METHODS.items(), strict=False):
+                for r in results:
+                    if r["row"] == row and asked(r) == 4:
+                        kl = r["texts"][text]["comparison"]["kl"]
+                        axis.errorbar(
+                            max(1, total_seconds(r, results)),
+                            kl["mean"],
+                            kl["error"],
+                            marker=marker,
+                            label=label.replace("`", ""),
+                        )
+            axis.set_title(model)
+            axis.set_xlabel("seconds on an H200, quantization included")
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+        axes[0].legend()
+    return figure
+
+
+def total_seconds(result: Result, results: Sequence[Result]) -> float:
+    """Return the time of a row, and of the quantization that it started from."""
+    start = {"codes": "gptq", "grid": "gptq", "dwq": "rtn"}.get(result["row"])
+    before = sum(
+        r["seconds"] for r in results if r["row"] == start and asked(r) == asked(result)
+    )
+    return result["seconds"] + before
