@@ -21,6 +21,9 @@ METHODS = {
     "codes": "ours, `--distill`",
 }
 
+# One marker and one colour for each method, in both pictures.
+STYLES = [{"marker": m, "color": f"C{i}"} for i, m in enumerate(MARKERS)]
+
 
 def asked(result: Result) -> float:
     """Return the width of codes that a row asked for: a budget has none of its own."""
@@ -69,7 +72,7 @@ def over_bits(capsule: Capsule) -> Figure:
         figure = card(8.4, 4, title, note)
         axes: Any = figure.subplots(1, 2, sharey=True)
         for axis, (model, results) in zip(axes, capsule.items(), strict=True):
-            for marker, (row, label) in zip(MARKERS, METHODS.items(), strict=False):
+            for style, (row, label) in zip(STYLES, METHODS.items(), strict=False):
                 mine = sorted(
                     (r for r in results if r["row"] == row),
                     key=lambda r: r["bits_per_weight"],
@@ -80,13 +83,13 @@ def over_bits(capsule: Capsule) -> Figure:
                         [r["bits_per_weight"] for r in mine],
                         [k["mean"] for k in kl],
                         [k["error"] for k in kl],
-                        marker=marker,
+                        **style,
                         label=label.replace("`", ""),
                     )
             axis.set_title(model)
             axis.set_xlabel("bits per weight")
             axis.set_yscale("log")
-        axes[0].legend()
+        axes[1].legend()
     return figure
 
 
@@ -97,7 +100,7 @@ def over_time(capsule: Capsule) -> Figure:
         figure = card(8.4, 3, "Loss over time, 4 bits in groups of 64", text)
         axes: Any = figure.subplots(1, 2)
         for axis, (model, results) in zip(axes, capsule.items(), strict=True):
-            for marker, (row, label) in zip(MARKERS, METHODS.items(), strict=False):
+            for style, (row, label) in zip(STYLES, METHODS.items(), strict=False):
                 for r in results:
                     if r["row"] == row and asked(r) == 4:
                         kl = r["texts"][text]["comparison"]["kl"]
@@ -105,14 +108,14 @@ def over_time(capsule: Capsule) -> Figure:
                             max(1, total_seconds(r, results)),
                             kl["mean"],
                             kl["error"],
-                            marker=marker,
+                            **style,
                             label=label.replace("`", ""),
                         )
             axis.set_title(model)
             axis.set_xlabel("seconds on an H200, quantization included")
             axis.set_xscale("log")
             axis.set_yscale("log")
-        axes[0].legend()
+        axes[1].legend()
     return figure
 
 
