@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_nibble import lm
 from mlx_nibble.progress import Progress
 
 # Sequences that are sampled at once: products of more rows are not faster, and their
@@ -54,7 +54,7 @@ def own_text(
         begun = np.concatenate([np.tile(prefix, (count, 1)), first], 1)[:, :length]
         keys = mx.random.split(mx.random.key(int(numbers.integers(2**63))), length)
         tokens = mx.array(begun.astype(np.int32))
-        cache, written = make_prompt_cache(model), [tokens]
+        cache, written = lm.make_prompt_cache(model), [tokens]
         for i in range(begun.shape[1], length):
             logits = model(tokens, cache=cache)[:, -1].astype(mx.float32)
             sampled = mx.random.categorical(logits, key=keys[i])
@@ -69,7 +69,7 @@ def own_text(
 
 def _together(model: nn.Module, length: int) -> int:
     """Return how many sequences to sample at once."""
-    cache = make_prompt_cache(model)
+    cache = lm.make_prompt_cache(model)
     mx.eval(model(mx.zeros((1, length), mx.int32), cache=cache))
     nbytes = sum(part.nbytes for part in cache)
     return max(1, min(_TOGETHER, _CACHE_BYTES // nbytes))
