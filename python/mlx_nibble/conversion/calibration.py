@@ -25,7 +25,7 @@ _FOLDER = "own-text"
 _DIGITS = 16
 # The model that writes on a CPU: at 8 bits the perplexity changes by 0.01 %
 # (docs/results/quantization.md), and a dense product takes 30 times as long.
-_WRITER = {"group_size": 64, "bits": 8}
+_GROUP_SIZE, _BITS = 64, 8
 
 
 def calibration_batches(
@@ -88,12 +88,12 @@ def _own(
 
 def _prepare(model: nn.Module) -> None:
     if lm.on_cpu():
-        group = _WRITER["group_size"]
         nn.quantize(
             model,
-            **_WRITER,
+            _GROUP_SIZE,
+            _BITS,
             class_predicate=lambda _, m: (
-                hasattr(m, "to_quantized") and m["weight"].shape[-1] % group == 0
+                hasattr(m, "to_quantized") and m["weight"].shape[-1] % _GROUP_SIZE == 0
             ),
         )
         lm.prepare(model)

@@ -124,7 +124,7 @@ class Trainer:
     def _measure(self, tell: Tell) -> None:
         total = 0.0
         for index in self._held_out:
-            total += self._loss(self._variables, index).item()
+            total += float(np.array(self._loss(self._variables, index)))
         loss = float(np.float32(total / len(self._held_out)))  # as it is kept
         if loss < min(self._losses, default=float("inf")):
             self._best = self._variables
@@ -137,7 +137,8 @@ class Trainer:
         return len(self._losses) - 1 - best >= _PATIENCE
 
     def _save(self) -> None:
-        adam = {f"adam.{k}": v for k, v in tree_flatten(self._adam.state)}
+        state: Any = tree_flatten(self._adam.state)
+        adam = {f"adam.{k}": v for k, v in state}
         self._workspace.save_part(
             _STATE,
             {
@@ -168,5 +169,5 @@ class Trainer:
             for name in self._variables
         }
         self._adam.state = {**moments, **state}
-        self._step, count = kept["counts"].tolist()
-        self._losses = kept["losses"].tolist()[:count]
+        self._step, count = map(int, np.array(kept["counts"]))
+        self._losses = [float(loss) for loss in np.array(kept["losses"])[:count]]

@@ -194,10 +194,10 @@ class Variables:
             for kind in ("stretch", "shift"):
                 moved = variables.get(f"{m.path}.{kind}")
                 if moved is not None:
-                    row[kind] = float(mx.sqrt(mx.mean(mx.square(moved))).item())
+                    row[kind] = float(np.sqrt(np.mean(np.square(moved))))
             if self._codes:
                 codes = _rounded(variables[f"{m.path}.code"], m.bits)
-                row["codes"] = float(mx.mean(codes != m.codes()).item())
+                row["codes"] = float(np.mean(np.array(codes != m.codes())))
             rows.append(row)
         return rows
 
