@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
 from mlx_lm.quant.dwq import dwq_quantize
-from mlx_lm.utils import quantize_model
+from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
+from mlx_lm.utils import compute_bits_per_weight, dequantize_model, quantize_model
 
 from mlx_nibble import lm
 from mlx_nibble.conversion.calibration import calibration_batches
@@ -42,7 +43,7 @@ UNSEEN = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
 UNSEEN |= {"State of the Union, 1930 to 1969": "sotu-middle.txt"}
 SAMPLES, LENGTH = 8, 512
 RTN = Method("affine", gptq=False, sweeps=0)
-ROWS = ("rtn", "dwq", "gptq", "grid", "codes", "dwq-gptq")
+ROWS = ("rtn", "dwq", "dynamic", "gptq", "grid", "codes", "dwq-gptq")
 
 
 class Study:
@@ -131,7 +132,36 @@ class Study:
         student.eval()
         return student, {"tokens": len(train) * self.args.length}
 
+    def by_dynamic_quant(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Spend bits by mlx-lm's own functions: 4 or 5 bits, as its defaults are."""
+        model, config = lm.load_full_precision(self.args.model)
+        few = replace(self.calibration, samples=self.args.gptq_samples)
+        digest = weights_of(self.args.model).digest
+        found = calibration_batches(few, self.args.model, digest, config, said, False)
+        model.set_dtype(mx.float32)
+        formats = (self.args.bits, 64, self.args.bits + 1, 64)
+        data = mx.concatenate(found)
+        sensitivities = dict(estimate_sensitivities(model, data, *formats))
+        target = self.args.target_bpw or self.args.bits + 1
+        threshold = estimate_threshold(model, sensitivities, target, *formats)
+
+        def predicate(path: str, module: nn.Module) -> bool | dict[str, int]:
+            if not hasattr(module, "to_quantized"):
+                return False
+            if sensitivities[path] > threshold:
+                return {"bits": formats[2], "group_size": formats[3]}
+            return True
+
+        model.set_dtype(mx.float16)
+        model, _ = quantize_model(
+            model, config, 64, self.args.bits, quant_predicate=predicate
+        )
+        bits = compute_bits_per_weight(model)
+        return dequantized(model), {"bits_per_weight": bits}
+
     def make(self, row: str) -> tuple[nn.Module, dict[str, Any]]:
+        if row == "dynamic":
+            return self.by_dynamic_quant()
         if row.startswith("dwq"):
             return self.by_dwq(row.partition("-")[2] or "rtn")
         if row in ("grid", "codes"):
@@ -167,6 +197,13 @@ class Study:
 def loaded(path: Path) -> nn.Module:
     """Return a model that computes in float32, dequantized."""
     model, _ = lm.load_full_precision(path)
+    model.set_dtype(mx.float32)
+    return model
+
+
+def dequantized(model: nn.Module) -> nn.Module:
+    """Return a quantized model in float32."""
+    model = dequantize_model(model)
     model.set_dtype(mx.float32)
     return model
 
@@ -220,8 +257,9 @@ def main() -> None:
                 "device": str(mx.default_device()),
                 "seconds": seconds,
                 "peak_bytes": peak,
+                "bits_per_weight": facts.pop("bits_per_weight", None)
+                or study.bits(row),
                 **facts,
-                "bits_per_weight": study.bits(row),
                 "texts": study.evaluation(model),
             }
             write_text(kept, json.dumps(results, indent=1))
