@@ -43,7 +43,8 @@ UNSEEN = {"State of the Union": "sotu.txt", "Python docs": "builtin"}
 UNSEEN |= {"State of the Union, 1930 to 1969": "sotu-middle.txt"}
 SAMPLES, LENGTH = 8, 512
 RTN = Method("affine", gptq=False, sweeps=0)
-ROWS = ("rtn", "dwq", "dynamic", "gptq", "grid", "codes", "dwq-gptq")
+CODES_OF = {"grid": "none", "blocks": "blocks", "codes": "together"}
+ROWS = ("rtn", "dwq", "dynamic", "gptq", *CODES_OF, "dwq-gptq")
 
 
 class Study:
@@ -83,7 +84,7 @@ class Study:
         training = Training(
             self.args.steps,
             self.args.batch_size,
-            row == "codes",
+            CODES_OF[row],
             self.args.learning_rate,
         )
         name = f"{row}-{self.args.steps}-{self.args.learning_rate}"
@@ -164,7 +165,7 @@ class Study:
             return self.by_dynamic_quant()
         if row.startswith("dwq"):
             return self.by_dwq(row.partition("-")[2] or "rtn")
-        if row in ("grid", "codes"):
+        if row in CODES_OF:
             return self.distilled(row)
         return loaded(self.start(row)), {}
 

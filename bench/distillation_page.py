@@ -16,8 +16,10 @@ Capsule = Mapping[str, Sequence[Result]]
 METHODS = {
     "rtn": "`mlx_lm.convert -q`",
     "dwq": "`mlx_lm.dwq`",
+    "dynamic": "`mlx_lm.dynamic_quant`",
     "gptq": "ours",
-    "grid": "ours, `--distill --no-codes`",
+    "grid": "ours, `--codes none`",
+    "blocks": "ours, `--codes blocks`",
     "codes": "ours, `--distill`",
 }
 
@@ -33,7 +35,7 @@ def asked(result: Result) -> float:
 def tokens(result: Result) -> str:
     """Return how many tokens training saw, in millions."""
     options = result["options"]
-    if result["row"] in ("rtn", "gptq"):
+    if result["row"] in ("rtn", "dynamic", "gptq"):
         return ""
     seen = result.get("steps", options["steps"]) * options["batch_size"]
     return f"{seen * options['length'] / 1e6:.1f} M"
@@ -121,8 +123,11 @@ def over_time(capsule: Capsule) -> Figure:
 
 def total_seconds(result: Result, results: Sequence[Result]) -> float:
     """Return the time of a row, and of the quantization that it started from."""
-    start = {"codes": "gptq", "grid": "gptq", "dwq": "rtn"}.get(result["row"])
+    row = result["row"]
+    start = "gptq" if row in ("codes", "blocks", "grid") else "rtn"
     before = sum(
-        r["seconds"] for r in results if r["row"] == start and asked(r) == asked(result)
+        r["seconds"]
+        for r in results
+        if r["row"] == start != row and asked(r) == asked(result)
     )
     return result["seconds"] + before

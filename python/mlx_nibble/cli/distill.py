@@ -17,7 +17,7 @@ from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, step_progress
 from mlx_nibble.cli.models import hub_errors, require_model
-from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.options import CODES, Training
 from mlx_nibble.io.stranger import local_path
 
 
@@ -39,9 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, help="sequences of a step; default: 8, on a CPU 1")
     add(
         "--codes",
-        action=argparse.BooleanOptionalAction,
-        help="train codes too, in a dense float32 copy of the model, with 20 bytes of "
-        "memory for each weight and 100 KB for each token of a step; default on a GPU",
+        choices=CODES,
+        help="train codes too: together, in a dense float32 copy of the model, with 20 "
+        "bytes of memory for each weight; or block by block first; default on a GPU: "
+        "together if they have room, else blocks; on a CPU: none",
     )
     add(
         "--learning-rate",

@@ -17,7 +17,13 @@ from mlx_nibble.io.checkpoint import quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.hessians import Collector, Inputs, not_finite
 from mlx_nibble.layerwise.intercept import Hook, intercepted
-from mlx_nibble.layerwise.matrices import Matrix, matrices, natural, parameters
+from mlx_nibble.layerwise.matrices import (
+    Matrix,
+    drop,
+    matrices,
+    natural,
+    parameters,
+)
 from mlx_nibble.layerwise.stream import Step, arrays, steps
 from mlx_nibble.layerwise.trace import layers, part_of, trace
 from mlx_nibble.progress import Progress, Tell, silent, untold
@@ -120,12 +126,12 @@ class _Run:
         before = None
         for step in steps(self.model, self.trace, self.tokens):
             if before is not None and before.last:
-                _drop(before.part)
+                drop(before.part)
             before = step
             if step.first:
                 yield step.path, step
         if before is not None:
-            _drop(before.part)
+            drop(before.part)
 
     def _outside(self) -> None:
         """Quantize the matrices outside all parts, and put them into the model."""
@@ -172,7 +178,7 @@ class _Run:
         done = {m.path: self._quantize(m, known.get(m.path)) for m in mine}
         self.workspace.save_part(name, self._parameters(path, part, done))
         if step is None:
-            _drop(part)
+            drop(part)
 
     def _restore(self, path: str | None, name: str) -> None:
         """Put a saved part into the model, its matrices dequantized."""
@@ -261,12 +267,3 @@ def _checked(path: str) -> Hook:
         return result
 
     return hook
-
-
-def _drop(layer: nn.Module) -> None:
-    """Free a layer's parameters."""
-    empty = mx.zeros((0,))
-    for module in layer.modules():
-        for name, value in module.items():
-            if isinstance(value, mx.array):
-                module[name] = empty

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlx_nibble import lm
@@ -22,8 +23,14 @@ from mlx_nibble.conversion.options import Calibration
 from mlx_nibble.conversion.source import Source, weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import Workspace
+from mlx_nibble.distill.blocks import BlockTraining
 from mlx_nibble.distill.options import Schedule, Training
-from mlx_nibble.distill.report import Outputs, layer_errors, layer_outputs
+from mlx_nibble.distill.report import (
+    Distilled,
+    Outputs,
+    layer_errors,
+    layer_outputs,
+)
 from mlx_nibble.distill.targets import divergence, load_targets, make_targets
 from mlx_nibble.distill.train import Trained, Trainer
 from mlx_nibble.distill.variables import (
@@ -43,31 +50,6 @@ from mlx_nibble.progress import Progress, Tell, silent, untold
 _HELD_OUT = 1 / 8
 _TRAINED = Settings(repack=False)  # scales change in each step
 _MOST_HELD_OUT = 16  # batches: a measurement takes no longer than some steps
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """Facts of the folder that `distill` wrote.
-
-    Attributes:
-        path: The folder.
-        parameters: Number of weights of the unquantized model.
-        nbytes: Bytes of all tensors.
-        losses: Divergence from the original on held-out text, in nats a token: of the
-            start, then of each measurement.
-        steps: Steps until the last measurement.
-        changes: How far each matrix moved, see `Variables.changes`.
-        layers: Relative error of each layer's output on a held-out batch, of the
-            `start` and of the `trained` model.
-    """
-
-    path: Path
-    parameters: int
-    nbytes: int
-    losses: Sequence[float]
-    steps: int
-    changes: Sequence[Mapping[str, Any]]
-    layers: Sequence[Mapping[str, Any]]
 
 
 def distill(
@@ -133,7 +115,9 @@ class Run:
             self.start, trust_remote_code=self.trust, dequantize=False
         )
         matrices = find_matrices(quantized)
-        schedule = self.training.schedule(not lm.on_cpu(), mean_width(matrices))
+        count = sum(a.size for a in parameters(self._original()).values())
+        bits = mean_width(matrices)
+        schedule = self.training.schedule(not lm.on_cpu(), bits, count)
         tokens = calibration_batches(
             self.calibration,
             self.reference,
@@ -152,7 +136,29 @@ class Run:
         settings = _settings(files, tokens, schedule)
         workspace = Workspace(place.path, settings, self.tell)
         make_targets(self._original, tokens, workspace, self.progress)
-        model, variables = self._student(quantized, matrices, schedule.codes)
+        # Held-out batches lie between the others, so they are of the same text.
+        step = len(tokens) // held_out
+        kept = list(range(step // 2, len(tokens), step))[:held_out]
+        seen = [i for i in range(len(tokens)) if i not in kept]
+
+        def loss_of(model: nn.Module) -> float:
+            known = (load_targets(workspace, i) for i in kept)
+            found = [
+                np.array(divergence(model(tokens[i]), *target).mean())
+                for i, target in zip(kept, known, strict=True)
+            ]
+            return float(np.mean(found))
+
+        losses: list[float] = []
+        if schedule.codes == "blocks":
+            losses.append(loss_of(quantized))
+            blocks = self._blocks(matrices, schedule, workspace)
+            better = blocks.run(tokens)
+            arrays |= {_stored_name(k, arrays): v for k, v in better.items()}
+            quantized.load_weights([*better.items()], strict=False)
+            matrices = find_matrices(quantized)
+        together = schedule.codes == "together"
+        model, variables = self._student(quantized, matrices, together)
 
         def use(values: Mapping[str, mx.array]) -> None:
             model.update(tree_unflatten([*variables.parameters(values).items()]))
@@ -162,36 +168,50 @@ class Run:
             log_p, likeliest = load_targets(workspace, index)
             return divergence(model(tokens[index]), log_p, likeliest).mean()
 
-        # Held-out batches lie between the others, so they are of the same text.
-        step = len(tokens) // held_out
-        kept = list(range(step // 2, len(tokens), step))[:held_out]
-        seen = [i for i in range(len(tokens)) if i not in kept]
         trainer = Trainer(variables.start, loss, seen, kept, schedule, workspace)
         trained = trainer.run(self.progress, self.tell)
 
+        sample = tokens[kept[0]]
+
         def outputs(values: Mapping[str, mx.array]) -> Outputs:
             use(values)
-            return layer_outputs(model, tokens[kept[0]])
+            return layer_outputs(model, sample)
 
         layers = layer_errors(
             layer_outputs(self._original(), tokens[kept[0]]),
             {
-                "start": lambda: outputs(variables.start),
+                "start": lambda: layer_outputs(
+                    self._dense(self.start), tokens[kept[0]]
+                ),
                 "trained": lambda: outputs(trained.best),
             },
         )
         nbytes = self._write(place, config, arrays, variables, trained, files)
-        count = sum(a.size for a in parameters(self._original()).values())
         changes = variables.changes(trained.best)
+        losses += trained.losses
         return Distilled(
-            place.path, count, nbytes, trained.losses, trained.steps, changes, layers
+            place.path, count, nbytes, losses, trained.steps, changes, layers
         )
 
     def _original(self) -> nn.Module:
-        model, _ = lm.load_full_precision(self.reference, trust_remote_code=self.trust)
+        return self._dense(self.reference)
+
+    def _dense(self, folder: Path) -> nn.Module:
+        model, _ = lm.load_full_precision(folder, trust_remote_code=self.trust)
         if lm.on_cpu():
             model.set_dtype(mx.float32)
         return model
+
+    def _blocks(
+        self,
+        matrices: list[TrainedMatrix],
+        schedule: Schedule,
+        workspace: Workspace,
+    ) -> BlockTraining:
+        student, _ = lm.load_full_precision(self.start, trust_remote_code=self.trust)
+        return BlockTraining(
+            student, self._original(), matrices, schedule, workspace, self.progress
+        )
 
     def _student(
         self, quantized: nn.Module, matrices: list[TrainedMatrix], codes: bool

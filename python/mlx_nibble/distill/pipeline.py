@@ -10,8 +10,9 @@ from pathlib import Path
 from mlx_nibble.conversion.convert import convert, source_folder
 from mlx_nibble.conversion.options import Calibration, Options
 from mlx_nibble.conversion.source import weights_of
-from mlx_nibble.distill.distill import Distilled, Run
+from mlx_nibble.distill.distill import Run
 from mlx_nibble.distill.options import Training
+from mlx_nibble.distill.report import Distilled
 from mlx_nibble.io.folder import Reserved, reserved
 from mlx_nibble.progress import Progress, Tell, silent, untold
 

@@ -1,8 +1,10 @@
-"""The error of each layer's output, before and after training."""
+"""What a distillation reports: losses, and the error of each layer's output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +15,33 @@ from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.intercept import Hook, intercepted
 from mlx_nibble.layerwise.stream import arrays
 from mlx_nibble.layerwise.trace import layers
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Facts of the folder that `distill` wrote.
+
+    Attributes:
+        path: The folder.
+        parameters: Number of weights of the unquantized model.
+        nbytes: Bytes of all tensors.
+        losses: Divergence from the original on held-out text, in nats a token: of the
+            start, of the model with trained blocks if there are any, then of each
+            measurement.
+        steps: Steps until the last measurement.
+        changes: How far each matrix moved, see `Variables.changes`.
+        layers: Relative error of each layer's output on a held-out batch, of the
+            `start` and of the `trained` model.
+    """
+
+    path: Path
+    parameters: int
+    nbytes: int
+    losses: Sequence[float]
+    steps: int
+    changes: Sequence[Mapping[str, Any]]
+    layers: Sequence[Mapping[str, Any]]
+
 
 Outputs = dict[str, np.ndarray]
 

@@ -75,3 +75,12 @@ def parameters(module: nn.Module) -> dict[str, mx.array]:
 def natural(path: str) -> list[tuple[int, int | str]]:
     """Return a sort key of paths that puts layer 10 after layer 9."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in path.split(".")]
+
+
+def drop(part: nn.Module) -> None:
+    """Free a part's parameters."""
+    empty = mx.zeros((0,))
+    for module in part.modules():
+        for name, value in module.items():
+            if isinstance(value, mx.array):
+                module[name] = empty

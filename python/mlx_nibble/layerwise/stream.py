@@ -52,15 +52,19 @@ class Step:
         return len(self._calls)
 
     def run(self, batch: int) -> Any:
-        """Call the part on one batch, as often as needed.
+        """Call the part on one batch, as often as needed, and evaluate the result.
 
         A cache that the model passes along stays as it is.
         """
-        call = self._calls[batch]
-        args, kwargs = copied((call.args, call.kwargs))
-        y = self.part(*args, **kwargs)
+        y = self.build(batch)
         mx.eval(arrays(y))
         return y
+
+    def build(self, batch: int) -> Any:
+        """Return the lazy result of the part on one batch, to differentiate."""
+        call = self._calls[batch]
+        args, kwargs = copied((call.args, call.kwargs))
+        return self.part(*args, **kwargs)
 
     def proceed(self) -> list[Any]:
         """Return the results of all batches, with all side effects; call it once."""
