@@ -154,6 +154,45 @@ def test_a_stopped_run_continues_with_the_same_result(
     assert not work_folder(out).exists()
 
 
+def test_trained_blocks_survive_a_kill(models, tmp_path):
+    original, start = models
+    training = Training(steps=8, learning_rate=0.02, codes="blocks")
+
+    def stop(what, done, total):
+        if what == "Training blocks" and done == 1:
+            raise Killed
+
+    def run(out, progress):
+        return distill(str(start), str(original), out, training, TEXT, progress)
+
+    out = tmp_path / "out"
+    with pytest.raises(Killed):
+        run(out, stop)
+    kept = {p.name: p.stat().st_mtime_ns for p in work_folder(out).glob("block-*")}
+    assert list(kept) == ["block-00000.safetensors"]
+    states = []
+
+    def look(what, done, total):
+        if what == "Training" and done == 0:
+            blocks = work_folder(out).glob("block-*")
+            states.append({p.name: p.stat().st_mtime_ns for p in blocks})
+
+    made = run(out, look)
+    assert states[0].items() >= kept.items() and len(states[0]) == 2
+    whole = tensors(run(tmp_path / "whole", lambda *_: None).path)
+    for path, value in tensors(made.path).items():
+        assert mx.array_equal(value, whole[path]), path
+
+
+def test_memory_decides_how_codes_are_trained(monkeypatch):
+    monkeypatch.setattr(mx, "get_memory_limit", lambda: 40_000)
+    usual = Training()
+    assert usual.schedule(False, 4, 1).codes == "none"
+    assert usual.schedule(True, 4, 1000).codes == "together"
+    assert usual.schedule(True, 4, 1001).codes == "blocks"
+    assert Training(codes="none").schedule(True, 4, 1).codes == "none"
+
+
 def test_quantizing_and_training_are_one_command(
     models, tmp_path, capsys, monkeypatch, tmp_path_factory
 ):
