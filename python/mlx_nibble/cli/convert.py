@@ -1,9 +1,10 @@
 """Import a GGUF file, or quantize a model.
 
 A GGUF file becomes a folder that mlx-lm loads. Types that MLX can hold keep their codes
-and scales; Q2_K, Q3_K and Q6_K get the nearest form. An AutoAWQ, GPTQ or
-compressed-tensors folder is imported likewise. With -q, quantize any model that mlx-lm
-loads; a killed run continues when it is started again.
+and scales; Q2_K, Q3_K and Q6_K get the nearest form. Folders that other tools packed
+are imported likewise: AutoAWQ, GPTQ, compressed-tensors, FP8, ModelOpt, bitsandbytes
+and HQQ. With -q, quantize any model that mlx-lm loads; a killed run continues when it
+is started again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
@@ -37,8 +38,12 @@ from mlx_nibble.conversion.options import KEEP
 from mlx_nibble.formats import BITS, SCALE_DTYPES
 from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
+from mlx_nibble.io.packing import IMPORTED
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.quantize.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from mlx_nibble.conversion.packed_import import PackedReport
 
 
 class _Report(Protocol):
@@ -68,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--keep",
         choices=KEEP,
-        help="of GGUF tensors in groups of 16 (Q2_K, Q3_K, Q6_K), which MLX lacks: "
-        "their quality, in the fewest bits that lose little (default), or their "
+        help="of an imported matrix that no form of MLX holds exactly (Q2_K, Q3_K, "
+        "Q6_K, FP8, nf4): its quality, in few bits that lose little (default), or its "
         "values, in full precision",
     )
     add("--dequantize", "-d", action="store_true", help="store no quantized matrix")
@@ -232,14 +237,30 @@ def _import_packed(
     if not _is_packed(source):
         require_model("convert", "SOURCE", source)
         parser.error(
-            f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
-            "say -q to quantize it, or --dtype to store it in another type"
+            f"{source} is no GGUF file, and no folder of {', '.join(IMPORTED.values())}"
+            ": say -q to quantize it, or --dtype to store it in another type"
         )
     with step_progress() as progress:
         trust = bool(args.trust_remote_code)
-        report = import_packed(Path(source), Path(folder), progress, args.dtype, trust)
-    order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
-    return _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
+        paths, keep = (Path(source), Path(folder)), args.keep or KEEP[0]
+        report = import_packed(*paths, progress, args.dtype, trust, keep)
+    facts = {"errors": report.errors, "dropped": report.dropped}
+    return _print_report(args, report, report.bits, _packed_facts(report), facts)
+
+
+def _packed_facts(report: PackedReport) -> str:
+    """Return what became of matrices that could not stay as they are."""
+    facts = ""
+    if report.permuted or report.rounded_again:
+        again = f"{report.rounded_again} rounded again to 8 bits"
+        facts += f"; act-order: {report.permuted} permuted, {again}"
+    if report.errors:
+        most = max(report.errors.values())
+        facts += f"; {len(report.errors)} in the nearest form, {most:.1e} of the "
+        facts += "values lost at most"
+    if report.dropped:
+        facts += f"; activations are not rounded: {report.dropped} scales left out"
+    return facts
 
 
 def _quantize(
