@@ -17,9 +17,9 @@ import numpy as np
 from mlx_nibble.conversion.packed_layouts import Parts, require_shape
 from mlx_nibble.conversion.packed_settings import refuse
 from mlx_nibble.io.packed import Unpacked, affine
-from mlx_nibble.io.packed_floats import Values, table
+from mlx_nibble.io.packed_floats import Table
 from mlx_nibble.io.stranger import parse_json
-from mlx_nibble.io.values import shown, whole
+from mlx_nibble.io.values import shown
 
 _KINDS = ("nf4", "fp4")
 _STATE = "weight.quant_state.bitsandbytes__"
@@ -55,7 +55,7 @@ class BitsAndBytes:
         """Return the name of the tensor of scales; None if the form is not affine."""
         return None if self._four else "SCB"
 
-    def read(self, parts: Parts) -> Unpacked | Values:
+    def read(self, parts: Parts) -> Unpacked | Table:
         """Return a matrix."""
         return _levels(parts) if self._four else _int8(parts)
 
@@ -74,7 +74,7 @@ def _int8(parts: Parts) -> Unpacked:
     return affine(unsigned, scales, zeros, np.zeros(codes.shape[1], np.int64), 8)
 
 
-def _levels(parts: Parts) -> Values:
+def _levels(parts: Parts) -> Table:
     """Return a matrix of a table of 16 levels."""
     kind = next(kind for kind in _KINDS if parts.has(f"{_STATE}{kind}"))
     state = _state(parts, f"{_STATE}{kind}")
@@ -92,10 +92,9 @@ def _levels(parts: Parts) -> Values:
     codes = codes.reshape(-1)[:count].reshape(shape)
     with np.errstate(invalid="ignore", over="ignore"):  # refused below
         tops = _magnitudes(parts, state, blocks)
-        found = table(kind, codes, levels, tops, size)
-    if not np.isfinite(found.values).all():
+    if not np.isfinite(levels).all() or not np.isfinite(tops).all():
         raise ValueError("must have finite values but some are not")
-    return found
+    return Table(kind, codes, levels, tops, size)
 
 
 def _magnitudes(parts: Parts, state: Mapping[str, Any], blocks: int) -> np.ndarray:
@@ -132,12 +131,17 @@ def _state(parts: Parts, name: str) -> Mapping[str, Any]:
 
 
 def _size(state: Mapping[str, Any], key: str) -> int:
-    return whole("import", f"{key} of a quant_state", state.get(key), 1, _LARGEST_BLOCK)
+    return _positive(key, state.get(key), _LARGEST_BLOCK)
 
 
 def _sizes(state: Mapping[str, Any], key: str) -> tuple[int, ...]:
     found = state.get(key)
     if not isinstance(found, list) or len(found) != 2:
         raise ValueError(f"must have a {key} of two sizes but it is {shown(found)}")
-    what = f"{key} of a quant_state"
-    return tuple(whole("import", what, n, 1, _LARGEST_SIZE) for n in found)
+    return tuple(_positive(key, size, _LARGEST_SIZE) for size in found)
+
+
+def _positive(key: str, value: Any, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"must have a {key} of 1 to {most} but it is {shown(value)}")
+    return value

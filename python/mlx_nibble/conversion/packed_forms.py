@@ -16,14 +16,21 @@ import numpy as np
 
 from mlx_nibble.conversion.packed_experts import is_expert
 from mlx_nibble.conversion.values import require_unclipped
-from mlx_nibble.formats import Format, Quantized
+from mlx_nibble.formats import GROUP_SIZES, Format, Quantized, round_to
 from mlx_nibble.io.packed import Unpacked, in_mlx_groups
-from mlx_nibble.io.packed_floats import Floats, Values
+from mlx_nibble.io.packed_floats import Floats, Table, Values
+from mlx_nibble.quantize.rules import minmax
 from mlx_nibble.quantize.search import search
 
-# Widths that lose less than 0.5 % of perplexity: docs/results/packed.md.
-_NEAREST_BITS = {"nvfp4": 6, "fp8": 8, "nf4": 6, "fp4": 8, "hqq": 8}
-_GROUP = 32
+# Widths and group sizes that lose less than 0.5 % of perplexity:
+# docs/results/packed.md.
+_NEAREST = {
+    "nvfp4": (6, 32),
+    "fp8": (8, 64),
+    "hqq": (8, 64),
+    "nf4": (6, 64),
+    "fp4": (5, 64),
+}
 # mlx-lm's classes divide this matrix among heads, and would round it again.
 _KEPT = ".kv_b_proj"
 
@@ -44,7 +51,7 @@ class Formed:
 
 
 def formed(
-    path: str, matrix: Unpacked | Floats | Values, dtype: str, keep: str
+    path: str, matrix: Unpacked | Floats | Table | Values, dtype: str, keep: str
 ) -> Formed:
     """Return the form of a matrix.
 
@@ -64,14 +71,40 @@ def formed(
         exact = matrix if is_expert(path) else matrix.folded()
         if exact is not None and not path.endswith(_KEPT):
             return Formed(exact)
-        matrix = Values(matrix.mode, matrix.values())
+        matrix = Values(_kind(matrix), matrix.values())
     values = matrix.values
-    form = Format(_NEAREST_BITS.get(matrix.kind, 8), _GROUP, dtype)
-    if keep == "values" or not form.fits(values.shape[1]) or path.endswith(_KEPT):
+    bits, size = _NEAREST[matrix.kind]
+    form = Format(bits, size, dtype).fitted(values.shape[1])
+    if keep == "values" or form is None or path.endswith(_KEPT):
         return Formed(values)
-    nearest = search(values, form)
+    if isinstance(matrix, Table) and matrix.size % form.group_size == 0:
+        nearest = _on_one_grid(matrix, form)
+    else:
+        nearest = minmax(values, form)
     require_unclipped(path, nearest, dtype, float(abs(values).max()))
     total = float(np.square(values, dtype=np.float64).sum())
     lost = nearest.dequantize() - values
     error = float(np.square(lost, dtype=np.float64).sum())
     return Formed(nearest, None, math.sqrt(error / total) if total else 0.0)
+
+
+def _kind(matrix: Floats) -> str:
+    return "fp8" if matrix.bits == 8 else "nvfp4"
+
+
+def _on_one_grid(matrix: Table, form: Format) -> Quantized:
+    """Return a matrix whose levels lie on one grid, which is that of least error.
+
+    The levels are searched once, as a group of their own. Blocks scale the grid.
+    """
+    levels = np.resize(matrix.levels, GROUP_SIZES[0])
+    grid = search(levels[None], Format(form.bits, GROUP_SIZES[0], "float32"))
+    rows, inputs = matrix.codes.shape
+    per_row = np.arange(rows * inputs // form.group_size) * form.group_size
+    tops = matrix.scales[per_row // matrix.size].reshape(rows, -1)
+    return Quantized(
+        grid.codes[0][matrix.codes],
+        round_to(tops * grid.scales[0, 0], form.scale_dtype),
+        round_to(tops * grid.biases[0, 0], form.scale_dtype),
+        form.bits,
+    )

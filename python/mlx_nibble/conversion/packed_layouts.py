@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_nibble.conversion.packed_settings import Scheme
 from mlx_nibble.io.packed import Unpacked
-from mlx_nibble.io.packed_floats import Floats, Values
+from mlx_nibble.io.packed_floats import Floats, Table, Values
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Layout(Protocol):
         """Return the name of the tensor of scales; None if the form is not affine."""
         ...
 
-    def read(self, parts: Parts) -> Unpacked | Floats | Values:
+    def read(self, parts: Parts) -> Unpacked | Floats | Table | Values:
         """Return a matrix.
 
         Raises:

@@ -73,12 +73,37 @@ class Values:
     """A matrix that no form of MLX holds exactly.
 
     Attributes:
-        kind: What it is stored as: "fp8", "nf4" or another name of a table of forms.
+        kind: What it is stored as: "fp8" or another name of a table of forms.
         values: Its values, float32 `[N, K]`.
     """
 
     kind: str
     values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Table:
+    """A matrix of levels, times a scale for each block of its joined rows.
+
+    Attributes:
+        kind: Name of the table: "nf4" or "fp4".
+        codes: Number of the level of each weight, uint8 `[N, K]`.
+        levels: The levels, float32.
+        scales: One for each block, float32.
+        size: Weights of a block; the last block may be shorter.
+    """
+
+    kind: str
+    codes: np.ndarray
+    levels: np.ndarray
+    scales: np.ndarray
+    size: int
+
+    @property
+    def values(self) -> np.ndarray:
+        """The values, float32 `[N, K]`."""
+        wide = np.repeat(self.scales, self.size)[: self.codes.size]
+        return self.levels[self.codes] * wide.reshape(self.codes.shape)
 
 
 def e2m1(mode: str, octets: np.ndarray, scales: np.ndarray, factor: float) -> Floats:
@@ -130,19 +155,3 @@ def e4m3(codes: np.ndarray, scales: np.ndarray, size: int) -> Floats | Values:
         return Floats("mxfp8", words, wide[:, : inputs // group])
     wide = np.repeat(scales, size, 1)[:, :inputs]
     return Values("fp8", E4M3[codes] * wide)
-
-
-def table(
-    kind: str, codes: np.ndarray, levels: np.ndarray, scales: np.ndarray, size: int
-) -> Values:
-    """Return a matrix of levels, whose rows are joined and divided into blocks.
-
-    Args:
-        kind: Name of the table.
-        codes: Number of the level of each weight, uint8 `[N, K]`.
-        levels: The levels, float32.
-        scales: One for each block, float32.
-        size: Weights of a block; the last block may be shorter.
-    """
-    wide = np.repeat(scales, size)[: codes.size]
-    return Values(kind, levels[codes] * wide.reshape(codes.shape))

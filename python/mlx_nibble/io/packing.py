@@ -28,14 +28,15 @@ IMPORTED = {
 
 # Methods that mlx-lm's loader reads.
 _OF_MLX_LM = ("bitnet", "mxfp4", "mxfp8")
-# Models of mlx-lm that read the packed experts of compressed-tensors, and those that
-# dequantize FP8 when they load it.
+# Models of mlx-lm that read the packed experts of compressed-tensors.
 _MODELS_WITH_EXPERTS = ("deepseek_v3", "kimi_k2", "kimi_k25", "kimi_k3", "mistral4")
 MODELS_WITH_FP8 = (
-    *("deepseek_v3", "deepseek_v32", "deepseek_v41", "mimo_v2_flash", "minimax"),
-    *("minimax_m3_vl", "ministral3", "mistral4"),
+    *("deepseek_v3", "deepseek_v32", "deepseek_v41", "deepseek_v41_text"),
+    *("joyai_llm_flash", "kimi_k2", "mimo_v2_flash", "minimax", "minimax_m2"),
+    *("minimax_m3_vl", "mistral4"),
 )
-"""Models of mlx-lm that dequantize FP8 when they load it."""
+"""Models of mlx-lm that read FP8 when they load it. Its Ministral 3 takes the codes for
+integers, and is not among them."""
 _FLOATS = re.compile(r"(nv|mx)fp\d-(pack-)?quantized")
 # ModelOpt has its settings in a file of its own, or in config.json.
 _MODELOPT, _LARGEST_SETTINGS = "hf_quant_config.json", 1 << 22
