@@ -33,7 +33,8 @@ from mlx_nibble.cli.convert_options import (
     require_used,
     unused_text,
 )
-from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import require_model
 from mlx_nibble.conversion.options import KEEP
 from mlx_nibble.formats import BITS, SCALE_DTYPES
 from mlx_nibble.io.config import MODES
