@@ -25,10 +25,10 @@ from mlx_nibble.quantize.search import search
 # Widths and group sizes that lose less than 0.5 % of perplexity:
 # docs/results/packed.md.
 _NEAREST = {
-    "nvfp4": (6, 32),
+    "nvfp4": (8, 64),
     "fp8": (8, 64),
     "hqq": (8, 64),
-    "nf4": (6, 64),
+    "nf4": (8, 64),
     "fp4": (5, 64),
 }
 # mlx-lm's classes divide this matrix among heads, and would round it again.
