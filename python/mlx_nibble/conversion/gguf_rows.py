@@ -222,14 +222,19 @@ _ROWS = (
                 "self_attn.kv_b_proj.weight",
                 ("keys and values", "kv rank"),
                 "one kv",
+                plain="one kv, to divide",
             ),
             "attn_k_b.weight": Place(
-                "self_attn.embed_q.weight", ("heads", "kv rank", "plain"), "split kv"
+                "self_attn.embed_q.weight",
+                ("heads", "kv rank", "plain"),
+                "split kv",
+                plain="split kv, to join",
             ),
             "attn_v_b.weight": Place(
                 "self_attn.unembed_out.weight",
                 ("heads", "value", "kv rank"),
                 "split kv",
+                plain="split kv, to join",
             ),
             "attn_output.weight": Place(
                 "self_attn.o_proj.weight", ("hidden", "values")

@@ -4,7 +4,9 @@
 - Floats in one of MLX's modes keep codes and scales. MLX takes the factor of an nvfp4
   matrix for experts only. The factor of another matrix goes into its scales if they
   hold it exactly.
-- All other matrices get the grids of least error, or stay values.
+- All other matrices get a symmetric form, or stay values. A bias of its own would be
+  rounded, and move all weights of a group alike: in bfloat16 that cost nf4 2 % of
+  perplexity.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ import numpy as np
 
 from mlx_nibble.conversion.packed_experts import is_expert
 from mlx_nibble.conversion.values import require_unclipped
-from mlx_nibble.formats import GROUP_SIZES, Format, Quantized, round_to
+from mlx_nibble.formats import Format, Quantized, round_to
 from mlx_nibble.io.packed import Unpacked, in_mlx_groups
 from mlx_nibble.io.packed_floats import Floats, Table, Values
-from mlx_nibble.quantize.rules import minmax
-from mlx_nibble.quantize.search import search
+from mlx_nibble.quantize.rules import symmetric
 
 # Widths and group sizes that lose less than 0.5 % of perplexity:
 # docs/results/packed.md.
@@ -29,7 +30,7 @@ _NEAREST = {
     "fp8": (8, 64),
     "hqq": (8, 64),
     "nf4": (8, 64),
-    "fp4": (5, 64),
+    "fp4": (8, 64),
 }
 # mlx-lm's classes divide this matrix among heads, and would round it again.
 _KEPT = ".kv_b_proj"
@@ -74,13 +75,13 @@ def formed(
         matrix = Values(_kind(matrix), matrix.values())
     values = matrix.values
     bits, size = _NEAREST[matrix.kind]
-    form = Format(bits, size, dtype).fitted(values.shape[1])
+    form = Format(bits, size, dtype, "symmetric").fitted(values.shape[1])
     if keep == "values" or form is None or path.endswith(_KEPT):
         return Formed(values)
     if isinstance(matrix, Table) and matrix.size % form.group_size == 0:
         nearest = _on_one_grid(matrix, form)
     else:
-        nearest = minmax(values, form)
+        nearest = symmetric(values, form)
     require_unclipped(path, nearest, dtype, float(abs(values).max()))
     total = float(np.square(values, dtype=np.float64).sum())
     lost = nearest.dequantize() - values
@@ -93,18 +94,19 @@ def _kind(matrix: Floats) -> str:
 
 
 def _on_one_grid(matrix: Table, form: Format) -> Quantized:
-    """Return a matrix whose levels lie on one grid, which is that of least error.
+    """Return a matrix whose levels lie on one grid around zero, that of least error.
 
-    The levels are searched once, as a group of their own. Blocks scale the grid.
+    The largest level gets each code in turn. Blocks scale the grid.
     """
-    levels = np.resize(matrix.levels, GROUP_SIZES[0])
-    grid = search(levels[None], Format(form.bits, GROUP_SIZES[0], "float32"))
+    levels = matrix.levels.astype(np.float64)
+    top, half = float(abs(levels).max()) or 1.0, 1 << (form.bits - 1)
+    steps = top / np.arange(1, half)
+    lost = [np.square(levels - step * np.rint(levels / step)).sum() for step in steps]
+    step = steps[np.argmin(lost)]
+    codes = (np.rint(levels / step) + half).astype(np.uint8)
     rows, inputs = matrix.codes.shape
-    per_row = np.arange(rows * inputs // form.group_size) * form.group_size
-    tops = matrix.scales[per_row // matrix.size].reshape(rows, -1)
-    return Quantized(
-        grid.codes[0][matrix.codes],
-        round_to(tops * grid.scales[0, 0], form.scale_dtype),
-        round_to(tops * grid.biases[0, 0], form.scale_dtype),
-        form.bits,
-    )
+    first = np.arange(rows * inputs // form.group_size) * form.group_size
+    scales = matrix.scales[first // matrix.size].reshape(rows, -1) * np.float32(step)
+    scales = round_to(scales, form.scale_dtype)
+    biases = np.float32(-half) * scales
+    return Quantized(codes[matrix.codes], scales, biases, form.bits)
