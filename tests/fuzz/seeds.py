@@ -16,7 +16,7 @@ from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from tests.fuzz.mutate import Files
-from tests.support import model_folders, tiny_models
+from tests.support import model_folders, packed_folders, tiny_models
 from tests.support.gguf_families import (
     FAMILIES,
     Family,
@@ -116,13 +116,18 @@ def packed() -> list[Files]:
                 },
             },
         ),
+        *(
+            _packed(pack((_ROWS, _INPUTS), rng)[0], settings)
+            for pack, settings in packed_folders.KINDS.values()
+        ),
     ]
 
 
 def _packed(parts: dict[str, np.ndarray], settings: dict[str, Any]) -> Files:
     tensors = {"model.norm.weight": np.ones(_INPUTS, np.float16)}
     for name in ("up_proj", "gate_proj"):
-        tensors |= {f"model.layers.0.mlp.{name}.{k}": v for k, v in parts.items()}
+        prefix = f"model.layers.0.mlp.{name}"
+        tensors |= {f"{prefix}.{k}": np.asarray(v) for k, v in parts.items()}
     config = {**tiny_models.config("llama"), "quantization_config": settings}
     return {
         "config.json": json.dumps(config).encode(),

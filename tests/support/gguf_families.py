@@ -54,6 +54,7 @@ class Family:
         write: Function that writes the metadata of its own.
         rotated: Whether the converter reorders q and k.
         plus_one: Whether the converter adds 1 to norms.
+        relaid: Whether latent attention has the layout of the other DeepSeek.
     """
 
     arch: str
@@ -62,6 +63,7 @@ class Family:
     write: Write = lambda writer: None
     rotated: bool = False
     plus_one: bool = False
+    relaid: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -208,13 +210,31 @@ def _deepseek2(writer: gguf.GGUFWriter) -> None:
     writer.add_value_length(16)
 
 
+def _deepseek2_split(writer: gguf.GGUFWriter) -> None:
+    _deepseek(writer)
+    _write_split(writer)
+
+
 def _deepseek3(writer: gguf.GGUFWriter) -> None:
     _deepseek(writer)
-    writer.add_q_lora_rank(32)
+    _write_split(writer)
+    _write_sigmoid(writer)
+
+
+def _deepseek3_joined(writer: gguf.GGUFWriter) -> None:
+    _deepseek2(writer)
+    _write_sigmoid(writer)
+
+
+def _write_split(writer: gguf.GGUFWriter) -> None:
     writer.add_key_length(32 + 8)
     writer.add_value_length(32)
     writer.add_key_length_mla(32 + 8)
     writer.add_value_length_mla(16)
+
+
+def _write_sigmoid(writer: gguf.GGUFWriter) -> None:
+    writer.add_q_lora_rank(32)
     writer.add_expert_weights_norm(True)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
@@ -315,6 +335,16 @@ FAMILIES = {
         {**_LATENT, "q_lora_rank": 32, "topk_method": "noaux_tc"},
         _deepseek3,
     ),
+    "deepseek2, split": Family(
+        "deepseek2", "deepseek_v2", _LATENT, _deepseek2_split, relaid=True
+    ),
+    "deepseek3, joined": Family(
+        "deepseek2",
+        "deepseek_v3",
+        {**_LATENT, "q_lora_rank": 32, "topk_method": "noaux_tc"},
+        _deepseek3_joined,
+        relaid=True,
+    ),
 }
 
 
@@ -358,13 +388,14 @@ def write_family(
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    latent = "mla" if family.model_type == "deepseek_v3" else ""
+    latent = (family.model_type == "deepseek_v3") != family.relaid
     writer.add_head_count_kv(1 if latent else config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     family.write(writer)
     values = {}
-    for name, array in tree_flatten(model.parameters()):
+    named = dict(tree_flatten(model.parameters()))
+    for name, array in (_relaid(named, family) if family.relaid else named).items():
         value = _as_written(np.array(array), name, family)
         theirs = _name(name, family)
         kind = "F32"
@@ -379,7 +410,28 @@ def write_family(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return values
+    return _relaid(values, family) if family.relaid else values
+
+
+def _relaid(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return the other layout of keys and values: one matrix, or two."""
+    heads, keys = family.config["num_attention_heads"], 32
+    found = {}
+    for name, value in values.items():
+        layer, _, last = name.removesuffix(".weight").rpartition(".")
+        if last == "kv_b_proj":
+            parts = np.array(value).reshape(heads, -1, value.shape[-1])
+            keyed = np.ascontiguousarray(parts[:, :keys].swapaxes(1, 2))
+            found[f"{layer}.embed_q.weight"] = keyed
+            found[f"{layer}.unembed_out.weight"] = parts[:, keys:]
+        elif last == "embed_q":
+            parts = np.array(value).swapaxes(1, 2)
+            parts = [parts, np.array(values[f"{layer}.unembed_out.weight"])]
+            joined = np.concatenate(parts, 1).reshape(-1, value.shape[1])
+            found[f"{layer}.kv_b_proj.weight"] = joined
+        elif last != "unembed_out":
+            found[name] = value
+    return found
 
 
 def quantize(value: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

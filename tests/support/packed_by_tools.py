@@ -1,8 +1,8 @@
 """Small matrices that other tools' own code packed and dequantized.
 
-`python -m tests.support.packed_by_tools FOLDER` writes a file for each tool that is
-installed. The committed ones are of the versions in their names. Packages that their
-`__init__` ties to other versions of transformers are imported without it.
+`python -m tests.support.packed_by_tools FOLDER [TOOL ...]` writes a file for each tool
+that is installed. The committed ones are of the versions in their names. Packages that
+their `__init__` ties to other versions of transformers are imported without it.
 """
 
 from __future__ import annotations
@@ -230,13 +230,140 @@ def compressed_tensors(rng) -> Iterator[Case]:
             yield _case({**settings, "config_groups": {"g": group}}, parts, weights)
 
 
+def compressed_tensors_floats(rng) -> Iterator[Case]:
+    """Pack with compressed-tensors: its formats of floats of 4 and 8 bits.
+
+    Global scales are powers of two, so that the tool's own products are exact.
+    """
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    fp8 = {"num_bits": 8, "type": "float", "symmetric": True}
+    fp4 = {**fp8, "num_bits": 4}
+    block = {**fp8, "strategy": "block", "block_structure": [16, 64]}
+    kinds = [
+        ("float-quantized", {**fp8, "strategy": "tensor"}, (1, 1)),
+        ("float-quantized", {**fp8, "strategy": "channel"}, (N, 1)),
+        ("float-quantized", {**fp8, "strategy": "group", "group_size": 32}, (N, 4)),
+        ("float-quantized", block, (N // 16, K // 64)),
+        ("naive-quantized", {**fp8, "strategy": "channel"}, (N, 1)),
+        ("mxfp4-pack-quantized", {**fp4, "strategy": "group", "group_size": 32}, None),
+        (
+            "nvfp4-pack-quantized",
+            {**fp4, "strategy": "tensor_group", "group_size": 16},
+            None,
+        ),
+        ("mxfp8-quantized", {**fp8, "strategy": "group", "group_size": 32}, None),
+    ]
+    for form, args, shape in kinds:
+        args = args | ({"scale_dtype": "torch.uint8"} if form[:3] == "mxf" else {})
+        own = QuantizationArgs(**args)
+        scheme = QuantizationScheme(targets=["Linear"], weights=own)
+        scales = rng.uniform(0.001, 0.02, shape or (N, K // own.group_size))
+        state = {"weight": torch.from_numpy(rng.normal(0, 0.05, (N, K))).float()}
+        if form[:3] == "mxf":
+            scales = 2.0 ** np.floor(np.log2(scales))
+        if form[:2] == "nv":
+            scales = torch.from_numpy(scales * 2048).to(torch.float8_e4m3fn)
+            state |= {"weight_global_scale": torch.tensor([2048.0])}
+            state |= {"weight_scale": scales.float()}
+        else:
+            state |= {"weight_scale": torch.from_numpy(scales.astype(np.float32))}
+        tool = BaseCompressor.get_value_from_registry(form)
+        packed = tool.compress(state, scheme)
+        wide = {
+            k: v.float() if v.dtype == torch.float8_e4m3fn else v
+            for k, v in packed.items()
+            if form[:3] != "nvf" or k != "weight_packed"
+        }
+        weights = tool.decompress({**packed, **wide}, scheme)["weight"].float().numpy()
+        parts = {
+            k: (v.view(torch.uint8) if v.dtype == torch.float8_e4m3fn else v).numpy()
+            for k, v in packed.items()
+        }
+        stated = {k: v for k, v in args.items() if k != "scale_dtype"}
+        group = {"targets": ["Linear"], "weights": stated}
+        settings = {"quant_method": "compressed-tensors", "format": form}
+        yield _case({**settings, "config_groups": {"g": group}}, parts, weights)
+
+
+def bitsandbytes(rng) -> Iterator[Case]:
+    """Pack with bitsandbytes: nf4 and fp4, nested or not, and rows of int8."""
+    import bitsandbytes.functional as tool
+    import torch
+
+    for kind, size, nested in (
+        ("nf4", 64, False),
+        ("nf4", 64, True),
+        ("nf4", 128, True),
+        ("fp4", 64, False),
+    ):
+        weight = torch.from_numpy(rng.normal(0, 0.05, (N, K))).float()
+        packed, state = tool.quantize_4bit(
+            weight, blocksize=size, compress_statistics=nested, quant_type=kind
+        )
+        weights = tool.dequantize_4bit(packed, state).numpy()
+        parts = {f"weight.{k}": v.numpy() for k, v in state.as_dict(True).items()}
+        settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        yield _case(settings, {"weight": packed.numpy(), **parts}, weights)
+    codes = rng.integers(-127, 128, (N, K)).astype(np.int8)
+    tops = (rng.integers(1, 200, N) * 127 / 1024).astype(np.float32)
+    weights = tool.int8_vectorwise_dequant(
+        torch.from_numpy(codes), torch.from_numpy(tops)
+    )
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    parts = {"weight": codes, "SCB": tops, "weight_format": np.array(0, np.uint8)}
+    yield _case(settings, parts, weights.numpy())
+
+
+def hqq(rng) -> Iterator[Case]:
+    """Pack with HQQ, both axes. Zeros are whole, so that all products are exact."""
+    import torch
+    from hqq.core.quantize import Quantizer
+    from hqq.core.utils import encode_safetensor_type
+
+    torch.cuda.empty_cache = lambda: None
+    for bits in (1, 2, 3, 4, 8):
+        for size, axis in ((32, 1), (64, 1), (128, 1), (32, 0)):
+            weight = torch.from_numpy(rng.normal(0, 0.05, (N, K))).float()
+            packed, meta = Quantizer.quantize(
+                weight,
+                nbits=bits,
+                group_size=size,
+                axis=axis,
+                optimize=False,
+                round_zero=True,
+                device="cpu",
+                compute_dtype=torch.float32,
+            )
+            meta["scale"] = meta["scale"].half().float()
+            meta |= {"compute_dtype": torch.float32}
+            weights = Quantizer.dequantize(packed, meta).numpy()
+            meta["scale"] = meta["scale"].half()
+            meta |= {"quant_scale": False, "quant_zero": False}
+            parts = {k: encode_safetensor_type(v) for k, v in meta.items()}
+            parts = {k: v.numpy() for k, v in parts.items()}
+            settings = {"quant_method": "hqq", "quant_config": {"nbits": bits}}
+            yield _case(settings, {"W_q": packed.numpy(), **parts}, weights)
+
+
 TOOLS: dict[str, Callable[[Any], Iterator[Case]]] = {
     "auto-gptq": auto_gptq,
     "gptqmodel": gptqmodel,
     "autoawq": autoawq,
     "compressed-tensors": compressed_tensors,
+    "compressed-tensors floats": compressed_tensors_floats,
+    "bitsandbytes": bitsandbytes,
+    "hqq": hqq,
 }
-"""Package to the function that packs with it."""
+"""Package, and a further name, to the function that packs with it."""
+
+
+def package_of(tool: str) -> str:
+    """Return the name that a tool is imported by."""
+    name = tool.partition(" ")[0]
+    return {"autoawq": "awq"}.get(name, name.replace("-", "_"))
 
 
 def save(file: Path, cases: Iterator[Case]) -> int:
@@ -265,7 +392,8 @@ def load(file: Path) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    for tool, make in TOOLS.items():
-        if importlib.util.find_spec(tool.replace("-", "_").replace("autoawq", "awq")):
-            path = Path(sys.argv[1], f"{tool}-{version(tool)}.npz")
-            print(path, save(path, make(np.random.default_rng(0))))
+    for tool in sys.argv[2:] or TOOLS:
+        if importlib.util.find_spec(package_of(tool)):
+            name, _, more = tool.partition(" ")
+            path = Path(sys.argv[1], f"{name}-{version(name)}{more and '-'}{more}.npz")
+            print(path, save(path, TOOLS[tool](np.random.default_rng(0))))

@@ -78,6 +78,14 @@ _EXTRA["deepseek_v3"] = {
     "v_head_dim": 32,
     "rope_theta": 1e4,
 }
+_EXTRA["qwen2_moe"] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+}
 
 
 def config(family: str, **changes: Any) -> dict[str, Any]:

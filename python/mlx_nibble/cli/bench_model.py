@@ -22,7 +22,8 @@ from mlx_nibble.cli import consent
 from mlx_nibble.cli.bench_plot import draw, require_file
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, immediate_interrupt, run_progress
-from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import require_model
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,10 @@
 """Import a GGUF file, or quantize a model.
 
 A GGUF file becomes a folder that mlx-lm loads. Types that MLX can hold keep their codes
-and scales; Q2_K, Q3_K and Q6_K get the nearest form. An AutoAWQ, GPTQ or
-compressed-tensors folder is imported likewise. With -q, quantize any model that mlx-lm
-loads; a killed run continues when it is started again.
+and scales; Q2_K, Q3_K and Q6_K get the nearest form. Folders that other tools packed
+are imported likewise: AutoAWQ, GPTQ, compressed-tensors, FP8, ModelOpt, bitsandbytes
+and HQQ. With -q, quantize any model that mlx-lm loads; a killed run continues when it
+is started again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlx_nibble.cli import consent
-from mlx_nibble.cli.commands import parser as command_parser
+from mlx_nibble.cli import convert_parser
 from mlx_nibble.cli.console import byte_progress, err, out, step_progress
 from mlx_nibble.cli.convert_options import (
     GGUF,
-    GROUP_CHOICES,
-    METHODS,
     MODE,
     PACKED,
     REWRITE,
@@ -32,17 +30,17 @@ from mlx_nibble.cli.convert_options import (
     require_used,
     unused_text,
 )
-from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import require_model
 from mlx_nibble.conversion.options import KEEP, OWN_TEXT
-from mlx_nibble.formats import BITS, SCALE_DTYPES
-from mlx_nibble.io.config import MODES
 from mlx_nibble.io.gguf.reader import is_gguf
+from mlx_nibble.io.packing import IMPORTED
 from mlx_nibble.io.stranger import local_path
 from mlx_nibble.progress import Progress
-from mlx_nibble.quantize.recipes import RECIPES
 
 if TYPE_CHECKING:
     from mlx_nibble.conversion.options import Calibration, Options
+    from mlx_nibble.conversion.packed_import import PackedReport
     from mlx_nibble.distill.options import Training
 
 
@@ -57,92 +55,9 @@ class _Report(Protocol):
     def nbytes(self) -> int: ...
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("convert")
-    add = parser.add_argument
-    add("source", nargs="?", metavar="SOURCE", help="GGUF, model folder or Hub name")
-    add("out", nargs="?", metavar="OUT", help="folder to make (default: mlx_model)")
-    add("--hf-path", "--model", metavar="SOURCE", help="mlx-lm's name for SOURCE")
-    add("--mlx-path", metavar="OUT", help="mlx-lm's name for OUT")
-    add(
-        "--dtype",
-        choices=SCALE_DTYPES,
-        help="round scales, offsets and all tensors that are not quantized to this "
-        "type (default: the smallest that holds them exactly, or the model's)",
-    )
-    add(
-        "--keep",
-        choices=KEEP,
-        help="of GGUF tensors in groups of 16 (Q2_K, Q3_K, Q6_K), which MLX lacks: "
-        "their quality, in the fewest bits that lose little (default), or their "
-        "values, in full precision",
-    )
-    add("--dequantize", "-d", action="store_true", help="store no quantized matrix")
-    consent.add_option(parser, unless_given=None)
-    add(
-        "--upload-repo",
-        metavar="OWNER/NAME",
-        help="also send the folder to this repository of the Hub",
-    )
-    add("--json", action="store_true", help="print the result for machines")
-    how = parser.add_argument_group("quantizing")
-    add = how.add_argument
-    add("-q", "--quantize", action="store_true", help="quantize")
-    add("--q-bits", type=int, choices=BITS, help="default: 4")
-    add("--q-group-size", type=int, choices=GROUP_CHOICES, help="default: 64")
-    add(
-        "--q-mode",
-        choices=MODES,
-        help="mxfp4, mxfp8, nvfp4: MLX's formats of these names, rounded by MLX, with "
-        "one width and group size each (default: affine)",
-    )
-    add(
-        "--method",
-        choices=METHODS,
-        help="rtn: mlx-lm's rounding, bit for bit; search: the best grid of each "
-        "group; awq: scaled inputs and clipping, on calibration text; gptq: on "
-        "calibration text, with search and coordinate descent (default); awq+gptq: "
-        "both",
-    )
-    add(
-        "--recipe",
-        "--quant-predicate",
-        choices=RECIPES,
-        help="which matrices get how many bits (default: uniform)",
-    )
-    add(
-        "--target-bpw",
-        type=float,
-        metavar="B",
-        help="bits per weight at most, everything counted, spent where a measurement "
-        "on the calibration text says they matter; without --q-bits and --recipe",
-    )
-    add(
-        "--plot",
-        metavar="FILE",
-        help="with --target-bpw: draw each matrix's loss in 4 bits (.png, .svg)",
-    )
-    add(
-        "--distill",
-        action="store_const",
-        const=True,
-        help="then train the result, by default on text of its own: nibble distill",
-    )
-    add("--symmetric", action="store_const", const=True, help="weights without biases")
-    add(
-        "--calibration",
-        metavar="TEXT",
-        help="a text, .jsonl or .parquet file, hub:OWNER/DATASET/PATH, self: text that "
-        "the model writes, or builtin: Python's documentation (default)",
-    )
-    add("--samples", type=int, help="calibration sequences; default: 64")
-    add("--sequence-length", type=int, help="their tokens; default: 256")
-    return parser
-
-
 def main(arguments: Sequence[str]) -> None:
     """Parse, convert, print the result."""
-    parser = _parser()
+    parser = convert_parser.make()
     args = parser.parse_args(arguments)
     if (args.source is None) == (args.hf_path is None):
         parser.error("name one GGUF file, model folder or Hub repository")
@@ -243,14 +158,30 @@ def _import_packed(
     if not _is_packed(source):
         require_model("convert", "SOURCE", source)
         parser.error(
-            f"{source} is no GGUF file, and no AWQ, GPTQ or compressed-tensors folder: "
-            "say -q to quantize it, or --dtype to store it in another type"
+            f"{source} is no GGUF file, and no folder of {', '.join(IMPORTED.values())}"
+            ": say -q to quantize it, or --dtype to store it in another type"
         )
     with step_progress() as progress:
         trust = bool(args.trust_remote_code)
-        report = import_packed(Path(source), Path(folder), progress, args.dtype, trust)
-    order = f"{report.permuted} permuted, {report.rounded_again} rounded again"
-    return _print_report(args, report, report.bits, f"; act-order: {order} to 8 bits")
+        paths, keep = (Path(source), Path(folder)), args.keep or KEEP[0]
+        report = import_packed(*paths, progress, args.dtype, trust, keep)
+    facts = {"errors": report.errors, "dropped": report.dropped}
+    return _print_report(args, report, report.bits, _packed_facts(report), facts)
+
+
+def _packed_facts(report: PackedReport) -> str:
+    """Return what became of matrices that could not stay as they are."""
+    facts = ""
+    if report.permuted or report.rounded_again:
+        again = f"{report.rounded_again} rounded again to 8 bits"
+        facts += f"; act-order: {report.permuted} permuted, {again}"
+    if report.errors:
+        most = max(report.errors.values())
+        facts += f"; {len(report.errors)} in the nearest form, {most:.1e} of the "
+        facts += "values lost at most"
+    if report.dropped:
+        facts += f"; activations are not rounded: {report.dropped} scales left out"
+    return facts
 
 
 def _quantize(

@@ -49,7 +49,7 @@ _OF_THE_TEXT = ("calibration", "samples", "sequence_length")
 USED_BY = {
     "dtype": PATHS,
     "upload_repo": PATHS,
-    "keep": (GGUF,),
+    "keep": (GGUF, PACKED),
     "trust_remote_code": (PACKED, *_QUANTIZING, MODE, REWRITE),
     "q_mode": (*_QUANTIZING, MODE),
     "q_bits": (ROUNDING, CALIBRATED, MODE),

@@ -11,7 +11,8 @@ from types import ModuleType
 
 from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations, threads, verbose
-from mlx_nibble.cli.models import gguf_imported, hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import gguf_imported, require_model
 
 _BATCH_INVARIANT = (
     "compute each row independently of the number of rows: on a CPU, greedy decoding "

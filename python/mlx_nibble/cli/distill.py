@@ -16,7 +16,8 @@ from dataclasses import asdict
 from mlx_nibble.cli import consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import err, filled, out, step_progress
-from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import require_model
 from mlx_nibble.distill.options import CODES, Training
 from mlx_nibble.io.stranger import local_path
 

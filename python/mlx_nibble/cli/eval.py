@@ -17,7 +17,8 @@ from mlx_nibble.acceleration.settings import Settings
 from mlx_nibble.cli import activations, consent
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import out, step_progress
-from mlx_nibble.cli.models import hub_errors, require_model
+from mlx_nibble.cli.hub import hub_errors
+from mlx_nibble.cli.models import require_model
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.evaluate import Evaluation, TokenMean, evaluate
 from mlx_nibble.evaluation.inventory import read_inventory

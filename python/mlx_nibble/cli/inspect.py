@@ -17,7 +17,8 @@ from typing import Any
 
 from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import filled, out
-from mlx_nibble.cli.models import hub_errors, is_hub_name
+from mlx_nibble.cli.hub import hub_errors, reach_hub
+from mlx_nibble.cli.models import is_hub_name
 from mlx_nibble.evaluation.gguf_inventory import read_gguf_inventory
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
@@ -85,6 +86,7 @@ def _read(model: str) -> Inventory:
         return read_inventory(path)
     from mlx_nibble.evaluation.hub_inventory import read_hub_inventory
 
+    reach_hub()
     with hub_errors("inspect"):
         return read_hub_inventory(model)
 

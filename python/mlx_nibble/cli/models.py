@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_nibble.cli.hub import reach_hub
 from mlx_nibble.io.checkpoint import check_folder
 from mlx_nibble.io.config import read_config
 from mlx_nibble.io.gguf.reader import starts_as_gguf
@@ -54,6 +53,7 @@ def require_model(command: str, what: str, path: str) -> None:
         )
     if not is_hub_name(path):
         raise ValueError(f"[{command}] {what} {path!r} does not exist.")
+    reach_hub()
 
 
 def is_hub_name(text: str) -> bool:
@@ -83,26 +83,3 @@ def gguf_imported(path: str) -> str | None:
 def _import_of(file: Path) -> str:
     """Return the part of an error that names the command for a GGUF file."""
     return f": run nibble convert {shlex.quote(str(file))} OUT, and use OUT"
-
-
-@contextmanager
-def hub_errors(command: str, what: str = "the model") -> Iterator[None]:
-    """Turn the Hub's errors about a model into one line.
-
-    Args:
-        command: Command that the error names.
-        what: Description of the model.
-
-    Raises:
-        OSError: If the Hub does not give us the model.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        yield
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"[{command}] {what} is not a folder here, and could not be had from "
-            f"the Hugging Face Hub: {reason}"
-        ) from error

@@ -124,7 +124,7 @@ def source_folder(
         if is_packed(folder):
             tell(f"Importing {source}, whose rounding adds to that of -q")
             folder = import_packed(
-                folder, imported, trust_remote_code=trust_remote_code
+                folder, imported, trust_remote_code=trust_remote_code, keep="values"
             ).path
         yield folder
 

@@ -26,7 +26,8 @@ class Place:
             the rows of each head for rotary embedding.
         plus_one: Whether llama.cpp's converter added 1.
         row: Whether mlx-lm's model has a matrix of one row for this vector.
-        plain: Whether mlx-lm's model can have this matrix in full precision only.
+        plain: Whether mlx-lm's model can have this matrix in full precision only, or
+            the fact that says so.
     """
 
     path: str
@@ -35,7 +36,7 @@ class Place:
     rotated: str | None = None
     plus_one: bool = False
     row: bool = False
-    plain: bool = False
+    plain: bool | str = False
 
 
 Places = Mapping[str, Place]

@@ -99,6 +99,7 @@ def _head_dim(metadata: Metadata, row: Architecture, hidden: int, heads: int) ->
 def _facts(file: GGUF, config: dict[str, Any]) -> frozenset[str]:
     """Return the facts that places need."""
     newer = config["model_type"] == "deepseek_v3"
+    joined = "blk.0.attn_kv_b.weight" in file.tensors
     facts = {
         "always": True,
         "head": "output.weight" in file.tensors,
@@ -106,8 +107,10 @@ def _facts(file: GGUF, config: dict[str, Any]) -> frozenset[str]:
         "mlp_bias": config.get("mlp_bias"),
         "one q": not config.get("q_lora_rank"),
         "latent q": config.get("q_lora_rank"),
-        "one kv": not newer,
-        "split kv": newer,
+        "one kv": joined,
+        "one kv, to divide": joined and newer,
+        "split kv": not joined,
+        "split kv, to join": not joined and not newer,
         "correction": newer,
         "shared experts": config.get("n_shared_experts"),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from mlx_nibble import lm
 from mlx_nibble.conversion.gguf_architectures import Model
 from mlx_nibble.conversion.gguf_config import generation_config, read_model
+from mlx_nibble.conversion.gguf_latent import join_latent
 from mlx_nibble.conversion.gguf_rows import architecture_of
 from mlx_nibble.conversion.gguf_store import Stored, exact_dtype, store, unrotate
 from mlx_nibble.conversion.gguf_tensors import assign_tensors
@@ -125,6 +126,8 @@ def import_gguf(
             written.add(place.path, stored)
             done += file.tensors[name].nbytes
             progress("Importing", done, total)
+        if "split kv, to join" in model.facts:
+            written.arrays = join_latent(written.arrays)
         save_weights(folder, written.arrays)
         save_json(folder / "config.json", written.config(model))
         save_json(folder / "generation_config.json", generation_config(model.config))
@@ -175,6 +178,7 @@ class _Written:
                 self.errors[module] = stored.error
             bits = stored.settings["bits"] if stored.settings else None
             known = self.kinds.get(stored.kind, Kind(0, 0, bits, 0.0))
+            bits = known.bits if bits is None else bits
             self.kinds[stored.kind] = Kind(
                 known.count + 1,
                 known.exact + (stored.error == 0),

@@ -138,12 +138,6 @@ def deepseek2(metadata: Metadata, config: Config) -> Config:
     if gating not in (_SOFTMAX, _SIGMOID):
         fail(f"deepseek2.expert_gating_func must be 1 or 2 but is {gating}.")
     newer = gating == _SIGMOID
-    if split != newer:
-        fail(
-            "the keys and values of a DeepSeek 2 must be one matrix (attn_kv_b), those "
-            "of a DeepSeek 3 two (attn_k_b, attn_v_b), as mlx-lm has them, but are "
-            "not: convert the original model instead."
-        )
     found = _experts(metadata)
     groups = metadata.get("expert_group_count", int, 1) or 1
     kept = metadata.get("expert_group_used_count", int, groups) or groups

@@ -34,7 +34,7 @@ def assign_tensors(file: GGUF, model: Model) -> list[tuple[str, Place]]:
             path = f"model.layers.{layer}.{place.path}"
             places[name] = replace(place, path=path)
     places = {
-        name: place
+        name: replace(place, plain=place.plain is True or place.plain in model.facts)
         for name, place in places.items()
         if place.needs is None or place.needs in model.facts
     }

@@ -6,13 +6,22 @@ pattern or by class. A group may have a format of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_nibble.conversion.packed_floats import (
+    ROUNDING,
+    Block,
+    block_of,
+    read_e2m1,
+    read_e4m3,
+    read_mxfp8,
+)
 from mlx_nibble.conversion.packed_layouts import Parts, group_map, require_shape
 from mlx_nibble.conversion.packed_settings import (
     Scheme,
@@ -23,11 +32,19 @@ from mlx_nibble.conversion.packed_settings import (
 )
 from mlx_nibble.io import packed
 from mlx_nibble.io.packed import Unpacked, affine
+from mlx_nibble.io.packed_floats import Floats, Values
 from mlx_nibble.io.values import shown, texts, whole
 
 _PACKED = ("pack-quantized",)
 _PLAIN = ("int-quantized", "naive-quantized")
-_REST = ("zero_point", "shape", "g_idx")
+_E4M3 = ("float-quantized", "naive-quantized")
+# Formats of MLX's modes, and width and group size that they must state.
+_MODES = {
+    "nvfp4-pack-quantized": ("nvfp4", 4, 16),
+    "mxfp4-pack-quantized": ("mxfp4", 4, 32),
+    "mxfp8-quantized": ("mxfp8", 8, 32),
+}
+_INTEGERS = ("weight_zero_point", "weight_shape", "weight_g_idx")
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,9 @@ class _Group:
         scheme: How its matrices are stored.
         symmetric: True if zeros are not stored.
         packed: True if codes share words.
+        mode: One of MLX's modes of floats, "fp8" for E4M3 codes with other scales, or
+            "int".
+        block: Rows and inputs that share a scale, of E4M3 codes.
     """
 
     name: str
@@ -47,10 +67,12 @@ class _Group:
     scheme: Scheme
     symmetric: bool
     packed: bool
+    mode: str = "int"
+    block: Block | None = None
 
 
 class CompressedTensors:
-    """The layouts pack-quantized, int-quantized and naive-quantized."""
+    """The layouts of integers, and of floats of 4 and 8 bits."""
 
     def __init__(self, settings: Mapping[str, Any]):
         """Check the settings."""
@@ -70,34 +92,30 @@ class CompressedTensors:
 
     def parts(self, path: str) -> tuple[str, ...]:
         """Return the names of all tensors that a matrix may have."""
-        codes = "weight_packed" if self._group_of(path).packed else "weight"
-        return (codes, "weight_scale", *(f"weight_{part}" for part in _REST))
+        group = self._group_of(path)
+        codes = "weight_packed" if group.packed else "weight"
+        more = _INTEGERS if group.mode == "int" else ("weight_global_scale",)
+        return (codes, "weight_scale", *more, *ROUNDING)
 
-    def scales(self, path: str) -> str:
-        """Return the name of the tensor of scales."""
-        return "weight_scale"
+    def scales(self, path: str) -> str | None:
+        """Return the name of the tensor of scales; None if the form is not affine."""
+        return "weight_scale" if self._group_of(path).mode == "int" else None
 
-    def read(self, parts: Parts) -> Unpacked:
+    def read(self, parts: Parts) -> Unpacked | Floats | Values:
         """Return a matrix."""
         group = self._group_of(parts.path)
-        bits, offset = group.scheme.bits, 1 << (group.scheme.bits - 1)
-        scales = parts.values("weight_scale", 0, 1, 2)
-        if group.packed:
-            codes = _packed_codes(parts, bits)
-        else:
-            codes = _unsigned(parts.integers("weight"), "weight", bits)
-        rows, inputs = codes.shape
-        if scales.size == 1:  # one scale for the whole matrix
-            scales = np.broadcast_to(scales.reshape(1, 1), (rows, 1))
-        require_shape("weight_scale", scales, (rows, scales.shape[-1]))
-        zeros = np.full(scales.shape, offset, np.int32)
-        if parts.has("weight_zero_point"):
-            zeros = _zeros(parts, group, scales.shape)
-        elif not group.symmetric:
-            raise ValueError("must have a tensor weight_zero_point but it is missing")
-        groups = scales.shape[-1]
-        order = group_map(parts, "weight_g_idx", inputs, group.scheme, groups)
-        return affine(codes, scales, zeros, order, bits)
+        if group.mode == "int":
+            return _integers(parts, group)
+        if group.mode == "fp8":
+            size = group.scheme.group_size
+            grouped = None if size == -1 else size
+            return read_e4m3(parts, "weight_scale", group.block, grouped)
+        if group.mode == "mxfp8":
+            return read_mxfp8(parts)
+        factor = 1.0
+        if parts.has("weight_global_scale"):
+            factor = _inverse(parts.number("weight_global_scale"))
+        return read_e2m1(parts, group.mode, "weight_packed", factor)
 
     def _group_of(self, path: str) -> _Group:
         """Return the group of a matrix: names go before patterns, these before classes.
@@ -110,7 +128,7 @@ class CompressedTensors:
             lambda target: target == "Linear",
         ):
             found = [g for g in self._groups if any(map(fits, g.targets))]
-            if len({(g.scheme, g.symmetric, g.packed) for g in found}) > 1:
+            if len({replace(g, name="", targets=()) for g in found}) > 1:
                 raise ValueError(
                     f"[import] {path} must have one of config_groups but has "
                     f"{', '.join(shown(g.name) for g in found)}."
@@ -127,26 +145,75 @@ def _group(name: str, groups: Mapping[str, Any], settings: Mapping[str, Any]) ->
     place, group = f"config_groups {shown(name)}", section(groups, name)
     weights = section(group, "weights")
     stated = group.get("format") or settings.get("format")
-    if stated not in (*_PACKED, *_PLAIN) or weights.get("type", "int") != "int":
-        refuse(
-            f"{place} must have integer weights in the format "
-            f"{', '.join((*_PACKED, *_PLAIN))} but has "
-            f"{shown(weights.get('type'))} and {shown(stated)}"
-        )
+    kind, known = weights.get("type", "int"), (*_PACKED, *_PLAIN)
+    targets = tuple(texts("import", f"targets of {place}", group.get("targets")))
+    bits = whole("import", f"num_bits of {place}", weights.get("num_bits", 8), 2, 8)
     strategy, size = weights.get("strategy"), weights.get("group_size")
+    symmetric = weights.get("symmetric", True) is True
+    if kind == "float" and isinstance(stated, str) and stated in _MODES:
+        mode, width, group_size_ = _MODES[stated]
+        if (bits, size, symmetric) != (width, group_size_, True):
+            refuse(
+                f"{place} must be symmetric, of {width} bits in groups of "
+                f"{group_size_} but has {bits} bits and {shown(size)}"
+            )
+        return _Group(name, targets, Scheme(bits, size), True, width == 4, mode)
+    if kind == "float" and stated in _E4M3 and bits == 8 and symmetric:
+        block = None
+        if strategy == "block":
+            structure = f"block_structure of {place}"
+            block = block_of(weights.get("block_structure"), structure)
+        elif strategy not in (None, "tensor", "channel", "group"):
+            refuse(f"{place} must not have the strategy {shown(strategy)}")
+        scheme = Scheme(8, _size(strategy, size, place))
+        return _Group(name, targets, scheme, True, False, "fp8", block)
+    if stated not in known or kind != "int":
+        refuse(
+            f"{place} must have integers in the format {', '.join(known)}, or floats "
+            f"of 8 bits in {', '.join(_E4M3)}, or floats in {', '.join(_MODES)} but "
+            f"has {bits} bits of {shown(kind)} in {shown(stated)}"
+        )
     if strategy not in (None, "tensor", "channel", "group"):
         refuse(f"{place} must not have the strategy {shown(strategy)}")
+    scheme = Scheme(bits, _size(strategy, size, place))
+    return _Group(name, targets, scheme, symmetric, stated in _PACKED)
+
+
+def _size(strategy: Any, size: Any, place: str) -> int:
+    """Return the inputs of a group; -1: all of a row."""
     grouped = strategy == "group" or (strategy is None and size is not None)
-    return _Group(
-        name,
-        tuple(texts("import", f"targets of {place}", group.get("targets"))),
-        Scheme(
-            whole("import", f"num_bits of {place}", weights.get("num_bits", 8), 2, 8),
-            group_size(size, place) if grouped else -1,
-        ),
-        weights.get("symmetric", True) is True,
-        stated in _PACKED,
-    )
+    return group_size(size, place) if grouped else -1
+
+
+def _inverse(global_scale: float) -> float:
+    """Return the factor of all values, which is one by the global scale."""
+    if not math.isfinite(global_scale) or global_scale <= 0:
+        raise ValueError(
+            f"must have a positive weight_global_scale but it is {global_scale}"
+        )
+    return 1 / global_scale
+
+
+def _integers(parts: Parts, group: _Group) -> Unpacked:
+    """Return a matrix of integers."""
+    bits, offset = group.scheme.bits, 1 << (group.scheme.bits - 1)
+    scales = parts.values("weight_scale", 0, 1, 2)
+    if group.packed:
+        codes = _packed_codes(parts, bits)
+    else:
+        codes = _unsigned(parts.integers("weight"), "weight", bits)
+    rows, inputs = codes.shape
+    if scales.size == 1:  # one scale for the whole matrix
+        scales = np.broadcast_to(scales.reshape(1, 1), (rows, 1))
+    require_shape("weight_scale", scales, (rows, scales.shape[-1]))
+    zeros = np.full(scales.shape, offset, np.int32)
+    if parts.has("weight_zero_point"):
+        zeros = _zeros(parts, group, scales.shape)
+    elif not group.symmetric:
+        raise ValueError("must have a tensor weight_zero_point but it is missing")
+    groups = scales.shape[-1]
+    order = group_map(parts, "weight_g_idx", inputs, group.scheme, groups)
+    return affine(codes, scales, zeros, order, bits)
 
 
 def _packed_codes(parts: Parts, bits: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlx_nibble.conversion.packed_settings import Scheme
 from mlx_nibble.io.packed import Unpacked
+from mlx_nibble.io.packed_floats import Floats, Table, Values
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Parts:
         part = self._need(name, ranks or (2,), mx.floating, "floating-point numbers")
         return np.array(part.astype(mx.float32))
 
+    def number(self, name: str) -> float:
+        """Return a tensor of one floating-point number."""
+        found = self.values(name, 0, 1)
+        if found.size != 1:
+            raise ValueError(f"must have one {name} but has {found.size}")
+        return float(found.reshape(()))
+
     def _need(
         self, name: str, ranks: tuple[int, ...], kind: mx.DtypeCategory, what: str
     ) -> mx.array:
@@ -68,11 +76,11 @@ class Layout(Protocol):
         """Return the names of all tensors that a matrix may have."""
         ...
 
-    def scales(self, path: str) -> str:
-        """Return the name of the tensor of scales."""
+    def scales(self, path: str) -> str | None:
+        """Return the name of the tensor of scales; None if the form is not affine."""
         ...
 
-    def read(self, parts: Parts) -> Unpacked:
+    def read(self, parts: Parts) -> Unpacked | Floats | Table | Values:
         """Return a matrix.
 
         Raises:

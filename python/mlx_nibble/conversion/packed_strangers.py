@@ -50,5 +50,5 @@ def require_plain(tensors: Mapping[str, mx.array], paths: Collection[str]) -> No
                 refuse(f"{name} is {what}, which MLX has no place for")
         if owner in packed and last != "bias":
             refuse(f"{name} belongs to a packed matrix but is not known")
-        if last == "weight" and value.dtype in _BYTES:
+        if value.dtype in _BYTES:
             refuse(f"{name} is in a format of 8 bits that is not known")

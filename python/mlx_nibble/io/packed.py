@@ -173,7 +173,7 @@ def in_mlx_groups(matrix: Unpacked, dtype: str) -> tuple[Quantized, np.ndarray |
                 f"{abs(value).max():.6g} (--dtype float32 has room)"
             )
         values.append(round_to(value[:, groups[::size]], dtype))
-    bits = matrix.bits if matrix.bits in SUPPORTED_BITS else 8
+    bits = next(bits for bits in SUPPORTED_BITS if bits >= matrix.bits)
     scales, biases = values
     return Quantized(np.ascontiguousarray(codes), scales, biases, bits), order
 

@@ -25,7 +25,7 @@ TABLE = """
                      gguf packed rtn gptq target mode rewrite
 --dtype float32      x    x      x   x    x      x    x
 --upload-repo a/b    x    x      x   x    x      x    x
---keep values        x    .      .   .    .      .    .
+--keep values        x    x      .   .    .      .    .
 --trust-remote-code  .    x      x   x    x      x    x
 --q-mode affine      .    .      x   x    x      x    .
 --q-bits 4           .    .      x   x    .      x    .

@@ -97,7 +97,7 @@ def test_packed_folders_are_quantized_again(kind, rng, tmp_path, capsys):
     assert config["quantization"]["bits"] == 8
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "auto-round", "hqq", "x" * 999])
+@pytest.mark.parametrize("method", ["aqlm", "auto-round", "quanto", "x" * 999])
 @pytest.mark.parametrize("quantize", [[], ["-q"]])
 def test_other_packings_are_named(method, quantize, rng, tmp_path, capsys):
     folder = packed(tmp_path / "packed", "gptq", rng, {"quant_method": method})

@@ -10,7 +10,7 @@ import importlib.util
 
 import pytest
 
-from tests.support.packed_by_tools import TOOLS, digest_of, load
+from tests.support.packed_by_tools import TOOLS, digest_of, load, package_of
 from tests.support.paths import ROOT
 from tests.unit.conversion.test_packed_layouts import read
 
@@ -30,8 +30,7 @@ def test_files_of_the_tools(file):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_tools_themselves(tool, rng):
-    package = {"autoawq": "awq"}.get(tool, tool.replace("-", "_"))
-    if importlib.util.find_spec(package) is None:
+    if importlib.util.find_spec(package_of(tool)) is None:
         pytest.skip(f"{tool} is not installed: it needs PyTorch")
     for case in TOOLS[tool](rng):
         require_same(case)

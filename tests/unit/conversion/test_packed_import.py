@@ -63,6 +63,71 @@ def gptq_folder(folder, family: str, act_order: bool, rng) -> dict[str, np.ndarr
     return exact
 
 
+MIXTURES = {
+    "mixtral": ("w1", "w2", "w3"),
+    "qwen2_moe": ("gate_proj", "down_proj", "up_proj"),
+    "deepseek_v3": ("gate_proj", "down_proj", "up_proj"),
+}
+
+
+@pytest.mark.parametrize("tool", ["gptq", "awq"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts(tool, family, rng, tmp_path):
+    """The tools store experts one by one, by the names of the original model."""
+    model = tiny_models.build(family)
+    stored, exact = {}, {}
+    gate, down, up = MIXTURES[family]
+    names = {"gate_proj": gate, "down_proj": down, "up_proj": up}
+
+    def store(prefix: str, shape: tuple[int, int]) -> np.ndarray:
+        if tool == "gptq":
+            parts, weight = gptq_matrix(shape, False, rng)
+        else:
+            of_groups = (shape[0], shape[1] // 32)
+            codes, zeros = (rng.integers(0, 16, n) for n in (shape, of_groups))
+            scales = rng.uniform(0.01, 0.02, of_groups).astype(np.float16)
+            parts = packers.awq(codes, scales, zeros)
+            wide = scales.astype(np.float64).repeat(32, 1)
+            weight = wide * (codes - zeros.repeat(32, 1))
+        stored.update({f"{prefix}.{k}": mx.array(v) for k, v in parts.items()})
+        return weight
+
+    for path, value in tree_flatten(model.parameters()):
+        prefix, _, name = path.removesuffix(".weight").rpartition(".")
+        if ".switch_mlp." in path:
+            block = prefix.removesuffix(".switch_mlp")
+            each = [f"{block}.experts.{i}.{names[name]}" for i in range(len(value))]
+            exact[path] = np.stack([store(n, value.shape[1:]) for n in each])
+        elif name.endswith("_proj") and path.endswith(".weight"):
+            exact[path] = store(f"{prefix}.{name}", value.shape)
+        else:
+            stored[path] = value.astype(mx.float16)
+            exact[path] = to_numpy(stored[path])
+    folder = tmp_path / tool
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "model.safetensors"), stored)
+    settings = {"quant_method": tool, "bits": 4, "group_size": 32}
+    config = tiny_models.config(family) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    import_packed(folder, tmp_path / "mlx", dtype="float32")
+    made, _ = load_model(tmp_path / "mlx")
+    for path, module in made.named_modules():
+        if "scales" in module:
+            got = mx.dequantize(
+                module.weight, module.scales, module.biases, 32, module.bits
+            )
+            np.testing.assert_allclose(
+                to_numpy(got), exact[f"{path}.weight"], rtol=0, atol=1e-7
+            )
+    reference = tiny_models.build(family)
+    reference.load_weights([(k, mx.array(v)) for k, v in exact.items()])
+    made.set_dtype(mx.float32)
+    reference.set_dtype(mx.float32)
+    (tokens,) = tiny_models.tokens(1)
+    got, expected = to_numpy(made(tokens)), to_numpy(reference(tokens))
+    assert abs(got - expected).max() <= 1e-4 * abs(expected).max()
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("act_order", [False, True])
 def test_gptq_folder(family, act_order, rng, tmp_path):
@@ -101,7 +166,7 @@ def test_other_folders_are_not_packed(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert not is_packed(tmp_path)
     for settings in (
-        {"quant_method": "bitsandbytes"},
+        {"quant_method": "aqlm"},
         {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
         {"group_size": 64, "bits": 4},  # MLX's own
     ):
@@ -154,9 +219,11 @@ def test_experts_of_two_widths_get_the_larger(rng):
         return Quantized(codes, scales, -scales, bits)
 
     experts = [expert(4, 1), expert(8, 4), expert(2, 2)]
-    (stacked,) = stack_experts(
+    made, factors = stack_experts(
         {f"a.experts.{i}.w1": q for i, q in enumerate(experts)}
-    ).values()
+    )
+    (stacked,) = made.values()
+    assert isinstance(stacked, Quantized) and not factors
     assert (stacked.bits, stacked.group_size) == (8, 32)
     expected = np.stack([q.dequantize() for q in experts])
     np.testing.assert_array_equal(stacked.dequantize(), expected)

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_nibble.conversion.packed_forms import formed
 from mlx_nibble.conversion.packed_import import METHODS
 from mlx_nibble.conversion.packed_layouts import Parts
 from mlx_nibble.conversion.packed_settings import matches
-from mlx_nibble.formats import round_to
-from mlx_nibble.io.packed import in_mlx_groups
+from mlx_nibble.formats import Quantized, round_to
+from mlx_nibble.io.packed_floats import Floats
 from tests.support import packers
 
 N = 32  # rows; with all zeros of 8 bits in 8 groups
@@ -24,10 +25,18 @@ def read(settings: dict, parts: dict[str, np.ndarray], dtype: str = "float32"):
     tensors = {f"a.b.{name}": mx.array(part) for name, part in parts.items()}
     assert layout.paths(tensors) == ["a.b"]
     assert {f"a.b.{name}" for name in layout.parts("a.b")} >= tensors.keys()
-    quantized, order = in_mlx_groups(layout.read(Parts(tensors, "a.b")), dtype)
-    weights = np.empty(quantized.codes.shape, np.float32)
-    weights[:, slice(None) if order is None else order] = quantized.dequantize()
-    return weights, quantized, order
+    made = formed("a.b", layout.read(Parts(tensors, "a.b")), dtype, "values")
+    weights = dense(made.matrix)
+    if made.order is not None:
+        weights[:, made.order] = weights.copy()
+    return weights, made.matrix, made.order
+
+
+def dense(matrix: Quantized | Floats | np.ndarray) -> np.ndarray:
+    """Return the values of a matrix in MLX's form."""
+    if isinstance(matrix, Quantized):
+        return matrix.dequantize()
+    return matrix.values() if isinstance(matrix, Floats) else matrix
 
 
 def gptq_settings(bits, group_size, form="gptq", **more):
@@ -279,7 +288,7 @@ HOSTILE_SETTINGS = {
     "format as list": gptq_settings(4, 32, [4]),
     "awq of 8 bits": {"quant_method": "awq", "bits": 8, "group_size": 32},
     "awq marlin": {"quant_method": "awq", "bits": 4, "version": "marlin"},
-    "fp8": compressed_settings(8, -1, True, "float-quantized"),
+    "integers as floats": compressed_settings(8, -1, True, "float-quantized"),
     "huge num_bits": compressed_settings(HUGE, 32, True),
     "num_bits of 0": compressed_settings(0, 32, True),
     "a KV cache": compressed_settings(4, 32, True, kv_cache_scheme={"num_bits": 8}),
