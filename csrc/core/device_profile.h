@@ -15,6 +15,10 @@ enum class Api : uint8_t { kMetal, kCuda };
 // Max (mlx #3852 and #3967 have Pros), 'd' Ultra, 'p' phone.
 struct DeviceProfile {
   Api api = Api::kMetal;
+  // Of CUDA: multiprocessors, and whether they have compute capability 9.0,
+  // whose tensor cores read shared memory (wgmma).
+  uint32_t multiprocessors = 132;
+  bool wgmma = false;
   // The fields below are of Metal.
   int generation = 13;
   char tier = 'g';

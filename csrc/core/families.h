@@ -38,6 +38,7 @@ enum class Family : uint8_t {
   kGatherSwiglu,
   kDequantize,
   kCudaQmmSkinny,
+  kCudaQmmWgmma,
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
   kCudaDequantize,

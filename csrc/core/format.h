@@ -37,7 +37,7 @@ struct ModeInfo {
   std::string_view name;         // in MODES of formats.py, and of a trial
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
-  std::string_view kernel_type;  // of kernels/format.h, if there is one
+  std::string_view kernel_type;  // of kernels/format.h, cuda/formats.h
   Element element;
   std::span<const int> bits;
   std::span<const int> gpu_bits;  // none: only the CPU backend has the mode
@@ -96,7 +96,7 @@ inline constexpr ModeInfo kModes[] = {
      .name = "mxfp4",
      .mlx_name = "mxfp4",
      .label = "_mxfp4",
-     .kernel_type = "",
+     .kernel_type = "Mxfp4",
      .element = Element::kE2m1,
      .bits = kFp4Bits,
      .gpu_bits = {},
@@ -110,7 +110,7 @@ inline constexpr ModeInfo kModes[] = {
      .name = "nvfp4",
      .mlx_name = "nvfp4",
      .label = "_nvfp4",
-     .kernel_type = "",
+     .kernel_type = "Nvfp4",
      .element = Element::kE2m1,
      .bits = kFp4Bits,
      .gpu_bits = {},
@@ -124,7 +124,7 @@ inline constexpr ModeInfo kModes[] = {
      .name = "mxfp8",
      .mlx_name = "mxfp8",
      .label = "_mxfp8",
-     .kernel_type = "",
+     .kernel_type = "Mxfp8",
      .element = Element::kE4m3,
      .bits = kFp8Bits,
      .gpu_bits = {},
@@ -227,8 +227,13 @@ constexpr bool supported(const QuantFormat& format, int K) {
   return supported(format) && K % format.group_size == 0;
 }
 
-// The same for our kernels of GPUs. MLX's operation computes the float modes
-// and 1 bit on a GPU.
+// The same for our kernels for CUDA. Symmetric matrices are affine ones there.
+constexpr bool supported_by_cuda(const QuantFormat& format) {
+  return supported(format);
+}
+
+// The same for our Metal kernels. MLX's operation computes the float modes and
+// 1 bit there.
 constexpr bool supported_by_gpu(const QuantFormat& format) {
   return contains(format.info().gpu_bits, format.bits) && supported(format);
 }

@@ -237,8 +237,6 @@ struct CudaTile {
   std::vector<int> shape() const { return {BM, BN, WK, F, ahead, blocks}; }
   constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, BN); }
   constexpr Dim3 threads() const { return {32u * WK, 1, 1}; }
-  // The threads of a tile from the numbers of its shape().
-  static int threads_of(const std::vector<int>& shape) { return 32 * shape[2]; }
   // Every warp keeps its sums, in float.
   constexpr uint32_t threadgroup_bytes(const Types&) const {
     return sizeof(float) * BM * BN * WK;
@@ -274,11 +272,44 @@ inline constexpr CudaTiles kCudaTiles[] = {
      {64, 32, 4, 2, 0}},
 };
 
+// cuda_qmm_wgmma: kernels/cuda/qmm_wgmma.h explains the numbers.
+struct CudaWgmmaTile {
+  int BM, WN, WK;
+  int blocks = 1;  // on a multiprocessor at a time: limits registers
+
+  bool operator==(const CudaWgmmaTile&) const = default;
+  std::vector<int> shape() const { return {BM, WN, WK, blocks}; }
+  constexpr int columns() const { return NIBBLE_WGMMA_ROWS * WN; }
+  constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, columns()); }
+  constexpr Dim3 threads() const { return {128u * WN * WK, 1, 1}; }
+  // Steps of 64 columns: four of x, and for each group of threads two of w_hat
+  // and three of codes, which begin at a multiple of 1024 bytes. The sums take
+  // less.
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    uint32_t row = 64 * sizeof(uint16_t), codes = 8 * types.format.bits;
+    return WK * 4 * BM * row +
+           WN * WK * NIBBLE_WGMMA_ROWS * (2 * row + 3 * codes) + 1024;
+  }
+};
+
+inline constexpr CudaWgmmaTile kCudaWgmmaTiles[] = {
+    {64, 1, 2, 2}, {128, 1, 2}, {128, 2, 1}, {256, 2, 1}};
+// The columns of w in a step.
+inline constexpr int kCudaWgmmaStep = 64;
+
 // Types and formats of the kernels for CUDA. Codes of one group share a step of
-// the tensor core, and scales have the type of the activations.
+// the tensor core. Scales have the type of the activations, or of one byte.
 inline bool supported_on_cuda(const Types& types) {
-  return types.dtype != Dtype::kFloat32 && types.scale_dtype == types.dtype &&
-         types.format.mode == Mode::kAffine;
+  return types.dtype != Dtype::kFloat32 &&
+         (types.scale_dtype == types.dtype || is_byte(types.scale_dtype)) &&
+         types.format.mode != Mode::kSymmetric &&
+         supported_by_cuda(types.format);
+}
+
+// The columns of w that kernels for CUDA take at a time, at least. A block of
+// nvfp4 has one group for each of four lanes.
+constexpr int cuda_columns(const QuantFormat& format) {
+  return std::max(format.group_size, format.mode == Mode::kNvfp4 ? 64 : 32);
 }
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/device_profile.h"
+#include "csrc/core/format.h"
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/operand.h"
 #include "mlx/array.h"
@@ -22,6 +23,9 @@ bool is_available();
 
 // The interface of this machine's GPU; Metal's if there is none.
 Api api();
+
+// True if kernels of this machine's GPU decode the format.
+bool supports(const QuantFormat& format);
 
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mx::Device device);
