@@ -30,6 +30,11 @@ std::string cuda_source(const KernelId& id);
 // The kernel that copies an operand that others cannot read in place; see
 // plan_contiguous(). It has no family: no problem leads to it.
 inline constexpr std::string_view kContiguousKernel = "contiguous";
+// The same for elements of one byte, in the same text.
+inline constexpr std::string_view kContiguousBytesKernel = "contiguous_bytes";
+constexpr bool is_contiguous_kernel(std::string_view name) {
+  return name == kContiguousKernel || name == kContiguousBytesKernel;
+}
 std::string contiguous_source();
 inline constexpr std::string_view kCudaContiguousKernel = "cuda_contiguous";
 std::string cuda_contiguous_source();

@@ -220,8 +220,9 @@ constexpr bool supports(const Tile& tile,
   auto threads = static_cast<int>(tile.threads().volume());
   bool shares = tile.BM * tile.BK * item % (16 * threads) == 0 &&
                 tile.BN % (threads / 4) == 0;
-  // A block of K lies inside one group and is made of whole words.
-  bool groups = types.format.group_size % tile.BK == 0 &&
+  // A block of K lies inside one group or is two, and is made of whole words.
+  bool groups = (types.format.group_size % tile.BK == 0 ||
+                 types.format.group_size * 2 == tile.BK) &&
                 tile.BK * types.format.bits % 32 == 0;
   bool fits = tile.threads().volume() <= device.max_threads_per_threadgroup &&
               tile.threadgroup_bytes(types) <= device.max_threadgroup_bytes;
@@ -278,7 +279,7 @@ inline constexpr CudaTiles kCudaTiles[] = {
 // the tensor core, and scales have the type of the activations.
 inline bool supported_on_cuda(const Types& types) {
   return types.dtype != Dtype::kFloat32 && types.scale_dtype == types.dtype &&
-         types.format.mode == Mode::kAffine;
+         types.format.mode == Mode::kAffine && supported_by_cuda(types.format);
 }
 
 }  // namespace nibble

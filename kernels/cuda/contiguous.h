@@ -10,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(NIBBLE_CONTIGUOUS_THREADS)
                     ContiguousParams params) {
   const size_t at =
       size_t(blockIdx.x) * NIBBLE_CONTIGUOUS_THREADS + threadIdx.x;
-  if (at >= params.pairs) {
+  if (at >= params.units) {
     return;
   }
   size_t rest = at;

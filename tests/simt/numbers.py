@@ -9,6 +9,9 @@ STORAGE = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
 }
+# Short names, as in those of kernels; scales that are bytes have only these.
+LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+LONG |= {name: name for name in ("e8m0", "e4m3")}
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -30,8 +30,6 @@ bool ours_on_gpu(const Problem& problem,
                  std::string_view choice,
                  bool traced,
                  const mx::Device& device) {
-  // The float modes and 1 bit are MLX's on a GPU: no kernel of ours there
-  // decodes them.
   if (choice == kLeaveToMlx || !executor::is_available() ||
       !supported_by_gpu(problem.format)) {
     return false;

@@ -20,7 +20,7 @@ struct SimtProblem {
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t transpose;
   int32_t batch_invariant;
   int32_t bias;
@@ -31,7 +31,7 @@ struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t sorted;
   int32_t transpose;
   int32_t batch_invariant;
@@ -146,7 +146,7 @@ nibble::Product product_of(const Problem& p) {
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
   product.format = {
-      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
+      p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
