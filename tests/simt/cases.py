@@ -72,12 +72,20 @@ class Case:
         tolerance.assert_close(result, self.exact, self.allowed, label)
 
 
-def _weights(
+def weights(
     p: Problem | GatherProblem,
     shape: tuple[int, ...],
     rng: np.random.Generator,
     first: float = 1.0,
 ) -> tuple[Weights, dict[str, np.ndarray]]:
+    """Return random weights [..., N, K], and their arrays as they are stored.
+
+    Args:
+        p: The format.
+        shape: Shape of the weights.
+        rng: Source of numbers.
+        first: Factor of the first row.
+    """
     if p.mode in oracle.FLOAT_MODES:
         return _floats(p, shape, rng, first)
     w = oracle.random_weights(rng, shape, p.bits, p.group_size)
@@ -183,7 +191,7 @@ def matmul(
         x: Activations [batch_size, M, K] to use instead of random ones.
     """
     rng = np.random.default_rng(seed)
-    w, operands = _weights(p, (p.batch_count, p.N, p.K), rng, first_w)
+    w, operands = weights(p, (p.batch_count, p.N, p.K), rng, first_w)
     inner = p.K if p.transpose else p.N
     if x is None:
         x = rng.standard_normal((p.batch_size, p.M, inner))
@@ -230,7 +238,7 @@ def _sum_of_parts(
 
 
 def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
-    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(seed))
+    w, operands = weights(p, (p.M, p.K), np.random.default_rng(seed))
     exact = w.dequantize()
     allowed = tolerance.bound(exact, w.magnitude(), 1, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
@@ -241,7 +249,7 @@ def gather(
 ) -> Case:
     """Return a case of products; `chosen` are the experts, random by default."""
     rng = np.random.default_rng(seed)
-    w, operands = _weights(p, (p.experts, p.N, p.K), rng)
+    w, operands = weights(p, (p.experts, p.N, p.K), rng)
     x = _activations((p.B, p.M, p.K if p.transpose else p.N), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
     if chosen:
@@ -264,8 +272,8 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
     gathered = isinstance(p, GatherProblem)
     matrices = p.experts if gathered else p.batch_count
     batch = p.B if gathered else p.batch_size
-    gate, operands = _weights(p, (matrices, p.N, p.K), rng)
-    up, up_operands = _weights(p, (matrices, p.N, p.K), rng)
+    gate, operands = weights(p, (matrices, p.N, p.K), rng)
+    up, up_operands = weights(p, (matrices, p.N, p.K), rng)
     operands |= {f"up_{name}": array for name, array in up_operands.items()}
     x = _activations((batch, p.M, p.K), p.dtype, rng)
     operands["x"] = numbers.encode(x, p.dtype)
