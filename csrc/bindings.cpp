@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "csrc/mlx/executor.h"
 #include "csrc/mlx/facts/machine.h"
 #include "csrc/mlx/facts/repack.h"
 #include "csrc/mlx/facts/symmetric.h"
@@ -94,7 +93,7 @@ NB_MODULE(_ext, m) {
       [](const std::string& mode, int bits, int group_size, bool gpu) {
         nibble::ops::QuantArgs args{group_size, bits, mode};
         return args.is_ours() &&
-               (!gpu || nibble::executor::supports(args.format()));
+               (!gpu || nibble::supported_by_gpu(args.format()));
       },
       "mode"_a,
       "bits"_a,

@@ -7,13 +7,10 @@
 
 namespace nibble {
 
-// Value i of a run whose scale and bias are `affine`. The scale absorbs
-// unshift(): the compiler computes this product once for all words of a run.
+// Groups of `codes` neighbouring codes, which begin a group or lie inside one.
 template <typename Q>
-NIBBLE_INLINE float dequantize_code(const thread uint* words,
-                                    int i,
-                                    float2 affine) {
-  return fma(Q::code(words, i), affine.x * Q::unshift(i), affine.y);
+NIBBLE_INLINE constexpr int groups_of(int codes) {
+  return codes > Q::kGroupSize ? codes / Q::kGroupSize : 1;
 }
 
 // One quantized matrix [N, K] in device memory.
@@ -39,7 +36,7 @@ struct QuantizedMatrix {
   }
 
   // Scale and bias of the group of code k of row `row`.
-  NIBBLE_INLINE float2 affine_at(int row, int k) const thread {
+  NIBBLE_INLINE typename Q::Parameters affine_at(int row, int k) const thread {
     return Q::affine_at(
         arrays,
         size_t(row) * size_t(K / Q::kGroupSize) + size_t(k / Q::kGroupSize));

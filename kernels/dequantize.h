@@ -35,7 +35,7 @@ template <typename T, typename Q>
       {w, scales, biases}, params.rows, params.K, 0);
   uint words[kWords];
   load_words<kWords>(weight.words_at(row, k), words);
-  const float2 affine = weight.affine_at(row, k);
+  const typename Q::Parameters affine = weight.affine_at(row, k);
 
   device vec<T, 4>* out =
       (device vec<T, 4>*)(w_hat + size_t(row) * size_t(params.K) + size_t(k));
@@ -44,7 +44,7 @@ template <typename T, typename Q>
     vec<T, 4> values;
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<Q>(words, i + j, affine));
+      values[j] = T(Q::value(words, i + j, affine));
     }
     out[i / 4] = values;
   }

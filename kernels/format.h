@@ -5,8 +5,11 @@
 //   Q::kBits, Q::kGroupSize    bits of a code, codes of a group
 //   Q::Scale                   type of a scale in memory
 //   Q::Arrays                  the arrays of a stack of matrices [N, K]
-//   Q::affine_at()             scale and bias of a group, in float
+//   Q::Parameters              scale and bias of a group, or the scale alone
+//   Q::affine_at()             those of a group
 //   Q::code(), Q::unshift()    value of a code: code(words, i) * unshift(i)
+//   Q::value()                 w_hat of a code
+//   Q::add()                   adds a part of x . w_hat that lies in one group
 //   Q::reach()                 the largest |w_hat| of a group
 //
 // w_hat = scale * value + bias. A new format is one more struct here and one
@@ -15,6 +18,7 @@
 
 #include <metal_stdlib>
 
+#include "kernels/floats.h"
 #include "kernels/packing.h"
 
 namespace nibble {
@@ -57,6 +61,7 @@ template <typename S, int bits, int group_size>
 struct IntegerCodes {
   using Scale = S;
   using Arrays = GroupedArrays<S>;
+  using Parameters = float2;
   static constant constexpr int kBits = bits;
   static constant constexpr int kGroupSize = group_size;
 
@@ -68,12 +73,95 @@ struct IntegerCodes {
     return unplace<bits>(i);
   }
 
+  // w_hat of code i. The scale absorbs unshift(): the compiler computes this
+  // product once for all words of a run.
+  static NIBBLE_INLINE float value(const thread uint* words,
+                                   int i,
+                                   float2 affine) {
+    return fma(code(words, i), affine.x * unshift(i), affine.y);
+  }
+
+  // sum + x . w_hat of codes of one group; `dot` is their x . value, and
+  // `x_sum` the sum of their x.
+  static NIBBLE_INLINE float add(float sum,
+                                 float2 affine,
+                                 float dot,
+                                 float x_sum) {
+    return fma(affine.y, x_sum, fma(affine.x, dot, sum));
+  }
+
   // The largest |w_hat| that a group can have: at the first or the last code.
   static NIBBLE_INLINE float reach(float2 affine) {
     constexpr float kLast = float((1 << bits) - 1);
     return max(abs(affine.y), abs(fma(affine.x, kLast, affine.y)));
   }
 };
+
+// Codes that stand for floats, the largest of which is `largest`. Decode has
+// code(words, i) and scale(S).
+template <typename S, int bits, int group_size, typename Decode>
+struct FloatCodes {
+  using Scale = S;
+  using Arrays = GroupedArrays<S>;
+  using Parameters = float;
+  static constant constexpr int kBits = bits;
+  static constant constexpr int kGroupSize = group_size;
+
+  static NIBBLE_INLINE float affine_at(const thread GroupedArrays<S>& arrays,
+                                       size_t group) {
+    return Decode::scale(arrays.scales[group]);
+  }
+
+  static NIBBLE_INLINE float code(const thread uint* words, int i) {
+    return Decode::code(words, i);
+  }
+  static NIBBLE_INLINE constexpr float unshift(int) { return 1.0f; }
+
+  static NIBBLE_INLINE float value(const thread uint* words,
+                                   int i,
+                                   float scale) {
+    return code(words, i) * scale;
+  }
+
+  static NIBBLE_INLINE float add(float sum, float scale, float dot, float) {
+    return fma(scale, dot, sum);
+  }
+
+  static NIBBLE_INLINE float reach(float scale) {
+    return abs(scale) * Decode::largest();
+  }
+};
+
+struct E2m1Codes {
+  static NIBBLE_INLINE float code(const thread uint* words, int i) {
+    return e2m1_of(words[i / 8], i % 8);
+  }
+  static NIBBLE_INLINE constexpr float largest() { return 6.0f; }
+};
+
+struct E4m3Codes {
+  static NIBBLE_INLINE float code(const thread uint* words, int i) {
+    return e4m3_of(words[i / 4], i % 4);
+  }
+  static NIBBLE_INLINE constexpr float largest() { return 448.0f; }
+};
+
+struct E2m1TimesE8m0 : E2m1Codes {
+  static NIBBLE_INLINE float scale(uchar byte) { return e8m0_of(byte); }
+};
+struct E2m1TimesE4m3 : E2m1Codes {
+  static NIBBLE_INLINE float scale(uchar byte) { return e4m3_of(byte); }
+};
+struct E4m3TimesE8m0 : E4m3Codes {
+  static NIBBLE_INLINE float scale(uchar byte) { return e8m0_of(byte); }
+};
+
+template <typename S, int bits, int group_size>
+struct Mxfp4 : FloatCodes<S, bits, group_size, E2m1TimesE8m0> {};
+template <typename S, int bits, int group_size>
+struct Nvfp4 : FloatCodes<S, bits, group_size, E2m1TimesE4m3> {};
+template <typename S, int bits, int group_size>
+struct Mxfp8 : FloatCodes<S, bits, group_size, E4m3TimesE8m0> {};
 
 // A scale and a bias for each group.
 template <typename S, int bits, int group_size>

@@ -78,15 +78,14 @@ NIBBLE_INLINE void qmv_rows(const thread QuantizedMatrix<Q>& weight,
       const int row = min(first_row + r, N - 1);
       uint words[kWords];
       load_words<kWords>(weight.words_at(row, k), words);
-      const float2 affine = weight.affine_at(row, k);
+      const typename Q::Parameters affine = weight.affine_at(row, k);
 
       float dot = 0.0f;
 #pragma clang loop unroll(full)
       for (int i = 0; i < kCodes; ++i) {
         dot = fma(x_scaled[i], Q::code(words, i), dot);
       }
-      sums[r] = fma(affine.x, dot, sums[r]);
-      sums[r] = fma(affine.y, x_sum, sums[r]);
+      sums[r] = Q::add(sums[r], affine, dot, x_sum);
     }
   }
 #pragma clang loop unroll(full)

@@ -54,7 +54,7 @@ struct QmvMulti : Transposed {
     float sums[kRows][rows] = {};
     for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
       uint words[kRows][kWords];
-      float2 affine[kRows];
+      typename Q::Parameters affine[kRows];
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
         const int row = min(first_row + r, N - 1);
@@ -74,7 +74,7 @@ struct QmvMulti : Transposed {
         for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
           for (int j = 0; j < 4; ++j) {
-            const float w_hat = dequantize_code<Q>(words[r], i + j, affine[r]);
+            const float w_hat = Q::value(words[r], i + j, affine[r]);
 #pragma clang loop unroll(full)
             for (int m = 0; m < rows; ++m) {
               sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);

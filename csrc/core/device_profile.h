@@ -15,10 +15,6 @@ enum class Api : uint8_t { kMetal, kCuda };
 // Max (mlx #3852 and #3967 have Pros), 'd' Ultra, 'p' phone.
 struct DeviceProfile {
   Api api = Api::kMetal;
-  // Of CUDA: multiprocessors, and whether they have compute capability 9.0,
-  // whose tensor cores read shared memory (wgmma).
-  uint32_t multiprocessors = 132;
-  bool wgmma = false;
   // The fields below are of Metal.
   int generation = 13;
   char tier = 'g';
@@ -32,6 +28,10 @@ struct DeviceProfile {
   bool neural = false;
   // True if MLX lets them round float32 to TF32.
   bool tf32 = true;
+  // The fields below are of CUDA. True if the tensor cores read shared memory
+  // (wgmma), as those of compute capability 9.0 alone do.
+  bool wgmma = false;
+  uint32_t multiprocessors = 132;  // of an H200
 
   bool operator==(const DeviceProfile&) const = default;
 };

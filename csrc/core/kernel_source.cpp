@@ -118,6 +118,7 @@ std::string contiguous_source() {
   flatten("contiguous.h", seen, out);
   // Not Metal's `ushort`, whose name is in no namespace that is used here.
   instantiate(kContiguousKernel, "contiguous<unsigned short>", out);
+  instantiate(kContiguousBytesKernel, "contiguous<unsigned char>", out);
   return out.str();
 }
 

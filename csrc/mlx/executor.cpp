@@ -15,11 +15,6 @@ Api api() {
   return cuda::is_available() ? Api::kCuda : Api::kMetal;
 }
 
-bool supports(const QuantFormat& format) {
-  return cuda::is_available() ? supported_by_cuda(format)
-                              : supported_by_gpu(format);
-}
-
 DeviceProfile device_profile(mx::Device device) {
   return cuda::is_available() ? cuda::device_profile()
                               : metal::device_profile(device);

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "csrc/core/device_profile.h"
-#include "csrc/core/format.h"
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/operand.h"
 #include "mlx/array.h"
@@ -23,9 +22,6 @@ bool is_available();
 
 // The interface of this machine's GPU; Metal's if there is none.
 Api api();
-
-// True if kernels of this machine's GPU decode the format.
-bool supports(const QuantFormat& format);
 
 // The properties of `device` that the planner reads.
 DeviceProfile device_profile(mx::Device device);

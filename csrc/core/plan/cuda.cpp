@@ -33,7 +33,7 @@ constexpr uint32_t kMostBlocks = 65535;
 // True if kernels for CUDA read these weights and activations.
 template <typename Problem>
 bool is_read(const Problem& p) {
-  return p.K % cuda_columns(p.format) == 0 &&
+  return supported_by_gpu(p.format, p.K) && p.K % cuda_columns(p.format) == 0 &&
          supported_on_cuda(without_symmetry(p));
 }
 

@@ -31,7 +31,7 @@ bool ours_on_gpu(const Problem& problem,
                  bool traced,
                  const mx::Device& device) {
   if (choice == kLeaveToMlx || !executor::is_available() ||
-      !executor::supports(problem.format)) {
+      !supported_by_gpu(problem.format)) {
     return false;
   }
   DeviceProfile profile = executor::device_profile(device);

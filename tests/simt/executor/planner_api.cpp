@@ -20,7 +20,7 @@ struct SimtProblem {
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t transpose;
   int32_t batch_invariant;
   int32_t bias;
@@ -31,7 +31,7 @@ struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t sorted;
   int32_t transpose;
   int32_t batch_invariant;
@@ -45,6 +45,7 @@ struct SimtProfile {
   uint32_t cores;
   int32_t neural;
   int32_t tf32;
+  int32_t wgmma;
 };
 
 namespace {
@@ -137,7 +138,8 @@ nibble::DeviceProfile device_of(const SimtProfile& profile) {
           profile.max_threadgroup_bytes,
           profile.cores,
           profile.neural != 0,
-          profile.tf32 != 0};
+          profile.tf32 != 0,
+          profile.wgmma != 0};
 }
 
 template <typename Problem>
@@ -145,8 +147,7 @@ nibble::Product product_of(const Problem& p) {
   nibble::Product product;
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  product.format = {
-      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
+  product.format = {p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
