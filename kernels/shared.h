@@ -81,9 +81,6 @@ NIBBLE_INLINE bool nibble_skinny_cuts_lines(int bits, int K, int simdgroups) {
 // other are one. The bytes of an element may be one more.
 #define NIBBLE_CONTIGUOUS_DIMS 8
 
-// cuda_qmm_wgmma: rows of w that 128 threads multiply, as the instruction does.
-#define NIBBLE_WGMMA_ROWS 64
-
 // dequantize: eight simdgroups; any number works for a kernel that streams.
 #define NIBBLE_DEQUANTIZE_THREADS 256
 

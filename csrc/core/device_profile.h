@@ -28,10 +28,6 @@ struct DeviceProfile {
   bool neural = false;
   // True if MLX lets them round float32 to TF32.
   bool tf32 = true;
-  // The fields below are of CUDA. True if the tensor cores read shared memory
-  // (wgmma), as those of compute capability 9.0 alone do.
-  bool wgmma = false;
-  uint32_t multiprocessors = 132;  // of an H200
 
   bool operator==(const DeviceProfile&) const = default;
 };

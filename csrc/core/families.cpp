@@ -13,7 +13,6 @@ using enum Family;
 constexpr std::string_view kRows[] = {"r"};
 constexpr std::string_view kSkinny[] = {"bm", "bn", "wk"};
 constexpr std::string_view kCuda[] = {"bm", "bn", "wk", "f", "ahead", "o"};
-constexpr std::string_view kCudaWgmma[] = {"bm", "wn", "wk", "o"};
 constexpr std::string_view kTile[] = {"bm", "bn", "bk", "wm", "wn"};
 
 Shapes no_numbers(const Types&) {
@@ -78,16 +77,6 @@ Shapes cuda_tiles(const Types& types) {
           all.push_back(tile.shape());
         }
       }
-    }
-  }
-  return all;
-}
-
-Shapes cuda_wgmma_tiles(const Types& types) {
-  Shapes all;
-  if (supported_on_cuda(types)) {
-    for (const CudaWgmmaTile& tile : kCudaWgmmaTiles) {
-      all.push_back(tile.shape());
     }
   }
   return all;
@@ -182,9 +171,6 @@ const FamilyRow kFamilies[] = {
     {kCudaQmmSkinny, "cuda_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_MATMUL_KERNEL", "QmmSkinny", kCuda, cuda_tiles,
      {.planner = Planner::kMatmul, .batch_invariant = true}, {}, Api::kCuda},
-    {kCudaQmmWgmma, "cuda_qmm_wgmma", "cuda/qmm_wgmma.h",
-     "NIBBLE_MATMUL_KERNEL", "QmmWgmma", kCudaWgmma, cuda_wgmma_tiles,
-     {.planner = Planner::kMatmul}, {}, Api::kCuda},
     {kCudaGatherQmmSkinny, "cuda_gather_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_GATHER_KERNEL", "QmmSkinny", kCuda, cuda_gather_tiles,
      {.planner = Planner::kGather, .batch_invariant = true}, {}, Api::kCuda},

@@ -38,7 +38,6 @@ enum class Family : uint8_t {
   kGatherSwiglu,
   kDequantize,
   kCudaQmmSkinny,
-  kCudaQmmWgmma,
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
   kCudaDequantize,

@@ -55,8 +55,9 @@ bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
 // True if MLX's dense product with dequantized weights is faster than any
-// product with packed ones: for many rows on CUDA. The weights are rounded to
-// the type of the activations, as in MLX's own kernel.
+// product with packed ones: for many rows on CUDA, and where neither MLX nor we
+// have a kernel there. The weights are rounded to the type of the activations,
+// as in MLX's own kernel.
 bool dense_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
 bool dense_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 

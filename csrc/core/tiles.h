@@ -238,6 +238,8 @@ struct CudaTile {
   std::vector<int> shape() const { return {BM, BN, WK, F, ahead, blocks}; }
   constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, BN); }
   constexpr Dim3 threads() const { return {32u * WK, 1, 1}; }
+  // The threads of a tile from the numbers of its shape().
+  static int threads_of(const std::vector<int>& shape) { return 32 * shape[2]; }
   // Every warp keeps its sums, in float.
   constexpr uint32_t threadgroup_bytes(const Types&) const {
     return sizeof(float) * BM * BN * WK;
@@ -272,31 +274,6 @@ inline constexpr CudaTiles kCudaTiles[] = {
      {64, 32, 8, 2, 0},
      {64, 32, 4, 2, 0}},
 };
-
-// cuda_qmm_wgmma: kernels/cuda/qmm_wgmma.h explains the numbers.
-struct CudaWgmmaTile {
-  int BM, WN, WK;
-  int blocks = 1;  // on a multiprocessor at a time: limits registers
-
-  bool operator==(const CudaWgmmaTile&) const = default;
-  std::vector<int> shape() const { return {BM, WN, WK, blocks}; }
-  constexpr int columns() const { return NIBBLE_WGMMA_ROWS * WN; }
-  constexpr Dim3 grid(const Extent& y) const { return y.blocks(BM, columns()); }
-  constexpr Dim3 threads() const { return {128u * WN * WK, 1, 1}; }
-  // Steps of 64 columns: four of x, and for each group of threads two of w_hat
-  // and three of codes, which begin at a multiple of 1024 bytes. The sums take
-  // less.
-  constexpr uint32_t threadgroup_bytes(const Types& types) const {
-    uint32_t row = 64 * sizeof(uint16_t), codes = 8 * types.format.bits;
-    return WK * 4 * BM * row +
-           WN * WK * NIBBLE_WGMMA_ROWS * (2 * row + 3 * codes) + 1024;
-  }
-};
-
-inline constexpr CudaWgmmaTile kCudaWgmmaTiles[] = {
-    {64, 1, 2, 2}, {128, 1, 2}, {128, 2, 1}, {256, 2, 1}};
-// The columns of w in a step.
-inline constexpr int kCudaWgmmaStep = 64;
 
 // Types and formats of the kernels for CUDA. Codes of one group share a step of
 // the tensor core. Scales have the type of the activations, or of one byte.

@@ -78,9 +78,6 @@ bool is_available() {
 DeviceProfile device_profile() {
   DeviceProfile profile;
   profile.api = Api::kCuda;
-  const Capability& device = capability();
-  profile.multiprocessors = device.multiprocessors;
-  profile.wgmma = device.major == 9;
   return profile;
 }
 

@@ -19,7 +19,6 @@ namespace {
 // Values of CUdevice_attribute and CUfunction_attribute.
 constexpr int kMajor = 75;
 constexpr int kMinor = 76;
-constexpr int kMultiprocessors = 16;
 constexpr int kMaxDynamicSharedBytes = 8;
 
 // CUDA gives more shared memory only to kernels that ask for it.
@@ -37,17 +36,14 @@ std::string text_of(const std::string& kernel) {
   return cuda_source(*id);
 }
 
-// The device of the thread's context; the first if it has none yet.
-int current_device() {
-  int device = 0;
-  return symbols()->driver.cuCtxGetDevice(&device) == 0 ? device : 0;
-}
-
-// The target of the compiler. "a" allows instructions that only this one has.
-std::string architecture() {
-  const Capability& device = capability();
-  return "sm_" + std::to_string(device.major) + std::to_string(device.minor) +
-         (device.major == 9 ? "a" : "");
+std::string architecture(int device) {
+  const Driver& driver = symbols()->driver;
+  int major = 0, minor = 0;
+  require_success(driver.cuDeviceGetAttribute(&major, kMajor, device),
+                  "cuDeviceGetAttribute");
+  require_success(driver.cuDeviceGetAttribute(&minor, kMinor, device),
+                  "cuDeviceGetAttribute");
+  return "sm_" + std::to_string(major) + std::to_string(minor);
 }
 
 std::string cubin_of(const std::string& kernel, const std::string& arch) {
@@ -82,6 +78,12 @@ std::string cubin_of(const std::string& kernel, const std::string& arch) {
   return cubin;
 }
 
+// The device of the thread's context; the first if it has none yet.
+int current_device() {
+  int device = 0;
+  return symbols()->driver.cuCtxGetDevice(&device) == 0 ? device : 0;
+}
+
 // The kernels that were compiled, by device and by name.
 struct Compiled {
   std::mutex mutex;
@@ -94,28 +96,7 @@ Compiled& compiled() {
   return of_process;
 }
 
-Capability capability_of(int device) {
-  auto ask = [&](int attribute) {
-    int value = 0;
-    require_success(
-        symbols()->driver.cuDeviceGetAttribute(&value, attribute, device),
-        "cuDeviceGetAttribute");
-    return value;
-  };
-  return {
-      ask(kMajor), ask(kMinor), static_cast<uint32_t>(ask(kMultiprocessors))};
-}
-
 }  // namespace
-
-const Capability& capability() {
-  thread_local std::map<int, Capability> of_devices;
-  int device = current_device();
-  auto found = of_devices.find(device);
-  return found != of_devices.end()
-             ? found->second
-             : of_devices.emplace(device, capability_of(device)).first->second;
-}
 
 void require_success(Result result, const char* op) {
   if (result != 0) {
@@ -126,7 +107,7 @@ void require_success(Result result, const char* op) {
 }
 
 void compile(const std::vector<std::string>& kernels) {
-  std::string arch = architecture();
+  std::string arch = architecture(current_device());
   Compiled& known = compiled();
   std::atomic<size_t> next = 0;
   auto work = [&] {
@@ -162,7 +143,7 @@ Function function(const std::string& kernel, uint32_t shared_bytes) {
   if (found != functions.end()) {
     return found->second;
   }
-  std::string arch = architecture();
+  std::string arch = architecture(device);
   auto kept = known.cubins.extract(kernel + arch);
   std::string cubin = kept ? std::move(kept.mapped()) : cubin_of(kernel, arch);
   Module module = nullptr;

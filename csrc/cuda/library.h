@@ -9,13 +9,6 @@
 
 namespace nibble::cuda {
 
-// What the driver says of the device of the current context.
-struct Capability {
-  int major, minor;  // its compute capability
-  uint32_t multiprocessors;
-};
-const Capability& capability();
-
 // A kernel of core's on the device of the current context, allowed this much
 // shared memory. It stays loaded until the process ends. Throws
 // std::runtime_error with the compiler's message if NVRTC refuses the text.

@@ -121,6 +121,9 @@ NIBBLE_DEVICE void unpack(uint32 (&pairs)[4],
     } else {
       pairs[i] =
           __byte_perm(words[2 * chunk + i / 2], 0, i % 2 ? 0x4342 : 0x4140);
+      if constexpr (Place::kFits && Place::kAround != 0) {
+        pairs[i] |= Place::kAround;
+      }
       if constexpr (!Place::kFits) {
         // 16 * high - 128, then + 128 + low: both are exact.
         const uint32 high =

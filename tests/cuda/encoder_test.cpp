@@ -49,7 +49,7 @@ nibble::cuda::Nvrtc nvrtc() {
     return 0;
   };
   f.nvrtcCompileProgram = [](Program, int, const char* const* options) {
-    bool right = std::string(options[0]) == "--gpu-architecture=sm_90a";
+    bool right = std::string(options[0]) == "--gpu-architecture=sm_90";
     return right && !compiler_fails ? 0 : 6;
   };
   f.nvrtcGetProgramLogSize = [](Program, size_t* size) {

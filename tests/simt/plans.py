@@ -81,7 +81,6 @@ class Device:
     cores: int = 0
     neural: bool = False
     tf32: bool = True
-    wgmma: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ class _Profile(ctypes.Structure):
         ("cores", ctypes.c_uint32),
         ("neural", ctypes.c_int32),
         ("tf32", ctypes.c_int32),
-        ("wgmma", ctypes.c_int32),
     ]
 
 
@@ -172,7 +170,6 @@ def _profile(device: Device) -> _Profile:
         device.cores,
         device.neural,
         device.tf32,
-        device.wgmma,
     )
 
 

@@ -11,15 +11,10 @@ namespace nibble {
 
 namespace {
 
-// Beyond these numbers of rows, of one matrix (with wgmma or without) and of
-// each expert on average, a dense product of rounded weights is faster
-// (docs/results/cuda.md).
+// Beyond these numbers of rows, of one matrix and of each expert on average, a
+// dense product of rounded weights is faster (docs/results/cuda.md).
 constexpr int kLastRow = 64;
-constexpr int kLastWgmmaRow = 1024;
 constexpr int kLastExpertRow = 96;
-
-// From this number of rows on, wgmma is faster.
-constexpr int kFirstWgmmaRow = 33;
 
 // From this number of columns on, blocks of fewer threads fill an H200, which
 // has 132 multiprocessors. Up to the second number, only blocks of more do.
@@ -37,9 +32,11 @@ bool is_read(const Problem& p) {
          supported_on_cuda(without_symmetry(p));
 }
 
-bool has_wgmma(const MatmulProblem& p, const DeviceProfile& device) {
-  return device.wgmma && p.K % kCudaWgmmaStep == 0 && !p.batch_invariant &&
-         p.transpose && is_read(p);
+// True if MLX 0.32.4 has a kernel; it raises "No implementation" elsewhere.
+// From eight rows on, its kernels take blocks of 64 columns or one group.
+bool mlx_computes(const MatmulProblem& p) {
+  return !p.transpose || p.M * p.batch.size < 8 ||
+         p.K % std::max(64, p.format.group_size) == 0;
 }
 
 bool fits(const LaunchPlan& launch) {
@@ -51,13 +48,10 @@ bool fits(const LaunchPlan& launch) {
 // computed in tiles that read the weights once.
 constexpr int kSortedRows = 2;
 
-template <typename Tile>
-LaunchPlan launch(const MatmulProblem& problem,
-                  Family family,
-                  const Tile& tile) {
+LaunchPlan launch(const MatmulProblem& problem, const CudaTile& tile) {
   MatmulProblem p = without_symmetry(problem);
-  LaunchPlan launch =
-      launch_of(p, family, tile, {p.columns(), p.M, p.batch.size});
+  LaunchPlan launch = launch_of(
+      p, Family::kCudaQmmSkinny, tile, {p.columns(), p.M, p.batch.size});
   bind_weights(launch, p.format);
   bind(launch,
        {Operand::kX,
@@ -76,42 +70,11 @@ const CudaTiles& tiles_for(int rows) {
   return found == std::end(kCudaTiles) ? *std::prev(found) : *found;
 }
 
-// The cycles of a product in such tiles, all waves of blocks together. A step
-// takes as long as the tensor cores need for it, which multiply 2048 times in a
-// cycle, or the decoding of 64 rows for each group of threads.
-double cycles(const MatmulProblem& p,
-              const CudaWgmmaTile& tile,
-              const DeviceProfile& device) {
-  constexpr double kDecoding = 150, kStart = 3000;
-  int groups = tile.WN * tile.WK * tile.blocks;
-  double products = tile.BM * NIBBLE_WGMMA_ROWS * kCudaWgmmaStep / 2048.0;
-  double step = groups * std::max(products, kDecoding);
-  uint64_t blocks = tile.grid({p.columns(), p.M, p.batch.size}).volume();
-  uint32_t waves = ceil_div(blocks, device.multiprocessors * tile.blocks);
-  int steps = p.K / kCudaWgmmaStep / tile.WK;
-  return waves * (steps * step + kStart);
-}
-
-// The launches in tiles of wgmma, the expected fastest first.
-std::vector<LaunchPlan> wgmma_launches(const MatmulProblem& p,
-                                       const DeviceProfile& device) {
-  if (!has_wgmma(p, device) || p.M < kFirstWgmmaRow) {
+// The tiles for `p`, the default first; none if no kernel does.
+std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
+  if (!p.transpose || !is_read(p)) {
     return {};
   }
-  std::vector<CudaWgmmaTile> tiles(std::begin(kCudaWgmmaTiles),
-                                   std::end(kCudaWgmmaTiles));
-  std::ranges::stable_sort(tiles, {}, [&](const CudaWgmmaTile& tile) {
-    return cycles(p, tile, device);
-  });
-  std::vector<LaunchPlan> all;
-  for (const CudaWgmmaTile& tile : tiles) {
-    all.push_back(launch(p, Family::kCudaQmmWgmma, tile));
-  }
-  return all;
-}
-
-// The tiles of cuda_qmm_skinny for `p`, the default first.
-std::vector<CudaTile> skinny_tiles(const MatmulProblem& p) {
   const CudaTiles& tiles = tiles_for(p.M);
   if (p.batch_invariant) {
     return {tiles.batch_invariant};
@@ -128,16 +91,16 @@ std::vector<CudaTile> skinny_tiles(const MatmulProblem& p) {
 
 }  // namespace
 
-std::optional<Launches> plan_on_cuda(const MatmulProblem& p,
-                                     const DeviceProfile& device) {
-  std::vector<Launches> all = candidates_on_cuda(p, device);
-  auto chosen = std::ranges::find_if(all, [&](const Launches& launches) {
-    return !p.choice.empty() && launches.front().kernel == p.choice;
-  });
-  if (all.empty()) {
+std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
+  std::vector<CudaTile> tiles = tiles_on_cuda(p);
+  if (tiles.empty()) {
     return std::nullopt;
   }
-  return chosen == all.end() ? all.front() : *chosen;
+  auto chosen = std::ranges::find_if(tiles, [&](const CudaTile& tile) {
+    return !p.choice.empty() && launch(p, tile).kernel == p.choice;
+  });
+  LaunchPlan only = launch(p, chosen == tiles.end() ? tiles.front() : *chosen);
+  return fits(only) ? std::optional(Launches{std::move(only)}) : std::nullopt;
 }
 
 std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
@@ -165,22 +128,15 @@ std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
                       : std::nullopt;
 }
 
-std::vector<Launches> candidates_on_cuda(const MatmulProblem& p,
-                                         const DeviceProfile& device) {
-  if (!p.transpose || !is_read(p)) {
-    return {};
-  }
-  std::vector<LaunchPlan> launches = wgmma_launches(p, device);
-  std::vector<CudaTile> tiles = skinny_tiles(p);
+std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
+  std::vector<CudaTile> tiles = tiles_on_cuda(p);
+  std::vector<Launches> all;
   for (auto tile = tiles.begin(); tile != tiles.end(); ++tile) {
     if (std::find(tiles.begin(), tile, *tile) == tile) {
-      launches.push_back(launch(p, Family::kCudaQmmSkinny, *tile));
-    }
-  }
-  std::vector<Launches> all;
-  for (LaunchPlan& one : launches) {
-    if (fits(one)) {
-      all.push_back({std::move(one)});
+      LaunchPlan one = launch(p, *tile);
+      if (fits(one)) {
+        all.push_back({std::move(one)});
+      }
     }
   }
   return all;
@@ -200,15 +156,23 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   return Launches{std::move(launch)};
 }
 
-bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
-  int last = has_wgmma(p, device) ? kLastWgmmaRow : kLastRow;
-  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         merge_rows(p).M > last;
+bool dense_is_faster(const MatmulProblem& problem,
+                     const DeviceProfile& device) {
+  if (device.api != Api::kCuda || problem.batch_invariant) {
+    return false;
+  }
+  MatmulProblem p = merge_rows(problem);
+  return p.transpose && is_read(p) ? p.M > kLastRow : !mlx_computes(p);
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
+  if (device.api != Api::kCuda || p.batch_invariant) {
+    return false;
+  }
+  if (!p.transpose || !is_read(p)) {
+    return !p.transpose;  // MLX has kernels for the other form
+  }
+  return p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
 }
 
 }  // namespace nibble

@@ -45,7 +45,6 @@ struct SimtProfile {
   uint32_t cores;
   int32_t neural;
   int32_t tf32;
-  int32_t wgmma;
 };
 
 namespace {
@@ -138,8 +137,7 @@ nibble::DeviceProfile device_of(const SimtProfile& profile) {
           profile.max_threadgroup_bytes,
           profile.cores,
           profile.neural != 0,
-          profile.tf32 != 0,
-          profile.wgmma != 0};
+          profile.tf32 != 0};
 }
 
 template <typename Problem>
@@ -147,7 +145,8 @@ nibble::Product product_of(const Problem& p) {
   nibble::Product product;
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  product.format = {p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
+  product.format = {
+      p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
