@@ -7,6 +7,19 @@
 
 namespace nibble {
 
+// w_hat of codes j to j + 3 of `codes`, rounded to T.
+template <typename T, typename Q>
+NIBBLE_INLINE vec<T, 4> four_values(const thread typename Q::Codes& codes,
+                                    int j,
+                                    typename Q::Parameters affine) {
+  vec<T, 4> values;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    values[i] = T(Q::value(codes, j + i, affine));
+  }
+  return values;
+}
+
 // Groups of `codes` neighbouring codes, which begin a group or lie inside one.
 template <typename Q>
 NIBBLE_INLINE constexpr int groups_of(int codes) {

@@ -7,7 +7,8 @@
 //   Q::Arrays                  the arrays of a stack of matrices [N, K]
 //   Q::Parameters              scale and bias of a group, or the scale alone
 //   Q::affine_at()             those of a group
-//   Q::code(), Q::unshift()    value of a code: code(words, i) * unshift(i)
+//   Q::Codes, Q::kAtOnce       kAtOnce neighbouring codes, which code(i) decodes
+//   Q::unshift()               value of code i: code(i) * unshift(i)
 //   Q::value()                 w_hat of a code
 //   Q::add()                   adds a part of x . w_hat that lies in one group
 //   Q::reach()                 the largest |w_hat| of a group
@@ -56,29 +57,45 @@ struct GroupedArrays {
   }
 };
 
+// Codes of a run from code `first` on.
+template <int bits>
+struct IntegersOfRun {
+  const thread uint* words;
+  int first;
+
+  IntegersOfRun() = default;
+  NIBBLE_INLINE IntegersOfRun(const thread uint* words_, int first_)
+      : words(words_), first(first_) {}
+
+  // Code i of them, still shifted as in its word: too large by
+  // 1 / unshift(first + i).
+  NIBBLE_INLINE float code(int i) const thread {
+    return float(code_in_place<bits>(words, first + i));
+  }
+};
+
 // Codes that stand for the integers 0 to 2^bits - 1.
 template <typename S, int bits, int group_size>
 struct IntegerCodes {
   using Scale = S;
   using Arrays = GroupedArrays<S>;
   using Parameters = float2;
+  using Codes = IntegersOfRun<bits>;
   static constant constexpr int kBits = bits;
   static constant constexpr int kGroupSize = group_size;
+  static constant constexpr int kAtOnce = 4;
 
-  // Code i of a run, still shifted as in its word: too large by 1 / unshift(i).
-  static NIBBLE_INLINE float code(const thread uint* words, int i) {
-    return float(code_in_place<bits>(words, i));
-  }
+  // Of code i of a run.
   static NIBBLE_INLINE constexpr float unshift(int i) {
     return unplace<bits>(i);
   }
 
-  // w_hat of code i. The scale absorbs unshift(): the compiler computes this
-  // product once for all words of a run.
-  static NIBBLE_INLINE float value(const thread uint* words,
+  // w_hat of code i of `codes`. The scale absorbs unshift(): the compiler
+  // computes this product once for all words of a run.
+  static NIBBLE_INLINE float value(const thread Codes& codes,
                                    int i,
                                    float2 affine) {
-    return fma(code(words, i), affine.x * unshift(i), affine.y);
+    return fma(codes.code(i), affine.x * unshift(codes.first + i), affine.y);
   }
 
   // sum + x . w_hat of codes of one group; `dot` is their x . value, and
@@ -97,30 +114,23 @@ struct IntegerCodes {
   }
 };
 
-// Codes that stand for floats, the largest of which is `largest`. Decode has
-// code(words, i) and scale(S).
-template <typename S, int bits, int group_size, typename Decode>
+// Codes that stand for floats. C decodes `at_once` of them.
+template <typename S, int bits, int group_size, typename C, int at_once>
 struct FloatCodes {
   using Scale = S;
   using Arrays = GroupedArrays<S>;
   using Parameters = float;
+  using Codes = C;
   static constant constexpr int kBits = bits;
   static constant constexpr int kGroupSize = group_size;
+  static constant constexpr int kAtOnce = at_once;
 
-  static NIBBLE_INLINE float affine_at(const thread GroupedArrays<S>& arrays,
-                                       size_t group) {
-    return Decode::scale(arrays.scales[group]);
-  }
-
-  static NIBBLE_INLINE float code(const thread uint* words, int i) {
-    return Decode::code(words, i);
-  }
   static NIBBLE_INLINE constexpr float unshift(int) { return 1.0f; }
 
-  static NIBBLE_INLINE float value(const thread uint* words,
+  static NIBBLE_INLINE float value(const thread Codes& codes,
                                    int i,
                                    float scale) {
-    return code(words, i) * scale;
+    return codes.code(i) * scale;
   }
 
   static NIBBLE_INLINE float add(float sum, float scale, float dot, float) {
@@ -128,40 +138,34 @@ struct FloatCodes {
   }
 
   static NIBBLE_INLINE float reach(float scale) {
-    return abs(scale) * Decode::largest();
+    constexpr float kLargest = bits == 4 ? 6.0f : 448.0f;
+    return abs(scale) * kLargest;
   }
 };
 
-struct E2m1Codes {
-  static NIBBLE_INLINE float code(const thread uint* words, int i) {
-    return e2m1_of(words[i / 8], i % 8);
+template <typename S, int bits, int group_size>
+struct Mxfp4 : FloatCodes<S, bits, group_size, E2m1Word, 8> {
+  static NIBBLE_INLINE float affine_at(const thread GroupedArrays<S>& arrays,
+                                       size_t group) {
+    return e8m0_of(arrays.scales[group]);
   }
-  static NIBBLE_INLINE constexpr float largest() { return 6.0f; }
 };
 
-struct E4m3Codes {
-  static NIBBLE_INLINE float code(const thread uint* words, int i) {
-    return e4m3_of(words[i / 4], i % 4);
+template <typename S, int bits, int group_size>
+struct Nvfp4 : FloatCodes<S, bits, group_size, E2m1Word, 8> {
+  static NIBBLE_INLINE float affine_at(const thread GroupedArrays<S>& arrays,
+                                       size_t group) {
+    return e4m3_of(arrays.scales[group]);
   }
-  static NIBBLE_INLINE constexpr float largest() { return 448.0f; }
-};
-
-struct E2m1TimesE8m0 : E2m1Codes {
-  static NIBBLE_INLINE float scale(uchar byte) { return e8m0_of(byte); }
-};
-struct E2m1TimesE4m3 : E2m1Codes {
-  static NIBBLE_INLINE float scale(uchar byte) { return e4m3_of(byte); }
-};
-struct E4m3TimesE8m0 : E4m3Codes {
-  static NIBBLE_INLINE float scale(uchar byte) { return e8m0_of(byte); }
 };
 
 template <typename S, int bits, int group_size>
-struct Mxfp4 : FloatCodes<S, bits, group_size, E2m1TimesE8m0> {};
-template <typename S, int bits, int group_size>
-struct Nvfp4 : FloatCodes<S, bits, group_size, E2m1TimesE4m3> {};
-template <typename S, int bits, int group_size>
-struct Mxfp8 : FloatCodes<S, bits, group_size, E4m3TimesE8m0> {};
+struct Mxfp8 : FloatCodes<S, bits, group_size, E4m3Word, 4> {
+  static NIBBLE_INLINE float affine_at(const thread GroupedArrays<S>& arrays,
+                                       size_t group) {
+    return e8m0_of(arrays.scales[group]);
+  }
+};
 
 // A scale and a bias for each group.
 template <typename S, int bits, int group_size>

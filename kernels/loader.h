@@ -113,13 +113,13 @@ NIBBLE_INLINE void put_dequantized(const thread uint* words,
                                    const thread typename Q::Parameters* affine,
                                    threadgroup T* to) {
 #pragma clang loop unroll(full)
-  for (int i = 0; i < count; i += 4) {
-    vec<T, 4> values;
+  for (int i = 0; i < count; i += Q::kAtOnce) {
+    const typename Q::Codes codes(words, i);
 #pragma clang loop unroll(full)
-    for (int j = 0; j < 4; ++j) {
-      values[j] = T(Q::value(words, i + j, affine[i / Q::kGroupSize]));
+    for (int j = 0; j < Q::kAtOnce; j += 4) {
+      *(threadgroup vec<T, 4>*)(to + i + j) =
+          four_values<T, Q>(codes, j, affine[i / Q::kGroupSize]);
     }
-    *(threadgroup vec<T, 4>*)(to + i) = values;
   }
 }
 

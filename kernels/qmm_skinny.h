@@ -82,6 +82,9 @@ NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
                                  int x_k,
                                  bool x_inside) {
   constexpr int kCodes = NIBBLE_SKINNY_CODES(Q::kBits);
+  // The first half of a lane's codes, and the second.
+  typename Q::Codes low[TN];
+  typename Q::Codes high[TN];
 #pragma clang loop unroll(full)
   for (int i = 0; i < kCodes / 2; i += 4) {
     vec<T, 4> x_held[TM][2];
@@ -99,8 +102,16 @@ NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
         }
       }
     }
+    if (i % Q::kAtOnce == 0) {
+#pragma clang loop unroll(full)
+      for (int n = 0; n < TN; ++n) {
+        low[n] = typename Q::Codes(words[n], i);
+        high[n] = typename Q::Codes(words[n], kCodes / 2 + i);
+      }
+    }
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
+      const int at = i % Q::kAtOnce + j;
       Fragment x_fragments[TM];
 #pragma clang loop unroll(full)
       for (int m = 0; m < TM; ++m) {
@@ -111,9 +122,8 @@ NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
       for (int n = 0; n < TN; ++n) {
         Fragment w_fragment;
         elements(w_fragment) =
-            float2(Q::value(words[n], i + j, affine[n][0]),
-                   Q::value(
-                       words[n], kCodes / 2 + i + j, affine[n][kGroups - 1]));
+            float2(Q::value(low[n], at, affine[n][0]),
+                   Q::value(high[n], at, affine[n][kGroups - 1]));
 #pragma clang loop unroll(full)
         for (int m = 0; m < TM; ++m) {
           simdgroup_multiply_accumulate(sum.fragments[n][m],

@@ -27,7 +27,7 @@ namespace nibble {
 using namespace metal;
 
 // Returns the sum of x [codes]; scaled[i] is x[i] * unshift(i), which undoes
-// the shift that Q::code() leaves in code i.
+// the shift that Q::Codes leave in code i.
 template <typename T, typename Q, int codes>
 NIBBLE_INLINE float load_prescaled(const device T* x, thread float* scaled) {
   float sum = 0.0f;
@@ -82,8 +82,12 @@ NIBBLE_INLINE void qmv_rows(const thread QuantizedMatrix<Q>& weight,
 
       float dot = 0.0f;
 #pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes; ++i) {
-        dot = fma(x_scaled[i], Q::code(words, i), dot);
+      for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+        const typename Q::Codes codes(words, i);
+#pragma clang loop unroll(full)
+        for (int j = 0; j < Q::kAtOnce; ++j) {
+          dot = fma(x_scaled[i + j], codes.code(j), dot);
+        }
       }
       sums[r] = Q::add(sums[r], affine, dot, x_sum);
     }

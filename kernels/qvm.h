@@ -64,8 +64,13 @@ struct Qvm : NotTransposed {
         const typename Q::Parameters affine = p.weight.affine_at(n, k);
         const float x_held = float(x[n]);
 #pragma clang loop unroll(full)
-        for (int i = 0; i < kCodes; ++i) {
-          sums[i] = fma(x_held, Q::value(words, i, affine), sums[i]);
+        for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+          const typename Q::Codes codes(words, i);
+#pragma clang loop unroll(full)
+          for (int j = 0; j < Q::kAtOnce; ++j) {
+            sums[i + j] =
+                fma(x_held, Q::value(codes, j, affine), sums[i + j]);
+          }
         }
       }
     }
