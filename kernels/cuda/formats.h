@@ -67,7 +67,7 @@ struct Affine {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if constexpr (Exact::kAround != 0) {
-          // What is around a code of zero is the number to take away.
+          // The bits around a code are the number that is added to it.
           pairs[i] = T::fma(pairs[i], T::kOnes, Exact::kAround | 0x80008000);
         }
         pairs[i] = T::fma(pairs[i], scale, bias);
@@ -76,7 +76,7 @@ struct Affine {
   };
 };
 
-// What the modes of floats share.
+// The parts that all modes of floats share.
 template <int bits, int group, int block>
 struct Floats {
   using Scale = uint8;

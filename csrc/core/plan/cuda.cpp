@@ -162,17 +162,18 @@ bool dense_is_faster(const MatmulProblem& problem,
     return false;
   }
   MatmulProblem p = merge_rows(problem);
-  return p.transpose && is_read(p) ? p.M > kLastRow : !mlx_computes(p);
+  bool read = is_read(p);
+  return (read && p.M > kLastRow) ||
+         (!(read && p.transpose) && !mlx_computes(p));
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
   if (device.api != Api::kCuda || p.batch_invariant) {
     return false;
   }
-  if (!p.transpose || !is_read(p)) {
-    return !p.transpose;  // MLX has kernels for the other form
-  }
-  return p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
+  // MLX has no kernel for products that are not transposed.
+  return !p.transpose || (is_read(p) && p.sorted && p.M == 1 &&
+                          p.B / p.experts > kLastExpertRow);
 }
 
 }  // namespace nibble
