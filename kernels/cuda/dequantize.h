@@ -36,13 +36,13 @@ struct Dequantize {
 
 }  // namespace nibble
 
-#define NIBBLE_DEQUANTIZE_KERNEL(name, threads, blocks, ...)         \
-  extern "C" __global__ void __launch_bounds__(threads, blocks)      \
-      name(const nibble::uint32* w,                                  \
-           const nibble::__VA_ARGS__::Format::Scale* scales,         \
-           const nibble::__VA_ARGS__::Format::Scale* biases,         \
-           nibble::uint16* w_hat,                                    \
-           DequantizeParams p) {                                     \
-    nibble::__VA_ARGS__::run(                                        \
-        w, scales, biases, w_hat, size_t(p.rows) * (p.K / 8));       \
+#define NIBBLE_DEQUANTIZE_KERNEL(name, threads, blocks, ...)    \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) \
+      name(const nibble::uint32* w,                             \
+           const nibble::__VA_ARGS__::Format::Scale* scales,    \
+           const nibble::__VA_ARGS__::Format::Scale* biases,    \
+           nibble::uint16* w_hat,                               \
+           DequantizeParams p) {                                \
+    nibble::__VA_ARGS__::run(                                   \
+        w, scales, biases, w_hat, size_t(p.rows) * (p.K / 8));  \
   }

@@ -131,11 +131,12 @@ struct QmmSkinny {
   // acc += w_hat @ x^T over kBlocks blocks of K. All of their codes are
   // requested before the first is used.
   template <int kBlocks>
-  static NIBBLE_DEVICE void multiply_blocks(Accumulator& acc,
-                                            const Sources& from,
-                                            const Matmul<typename Format::Scale>& p,
-                                            int first,
-                                            int lane) {
+  static NIBBLE_DEVICE void multiply_blocks(
+      Accumulator& acc,
+      const Sources& from,
+      const Matmul<typename Format::Scale>& p,
+      int first,
+      int lane) {
     const int t = lane % 4;
     const uint32* w[kRows];
 #pragma unroll
@@ -163,8 +164,7 @@ struct QmmSkinny {
       const int block = first + min(4 * i + t, kBlocks - 1);
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        held[i][row] =
-            In::hold(p.scales, p.biases, from.groups[row], block);
+        held[i][row] = In::hold(p.scales, p.biases, from.groups[row], block);
       }
     }
     Activations x[kBlocks];
@@ -193,7 +193,9 @@ struct QmmSkinny {
   static constexpr int kRowsOfTile = BM;
 
   // Computes the rows of y from m0 on, at most BM.
-  static NIBBLE_DEVICE void run(const Matmul<typename Format::Scale>& p, int m0, float* sums) {
+  static NIBBLE_DEVICE void run(const Matmul<typename Format::Scale>& p,
+                                int m0,
+                                float* sums) {
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
     const int t = lane % 4;
