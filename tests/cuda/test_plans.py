@@ -95,23 +95,23 @@ def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "dense"),
+    ("change", "columns"),
     [
-        ({"M": 7}, False),
-        ({"M": 8}, True),  # where MLX raises "No implementation"
-        ({"M": 8, "K": 128}, False),
-        ({"M": 8, "K": 192, "group_size": 128}, True),
-        ({"M": 8, "transpose": False}, False),
-        ({"M": 8, "batch_invariant": True}, False),
+        ({"M": 7}, 96),
+        ({"M": 8}, 128),  # MLX would raise "No implementation"
+        ({"M": 4, "batch_size": 2}, 128),
+        ({"M": 8, "K": 128}, 128),
+        ({"M": 8, "K": 384, "group_size": 128}, 384),
+        ({"M": 8, "K": 192, "group_size": 64}, 192),
+        ({"M": 8, "transpose": False}, 96),
     ],
 )
-def test_a_dense_product_computes_what_nobody_else_does(
-    change: dict, dense: bool
-) -> None:
+def test_mlx_is_given_whole_blocks_of_columns(change: dict, columns: int) -> None:
     problem = Problem(N=96, K=96, group_size=32, dtype="float32", scale_dtype="float32")
     problem = replace(problem, **change)
     assert plans.plan_matmul(problem, CUDA) is None
-    assert plans.left_to_mlx(problem, CUDA) is dense
+    assert plans.columns_for_mlx(problem, CUDA) == columns
+    assert plans.columns_for_mlx(problem, Device()) == problem.K
 
 
 def test_a_dense_product_computes_experts_that_are_not_transposed() -> None:

@@ -127,6 +127,7 @@ def library() -> ctypes.CDLL:
         "plan_choice",
         "plan_dequantize",
         "plan_gather",
+        "columns_for_mlx",
         "left_to_mlx",
         "gather_left_to_mlx",
         "plan_swiglu",
@@ -223,6 +224,11 @@ def left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
     """Return whether MLX's operation computes this, though core has a plan."""
     gather = "gather_" if isinstance(problem, GatherProblem) else ""
     return _ask(f"simt_{gather}left_to_mlx", problem, device)
+
+
+def columns_for_mlx(problem: Problem, device: Device) -> int:
+    """Return the columns of w that MLX's own operation takes."""
+    return _ask("simt_columns_for_mlx", problem, device)
 
 
 def tile_costs() -> list[tuple[float, ...]]:

@@ -22,6 +22,11 @@ constexpr int kLastExpertRow = 96;
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
+// From this number of rows on, MLX's kernels for CUDA take blocks of columns,
+// at least as many as a group has. It raises "No implementation" for others.
+constexpr int kFirstMlxBlock = 8;
+constexpr int kMlxColumns = 64;
+
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
 
@@ -30,13 +35,6 @@ template <typename Problem>
 bool is_read(const Problem& p) {
   return supported_by_gpu(p.format, p.K) && p.K % cuda_columns(p.format) == 0 &&
          supported_on_cuda(without_symmetry(p));
-}
-
-// True if MLX 0.32.4 has a kernel; it raises "No implementation" elsewhere.
-// From eight rows on, its kernels take blocks of 64 columns or one group.
-bool mlx_computes(const MatmulProblem& p) {
-  return !p.transpose || p.M * p.batch.size < 8 ||
-         p.K % std::max(64, p.format.group_size) == 0;
 }
 
 bool fits(const LaunchPlan& launch) {
@@ -156,15 +154,9 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   return Launches{std::move(launch)};
 }
 
-bool dense_is_faster(const MatmulProblem& problem,
-                     const DeviceProfile& device) {
-  if (device.api != Api::kCuda || problem.batch_invariant) {
-    return false;
-  }
-  MatmulProblem p = merge_rows(problem);
-  bool read = is_read(p);
-  return (read && p.M > kLastRow) ||
-         (!(read && p.transpose) && !mlx_computes(p));
+bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
+  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
+         merge_rows(p).M > kLastRow;
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
@@ -174,6 +166,13 @@ bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
   // MLX has no kernel for products that are not transposed.
   return !p.transpose || (is_read(p) && p.sorted && p.M == 1 &&
                           p.B / p.experts > kLastExpertRow);
+}
+
+int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {
+  int block = std::max(kMlxColumns, p.format.group_size);
+  bool any = device.api != Api::kCuda || !p.transpose ||
+             p.M * p.batch.size < kFirstMlxBlock;
+  return any ? p.K : static_cast<int>(ceil_div(p.K, block)) * block;
 }
 
 }  // namespace nibble

@@ -93,6 +93,13 @@ bool dense(const GatherProblem& problem, const mx::Device& device) {
   return dense_on_gpu(problem, device);
 }
 
+int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device) {
+  return device == mx::Device::gpu && executor::is_available()
+             ? nibble::columns_for_mlx(problem,
+                                       executor::device_profile(device))
+             : problem.K;
+}
+
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {
   return launches && (is_complete(options) && !options.batch_invariant
                           ? self_check::is_known_right(*launches)

@@ -145,8 +145,7 @@ nibble::Product product_of(const Problem& p) {
   nibble::Product product;
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  product.format = {
-      p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
+  product.format = {p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
@@ -182,6 +181,12 @@ std::string to_json(
 SIMT_EXPORT const char* simt_plan_gather(const SimtGatherProblem* p,
                                          const SimtProfile* profile) {
   return keep(to_json(nibble::plan(gather_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_columns_for_mlx(const SimtProblem* p,
+                                             const SimtProfile* profile) {
+  return keep(std::to_string(
+      nibble::columns_for_mlx(matmul_of(*p), device_of(*profile))));
 }
 
 SIMT_EXPORT const char* simt_left_to_mlx(const SimtProblem* p,
