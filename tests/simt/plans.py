@@ -225,9 +225,10 @@ def left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
     return _ask(f"simt_{gather}left_to_mlx", problem, device)
 
 
-def tile_costs() -> list[tuple[float, ...]]:
+def tile_costs(mode: str, bits: int) -> list[tuple[float, ...]]:
     """Return the costs of tiles (csrc/core/plan/cost.h), in planner_api.cpp's order."""
-    return list(map(tuple, json.loads(library().simt_tile_costs())))
+    answer = library().simt_tile_costs(MODE_NAMES.index(mode), bits)
+    return list(map(tuple, json.loads(answer)))
 
 
 def occupancy(simdgroups: float) -> float:
