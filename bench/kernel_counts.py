@@ -117,7 +117,7 @@ _INDICES = ("offsets", "lhs", "rhs", "lhs_indices", "rhs_indices")
 _ARRAYS = ("w", "scales", "biases", "x", "out", *_INDICES)
 
 
-def _form(mode: str, bits: int) -> dict[str, Any]:
+def form_of(mode: str, bits: int) -> dict[str, Any]:
     """Return the fields of a problem that are its format."""
     floats = mode in oracle.FLOAT_MODES
     return {
@@ -213,7 +213,7 @@ def count(
     counts = {}
     for mode, bits in formats:
         for kernels in (ours, theirs):
-            found = (kernels(_form(mode, bits), K, wanted) for K in LENGTHS)
+            found = (kernels(form_of(mode, bits), K, wanted) for K in LENGTHS)
             for runs in zip(*found, strict=True):
                 counts[runs[0].name] = linear(list(runs))
     return counts

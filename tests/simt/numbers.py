@@ -15,6 +15,7 @@ STORAGE = {
 # By the short names in those of kernels. Types of bytes have only these.
 LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 LONG |= {"e8m0": "e8m0", "e4m3": "e4m3"}
+SHORT = {long: short for short, long in LONG.items()}
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:

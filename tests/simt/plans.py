@@ -231,9 +231,10 @@ def columns_for_mlx(problem: Problem, device: Device) -> int:
     return _ask("simt_columns_for_mlx", problem, device)
 
 
-def tile_costs() -> list[tuple[float, ...]]:
+def tile_costs(mode: str, bits: int) -> list[tuple[float, ...]]:
     """Return the costs of tiles (csrc/core/plan/cost.h), in planner_api.cpp's order."""
-    return list(map(tuple, json.loads(library().simt_tile_costs())))
+    answer = library().simt_tile_costs(MODE_NAMES.index(mode), bits)
+    return list(map(tuple, json.loads(answer)))
 
 
 def occupancy(simdgroups: float) -> float:

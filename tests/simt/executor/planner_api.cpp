@@ -200,18 +200,18 @@ SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
 }
 
 // [[fixed, arithmetic, simdgroups, resident], ...]: qmm_skinny, the tiles of
-// qmm and, at 4 and 8 bits, of gather_qmm, MLX's of both.
-SIMT_EXPORT const char* simt_tile_costs() {
-  std::vector<nibble::TileCost> costs{nibble::kSkinnyCost};
+// qmm and of gather_qmm, MLX's of both.
+SIMT_EXPORT const char* simt_tile_costs(int mode, int bits) {
+  nibble::QuantFormat format{bits, 64, static_cast<nibble::Mode>(mode)};
+  std::vector<nibble::TileCost> costs{nibble::skinny_cost(format)};
   for (const nibble::Tile& tile : nibble::kTiles) {
-    costs.push_back(nibble::cost_of(tile));
+    costs.push_back(nibble::cost_of(tile, format));
   }
-  for (int bits : {4, 8}) {
-    for (const nibble::Tile& tile : nibble::kGatherTiles) {
-      costs.push_back(nibble::sorted_cost_of(tile, bits));
-    }
+  for (const nibble::Tile& tile : nibble::kGatherTiles) {
+    costs.push_back(nibble::sorted_cost_of(tile, format));
   }
-  costs.insert(costs.end(), {nibble::kMlxTileCost, nibble::kMlxSortedCost});
+  costs.insert(costs.end(),
+               {nibble::mlx_cost(format), nibble::mlx_sorted_cost(format)});
   std::ostringstream out;
   for (const nibble::TileCost& cost : costs) {
     out << (out.tellp() > 0 ? ", [" : "[[") << cost.fixed << ", "
