@@ -92,6 +92,7 @@ def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
 def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> None:
     problem = Problem(M=rows, N=4096, K=4096)
     assert plans.left_to_mlx(problem, CUDA) is left
+    assert plans.left_to_mlx(replace(problem, transpose=False), CUDA)
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,9 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
 }
 
 bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
+  // MLX's own kernel for products that are not transposed rounds twice.
   return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         merge_rows(p).M > kLastRow;
+         (!p.transpose || merge_rows(p).M > kLastRow);
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
