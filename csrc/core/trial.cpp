@@ -14,9 +14,9 @@ using Launches = std::vector<LaunchPlan>;
 
 // Rows of w: two tiles of 32 and a rest that is no multiple of any block.
 constexpr int kN = 67;
-// Groups in K, of 32 columns or more, tried in order. Five is no multiple of the groups that
-// simdgroups take at a time. Kernels for short rows need one group, and kernels
-// that split K need two parts or more.
+// Groups in K, of 32 columns or more, tried in order. Five is no multiple of
+// the groups that simdgroups take at a time. Kernels for short rows need one
+// group, and kernels that split K need two parts or more.
 constexpr int kGroups[] = {5, 1, 33};
 // Rows of x: the largest number that leads to the kernel, for more than one
 // tile; an odd number if there is one, for a ragged edge.

@@ -145,8 +145,7 @@ nibble::Product product_of(const Problem& p) {
   nibble::Product product;
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  product.format = {
-      p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
+  product.format = {p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
