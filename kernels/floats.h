@@ -21,8 +21,8 @@ namespace nibble {
 
 using namespace metal;
 
-// Eight codes of E2M1: the whole word, decoded at once, because a compiler would
-// decode each code of a pair alone if it saw them one by one.
+// Eight codes of E2M1: the whole word, decoded at once, because a compiler
+// would decode each code of a pair alone if it saw them one by one.
 struct E2m1Word {
   half2 pairs[4];  // 2^-14 times codes p and p + 4
 
@@ -33,8 +33,7 @@ struct E2m1Word {
     for (int p = 0; p < 4; ++p) {
       const uint sign = word << (12 - 4 * p);
       const uint rest = p == 3 ? word >> 3 : word << (9 - 4 * (p % 3));
-      pairs[p] =
-          as_type<half2>((sign & 0x80008000u) | (rest & 0x0e000e00u));
+      pairs[p] = as_type<half2>((sign & 0x80008000u) | (rest & 0x0e000e00u));
     }
   }
 

@@ -7,8 +7,8 @@
 //   Q::Arrays                  the arrays of a stack of matrices [N, K]
 //   Q::Parameters              scale and bias of a group, or the scale alone
 //   Q::affine_at()             those of a group
-//   Q::Codes, Q::kAtOnce       kAtOnce neighbouring codes, which code(i) decodes
-//   Q::unshift()               value of code i: code(i) * unshift(i)
+//   Q::Codes, Q::kAtOnce       kAtOnce neighbouring codes, which code(i)
+//   decodes Q::unshift()               value of code i: code(i) * unshift(i)
 //   Q::value()                 w_hat of a code
 //   Q::add()                   adds a part of x . w_hat that lies in one group
 //   Q::reach()                 the largest |w_hat| of a group

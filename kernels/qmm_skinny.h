@@ -75,8 +75,8 @@ NIBBLE_INLINE void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 template <int TN, int TM, int kWords, int kGroups, typename T, typename Q>
 NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
                                  const thread uint (&words)[TN][kWords],
-                                 const thread typename Q::Parameters (
-                                     &affine)[TN][kGroups],
+                                 const thread
+                                 typename Q::Parameters (&affine)[TN][kGroups],
                                  const thread Product<T, Q>& p,
                                  int first_x,
                                  int x_k,

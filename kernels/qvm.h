@@ -68,8 +68,7 @@ struct Qvm : NotTransposed {
           const typename Q::Codes codes(words, i);
 #pragma clang loop unroll(full)
           for (int j = 0; j < Q::kAtOnce; ++j) {
-            sums[i + j] =
-                fma(x_held, Q::value(codes, j, affine), sums[i + j]);
+            sums[i + j] = fma(x_held, Q::value(codes, j, affine), sums[i + j]);
           }
         }
       }

@@ -93,7 +93,8 @@ void encode(const LaunchPlan& plan,
   for (size_t i = 0; i < plan.buffers.size(); ++i) {
     Operand operand = plan.buffers[i];
     // Bound again where the kernel reads nothing: a view is copied once.
-    auto first = std::ranges::find(plan.buffers, operand) - plan.buffers.begin();
+    auto first =
+        std::ranges::find(plan.buffers, operand) - plan.buffers.begin();
     if (static_cast<size_t>(first) < i) {
       arrays.push_back(arrays[first]);
       continue;

@@ -35,8 +35,8 @@ int mlx_parts(const MatmulProblem& p, uint64_t tiles) {
 double mlx_cycles(const MatmulProblem& p, uint32_t cores) {
   uint64_t tiles = Tile{32, 32, 32}.grid({p.N, p.M, p.batch.size}).volume();
   int parts = p.batch.size == 1 ? mlx_parts(p, tiles) : 1;
-  double one =
-      launch_cycles(tiles * parts, cores, 32 * 32, p.K / parts, mlx_cost(p.format));
+  double one = launch_cycles(
+      tiles * parts, cores, 32 * 32, p.K / parts, mlx_cost(p.format));
   return one + (parts > 1 ? sums_cycles(p, parts, cores) : 0);
 }
 
