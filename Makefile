@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/cpu tests/metal tests/mlx -type f \
   ! -name '*.py' 2>/dev/null)
 
-.PHONY: demo test test-quick differential families fuzz kills sanitize soak bench lint \
+.PHONY: demo test test-quick test-gpu differential families fuzz kills sanitize soak bench lint \
   format wheel wheel-macos installs mlx release clean help
 
 help:  ## Show this list
@@ -25,6 +25,16 @@ test: $(VENV)/installed  ## Set up, then run all tests
 
 test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit tests/property
+
+# The environment needs MLX's CUDA backend: pip install 'mlx[cuda13]'.
+ON_GPU := tests/unit/ops tests/unit/acceleration
+
+test-gpu:  ## On an NVIDIA GPU: kernels, sanitizers, operations, models
+	$(BIN)/python -m tests.cuda.trials
+	$(BIN)/python -m tests.cuda.trials --sanitize memcheck
+	$(BIN)/python -m tests.cuda.trials --sanitize racecheck
+	NIBBLE_TEST_DEVICE=gpu $(BIN)/python -m pytest $(ON_GPU)
+	$(BIN)/python -m tests.differential --device gpu --cases 5000
 
 COUNT ?= 100
 RACES ?= 20

@@ -1,15 +1,19 @@
 """Decodes with mixtures of experts on MLX's GPU: python -m bench.cuda_moe
 
-The layers have the shapes of Qwen3-30B-A3B and Mixtral 8x7B; there are fewer. The
-weights are random, of 4 bits in groups of 64. Stock MLX and `accelerate()` take turns.
+The layers have the shapes of Qwen3-30B-A3B, Mixtral 8x7B and gpt-oss-20b; there are
+fewer. The weights are random, of 4 bits in groups of 64. Those of gpt-oss are experts
+in mxfp4 and other layers of 8 bits. Stock MLX and `accelerate()` take turns.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models import mixtral, qwen3_moe
+import mlx.nn as nn
+from mlx_lm.models import gpt_oss, mixtral, qwen3_moe
+from mlx_lm.models.switch_layers import SwitchLinear
 
 import mlx_nibble
 from bench.cuda_model import decode, quantized, read
@@ -62,11 +66,52 @@ def mixture() -> Any:
     )
 
 
+def oss() -> Any:
+    """Return a model of gpt-oss-20b's layers."""
+    made = gpt_oss.Model(
+        gpt_oss.ModelArgs(
+            num_hidden_layers=LAYERS,
+            num_local_experts=32,
+            num_experts_per_tok=4,
+            vocab_size=32000,
+            hidden_size=2880,
+            intermediate_size=2880,
+            head_dim=64,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+        )
+    )
+    made.set_dtype(mx.bfloat16)
+    experts = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    nn.quantize(
+        made,
+        64,
+        8,
+        class_predicate=lambda path, module: (
+            experts
+            if isinstance(module, SwitchLinear)
+            else hasattr(module, "to_quantized") and "router" not in path
+        ),
+    )
+    mx.eval(made.parameters())
+    return made
+
+
+MODELS = {
+    "Qwen3-30B-A3B": lambda: quantized(qwen()),
+    "Mixtral 8x7B": lambda: quantized(mixture()),
+    "gpt-oss-20b": oss,
+}
+
+
 def main() -> None:
     """Print a line for each measurement."""
-    for name, make in {"Qwen3-30B-A3B": qwen, "Mixtral 8x7B": mixture}.items():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    for name in parser.parse_args().model:
         mx.random.seed(1)
-        made = quantized(make())
+        made = MODELS[name]()
         for batch in (1, 8, 32):
             for turn in ("stock", "ours") * 2:
                 report = mlx_nibble.accelerate(made) if turn == "ours" else None

@@ -3,14 +3,15 @@
     python -m bench.kernel_counts      # writes bench/kernel_counts.json; minutes
 
 The SIMT bench runs each kernel at two lengths of K. The costs of a threadgroup are
-linear in K, so two lengths give every other one. All in float16 and groups of 64.
+linear in K, so two lengths give every other one. All in float16; affine codes have
+groups of 64.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,23 @@ from tests.simt import (
     products,
     source,
 )
+from tests.support import oracle
 
 FILE = Path(__file__).with_suffix(".json")
-BITS = (4, 8)
+# Modes and widths.
+FORMATS = (("affine", 4), ("affine", 8), ("mxfp4", 4), ("nvfp4", 4), ("mxfp8", 8))
+FORMATS += (("affine", 1),)
 # Every kernel takes whole steps of these.
 LENGTHS = (2048, 4096)
 # Rows of x for which a plan names each of our kernels.
 ROWS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64)
 # MLX's kernels, and the rows of one threadgroup of them.
 THEIRS = {
-    "affine_qmv_fast": (1,),
-    "affine_qmv_wide": (2, 3, 4, 5),
-    "affine_qmm_t": (32,),
-    "affine_gather_qmv_fast": (1,),
-    "affine_gather_qmm_rhs": (16,),
+    "qmv_fast": (1,),
+    "qmv_wide": (2, 3, 4, 5),
+    "qmm_t": (32,),
+    "gather_qmv_fast": (1,),
+    "gather_qmm_rhs": (16,),
 }
 OPTIONS = simt.Options(instrumented=True, redundant_writes=True)
 
@@ -113,18 +117,29 @@ _INDICES = ("offsets", "lhs", "rhs", "lhs_indices", "rhs_indices")
 _ARRAYS = ("w", "scales", "biases", "x", "out", *_INDICES)
 
 
-def ours(bits: int, K: int, wanted: str) -> Iterator[Run]:
+def form_of(mode: str, bits: int) -> dict[str, Any]:
+    """Return the fields of a problem that are its format."""
+    floats = mode in oracle.FLOAT_MODES
+    return {
+        "mode": mode,
+        "bits": bits,
+        "group_size": oracle.FLOAT_MODES[mode][1] if floats else 64,
+        "scale_dtype": plans.SCALES_OF.get(mode, "float16"),
+    }
+
+
+def ours(form: dict[str, Any], K: int, wanted: str) -> Iterator[Run]:
     """Yield a run of each of our wanted kernels, of two threadgroups or more."""
     seen = set()
     for M in ROWS:
-        p = simt.Problem(M=M, N=64, K=K, bits=bits)
+        p = simt.Problem(M=M, N=64, K=K, **form)
         for launches in simt.candidates(p):
             launch = launches[0]
             new = launch.kernel not in seen and launch.kernel.startswith(wanted)
             if len(launches) == 1 and new:
                 seen.add(launch.kernel)
                 yield _ours(cases.matmul(p, launch))
-    one = simt.GatherProblem(B=8, N=64, K=K, experts=2, bits=bits)
+    one = simt.GatherProblem(B=8, N=64, K=K, experts=2, **form)
     # Full tiles of one expert: of 16 rows, and of 32.
     tiles = [replace(one, B=rows, experts=1, sorted=True) for rows in (16, 64)]
     for g in (one, *tiles):
@@ -140,19 +155,28 @@ def _ours(case: cases.Case) -> Run:
     return Run(case.launch.kernel, case.launch, case.operands, outputs, *units)
 
 
-def theirs(bits: int, K: int, wanted: str) -> Iterator[Run]:
+def name_of(kernel: str, mode: str, bits: int) -> str:
+    """Return the name of one of MLX's kernels in a format."""
+    if mode in oracle.FLOAT_MODES:
+        return f"mlx fp_{kernel}_{mode}"
+    return f"mlx affine_{kernel}_b{bits}"
+
+
+def theirs(form: dict[str, Any], K: int, wanted: str) -> Iterator[Run]:
     """Yield a run of each of MLX's wanted kernels."""
-    for kernel, rows in THEIRS.items():
+    mode, bits = form["mode"], form["bits"]
+    for family, rows in THEIRS.items():
+        kernel = ("fp_" if mode in oracle.FLOAT_MODES else "affine_") + family
         for M in rows:
             rows_of = f"_nv{M}" if len(rows) > 1 else ""
-            name = f"mlx {kernel}{rows_of}_b{bits}"
+            name = name_of(family + rows_of, mode, bits)
             if not name.startswith(wanted):
                 continue
             p = simt.Problem(
                 M=M,
                 N=64,
                 K=K,
-                bits=bits,
+                **form,
                 batch_size=2,  # products, if each chooses its expert
                 batch_count=mlx_cases.EXPERTS,
             )
@@ -182,12 +206,14 @@ def linear(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def count(wanted: str = "") -> dict[str, dict[str, Any]]:
+def count(
+    wanted: str = "", formats: Sequence[tuple[str, int]] = FORMATS
+) -> dict[str, dict[str, Any]]:
     """Return the counts of kernels whose names begin with `wanted`, by name."""
     counts = {}
-    for bits in BITS:
+    for mode, bits in formats:
         for kernels in (ours, theirs):
-            found = (kernels(bits, K, wanted) for K in LENGTHS)
+            found = (kernels(form_of(mode, bits), K, wanted) for K in LENGTHS)
             for runs in zip(*found, strict=True):
                 counts[runs[0].name] = linear(list(runs))
     return counts

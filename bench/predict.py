@@ -2,6 +2,7 @@
 
     python -m bench.predict             # the tables of docs/results/kernels.md
     python -m bench.predict --bits 8
+    python -m bench.predict --mode mxfp4
     python -m bench.predict --published # the model beside published measurements
 
 A ratio is MLX's predicted time over ours: above 1, ours is predicted to be faster.
@@ -17,11 +18,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench import published, time_model
+from bench.kernel_counts import form_of
 from bench.time_model import CHIPS, Chip, Work
 from tests import simt
 from tests.simt import plans
+from tests.support.oracle import FLOAT_MODES
 
 # The classes of rows that share a verdict on a GPU, with rows of each.
 CLASSES = {
@@ -39,6 +43,8 @@ SHAPES += ((2048, 2048), (8192, 2048), (2048, 8192))
 # Experts, experts of a token, and matrices of an expert: Qwen3 30B-A3B and Mixtral.
 MIXTURES = ((128, 8, (768, 2048)), (128, 8, (2048, 768)))
 MIXTURES += ((8, 2, (14336, 4096)), (8, 2, (4096, 14336)))
+# The same of gpt-oss, whose experts are mxfp4.
+GPT_OSS = (32, 4, (2880, 2880))
 TOKENS = {"1 token": 1} | {f"{n} tokens": n for n in (128, 512, 1024, 2048)}
 
 
@@ -76,28 +82,30 @@ def prediction(
     return Prediction(chip.name, case, M, p.N, p.K, kernel, ours, mlx, chosen)
 
 
-def dense(chip: Chip, bits: int) -> Iterator[Prediction]:
+def dense(chip: Chip, form: dict[str, Any]) -> Iterator[Prediction]:
     """Yield a prediction for each class, shape and number of rows."""
     for case, rows in CLASSES.items():
         for M, (N, K) in itertools.product(rows, SHAPES):
-            p = simt.Problem(M=M, N=N, K=K, bits=bits)
+            p = simt.Problem(M=M, N=N, K=K, **form)
             launches = simt.candidates(p, chip.device)[0]
             works = time_model.ours(p, launches), time_model.mlx(p, chip)
             yield prediction(chip, case, M, p, works)
 
 
-def experts(chip: Chip, bits: int) -> Iterator[Prediction]:
+def experts(chip: Chip, form: dict[str, Any]) -> Iterator[Prediction]:
     """Yield a prediction for each number of tokens and matrix of experts."""
-    for (case, tokens), mixture in itertools.product(TOKENS.items(), MIXTURES):
+    mixtures = MIXTURES if form["mode"] == "affine" else (*MIXTURES, GPT_OSS)
+    for (case, tokens), mixture in itertools.product(TOKENS.items(), mixtures):
         of, top, (N, K) = mixture
-        form = {"bits": bits, "sorted": tokens > 1}
-        g = simt.GatherProblem(B=tokens * top, N=N, K=K, experts=of, **form)
+        shape = {"B": tokens * top, "N": N, "K": K, "experts": of}
+        g = simt.GatherProblem(**shape, sorted=tokens > 1, **form)
         yield prediction(chip, case, g.B, g, time_model.gathered(g, chip))
 
 
-def every(bits: int = 4) -> list[Prediction]:
-    """Return every prediction."""
-    return [p for c in CHIPS for p in (*dense(c, bits), *experts(c, bits))]
+def every(bits: int = 4, mode: str = "affine") -> list[Prediction]:
+    """Return every prediction for a format with counts."""
+    form = form_of(mode, bits)
+    return [p for c in CHIPS for p in (*dense(c, form), *experts(c, form))]
 
 
 def cell(found: list[Prediction]) -> str:
@@ -126,7 +134,8 @@ def table(predictions: list[Prediction], cases: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--bits", type=int, choices=(1, 4, 8), default=4)
+    parser.add_argument("--mode", choices=("affine", *FLOAT_MODES), default="affine")
     parser.add_argument("--json", type=Path, help="also write each prediction")
     parser.add_argument(
         "--published", action="store_true", help="compare with measurements instead"
@@ -136,7 +145,9 @@ def main() -> None:
         print(published.table())
         rows = [asdict(row) | {"error": row.error} for row in published.every()]
     else:
-        predictions = every(arguments.bits)
+        mode = arguments.mode
+        bits = arguments.bits if mode == "affine" else FLOAT_MODES[mode][0]
+        predictions = every(bits, mode)
         print(table(predictions, list(CLASSES)), end="\n\n")
         print(table(predictions, list(TOKENS)))
         rows = [asdict(p) | {"ratio": p.ratio} for p in predictions]

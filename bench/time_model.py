@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.kernel_counts import name_of
 from tests import simt
 from tests.simt import plans
 
@@ -145,9 +146,22 @@ def seconds(launches: list[Work], chip: Chip) -> float:
     return total
 
 
-def matrix_bytes(N: int, K: int, bits: int) -> float:
-    """Return the bytes of a matrix, with a scale and a bias for each group of 64."""
-    return N * K * (bits / 8 + 4 / 64)
+def matrix_bytes(N: int, K: int, bits: int, of_group: float = 4 / 64) -> float:
+    """Return the bytes of a matrix, with a scale and a bias for each group of 64.
+
+    Args:
+        N: Rows.
+        K: Columns.
+        bits: Width of a code.
+        of_group: Bytes of scales and biases for each weight.
+    """
+    return N * K * (bits / 8 + of_group)
+
+
+def bytes_of(p: simt.Problem | simt.GatherProblem) -> float:
+    """Return the bytes of a matrix of a problem: modes of floats have scales alone."""
+    of_group = 4 / 64 if p.mode == "affine" else 1 / p.group_size
+    return matrix_bytes(p.N, p.K, p.bits, of_group)
 
 
 def row_bytes(M: int, N: int, K: int) -> float:
@@ -163,7 +177,7 @@ def ours(p: simt.Problem, launches: list[simt.Launch]) -> list[Work]:
     first = launches[0]
     x, y, z = first.threadgroups
     passes = y if "_bm" in first.kernel else 1
-    data = passes * matrix_bytes(p.N, p.K, p.bits) + row_bytes(p.M, p.N, p.K)
+    data = passes * bytes_of(p) + row_bytes(p.M, p.N, p.K)
     if len(launches) == 1:
         return [Work(first.kernel, x * y * z, p.K, data)]
     # A split K: SplitParams has the columns of a part. Sums are written, then read.
@@ -188,31 +202,31 @@ def vector_limit(N: int, K: int, chip: Chip) -> int:
     return limits[0 if largest <= 2048 else 1 if largest <= 4096 else 2]
 
 
-def split_parts(M: int, N: int, K: int) -> int:
+def split_parts(M: int, N: int, K: int, group: int = 64) -> int:
     """Return the parts of K of MLX's qmm_splitk: as many as make 512 threadgroups."""
     tiles = -(-N // 32) * -(-M // 32)
-    parts = min(max(1, 512 // tiles), K // 64)
-    while K % (parts * 64):
+    parts = min(max(1, 512 // tiles), K // group)
+    while K % (parts * group):
         parts -= 1
     return parts
 
 
 def mlx(p: simt.Problem, chip: Chip) -> list[Work]:
     """Return the work of MLX's operation."""
-    M, N, K, bits = p.M, p.N, p.K, p.bits
-    matrix, rows = matrix_bytes(N, K, bits), row_bytes(M, N, K)
+    M, N, K = p.M, p.N, p.K
+    matrix, rows = bytes_of(p), row_bytes(M, N, K)
     columns = -(-N // 8)
     if vector_limit(N, K, chip) > M:
         if M == 1 or chip.generation < 15:
-            name = f"mlx affine_qmv_fast_b{bits}"
+            name = name_of("qmv_fast", p.mode, p.bits)
             return [Work(name, M * columns, K, matrix + rows)]
         vectors = -(-M // -(-M // 5))
-        name = f"mlx affine_qmv_wide_nv{vectors}_b{bits}"
+        name = name_of(f"qmv_wide_nv{vectors}", p.mode, p.bits)
         return [Work(name, -(-M // vectors) * columns, K, matrix + rows)]
     tiles = -(-N // 32) * -(-M // 32)
     data = -(-M // 32) * matrix + rows
-    parts = split_parts(M, N, K)
-    name = f"mlx affine_qmm_t_b{bits}"
+    parts = split_parts(M, N, K, max(32, p.group_size))
+    name = name_of("qmm_t", p.mode, p.bits)
     if parts == 1:
         return [Work(name, tiles, K, data)]
     sums = 4.0 * parts * M * N
@@ -234,7 +248,7 @@ def gathered(g: simt.GatherProblem, chip: Chip) -> tuple[list[Work], list[Work]]
     """Return the work of ours and of MLX; each expert has about as many rows."""
     (launch,) = plans.plan_gather(g, chip.device) or ()
     touched = min(g.B, g.experts)
-    data = touched * matrix_bytes(g.N, g.K, g.bits) + row_bytes(g.B, g.N, g.K)
+    data = touched * bytes_of(g) + row_bytes(g.B, g.N, g.K)
     if "_bm" in launch.kernel:
         rows = int(launch.kernel.split("_bm")[1].split("_")[0])
         mine, theirs = (-(-g.N // 32) * expert_tiles(g, r) for r in (rows, 16))
@@ -242,5 +256,5 @@ def gathered(g: simt.GatherProblem, chip: Chip) -> tuple[list[Work], list[Work]]
     else:
         mine, theirs = math.prod(launch.threadgroups), g.B * -(-g.N // 8)
         name, before = "qmv_fast", []
-    mlx = Work(f"mlx affine_gather_{name}_b{g.bits}", theirs, g.K, data)
+    mlx = Work(name_of(f"gather_{name}", g.mode, g.bits), theirs, g.K, data)
     return [Work(launch.kernel, mine, g.K, data)], [*before, mlx]

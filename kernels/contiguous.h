@@ -23,7 +23,7 @@ template <typename T>
                            uint lane [[thread_index_in_simdgroup]]) {
   const ulong at = ulong(tgid.x) * NIBBLE_CONTIGUOUS_THREADS +
                    sgid * NIBBLE_SIMD_WIDTH + lane;
-  if (at >= params.pairs) {
+  if (at >= params.units) {
     return;
   }
   ulong rest = at;

@@ -7,13 +7,23 @@
 
 namespace nibble {
 
-// Value i of a run whose scale and bias are `affine`. The scale absorbs
-// unshift(): the compiler computes this product once for all words of a run.
+// w_hat of codes j to j + 3 of `codes`, rounded to T.
+template <typename T, typename Q>
+NIBBLE_INLINE vec<T, 4> four_values(const thread typename Q::Codes& codes,
+                                    int j,
+                                    typename Q::Parameters affine) {
+  vec<T, 4> values;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    values[i] = T(Q::value(codes, j + i, affine));
+  }
+  return values;
+}
+
+// Groups of `codes` neighbouring codes, which begin a group or lie inside one.
 template <typename Q>
-NIBBLE_INLINE float dequantize_code(const thread uint* words,
-                                    int i,
-                                    float2 affine) {
-  return fma(Q::code(words, i), affine.x * Q::unshift(i), affine.y);
+NIBBLE_INLINE constexpr int groups_of(int codes) {
+  return codes > Q::kGroupSize ? codes / Q::kGroupSize : 1;
 }
 
 // One quantized matrix [N, K] in device memory.
@@ -39,7 +49,7 @@ struct QuantizedMatrix {
   }
 
   // Scale and bias of the group of code k of row `row`.
-  NIBBLE_INLINE float2 affine_at(int row, int k) const thread {
+  NIBBLE_INLINE typename Q::Parameters affine_at(int row, int k) const thread {
     return Q::affine_at(
         arrays,
         size_t(row) * size_t(K / Q::kGroupSize) + size_t(k / Q::kGroupSize));

@@ -35,18 +35,17 @@ template <typename T, typename Q>
       {w, scales, biases}, params.rows, params.K, 0);
   uint words[kWords];
   load_words<kWords>(weight.words_at(row, k), words);
-  const float2 affine = weight.affine_at(row, k);
+  const typename Q::Parameters affine = weight.affine_at(row, k);
 
   device vec<T, 4>* out =
       (device vec<T, 4>*)(w_hat + size_t(row) * size_t(params.K) + size_t(k));
 #pragma clang loop unroll(full)
-  for (int i = 0; i < kCodes; i += 4) {
-    vec<T, 4> values;
+  for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+    const typename Q::Codes codes(words, i);
 #pragma clang loop unroll(full)
-    for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<Q>(words, i + j, affine));
+    for (int j = 0; j < Q::kAtOnce; j += 4) {
+      out[(i + j) / 4] = four_values<T, Q>(codes, j, affine);
     }
-    out[i / 4] = values;
   }
 }
 

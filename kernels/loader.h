@@ -105,20 +105,21 @@ NIBBLE_INLINE bool fits_half(float largest) {
   return largest == 0.0f || (largest >= kLeast && largest <= kMost);
 }
 
-// Dequantizes `count` codes of `words` into a row of a tile. Values are
-// computed in float and rounded to T in the tile.
+// Dequantizes `count` codes of `words`, which begin a group or lie inside one,
+// into a row of a tile. affine[g] belongs to their group g. Values are computed
+// in float and rounded to T in the tile.
 template <typename T, typename Q, int count>
 NIBBLE_INLINE void put_dequantized(const thread uint* words,
-                                   float2 affine,
+                                   const thread typename Q::Parameters* affine,
                                    threadgroup T* to) {
 #pragma clang loop unroll(full)
-  for (int i = 0; i < count; i += 4) {
-    vec<T, 4> values;
+  for (int i = 0; i < count; i += Q::kAtOnce) {
+    const typename Q::Codes codes(words, i);
 #pragma clang loop unroll(full)
-    for (int j = 0; j < 4; ++j) {
-      values[j] = T(dequantize_code<Q>(words, i + j, affine));
+    for (int j = 0; j < Q::kAtOnce; j += 4) {
+      *(threadgroup vec<T, 4>*)(to + i + j) =
+          four_values<T, Q>(codes, j, affine[i / Q::kGroupSize]);
     }
-    *(threadgroup vec<T, 4>*)(to + i) = values;
   }
 }
 
@@ -171,14 +172,16 @@ NIBBLE_INLINE void take_share(const thread uint* passed,
 // begin one.
 //
 // Each of the four also fetches the scale and bias of one of four groups: eight
-// bytes of a row's scales at once instead of two bytes four times.
+// bytes of a row's scales at once instead of two bytes four times. A block lies
+// in one group, or has two groups of 16, and a share always lies in one.
 template <typename T,   // in the tile
           typename Q,   // format of w
           int rows,     // of the tile
           int BK,       // columns of a block
           int threads>  // of the threadgroup
 struct WeightLoader {
-  static_assert(Q::kGroupSize % BK == 0, "a block lies inside one group");
+  static_assert(Q::kGroupSize % BK == 0 || 2 * Q::kGroupSize == BK,
+                "a share of a block lies inside one group");
   static_assert(rows % (threads / 4) == 0, "four lanes to a row");
   static_assert(BK % 32 == 0 && words_of(BK, Q::kBits) <= line_words(),
                 "a block is a window of lines.h");
@@ -188,8 +191,8 @@ struct WeightLoader {
   int last_row;
   int row;  // of the first pass, in the tile
   int lane;
-  float2 held_affine[rows / (threads / 4)];
-  float2 affine[rows / (threads / 4)];
+  typename Q::Parameters held_affine[rows / (threads / 4)];
+  typename Q::Parameters affine[rows / (threads / 4)];
   uint before[rows / (threads / 4)][4];
   uint held[rows / (threads / 4)][4];
 
@@ -206,7 +209,7 @@ struct WeightLoader {
         before[p][i] = 0;
         held[p][i] = 0;
       }
-      held_affine[p] = float2(0.0f);
+      held_affine[p] = typename Q::Parameters(0.0f);
     }
   }
 
@@ -235,7 +238,12 @@ struct WeightLoader {
       }
       if (k % Q::kGroupSize == 0) {
         const ushort holder = ushort(k / Q::kGroupSize % 4);
-        affine[p] = quad_broadcast(held_affine[p], holder);
+        if (Q::kGroupSize < BK) {
+          const ushort half_way = ushort(lane % 4 / 2);
+          affine[p] = quad_shuffle(held_affine[p], ushort(holder + half_way));
+        } else {
+          affine[p] = quad_broadcast(held_affine[p], holder);
+        }
       }
     }
   }
@@ -268,7 +276,7 @@ struct WeightLoader {
       const int target = row + p * (threads / 4);
       put_dequantized<T, Q, count>(
           mine,
-          affine[p],
+          affine + p,
           tile + target * tile_stride<T, BK>() + quad_lane * count);
     }
   }

@@ -66,9 +66,10 @@ NIBBLE_INLINE uint unpack(const thread uint* words, int i) {
 }
 
 // Codes of a row that a lane of a vector kernel reads at a time: 8 bytes, as in
-// MLX at 4 and 8 bits, or the shortest run.
+// MLX at 4 and 8 bits, or the shortest run. At 1 bit they are 4 bytes, because
+// the codes of 8 would be more than a group of 32.
 NIBBLE_INLINE constexpr int lane_codes(int bits) {
-  return run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
+  return bits > 1 && run_codes(bits) < 64 / bits ? 64 / bits : run_codes(bits);
 }
 
 // Reads `count` words by the widest loads that their alignment allows. `from`

@@ -127,11 +127,15 @@ struct RowLoader {
                 "one simdgroup has all threads of a row");
   static_assert(BN * Q::kBits % 128 == 0 && BN * Q::kBits / 128 <= threads / BK,
                 "a row is fetched at once, four words a thread");
-  static_assert(Q::kGroupSize % (BK * BN / threads) == 0,
-                "a thread's codes share a group");
+  static_assert(Q::kGroupSize % (BK * BN / threads) == 0 ||
+                    BK * BN / threads % Q::kGroupSize == 0,
+                "a thread's codes share a group, or are whole groups");
   static_assert(BK * BN / threads % 8 == 0 &&
                     share_words(BK * BN / threads, Q::kBits) <= 4,
                 "a share lies in four words");
+
+  static constant constexpr int kGroups =
+      groups_of<Q>(BK * BN / threads);  // of a thread's codes
 
   QuantizedMatrix<Q> weight;
   WordRange range;  // the tile's columns that exist
@@ -140,14 +144,14 @@ struct RowLoader {
   int lane;
   int place;  // among the threads of the row
   int column;
-  float2 affine;
+  typename Q::Parameters affine[kGroups];
   uint held[4];
 
   NIBBLE_INLINE RowLoader(const thread QuantizedMatrix<Q>& weight_,
                           int first_column,
                           int N,
                           int thread_index)
-      : weight(weight_), last_row(N - 1), affine(float2(0.0f)) {
+      : weight(weight_), last_row(N - 1) {
     constexpr int threads_a_row = threads / BK;
     row = thread_index / threads_a_row;
     lane = thread_index % NIBBLE_SIMD_WIDTH;
@@ -159,13 +163,19 @@ struct RowLoader {
     for (int i = 0; i < 4; ++i) {
       held[i] = 0;
     }
+    for (int g = 0; g < kGroups; ++g) {
+      affine[g] = typename Q::Parameters(0.0f);
+    }
   }
 
   NIBBLE_INLINE void fetch(int n) thread {
     const int source = min(n + row, last_row);
     fetch_four(weight, range, source, range.begin + place * 4, held);
-    if (column < weight.K) {
-      affine = weight.affine_at(source, column);
+#pragma clang loop unroll(full)
+    for (int g = 0; g < kGroups; ++g) {
+      if (column + g * Q::kGroupSize < weight.K) {
+        affine[g] = weight.affine_at(source, column + g * Q::kGroupSize);
+      }
     }
   }
 

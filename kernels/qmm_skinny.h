@@ -69,17 +69,22 @@ NIBBLE_INLINE void sum_over_simdgroups(thread Accumulator<TN, TM>& sum,
 }
 
 // sum += w_hat @ x^T over one step. `words` and `affine` are this lane's codes
-// of w. Its codes of x begin at row `first_x` and column x_k; past K, where
-// `x_inside` is false, they count as zero.
-template <int TN, int TM, int kWords, typename T, typename Q>
+// of w and their groups: one, or one for each half. Its codes of x begin at row
+// `first_x` and column x_k; past K, where `x_inside` is false, they count as
+// zero.
+template <int TN, int TM, int kWords, int kGroups, typename T, typename Q>
 NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
                                  const thread uint (&words)[TN][kWords],
-                                 const thread float2* affine,
+                                 const thread
+                                 typename Q::Parameters (&affine)[TN][kGroups],
                                  const thread Product<T, Q>& p,
                                  int first_x,
                                  int x_k,
                                  bool x_inside) {
   constexpr int kCodes = NIBBLE_SKINNY_CODES(Q::kBits);
+  // The first half of a lane's codes, and the second.
+  typename Q::Codes low[TN];
+  typename Q::Codes high[TN];
 #pragma clang loop unroll(full)
   for (int i = 0; i < kCodes / 2; i += 4) {
     vec<T, 4> x_held[TM][2];
@@ -97,8 +102,16 @@ NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
         }
       }
     }
+    if (i % Q::kAtOnce == 0) {
+#pragma clang loop unroll(full)
+      for (int n = 0; n < TN; ++n) {
+        low[n] = typename Q::Codes(words[n], i);
+        high[n] = typename Q::Codes(words[n], kCodes / 2 + i);
+      }
+    }
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) {
+      const int at = i % Q::kAtOnce + j;
       Fragment x_fragments[TM];
 #pragma clang loop unroll(full)
       for (int m = 0; m < TM; ++m) {
@@ -109,8 +122,8 @@ NIBBLE_INLINE void multiply_step(thread Accumulator<TN, TM>& sum,
       for (int n = 0; n < TN; ++n) {
         Fragment w_fragment;
         elements(w_fragment) =
-            float2(dequantize_code<Q>(words[n], i + j, affine[n]),
-                   dequantize_code<Q>(words[n], kCodes / 2 + i + j, affine[n]));
+            float2(Q::value(low[n], at, affine[n][0]),
+                   Q::value(high[n], at, affine[n][kGroups - 1]));
 #pragma clang loop unroll(full)
         for (int m = 0; m < TM; ++m) {
           simdgroup_multiply_accumulate(sum.fragments[n][m],
@@ -146,7 +159,9 @@ struct QmmSkinny : Transposed {
     constexpr int kWords = words_of(kCodes, bits);
     constexpr int TM = BM / 8;
     constexpr int TN = BN / 8;
-    static_assert(Q::kGroupSize % kCodes == 0, "a lane's codes share a group");
+    constexpr int kGroups = groups_of<Q>(kCodes);
+    static_assert(kGroups <= 2 && Q::kGroupSize % (kCodes / kGroups) == 0,
+                  "a lane's codes share a group, or each half of them");
     const int M = p.M;
     const int N = p.N;
     const int K = p.weight.K;
@@ -194,7 +209,7 @@ struct QmmSkinny : Transposed {
       const int window = words_of(step, bits);
       const int last_line = (window + 4 * kWords - 1) / line_words();
       uint words[TN][kWords] = {};
-      float2 affine[TN] = {};
+      typename Q::Parameters affine[TN][kGroups] = {};
 #pragma clang loop unroll(full)
       for (int n = 0; n < TN; ++n) {
         // Past the last row of w or of x: the last row again, not stored.
@@ -207,8 +222,11 @@ struct QmmSkinny : Transposed {
         }
         share_window<kWords, 8>(
             before, held[n], window, int(lane), column / 2, words[n]);
-        if (w_inside) {
-          affine[n] = p.weight.affine_at(w_row, w_k);
+#pragma clang loop unroll(full)
+        for (int g = 0; g < kGroups; ++g) {
+          if (w_inside) {
+            affine[n][g] = p.weight.affine_at(w_row, w_k + g * Q::kGroupSize);
+          }
         }
       }
       have = last_line;

@@ -27,7 +27,7 @@ namespace nibble {
 using namespace metal;
 
 // Returns the sum of x [codes]; scaled[i] is x[i] * unshift(i), which undoes
-// the shift that Q::code() leaves in code i.
+// the shift that Q::Codes leave in code i.
 template <typename T, typename Q, int codes>
 NIBBLE_INLINE float load_prescaled(const device T* x, thread float* scaled) {
   float sum = 0.0f;
@@ -78,15 +78,18 @@ NIBBLE_INLINE void qmv_rows(const thread QuantizedMatrix<Q>& weight,
       const int row = min(first_row + r, N - 1);
       uint words[kWords];
       load_words<kWords>(weight.words_at(row, k), words);
-      const float2 affine = weight.affine_at(row, k);
+      const typename Q::Parameters affine = weight.affine_at(row, k);
 
       float dot = 0.0f;
 #pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes; ++i) {
-        dot = fma(x_scaled[i], Q::code(words, i), dot);
+      for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+        const typename Q::Codes codes(words, i);
+#pragma clang loop unroll(full)
+        for (int j = 0; j < Q::kAtOnce; ++j) {
+          dot = fma(x_scaled[i + j], codes.code(j), dot);
+        }
       }
-      sums[r] = fma(affine.x, dot, sums[r]);
-      sums[r] = fma(affine.y, x_sum, sums[r]);
+      sums[r] = Q::add(sums[r], affine, dot, x_sum);
     }
   }
 #pragma clang loop unroll(full)

@@ -54,7 +54,7 @@ struct QmvMulti : Transposed {
     float sums[kRows][rows] = {};
     for (int k = int(lane) * kCodes; k < K; k += NIBBLE_SIMD_WIDTH * kCodes) {
       uint words[kRows][kWords];
-      float2 affine[kRows];
+      typename Q::Parameters affine[kRows];
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
         const int row = min(first_row + r, N - 1);
@@ -62,22 +62,27 @@ struct QmvMulti : Transposed {
         affine[r] = p.weight.affine_at(row, k);
       }
 #pragma clang loop unroll(full)
-      for (int i = 0; i < kCodes; i += 4) {
-        vec<T, 4> x_held[rows];
+      for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+        vec<T, 4> x_held[rows][Q::kAtOnce / 4];
 #pragma clang loop unroll(full)
         for (int m = 0; m < rows; ++m) {
           const size_t x_row = size_t(min(first_x + m, M - 1));
-          x_held[m] =
-              *(const device vec<T, 4>*)(p.x + x_row * size_t(K) + k + i);
+          const device T* from = p.x + x_row * size_t(K) + k + i;
+#pragma clang loop unroll(full)
+          for (int j = 0; j < Q::kAtOnce; j += 4) {
+            x_held[m][j / 4] = *(const device vec<T, 4>*)(from + j);
+          }
         }
 #pragma clang loop unroll(full)
         for (int r = 0; r < kRows; ++r) {
+          const typename Q::Codes codes(words[r], i);
 #pragma clang loop unroll(full)
-          for (int j = 0; j < 4; ++j) {
-            const float w_hat = dequantize_code<Q>(words[r], i + j, affine[r]);
+          for (int j = 0; j < Q::kAtOnce; ++j) {
+            const float w_hat = Q::value(codes, j, affine[r]);
 #pragma clang loop unroll(full)
             for (int m = 0; m < rows; ++m) {
-              sums[r][m] = fma(float(x_held[m][j]), w_hat, sums[r][m]);
+              const float x_value = float(x_held[m][j / 4][j % 4]);
+              sums[r][m] = fma(x_value, w_hat, sums[r][m]);
             }
           }
         }

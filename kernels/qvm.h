@@ -61,11 +61,15 @@ struct Qvm : NotTransposed {
       for (; n < N; n += NIBBLE_QVM_SIMDGROUPS * kRowsAtOnce) {
         uint words[kWords];
         load_words<kWords>(p.weight.words_at(n, k), words);
-        const float2 affine = p.weight.affine_at(n, k);
+        const typename Q::Parameters affine = p.weight.affine_at(n, k);
         const float x_held = float(x[n]);
 #pragma clang loop unroll(full)
-        for (int i = 0; i < kCodes; ++i) {
-          sums[i] = fma(x_held, dequantize_code<Q>(words, i, affine), sums[i]);
+        for (int i = 0; i < kCodes; i += Q::kAtOnce) {
+          const typename Q::Codes codes(words, i);
+#pragma clang loop unroll(full)
+          for (int j = 0; j < Q::kAtOnce; ++j) {
+            sums[i + j] = fma(x_held, Q::value(codes, j, affine), sums[i + j]);
+          }
         }
       }
     }

@@ -142,8 +142,8 @@ struct DequantizeParams {
 
 // Parameters of a contiguous copy.
 struct ContiguousParams {
-  unsigned long pairs;  // of bytes
+  unsigned long units;  // bytes, or pairs of bytes
   int dims;
   long shape[NIBBLE_CONTIGUOUS_DIMS];
-  long strides[NIBBLE_CONTIGUOUS_DIMS];  // in pairs
+  long strides[NIBBLE_CONTIGUOUS_DIMS];  // in units
 };

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import no_kernel
 from tests.support.linux_only import linux_only
 
 # Sets MLX's default device. On a Mac, MLX would choose the GPU.
@@ -36,6 +37,17 @@ settings.load_profile("default")
 settings.register_profile(
     "repeatable", settings.get_profile("default"), derandomize=True
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skip a test of products for which MLX has no kernel for CUDA."""
+    try:
+        return (yield)
+    except Exception as error:
+        if no_kernel.is_missing(error):
+            pytest.skip(f"MLX: {error}")
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -46,8 +46,8 @@ constexpr std::string_view short_name(Dtype dtype) {
   return "";
 }
 
-// The spelling of the type in the Metal Shading Language; empty for types that
-// no Metal kernel reads.
+// The spelling of the type in the Metal Shading Language. A byte is a float
+// that a struct of kernels/format.h decodes.
 constexpr std::string_view metal_name(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat32:
@@ -58,7 +58,7 @@ constexpr std::string_view metal_name(Dtype dtype) {
       return "bfloat";
     case Dtype::kE8m0:
     case Dtype::kE4m3:
-      break;
+      return "unsigned char";
   }
   return "";
 }

@@ -37,10 +37,10 @@ struct ModeInfo {
   std::string_view name;         // in MODES of formats.py, and of a trial
   std::string_view mlx_name;     // the `mode` argument of mlx.core
   std::string_view label;        // in a kernel's name
-  std::string_view kernel_type;  // of kernels/format.h, if there is one
+  std::string_view kernel_type;  // of kernels/format.h, cuda/formats.h
   Element element;
   std::span<const int> bits;
-  std::span<const int> gpu_bits;  // none: only the CPU backend has the mode
+  std::span<const int> gpu_bits;  // those of Metal kernels
   std::span<const int> group_sizes;
   std::span<const Dtype> scale_dtypes;  // of scales, and of biases if any
   int default_bits;                     // of MLX
@@ -52,9 +52,6 @@ struct ModeInfo {
 
 // The widths and group sizes of the two affine modes.
 inline constexpr int kBits[] = {1, 2, 3, 4, 5, 6, 8};
-// Those of Metal kernels: at 1 bit a lane of qmv would read 64 codes, more than
-// a group of 32.
-inline constexpr int kGpuBits[] = {2, 3, 4, 5, 6, 8};
 inline constexpr int kGroupSizes[] = {32, 64, 128};
 // Those of the float modes: MLX has one format in each.
 inline constexpr int kFp4Bits[] = {4}, kFp8Bits[] = {8};
@@ -70,7 +67,7 @@ inline constexpr ModeInfo kModes[] = {
      .kernel_type = "Affine",
      .element = Element::kInteger,
      .bits = kBits,
-     .gpu_bits = kGpuBits,
+     .gpu_bits = kBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,
@@ -84,7 +81,7 @@ inline constexpr ModeInfo kModes[] = {
      .kernel_type = "Symmetric",
      .element = Element::kInteger,
      .bits = kBits,
-     .gpu_bits = kGpuBits,
+     .gpu_bits = kBits,
      .group_sizes = kGroupSizes,
      .scale_dtypes = kDtypes,
      .default_bits = 4,
@@ -96,10 +93,10 @@ inline constexpr ModeInfo kModes[] = {
      .name = "mxfp4",
      .mlx_name = "mxfp4",
      .label = "_mxfp4",
-     .kernel_type = "",
+     .kernel_type = "Mxfp4",
      .element = Element::kE2m1,
      .bits = kFp4Bits,
-     .gpu_bits = {},
+     .gpu_bits = kFp4Bits,
      .group_sizes = kMxGroupSizes,
      .scale_dtypes = kMxScales,
      .default_bits = 4,
@@ -110,10 +107,10 @@ inline constexpr ModeInfo kModes[] = {
      .name = "nvfp4",
      .mlx_name = "nvfp4",
      .label = "_nvfp4",
-     .kernel_type = "",
+     .kernel_type = "Nvfp4",
      .element = Element::kE2m1,
      .bits = kFp4Bits,
-     .gpu_bits = {},
+     .gpu_bits = kFp4Bits,
      .group_sizes = kNvGroupSizes,
      .scale_dtypes = kNvScales,
      .default_bits = 4,
@@ -124,10 +121,10 @@ inline constexpr ModeInfo kModes[] = {
      .name = "mxfp8",
      .mlx_name = "mxfp8",
      .label = "_mxfp8",
-     .kernel_type = "",
+     .kernel_type = "Mxfp8",
      .element = Element::kE4m3,
      .bits = kFp8Bits,
-     .gpu_bits = {},
+     .gpu_bits = kFp8Bits,
      .group_sizes = kMxGroupSizes,
      .scale_dtypes = kMxScales,
      .default_bits = 8,
@@ -227,13 +224,12 @@ constexpr bool supported(const QuantFormat& format, int K) {
   return supported(format) && K % format.group_size == 0;
 }
 
-// The same for our kernels of GPUs. MLX's operation computes the float modes
-// and 1 bit on a GPU.
+// The same for our kernels of GPUs. Each takes whole blocks of 32 columns.
 constexpr bool supported_by_gpu(const QuantFormat& format) {
   return contains(format.info().gpu_bits, format.bits) && supported(format);
 }
 constexpr bool supported_by_gpu(const QuantFormat& format, int K) {
-  return supported_by_gpu(format) && supported(format, K);
+  return supported_by_gpu(format) && supported(format, K) && K % 32 == 0;
 }
 
 }  // namespace nibble

@@ -8,12 +8,12 @@ namespace nibble {
 namespace {
 
 // All types of all modes.
-std::vector<Types> all_types() {
+std::vector<Types> all_types(Api api) {
   std::vector<Types> all;
   for (const ModeInfo& mode : kModes) {
     for (Dtype dtype : kDtypes) {
       for (Dtype scale_dtype : mode.scale_dtypes) {
-        for (int bits : mode.gpu_bits) {
+        for (int bits : api == Api::kCuda ? mode.bits : mode.gpu_bits) {
           for (int group_size : mode.group_sizes) {
             all.push_back({dtype, scale_dtype, {bits, group_size, mode.mode}});
           }
@@ -96,7 +96,7 @@ std::vector<KernelId> instances(Api api) {
     if (row.api != api) {
       continue;
     }
-    for (const Types& types : all_types()) {
+    for (const Types& types : all_types(api)) {
       for (KernelId& id : instances(row.family, types)) {
         all.push_back(std::move(id));
       }

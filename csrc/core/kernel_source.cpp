@@ -84,10 +84,10 @@ std::string cuda_source(const KernelId& id) {
       is_tile ? CudaTile::threads_of(id.shape) : NIBBLE_DEQUANTIZE_THREADS;
   int blocks = is_tile ? id.shape.back() : 1;
   out << family.entry << '(' << kernel_name(id) << ", " << threads << ", "
-      << blocks << ", " << format.bits << ", " << format.group_size << ", "
-      << family.type
+      << blocks << ", " << family.type
       << "<nibble::" << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16")
-      << ", " << format.bits << ", " << format.group_size;
+      << ", nibble::" << format.info().kernel_type << '<' << format.bits << ", "
+      << format.group_size << '>';
   for (size_t i = 0; i + 1 < id.shape.size(); ++i) {
     out << ", " << id.shape[i];
   }
@@ -108,6 +108,7 @@ std::string contiguous_source() {
   flatten("contiguous.h", seen, out);
   // Not Metal's `ushort`, whose name is in no namespace that is used here.
   instantiate(kContiguousKernel, "contiguous<unsigned short>", out);
+  instantiate(kContiguousBytesKernel, "contiguous<unsigned char>", out);
   return out.str();
 }
 

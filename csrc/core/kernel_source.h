@@ -27,11 +27,19 @@ std::string kernel_source(const std::vector<KernelId>& ids,
 // kernel's name.
 std::string cuda_source(const KernelId& id);
 
-// The kernel that copies an operand that others cannot read in place; see
-// plan_contiguous(). It has no family: no problem leads to it.
+// The kernels that copy an operand that others cannot read in place; see
+// plan_contiguous(). They have no family: no problem leads to them. Those for
+// elements of one byte are in the same text.
 inline constexpr std::string_view kContiguousKernel = "contiguous";
-std::string contiguous_source();
+inline constexpr std::string_view kContiguousBytesKernel = "contiguous_bytes";
 inline constexpr std::string_view kCudaContiguousKernel = "cuda_contiguous";
+inline constexpr std::string_view kCudaContiguousBytesKernel =
+    "cuda_contiguous_bytes";
+constexpr bool is_contiguous_kernel(std::string_view name) {
+  return name == kContiguousKernel || name == kContiguousBytesKernel ||
+         name == kCudaContiguousKernel || name == kCudaContiguousBytesKernel;
+}
+std::string contiguous_source();
 std::string cuda_contiguous_source();
 
 }  // namespace nibble

@@ -55,10 +55,15 @@ bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
 // True if MLX's dense product with dequantized weights is faster than any
-// product with packed ones: for many rows on CUDA. The weights are rounded to
-// the type of the activations, as in MLX's own kernel.
+// product with packed ones: for many rows on CUDA, and for experts where
+// neither MLX nor we have a kernel there. The weights are rounded to the type
+// of the activations, as in MLX's own kernel.
 bool dense_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
 bool dense_is_faster(const GatherProblem& problem, const DeviceProfile& device);
+
+// The columns of w that MLX's own operation takes: K, or more on CUDA, where
+// its kernels need whole blocks. Columns of zeros change no product.
+int columns_for_mlx(const MatmulProblem& problem, const DeviceProfile& device);
 
 // mlx_is_faster() for a traced graph: true if it is for some number of rows and
 // products.

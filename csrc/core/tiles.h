@@ -220,8 +220,9 @@ constexpr bool supports(const Tile& tile,
   auto threads = static_cast<int>(tile.threads().volume());
   bool shares = tile.BM * tile.BK * item % (16 * threads) == 0 &&
                 tile.BN % (threads / 4) == 0;
-  // A block of K lies inside one group and is made of whole words.
-  bool groups = types.format.group_size % tile.BK == 0 &&
+  // A block of K lies inside one group or is two, and is made of whole words.
+  bool groups = (types.format.group_size % tile.BK == 0 ||
+                 types.format.group_size * 2 == tile.BK) &&
                 tile.BK * types.format.bits % 32 == 0;
   bool fits = tile.threads().volume() <= device.max_threads_per_threadgroup &&
               tile.threadgroup_bytes(types) <= device.max_threadgroup_bytes;
@@ -275,10 +276,17 @@ inline constexpr CudaTiles kCudaTiles[] = {
 };
 
 // Types and formats of the kernels for CUDA. Codes of one group share a step of
-// the tensor core, and scales have the type of the activations.
+// the tensor core. Scales have the type of the activations, or of one byte.
 inline bool supported_on_cuda(const Types& types) {
-  return types.dtype != Dtype::kFloat32 && types.scale_dtype == types.dtype &&
-         types.format.mode == Mode::kAffine;
+  return types.dtype != Dtype::kFloat32 &&
+         (types.scale_dtype == types.dtype || is_byte(types.scale_dtype)) &&
+         types.format.mode != Mode::kSymmetric;
+}
+
+// The columns of w that kernels for CUDA take at a time, at least. A block of
+// nvfp4 has one group for each of four lanes.
+constexpr int cuda_columns(const QuantFormat& format) {
+  return std::max(format.group_size, format.mode == Mode::kNvfp4 ? 64 : 32);
 }
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 #include "csrc/core/trial.h"
 
+#include <algorithm>
 #include <iterator>
 
 #include "csrc/core/planner.h"
@@ -13,10 +14,10 @@ using Launches = std::vector<LaunchPlan>;
 
 // Rows of w: two tiles of 32 and a rest that is no multiple of any block.
 constexpr int kN = 67;
-// Groups in K, tried in order. Five is no multiple of the groups that
-// simdgroups take at a time. Kernels for short rows need one group, and kernels
-// that split K need two parts or more.
-constexpr int kGroups[] = {5, 1, 33};
+// Groups in K, of 32 columns or more, tried in order. Five is no multiple of
+// the groups that simdgroups take at a time. Kernels for short rows need one
+// group, and kernels that split K need two parts or more.
+constexpr int kGroups[] = {5, 1, 33, 4};
 // Rows of x: the largest number that leads to the kernel, for more than one
 // tile; an odd number if there is one, for a ragged edge.
 constexpr int kLargestM = 67;
@@ -145,7 +146,7 @@ std::optional<Trial> trial(const KernelId& id, const DeviceProfile& device) {
   for (int B : numbers_of_products(t, reach)) {
     t.B = B;
     for (int groups : kGroups) {
-      t.K = groups * id.format.group_size;
+      t.K = groups * std::max(id.format.group_size, 32);
       for (int M : numbers_of_rows()) {
         t.M = M;
         for (Launches& launches : plans(reach, t, device)) {

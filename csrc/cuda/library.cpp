@@ -25,7 +25,7 @@ constexpr int kMaxDynamicSharedBytes = 8;
 constexpr uint32_t kSharedBytesUnasked = 48 << 10;
 
 std::string text_of(const std::string& kernel) {
-  if (kernel == kCudaContiguousKernel) {
+  if (is_contiguous_kernel(kernel)) {
     return cuda_contiguous_source();
   }
   std::optional<KernelId> id = parse_kernel_name(kernel);

@@ -1,5 +1,6 @@
 #include "csrc/metal/encoder.h"
 
+#include <algorithm>
 #include <cassert>
 #include <optional>
 #include <sstream>
@@ -89,7 +90,15 @@ void encode(const LaunchPlan& plan,
   MTL::ComputePipelineState* compiled = pipeline(device, plan.kernel);
   require_threads(compiled, plan);
   std::vector<mx::array> arrays;
-  for (Operand operand : plan.buffers) {
+  for (size_t i = 0; i < plan.buffers.size(); ++i) {
+    Operand operand = plan.buffers[i];
+    // Bound again where the kernel reads nothing: a view is copied once.
+    auto first =
+        std::ranges::find(plan.buffers, operand) - plan.buffers.begin();
+    if (static_cast<size_t>(first) < i) {
+      arrays.push_back(arrays[first]);
+      continue;
+    }
     const mx::array* a = operands[operand];
     assert(a != nullptr);
     arrays.push_back(plan.writes(operand) ? *a : readable(*a, device, encoder));

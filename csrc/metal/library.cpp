@@ -46,8 +46,8 @@ KernelId id_of(const std::string& kernel) {
 }
 
 std::string source_of(const std::string& kernel) {
-  return kernel == kContiguousKernel ? contiguous_source()
-                                     : kernel_source({id_of(kernel)}, fences);
+  return is_contiguous_kernel(kernel) ? contiguous_source()
+                                      : kernel_source({id_of(kernel)}, fences);
 }
 
 // The name names this package, its version and every parameter: MLX finds a
@@ -97,7 +97,7 @@ void compile(const std::vector<std::string>& kernels) {
   auto group = std::make_shared<Group>();
   mx::metal::Device& device = mx::metal::device(mx::Device::gpu);
   for (const std::string& kernel : kernels) {
-    if (kernel == kContiguousKernel) {
+    if (is_contiguous_kernel(kernel)) {
       pipeline(device, kernel);
       continue;
     }

@@ -10,10 +10,8 @@
 namespace nibble {
 
 // A lane's share of a block of codes.
-template <int kBits, int kGroup>
+template <int kBits, int kBlock>
 struct Run {
-  // Codes of a block: a group, or half of one of 128.
-  static constexpr int kBlock = kGroup < 64 ? kGroup : 64;
   static constexpr int kCodes = kBlock / 4;
   static constexpr int kBlockWords = kBlock * kBits / 32;
   // Bits of a run, and the words that hold them once they begin a word.
@@ -97,12 +95,11 @@ NIBBLE_DEVICE uint32 moved(const uint32 (&words)[kWords],
   return shift >= 0 ? words[word] >> shift : words[word] << -shift;
 }
 
-// Codes 8 * chunk to 8 * chunk + 7 of a run, in four pairs of T::Place.
-template <typename T, int kBits, int kWords>
+// Codes 8 * chunk to 8 * chunk + 7 of a run, in four pairs of a Place of T's.
+template <typename T, typename Place, int kBits, int kWords>
 NIBBLE_DEVICE void unpack(uint32 (&pairs)[4],
                           const uint32 (&words)[kWords],
                           int chunk) {
-  using Place = typename T::template Place<kBits>;
   constexpr int kShift = Place::kShift;
   constexpr uint32 kLow = ((1u << kBits) - 1) << kShift;
   constexpr uint32 kBoth = kLow * 0x00010001u;
@@ -124,6 +121,9 @@ NIBBLE_DEVICE void unpack(uint32 (&pairs)[4],
     } else {
       pairs[i] =
           __byte_perm(words[2 * chunk + i / 2], 0, i % 2 ? 0x4342 : 0x4140);
+      if constexpr (Place::kFits && Place::kAround != 0) {
+        pairs[i] |= Place::kAround;
+      }
       if constexpr (!Place::kFits) {
         // 16 * high - 128, then + 128 + low: both are exact.
         const uint32 high =
@@ -134,6 +134,55 @@ NIBBLE_DEVICE void unpack(uint32 (&pairs)[4],
             T::fma(masked<0x000f000f, 0x43004300>(pairs[i]), T::kOnes, high);
       }
     }
+  }
+}
+
+// Floats are copied bit by bit into floats of T, which are then smaller by a
+// power of two: 1 becomes 2^(bias of the short type - bias of T). Subnormal
+// numbers become subnormal ones.
+
+// Eight floats of 4 bits (E2M1), whose bias is 1, in kFarPairs.
+template <typename T>
+NIBBLE_DEVICE void unpack_e2m1(uint32 (&pairs)[4], uint32 word) {
+  constexpr int kShift = 13 - T::kMantissa;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32 codes = word << (12 - 4 * i);  // signs at the top
+    pairs[i] = (codes & 0x80008000) | (codes & 0x70007000) >> kShift;
+  }
+}
+
+// The two floats of 8 bits (E4M3) in the upper bytes of the halves. Their bias
+// is 7.
+template <typename T>
+NIBBLE_DEVICE uint32 e4m3(uint32 codes) {
+  constexpr int kShift = 11 - T::kMantissa;
+  const uint32 magnitudes = codes & 0x7f007f00;
+  // 0x7f is NaN: all bits of the exponent are set.
+  const uint32 nans = (magnitudes + 0x01000100) & 0x80008000;
+  return (codes & 0x80008000) | magnitudes >> kShift | (nans - (nans >> 8));
+}
+
+// The words of eight codes that begin at a whole byte, bit `shift`, of the
+// first of two words. They are at most 64 bits.
+NIBBLE_DEVICE void eight_codes(uint32 (&words)[2],
+                               uint32 first,
+                               uint32 second,
+                               int shift) {
+  words[0] = __funnelshift_r(first, second, shift);
+  words[1] = second >> shift;
+}
+
+// Eight neighbours from unpack()'s pairs.
+template <int kBits>
+NIBBLE_DEVICE uint4 in_turn(const uint32 (&pairs)[4]) {
+  if constexpr (kFarPairs<kBits>) {
+    return make_uint4(__byte_perm(pairs[0], pairs[1], 0x5410),
+                      __byte_perm(pairs[2], pairs[3], 0x5410),
+                      __byte_perm(pairs[0], pairs[1], 0x7632),
+                      __byte_perm(pairs[2], pairs[3], 0x7632));
+  } else {
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
   }
 }
 

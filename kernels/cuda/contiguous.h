@@ -4,13 +4,15 @@
 #include "kernels/cuda/types.h"
 #include "kernels/shared.h"
 
-extern "C" __global__ void __launch_bounds__(NIBBLE_CONTIGUOUS_THREADS)
-    cuda_contiguous(const nibble::uint16* from,
-                    nibble::uint16* to,
-                    ContiguousParams params) {
+namespace nibble {
+
+template <typename T>
+NIBBLE_DEVICE void copy_view(const T* from,
+                             T* to,
+                             const ContiguousParams& params) {
   const size_t at =
       size_t(blockIdx.x) * NIBBLE_CONTIGUOUS_THREADS + threadIdx.x;
-  if (at >= params.pairs) {
+  if (at >= params.units) {
     return;
   }
   size_t rest = at;
@@ -21,4 +23,20 @@ extern "C" __global__ void __launch_bounds__(NIBBLE_CONTIGUOUS_THREADS)
     rest /= size;
   }
   to[at] = from[source + static_cast<long long>(rest) * params.strides[0]];
+}
+
+}  // namespace nibble
+
+extern "C" __global__ void __launch_bounds__(NIBBLE_CONTIGUOUS_THREADS)
+    cuda_contiguous(const nibble::uint16* from,
+                    nibble::uint16* to,
+                    ContiguousParams params) {
+  nibble::copy_view(from, to, params);
+}
+
+extern "C" __global__ void __launch_bounds__(NIBBLE_CONTIGUOUS_THREADS)
+    cuda_contiguous_bytes(const nibble::uint8* from,
+                          nibble::uint8* to,
+                          ContiguousParams params) {
+  nibble::copy_view(from, to, params);
 }

@@ -8,11 +8,12 @@
 namespace nibble {
 
 // The operands of a product with one matrix.
+template <typename Scale>
 struct Matmul {
   const uint16* x;
   const uint32* w;
-  const uint16* scales;
-  const uint16* biases;
+  const Scale* scales;
+  const Scale* biases;     // not read if the format has none
   const uint16* bias;      // [N]; null if there is none
   const uint16* residual;  // of y's shape; null if there is none
   uint16* y;
@@ -42,11 +43,11 @@ struct Matmul {
 // A kernel for a batch of products, blockIdx.z being the matrix of x and y. The
 // compiler gives it so few registers that a multiprocessor runs `blocks` blocks
 // at a time.
-#define NIBBLE_MATMUL_KERNEL(name, threads, blocks, bits, group, ...)       \
+#define NIBBLE_MATMUL_KERNEL(name, threads, blocks, ...)                    \
   extern "C" __global__ void __launch_bounds__(threads, blocks)             \
       name(const nibble::uint32* w,                                         \
-           const nibble::uint16* scales,                                    \
-           const nibble::uint16* biases,                                    \
+           const nibble::__VA_ARGS__::Format::Scale* scales,                \
+           const nibble::__VA_ARGS__::Format::Scale* biases,                \
            const nibble::uint16* x,                                         \
            const nibble::uint16* bias,                                      \
            const nibble::uint16* residual,                                  \
@@ -57,9 +58,9 @@ struct Matmul {
     const size_t row = b % p.w_count * p.N;                                 \
     nibble::__VA_ARGS__::run(                                               \
         {x + b * p.M * p.K,                                                 \
-         w + row * (p.K / 32 * bits),                                       \
-         scales + row * (p.K / group),                                      \
-         biases + row * (p.K / group),                                      \
+         w + row * (p.K / 32 * nibble::__VA_ARGS__::Format::kBits),         \
+         scales + row * (p.K / nibble::__VA_ARGS__::Format::kGroup),        \
+         biases + row * (p.K / nibble::__VA_ARGS__::Format::kGroup),        \
          p.epilogue & NIBBLE_BIAS ? bias : nullptr,                         \
          p.epilogue & NIBBLE_RESIDUAL ? residual + b * p.M * p.N : nullptr, \
          y + b * p.M * p.N,                                                 \
@@ -72,65 +73,67 @@ struct Matmul {
   }
 
 // A kernel for products that choose their matrices: blockIdx.z is a product.
-#define NIBBLE_GATHER_KERNEL(name, threads, blocks, bits, group, ...)       \
-  extern "C" __global__ void __launch_bounds__(threads, blocks)             \
-      name(const nibble::uint32* w,                                         \
-           const nibble::uint16* scales,                                    \
-           const nibble::uint16* biases,                                    \
-           const nibble::uint16* x,                                         \
-           const nibble::uint32* lhs,                                       \
-           const nibble::uint32* rhs,                                       \
-           nibble::uint16* y,                                               \
-           GatherParams p) {                                                \
-    extern __shared__ float sums[];                                         \
-    const size_t b = blockIdx.z;                                            \
-    const size_t row = size_t(rhs[b]) * p.N;                                \
-    nibble::__VA_ARGS__::run({x + size_t(lhs[b]) * p.M * p.K,               \
-                              w + row * (p.K / 32 * bits),                  \
-                              scales + row * (p.K / group),                 \
-                              biases + row * (p.K / group),                 \
-                              nullptr,                                      \
-                              nullptr,                                      \
-                              y + b * p.M * p.N,                            \
-                              p.M,                                          \
-                              p.N,                                          \
-                              p.K,                                          \
-                              nullptr},                                     \
-                             blockIdx.y * nibble::__VA_ARGS__::kRowsOfTile, \
-                             sums);                                         \
+#define NIBBLE_GATHER_KERNEL(name, threads, blocks, ...)             \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)      \
+      name(const nibble::uint32* w,                                  \
+           const nibble::__VA_ARGS__::Format::Scale* scales,         \
+           const nibble::__VA_ARGS__::Format::Scale* biases,         \
+           const nibble::uint16* x,                                  \
+           const nibble::uint32* lhs,                                \
+           const nibble::uint32* rhs,                                \
+           nibble::uint16* y,                                        \
+           GatherParams p) {                                         \
+    extern __shared__ float sums[];                                  \
+    const size_t b = blockIdx.z;                                     \
+    const size_t row = size_t(rhs[b]) * p.N;                         \
+    nibble::__VA_ARGS__::run(                                        \
+        {x + size_t(lhs[b]) * p.M * p.K,                             \
+         w + row * (p.K / 32 * nibble::__VA_ARGS__::Format::kBits),  \
+         scales + row * (p.K / nibble::__VA_ARGS__::Format::kGroup), \
+         biases + row * (p.K / nibble::__VA_ARGS__::Format::kGroup), \
+         nullptr,                                                    \
+         nullptr,                                                    \
+         y + b * p.M * p.N,                                          \
+         p.M,                                                        \
+         p.N,                                                        \
+         p.K,                                                        \
+         nullptr},                                                   \
+        blockIdx.y * nibble::__VA_ARGS__::kRowsOfTile,               \
+        sums);                                                       \
   }
 
 // A kernel for products of one row each, sorted by their matrices: blockIdx.y
 // is a tile of kernels/expert_rows.h.
-#define NIBBLE_SORTED_KERNEL(name, threads, blocks, bits, group, ...) \
-  extern "C" __global__ void __launch_bounds__(threads, blocks)       \
-      name(const nibble::uint32* w,                                   \
-           const nibble::uint16* scales,                              \
-           const nibble::uint16* biases,                              \
-           const nibble::uint16* x,                                   \
-           const nibble::uint32* lhs,                                 \
-           const nibble::uint32* rhs,                                 \
-           nibble::uint16* y,                                         \
-           GatherParams p) {                                          \
-    extern __shared__ float sums[];                                   \
-    const nibble::ExpertRows rows =                                   \
-        nibble::rows_of_tile<nibble::__VA_ARGS__::kRowsOfTile>(       \
-            rhs, p.B, p.experts, blockIdx.y);                         \
-    if (rows.begin == rows.end) {                                     \
-      return;                                                         \
-    }                                                                 \
-    const size_t row = size_t(rhs[rows.begin]) * p.N;                 \
-    nibble::__VA_ARGS__::run({x,                                      \
-                              w + row * (p.K / 32 * bits),            \
-                              scales + row * (p.K / group),           \
-                              biases + row * (p.K / group),           \
-                              nullptr,                                \
-                              nullptr,                                \
-                              y,                                      \
-                              rows.end,                               \
-                              p.N,                                    \
-                              p.K,                                    \
-                              lhs},                                   \
-                             rows.begin,                              \
-                             sums);                                   \
+#define NIBBLE_SORTED_KERNEL(name, threads, blocks, ...)             \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)      \
+      name(const nibble::uint32* w,                                  \
+           const nibble::__VA_ARGS__::Format::Scale* scales,         \
+           const nibble::__VA_ARGS__::Format::Scale* biases,         \
+           const nibble::uint16* x,                                  \
+           const nibble::uint32* lhs,                                \
+           const nibble::uint32* rhs,                                \
+           nibble::uint16* y,                                        \
+           GatherParams p) {                                         \
+    extern __shared__ float sums[];                                  \
+    const nibble::ExpertRows rows =                                  \
+        nibble::rows_of_tile<nibble::__VA_ARGS__::kRowsOfTile>(      \
+            rhs, p.B, p.experts, blockIdx.y);                        \
+    if (rows.begin == rows.end) {                                    \
+      return;                                                        \
+    }                                                                \
+    const size_t row = size_t(rhs[rows.begin]) * p.N;                \
+    nibble::__VA_ARGS__::run(                                        \
+        {x,                                                          \
+         w + row * (p.K / 32 * nibble::__VA_ARGS__::Format::kBits),  \
+         scales + row * (p.K / nibble::__VA_ARGS__::Format::kGroup), \
+         biases + row * (p.K / nibble::__VA_ARGS__::Format::kGroup), \
+         nullptr,                                                    \
+         nullptr,                                                    \
+         y,                                                          \
+         rows.end,                                                   \
+         p.N,                                                        \
+         p.K,                                                        \
+         lhs},                                                       \
+        rows.begin,                                                  \
+        sums);                                                       \
   }

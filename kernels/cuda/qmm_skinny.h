@@ -16,28 +16,32 @@
 //
 //   y += scale * sum(q * x) + bias * sum(x)
 //
-// sum(x) is the product with a matrix of ones. w_hat is never rounded, and the
+// sum(x) is the product with a matrix of ones. nvfp4, whose groups are shorter,
+// scales the codes, which is exact (formats.h). w_hat is never rounded, and the
 // bits of a row of y do not depend on other rows of x, nor on BM, BN and
 // `ahead`.
 #pragma once
 
-#include "kernels/cuda/codes.h"
+#include "kernels/cuda/formats.h"
 #include "kernels/cuda/matmul.h"
 
 namespace nibble {
 
 template <typename T,
-          int kBits,
-          int kGroup,
+          typename Weights,
           int BM,
           int BN,
           int WK,
           int F,
           bool ahead>
 struct QmmSkinny {
-  using Codes = Run<kBits, kGroup>;
-  using Place = typename T::template Place<kBits>;
-  static constexpr int kBlock = Codes::kBlock;
+  using Format = Weights;
+  using In = typename Format::template In<T>;
+  using Scaling = typename In::Scaling;
+  static constexpr int kBits = Format::kBits;
+  static constexpr int kGroup = Format::kGroup;
+  static constexpr int kBlock = Format::kBlock;
+  using Codes = Run<kBits, kBlock>;
   static constexpr int kChunks = Codes::kCodes / 8;
   static constexpr int kTiles = BN / 16;
   static constexpr int kColumns = BM / 8;
@@ -70,7 +74,7 @@ struct QmmSkinny {
   // acc += w_hat @ x^T over one block of K.
   static NIBBLE_DEVICE void multiply(Accumulator& acc,
                                      const Codes (&codes)[kRows],
-                                     const float2 (&affine)[kRows],
+                                     const Scaling (&scaling)[kRows],
                                      const Activations& x,
                                      int t) {
     uint32 a[kTiles][2 * kChunks][4];
@@ -81,7 +85,7 @@ struct QmmSkinny {
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         uint32 pairs[4];
-        unpack<T, kBits>(pairs, words, chunk);
+        In::unpack(pairs, words, chunk, scaling[row]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           a[row / 2][2 * chunk + i / 2][row % 2 + i % 2 * 2] = pairs[i];
@@ -106,18 +110,19 @@ struct QmmSkinny {
                    b[2 * half],
                    b[2 * half + 1]);
           }
-          T::mma(sum, ones, b[2 * half], b[2 * half + 1]);
+          if constexpr (Format::kHasBiases) {
+            T::mma(sum, ones, b[2 * half], b[2 * half + 1]);
+          }
         }
       }
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 s = affine[2 * tile + i / 2];
-          acc[column][tile][i] =
-              __fmaf_rn(s.x,
-                        product[tile][i],
-                        __fmaf_rn(s.y, sum[i], acc[column][tile][i]));
+          acc[column][tile][i] = In::add(acc[column][tile][i],
+                                         scaling[2 * tile + i / 2],
+                                         product[tile][i],
+                                         sum[i]);
         }
       }
     }
@@ -126,11 +131,12 @@ struct QmmSkinny {
   // acc += w_hat @ x^T over kBlocks blocks of K. All of their codes are
   // requested before the first is used.
   template <int kBlocks>
-  static NIBBLE_DEVICE void multiply_blocks(Accumulator& acc,
-                                            const Sources& from,
-                                            const Matmul& p,
-                                            int first,
-                                            int lane) {
+  static NIBBLE_DEVICE void multiply_blocks(
+      Accumulator& acc,
+      const Sources& from,
+      const Matmul<typename Format::Scale>& p,
+      int first,
+      int lane) {
     const int t = lane % 4;
     const uint32* w[kRows];
 #pragma unroll
@@ -158,8 +164,7 @@ struct QmmSkinny {
       const int block = first + min(4 * i + t, kBlocks - 1);
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        const int at = from.groups[row] + block * kBlock / kGroup;
-        held[i][row] = __ldg(p.scales + at) | __ldg(p.biases + at) << 16;
+        held[i][row] = In::hold(p.scales, p.biases, from.groups[row], block);
       }
     }
     Activations x[kBlocks];
@@ -174,24 +179,23 @@ struct QmmSkinny {
       if constexpr (!ahead) {
         load(x[i], xs, i);
       }
-      float2 affine[kRows];
+      Scaling scaling[kRows];
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         const uint32 both =
             __shfl_sync(0xffffffffu, held[i / 4][row], lane / 4 * 4 + i % 4);
-        const float scale = T::to_float(both & 0xffff);
-        const float bias = T::to_float(both >> 16);
-        affine[row] = make_float2(scale * Place::kScale,
-                                  __fmaf_rn(scale, -Place::kOffset, bias));
+        scaling[row] = In::scaling(both, t);
       }
-      multiply(acc, codes[i], affine, x[i], t);
+      multiply(acc, codes[i], scaling, x[i], t);
     }
   }
 
   static constexpr int kRowsOfTile = BM;
 
   // Computes the rows of y from m0 on, at most BM.
-  static NIBBLE_DEVICE void run(const Matmul& p, int m0, float* sums) {
+  static NIBBLE_DEVICE void run(const Matmul<typename Format::Scale>& p,
+                                int m0,
+                                float* sums) {
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
     const int t = lane % 4;
@@ -247,7 +251,7 @@ struct QmmSkinny {
       for (int i = 0; i < WK; ++i) {
         sum += sums[i * (BM * BN) + at];
       }
-      p.store<T>(m, n, sum);
+      p.template store<T>(m, n, sum);
     }
   }
 };

@@ -8,6 +8,7 @@
 
 namespace nibble {
 
+typedef unsigned char uint8;
 typedef unsigned short uint16;
 typedef unsigned int uint32;
 // The names that texts shared with Metal use.
@@ -47,6 +48,15 @@ struct BFloat16 {
     static constexpr float kScale = 1;
   };
 
+  // The same for codes that are about to be added and multiplied in this type.
+  template <int kBits>
+  using Exact = Place<kBits>;
+  static constexpr int kMantissa = 7;  // bits
+  static constexpr int kBias = 127;    // of the exponent
+  // True if the exponents are those of float, so that products of small numbers
+  // are subnormal, and every E8M0 is a number.
+  static constexpr bool kWide = true;
+
   static NIBBLE_DEVICE uint32 fma(uint32 a, uint32 b, uint32 c) {
     uint32 d;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -79,7 +89,22 @@ struct Float16 {
     static constexpr float kOffset = 0;
     static constexpr float kScale = 16777216;  // 2^24
   };
+  // 1024 + code: 2^24 itself is no number of this type.
+  template <int kBits>
+  struct Exact {
+    static constexpr bool kFits = true;
+    static constexpr int kShift = 0;
+    static constexpr uint32 kAround = 0x64006400;
+  };
+  static constexpr int kMantissa = 10;
+  static constexpr int kBias = 15;
+  static constexpr bool kWide = false;
 
+  static NIBBLE_DEVICE uint32 fma(uint32 a, uint32 b, uint32 c) {
+    uint32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+  }
   static NIBBLE_DEVICE float to_float(uint16 v) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
@@ -99,5 +124,17 @@ struct Float16 {
 };
 
 #undef NIBBLE_MMA
+
+// The number 2^exponent twice.
+template <typename T>
+NIBBLE_DEVICE constexpr uint32 power(int exponent) {
+  return (uint32(T::kBias + exponent) << T::kMantissa) * 0x00010001u;
+}
+
+// a * b for pairs.
+template <typename T>
+NIBBLE_DEVICE uint32 times(uint32 a, uint32 b) {
+  return T::fma(a, b, 0x80008000);
+}
 
 }  // namespace nibble

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_nibble.formats import MODES
 from tests.simt import plans
 from tests.simt.plans import Device, GatherProblem, Problem
 
@@ -18,16 +19,34 @@ KERNELS = frozenset(plans.instances(cuda=True))
 # capabilities 8.9 and 12.0 give 99 KiB.
 SHARED_BYTES = 99 << 10
 
-problems = st.builds(
+
+@st.composite
+def formats(draw: st.DrawFn) -> dict:
+    """Draw the mode, the sizes and the types that kernels for CUDA have."""
+    mode = draw(st.sampled_from(list(MODES)))
+    return {
+        "mode": mode,
+        "bits": draw(st.sampled_from(MODES[mode].bits)),
+        "group_size": draw(st.sampled_from(MODES[mode].group_sizes)),
+        "dtype": "bfloat16",
+        "scale_dtype": plans.SCALES_OF.get(mode, "bfloat16"),
+    }
+
+
+def of(kind: type, **fields: st.SearchStrategy) -> st.SearchStrategy:
+    """Draw problems of these fields, in any format."""
+    return st.builds(
+        lambda form, given: kind(**form, **given),
+        formats(),
+        st.fixed_dictionaries(fields),
+    )
+
+
+problems = of(
     Problem,
     M=st.integers(1, 200),
     N=st.one_of(st.integers(1, 300), st.sampled_from([2048, 2049, 4096, 8192, 14336])),
     K=st.sampled_from([128, 384, 4096]),
-    dtype=st.just("bfloat16"),
-    scale_dtype=st.just("bfloat16"),
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
-    group_size=st.sampled_from([32, 64, 128]),
-    symmetric=st.booleans(),
     batch_invariant=st.booleans(),
     batch_size=st.integers(1, 3),
     bias=st.booleans(),
@@ -55,8 +74,8 @@ def test_every_candidate_covers_the_result(problem: Problem) -> None:
         assert launch.threads == (32 * tile["wk"], 1, 1)
         assert launch.declared_bytes == 4 * tile["bm"] * tile["bn"] * tile["wk"]
         assert launch.declared_bytes <= SHARED_BYTES
-        # The kernels have one form for all formats, which reads the biases.
-        assert "biases" in launch.buffers
+        # The kernels have one form of the affine modes, which reads the biases.
+        assert ("biases" in launch.buffers) is MODES[problem.mode].stores_biases
         assert "_sym" not in launch.kernel
 
 
@@ -73,20 +92,42 @@ def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
 def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> None:
     problem = Problem(M=rows, N=4096, K=4096)
     assert plans.left_to_mlx(problem, CUDA) is left
+    assert plans.left_to_mlx(replace(problem, transpose=False), CUDA)
 
 
-gathers = st.builds(
+@pytest.mark.parametrize(
+    ("change", "columns"),
+    [
+        ({"M": 7}, 96),
+        ({"M": 8}, 128),  # MLX would raise "No implementation"
+        ({"M": 4, "batch_size": 2}, 128),
+        ({"M": 8, "K": 128}, 128),
+        ({"M": 8, "K": 384, "group_size": 128}, 384),
+        ({"M": 8, "K": 192, "group_size": 64}, 192),
+        ({"M": 8, "transpose": False}, 96),
+    ],
+)
+def test_mlx_is_given_whole_blocks_of_columns(change: dict, columns: int) -> None:
+    problem = Problem(N=96, K=96, group_size=32, dtype="float32", scale_dtype="float32")
+    problem = replace(problem, **change)
+    assert plans.plan_matmul(problem, CUDA) is None
+    assert plans.columns_for_mlx(problem, CUDA) == columns
+    assert plans.columns_for_mlx(problem, Device()) == problem.K
+
+
+def test_a_dense_product_computes_experts_that_are_not_transposed() -> None:
+    problem = GatherProblem(N=64, K=64, transpose=False)
+    assert plans.plan_gather(problem, CUDA) is None
+    assert plans.left_to_mlx(problem, CUDA)
+
+
+gathers = of(
     GatherProblem,
     B=st.integers(1, 500),
     M=st.sampled_from([1, 1, 1, 2, 9, 70]),
     N=st.integers(1, 300),
     K=st.sampled_from([128, 384]),
     experts=st.integers(1, 9),
-    dtype=st.just("bfloat16"),
-    scale_dtype=st.just("bfloat16"),
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]),
-    group_size=st.sampled_from([32, 64, 128]),
-    symmetric=st.booleans(),
     sorted=st.booleans(),
     batch_invariant=st.booleans(),
 )
@@ -131,6 +172,7 @@ def test_matrices_are_dequantized_in_runs_of_eight(problem: Problem) -> None:
         {"dtype": "float32", "scale_dtype": "float32"},
         {"scale_dtype": "float32"},
         {"bits": 7},
+        {"K": 96, "mode": "nvfp4", "group_size": 16, "scale_dtype": "e4m3"},
     ],
 )
 def test_other_problems_are_mlx_s_own(change: dict) -> None:

@@ -121,8 +121,9 @@ class Extension:
 
     def kernels_of(self, shape):
         """Answer the trial of views, which runs this product."""
-        self._of_views = self._recorder.kernels_of(shape)
-        return self._of_views
+        found = self._recorder.kernels_of(shape)
+        self._of_views += found
+        return found
 
     def trial(self, kernel):
         return self._recorder.trial(kernel)
@@ -131,8 +132,11 @@ class Extension:
         self._recorder.compile_kernels(kernels)
 
     def run_trial(self, kernel, operands):
-        self.tried.append(VIEW if kernel in self._of_views else kernel)
-        self._of_views = []
+        viewed = kernel in self._of_views
+        if viewed:
+            self._of_views.remove(kernel)
+        if not viewed or VIEW not in self.tried:
+            self.tried.append(VIEW if viewed else kernel)
         y = self._recorder.run_trial(kernel, operands, stream=self._recorder.stream)
         self._recorder.evaluate(y)
         return y

@@ -17,6 +17,7 @@ from mlx_nibble.machine.trial import Trial, Verdict
 from mlx_nibble.machine.verdicts import CONDEMNED, Machine, Verdicts
 from tests.metal.conftest import KERNELS, VIEW
 from tests.metal.replay import execute
+from tests.simt import plans
 from tests.support.arrays import to_mlx
 
 MACHINE = Machine("applegpu_g14s", "macOS 15.1", "0.32.4", "0.1.0")
@@ -84,7 +85,7 @@ def test_every_kernel_has_a_trial(ext, recorder):
         trial = Trial(**recorder.trial(kernel))
         assert trial.K % trial.group_size == 0
         assert (trial.kind == "dequantize") == kernel.startswith("dequantize")
-        assert trial.mode == ("symmetric" if "_sym" in kernel else "affine")
+        assert trial.mode == plans.mode_of(kernel)
 
 
 def layer(recorder):

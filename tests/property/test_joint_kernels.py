@@ -15,24 +15,24 @@ from tests.simt import cases
 pytestmark = pytest.mark.slow
 
 FORMATS = [
-    ("float16", "float16", 4, 64, False),
-    ("bfloat16", "bfloat16", 8, 32, True),
-    ("float32", "float16", 3, 128, False),
+    ("float16", "float16", 4, 64, "affine"),
+    ("bfloat16", "bfloat16", 8, 32, "symmetric"),
+    ("float32", "float16", 3, 128, "affine"),
 ]
 COLUMNS = st.lists(st.integers(1, 33), min_size=2, max_size=3)
 
 
 def products(fields, M, groups, columns, biased):
-    dtype, scale_dtype, bits, group_size, symmetric = fields
+    dtype, scale_dtype, bits, group_size, mode = fields
     p = simt.Problem(
         M=M,
         # More than 128, the largest K of quads.
-        K=(groups + 128 // group_size) * group_size,
+        K=128 + groups * max(group_size, 32),
         dtype=dtype,
         scale_dtype=scale_dtype,
         bits=bits,
         group_size=group_size,
-        symmetric=symmetric,
+        mode=mode,
     )
     return [replace(p, N=N, bias=bool(biased >> i & 1)) for i, N in enumerate(columns)]
 

@@ -21,16 +21,16 @@ pytestmark = pytest.mark.slow
 
 # To compile a kernel takes a second, so these are not all combinations. They cover
 # every type, width, group size and symmetry, and the pairs of types in checkpoints.
-# (dtype, scale_dtype, bits, group_size, symmetric)
+# (dtype, scale_dtype, bits, group_size, mode)
 FORMATS = [
-    ("float16", "float16", 4, 64, False),
-    ("bfloat16", "bfloat16", 4, 32, True),
-    ("float32", "bfloat16", 8, 128, False),
-    ("bfloat16", "float16", 3, 32, False),
-    ("float16", "float32", 6, 64, False),
-    ("float32", "float32", 2, 128, True),
-    ("bfloat16", "bfloat16", 5, 64, False),
-    ("float16", "float16", 8, 32, True),
+    ("float16", "float16", 4, 64, "affine"),
+    ("bfloat16", "bfloat16", 4, 32, "symmetric"),
+    ("float32", "bfloat16", 8, 128, "affine"),
+    ("bfloat16", "float16", 3, 32, "affine"),
+    ("float16", "float32", 6, 64, "affine"),
+    ("float32", "float32", 2, 128, "symmetric"),
+    ("bfloat16", "bfloat16", 5, 64, "affine"),
+    ("float16", "float16", 8, 32, "symmetric"),
 ]
 
 # One number for each kernel that the planner chooses by rows, off the edges of tiles.
@@ -39,20 +39,20 @@ COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 
 BATCHES = st.sampled_from([(1, 1, 1), (1, 1, 1), (2, 2, 1), (4, 2, 2), (3, 1, 1)])
 
 
-def format_id(fields: tuple[str, str, int, int, bool]) -> str:
-    dtype, scale_dtype, bits, group_size, symmetric = fields
+def format_id(fields: tuple[str, str, int, int, str]) -> str:
+    dtype, scale_dtype, bits, group_size, mode = fields
     name = f"{dtype}-{scale_dtype}-b{bits}-g{group_size}"
-    return name + ("-sym" if symmetric else "")
+    return name if mode == "affine" else f"{name}-{mode}"
 
 
-def problem_of(fields: tuple[str, str, int, int, bool]) -> simt.Problem:
-    dtype, scale_dtype, bits, group_size, symmetric = fields
+def problem_of(fields: tuple[str, str, int, int, str]) -> simt.Problem:
+    dtype, scale_dtype, bits, group_size, mode = fields
     return simt.Problem(
         dtype=dtype,
         scale_dtype=scale_dtype,
         bits=bits,
         group_size=group_size,
-        symmetric=symmetric,
+        mode=mode,
     )
 
 
@@ -72,7 +72,7 @@ def watched(seed: int) -> simt.Options:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_agree_with_the_oracle(
-    fields: tuple[str, str, int, int, bool],
+    fields: tuple[str, str, int, int, str],
     M: int,
     N: int,
     groups: int,
@@ -83,7 +83,7 @@ def test_products_agree_with_the_oracle(
 ) -> None:
     p = problem_of(fields)
     size, count, repeat = batch
-    p = replace(p, M=M, N=N, K=groups * p.group_size)
+    p = replace(p, M=M, N=N, K=groups * max(p.group_size, 32))
     p = replace(p, bias=epilogue[0], residual=epilogue[1], half_tiles=half_tiles)
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     plans = simt.candidates(p)
@@ -102,7 +102,7 @@ def test_products_agree_with_the_oracle(
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_that_are_not_transposed_agree_with_the_oracle(
-    fields: tuple[str, str, int, int, bool],
+    fields: tuple[str, str, int, int, str],
     M: int,
     N: int,
     groups: int,
@@ -111,7 +111,7 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
 ) -> None:
     p = replace(problem_of(fields), M=M, N=N, transpose=False)
     size, count, repeat = batch
-    p = replace(p, K=groups * p.group_size)
+    p = replace(p, K=groups * max(p.group_size, 32))
     p = replace(p, batch_size=size, batch_count=count, batch_repeat=repeat)
     for (launch,) in simt.candidates(p):
         cases.matmul(p, launch, seed).check(watched(seed))
@@ -121,7 +121,7 @@ def test_products_that_are_not_transposed_agree_with_the_oracle(
 def test_every_number_of_rows_where_k_takes_many_steps(M: int) -> None:
     p = problem_of(FORMATS[0])
     # More than two steps of the widest kernel, and not a multiple of a step.
-    p = replace(p, M=M, N=11, K=2304 + p.group_size)
+    p = replace(p, M=M, N=11, K=2304 + max(p.group_size, 32))
     for launch in chain.from_iterable(simt.candidates(p)):
         cases.matmul(p, launch, M).check(watched(M))
 
@@ -142,7 +142,7 @@ def split_of(p: simt.Problem) -> list[simt.Launch]:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_with_k_split_agree_with_the_oracle(
-    fields: tuple[str, str, int, int, bool],
+    fields: tuple[str, str, int, int, str],
     M: int,
     N: int,
     groups: int,
@@ -150,7 +150,7 @@ def test_products_with_k_split_agree_with_the_oracle(
     seed: int,
 ) -> None:
     p = problem_of(fields)
-    p = replace(p, M=M, N=N, K=groups * p.group_size)
+    p = replace(p, M=M, N=N, K=groups * max(p.group_size, 32))
     p = replace(p, bias=epilogue[0], residual=epilogue[1])
     for launch in split_of(p):
         cases.matmul(p, launch, seed).check(watched(seed))
@@ -199,9 +199,9 @@ def run_rows(case: cases.Case, launch: simt.Launch, rows: slice) -> np.ndarray:
     rows=st.integers(1, 5), groups=st.integers(1, 40), seed=st.integers(0, 2**32 - 1)
 )
 def test_dequantize_agrees_with_the_oracle(
-    fields: tuple[str, str, int, int, bool], rows: int, groups: int, seed: int
+    fields: tuple[str, str, int, int, str], rows: int, groups: int, seed: int
 ) -> None:
     p = problem_of(fields)
-    p = replace(p, M=rows, K=groups * p.group_size)
+    p = replace(p, M=rows, K=groups * max(p.group_size, 32))
     (launch,) = simt.plan_dequantize(p) or ()
     cases.dequantize(p, launch, seed).check(watched(seed))

@@ -11,9 +11,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.formats import GROUP_SIZES, SUPPORTED_BITS
+from mlx_nibble.formats import MODES
 from tests.simt.plans import (
     DTYPES,
+    SCALES_OF,
     Device,
     GatherProblem,
     Launch,
@@ -24,6 +25,7 @@ from tests.simt.plans import (
     instances,
     kernels_of_any_shape,
     left_to_mlx,
+    mode_of,
     plan_choice,
     plan_dequantize,
     plan_gather,
@@ -38,7 +40,12 @@ ROWS = (*range(1, 41), 64, 65, 100, 128, 500)
 DENSE = ("matmul", "joint", "swiglu", "dequantize")
 GATHERED = ("gather", "gather_swiglu")
 INSTANCES = frozenset(instances())
-KNOWN_FORMATS = list(itertools.product(SUPPORTED_BITS, GROUP_SIZES))
+KNOWN_FORMATS = [
+    (name, bits, group_size)
+    for name, mode in MODES.items()
+    for bits in mode.bits
+    for group_size in mode.group_sizes
+]
 
 # Plans go wrong at small sizes and at the edges of tiles.
 sizes = st.one_of(
@@ -59,20 +66,20 @@ devices = st.builds(
 
 @st.composite
 def problems(draw):
-    bits, group_size = draw(st.sampled_from(KNOWN_FORMATS))
+    mode, bits, group_size = draw(st.sampled_from(KNOWN_FORMATS))
     count, repeat, outer = (draw(st.integers(1, 4)) for _ in range(3))
     return Problem(
         M=draw(sizes),
         N=draw(sizes),
-        K=group_size * draw(st.integers(1, 130)),
+        K=max(group_size, 32) * draw(st.integers(1, 130)),
         batch_size=count * repeat * outer,
         batch_count=count,
         batch_repeat=repeat,
         dtype=draw(st.sampled_from(DTYPES)),
-        scale_dtype=draw(st.sampled_from(DTYPES)),
+        scale_dtype=SCALES_OF.get(mode) or draw(st.sampled_from(DTYPES)),
         bits=bits,
         group_size=group_size,
-        symmetric=draw(st.booleans()),
+        mode=mode,
         transpose=(transpose := draw(st.booleans())),
         bias=transpose and draw(st.booleans()),
         residual=transpose and draw(st.booleans()),
@@ -136,7 +143,7 @@ def check_split(launches: list[Launch], p: Problem, device: Device) -> None:
     assert (down - 1) * rows < M <= down * rows
     # Without a split, cores would have few tiles.
     assert deep == count >= 2 and across * down <= 4 * cores_of(device)
-    third = "scales" if p.symmetric else "biases"
+    third = "biases" if p.mode == "affine" else "scales"
     assert parts.buffers == ("w", "scales", third, "x", "sums")
     assert parts.sums_bytes == 4 * count * M * p.N and add.sums_bytes == 0
     bias = "bias" if p.bias else "sums"
@@ -218,15 +225,15 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
         assert (across - 1) * columns < width <= across * columns
         assert (down - 1) * rows < M <= down * rows
         assert deep == size
-        third = "scales" if p.symmetric else "biases"
+        third = "biases" if p.mode == "affine" else "scales"
         bias = "bias" if p.bias else "scales"
         residual = "residual" if p.residual else "scales"
         assert launch.buffers == ("w", "scales", third, "x", bias, residual, "out")
         flags = p.bias + 2 * p.residual
         sizes = (M, p.N, p.K, p.batch_count)
         assert struct.unpack("5i", launch.params) == (*sizes, flags)
-        symmetric = "_sym" if p.symmetric else ""
-        assert f"_b{p.bits}_g{p.group_size}{symmetric}" in launch.kernel
+        assert f"_b{p.bits}_g{p.group_size}" in launch.kernel
+        assert mode_of(launch.kernel) == p.mode
         in_half = launch.kernel.startswith("qmm_half_")
         tiles = launch.kernel.startswith("qmm_bf16") or in_half
         assert in_half == (tiles and p.half_tiles)
@@ -244,7 +251,7 @@ def test_every_element_is_computed_exactly_once_within_the_limits(p, device):
 def test_gathered_products_are_computed_exactly_once(
     p, B, experts, M, in_order, invariant
 ):
-    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.mode)
     g = GatherProblem(B, M, p.N, p.K, experts, *form, in_order, p.transpose, invariant)
     (launch,) = plan_gather(g)
     check_limits(launch, Device())
@@ -313,7 +320,7 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
         there = i < len(products)
         operands = (f"w{end}", f"scales{end}", f"biases{end}")
         operands = operands if there else (unread,) * 3
-        operands = (*operands[:2], unread) if p.symmetric else operands
+        operands = operands if p.mode == "affine" else (*operands[:2], unread)
         assert launch.buffers[3 * i : 3 * i + 3] == operands
         bias = f"bias{end}" if there and products[i].bias else unread
         assert launch.buffers[10 + i] == bias
@@ -321,16 +328,16 @@ def test_joint_products_are_those_of_one_launch_each(p, others, device):
     assert launch.buffers[9] == "x" and len(launch.buffers) == 16
 
 
-@given(problems(), st.sampled_from(["K", "dtype", "bits", "M", "symmetric"]))
+@given(problems(), st.sampled_from(["K", "dtype", "bits", "M", "mode"]))
 def test_products_that_differ_are_not_joint(p, what):
     p = replace(p, batch_size=1, batch_count=1, batch_repeat=1, M=1, N=64)
     p = replace(p, residual=False, transpose=True, half_tiles=False)
     value = {
-        "K": p.K + p.group_size,
+        "K": p.K + max(p.group_size, 32),
         "dtype": DTYPES[DTYPES.index(p.dtype) - 1],
         "bits": 12 - p.bits if p.bits in (4, 8) else 4,
         "M": 2,
-        "symmetric": not p.symmetric,
+        "mode": "symmetric" if p.mode == "affine" else "affine",
     }
     assert plan_joint([p, replace(p, **{what: value[what]})]) is None
     assert plan_joint([p, replace(p, residual=True)]) is None
@@ -354,12 +361,20 @@ def test_dequantization_covers_every_word_once(p, device):
     assert down == p.M
 
 
-@given(st.sampled_from([(1, 64), (7, 64), (4, 16), (4, 48), (4, 256)]), problems())
+@given(st.sampled_from([(7, 64), (4, 16), (4, 48), (4, 256)]), problems())
 def test_an_unsupported_format_has_no_plan(form, p):
     bits, group_size = form
     unknown = Problem(M=p.M, N=p.N, K=512 * 3, bits=bits, group_size=group_size)
     assert plan_matmul(unknown) is None
     assert plan_dequantize(unknown) is None
+
+
+def test_rows_that_end_inside_a_block_have_no_plan():
+    form = {"mode": "nvfp4", "group_size": 16, "scale_dtype": "e4m3"}
+    for K, known in ((32, True), (48, False), (64, True), (16, False)):
+        assert (plan_matmul(Problem(M=1, N=64, K=K, **form)) is not None) == known
+        assert (plan_dequantize(Problem(M=1, K=K, **form)) is not None) == known
+        assert (plan_gather(GatherProblem(1, 1, 64, K, 2, **form)) is None) != known
 
 
 @settings(max_examples=200)
@@ -376,11 +391,12 @@ def test_plans_of_any_shape_name_only_kernels_of_any_shape(
     p, q, device, B, experts, in_order, invariant
 ):
     p = replace(p, batch_invariant=invariant)
-    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.symmetric)
+    form = (p.dtype, p.scale_dtype, p.bits, p.group_size, p.mode)
     g = GatherProblem(
         1, p.M, p.N, p.K, experts, *form, in_order, p.transpose, invariant
     )
-    sizes = {"N": q.N, "K": q.K // q.group_size * p.group_size}
+    groups = q.K // max(q.group_size, 32)
+    sizes = {"N": q.N, "K": groups * max(p.group_size, 32)}
     # Asked for one shape, and planned for others.
     allowed = {planner: set(kernels_of_any_shape(p, planner)) for planner in DENSE}
     allowed |= {name: set(kernels_of_any_shape(g, name)) for name in GATHERED}

@@ -16,6 +16,7 @@ from . import numbers
 from .executor import Options, load, run
 from .plans import GatherProblem, Launch, Problem
 
+Weights = oracle.Weights | oracle.FloatWeights
 _SPLIT = struct.Struct("6i")  # SplitParams of kernels/shared.h
 
 
@@ -71,27 +72,52 @@ class Case:
         tolerance.assert_close(result, self.exact, self.allowed, label)
 
 
-def _weights(
+def weights(
     p: Problem | GatherProblem,
     shape: tuple[int, ...],
     rng: np.random.Generator,
     first: float = 1.0,
-) -> tuple[oracle.Weights, dict[str, np.ndarray]]:
+) -> tuple[Weights, dict[str, np.ndarray]]:
+    """Return random weights [..., N, K], and their arrays as they are stored.
+
+    Args:
+        p: The format.
+        shape: Shape of the weights.
+        rng: Source of numbers.
+        first: Factor of the first row.
+    """
+    if p.mode in oracle.FLOAT_MODES:
+        return _floats(p, shape, rng, first)
     w = oracle.random_weights(rng, shape, p.bits, p.group_size)
     factors = np.ones((shape[-2], 1))
     factors[0] = first
     scales = numbers.rounded(w.scales * factors, p.scale_dtype)
     biases = w.biases * factors
-    if p.symmetric:
+    symmetric = p.mode == "symmetric"
+    if symmetric:
         biases = scales * np.float32(-(2 ** (p.bits - 1)))
     w = replace(w, scales=scales, biases=numbers.rounded(biases, p.scale_dtype))
     # A kernel must not read the biases of a symmetric matrix.
-    stored = np.full_like(w.biases, np.nan) if p.symmetric else w.biases
+    stored = np.full_like(w.biases, np.nan) if symmetric else w.biases
     return w, {
         "w": w.words,
         "scales": numbers.encode(w.scales, p.scale_dtype),
         "biases": numbers.encode(stored, p.scale_dtype),
     }
+
+
+def _floats(
+    p: Problem | GatherProblem,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    first: float,
+) -> tuple[Weights, dict[str, np.ndarray]]:
+    """Return weights of a mode of floats, which has no array of biases."""
+    w = oracle.random_floats(rng, shape, p.mode)
+    if first != 1:
+        # The exponent of E8M0.
+        w.scales[..., 0, :] += np.uint8(int(np.log2(first)) % 256)
+    return w, {"w": w.words, "scales": w.scales}
 
 
 def _activations(
@@ -105,10 +131,13 @@ def _type_of_w_hat(launch: Launch, dtype: str) -> str:
     return dtype if "_bk" in launch.kernel else "float32"
 
 
-def _fits_half(x: np.ndarray, w: oracle.Weights) -> bool:
+def _fits_half(x: np.ndarray, w: Weights) -> bool:
     """Return True if qmm_half computes no tile in bfloat; see kernels/loader.h."""
-    last = np.float32(2**w.bits - 1)
-    reach = np.maximum(abs(w.biases), abs(w.scales * last + w.biases))
+    if isinstance(w, oracle.FloatWeights):
+        reach = w.reach()
+    else:
+        last = np.float32(2**w.bits - 1)
+        reach = np.maximum(abs(w.biases), abs(w.scales * last + w.biases))
     largest = np.concatenate([abs(x).max(-1).ravel(), reach.ravel()])
     return bool(((largest == 0) | (largest >= 2**-13) & (largest <= 65504)).all())
 
@@ -117,7 +146,7 @@ def _product(
     launch: Launch,
     p: Problem | GatherProblem,
     x: np.ndarray,
-    w: oracle.Weights,
+    w: Weights,
     which: np.ndarray,
     operands: dict[str, np.ndarray],
     transpose: bool = True,
@@ -162,7 +191,7 @@ def matmul(
         x: Activations [batch_size, M, K] to use instead of random ones.
     """
     rng = np.random.default_rng(seed)
-    w, operands = _weights(p, (p.batch_count, p.N, p.K), rng, first_w)
+    w, operands = weights(p, (p.batch_count, p.N, p.K), rng, first_w)
     inner = p.K if p.transpose else p.N
     if x is None:
         x = rng.standard_normal((p.batch_size, p.M, inner))
@@ -209,7 +238,7 @@ def _sum_of_parts(
 
 
 def dequantize(p: Problem, launch: Launch, seed: int = 0) -> Case:
-    w, operands = _weights(p, (p.M, p.K), np.random.default_rng(seed))
+    w, operands = weights(p, (p.M, p.K), np.random.default_rng(seed))
     exact = w.dequantize()
     allowed = tolerance.bound(exact, w.magnitude(), 1, p.dtype)
     return Case(launch, operands, p.dtype, exact, allowed)
@@ -220,7 +249,7 @@ def gather(
 ) -> Case:
     """Return a case of products; `chosen` are the experts, random by default."""
     rng = np.random.default_rng(seed)
-    w, operands = _weights(p, (p.experts, p.N, p.K), rng)
+    w, operands = weights(p, (p.experts, p.N, p.K), rng)
     x = _activations((p.B, p.M, p.K if p.transpose else p.N), p.dtype, rng)
     lhs, rhs = _indices(p, rng)
     if chosen:
@@ -243,8 +272,8 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
     gathered = isinstance(p, GatherProblem)
     matrices = p.experts if gathered else p.batch_count
     batch = p.B if gathered else p.batch_size
-    gate, operands = _weights(p, (matrices, p.N, p.K), rng)
-    up, up_operands = _weights(p, (matrices, p.N, p.K), rng)
+    gate, operands = weights(p, (matrices, p.N, p.K), rng)
+    up, up_operands = weights(p, (matrices, p.N, p.K), rng)
     operands |= {f"up_{name}": array for name, array in up_operands.items()}
     x = _activations((batch, p.M, p.K), p.dtype, rng)
     operands["x"] = numbers.encode(x, p.dtype)

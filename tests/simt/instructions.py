@@ -32,8 +32,17 @@ _LABEL = re.compile(r"^[\w.]+:")
 _VALUE = re.compile(
     r"^\s+%[\w.]+ = (?:(?:tail|musttail|notail) )?(\w+)(?:.*?@(llvm\.\w+))?"
 )
+# Apple's registers have halves: the upper one needs no shift (applegpu of dougallj).
+_UPPER_HALF = re.compile(r" = lshr .*, (?:splat \(i32 )?16\)?$")
+_VECTOR = re.compile(r"^\s+%[\w.]+ = [\w ]*<(\d+) x ")
 # Functions of the stand-in library for what is hardware on a GPU.
 _HARDWARE = re.compile(r"2rt\d|multiply_in_lanes")
+
+
+def _operations(line: str) -> int:
+    """Return the operations of an instruction: one for each element of a vector."""
+    elements = _VECTOR.match(line)
+    return int(elements[1]) if elements else 1
 
 
 def _class_of(line: str) -> str | None:
@@ -43,7 +52,7 @@ def _class_of(line: str) -> str | None:
     for an x86 only.
     """
     found = _VALUE.match(line)
-    if not found:
+    if not found or _UPPER_HALF.search(line):
         return None
     operation, intrinsic = found.groups()
     return _CLASS_OF.get(intrinsic or "" if operation == "call" else operation)
@@ -75,7 +84,7 @@ def instrument(text: str) -> tuple[str, list[Counter[str]]]:
             blocks.append(Counter())
             waiting = True
         elif counted and blocks and (kind := _class_of(line)):
-            blocks[-1][kind] += 1
+            blocks[-1][kind] += _operations(line)
         if line == "}":
             counted = waiting = False
     out.append(f"@simt_counts = global [{len(blocks)} x i64] zeroinitializer")

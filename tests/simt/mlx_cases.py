@@ -9,8 +9,8 @@ import numpy as np
 
 from tests.support import oracle, tolerance
 
-from . import mlx_kernels, numbers
-from .cases import Case
+from . import mlx_kernels, numbers, plans
+from .cases import Case, weights
 from .plans import Problem
 
 EXPERTS = 3
@@ -26,13 +26,16 @@ _SHAPES = [
 ]
 
 
-def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Problem]]:
+def of_format(
+    dtype: str, bits: int, group_size: int, mode: str = "affine"
+) -> Iterator[tuple[str, Problem]]:
     """Yield (kernel, problem) for each kernel that MLX may use for a problem."""
     base = Problem(
         dtype=dtype,
-        scale_dtype=dtype,
+        scale_dtype=plans.SCALES_OF.get(mode, dtype),
         bits=bits,
         group_size=group_size,
+        mode=mode,
         batch_size=2,
         batch_count=EXPERTS,
     )
@@ -40,8 +43,8 @@ def of_format(dtype: str, bits: int, group_size: int) -> Iterator[tuple[str, Pro
         for transpose in (True, False):
             p = replace(base, M=M, N=N, K=K, transpose=transpose)
             if (K if transpose else N) % group_size == 0:
-                for kernel, witness in mlx_kernels.WITNESSES.items():
-                    if witness.takes(p):
+                for kernel in mlx_kernels.WITNESSES:
+                    if mlx_kernels.takes(kernel, p):
                         yield kernel, p
 
 
@@ -51,18 +54,13 @@ def case(kernel: str, p: Problem) -> Case:
     witness = mlx_kernels.WITNESSES[kernel]
     matrices = EXPERTS if witness.experts or witness.offsets else 1
     shape = (matrices, p.N, p.K) if p.transpose else (matrices, p.K, p.N)
-    w = oracle.random_weights(rng, shape, p.bits, p.group_size)
-    scales = numbers.rounded(w.scales, p.dtype)
-    biases = numbers.rounded(w.biases, p.dtype)
-    w = oracle.Weights(w.words, scales, biases, p.bits, p.group_size)
+    w, stored = weights(p, shape, rng)
     lhs, rhs = np.array([1, 0], np.uint32), np.array([2, 1], np.uint32)
     x = rng.standard_normal((p.batch_size if witness.experts else 1, p.M, p.K))
     x = numbers.rounded(x, p.dtype)
     of_rows = np.sort(rng.integers(0, EXPERTS, p.M))
     arrays = {
-        "w": w.words,
-        "scales": numbers.encode(scales, p.dtype),
-        "biases": numbers.encode(biases, p.dtype),
+        **stored,
         "x": numbers.encode(x, p.dtype),
         "lhs": lhs,
         "rhs": rhs,

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.oracle import FLOAT_MODES
+
 from . import build, numbers
 from .executor import Options, Outcome, load, run
 from .plans import Launch, Problem
 from .source import Unit, flatten, translate
 
 _TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat"}
-_HEADERS = ("utils.h", "steel/gemm/gemm.h", "quantized_utils.h", "quantized.h")
+_HEADERS = ("utils.h", "steel/gemm/gemm.h", "quantized_utils.h")
 # These use the __metal_* functions of Apple's compiler or, in complex.h, constructors
 # in every address space. No quantized product needs them.
 _LEFT_OUT = frozenset({"bf16_math.h", "complex.h", "logging.h"})
@@ -99,6 +101,11 @@ def _sorted_tile_bytes(p: Problem) -> int:
     return _tile_bytes(p) * 3 // 4
 
 
+def _of_qvm(p: Problem) -> int:
+    """Return the columns of a threadgroup of qvm: of two groups, at most 64."""
+    return min(64, 2 * p.group_size)
+
+
 def _aligned(p: Problem) -> str:
     return "true" if p.N % 32 == 0 else "false"
 
@@ -157,14 +164,14 @@ WITNESSES = {
     ),
     "affine_qvm": Witness(
         lambda p: "false",
-        lambda p: (p.M, _ceil(p.N, 64), 1),
+        lambda p: (p.M, _ceil(p.N, _of_qvm(p)), 1),
         (32, 2, 1),
         ("K", "N", *_BATCH),
         lambda p: not p.transpose and p.N % 64 == 0,
     ),
     "affine_qvm_split_k": Witness(
         lambda p: f"{PARTS}",
-        lambda p: (p.M, _ceil(p.N, 64), PARTS),
+        lambda p: (p.M, _ceil(p.N, _of_qvm(p)), PARTS),
         (32, 2, 1),
         ("part_k", "N", *_BATCH, "part_k"),
         lambda p: not p.transpose and p.N % 64 == 0 and p.K % PARTS == 0,
@@ -225,6 +232,13 @@ WITNESSES = {
         offsets=True,
     ),
 }
+# These kernels of the modes of floats have no array of global scales. Others do not
+# read it here: their template says that there is none.
+_WITHOUT_GLOBAL = ("qmv_quad", "qmv_wide", "qvm_split_k", "_qmm_n", "qmm_t_splitk")
+# The modes of floats have kernels of the same names, grids and template arguments.
+WITNESSES |= {
+    name.replace("affine_", "fp_"): witness for name, witness in WITNESSES.items()
+}
 # Not here: the kernels of quantized_nax.h. They call Metal 4's matrix units through
 # MetalPerformancePrimitives, whose headers come with Xcode only.
 
@@ -236,10 +250,17 @@ def include_root() -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve() / "include"
 
 
+def takes(kernel: str, p: Problem) -> bool:
+    """Return whether MLX may use this kernel for a problem."""
+    floats = p.mode in FLOAT_MODES
+    return kernel.startswith("fp_") == floats and WITNESSES[kernel].takes(p)
+
+
 @functools.cache
-def _header_text() -> str:
+def _header_text(floats: bool) -> str:
     folder = include_root() / "mlx" / "backend" / "metal" / "kernels"
-    paths = [folder / name for name in _HEADERS]
+    last = "fp_quantized.h" if floats else "quantized.h"
+    paths = [folder / name for name in (*_HEADERS, last)]
     return _IN_THEIR_PLACE + flatten(paths, include_root(), leave_out=_LEFT_OUT)
 
 
@@ -252,12 +273,16 @@ def instance(kernel: str, p: Problem) -> tuple[str, str]:
 
 
 def text(instances: set[tuple[str, str]]) -> str:
-    """Return MLX's headers with these instances as one flat Metal source."""
+    """Return MLX's headers with these instances as one flat Metal source.
+
+    All are of the modes of floats, or none.
+    """
+    floats = any(f.startswith("fp_") for _, f in instances)
     lines = (
         f'template [[host_name("{name}")]] [[kernel]] decltype({f}) {f};\n'
         for name, f in sorted(instances)
     )
-    return _header_text() + "".join(lines)
+    return _header_text(floats) + "".join(lines)
 
 
 def unit(instances: set[tuple[str, str]], unroll: bool = False) -> Unit:
@@ -306,21 +331,29 @@ def launch(
     Args:
         kernel: Name in WITNESSES.
         p: Shapes, types and format.
-        arrays: "w", "scales", "biases" and "x" as they are stored. With experts also
+        arrays: "w", "scales" and "x" as they are stored, and "biases" if the mode has
+            them. With experts also
             "lhs" and "rhs", the indices of x and of the matrix for each of
             batch_size products. The output is [parts or batch_size, M, N]. With
             offsets also "offsets", the first row of each of batch_count experts.
     """
     witness = WITNESSES[kernel]
+    third = ["biases"]
+    if kernel.startswith("fp_"):
+        has_global = not kernel.removeprefix("fp").endswith(_WITHOUT_GLOBAL)
+        has_global |= "gather" in kernel
+        third = ["global_scale"] if has_global else []
+        arrays = arrays | {"global_scale": np.ones(1, np.float32)}
     sizes = list(witness.sizes)
     if "w_strides" in sizes:
         at = sizes.index("w_strides")
-        sizes[at : at + 3] = ["w_strides", "s_strides", "b_strides"]
-    inputs = ["w", "scales", "biases", "x"]
+        strides = ["w_strides", "s_strides", "b_strides"]
+        sizes[at : at + 3] = strides[: 2 + ("biases" in third)]
+    inputs = ["w", "scales", *third, "x"]
     if witness.experts:
         inputs += ["lhs", "rhs"]
     if witness.offsets:
-        inputs = ["x", "w", "scales", "biases", "offsets"]
+        inputs = ["x", "w", "scales", *third, "offsets"]
     launch = Launch(
         kernel=instance(kernel, p)[0],
         threadgroups=witness.grid(p),

@@ -63,7 +63,27 @@ _SPLITK_SUM = "qmm_splitk_sum_f16_f16_b4_g64"
 _GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm16_bn32_bk32_wm1_wn2"
 
+_MXFP4 = "qmv_f16_e8m0_b4_g32_mxfp4"
+_MXFP8 = "qmv_multi_f16_e8m0_b8_g32_mxfp8_r2"
+_NVFP4 = "qmm_f16_e4m3_b4_g16_nvfp4_bm32_bn32_bk32_wm2_wn2"
+_NVFP4_SKINNY = "qmm_skinny_f16_e4m3_b4_g16_nvfp4_bm16_bn32_wk8"
+_NVFP4_N = "qmm_n_f16_e4m3_b4_g16_nvfp4_bm32_bn128_bk32_wm1_wn4"
+_QMV1 = "qmv_f16_f16_b1_g32"
+
 MUTANTS = [
+    # Floats, groups of 16, and 1 bit.
+    _of(_MXFP4, "a float without its sign", "sign & 0x80008000u", "sign & 0u"),
+    _of(_MXFP4, "exponents of one bit", "0x0e000e00u", "0x06000600u"),
+    _of(_MXFP4, "pairs of neighbours", "pairs[i % 4][i / 4]", "pairs[i / 2][i % 2]"),
+    _of(_MXFP4, "a power of two too many", "uint(byte) << 23", "uint(byte + 1) << 23"),
+    _of(_MXFP4, "codes that stay subnormal", "half(16384.0f)", "half(1.0f)"),
+    _of(_MXFP8, "four codes as eight", "words[first / 4]", "words[first / 8]"),
+    _of(_MXFP8, "bytes in another order", "pairs[i % 2][i / 2]", "pairs[i / 2][i % 2]"),
+    _of(_NVFP4, "the group of the first half", "holder + half_way", "holder"),
+    _of(_NVFP4, "a scale without its sign", "uint(byte) << 8", "0u"),
+    _of(_NVFP4_SKINNY, "one group for both", "affine[n][kGroups - 1]", "affine[n][0]"),
+    _of(_NVFP4_N, "one group for a thread", "affine[i / Q::kGroupSize]", "affine[0]"),
+    _of(_QMV1, "codes of two groups", "bits > 1 && run_codes", "run_codes"),
     # The order of bits, words and groups.
     _qmv("nibble order", "shift = i * bits % 32", "shift = 28 - i * bits % 32"),
     _qmv("code not in place", "& (mask << shift)", "& mask"),
@@ -98,7 +118,7 @@ MUTANTS = [
         "kColumns = Family::columns_of_tile()",
         "kColumns = 8",
     ),
-    _multi("one code for four", "i + j, affine[r]", "i, affine[r]"),
+    _multi("one code for four", "value(codes, j,", "value(codes, 0,"),
     Mutant(
         "group of a block before",
         "qmm_f16_f16_b4_g32_bm32_bn32_bk32_wm2_wn2",
@@ -179,8 +199,8 @@ MUTANTS = [
     _of(_QMM_N3, "share of the first thread", "place * count * Q::kBits / 32", "0"),
     _qmm("scale of the first of four groups", "k / Q::kGroupSize % 4", "0"),
     # Arithmetic.
-    _qmv("bias dropped", "sums[r] = fma(affine.y, x_sum, sums[r]);", ""),
-    _qmm("bias dropped by dequantize_code", "affine.y);\n}", "0.0f);\n}"),
+    _qmv("bias dropped", "fma(affine.y, x_sum, fma", "fma(0.0f, x_sum, fma"),
+    _qmm("bias dropped by value()", "codes.first + i), affine.y)", "codes.first + i), 0.0f)"),
     _qmv("bias of the wrong row", "arrays.biases[group]", "arrays.biases[0]"),
     _qmv("sum misses a value", "sum += value;", "sum += j == 3 ? 0.0f : value;"),
     _qmv("x not scaled", "value * Q::unshift(i + j)", "value"),
@@ -352,7 +372,7 @@ MUTANTS = [
         f"}} else if (more) {{\n      {_BARRIER}\n    }}",
         "}",
     ),
-    _of(_QMM_N, "scales of columns past K", "if (column < weight.K)", ""),
+    _of(_QMM_N, "scales of columns past K", "if (column + g * Q::kGroupSize < weight.K)", ""),
     _of(_QMM_N, "rows of w past N", "min(n + row, last_row)", "n + row"),
     _of(_QMM_N, "x past N", "if (n + column < N)", ""),
     _of(

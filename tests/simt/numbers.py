@@ -8,7 +8,14 @@ STORAGE = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
+    # Scales that are floats of 8 bits stay bytes.
+    "e8m0": np.dtype(np.uint8),
+    "e4m3": np.dtype(np.uint8),
 }
+# By the short names in those of kernels. Types of bytes have only these.
+LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+LONG |= {"e8m0": "e8m0", "e4m3": "e4m3"}
+SHORT = {long: short for short, long in LONG.items()}
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -7,14 +7,20 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from mlx_nibble.formats import FLOAT_MODES, MODES
 
 from . import build
 from .source import Unit, translate
 from .toolchain import ROOT
 
 DTYPES = ("float32", "float16", "bfloat16")  # in the order of csrc/core/dtype.h
+# With those that only scales have.
+SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
+SCALES_OF = {"mxfp4": "e8m0", "nvfp4": "e4m3", "mxfp8": "e8m0"}
+MODE_NAMES = tuple(MODES)  # in the order of nibble::Mode
 # The order of nibble::Planner in csrc/core/families.h.
 PLANNERS = ("matmul", "gather", "joint", "swiglu", "gather_swiglu", "dequantize")
 
@@ -36,7 +42,7 @@ class Problem:
     scale_dtype: str = "float16"
     bits: int = 4
     group_size: int = 64
-    symmetric: bool = False
+    mode: str = "affine"
     transpose: bool = True
     batch_invariant: bool = False
     bias: bool = False
@@ -57,7 +63,7 @@ class GatherProblem:
     scale_dtype: str = "float16"
     bits: int = 4
     group_size: int = 64
-    symmetric: bool = False
+    mode: str = "affine"
     sorted: bool = False
     transpose: bool = True
     batch_invariant: bool = False
@@ -121,6 +127,7 @@ def library() -> ctypes.CDLL:
         "plan_choice",
         "plan_dequantize",
         "plan_gather",
+        "columns_for_mlx",
         "left_to_mlx",
         "gather_left_to_mlx",
         "plan_swiglu",
@@ -144,8 +151,14 @@ def library() -> ctypes.CDLL:
 
 def _structure(p: Problem | GatherProblem) -> _Problem | _GatherProblem:
     kind = _Problem if isinstance(p, Problem) else _GatherProblem
-    values = (getattr(p, field.name) for field in fields(p))
-    return kind(*(DTYPES.index(v) if isinstance(v, str) else v for v in values))
+    values = asdict(p)
+    for name, names in (
+        ("dtype", DTYPES),
+        ("scale_dtype", SCALE_DTYPES),
+        ("mode", MODE_NAMES),
+    ):
+        values[name] = names.index(values[name])
+    return kind(**values)
 
 
 def _profile(device: Device) -> _Profile:
@@ -213,9 +226,15 @@ def left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
     return _ask(f"simt_{gather}left_to_mlx", problem, device)
 
 
-def tile_costs() -> list[tuple[float, ...]]:
+def columns_for_mlx(problem: Problem, device: Device) -> int:
+    """Return the columns of w that MLX's own operation takes."""
+    return _ask("simt_columns_for_mlx", problem, device)
+
+
+def tile_costs(mode: str, bits: int) -> list[tuple[float, ...]]:
     """Return the costs of tiles (csrc/core/plan/cost.h), in planner_api.cpp's order."""
-    return list(map(tuple, json.loads(library().simt_tile_costs())))
+    answer = library().simt_tile_costs(MODE_NAMES.index(mode), bits)
+    return list(map(tuple, json.loads(answer)))
 
 
 def occupancy(simdgroups: float) -> float:
@@ -281,6 +300,19 @@ def kernel_source(name: str) -> str:
 def family_name(kernel: str) -> str:
     """Return the part of a kernel's name before its types."""
     return re.split(r"_(?:f32|f16|bf16)_", kernel)[0]
+
+
+def mode_of(kernel: str) -> str:
+    """Return the mode in a kernel's name."""
+    labels = {"symmetric": "_sym"} | {mode: f"_{mode}" for mode in FLOAT_MODES}
+    return next((m for m, label in labels.items() if label in kernel), "affine")
+
+
+def has_scales(mode: str, scale_dtype: str) -> bool:
+    """Return whether a mode may have scales of this type."""
+    return SCALES_OF.get(mode, scale_dtype if scale_dtype in DTYPES else "") == (
+        scale_dtype
+    )
 
 
 @functools.cache

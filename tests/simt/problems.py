@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 
-from mlx_nibble.formats import GROUP_SIZES
+from mlx_nibble.formats import MODES
 
-from . import plans
+from . import numbers, plans
 from .cases import Case, dequantize, gather, joint, matmul, swiglu
 from .plans import GatherProblem, Problem
 
-_LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # Not a multiple of any tile or of a simdgroup's rows.
 _N = 37
 # Groups in K: three; one and twenty for kernels of very short and very long rows.
@@ -28,19 +27,25 @@ _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.
 _SORTED = ((70, 1, True), (151, 1, True))
 
 
+def lengths(p: Problem) -> list[int]:
+    """Return the lengths of a row: groups, of 32 columns or more."""
+    return [groups * max(p.group_size, 32) for groups in _GROUPS]
+
+
 def of_unit(unit: str) -> Iterator[Case]:
     """Yield a case for each kernel of a unit of plans.unit_names()."""
     family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
     base = Problem(
-        dtype=_LONG[dtype], scale_dtype=_LONG[scale_dtype], bits=int(bits[1:])
+        dtype=numbers.LONG[dtype], scale_dtype=numbers.LONG[scale_dtype], bits=int(bits[1:])
     )
     seen: set[str] = set()
-    for group_size in GROUP_SIZES:
-        for symmetric in (False, True):
-            p = replace(base, group_size=group_size, symmetric=symmetric)
-            for groups in _GROUPS:
-                sized = replace(p, N=_N, K=groups * group_size)
-                for kernel, case in _of_format(family, sized):
+    for mode, info in MODES.items():
+        if base.bits not in info.bits or not plans.has_scales(mode, base.scale_dtype):
+            continue
+        for group_size in info.group_sizes:
+            p = replace(base, group_size=group_size, mode=mode)
+            for K in lengths(p):
+                for kernel, case in _of_format(family, replace(p, N=_N, K=K)):
                     if plans.unit_name(kernel) == unit and kernel not in seen:
                         seen.add(kernel)
                         yield case()
@@ -53,14 +58,14 @@ def of_kernel(kernel: str) -> Iterator[Case]:
     ]
     p = Problem(
         N=_N,
-        dtype=_LONG[dtype],
-        scale_dtype=_LONG[scale_dtype],
+        dtype=numbers.LONG[dtype],
+        scale_dtype=numbers.LONG[scale_dtype],
         bits=int(bits[1:]),
         group_size=int(group),
-        symmetric="_sym" in kernel,
+        mode=plans.mode_of(kernel),
     )
-    for groups in _GROUPS:
-        for name, case in _of_format(family, replace(p, K=groups * p.group_size)):
+    for K in lengths(p):
+        for name, case in _of_format(family, replace(p, K=K)):
             if name == kernel:
                 yield case()
 
@@ -81,7 +86,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
                 scale_dtype=base.scale_dtype,
                 bits=base.bits,
                 group_size=base.group_size,
-                symmetric=base.symmetric,
+                mode=base.mode,
                 sorted=in_order,
             )
             for form in (g, replace(g, transpose=False)):
@@ -95,7 +100,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             p = replace(base, M=M)
             # Three products, two of them with a bias; or two without.
             three = (p, replace(p, N=9, bias=True), replace(p, N=_N - 1, bias=True))
-            products = three if K == _GROUPS[0] * base.group_size else three[:1] * 2
+            products = three if K == lengths(base)[0] else three[:1] * 2
             for launch in plans.plan_joint(products) or ():
                 yield (
                     launch.kernel,
@@ -109,7 +114,7 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
             p = replace(base, M=M, N=N, transpose=transpose, **(batch if M < 3 else {}))
             # Addends at one length of a row only, so that tests cover both.
             split = family.startswith("qmm_splitk")
-            if transpose and (split or base.K == _GROUPS[0] * base.group_size):
+            if transpose and (split or base.K == lengths(base)[0]):
                 p = replace(p, bias=True, residual=True)
             if family == "qmm_half":
                 yield from _of_half(replace(p, half_tiles=True))
@@ -129,6 +134,8 @@ def _of_half(p: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
     for first_x, first_w in _FIRSTS:
         if first_w > 1 and p.scale_dtype == "float16":
             continue  # float16 scales end where half does
+        if first_w != 1 and p.scale_dtype == "e4m3":
+            continue  # scales of 8 bits end before
         for (launch,) in plans.candidates(p):
             yield (
                 launch.kernel,

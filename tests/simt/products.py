@@ -13,7 +13,7 @@ def matmul(
     problem: Problem,
     words: np.ndarray,
     scales: np.ndarray,
-    biases: np.ndarray,
+    biases: np.ndarray | None,
     x: np.ndarray,
     options: Options | None = None,
     launches: list[Launch] | None = None,
@@ -23,8 +23,9 @@ def matmul(
     Args:
         problem: Shapes, types and format.
         words: uint32 [batch_count, N, K * bits / 32].
-        scales: Floats [batch_count, N, K / group_size], rounded to scale_dtype here.
-        biases: As scales.
+        scales: Floats [batch_count, N, K / group_size], rounded to scale_dtype here;
+            bytes in a mode of floats.
+        biases: As scales; None in a mode without them.
         x: Floats [batch_size, M, K], rounded to dtype here.
         options: Options of the run.
         launches: One of candidates(problem); by default the plan of core.
@@ -44,7 +45,7 @@ def dequantize(
     problem: Problem,
     words: np.ndarray,
     scales: np.ndarray,
-    biases: np.ndarray,
+    biases: np.ndarray | None,
     options: Options | None = None,
 ) -> np.ndarray:
     """Compute w_hat [M, K]; arguments and result are as in matmul()."""
@@ -68,14 +69,15 @@ def _run_all(
     problem: Problem,
     operands: dict[str, np.ndarray],
     scales: np.ndarray,
-    biases: np.ndarray,
+    biases: np.ndarray | None,
     shape: tuple[int, ...],
     options: Options,
 ) -> np.ndarray:
     if launches is None:
         raise ValueError(f"[simt] no kernel of ours computes {problem}")
     operands["scales"] = numbers.encode(scales, problem.scale_dtype)
-    operands["biases"] = numbers.encode(biases, problem.scale_dtype)
+    if biases is not None:
+        operands["biases"] = numbers.encode(biases, problem.scale_dtype)
     written: dict[str, np.ndarray] = {}
     for launch in launches:
         outputs = outputs_of(launch, shape, problem.dtype)

@@ -15,6 +15,8 @@ from itertools import chain
 
 import numpy as np
 
+from tests.support import oracle
+
 from . import cases, mlx_kernels, numbers, plans
 from .executor import Options, Outcome, run
 from .plans import DTYPES, Problem
@@ -88,16 +90,11 @@ def ours(p: Problem) -> Iterator[Figures]:
 
 def theirs(p: Problem) -> Iterator[Figures]:
     rng = np.random.default_rng(0)
-    groups = p.K // p.group_size
-    words = rng.integers(0, 2**32, (1, p.N, p.K * p.bits // 32), dtype=np.uint32)
-    arrays = {
-        "w": words,
-        "scales": numbers.encode(np.ones((1, p.N, groups)), p.dtype),
-        "biases": numbers.encode(np.ones((1, p.N, groups)), p.dtype),
-        "x": numbers.encode(np.ones((1, p.M, p.K)), p.dtype),
-    }
+    _, arrays = cases.weights(p, (1, p.N, p.K), rng)
+    arrays["x"] = numbers.encode(np.ones((1, p.M, p.K)), p.dtype)
     for kernel, witness in mlx_kernels.WITNESSES.items():
-        if witness.takes(p) and not witness.experts and not witness.offsets:
+        chosen = witness.experts or witness.offsets
+        if mlx_kernels.takes(kernel, p) and not chosen:
             outcome = mlx_kernels.call(kernel, p, arrays, _OPTIONS)
             yield figures(f"mlx {kernel}", p, outcome)
 
@@ -126,19 +123,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("M", type=int, help="rows of x")
     parser.add_argument("N", type=int, help="rows of w")
     parser.add_argument("K", type=int, help="columns of both")
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--mode", choices=plans.MODE_NAMES, default="affine")
+    parser.add_argument("--bits", type=int, default=4, help="of an affine mode")
+    parser.add_argument("--group-size", type=int, default=64, help="the same")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
+    of_floats = oracle.FLOAT_MODES.get(given.mode)
     p = Problem(
         M=given.M,
         N=given.N,
         K=given.K,
         dtype=given.dtype,
-        scale_dtype=given.dtype,
-        bits=given.bits,
-        group_size=given.group_size,
+        scale_dtype=plans.SCALES_OF.get(given.mode, given.dtype),
+        bits=of_floats[0] if of_floats else given.bits,
+        group_size=of_floats[1] if of_floats else given.group_size,
+        mode=given.mode,
     )
     rows = [*ours(p), *theirs(p)]
     if given.json:

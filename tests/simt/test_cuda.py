@@ -30,7 +30,9 @@ def test_a_kernel_of_each_family_compiles(kernel: str) -> None:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("kernel", mlx_kernels.WITNESSES)
+@pytest.mark.parametrize(
+    "kernel", [name for name in mlx_kernels.WITNESSES if name.startswith("affine_")]
+)
 def test_a_kernel_of_mlx_compiles(kernel: str) -> None:
     problems = dict(mlx_cases.of_format("float16", 4, 64))
     instance = mlx_kernels.instance(kernel, problems[kernel])

@@ -9,24 +9,38 @@ import pytest
 from tests import simt
 from tests.simt import build, mlx_cases, mlx_kernels, verdicts
 from tests.simt.amount import FULL
+from tests.support import oracle
 
+TYPES = ("float32", "float16", "bfloat16")
 # 4 and 8 bits in every type, the other widths in one.
-ALL = [
-    *itertools.product(("float32", "float16", "bfloat16"), (4, 8), (32, 64, 128)),
-    *itertools.product(("float16",), (1, 2, 3, 5, 6), (64,)),
+AFFINE = [
+    *itertools.product(TYPES, (4, 8), (32, 64, 128), ("affine",)),
+    *itertools.product(("float16",), (1, 2, 3, 5, 6), (64,), ("affine",)),
 ]
-# Without NIBBLE_SIMT=all: every type and width, one group size.
-FORMATS = ALL if FULL else [fields for fields in ALL if fields[2] == 64]
+FLOATS = [
+    (dtype, bits, group_size, mode)
+    for dtype in TYPES
+    for mode, (bits, group_size, *_) in oracle.FLOAT_MODES.items()
+]
+# Without NIBBLE_SIMT=all: every type, width and mode, one group size.
+FORMATS = [
+    *(AFFINE if FULL else [fields for fields in AFFINE if fields[2] == 64]),
+    *(FLOATS if FULL else FLOATS[::4]),
+]
+# One build without instruments is enough to show that they change no result.
+RUNS = [(*fields, True) for fields in FORMATS]
+RUNS += [(*fields, False) for fields in (FORMATS if FULL else FORMATS[2:3])]
 
 
-@pytest.mark.parametrize("instrumented", [False, True], ids=["plain", "watched"])
-@pytest.mark.parametrize(("dtype", "bits", "group_size"), FORMATS)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "group_size", "mode", "instrumented"), RUNS
+)
 def test_the_bench_agrees_with_apples_gpus(
-    dtype: str, bits: int, group_size: int, instrumented: bool
+    dtype: str, bits: int, group_size: int, mode: str, instrumented: bool
 ) -> None:
     # With N % 8, two threadgroups of qmv compute the last rows of w.
     options = simt.Options(instrumented=instrumented, redundant_writes=True)
-    found = list(mlx_cases.of_format(dtype, bits, group_size))
+    found = list(mlx_cases.of_format(dtype, bits, group_size, mode))
     unit = mlx_kernels.unit({mlx_kernels.instance(*pair) for pair in found})
     library = build.compile_unit(unit, instrumented=instrumented)
 
@@ -34,7 +48,7 @@ def test_the_bench_agrees_with_apples_gpus(
         for pair in found:
             mlx_cases.case(*pair).check(options, library)
 
-    name = f"mlx {dtype} {bits} {group_size} {instrumented}"
+    name = f"mlx {dtype} {bits} {group_size} {mode} {instrumented}"
     verdicts.once(name, library, check_all)
 
 

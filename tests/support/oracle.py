@@ -121,6 +121,12 @@ class FloatWeights:
         """|w_hat|: there is no bias that could cancel it."""
         return abs(self.dequantize())
 
+    def reach(self) -> np.ndarray:
+        """Return the largest |w_hat| that each group can have."""
+        _, _, value, scale = FLOAT_MODES[self.mode]
+        largest = np.nanmax(abs(value(np.arange(2**self.bits))))
+        return abs(scale(self.scales.astype(np.int64))) * largest
+
 
 def random_floats(
     rng: np.random.Generator, shape: tuple[int, ...], mode: str

@@ -59,7 +59,8 @@ std::vector<std::string> kernels_of_any_shape(const GatherProblem& p,
 
 std::vector<std::string> kernels_of_any_shape(const DequantizeProblem& p,
                                               Api api) {
-  return kernels_of(Planner::kDequantize, p, api);
+  return kernels_of(
+      Planner::kDequantize, api == Api::kCuda ? without_symmetry(p) : p, api);
 }
 
 }  // namespace nibble

@@ -8,11 +8,12 @@
 namespace nibble {
 
 std::optional<LaunchPlan> plan_contiguous(const Layout& from, Api api) {
-  // Elements of every type are whole pairs of bytes.
-  int pairs = static_cast<int>(from.itemsize / 2);
+  // Elements are one byte or whole pairs of bytes.
+  bool bytes = from.itemsize == 1;
+  int units = bytes ? 1 : static_cast<int>(from.itemsize / 2);
   ContiguousParams params{1, 0, {}, {}};
   auto add = [&](int size, int64_t stride) {
-    params.pairs *= static_cast<uint64_t>(size);
+    params.units *= static_cast<uint64_t>(size);
     if (size == 1) {
       return;
     }
@@ -29,9 +30,9 @@ std::optional<LaunchPlan> plan_contiguous(const Layout& from, Api api) {
     ++params.dims;
   };
   for (size_t d = 0; d < from.shape.size(); ++d) {
-    add(from.shape[d], from.strides[d] * pairs);
+    add(from.shape[d], from.strides[d] * units);
   }
-  add(pairs, 1);
+  add(units, 1);
   if (params.dims == 0) {  // one element
     params.dims = params.shape[0] = 1;
     params.strides[0] = 1;
@@ -42,8 +43,12 @@ std::optional<LaunchPlan> plan_contiguous(const Layout& from, Api api) {
   }
   Elementwise shape{NIBBLE_CONTIGUOUS_THREADS};
   LaunchPlan launch;
-  launch.kernel = api == Api::kCuda ? kCudaContiguousKernel : kContiguousKernel;
-  launch.threadgroups = shape.grid({static_cast<int64_t>(params.pairs)});
+  if (api == Api::kCuda) {
+    launch.kernel = bytes ? kCudaContiguousBytesKernel : kCudaContiguousKernel;
+  } else {
+    launch.kernel = bytes ? kContiguousBytesKernel : kContiguousKernel;
+  }
+  launch.threadgroups = shape.grid({static_cast<int64_t>(params.units)});
   launch.threads = shape.threads();
   bind(launch, {Operand::kX, Operand::kOut});
   launch.params = as_bytes(params);

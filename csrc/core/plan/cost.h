@@ -1,10 +1,11 @@
 // The cost of tiles: predicted cycles of a GPU, for products of many rows.
 //
 // From the model of time (docs/internals/simt.md): counted instructions and
-// published throughputs, float16, 4 bits, groups of 64. Nobody has measured it
-// with our kernels. tests/unit/bench/test_predict.py compares the constants
-// with the model. A GPU is as slow as the core with the most threadgroups, so
-// the size that wins depends on how threadgroups divide by cores.
+// published throughputs, float16; integers of 4 bits in groups of 64, or
+// floats. Nobody has measured it with our kernels.
+// tests/unit/bench/test_predict.py compares the constants with the model. A GPU
+// is as slow as the core with the most threadgroups, so the size that wins
+// depends on how threadgroups divide by cores.
 #pragma once
 
 #include <algorithm>
@@ -26,22 +27,58 @@ struct TileCost {
   int resident;  // simdgroups that a core's threadgroup memory has room for
 };
 
-inline constexpr TileCost kSkinnyCost{464, 1.1, 8, 24};
-inline constexpr TileCost kMlxTileCost{116, 1.0, 4, 48};
-constexpr TileCost cost_of(const Tile& tile) {
-  return tile.BM * tile.BN == 64 * 64   ? TileCost{47, 0.79, 4, 12}
-         : tile.BM * tile.BN == 64 * 32 ? TileCost{82, 0.9, 4, 16}
-                                        : TileCost{144, 1.8, 4, 24};
+// Arithmetic for a column of K, by kernel, and fixed cycles that depend on the
+// mode.
+struct DecodeCost {
+  double skinny_fixed, skinny;
+  double tiles_64x64, tiles_64x32, tiles_32x32;
+  double sorted_16x32, sorted_32x32;  // experts
+  double mlx_fixed, mlx_tiles, mlx_sorted;
+};
+
+// Wide integers take longer to decode, which matters where a tile is small.
+constexpr DecodeCost decode_cost(const QuantFormat& format) {
+  switch (format.mode) {
+    case Mode::kAffine:
+    case Mode::kSymmetric:
+      break;
+    case Mode::kMxfp4:
+      return {464, 1.17, 0.84, 0.98, 1.96, 3.36, 1.96, 120, 1.91, 4.38};
+    case Mode::kNvfp4:
+      return {528, 1.31, 0.91, 1.07, 2.13, 3.62, 2.13, 132, 2.12, 4.59};
+    case Mode::kMxfp8:
+      return {464, 1.17, 0.84, 0.98, 1.96, 3.36, 1.96, 120, 1.91, 4.38};
+  }
+  return format.bits > 4
+             ? DecodeCost{464, 1.1, 0.79, 0.9, 1.8, 3.4, 2.3, 116, 1.0, 2.0}
+             : DecodeCost{464, 1.1, 0.79, 0.9, 1.8, 3.1, 1.8, 116, 1.0, 2.0};
 }
 
-// Tiles of sorted experts. Wide codes, counted at 8 bits, take longer to
-// decode.
+constexpr TileCost skinny_cost(const QuantFormat& format) {
+  DecodeCost decode = decode_cost(format);
+  return {decode.skinny_fixed, decode.skinny, 8, 24};
+}
+constexpr TileCost cost_of(const Tile& tile, const QuantFormat& format) {
+  DecodeCost decode = decode_cost(format);
+  return tile.BM * tile.BN == 64 * 64 ? TileCost{47, decode.tiles_64x64, 4, 12}
+         : tile.BM * tile.BN == 64 * 32
+             ? TileCost{82, decode.tiles_64x32, 4, 16}
+             : TileCost{144, decode.tiles_32x32, 4, 24};
+}
+constexpr TileCost mlx_cost(const QuantFormat& format) {
+  DecodeCost decode = decode_cost(format);
+  return {decode.mlx_fixed, decode.mlx_tiles, 4, 48};
+}
+
+// Tiles of sorted experts.
 inline constexpr Tile kMlxSortedTile{16, 32, 32, 1, 2};
-inline constexpr TileCost kMlxSortedCost{156, 2.0, 2, 32};
-constexpr TileCost sorted_cost_of(const Tile& tile, int bits) {
-  bool wide = bits > 4;
-  return tile.BM == 16 ? TileCost{212, wide ? 3.4 : 3.1, 2, 16}
-                       : TileCost{212, wide ? 2.3 : 1.8, 4, 24};
+constexpr TileCost sorted_cost_of(const Tile& tile, const QuantFormat& format) {
+  DecodeCost decode = decode_cost(format);
+  return tile.BM == 16 ? TileCost{212, decode.sorted_16x32, 2, 16}
+                       : TileCost{212, decode.sorted_32x32, 4, 24};
+}
+constexpr TileCost mlx_sorted_cost(const QuantFormat& format) {
+  return {156, decode_cost(format).mlx_sorted, 2, 32};
 }
 
 // Cycles of the 32 products of 18 cycles that four schedulers share.
@@ -98,8 +135,11 @@ constexpr double cycles(const MatmulProblem& p,
                         int columns,
                         uint32_t cores) {
   uint64_t tiles = tile.grid({p.N, p.M, p.batch.size}).volume();
-  double one = launch_cycles(
-      tiles * parts, cores, tile.BM * tile.BN, columns, cost_of(tile));
+  double one = launch_cycles(tiles * parts,
+                             cores,
+                             tile.BM * tile.BN,
+                             columns,
+                             cost_of(tile, p.format));
   return one + (parts > 1 ? sums_cycles(p, parts, cores) : 0);
 }
 
@@ -110,7 +150,7 @@ constexpr double cycles(const MatmulProblem& p,
                        cores,
                        tile.BM * tile.BN,
                        p.K,
-                       kSkinnyCost);
+                       skinny_cost(p.format));
 }
 
 // Returns the cycles of the best plan for more than 16 rows (dense.cpp). `p`

@@ -22,13 +22,18 @@ constexpr int kLastExpertRow = 96;
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
+// From this number of rows on, MLX's kernels for CUDA take blocks of columns,
+// at least as many as a group has. It raises "No implementation" for others.
+constexpr int kFirstMlxBlock = 8;
+constexpr int kMlxColumns = 64;
+
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
 
 // True if kernels for CUDA read these weights and activations.
 template <typename Problem>
 bool is_read(const Problem& p) {
-  return supported_by_gpu(p.format, p.K) &&
+  return supported_by_gpu(p.format, p.K) && p.K % cuda_columns(p.format) == 0 &&
          supported_on_cuda(without_symmetry(p));
 }
 
@@ -45,11 +50,9 @@ LaunchPlan launch(const MatmulProblem& problem, const CudaTile& tile) {
   MatmulProblem p = without_symmetry(problem);
   LaunchPlan launch = launch_of(
       p, Family::kCudaQmmSkinny, tile, {p.columns(), p.M, p.batch.size});
+  bind_weights(launch, p.format);
   bind(launch,
-       {Operand::kWeight,
-        Operand::kScales,
-        Operand::kBiases,
-        Operand::kX,
+       {Operand::kX,
         p.epilogue.bias ? Operand::kBias : Operand::kScales,
         p.epilogue.residual ? Operand::kResidual : Operand::kScales,
         Operand::kOut});
@@ -114,14 +117,10 @@ std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
                       tile,
                       {p.N, p.B + (p.experts - 1) * tile.BM})
           : launch_of(p, Family::kCudaGatherQmmSkinny, tile, {p.N, p.M, p.B});
-  bind(launch,
-       {Operand::kWeight,
-        Operand::kScales,
-        Operand::kBiases,
-        Operand::kX,
-        Operand::kLhsIndices,
-        Operand::kRhsIndices,
-        Operand::kOut});
+  bind_weights(launch, p.format);
+  bind(
+      launch,
+      {Operand::kX, Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
   launch.params = as_bytes(params_of(p));
   return fits(launch) ? std::optional(Launches{std::move(launch)})
                       : std::nullopt;
@@ -149,20 +148,32 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   Elementwise eights{NIBBLE_DEQUANTIZE_THREADS, 8};
   LaunchPlan launch = launch_of(
       p, Family::kCudaDequantize, eights, {static_cast<int64_t>(p.rows) * p.K});
-  bind(launch,
-       {Operand::kWeight, Operand::kScales, Operand::kBiases, Operand::kOut});
+  bind_weights(launch, p.format);
+  bind(launch, {Operand::kOut});
   launch.params = as_bytes(DequantizeParams{p.rows, p.K});
   return Launches{std::move(launch)};
 }
 
 bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
+  // MLX's own kernel for products that are not transposed rounds twice.
   return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         merge_rows(p).M > kLastRow;
+         (!p.transpose || merge_rows(p).M > kLastRow);
 }
 
 bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         p.sorted && p.M == 1 && p.B / p.experts > kLastExpertRow;
+  if (device.api != Api::kCuda || p.batch_invariant) {
+    return false;
+  }
+  // MLX has no kernel for products that are not transposed.
+  return !p.transpose || (is_read(p) && p.sorted && p.M == 1 &&
+                          p.B / p.experts > kLastExpertRow);
+}
+
+int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {
+  int block = std::max(kMlxColumns, p.format.group_size);
+  bool any = device.api != Api::kCuda || !p.transpose ||
+             p.M * p.batch.size < kFirstMlxBlock;
+  return any ? p.K : static_cast<int>(ceil_div(p.K, block)) * block;
 }
 
 }  // namespace nibble

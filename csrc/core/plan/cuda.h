@@ -15,7 +15,8 @@ std::optional<std::vector<LaunchPlan>> plan_on_cuda(const GatherProblem& p);
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const DequantizeProblem& p);
 std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
 
-// The same problem with biases that are read: kernels for CUDA have one form.
+// The same problem with biases that are read: kernels for CUDA have
+// one form of the affine modes.
 template <typename Problem>
 Problem without_symmetry(Problem p) {
   if (p.format.mode == Mode::kSymmetric) {

@@ -35,8 +35,8 @@ int mlx_parts(const MatmulProblem& p, uint64_t tiles) {
 double mlx_cycles(const MatmulProblem& p, uint32_t cores) {
   uint64_t tiles = Tile{32, 32, 32}.grid({p.N, p.M, p.batch.size}).volume();
   int parts = p.batch.size == 1 ? mlx_parts(p, tiles) : 1;
-  double one =
-      launch_cycles(tiles * parts, cores, 32 * 32, p.K / parts, kMlxTileCost);
+  double one = launch_cycles(
+      tiles * parts, cores, 32 * 32, p.K / parts, mlx_cost(p.format));
   return one + (parts > 1 ? sums_cycles(p, parts, cores) : 0);
 }
 
@@ -68,11 +68,12 @@ bool mlx_tiles_are_faster(const GatherProblem& p, const DeviceProfile& device) {
     return false;
   }
   const Tile& tile = gather_tile(p.B / p.experts);
-  TileCost cost = sorted_cost_of(tile, p.format.bits);
+  TileCost cost = sorted_cost_of(tile, p.format);
   double ours = sorted_cycles(p, tile, cost, cores(device));
   // A launch before MLX's tiles finds where each expert begins.
   double mlx = kLaunchCycles +
-               sorted_cycles(p, kMlxSortedTile, kMlxSortedCost, cores(device));
+               sorted_cycles(
+                   p, kMlxSortedTile, mlx_sorted_cost(p.format), cores(device));
   return mlx < kTolerance * ours;
 }
 

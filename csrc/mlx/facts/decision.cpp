@@ -30,8 +30,6 @@ bool ours_on_gpu(const Problem& problem,
                  std::string_view choice,
                  bool traced,
                  const mx::Device& device) {
-  // The float modes and 1 bit are MLX's on a GPU: no kernel of ours there
-  // decodes them.
   if (choice == kLeaveToMlx || !executor::is_available() ||
       !supported_by_gpu(problem.format)) {
     return false;
@@ -93,6 +91,13 @@ bool dense(const MatmulProblem& problem, const mx::Device& device) {
 
 bool dense(const GatherProblem& problem, const mx::Device& device) {
   return dense_on_gpu(problem, device);
+}
+
+int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device) {
+  return device == mx::Device::gpu && executor::is_available()
+             ? nibble::columns_for_mlx(problem,
+                                       executor::device_profile(device))
+             : problem.K;
 }
 
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {

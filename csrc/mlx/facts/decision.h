@@ -40,6 +40,9 @@ bool ours(const DequantizeProblem& problem,
 bool dense(const MatmulProblem& problem, const mx::Device& device);
 bool dense(const GatherProblem& problem, const mx::Device& device);
 
+// planner.h's function on this machine.
+int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device);
+
 // True if these launches may replace several products that are ours. With a
 // complete table they are not tried now, for a token waits.
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options);

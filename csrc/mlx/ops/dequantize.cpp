@@ -15,6 +15,8 @@ mx::array dequantize(const QuantizedArrays& matrix,
                      mx::StreamOrDevice s,
                      const MatmulOptions& options) {
   mx::Stream stream = mx::to_stream(s);
+  mx::array scales = matrix.scales;
+  std::optional<mx::array> biases = matrix.biases;
   auto request = normalise({.op = "dequantize",
                             .stream = stream,
                             .args = args,
@@ -29,10 +31,15 @@ mx::array dequantize(const QuantizedArrays& matrix,
     if (decision::ours(node->problem(inputs), options, stream.device)) {
       return build(std::move(node), std::move(inputs), out_dtype);
     }
+    // MLX's kernels for CUDA would compute in the type of the scales.
+    if (biases && out_dtype == mx::float32) {
+      scales = mx::astype(scales, out_dtype, stream);
+      biases = mx::astype(*biases, out_dtype, stream);
+    }
   }
   return mx::dequantize(matrix.w,
-                        matrix.scales,
-                        matrix.biases,
+                        scales,
+                        biases,
                         args.group_size,
                         args.bits,
                         args.mode,

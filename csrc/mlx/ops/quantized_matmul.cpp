@@ -26,6 +26,17 @@ mx::array add(mx::array y, const Addends& addends, const mx::Stream& stream) {
   return y;
 }
 
+// `a` with zeros behind its columns, `size` in all.
+mx::array widened(const mx::array& a, int size, const mx::Stream& stream) {
+  return mx::pad(a,
+                 {-1},
+                 {0},
+                 {size - a.shape(-1)},
+                 mx::array(0, a.dtype()),
+                 "constant",
+                 stream);
+}
+
 }  // namespace
 
 mx::array quantized_matmul(const mx::array& x,
@@ -87,6 +98,15 @@ mx::array quantized_matmul(const mx::array& x,
     inputs = repack::unpacked(std::move(inputs), kW);
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
+    int columns = decision::columns_for_mlx(problem, stream.device);
+    if (columns > problem.K) {
+      inputs[kX] = widened(inputs[kX], columns, stream);
+      q.w = widened(q.w, format.words_per_row(columns), stream);
+      q.scales = widened(q.scales, format.groups_per_row(columns), stream);
+      if (q.biases) {
+        q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
+      }
+    }
     mx::array y = decision::dense(problem, stream.device)
                       ? mx::matmul(inputs[kX],
                                    rounded(q, transpose, args, dtype, stream),

@@ -113,25 +113,39 @@ def check(kernel: str, ext: Any) -> Verdict | None:
     return judge(kernel, Trial(**fields), partial(ext.run_trial, kernel))
 
 
-def _check_views(ext: Any) -> Verdict | None:
-    """Run the trial of a product whose x is a view, which the launch copies first."""
+# A product whose x is a view, and one whose scales are, which have one byte each.
+_VIEWS = {
     # CUDA's kernels have no float32.
-    shapes = [
+    "x": [
         (8, 64, 128, dtype, dtype, 4, 64, "affine", 0, False)
         for dtype in (mx.float32, mx.float16)
-    ]
-    product = next(kernel for shape in shapes for kernel in ext.kernels_of(shape))
-    fields = ext.trial(product)
-    if fields is None:
-        return None
+    ],
+    "scales": [(8, 64, 128, mx.float16, mx.uint8, 4, 32, "mxfp4", 0, False)],
+}
 
-    def run(operands: dict[str, mx.array]) -> mx.array:
-        turned = mx.contiguous(mx.moveaxis(operands["x"], -1, 0))
-        x = mx.moveaxis(turned, 0, -1)
-        mx.eval(x)
-        return ext.run_trial(product, operands | {"x": x})
 
-    return judge(ext.view_kernel, Trial(**fields), run)
+def _check_views(ext: Any) -> Verdict | None:
+    """Run the trials of products with a view, which the launch copies first."""
+    verdict = None
+    for operand, shapes in _VIEWS.items():
+        kernels = [kernel for shape in shapes for kernel in ext.kernels_of(shape)]
+        fields = ext.trial(kernels[0]) if kernels else None
+        if fields is None:
+            continue
+        run = partial(_run_with_a_view, ext, kernels[0], operand)
+        verdict = judge(ext.view_kernel, Trial(**fields), run)
+        if not verdict.ok:
+            break
+    return verdict
+
+
+def _run_with_a_view(
+    ext: Any, product: str, operand: str, operands: dict[str, mx.array]
+) -> mx.array:
+    turned = mx.contiguous(mx.moveaxis(operands[operand], -1, 0))
+    view = mx.moveaxis(turned, 0, -1)
+    mx.eval(view)
+    return ext.run_trial(product, operands | {operand: view})
 
 
 def judge(

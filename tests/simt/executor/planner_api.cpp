@@ -20,7 +20,7 @@ struct SimtProblem {
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t transpose;
   int32_t batch_invariant;
   int32_t bias;
@@ -31,7 +31,7 @@ struct SimtGatherProblem {
   int32_t B, M, N, K, experts;
   int32_t dtype, scale_dtype;
   int32_t bits, group_size;
-  int32_t symmetric;
+  int32_t mode;
   int32_t sorted;
   int32_t transpose;
   int32_t batch_invariant;
@@ -145,8 +145,7 @@ nibble::Product product_of(const Problem& p) {
   nibble::Product product;
   product.dtype = static_cast<nibble::Dtype>(p.dtype);
   product.scale_dtype = static_cast<nibble::Dtype>(p.scale_dtype);
-  product.format = {
-      p.bits, p.group_size, nibble::affine_mode(p.symmetric != 0)};
+  product.format = {p.bits, p.group_size, static_cast<nibble::Mode>(p.mode)};
   product.M = p.M;
   product.N = p.N;
   product.K = p.K;
@@ -184,6 +183,12 @@ SIMT_EXPORT const char* simt_plan_gather(const SimtGatherProblem* p,
   return keep(to_json(nibble::plan(gather_of(*p), device_of(*profile))));
 }
 
+SIMT_EXPORT const char* simt_columns_for_mlx(const SimtProblem* p,
+                                             const SimtProfile* profile) {
+  return keep(std::to_string(
+      nibble::columns_for_mlx(matmul_of(*p), device_of(*profile))));
+}
+
 SIMT_EXPORT const char* simt_left_to_mlx(const SimtProblem* p,
                                          const SimtProfile* profile) {
   return mlx_is_faster(matmul_of(*p), device_of(*profile)) ? "true" : "false";
@@ -195,18 +200,18 @@ SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
 }
 
 // [[fixed, arithmetic, simdgroups, resident], ...]: qmm_skinny, the tiles of
-// qmm and, at 4 and 8 bits, of gather_qmm, MLX's of both.
-SIMT_EXPORT const char* simt_tile_costs() {
-  std::vector<nibble::TileCost> costs{nibble::kSkinnyCost};
+// qmm and of gather_qmm, MLX's of both.
+SIMT_EXPORT const char* simt_tile_costs(int mode, int bits) {
+  nibble::QuantFormat format{bits, 64, static_cast<nibble::Mode>(mode)};
+  std::vector<nibble::TileCost> costs{nibble::skinny_cost(format)};
   for (const nibble::Tile& tile : nibble::kTiles) {
-    costs.push_back(nibble::cost_of(tile));
+    costs.push_back(nibble::cost_of(tile, format));
   }
-  for (int bits : {4, 8}) {
-    for (const nibble::Tile& tile : nibble::kGatherTiles) {
-      costs.push_back(nibble::sorted_cost_of(tile, bits));
-    }
+  for (const nibble::Tile& tile : nibble::kGatherTiles) {
+    costs.push_back(nibble::sorted_cost_of(tile, format));
   }
-  costs.insert(costs.end(), {nibble::kMlxTileCost, nibble::kMlxSortedCost});
+  costs.insert(costs.end(),
+               {nibble::mlx_cost(format), nibble::mlx_sorted_cost(format)});
   std::ostringstream out;
   for (const nibble::TileCost& cost : costs) {
     out << (out.tellp() > 0 ? ", [" : "[[") << cost.fixed << ", "

@@ -10,26 +10,27 @@ from pathlib import Path
 import pytest
 
 from bench import kernel_counts, predict, published, time_model
-from tests.simt import plans
+from tests.simt import numbers, plans
 
-# Tiles of the planner: kernel, and blocks of 32 x 32 in a threadgroup.
+# Tiles of the planner: family, shape, and blocks of 32 x 32 in a threadgroup.
 TILES = (
-    ("qmm_skinny_f16_f16_b4_g64_bm32_bn32_wk8", 1),
-    ("qmm_f16_f16_b4_g64_bm64_bn64_bk32_wm2_wn2", 4),
-    ("qmm_f16_f16_b4_g64_bm64_bn32_bk32_wm2_wn2", 2),
-    ("qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2", 1),
-    ("gather_qmm_f16_f16_b4_g64_bm16_bn32_bk32_wm1_wn2", 0.5),
-    ("gather_qmm_f16_f16_b4_g64_bm32_bn32_bk32_wm2_wn2", 1),
-    ("gather_qmm_f16_f16_b8_g64_bm16_bn32_bk32_wm1_wn2", 0.5),
-    ("gather_qmm_f16_f16_b8_g64_bm32_bn32_bk32_wm2_wn2", 1),
-    ("mlx affine_qmm_t_b4", 1),
-    ("mlx affine_gather_qmm_rhs_b4", 0.5),
+    ("qmm_skinny", "_bm32_bn32_wk8", 1),
+    ("qmm", "_bm64_bn64_bk32_wm2_wn2", 4),
+    ("qmm", "_bm64_bn32_bk32_wm2_wn2", 2),
+    ("qmm", "_bm32_bn32_bk32_wm2_wn2", 1),
+    ("gather_qmm", "_bm16_bn32_bk32_wm1_wn2", 0.5),
+    ("gather_qmm", "_bm32_bn32_bk32_wm2_wn2", 1),
+    ("mlx", "qmm_t", 1),
+    ("mlx", "gather_qmm_rhs", 0.5),
 )
+FORMATS = kernel_counts.FORMATS[:5]  # 1 bit shares the costs of 4
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_no_class_of_rows_is_ours_where_mlx_is_predicted_to_be_faster(bits: int):
-    lost = [p for p in predict.every(bits) if p.chosen and p.ratio < 0.95]
+@pytest.mark.parametrize(("mode", "bits"), FORMATS)
+def test_no_class_of_rows_is_ours_where_mlx_is_predicted_to_be_faster(
+    mode: str, bits: int
+):
+    lost = [p for p in predict.every(bits, mode) if p.chosen and p.ratio < 0.95]
     assert not lost
 
 
@@ -39,9 +40,10 @@ def test_up_to_16_rows_are_ours_on_every_chip():
     assert predictions and all(p.chosen for p in predictions)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_nothing_that_ours_is_predicted_to_win_is_left_to_mlx(bits: int):
-    assert not [p for p in predict.every(bits) if not p.chosen and p.ratio > 1.02]
+@pytest.mark.parametrize(("mode", "bits"), FORMATS)
+def test_nothing_that_ours_is_predicted_to_win_is_left_to_mlx(mode: str, bits: int):
+    found = predict.every(bits, mode)
+    assert not [p for p in found if not p.chosen and p.ratio > 1.02]
 
 
 def arithmetic(counted: dict, part: str) -> float:
@@ -52,12 +54,27 @@ def arithmetic(counted: dict, part: str) -> float:
     return max(issue, time_model.SLOW * counts["slow"]) / time_model.SCHEDULERS
 
 
-@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile[0])
-def test_the_planner_has_the_costs_of_the_model(tile: tuple[str, float]):
-    costs = dict(zip(TILES, plans.tile_costs(), strict=True))
+def counted_kernel(tile: tuple[str, str, float], mode: str, bits: int) -> str:
+    family, shape, _ = tile
+    if family == "mlx":
+        return kernel_counts.name_of(shape, mode, bits)
+    form = kernel_counts.form_of(mode, bits)
+    label = "" if mode == "affine" else f"_{mode}"
+    types = f"f16_{numbers.SHORT[form['scale_dtype']]}"
+    return f"{family}_{types}_b{bits}_g{form['group_size']}{label}{shape}"
+
+
+@pytest.mark.parametrize(("mode", "bits"), FORMATS)
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile[0] + tile[1])
+def test_the_planner_has_the_costs_of_the_model(
+    tile: tuple[str, str, float], mode: str, bits: int
+):
+    costs = dict(zip(TILES, plans.tile_costs(mode, bits), strict=True))
     fixed, per_k, simdgroups, resident = costs[tile]
-    kernel, blocks = tile
-    counted = time_model.counted(kernel)
+    blocks = tile[2]
+    if (mode, bits) == ("affine", 8) and tile[0] != "gather_qmm":
+        bits = 4  # large tiles decode little
+    counted = time_model.counted(counted_kernel(tile, mode, bits))
     assert simdgroups == counted["simdgroups"]
     memory = counted["threadgroup_bytes"]
     assert resident == time_model.CORE_MEMORY // memory * simdgroups

@@ -95,5 +95,11 @@ SIMT_DEVICE inline bool isnan(float x) {
 SIMT_DEVICE inline bool isinf(float x) {
   return fabs(x) == numeric_limits<float>::infinity();
 }
+SIMT_DEVICE inline bool isfinite(float x) {
+  return fabs(x) < numeric_limits<float>::infinity();
+}
+SIMT_DEVICE inline bool signbit(float x) {
+  return __builtin_bit_cast(uint, x) >> 31 != 0;
+}
 
 }  // namespace metal

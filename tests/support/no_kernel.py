@@ -1,0 +1,15 @@
+"""What MLX's CUDA backend does not compute, so that it raises."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+# For shapes and types without a kernel, and for vmap of its quantized product.
+MESSAGES = ("No implementation for", "::vmap] NYI")
+
+
+def is_missing(error: BaseException) -> bool:
+    """Return whether an operation failed only because MLX lacks it for CUDA."""
+    if parts := getattr(error, "exceptions", None):  # a group, of hypothesis
+        return all(map(is_missing, parts))
+    return mx.cuda.is_available() and any(m in str(error) for m in MESSAGES)
