@@ -51,7 +51,7 @@ class _StandIn:
         # Editable installations alone have it.
         from mlx_nibble import _recorder  # pyright: ignore
 
-        for name in ("quantized_matmul", "gated_products"):
+        for name in ("linear", "quantized_matmul", "gated_products"):
             operation = getattr(_recorder, name)
             setattr(self, name, partial(operation, stream=_recorder.stream))
 
