@@ -131,5 +131,6 @@ NB_MODULE(_ext, m) {
         "backend. Returns their number of floating-point operations.");
 
   nibble::bind_self_check(m);
+  nibble::bind_steps(m);
   nibble::bind_tuning(m);
 }

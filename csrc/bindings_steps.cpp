@@ -1,0 +1,459 @@
+// Recorded decoder blocks (acceleration/blocks.py): which state of a block's
+// modules a recording is for, and the call that replays it.
+#include <mlx/ops.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <list>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "csrc/bindings.h"
+#include "csrc/mlx/facts/symmetric.h"
+#include "csrc/mlx/fusion/record.h"
+
+namespace nb = nanobind;
+namespace mx = mlx::core;
+using namespace nb::literals;
+
+namespace nibble {
+namespace {
+
+// A name that dictionaries find by its address.
+PyObject* interned(const char* name) {
+  return PyUnicode_InternFromString(name);
+}
+
+PyObject* find(nb::handle dict, PyObject* name) {
+  PyObject* found = PyDict_GetItemWithError(dict.ptr(), name);
+  if (!found && PyErr_Occurred()) {
+    nb::raise_python_error();
+  }
+  return found;
+}
+
+const mx::array* find_array(nb::handle dict, PyObject* name) {
+  nb::handle found = find(dict, name);
+  return found.is_valid() && nb::isinstance<mx::array>(found)
+             ? &nb::cast<const mx::array&>(found)
+             : nullptr;
+}
+
+nb::object attributes_of(nb::handle object) {
+  static PyObject* const name = interned("__dict__");
+  return nb::getattr(object, nb::handle(name));
+}
+
+nb::object call_of(nb::handle type) {
+  static PyObject* const name = interned("__call__");
+  return nb::getattr(type, nb::handle(name), nb::none());
+}
+
+// True if code cannot tell these apart, as far as numbers and texts go. Other
+// objects have to be the same.
+bool are_alike(nb::handle a, nb::handle b) {
+  if (a.is(b)) {
+    return true;
+  }
+  PyTypeObject* type = Py_TYPE(a.ptr());
+  bool comparable = type == &PyLong_Type || type == &PyFloat_Type ||
+                    type == &PyUnicode_Type;
+  return comparable && Py_TYPE(b.ptr()) == type &&
+         PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
+}
+
+// True if a quantized module's biases need not be read (facts/symmetric.h).
+bool is_symmetric(nb::handle module, nb::handle attributes) {
+  static PyObject* const names[] = {
+      interned("scales"), interned("biases"), interned("bits")};
+  const mx::array* scales = find_array(module, names[0]);
+  const mx::array* biases = scales ? find_array(module, names[1]) : nullptr;
+  nb::handle bits = biases ? find(attributes, names[2]) : nullptr;
+  return bits.is_valid() && PyLong_Check(bits.ptr()) &&
+         symmetric::known(*scales, *biases, nb::cast<int>(bits));
+}
+
+// The state of a block that its code may read: the tree of its modules with
+// their classes, numbers and texts, and the forms of their arrays.
+class State {
+ public:
+  // `kind` is the class whose code the block itself runs.
+  State(nb::handle block, nb::handle kind) {
+    root_ = add(block);
+    nodes_[root_].call = call_of(kind);
+  }
+
+  // The arrays of a block in this state, as nodes take them; nullopt if it is
+  // in another state.
+  std::optional<std::vector<mx::array>> arrays(nb::handle block,
+                                               nb::handle kind) const {
+    std::vector<mx::array> found;
+    found.reserve(parameters_.size());
+    bool fits =
+        call_of(kind).is(nodes_[root_].call) && matches(root_, block, found);
+    return fits ? std::optional(std::move(found)) : std::nullopt;
+  }
+
+ private:
+  struct Item {
+    nb::object key;    // of a dict
+    nb::object value;  // null: an array or a node
+    bool is_array = false;
+    size_t index = 0;  // of the parameter or the node
+  };
+  // A module, a dict or a list.
+  struct Node {
+    nb::object type, call;
+    std::vector<Item> items;
+    std::vector<std::pair<nb::object, nb::object>> attributes;
+    bool is_module = false, is_symmetric = false;
+  };
+
+  // The attribute of modules that says what is trained.
+  static bool is_for_training(nb::handle name) {
+    static PyObject* const no_grad = interned("_no_grad");
+    return name.ptr() == no_grad;
+  }
+
+  Item item(nb::handle value) {
+    Item made;
+    if (nb::isinstance<mx::array>(value)) {
+      made.is_array = true;
+      made.index = parameters_.size();
+      parameters_.emplace_back(nb::cast<const mx::array&>(value));
+    } else if (PyDict_Check(value.ptr()) || PyList_Check(value.ptr())) {
+      made.index = add(value);
+    } else {
+      made.value = nb::borrow(value);
+    }
+    return made;
+  }
+
+  size_t add(nb::handle object) {
+    size_t index = nodes_.size();
+    nodes_.emplace_back();
+    Node node;
+    node.type = nb::borrow(object.type());
+    if (PyList_Check(object.ptr())) {
+      for (nb::handle value : nb::borrow<nb::list>(object)) {
+        node.items.push_back(item(value));
+      }
+    } else {
+      for (auto [key, value] : nb::borrow<nb::dict>(object)) {
+        node.items.push_back(item(value));
+        node.items.back().key = nb::borrow(key);
+      }
+      node.is_module = !PyDict_CheckExact(object.ptr());
+    }
+    if (node.is_module) {
+      nb::object attributes = attributes_of(object);
+      for (auto [key, value] : nb::borrow<nb::dict>(attributes)) {
+        if (!is_for_training(key)) {
+          node.attributes.emplace_back(nb::borrow(key), nb::borrow(value));
+        }
+      }
+      node.call = call_of(node.type);
+      node.is_symmetric = is_symmetric(object, attributes);
+    }
+    nodes_[index] = std::move(node);
+    return index;
+  }
+
+  bool matches(size_t index,
+               nb::handle object,
+               std::vector<mx::array>& found) const {
+    const Node& node = nodes_[index];
+    if (!object.type().is(node.type) ||
+        PyObject_Size(object.ptr()) !=
+            static_cast<Py_ssize_t>(node.items.size()) ||
+        !(node.is_module ? module_matches(index, object) : true)) {
+      return false;
+    }
+    // All repacked arrays of a module are of one matrix.
+    const void* packed = nullptr;
+    for (size_t i = 0; i < node.items.size(); ++i) {
+      const Item& item = node.items[i];
+      PyObject* at = item.key.is_valid()
+                         ? find(object, item.key.ptr())
+                         : PyList_GetItem(object.ptr(), Py_ssize_t(i));
+      nb::handle value = at;
+      if (!at) {
+        return false;
+      }
+      if (item.value.is_valid()) {
+        if (!are_alike(item.value, value)) {
+          return false;
+        }
+        continue;
+      }
+      if (!item.is_array) {
+        if (!matches(item.index, value, found)) {
+          return false;
+        }
+        continue;
+      }
+      const record::Parameter& parameter = parameters_[item.index];
+      auto array = nb::isinstance<mx::array>(value)
+                       ? parameter.resolved(nb::cast<const mx::array&>(value))
+                       : std::nullopt;
+      if (!array) {
+        return false;
+      }
+      if (parameter.is_packed()) {
+        const void* memory = array->data_shared_ptr().get();
+        if (packed && memory != packed) {
+          return false;
+        }
+        packed = memory;
+      }
+      found.push_back(*std::move(array));
+    }
+    return true;
+  }
+
+  bool module_matches(size_t index, nb::handle module) const {
+    const Node& node = nodes_[index];
+    if (index != root_ && !call_of(node.type).is(node.call)) {
+      return false;
+    }
+    nb::object attributes = attributes_of(module);
+    size_t ignored = 0;
+    for (auto [key, _] : nb::borrow<nb::dict>(attributes)) {
+      ignored += is_for_training(key);
+    }
+    if (nb::len(attributes) - ignored != node.attributes.size()) {
+      return false;
+    }
+    for (const auto& [key, value] : node.attributes) {
+      nb::handle now = find(attributes, key.ptr());
+      if (!now.is_valid() || !are_alike(value, now)) {
+        return false;
+      }
+    }
+    return is_symmetric(module, attributes) == node.is_symmetric;
+  }
+
+  std::vector<Node> nodes_;
+  std::vector<record::Parameter> parameters_;
+  size_t root_ = 0;
+};
+
+// A KV cache of mlx-lm, as its code leaves it.
+struct Cache {
+  nb::object update;  // the method that adds tokens
+  mx::array *keys = nullptr, *values = nullptr;
+  int offset = 0;
+  nb::object attributes;
+
+  static std::optional<Cache> of(nb::handle cache) {
+    static PyObject* const names[] = {
+        interned("keys"), interned("values"), interned("offset")};
+    static PyObject* const update = interned("update_and_fetch");
+    Cache found;
+    found.attributes = attributes_of(cache);
+    nb::handle keys = find(found.attributes, names[0]);
+    nb::handle values = find(found.attributes, names[1]);
+    nb::handle offset = find(found.attributes, names[2]);
+    bool fits = keys.is_valid() && values.is_valid() && offset.is_valid() &&
+                nb::len(found.attributes) == std::size(names) &&
+                PyLong_CheckExact(offset.ptr()) &&
+                nb::isinstance<mx::array>(keys) &&
+                nb::isinstance<mx::array>(values);
+    if (!fits) {
+      return std::nullopt;
+    }
+    found.update = nb::getattr(cache.type(), nb::handle(update));
+    found.keys = &nb::cast<mx::array&>(keys);
+    found.values = &nb::cast<mx::array&>(values);
+    found.offset = nb::cast<int>(offset);
+    return found;
+  }
+
+  bool has_room() const {
+    return offset > 0 && keys->ndim() == 4 && values->ndim() == 4 &&
+           keys->shape(2) == values->shape(2) && offset < keys->shape(2) &&
+           !keys->is_tracer() && !values->is_tracer();
+  }
+
+  void advance() const {
+    static PyObject* const name = interned("offset");
+    nb::object next = nb::int_(offset + 1);
+    if (PyDict_SetItem(attributes.ptr(), name, next.ptr()) != 0) {
+      nb::raise_python_error();
+    }
+  }
+};
+
+// The shape of a cache but for its room, and its type.
+struct CacheForm {
+  int batch, heads, width;
+  mx::Dtype dtype;
+
+  explicit CacheForm(const mx::array& a)
+      : batch(a.shape(0)),
+        heads(a.shape(1)),
+        width(a.shape(3)),
+        dtype(a.dtype()) {}
+  bool operator==(const CacheForm&) const = default;
+};
+
+// A state of a block and of its inputs, and what its code does with them.
+struct Recording {
+  State state;
+  mx::Shape shape;  // of x
+  mx::Dtype dtype;
+  CacheForm keys, values;
+  nb::object update;
+  mx::Stream stream;
+  std::shared_ptr<const Tape> tape;  // null: it cannot be recorded
+};
+
+// x and position as holes, then y and the caches of keys and values.
+using Run =
+    std::tuple<mx::array, mx::array, mx::array, mx::array, mx::array>;
+
+// The recordings of all blocks of one class.
+class Steps {
+ public:
+  explicit Steps(nb::object kind) : kind_(std::move(kind)) {}
+
+  // The block's output, with one node; None if its code has to run, False if it
+  // may be recorded first.
+  nb::object replay(nb::handle block, const mx::array& x, nb::handle cache) {
+    auto to = x.ndim() == 3 && x.shape(1) == 1 && !x.is_tracer()
+                  ? Cache::of(cache)
+                  : std::nullopt;
+    if (!to || !to->has_room()) {
+      return nb::none();
+    }
+    mx::Stream stream = mx::default_stream(mx::default_device());
+    if (stream.device != mx::Device::cpu) {
+      return nb::none();
+    }
+    auto attempt = [&](Recording& r) -> std::optional<nb::object> {
+      bool fits = r.shape == x.shape() && r.dtype == x.dtype() &&
+                  r.update.is(to->update) && r.stream == stream &&
+                  r.keys == CacheForm(*to->keys) &&
+                  r.values == CacheForm(*to->values);
+      auto arrays =
+          fits ? r.state.arrays(block, kind_) : std::optional<std::vector<mx::array>>();
+      if (!arrays) {
+        return std::nullopt;
+      }
+      if (!r.tape) {
+        return nb::none();
+      }
+      mx::array y = record::replay(
+          r.tape, x, *to->keys, *to->values, to->offset, *std::move(arrays));
+      to->advance();
+      return nb::cast(std::move(y));
+    };
+    auto last = last_.find(block.ptr());
+    if (last != last_.end()) {
+      if (auto done = attempt(*last->second)) {
+        return *done;
+      }
+    }
+    for (auto r = recordings_.begin(); r != recordings_.end(); ++r) {
+      if (auto done = attempt(*r)) {
+        last_[block.ptr()] = r;
+        return *done;
+      }
+    }
+    return made_ < kMost ? nb::object(nb::bool_(false)) : nb::none();
+  }
+
+  // Records a block whose code ran with holes. Without runs, or if they differ,
+  // the code of a block in this state will always run.
+  void record(nb::handle block,
+              const mx::array& x,
+              nb::handle cache,
+              const std::vector<Run>& runs) {
+    auto to = Cache::of(cache);
+    if (!to || !to->has_room()) {
+      return;
+    }
+    Recording made{State(block, kind_),
+                   x.shape(),
+                   x.dtype(),
+                   CacheForm(*to->keys),
+                   CacheForm(*to->values),
+                   to->update,
+                   mx::default_stream(mx::default_device()),
+                   nullptr};
+    ++made_;
+    auto arrays = made.state.arrays(block, kind_);
+    if (!arrays) {
+      return;  // some are not computed yet
+    }
+    made.tape = tape_of(runs, *arrays);
+    if (made.tape && record::stream_of(*made.tape) != made.stream) {
+      made.tape = nullptr;
+    }
+    recordings_.push_back(std::move(made));
+  }
+
+ private:
+  // The most recordings of a class: states of the blocks of many models.
+  static constexpr int kMost = 256;
+
+  static std::shared_ptr<const Tape> tape_of(
+      const std::vector<Run>& runs, const std::vector<mx::array>& arrays) {
+    std::shared_ptr<const Tape> first;
+    for (const Run& run : runs) {
+      auto tape = std::apply(
+          [&](const auto&... a) { return record::tape({a...}, arrays); }, run);
+      if (!tape || (first && !record::are_equivalent(*first, *tape))) {
+        return nullptr;
+      }
+      first = first ? first : tape;
+    }
+    return first;
+  }
+
+  nb::object kind_;
+  std::list<Recording> recordings_;
+  // By the address of a block: where to look first.
+  std::unordered_map<PyObject*, std::list<Recording>::iterator> last_;
+  int made_ = 0;
+};
+
+}  // namespace
+
+void bind_steps(nb::module_& m) {
+  nb::class_<Steps>(m, "Steps", "The recordings of decoder blocks of one class.")
+      .def(nb::init<nb::object>(), "kind"_a)
+      .def("replay",
+           &Steps::replay,
+           "block"_a,
+           "x"_a,
+           "cache"_a,
+           "Add one token to a KV cache of mlx-lm, and return the output of a "
+           "block, as one node. None if the block's code has to run, False if "
+           "it has to, and may be recorded.")
+      .def("record",
+           &Steps::record,
+           "block"_a,
+           "x"_a,
+           "cache"_a,
+           "runs"_a,
+           "Record what a block's code made of holes in some runs, for later "
+           "calls with such arguments.");
+  m.def(
+      "hole",
+      [](const std::vector<int>& shape, mx::Dtype dtype) {
+        return record::hole(mx::Shape(shape.begin(), shape.end()),
+                            dtype,
+                            mx::default_stream(mx::default_device()));
+      },
+      "shape"_a,
+      "dtype"_a,
+      "Return an array without a value, an input of Steps.record().");
+}
+
+}  // namespace nibble
