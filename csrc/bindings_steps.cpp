@@ -37,16 +37,20 @@ PyObject* find(nb::handle dict, PyObject* name) {
   return found;
 }
 
-const mx::array* find_array(nb::handle dict, PyObject* name) {
-  nb::handle found = find(dict, name);
-  return found.is_valid() && nb::isinstance<mx::array>(found)
-             ? &nb::cast<const mx::array&>(found)
+// The array of a Python object; null for another object.
+mx::array* array_in(nb::handle object) {
+  static const nb::handle type = nb::type<mx::array>();
+  return object.is_valid() && object.type().is(type)
+             ? nb::inst_ptr<mx::array>(object)
              : nullptr;
 }
 
 nb::object attributes_of(nb::handle object) {
-  static PyObject* const name = interned("__dict__");
-  return nb::getattr(object, nb::handle(name));
+  PyObject* attributes = PyObject_GenericGetDict(object.ptr(), nullptr);
+  if (!attributes) {
+    nb::raise_python_error();
+  }
+  return nb::steal(attributes);
 }
 
 nb::object call_of(nb::handle type) {
@@ -61,21 +65,10 @@ bool are_alike(nb::handle a, nb::handle b) {
     return true;
   }
   PyTypeObject* type = Py_TYPE(a.ptr());
-  bool comparable = type == &PyLong_Type || type == &PyFloat_Type ||
-                    type == &PyUnicode_Type;
+  bool comparable =
+      type == &PyLong_Type || type == &PyFloat_Type || type == &PyUnicode_Type;
   return comparable && Py_TYPE(b.ptr()) == type &&
          PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
-}
-
-// True if a quantized module's biases need not be read (facts/symmetric.h).
-bool is_symmetric(nb::handle module, nb::handle attributes) {
-  static PyObject* const names[] = {
-      interned("scales"), interned("biases"), interned("bits")};
-  const mx::array* scales = find_array(module, names[0]);
-  const mx::array* biases = scales ? find_array(module, names[1]) : nullptr;
-  nb::handle bits = biases ? find(attributes, names[2]) : nullptr;
-  return bits.is_valid() && PyLong_Check(bits.ptr()) &&
-         symmetric::known(*scales, *biases, nb::cast<int>(bits));
 }
 
 // The state of a block that its code may read: the tree of its modules with
@@ -84,34 +77,46 @@ class State {
  public:
   // `kind` is the class whose code the block itself runs.
   State(nb::handle block, nb::handle kind) {
-    root_ = add(block);
-    nodes_[root_].call = call_of(kind);
+    nb::object type = nb::borrow(block.type());
+    add(block);
+    classes_.erase(std::ranges::find_if(
+        classes_, [&](const Class& c) { return c.type.is(type); }));
+    classes_.push_back({nb::borrow(kind), call_of(kind)});
   }
 
   // The arrays of a block in this state, as nodes take them; nullopt if it is
   // in another state.
-  std::optional<std::vector<mx::array>> arrays(nb::handle block,
-                                               nb::handle kind) const {
+  std::optional<std::vector<mx::array>> arrays(nb::handle block) const {
+    for (const Class& c : classes_) {
+      if (!call_of(c.type).is(c.call)) {
+        return std::nullopt;
+      }
+    }
     std::vector<mx::array> found;
     found.reserve(parameters_.size());
-    bool fits =
-        call_of(kind).is(nodes_[root_].call) && matches(root_, block, found);
-    return fits ? std::optional(std::move(found)) : std::nullopt;
+    return matches(0, block, found) ? std::optional(std::move(found))
+                                    : std::nullopt;
   }
 
  private:
+  // A class of modules and its method, which may be patched.
+  struct Class {
+    nb::object type, call;
+  };
+  enum class Holds : uint8_t { kArray, kNode, kValue };
   struct Item {
     nb::object key;    // of a dict
-    nb::object value;  // null: an array or a node
-    bool is_array = false;
+    nb::object value;  // of kValue
+    Holds holds = Holds::kValue;
     size_t index = 0;  // of the parameter or the node
   };
   // A module, a dict or a list.
   struct Node {
-    nb::object type, call;
-    std::vector<Item> items;
-    std::vector<std::pair<nb::object, nb::object>> attributes;
-    bool is_module = false, is_symmetric = false;
+    nb::object type;
+    std::vector<Item> items, attributes;
+    bool is_module = false;
+    int bits = 0;  // of a matrix that has biases
+    bool is_symmetric = false;
   };
 
   // The attribute of modules that says what is trained.
@@ -122,11 +127,12 @@ class State {
 
   Item item(nb::handle value) {
     Item made;
-    if (nb::isinstance<mx::array>(value)) {
-      made.is_array = true;
+    if (const mx::array* array = array_in(value)) {
+      made.holds = Holds::kArray;
       made.index = parameters_.size();
-      parameters_.emplace_back(nb::cast<const mx::array&>(value));
+      parameters_.emplace_back(*array);
     } else if (PyDict_Check(value.ptr()) || PyList_Check(value.ptr())) {
+      made.holds = Holds::kNode;
       made.index = add(value);
     } else {
       made.value = nb::borrow(value);
@@ -151,17 +157,34 @@ class State {
       node.is_module = !PyDict_CheckExact(object.ptr());
     }
     if (node.is_module) {
-      nb::object attributes = attributes_of(object);
-      for (auto [key, value] : nb::borrow<nb::dict>(attributes)) {
-        if (!is_for_training(key)) {
-          node.attributes.emplace_back(nb::borrow(key), nb::borrow(value));
-        }
-      }
-      node.call = call_of(node.type);
-      node.is_symmetric = is_symmetric(object, attributes);
+      add_module(object, node);
     }
     nodes_[index] = std::move(node);
     return index;
+  }
+
+  void add_module(nb::handle module, Node& node) {
+    nb::object attributes = attributes_of(module);
+    for (auto [key, value] : nb::borrow<nb::dict>(attributes)) {
+      Item made;
+      made.key = nb::borrow(key);
+      made.value = nb::borrow(value);
+      node.attributes.push_back(std::move(made));
+    }
+    bool seen = std::ranges::any_of(
+        classes_, [&](const Class& c) { return c.type.is(node.type); });
+    if (!seen) {
+      classes_.push_back({node.type, call_of(node.type)});
+    }
+    static PyObject* const names[] = {
+        interned("scales"), interned("biases"), interned("bits")};
+    const mx::array* scales = array_in(find(module, names[0]));
+    const mx::array* biases = array_in(find(module, names[1]));
+    nb::handle bits = find(attributes, names[2]);
+    if (scales && biases && bits.is_valid() && PyLong_Check(bits.ptr())) {
+      node.bits = nb::cast<int>(bits);
+      node.is_symmetric = symmetric::known(*scales, *biases, node.bits);
+    }
   }
 
   bool matches(size_t index,
@@ -169,78 +192,99 @@ class State {
                std::vector<mx::array>& found) const {
     const Node& node = nodes_[index];
     if (!object.type().is(node.type) ||
-        PyObject_Size(object.ptr()) !=
-            static_cast<Py_ssize_t>(node.items.size()) ||
-        !(node.is_module ? module_matches(index, object) : true)) {
+        (node.is_module && !attributes_match(node, object))) {
       return false;
     }
-    // All repacked arrays of a module are of one matrix.
-    const void* packed = nullptr;
-    for (size_t i = 0; i < node.items.size(); ++i) {
-      const Item& item = node.items[i];
-      PyObject* at = item.key.is_valid()
-                         ? find(object, item.key.ptr())
-                         : PyList_GetItem(object.ptr(), Py_ssize_t(i));
-      nb::handle value = at;
-      if (!at) {
+    Arrays arrays;
+    if (PyList_Check(object.ptr())) {
+      if (PyList_Size(object.ptr()) != Py_ssize_t(node.items.size())) {
         return false;
       }
-      if (item.value.is_valid()) {
-        if (!are_alike(item.value, value)) {
+      for (size_t i = 0; i < node.items.size(); ++i) {
+        PyObject* value = PyList_GetItem(object.ptr(), Py_ssize_t(i));
+        if (!value || !item_matches(node.items[i], value, arrays, found)) {
           return false;
         }
-        continue;
       }
-      if (!item.is_array) {
-        if (!matches(item.index, value, found)) {
-          return false;
-        }
-        continue;
-      }
-      const record::Parameter& parameter = parameters_[item.index];
-      auto array = nb::isinstance<mx::array>(value)
-                       ? parameter.resolved(nb::cast<const mx::array&>(value))
-                       : std::nullopt;
-      if (!array) {
-        return false;
-      }
-      if (parameter.is_packed()) {
-        const void* memory = array->data_shared_ptr().get();
-        if (packed && memory != packed) {
-          return false;
-        }
-        packed = memory;
-      }
-      found.push_back(*std::move(array));
+      return true;
     }
+    // In the order in which they were set, as they always are.
+    PyObject *key = nullptr, *value = nullptr;
+    Py_ssize_t at = 0;
+    for (const Item& item : node.items) {
+      if (!PyDict_Next(object.ptr(), &at, &key, &value) ||
+          !are_alike(item.key, key) ||
+          !item_matches(item, value, arrays, found)) {
+        return false;
+      }
+    }
+    return !PyDict_Next(object.ptr(), &at, &key, &value) &&
+           (node.bits == 0 ||
+            (arrays.scales && arrays.biases &&
+             symmetric::known(*arrays.scales, *arrays.biases, node.bits) ==
+                 node.is_symmetric));
+  }
+
+  // What is known of a module's arrays so far.
+  struct Arrays {
+    const void* packed = nullptr;  // the memory of its repacked matrix
+    const mx::array *scales = nullptr, *biases = nullptr;
+  };
+
+  bool item_matches(const Item& item,
+                    nb::handle value,
+                    Arrays& arrays,
+                    std::vector<mx::array>& found) const {
+    switch (item.holds) {
+      case Holds::kValue:
+        return are_alike(item.value, value);
+      case Holds::kNode:
+        return matches(item.index, value, found);
+      case Holds::kArray:
+        break;
+    }
+    const mx::array* now = array_in(value);
+    const record::Parameter& parameter = parameters_[item.index];
+    auto resolved = now ? parameter.resolved(*now) : std::nullopt;
+    if (!resolved) {
+      return false;
+    }
+    static PyObject* const scales = interned("scales");
+    static PyObject* const biases = interned("biases");
+    if (item.key.ptr() == scales) {
+      arrays.scales = now;
+    } else if (item.key.ptr() == biases) {
+      arrays.biases = now;
+    }
+    if (parameter.is_packed()) {
+      // All repacked arrays of a module are of one matrix.
+      const void* memory = resolved->data_shared_ptr().get();
+      if (arrays.packed && memory != arrays.packed) {
+        return false;
+      }
+      arrays.packed = memory;
+    }
+    found.push_back(*std::move(resolved));
     return true;
   }
 
-  bool module_matches(size_t index, nb::handle module) const {
-    const Node& node = nodes_[index];
-    if (index != root_ && !call_of(node.type).is(node.call)) {
-      return false;
-    }
+  static bool attributes_match(const Node& node, nb::handle module) {
     nb::object attributes = attributes_of(module);
-    size_t ignored = 0;
-    for (auto [key, _] : nb::borrow<nb::dict>(attributes)) {
-      ignored += is_for_training(key);
-    }
-    if (nb::len(attributes) - ignored != node.attributes.size()) {
-      return false;
-    }
-    for (const auto& [key, value] : node.attributes) {
-      nb::handle now = find(attributes, key.ptr());
-      if (!now.is_valid() || !are_alike(value, now)) {
+    PyObject *key = nullptr, *value = nullptr;
+    Py_ssize_t at = 0;
+    for (const Item& item : node.attributes) {
+      if (!PyDict_Next(attributes.ptr(), &at, &key, &value) ||
+          !are_alike(item.key, key) ||
+          !(is_for_training(key) || are_alike(item.value, value))) {
         return false;
       }
     }
-    return is_symmetric(module, attributes) == node.is_symmetric;
+    return !PyDict_Next(attributes.ptr(), &at, &key, &value);
   }
 
-  std::vector<Node> nodes_;
+  std::vector<Class> classes_;
+  std::vector<Node> nodes_;  // the block's own first
   std::vector<record::Parameter> parameters_;
-  size_t root_ = 0;
 };
 
 // A KV cache of mlx-lm, as its code leaves it.
@@ -261,15 +305,13 @@ struct Cache {
     nb::handle offset = find(found.attributes, names[2]);
     bool fits = keys.is_valid() && values.is_valid() && offset.is_valid() &&
                 nb::len(found.attributes) == std::size(names) &&
-                PyLong_CheckExact(offset.ptr()) &&
-                nb::isinstance<mx::array>(keys) &&
-                nb::isinstance<mx::array>(values);
-    if (!fits) {
+                PyLong_CheckExact(offset.ptr());
+    found.keys = array_in(keys);
+    found.values = array_in(values);
+    if (!fits || !found.keys || !found.values) {
       return std::nullopt;
     }
     found.update = nb::getattr(cache.type(), nb::handle(update));
-    found.keys = &nb::cast<mx::array&>(keys);
-    found.values = &nb::cast<mx::array&>(values);
     found.offset = nb::cast<int>(offset);
     return found;
   }
@@ -314,8 +356,7 @@ struct Recording {
 };
 
 // x and position as holes, then y and the caches of keys and values.
-using Run =
-    std::tuple<mx::array, mx::array, mx::array, mx::array, mx::array>;
+using Run = std::tuple<mx::array, mx::array, mx::array, mx::array, mx::array>;
 
 // The recordings of all blocks of one class.
 class Steps {
@@ -340,8 +381,8 @@ class Steps {
                   r.update.is(to->update) && r.stream == stream &&
                   r.keys == CacheForm(*to->keys) &&
                   r.values == CacheForm(*to->values);
-      auto arrays =
-          fits ? r.state.arrays(block, kind_) : std::optional<std::vector<mx::array>>();
+      auto arrays = fits ? r.state.arrays(block)
+                         : std::optional<std::vector<mx::array>>();
       if (!arrays) {
         return std::nullopt;
       }
@@ -387,7 +428,7 @@ class Steps {
                    mx::default_stream(mx::default_device()),
                    nullptr};
     ++made_;
-    auto arrays = made.state.arrays(block, kind_);
+    auto arrays = made.state.arrays(block);
     if (!arrays) {
       return;  // some are not computed yet
     }
@@ -426,7 +467,8 @@ class Steps {
 }  // namespace
 
 void bind_steps(nb::module_& m) {
-  nb::class_<Steps>(m, "Steps", "The recordings of decoder blocks of one class.")
+  nb::class_<Steps>(
+      m, "Steps", "The recordings of decoder blocks of one class.")
       .def(nb::init<nb::object>(), "kind"_a)
       .def("replay",
            &Steps::replay,

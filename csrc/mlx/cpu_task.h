@@ -51,8 +51,8 @@ class Share {
   size_t bytes_;
 };
 
-// While one exists, dispatch() keeps the tasks of this thread in it. A node that
-// evaluates others gives their tasks to the stream as one.
+// While one exists, dispatch() keeps the tasks of this thread in it. A node
+// that evaluates others gives their tasks to the stream as one.
 class Collection {
  public:
   Collection();
@@ -65,7 +65,9 @@ class Collection {
 
   void add(std::function<void()> task) { tasks_.push_back(std::move(task)); }
   // Empties the collection.
-  std::vector<std::function<void()>> take() { return std::exchange(tasks_, {}); }
+  std::vector<std::function<void()>> take() {
+    return std::exchange(tasks_, {});
+  }
 
  private:
   std::vector<std::function<void()>> tasks_;

@@ -158,7 +158,8 @@ mx::array hole(const mx::Shape& shape, mx::Dtype dtype, const mx::Stream& s) {
   return mx::array(shape, dtype, std::make_shared<Hole>(s), {});
 }
 
-Parameter::Parameter(const mx::array& a) : shape_(a.shape()), dtype_(a.dtype()) {
+Parameter::Parameter(const mx::array& a)
+    : shape_(a.shape()), dtype_(a.dtype()) {
   if (auto part = repack::part_of(a)) {
     form_ = part->stored->packed->form();
   }

@@ -78,14 +78,14 @@ void add_residual(const mx::array& h) {
   const QuantizedMatmul& product = sum->node();
   std::vector<mx::array> inputs = sum->product.inputs();
   inputs.push_back(sum->residual);
-  graph::become(
-      {h},
-      std::make_shared<QuantizedMatmul>(h.primitive().stream(),
-                                        product.format(),
-                                        product.transpose(),
-                                        product.options(),
-                                        Epilogue{product.epilogue().bias, true}),
-      inputs);
+  graph::become({h},
+                std::make_shared<QuantizedMatmul>(
+                    h.primitive().stream(),
+                    product.format(),
+                    product.transpose(),
+                    product.options(),
+                    Epilogue{product.epilogue().bias, true}),
+                inputs);
 }
 
 }  // namespace nibble::fusion

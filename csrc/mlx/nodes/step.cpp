@@ -27,13 +27,12 @@ void submit(Tasks tasks,
             const mx::Stream& stream,
             const std::vector<mx::array>& outputs,
             std::shared_ptr<const void> kept) {
-  cpu_task::dispatch(stream,
-                     outputs,
-                     [tasks = std::move(tasks), kept = std::move(kept)] {
-                       for (const auto& task : tasks) {
-                         task();
-                       }
-                     });
+  cpu_task::dispatch(
+      stream, outputs, [tasks = std::move(tasks), kept = std::move(kept)] {
+        for (const auto& task : tasks) {
+          task();
+        }
+      });
 }
 
 // `out` = `in` with the same memory, or with a copy of it.

@@ -18,13 +18,13 @@ struct Tape {
   // An input of a node.
   struct Input {
     enum class Kind : uint8_t {
-      kX,          // the block's input
-      kPosition,   // of the token, an int32
-      kKeys,       // the filled part of the cache, with the new token
+      kX,         // the block's input
+      kPosition,  // of the token, an int32
+      kKeys,      // the filled part of the cache, with the new token
       kValues,
       kParameter,  // an array of the block's modules
       kConstant,
-      kResult,     // of an earlier node
+      kResult,  // of an earlier node
     };
     Kind kind;
     size_t index = 0;  // of the parameter, the constant or the result
