@@ -1,10 +1,13 @@
 #include "csrc/mlx/nodes/step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <string_view>
+#include <unordered_map>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
@@ -35,9 +38,73 @@ void submit(Tasks tasks,
       });
 }
 
+// The number of arrays that are the array `a`. MLX tells only whether it is 1
+// and nobody has the memory, not even a task that is done soon.
+template <auto Description>
+struct Opened {
+  friend long references(const mx::array& a) {
+    return (a.*Description).use_count();
+  }
+};
+long references(const mx::array& a);
+template struct Opened<&mx::array::array_desc_>;
+
+// The steps that have yet to write to some memory, and for each of which MLX
+// keeps the memory until its task is done.
+class Waiting {
+ public:
+  // Counts a step until the result is dropped, by its task.
+  static std::shared_ptr<void> add(const mx::array& a) {
+    auto count = of(a, true);
+    ++*count;
+    return {nullptr, [count](void*) { --*count; }};
+  }
+
+  // True if only `a` and these steps have the memory of `a`. The stream runs
+  // tasks in turn, so another step may then write to it.
+  static bool alone(const mx::array& a) {
+    // In this order: a step that ends in between makes it false.
+    long uses = a.data_shared_ptr().use_count();
+    auto count = of(a, false);
+    return uses - (count ? count->load() : 0) == 1;
+  }
+
+ private:
+  using Count = std::shared_ptr<std::atomic<long>>;
+  struct Entry {
+    std::weak_ptr<mx::array::Data> memory;
+    Count count;
+  };
+
+  static Count of(const mx::array& a, bool make) {
+    static std::mutex mutex;
+    // Never destroyed: a stream's thread may outlive static objects.
+    static auto& entries = *new std::unordered_map<const void*, Entry>;
+    static size_t next_sweep = 256;
+    std::lock_guard lock(mutex);
+    const std::shared_ptr<mx::array::Data>& memory = a.data_shared_ptr();
+    auto found = entries.find(memory.get());
+    if (found != entries.end() && !found->second.memory.expired()) {
+      return found->second.count;
+    }
+    if (!make) {
+      return nullptr;
+    }
+    if (entries.size() >= next_sweep) {
+      std::erase_if(entries,
+                    [](const auto& e) { return e.second.memory.expired(); });
+      next_sweep = 2 * entries.size() + 256;
+    }
+    Entry entry{memory, std::make_shared<std::atomic<long>>(0)};
+    entries[memory.get()] = entry;
+    return entry.count;
+  }
+};
+
 // `out` = `in` with the same memory, or with a copy of it.
 void take_over(const mx::array& in, mx::array& out, const mx::Stream& stream) {
-  if (in.flags().row_contiguous && in.is_donatable()) {
+  if (in.flags().row_contiguous && in.data_shared_ptr()->is_owned() &&
+      references(in) == 1 && Waiting::alone(in)) {
     out.copy_shared_buffer(in);
     return;
   }
@@ -124,6 +191,8 @@ Step::Step(std::shared_ptr<const Tape> tape,
 
 void Step::eval_cpu(const std::vector<mx::array>& inputs,
                     std::vector<mx::array>& outputs) {
+  // MLX then keeps the memory of the caches for this evaluation.
+  bool keeps_caches = &outputs[kX].inputs() == &inputs;
   // Each output has the inputs. More than one reference keeps caches from being
   // written in place.
   for (mx::array& out : outputs) {
@@ -198,11 +267,14 @@ void Step::eval_cpu(const std::vector<mx::array>& inputs,
   struct Kept {
     std::shared_ptr<const Bound> bound;
     std::shared_ptr<std::vector<mx::array>> results;
+    std::shared_ptr<void> keys, values;
   };
-  submit(std::move(tasks),
-         stream(),
-         {outputs[kX]},
-         std::make_shared<const Kept>(Kept{bound_, std::move(results)}));
+  auto kept = std::make_shared<Kept>(Kept{bound_, std::move(results), {}, {}});
+  if (keeps_caches) {
+    kept->keys = Waiting::add(outputs[kKeys]);
+    kept->values = Waiting::add(outputs[kValues]);
+  }
+  submit(std::move(tasks), stream(), {outputs[kX]}, std::move(kept));
 }
 
 void Step::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
