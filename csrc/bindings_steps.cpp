@@ -352,7 +352,7 @@ struct Recording {
   CacheForm keys, values;
   nb::object update;
   mx::Stream stream;
-  std::shared_ptr<const Tape> tape;  // null: it cannot be recorded
+  std::shared_ptr<const Tape> tape;
 };
 
 // x and position as holes, then y and the caches of keys and values.
@@ -376,41 +376,26 @@ class Steps {
     if (stream.device != mx::Device::cpu) {
       return nb::none();
     }
-    auto attempt = [&](Recording& r) -> std::optional<nb::object> {
-      bool fits = r.shape == x.shape() && r.dtype == x.dtype() &&
-                  r.update.is(to->update) && r.stream == stream &&
-                  r.keys == CacheForm(*to->keys) &&
-                  r.values == CacheForm(*to->values);
-      auto arrays = fits ? r.state.arrays(block)
-                         : std::optional<std::vector<mx::array>>();
-      if (!arrays) {
-        return std::nullopt;
-      }
-      if (!r.tape) {
-        return nb::none();
-      }
-      mx::array y = record::replay(
-          r.tape, x, *to->keys, *to->values, to->offset, *std::move(arrays));
-      to->advance();
-      return nb::cast(std::move(y));
-    };
     auto last = last_.find(block.ptr());
     if (last != last_.end()) {
-      if (auto done = attempt(*last->second)) {
-        return *done;
+      if (auto y = replayed(*last->second, block, x, *to, stream)) {
+        return nb::cast(*std::move(y));
       }
     }
     for (auto r = recordings_.begin(); r != recordings_.end(); ++r) {
-      if (auto done = attempt(*r)) {
+      if (auto y = replayed(*r, block, x, *to, stream)) {
         last_[block.ptr()] = r;
-        return *done;
+        return nb::cast(*std::move(y));
       }
     }
-    return made_ < kMost ? nb::object(nb::bool_(false)) : nb::none();
+    auto refused = refused_.find(block.ptr());
+    bool may_be_recorded =
+        recordings_.size() < kMost &&
+        (refused == refused_.end() || refused->second < kMostAttempts);
+    return may_be_recorded ? nb::object(nb::bool_(false)) : nb::none();
   }
 
-  // Records a block whose code ran with holes. Without runs, or if they differ,
-  // the code of a block in this state will always run.
+  // Records a block whose code ran with holes, if all runs made the same.
   void record(nb::handle block,
               const mx::array& x,
               nb::handle cache,
@@ -427,21 +412,43 @@ class Steps {
                    to->update,
                    mx::default_stream(mx::default_device()),
                    nullptr};
-    ++made_;
     auto arrays = made.state.arrays(block);
-    if (!arrays) {
-      return;  // some are not computed yet
+    made.tape = arrays ? tape_of(runs, *arrays) : nullptr;
+    if (made.tape && record::stream_of(*made.tape) == made.stream) {
+      recordings_.push_back(std::move(made));
+    } else {
+      ++refused_[block.ptr()];
     }
-    made.tape = tape_of(runs, *arrays);
-    if (made.tape && record::stream_of(*made.tape) != made.stream) {
-      made.tape = nullptr;
-    }
-    recordings_.push_back(std::move(made));
   }
 
  private:
   // The most recordings of a class: states of the blocks of many models.
-  static constexpr int kMost = 256;
+  static constexpr size_t kMost = 256;
+  // A block may be recorded after a change.
+  static constexpr int kMostAttempts = 8;
+
+  std::optional<mx::array> replayed(const Recording& r,
+                                    nb::handle block,
+                                    const mx::array& x,
+                                    const Cache& cache,
+                                    const mx::Stream& stream) {
+    bool fits = r.shape == x.shape() && r.dtype == x.dtype() &&
+                r.update.is(cache.update) && r.stream == stream &&
+                r.keys == CacheForm(*cache.keys) &&
+                r.values == CacheForm(*cache.values);
+    auto arrays = fits ? r.state.arrays(block) : std::nullopt;
+    if (!arrays) {
+      return std::nullopt;
+    }
+    mx::array y = record::replay(r.tape,
+                                 x,
+                                 *cache.keys,
+                                 *cache.values,
+                                 cache.offset,
+                                 *std::move(arrays));
+    cache.advance();
+    return y;
+  }
 
   static std::shared_ptr<const Tape> tape_of(
       const std::vector<Run>& runs, const std::vector<mx::array>& arrays) {
@@ -459,9 +466,9 @@ class Steps {
 
   nb::object kind_;
   std::list<Recording> recordings_;
-  // By the address of a block: where to look first.
+  // By the address of a block: where to look first, and failed attempts.
   std::unordered_map<PyObject*, std::list<Recording>::iterator> last_;
-  int made_ = 0;
+  std::unordered_map<PyObject*, int> refused_;
 };
 
 }  // namespace

@@ -77,17 +77,19 @@ def _replaying(kind: type) -> type:
     """Return the subclass of a block's class that replays its code."""
     steps = _native.ext.Steps(kind)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def call(
-        self: Any, x: mx.array, mask: Any = None, cache: Any = None, **others: Any
-    ) -> mx.array:
-        if mask is None and cache is not None and not others:
-            y = steps.replay(self, x, cache)
+    def call(self: Any, *given: Any, **named: Any) -> mx.array:
+        # As mlx-lm's models do: block(x, None, cache) or block(x, None, cache=cache).
+        cache = given[2] if len(given) == 3 and not named else None
+        if len(given) == 2 and len(named) == 1:
+            cache = named.get("cache")
+        if cache is not None and given[1] is None and isinstance(given[0], mx.array):
+            y = steps.replay(self, given[0], cache)
             if y is False and _is_plain(cache):
-                steps.record(self, x, cache, _runs(kind, self, x, cache))
-                y = steps.replay(self, x, cache)
+                steps.record(self, given[0], cache, _runs(kind, self, given[0], cache))
+                y = steps.replay(self, given[0], cache)
             if isinstance(y, mx.array):
                 return y
-        return kind.__call__(self, x, mask=mask, cache=cache, **others)
+        return kind.__call__(self, *given, **named)
 
     return derived(kind, {"__call__": call, "_steps": steps})
 
@@ -95,7 +97,11 @@ def _replaying(kind: type) -> type:
 def _is_plain(cache: Any) -> bool:
     """Return whether a cache is mlx-lm's own of one array of keys and one of values."""
     caches = sys.modules.get("mlx_lm.models.cache")
-    return caches is not None and type(cache) is caches.KVCache
+    return (
+        caches is not None
+        and type(cache) is caches.KVCache
+        and _is_code_of(type(cache).update_and_fetch, ("mlx_lm.", "mlx_nibble.lm."))
+    )
 
 
 def _runs(kind: Any, block: Any, x: mx.array, cache: Any) -> list[tuple]:
@@ -129,13 +135,11 @@ def _is_trusted(module: nn.Module) -> bool:
     if hasattr(kind, "_steps"):  # the block itself
         return True
     return f"{kind.__module__}.".startswith(_TRUSTED) and _is_code_of(
-        getattr(kind, "__call__", None), _TRUSTED
+        kind.__call__, _TRUSTED
     )
 
 
 def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
-    if function is None:  # a container of modules
-        return True
     home = getattr(function, "__globals__", {}).get("__name__", "")
     return f"{home}.".startswith(packages)
 

@@ -12,6 +12,7 @@ from mlx_lm.models import cache as caches
 
 import mlx_nibble
 from mlx_nibble.acceleration import blocks
+from mlx_nibble.lm.caches import CacheType, stored_as
 from tests.support import tiny_models
 from tests.support.blocks import by_code
 from tests.support.graph import node_names
@@ -160,6 +161,34 @@ def test_a_cache_from_a_file(tmp_path):
     caches.save_prompt_cache(path, cache)
     loaded = caches.load_prompt_cache(path)
     assert_same(decode(model, cache), decode(model, loaded))
+
+
+def test_a_cache_of_16_bits():
+    kind = CacheType()
+    kind.add(mx.bfloat16)
+    model, plain = accelerated(), by_code(accelerated())
+    with stored_as(kind):
+        cache, other = prefilled(model), prefilled(plain)
+        assert cache[0].keys.dtype == mx.bfloat16
+        assert nodes(step(model, cache)) == 3
+        step(plain, other)
+        assert_same(decode(model, cache), decode(plain, other))
+    assert_same_caches(cache, other)
+
+
+def test_a_patched_cache_is_used(monkeypatch):
+    model = accelerated()
+    cache = prefilled(model)
+    decode(model, cache)
+    update, seen = caches.KVCache.update_and_fetch, []
+
+    def patched(self, keys, values):
+        seen.append(1)
+        return update(self, keys, values)
+
+    monkeypatch.setattr(caches.KVCache, "update_and_fetch", patched)
+    decode(model, cache)
+    assert len(seen) == len(TOKENS) * 3
 
 
 def test_weights_are_read_at_each_call():
