@@ -225,7 +225,7 @@ class State {
                  node.is_symmetric));
   }
 
-  // What is known of a module's arrays so far.
+  // A module's arrays, as far as they are checked.
   struct Arrays {
     const void* packed = nullptr;  // the memory of its repacked matrix
     const mx::array *scales = nullptr, *biases = nullptr;

@@ -60,7 +60,7 @@ class Collection {
   Collection& operator=(const Collection&) = delete;
   ~Collection();
 
-  // Of this thread; null: none.
+  // The collection of this thread; null without one.
   static Collection* current();
 
   void add(std::function<void()> task) { tasks_.push_back(std::move(task)); }

@@ -12,8 +12,8 @@ namespace nibble {
 
 namespace mx = mlx::core;
 
-// What a block's nodes are for one token of each sequence. fusion/record.h
-// makes it.
+// The nodes of a block for one token of each sequence. fusion/record.h makes
+// it.
 struct Tape {
   // An input of a node.
   struct Input {
@@ -74,7 +74,7 @@ class Step : public mx::Primitive {
   const char* name() const override { return "NibbleStep"; }
 
  private:
-  // What the tasks of an evaluation read, beside the inputs.
+  // The arrays that tasks read, beside the inputs.
   struct Bound {
     std::shared_ptr<const Tape> tape;
     std::vector<mx::array> parameters;
