@@ -32,6 +32,8 @@ from bench.model_costs import model_of
 from mlx_nibble import _native
 from mlx_nibble.bench.statistics import median
 
+# Calls that are timed together.
+_CALLS = 300
 # Another takes its place.
 _EXT = _native.ext
 
@@ -51,9 +53,12 @@ class _StandIn:
         # Editable installations alone have it.
         from mlx_nibble import _recorder  # pyright: ignore
 
-        for name in ("quantized_matmul", "gated_products"):
+        for name in ("linear", "quantized_matmul", "gated_products"):
             operation = getattr(_recorder, name)
             setattr(self, name, partial(operation, stream=_recorder.stream))
+
+    def has_gpu(self) -> bool:
+        return True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_EXT, name)
@@ -106,7 +111,7 @@ def compare(device: str, rows: int, layers: int, seconds: float) -> dict[str, An
     x = mx.zeros((1, rows, _SIZES["hidden_size"]), mx.float16)
     mx.eval(x)
     with _device(device):
-        mlx_nibble.accelerate(ours, tuned=False)
+        assert mlx_nibble.accelerate(ours, tuned=False, duel=False).swapped
         gc.collect()
         gc.disable()
         taken = timing.interleave(
@@ -128,6 +133,46 @@ def compare(device: str, rows: int, layers: int, seconds: float) -> dict[str, An
     }
 
 
+def compare_call(device: str, bias: bool, seconds: float) -> dict[str, Any]:
+    """Time one call of a QuantizedLinear of both, in turns."""
+    width = _SIZES["hidden_size"]
+    stock, ours = (
+        nn.QuantizedLinear(width, width, bias=bias, group_size=64) for _ in range(2)
+    )
+    x = mx.zeros((1, 1, width), mx.float16)
+    for layer in (stock, ours):
+        layer.set_dtype(mx.float16)
+        mx.eval(layer.parameters(), x)
+
+    def calling(layer: nn.Module) -> Callable[[], float]:
+        def call() -> float:
+            before = time.thread_time()
+            for _ in range(_CALLS):
+                layer(x)
+            return time.thread_time() - before
+
+        return call
+
+    with _device(device):
+        assert mlx_nibble.accelerate(ours, tuned=False, duel=False).swapped
+        gc.collect()
+        gc.disable()
+        taken = timing.interleave(
+            {"stock": calling(stock), "ours": calling(ours)}, seconds, most=10**6
+        )
+        gc.enable()
+    ratio = timing.faster(taken["ours"], taken["stock"])
+    return {
+        "device": device,
+        "call": "QuantizedLinear" + " with a bias" * bias,
+        "stock_us": 1e6 * median(taken["stock"]).value / _CALLS,
+        "ours_us": 1e6 * median(taken["ours"]).value / _CALLS,
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64])
@@ -137,6 +182,8 @@ def main() -> None:
     for device in ("cpu", "gpu"):
         for rows in args.rows:
             print(json.dumps(compare(device, rows, args.layers, args.seconds)))
+        for bias in (False, True):
+            print(json.dumps(compare_call(device, bias, args.seconds)))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ NB_MODULE(_ext, m) {
       "array"_a,
       "Raise TypeError if the mlx.array of this process is another type.");
   nibble::bind_ops(m);
+  nibble::bind_layers(m);
 
   m.def("remember_symmetric",
         &nibble::symmetric::remember,
@@ -130,5 +131,6 @@ NB_MODULE(_ext, m) {
         "backend. Returns their number of floating-point operations.");
 
   nibble::bind_self_check(m);
+  nibble::bind_steps(m);
   nibble::bind_tuning(m);
 }

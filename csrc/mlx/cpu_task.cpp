@@ -14,7 +14,21 @@ constexpr size_t kAheadBytes = size_t{4} << 20;
 // work this thread has yet to submit. Then we must spend the memory.
 constexpr std::chrono::milliseconds kPatience{100};
 
+thread_local Collection* collecting = nullptr;
+
 }  // namespace
+
+Collection::Collection() {
+  collecting = this;
+}
+
+Collection::~Collection() {
+  collecting = nullptr;
+}
+
+Collection* Collection::current() {
+  return collecting;
+}
 
 Backlog& Backlog::of(const mx::Stream& stream) {
   // Never destroyed: a stream's thread may outlive static objects.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -50,12 +51,38 @@ class Share {
   size_t bytes_;
 };
 
+// While one exists, dispatch() keeps the tasks of this thread in it. A node
+// that evaluates others gives their tasks to the stream as one.
+class Collection {
+ public:
+  Collection();
+  Collection(const Collection&) = delete;
+  Collection& operator=(const Collection&) = delete;
+  ~Collection();
+
+  // The collection of this thread; null without one.
+  static Collection* current();
+
+  void add(std::function<void()> task) { tasks_.push_back(std::move(task)); }
+  // Empties the collection.
+  std::vector<std::function<void()>> take() {
+    return std::exchange(tasks_, {});
+  }
+
+ private:
+  std::vector<std::function<void()>> tasks_;
+};
+
 // Has the stream run task(), which computes `outputs`. They have memory
 // already. MLX keeps the inputs until the task is done.
 template <typename Task>
 void dispatch(const mx::Stream& stream,
               const std::vector<mx::array>& outputs,
               Task task) {
+  if (Collection* collection = Collection::current()) {
+    collection->add(std::move(task));
+    return;
+  }
   size_t bytes = 0;
   for (const mx::array& output : outputs) {
     bytes += output.nbytes();

@@ -27,36 +27,21 @@ class Options:
     tuning: int = 0
 
 
-def _native_options(options: Options) -> dict[str, Any]:
-    """Return the options that are not the default, as the extension takes them.
-
-    The extension reads each argument of a call: few arguments are read sooner.
-    """
+def _native_options(options: Options) -> Any:
+    """Return the options as the extension takes them; None without an extension."""
     check_activations("quantized_matmul", options.activations)
-    given = {
-        "int8_activations": options.activations == "int8",
-        "batch_invariant": options.batch_invariant,
-        "tuning": options.tuning,
-    }
-    return {name: value for name, value in given.items() if value}
-
-
-def _product(layer: Any, x: mx.array, bias: mx.array | None = None) -> mx.array:
-    """Return ``x @ w_hat.T + bias`` for a layer's weights and options."""
-    arguments = (
-        x,
-        layer["weight"],
-        layer["scales"],
-        layer.get("biases"),
-        True,
-        layer.group_size,
-        layer.bits,
-        layer.mode,
-    )
     if _native.ext is None:
-        return ops.quantized_matmul(*arguments, bias=bias, **vars(layer._options))
-    given = layer._given if bias is None else layer._given | {"bias": bias}
-    return _native.ext.quantized_matmul(*arguments, **given)
+        return None
+    int8 = options.activations == "int8"
+    return _native.ext.MatmulOptions(int8, options.batch_invariant, options.tuning)
+
+
+def _by_mlx(layer: Any, x: mx.array) -> mx.array:
+    """Return ``x @ w_hat.T + bias`` where there is no extension."""
+    matrix = (layer["weight"], layer["scales"], layer.get("biases"))
+    form = (layer.group_size, layer.bits, layer.mode)
+    y = ops.quantized_matmul(x, *matrix, True, *form)
+    return y + layer["bias"] if "bias" in layer else y
 
 
 def _rows(array: mx.array, x: mx.array) -> mx.array:
@@ -76,7 +61,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` on our kernels."""
 
     _options = Options()
-    _given: ClassVar[dict[str, Any]] = {}
+    _as_native: ClassVar[Any] = _native_options(Options())
 
     def __init__(
         self,
@@ -97,17 +82,17 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T + bias``, ``[..., output_dims]``."""
-        bias = self.get("bias")
-        if bias is None or bias.dtype == x.dtype:
-            return _product(self, x, bias)
-        return _product(self, x) + bias
+        if _native.ext is None:
+            return _by_mlx(self, x)
+        # One call, which reads the layer. Passing each array takes longer.
+        return _native.ext.linear(self, x, self._as_native)
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` on our kernels."""
 
     _options = Options()
-    _given: ClassVar[dict[str, Any]] = {}
+    _as_native: ClassVar[Any] = _native_options(Options())
     # Type of looked-up rows; None for the type of the scales.
     _row_dtype: mx.Dtype | None = None
 
@@ -143,7 +128,9 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Return ``x @ w_hat.T``: the output projection of tied weights."""
-        return _product(self, x)
+        if _native.ext is None:
+            return _by_mlx(self, x)
+        return _native.ext.linear(self, x, self._as_native)
 
 
 def with_options(kind: type[nn.Module], options: Options) -> type[nn.Module]:
@@ -158,6 +145,6 @@ def with_options(kind: type[nn.Module], options: Options) -> type[nn.Module]:
         "__module__": kind.__module__,
         "__reduce_ex__": pickled_as(kind.__bases__[0]),
         "_options": options,
-        "_given": _native_options(options),
+        "_as_native": _native_options(options),
     }
     return type(kind.__name__, (kind,), described)

@@ -177,6 +177,7 @@ NB_MODULE(_recorder, m) {
 
   m.attr("stream") = kGpu;
   nibble::bind_ops(m);
+  nibble::bind_layers(m);
   nibble::bind_self_check(m);
   nibble::bind_tuning(m);
 }

@@ -20,7 +20,7 @@ bool is_right(const Problem& problem,
               bool traced,
               const DeviceProfile& device) {
   auto launches = plans::plan(problem, device);
-  return launches && self_check::trusted(*launches) &&
+  return launches && self_check::trusted(launches) &&
          (!traced ||
           self_check::trusted(kernels_of_any_shape(problem, device.api)));
 }
@@ -103,7 +103,7 @@ int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device) {
 bool joins(const plans::Plan& launches, const ops::MatmulOptions& options) {
   return launches && (is_complete(options) && !options.batch_invariant
                           ? self_check::is_known_right(*launches)
-                          : self_check::trusted(*launches));
+                          : self_check::trusted(launches));
 }
 
 }  // namespace nibble::decision

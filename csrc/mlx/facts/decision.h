@@ -18,6 +18,13 @@ namespace nibble::decision {
 
 namespace mx = mlx::core;
 
+// True if our kernels compute every product on `device`: no table may leave one
+// to MLX.
+inline bool always_ours(const ops::MatmulOptions& options,
+                        const mx::Device& device) {
+  return device == mx::Device::cpu && options.tuning == 0;
+}
+
 // True if our kernels compute this on `device`. A traced graph may be run with
 // other shapes than it was built with (mx.compile(shapeless=True)). So all
 // kernels of any shape must be right, and no number of rows may be MLX's:

@@ -28,6 +28,13 @@ struct Registry {
   std::unordered_map<std::uintptr_t, Part> nodes;
   // Sizes of both. In most processes they are 0, and nothing is locked.
   std::atomic<size_t> memory_count = 0, node_count = 0;
+
+  // The part that a lazy array unpacks; null for any other. Under the lock.
+  const Part* part_of(const mx::array& a) const {
+    std::uintptr_t node = a.primitive_id();
+    auto found = node == 0 ? nodes.end() : nodes.find(node);
+    return found == nodes.end() ? nullptr : &found->second;
+  }
 };
 
 Registry& registry() {
@@ -125,32 +132,35 @@ std::shared_ptr<const cpu::Packed> find(const mx::array& w) {
 
 std::optional<Part> part_of(const mx::array& a) {
   Registry& r = registry();
-  std::uintptr_t node = r.node_count > 0 ? a.primitive_id() : 0;
-  if (node == 0) {
+  if (r.node_count == 0) {
     return std::nullopt;
   }
   std::lock_guard lock(r.mutex);
-  auto found = r.nodes.find(node);
-  return found == r.nodes.end() ? std::nullopt : std::optional(found->second);
+  const Part* found = r.part_of(a);
+  return found ? std::optional(*found) : std::nullopt;
 }
 
 std::shared_ptr<const Stored> stored(const ops::QuantizedArrays& arrays) {
-  auto is = [](const std::optional<Part>& p,
-               cpu::PackedPart part,
-               const std::shared_ptr<const Stored>& of) {
-    return p && p->part == part && p->stored->packed == of->packed;
-  };
-  auto w = part_of(arrays.w);
-  if (!w || !is(w, cpu::PackedPart::kCodes, w->stored) ||
-      !is(part_of(arrays.scales), cpu::PackedPart::kScales, w->stored) ||
-      arrays.biases.has_value() !=
-          w->stored->packed->form().format.info().stores_biases) {
+  Registry& r = registry();
+  if (r.node_count == 0) {
     return nullptr;
   }
-  bool biases =
-      !w->stored->biases ||
-      is(part_of(*arrays.biases), cpu::PackedPart::kBiases, w->stored);
-  return biases ? w->stored : nullptr;
+  std::lock_guard lock(r.mutex);
+  const Part* w = r.part_of(arrays.w);
+  if (!w || w->part != cpu::PackedPart::kCodes) {
+    return nullptr;
+  }
+  const cpu::Packed* packed = w->stored->packed.get();
+  auto is = [&](const mx::array& a, cpu::PackedPart part) {
+    const Part* found = r.part_of(a);
+    return found && found->part == part &&
+           found->stored->packed.get() == packed;
+  };
+  bool complete =
+      arrays.biases.has_value() == packed->form().format.info().stores_biases &&
+      is(arrays.scales, cpu::PackedPart::kScales) &&
+      (!w->stored->biases || is(*arrays.biases, cpu::PackedPart::kBiases));
+  return complete ? w->stored : nullptr;
 }
 
 void enter(const mx::Primitive* node, Part part) {

@@ -1,9 +1,11 @@
 #include "csrc/mlx/facts/self_check.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "csrc/core/error.h"
 #include "csrc/core/kernel_name.h"
@@ -15,7 +17,12 @@
 namespace nibble::self_check {
 namespace {
 
+// Plans of all functions of the planner.
+constexpr size_t kMostRight = 4 * plans::kMostPlans;
+
 struct Answers {
+  // The number of set_judge() calls.
+  std::atomic<int> judges = 0;
   std::mutex mutex;
   Judge judge;
   std::unordered_map<std::string, bool> known;
@@ -118,18 +125,31 @@ void set_judge(Judge judge) {
   std::lock_guard lock(a.mutex);
   a.judge = std::move(judge);
   a.known.clear();
+  ++a.judges;
 }
 
-bool trusted(const std::vector<LaunchPlan>& launches) {
+bool trusted(const plans::Plan& launches) {
+  // Plans that this thread found right, kept so that no other has their
+  // address. Every product of a graph asks, and names are strings.
+  thread_local std::unordered_set<plans::Plan> right;
+  thread_local int judges = 0;
+  if (int now = answers().judges; now != judges || right.size() > kMostRight) {
+    right.clear();
+    judges = now;
+  }
+  if (right.contains(launches)) {
+    return true;
+  }
   // Any operand may turn out to be a view, which this kernel copies.
   if (!trusted(view_kernel())) {
     return false;
   }
-  for (const LaunchPlan& launch : launches) {
+  for (const LaunchPlan& launch : *launches) {
     if (!trusted(launch.kernel)) {
       return false;
     }
   }
+  right.insert(launches);
   return true;
 }
 

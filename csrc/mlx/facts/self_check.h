@@ -13,6 +13,7 @@
 
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/trial.h"
+#include "csrc/mlx/plans.h"
 #include "mlx/array.h"
 #include "mlx/stream.h"
 
@@ -31,7 +32,7 @@ void set_judge(Judge judge);
 std::string view_kernel();
 
 // True if all of these kernels may be used.
-bool trusted(const std::vector<LaunchPlan>& launches);
+bool trusted(const plans::Plan& launches);
 bool trusted(const std::vector<std::string>& kernels);
 
 // The same without a trial: false if one of them has not been asked for.

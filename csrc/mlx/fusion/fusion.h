@@ -43,6 +43,10 @@ std::optional<mx::array> residual_norm(const mx::array& h,
                                        float eps,
                                        const mx::Stream& stream);
 
+// Has a product of ours compute h, if h waits for the sum of the product and an
+// array of its shape.
+void add_residual(const mx::array& h);
+
 // silu(gate) * up from a node that also computes the two products of one x that
 // gate and up wait for; nullopt if no node of ours does so.
 std::optional<mx::array> gated_products(const mx::array& gate,

@@ -20,6 +20,8 @@ struct Projection {
   std::optional<float> norm_eps = {};  // RMSNorm of each row of D
   bool has_norm_weight = false;
   std::optional<RopeOptions> rope = {};
+
+  bool operator==(const Projection&) const = default;
 };
 
 // Inputs {x [B, L, K]}, then for each projection w, scales and biases. Then,
@@ -36,6 +38,10 @@ class ProjectedHeads : public mx::Primitive {
   void eval_gpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
   const char* name() const override { return "NibbleProjectedHeads"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return projections_ ==
+           static_cast<const ProjectedHeads&>(other).projections_;
+  }
 
  private:
   std::vector<Projection> projections_;

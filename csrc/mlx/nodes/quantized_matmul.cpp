@@ -244,10 +244,15 @@ bool QuantizedMatmul::is_equivalent(const mx::Primitive& other) const {
 
 std::vector<mx::Shape> QuantizedMatmul::output_shapes(
     const std::vector<mx::array>& inputs) {
+  return {output_shape(inputs)};
+}
+
+mx::Shape QuantizedMatmul::output_shape(
+    const std::vector<mx::array>& inputs) const {
   mx::Shape shape = inputs[kX].shape();
   shape.back() = transpose_ ? inputs[kW].shape(-2)
                             : inputs[kScales].shape(-1) * format_.group_size;
-  return {shape};
+  return shape;
 }
 
 }  // namespace nibble

@@ -70,6 +70,8 @@ class QuantizedMatmul : public mx::Primitive {
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
+  mx::Shape output_shape(const std::vector<mx::array>& inputs) const;
+
   const QuantFormat& format() const { return format_; }
   bool transpose() const { return transpose_; }
   const ops::MatmulOptions& options() const { return options_; }

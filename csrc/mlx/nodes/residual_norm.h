@@ -33,6 +33,11 @@ class ResidualNorm : public mx::Primitive {
   void eval_gpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
   const char* name() const override { return "NibbleResidualNorm"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    const auto& o = static_cast<const ResidualNorm&>(other);
+    return format_ == o.format_ && options_ == o.options_ &&
+           has_bias_ == o.has_bias_ && eps_ == o.eps_;
+  }
 
  private:
   QuantFormat format_;

@@ -20,7 +20,7 @@ mx::array dequantize(const QuantizedArrays& matrix,
   auto request = normalise({.op = "dequantize",
                             .stream = stream,
                             .args = args,
-                            .matrices = {&matrix},
+                            .matrix = matrix,
                             .dtype = dtype});
   if (request) {
     auto& [format, out_dtype, inputs] = *request;

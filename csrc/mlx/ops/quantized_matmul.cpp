@@ -61,7 +61,7 @@ mx::array quantized_matmul(const mx::array& x,
   auto request = normalise({.op = kOp,
                             .stream = stream,
                             .args = args,
-                            .matrices = {&matrix},
+                            .matrix = matrix,
                             .x = &x,
                             .transpose = transpose,
                             .options = &options});
@@ -81,19 +81,27 @@ mx::array quantized_matmul(const mx::array& x,
       stream, format, transpose, options, epilogue);
   // A vector times matrices has been given a dimension.
   bool vector = x.ndim() == 1 && matrix.w.ndim() > 2;
-  mx::Shape shape = node->output_shapes(inputs)[0], result = shape;
-  if (vector) {
-    result.erase(result.end() - 2);
+  mx::Shape shape = node->output_shape(inputs);
+  if (addends.any()) {
+    mx::Shape result = shape;
+    if (vector) {
+      result.erase(result.end() - 2);
+    }
+    check_addends(kOp, addends, result);
   }
-  check_addends(kOp, addends, result);
   auto finish = [&](const mx::array& y, const Addends& rest) {
     return add(vector ? mx::squeeze(y, -2, stream) : y, rest, stream);
   };
   if (request->is_empty()) {
     return finish(mx::zeros(shape, dtype, stream), addends);
   }
-  MatmulProblem problem = node->problem(inputs);
-  if (!decision::ours(
+  MatmulProblem problem;
+  bool always_ours = decision::always_ours(options, stream.device);
+  if (!always_ours) {
+    problem = node->problem(inputs);
+  }
+  if (!always_ours &&
+      !decision::ours(
           problem, options, inputs[kX].is_tracer(), stream.device)) {
     inputs = repack::unpacked(std::move(inputs), kW);
     auto q = QuantizedArrays::of(
@@ -121,7 +129,7 @@ mx::array quantized_matmul(const mx::array& x,
     mx::array residual = mx::astype(*addends.residual, dtype, stream);
     inputs.push_back(vector ? mx::expand_dims(residual, -2, stream) : residual);
   }
-  mx::array y = build(node, std::move(inputs), dtype);
+  mx::array y = build(node, std::move(inputs), std::move(shape), dtype);
   if (stream.device == mx::Device::gpu) {
     fusion::join_products(node, x, y.inputs(), problem);
   }

@@ -16,41 +16,77 @@
 namespace nibble::ops {
 namespace {
 
+// x, two matrices, and two arrays of indices or addends.
+constexpr size_t kMostInputs = 9;
+
 // True if all biases are known to follow from the scales.
 bool is_symmetric(const Call& call, const QuantFormat& format) {
+  auto known = [&](const QuantizedArrays& q) {
+    return symmetric::known(q.scales, *q.biases, format.bits);
+  };
   return call.options &&
          (call.options->symmetric ||
-          std::ranges::all_of(call.matrices, [&](const QuantizedArrays* q) {
-            return symmetric::known(q->scales, *q->biases, format.bits);
-          }));
+          (known(call.matrix) && (!call.up || known(*call.up))));
 }
 
-// The packed matrices of a product on the CPU (facts/repack.h), if all are
-// packed alike and the product can read them.
-std::vector<std::shared_ptr<const repack::Stored>> packed(
-    const Call& call, const QuantFormat& format, mx::Dtype scale_dtype) {
-  std::vector<std::shared_ptr<const repack::Stored>> all;
+// The packed matrices of a product.
+struct Packed {
+  std::shared_ptr<const repack::Stored> matrix, up;
+};
+
+// Those of a product on the CPU (facts/repack.h), if all are packed alike and
+// the product can read them.
+Packed packed(const Call& call,
+              const QuantFormat& format,
+              mx::Dtype scale_dtype) {
   if (!call.x || !call.transpose || call.stream.device != mx::Device::cpu) {
     return {};
   }
-  for (const QuantizedArrays* q : call.matrices) {
-    auto stored = repack::stored(*q);
-    if (!stored) {
-      return {};
+  auto readable = [&](const QuantizedArrays& q) {
+    auto stored = repack::stored(q);
+    if (stored) {
+      const QuantFormat& own = stored->packed->form().format;
+      bool fits =
+          own.bits == format.bits && own.group_size == format.group_size &&
+          own.info().mlx_name == format.info().mlx_name &&
+          (own.mode != Mode::kSymmetric || is_symmetric(call, format)) &&
+          stored->scales.dtype() == scale_dtype;
+      stored = fits ? std::move(stored) : nullptr;
     }
-    const QuantFormat& own = stored->packed->form().format;
-    bool fits = own.bits == format.bits &&
-                own.group_size == format.group_size &&
-                own.info().mlx_name == format.info().mlx_name &&
-                (own.mode != Mode::kSymmetric || is_symmetric(call, format)) &&
-                stored->scales.dtype() == scale_dtype &&
-                (all.empty() || all[0]->packed->form().format.mode == own.mode);
-    if (!fits) {
-      return {};
-    }
-    all.push_back(std::move(stored));
+    return stored;
+  };
+  Packed all{readable(call.matrix), nullptr};
+  if (!all.matrix || !call.up) {
+    return all;
   }
-  return all;
+  all.up = readable(*call.up);
+  auto mode = [](const auto& q) { return q->packed->form().format.mode; };
+  return all.up && mode(all.up) == mode(all.matrix) ? std::move(all) : Packed{};
+}
+
+// The type to which MLX promotes scales and biases.
+mx::Dtype parameter_dtype(const QuantizedArrays& q) {
+  mx::Dtype scales = q.scales.dtype(), biases = q.biases_input().dtype();
+  return scales == biases ? scales : mx::promote_types(scales, biases);
+}
+
+// Appends the arrays of a matrix as a node takes them.
+void append(std::vector<mx::array>& inputs,
+            const QuantizedArrays& q,
+            const std::shared_ptr<const repack::Stored>& stored,
+            mx::Dtype scale_dtype,
+            const mx::Stream& stream) {
+  if (stored) {
+    inputs.push_back(stored->w);
+    inputs.push_back(stored->scales);
+    inputs.push_back(stored->biases ? *stored->biases
+                     : q.biases     ? *q.biases
+                                    : stored->scales);
+    return;
+  }
+  inputs.push_back(q.w);
+  inputs.push_back(mx::astype(q.scales, scale_dtype, stream));
+  inputs.push_back(mx::astype(q.biases_input(), scale_dtype, stream));
 }
 
 // The type of a product: that of x, or a promoted one if x has integers.
@@ -103,14 +139,15 @@ bool Request::is_empty() const {
 std::optional<Request> normalise(const Call& call) {
   QuantFormat format = call.args.format();
   check_format(call.op, format);
-  const QuantizedArrays& first = *call.matrices.front();
+  const QuantizedArrays& first = call.matrix;
   if (!call.args.is_ours() || first.global_scale) {
     return std::nullopt;
   }
-  std::vector<mx::array> parameters;
-  for (const QuantizedArrays* q : call.matrices) {
-    check_weights(call.op, *q, format);
-    parameters.insert(parameters.end(), {q->scales, q->biases_input()});
+  check_weights(call.op, first, format);
+  mx::Dtype scale_dtype = parameter_dtype(first);
+  if (call.up) {
+    check_weights(call.op, *call.up, format);
+    scale_dtype = mx::promote_types(scale_dtype, parameter_dtype(*call.up));
   }
   mx::Dtype dtype =
       call.dtype.value_or(default_dtype(first.scales, format.info()));
@@ -124,37 +161,24 @@ std::optional<Request> normalise(const Call& call) {
                       call.gathered);
     dtype = result_dtype(*call.x, first.scales);
   }
-  mx::Dtype scale_dtype = mx::result_type(parameters);
   if (!bridge::to_dtype(dtype) ||
       !bridge::scale_dtype(scale_dtype, format.info())) {
     return std::nullopt;
   }
-  auto stored = packed(call, format, scale_dtype);
-  if (!stored.empty()) {
-    format.mode = stored[0]->packed->form().format.mode;
+  Packed stored = packed(call, format, scale_dtype);
+  if (stored.matrix) {
+    format.mode = stored.matrix->packed->form().format.mode;
   } else if (format.mode == Mode::kAffine) {
     format.mode = affine_mode(is_symmetric(call, format));
   }
   Request request{format, dtype, {}};
+  request.inputs.reserve(kMostInputs);
   if (call.x) {
     request.inputs.push_back(mx::astype(*call.x, dtype, call.stream));
   }
-  for (size_t i = 0; i < call.matrices.size(); ++i) {
-    const QuantizedArrays* q = call.matrices[i];
-    if (!stored.empty()) {
-      const repack::Stored& matrix = *stored[i];
-      request.inputs.insert(
-          request.inputs.end(),
-          {matrix.w,
-           matrix.scales,
-           matrix.biases.value_or(q->biases.value_or(matrix.scales))});
-      continue;
-    }
-    request.inputs.insert(
-        request.inputs.end(),
-        {q->w,
-         mx::astype(q->scales, scale_dtype, call.stream),
-         mx::astype(q->biases_input(), scale_dtype, call.stream)});
+  append(request.inputs, first, stored.matrix, scale_dtype, call.stream);
+  if (call.up) {
+    append(request.inputs, *call.up, stored.up, scale_dtype, call.stream);
   }
   return request;
 }
@@ -199,6 +223,13 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype) {
   mx::Shape shape = node->output_shapes(inputs)[0];
+  return build(std::move(node), std::move(inputs), std::move(shape), dtype);
+}
+
+mx::array build(std::shared_ptr<mx::Primitive> node,
+                std::vector<mx::array> inputs,
+                mx::Shape shape,
+                mx::Dtype dtype) {
   if (node->device() == mx::Device::gpu) {
     for (mx::array& input : inputs) {
       // The launch copies a view, if it has no more dimensions than this.

@@ -25,8 +25,9 @@ struct Call {
   const char* op;
   mx::Stream stream;
   const QuantArgs& args;
-  std::vector<const QuantizedArrays*> matrices;
-  const mx::array* x = nullptr;  // dequantize has none
+  const QuantizedArrays& matrix;
+  const QuantizedArrays* up = nullptr;  // the second matrix of swiglu
+  const mx::array* x = nullptr;         // dequantize has none
   bool transpose = true;
   bool gathered = false;
   // Tells, with facts/symmetric.h, whether biases are read; null: they are.
@@ -60,7 +61,11 @@ std::pair<mx::array, mx::array> normalise(const char* op,
 // Broadcasts the matrices too where match_batch() needs it.
 void align_batches(Request& request, const mx::Stream& stream);
 
-// The output of a node.
+// The output of a node, of this shape, or of the shape that the node says.
+mx::array build(std::shared_ptr<mx::Primitive> node,
+                std::vector<mx::array> inputs,
+                mx::Shape shape,
+                mx::Dtype dtype);
 mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);

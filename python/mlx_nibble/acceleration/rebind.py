@@ -28,6 +28,17 @@ def original(kind: type) -> type:
     return _originals.get(kind, kind)
 
 
+def derived(kind: type, body: dict[str, Any]) -> type:
+    """Return a subclass that counts as made from the same class as ``kind``."""
+    named = original(kind)
+    described = {
+        name: getattr(named, name) for name in ("__doc__", "__module__", "__qualname__")
+    } | {"__reduce_ex__": pickled_as(named)}
+    made = type(kind.__name__, (kind,), described | body)
+    _originals[made] = named
+    return made
+
+
 @dataclass(frozen=True)
 class Rebound:
     """A subclass, and the replaced operations that each of its methods calls."""

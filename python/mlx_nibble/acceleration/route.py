@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
 
-from mlx_nibble import _native, fast, nn, ops
+from mlx_nibble import _native, fast, nn
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
 # Operations of a quantized layer: multiply, or look rows up.
@@ -22,33 +23,46 @@ PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
     """Return the operations between the products, on the CPU."""
-    attention: Callable = fast.scaled_dot_product_attention
+    # Layers call the extension itself: functions of Python around it take as long.
+    own = _native.ext or fast
+    attention: Callable = own.scaled_dot_product_attention
     over_codes: Callable = fast.quantized_scaled_dot_product_attention
     if batch_invariant:
         attention = partial(attention, batch_invariant=True)
         over_codes = partial(over_codes, batch_invariant=True)
     return {
-        "mlx.core.fast.rms_norm": fast.rms_norm,
-        "mlx.core.fast.rope": fast.rope,
+        "mlx.core.fast.rms_norm": own.rms_norm,
+        "mlx.core.fast.rope": own.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
         "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
-        "mlx_lm.models.activations.swiglu": fast.swiglu,
+        "mlx_lm.models.activations.swiglu": own.swiglu,
     }
+
+
+def _with(name: str, given: dict[str, Any]) -> Callable:
+    """Return an operation of the extension with these keyword arguments.
+
+    Those that are false are left out: a call is as fast as it has few arguments.
+    """
+    operation = getattr(_native.ext or mx, name)
+    needed = {key: value for key, value in given.items() if value}
+    return partial(operation, **needed) if needed and _native.ext else operation
 
 
 @cache
 def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
     """Return the quantized layers on our kernels, with these options."""
+    given = {
+        "int8_activations": options.activations == "int8",
+        "batch_invariant": options.batch_invariant,
+        "tuning": options.tuning,
+    }
+    # A CPU has one way to compute products that choose experts.
+    chosen = given | {"tuning": 0 if on_cpu else options.tuning}
     functions: dict[str, Callable] = {
-        "mlx.core.quantized_matmul": partial(ops.quantized_matmul, **vars(options)),
-        "mlx.core.gather_qmm": partial(
-            ops.gather_qmm,
-            activations=options.activations,
-            batch_invariant=options.batch_invariant,
-            # A CPU has one way to compute these.
-            tuning=0 if on_cpu else options.tuning,
-        ),
-        "mlx.core.dequantize": partial(ops.dequantize, tuning=options.tuning),
+        "mlx.core.quantized_matmul": _with("quantized_matmul", given),
+        "mlx.core.gather_qmm": _with("gather_qmm", chosen),
+        "mlx.core.dequantize": _with("dequantize", {"tuning": options.tuning}),
     }
     return Rebinding(
         functions | _between(options.batch_invariant) if on_cpu else functions,
@@ -79,7 +93,7 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
         return Rebinding({})
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
-    products = {"mlx.core.quantized_matmul": ops.quantized_matmul}
+    products = {"mlx.core.quantized_matmul": _with("quantized_matmul", {})}
     return Rebinding(products | _between(batch_invariant))
 
 

@@ -11,6 +11,7 @@ import mlx_nibble
 from mlx_nibble import fast, ops
 from tests.support import tiny_models
 from tests.support.arrays import to_numpy
+from tests.support.blocks import by_code
 from tests.support.graph import node_names
 from tests.support.tolerance import relative_rms
 
@@ -185,6 +186,7 @@ def test_a_token_needs_as_many_nodes_with_each_cache(family, name):
     stock, _ = run()
     mx.eval(stock)
     mlx_nibble.accelerate(model)
+    by_code(model)
     y, names = run()
     layers = len(model.layers)
     assert names["NibbleProjectedHeads"] == names["NibbleAttention"] == layers
@@ -347,6 +349,7 @@ def test_a_models_steps_with_a_cache(family):
     assert mx.array_equal(run(False), run(True))
     cache = make_prompt_cache(model)
     mx.eval(model(ids[:, :20], cache=cache))
+    by_code(model)
     assert node_names(model(ids[:, 20:21], cache=cache))["NibbleProjectedHeads"] == 3
     report.undo()
     assert "NibbleProjectedHeads" not in node_names(model(ids))

@@ -1,0 +1,177 @@
+"""Decoder blocks whose code runs once, and is replayed as one node for other tokens.
+
+A token of a small model takes less time on a CPU than the Python code that builds its
+graph. So the graph of a block is recorded: its code runs with arrays without values in
+the place of its input, the token's position and the KV cache. Later tokens need one
+call, which makes one node of MLX's graph (docs/internals/fusion.md).
+
+A recording is used only while everything that the code read is as it was: the classes
+of all modules of the block and their methods, numbers and texts, the forms of all
+arrays. Weights may change: each call reads them from the modules. In all other cases
+the block's code runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_nibble import _native
+from mlx_nibble.acceleration.rebind import Rebinding, derived, original
+from mlx_nibble.acceleration.report import Routed
+
+ATTENTION = "scaled_dot_product_attention"
+
+# Code outside of these packages may do more than compute.
+_TRUSTED = ("mlx.nn", "mlx_lm.", "mlx_nibble.nn")
+
+# Rooms of a cache, and positions in it, that a block is recorded with: code that
+# depends on them makes different graphs.
+_LENGTHS = ((256, 7), (1 << 20, (1 << 20) - 9))
+
+
+def found(model: nn.Module, others: Rebinding) -> Iterator[Routed]:
+    """Yield the decoder blocks of a model: the parents of layers that call attention.
+
+    Args:
+        model: Model whose other layers are on our operations.
+        others: Subclasses of layers that are not quantized.
+    """
+
+    def attends(module: Any) -> bool:
+        rebound = others.subclass(original(type(module)))
+        return rebound is not None and ATTENTION in rebound.operations
+
+    for path, module in model.named_modules():
+        now = type(module)
+        children = [child for child in module.values() if isinstance(child, nn.Module)]
+        if (
+            any(map(attends, children))
+            and not hasattr(now, "_steps")
+            and _takes_a_cache(now)
+        ):
+            operations = frozenset({"decode steps"})
+            yield Routed(path, module, now, _replaying(now), operations, "CPU")
+
+
+def _takes_a_cache(kind: type) -> bool:
+    """Return whether a class is called as ``block(x, mask, cache)``."""
+    try:
+        parameters = [*inspect.signature(kind.__call__).parameters.values()][2:]
+    except (TypeError, ValueError):
+        return False
+    names = [p.name for p in parameters]
+    return names[:2] == ["mask", "cache"] and all(
+        p.default is not p.empty for p in parameters[2:]
+    )
+
+
+@cache
+def _replaying(kind: type) -> type:
+    """Return the subclass of a block's class that replays its code."""
+    steps = _native.ext.Steps(kind)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def call(self: Any, *given: Any, **named: Any) -> mx.array:
+        # As mlx-lm's models do: block(x, None, cache) or block(x, None, cache=cache).
+        cache = given[2] if len(given) == 3 and not named else None
+        if len(given) == 2 and len(named) == 1:
+            cache = named.get("cache")
+        if cache is not None and given[1] is None and isinstance(given[0], mx.array):
+            y = steps.replay(self, given[0], cache)
+            if y is False and _is_plain(cache):
+                steps.record(self, given[0], cache, _runs(kind, self, given[0], cache))
+                y = steps.replay(self, given[0], cache)
+            if isinstance(y, mx.array):
+                return y
+        return kind.__call__(self, *given, **named)
+
+    return derived(kind, {"__call__": call, "_steps": steps})
+
+
+def _is_plain(cache: Any) -> bool:
+    """Return whether a cache is mlx-lm's own of one array of keys and one of values."""
+    caches = sys.modules.get("mlx_lm.models.cache")
+    return (
+        caches is not None
+        and type(cache) is caches.KVCache
+        and _is_code_of(type(cache).update_and_fetch, ("mlx_lm.", "mlx_nibble.lm."))
+    )
+
+
+def _runs(kind: Any, block: Any, x: mx.array, cache: Any) -> list[tuple]:
+    """Run a block's code with holes, for caches of different lengths.
+
+    Returns:
+        For each run x and the position, which are holes, then the output and the
+        caches of keys and values. Empty if the code cannot be run so.
+    """
+    if not all(map(_is_trusted, block.modules())) or not _is_code_of(
+        kind.__call__, _TRUSTED
+    ):
+        return []
+    hole = _native.ext.hole  # pyright: ignore[reportOptionalMemberAccess]
+    runs = []
+    for room, position in _LENGTHS:
+        probe = _probe(type(cache))(cache, hole, room, position)
+        x_hole = hole(x.shape, x.dtype)
+        try:
+            y = kind.__call__(block, x_hole, mask=None, cache=probe)
+        except Exception:  # it needs a value: no matter why
+            return []
+        if type(y) is not mx.array:
+            return []
+        runs.append((x_hole, probe.position, y, probe.keys, probe.values))
+    return runs
+
+
+def _is_trusted(module: nn.Module) -> bool:
+    kind = type(module)
+    if hasattr(kind, "_steps"):  # the block itself
+        return True
+    return f"{kind.__module__}.".startswith(_TRUSTED) and _is_code_of(
+        kind.__call__, _TRUSTED
+    )
+
+
+def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
+    home = getattr(function, "__globals__", {}).get("__name__", "")
+    return f"{home}.".startswith(packages)
+
+
+@cache
+def _probe(kind: type) -> type:
+    """Return a subclass of a cache's class without values."""
+
+    class Probe(kind):
+        def __init__(self, cache: Any, hole: Any, room: int, position: int):
+            for name in ("keys", "values"):
+                B, heads, _, D = getattr(cache, name).shape
+                array = hole([B, heads, room, D], getattr(cache, name).dtype)
+                setattr(self, name, array)
+            self.position = hole([], mx.int32)
+            self._offset = position
+            self._updating = False
+
+        @property
+        def offset(self) -> Any:
+            """The position: a hole for a block's code, a number for the cache's."""
+            return self._offset if self._updating else self.position
+
+        @offset.setter
+        def offset(self, value: int) -> None:
+            self._offset = value
+
+        def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
+            self._updating = True
+            try:
+                return super().update_and_fetch(keys, values)
+            finally:
+                self._updating = False
+
+    return Probe
