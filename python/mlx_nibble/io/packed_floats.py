@@ -73,7 +73,7 @@ class Values:
     """A matrix that no form of MLX holds exactly.
 
     Attributes:
-        kind: What it is stored as: "fp8" or another name of a table of forms.
+        kind: Name of its row in the table of nearest forms, such as "fp8".
         values: Its values, float32 `[N, K]`.
     """
 

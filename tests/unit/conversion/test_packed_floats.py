@@ -113,7 +113,7 @@ def test_the_models_that_read_fp8_are_those_of_mlx_lm():
     folder = Path(source_of.getfile(mlx_lm.models)).parent
     names = [module.name for module in pkgutil.iter_modules([str(folder)])]
     texts = {name: (folder / f"{name}.py").read_text() for name in names}
-    # Of the classes that know the scales, Ministral 3 does not decode the codes.
+    # Ministral 3 knows the scales, but does not decode the codes.
     read = {n for n, t in texts.items() if "_scale_inv" in t} - {"ministral3"}
     read.add("deepseek_v41")  # "its ue8m0 scale in MLX's quantized layout"
     others = {name for name, of in MODEL_REMAPPING.items() if of in read}
