@@ -101,9 +101,18 @@ class Waiting {
   }
 };
 
+// True if MLX may write to this memory. Before 0.32.4 it had no other.
+template <typename Data>
+bool is_writable(const Data& data) {
+  if constexpr (requires { data.is_owned(); }) {
+    return data.is_owned();
+  }
+  return true;
+}
+
 // `out` = `in` with the same memory, or with a copy of it.
 void take_over(const mx::array& in, mx::array& out, const mx::Stream& stream) {
-  if (in.flags().row_contiguous && in.data_shared_ptr()->is_owned() &&
+  if (in.flags().row_contiguous && is_writable(*in.data_shared_ptr()) &&
       references(in) == 1 && Waiting::alone(in)) {
     out.copy_shared_buffer(in);
     return;
