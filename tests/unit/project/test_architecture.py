@@ -191,7 +191,7 @@ def test_python_and_the_extension_support_the_same_formats():
         for name, mode in formats.MODES.items()
     }
     assert known == _native.ext.supported_forms()
-    # Metal has kernels for all of them, CUDA from 2 bits on.
+    # GPUs have kernels for all of them.
     for name, mode in formats.MODES.items():
         for bits, group_size in itertools.product(mode.bits, mode.group_sizes):
             assert _native.ext.supports(mode.mlx_name, bits, group_size, gpu=True), name
