@@ -1,9 +1,8 @@
 """Predicts our kernels' times over MLX's on M1 to M4. A model, not a measurement.
 
     python -m bench.predict             # the tables of docs/results/kernels.md
-    python -m bench.predict --bits 8
     python -m bench.predict --mode mxfp4
-    python -m bench.predict --published # the model beside published measurements
+    python -m bench.predict --published # beside published measurements
 
 A ratio is MLX's predicted time over ours: above 1, ours is predicted to be faster.
 bench/time_model.py has the model, bench/kernel_counts.json what it starts from.

@@ -85,7 +85,7 @@ struct IntegerCodes {
   static constant constexpr int kGroupSize = group_size;
   static constant constexpr int kAtOnce = 4;
 
-  // Of code i of a run.
+  // The factor of code i of a run.
   static NIBBLE_INLINE constexpr float unshift(int i) {
     return unplace<bits>(i);
   }

@@ -15,7 +15,7 @@ from mlx_nibble.numerics import UNIT_ROUNDOFF
 BITS = (1, 2, 3, 4, 5, 6, 8)
 """Widths of a code in the affine modes: kBits of csrc/core/format.h."""
 SUPPORTED_BITS = BITS[1:]
-"""Those that our kernels support on every device: kGpuBits of csrc/core/format.h."""
+"""Those that commands offer: MLX has 1 bit since 0.32.4."""
 GROUP_SIZES = (32, 64, 128)
 """Group sizes of the affine modes: kGroupSizes of csrc/core/format.h."""
 SCALE_DTYPES = tuple(UNIT_ROUNDOFF)

@@ -61,8 +61,7 @@ def quantized_matmul(
     .. math:: y = x \hat W^\top + \mathrm{bias} + \mathrm{residual}, \qquad
         \hat W_{nk} = s_{n,\lfloor k/g \rfloor}\, q_{nk} + b_{n,\lfloor k/g \rfloor}
 
-    Our kernels of CPUs and of Metal support all of MLX's formats. Those for CUDA support
-    the affine mode with 2 to 6 or 8 bits; MLX's operation computes all others. In the
+    Our kernels support all of MLX's formats; those for CUDA have no float32. In the
     modes mxfp4, nvfp4 and mxfp8 a code is a float, and there are no biases.
 
     Args:

@@ -1,4 +1,4 @@
-"""All codes and all scales of the modes of floats, in our Metal kernels on the bench."""
+"""All codes and all scales of the modes of floats, in our Metal kernels."""
 
 from __future__ import annotations
 

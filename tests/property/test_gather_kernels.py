@@ -23,6 +23,7 @@ FORMATS: list[Fields] = [
     ("float16", "float16", 4, 64, "affine"),
     ("bfloat16", "bfloat16", 8, 32, "symmetric"),
     ("float32", "float16", 3, 128, "affine"),
+    ("bfloat16", "e8m0", 4, 32, "mxfp4"),
 ]
 
 

@@ -31,6 +31,9 @@ FORMATS = [
     ("float32", "float32", 2, 128, "symmetric"),
     ("bfloat16", "bfloat16", 5, 64, "affine"),
     ("float16", "float16", 8, 32, "symmetric"),
+    ("float32", "float16", 1, 32, "affine"),
+    ("bfloat16", "e8m0", 4, 32, "mxfp4"),
+    ("float16", "e4m3", 4, 16, "nvfp4"),
 ]
 
 # One number for each kernel that the planner chooses by rows, off the edges of tiles.

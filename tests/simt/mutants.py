@@ -200,7 +200,11 @@ MUTANTS = [
     _qmm("scale of the first of four groups", "k / Q::kGroupSize % 4", "0"),
     # Arithmetic.
     _qmv("bias dropped", "fma(affine.y, x_sum, fma", "fma(0.0f, x_sum, fma"),
-    _qmm("bias dropped by value()", "codes.first + i), affine.y)", "codes.first + i), 0.0f)"),
+    _qmm(
+        "bias dropped by value()",
+        "codes.first + i), affine.y)",
+        "codes.first + i), 0.0f)",
+    ),
     _qmv("bias of the wrong row", "arrays.biases[group]", "arrays.biases[0]"),
     _qmv("sum misses a value", "sum += value;", "sum += j == 3 ? 0.0f : value;"),
     _qmv("x not scaled", "value * Q::unshift(i + j)", "value"),
@@ -372,7 +376,12 @@ MUTANTS = [
         f"}} else if (more) {{\n      {_BARRIER}\n    }}",
         "}",
     ),
-    _of(_QMM_N, "scales of columns past K", "if (column + g * Q::kGroupSize < weight.K)", ""),
+    _of(
+        _QMM_N,
+        "scales of columns past K",
+        "if (column + g * Q::kGroupSize < weight.K)",
+        "",
+    ),
     _of(_QMM_N, "rows of w past N", "min(n + row, last_row)", "n + row"),
     _of(_QMM_N, "x past N", "if (n + column < N)", ""),
     _of(

@@ -36,7 +36,9 @@ def of_unit(unit: str) -> Iterator[Case]:
     """Yield a case for each kernel of a unit of plans.unit_names()."""
     family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
     base = Problem(
-        dtype=numbers.LONG[dtype], scale_dtype=numbers.LONG[scale_dtype], bits=int(bits[1:])
+        dtype=numbers.LONG[dtype],
+        scale_dtype=numbers.LONG[scale_dtype],
+        bits=int(bits[1:]),
     )
     seen: set[str] = set()
     for mode, info in MODES.items():

@@ -22,6 +22,9 @@ KERNELS = [
     "joint_qmm_skinny_f16_f16_b4_g64_bm8_bn32_wk8",
     "swiglu_f16_f16_b5_g64",
     "qvm_f16_f16_b4_g64",
+    "qmv_f16_e8m0_b4_g32_mxfp4",
+    "qmm_skinny_bf16_e4m3_b4_g16_nvfp4_bm32_bn32_wk8",
+    "qmm_f16_e8m0_b8_g32_mxfp8_bm64_bn64_bk32_wm2_wn2",
 ]
 
 

@@ -1,7 +1,7 @@
 """The kernels that plans can name run without findings and agree with the oracle.
 
-Without NIBBLE_SIMT=all each family runs in every pair of types, each pair in one of the
-widths.
+Without NIBBLE_SIMT=all each family runs in every width of integers and every mode of
+floats, each with one pair of types.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ def chosen_units() -> list[str]:
     units = plans.unit_names()
     if FULL:
         return list(units)
-    widths: dict[str, list[str]] = {}
+    formats: dict[tuple[str, ...], list[str]] = {}
     for unit in units:
-        widths.setdefault(unit.rsplit("_", 1)[0], []).append(unit)
-    # Take the next width for each pair, so that every family runs in all widths.
-    return [all_of[i % len(all_of)] for i, all_of in enumerate(widths.values())]
+        family, _, scale_dtype, bits = unit.rsplit("_", 3)
+        floats = scale_dtype if scale_dtype in plans.SCALE_DTYPES else ""
+        formats.setdefault((family, floats, bits), []).append(unit)
+    # Take the next pair for each, so that all pairs run.
+    return [all_of[i % len(all_of)] for i, all_of in enumerate(formats.values())]
 
 
 @pytest.mark.parametrize("unit", chosen_units())

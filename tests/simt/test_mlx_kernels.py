@@ -32,9 +32,7 @@ RUNS = [(*fields, True) for fields in FORMATS]
 RUNS += [(*fields, False) for fields in (FORMATS if FULL else FORMATS[2:3])]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bits", "group_size", "mode", "instrumented"), RUNS
-)
+@pytest.mark.parametrize(("dtype", "bits", "group_size", "mode", "instrumented"), RUNS)
 def test_the_bench_agrees_with_apples_gpus(
     dtype: str, bits: int, group_size: int, mode: str, instrumented: bool
 ) -> None:

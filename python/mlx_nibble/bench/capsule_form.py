@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_nibble.formats import GROUP_SIZES, MODES, SCALE_DTYPES, SUPPORTED_BITS
+from mlx_nibble.formats import BITS, GROUP_SIZES, MODES, SCALE_DTYPES
 from mlx_nibble.io.values import shown
 
 SCHEMA = "mlx-nibble/bench/1"
@@ -17,7 +17,7 @@ _PEAK = (1.0, 1e24)
 # 50 times what any run takes. Comparisons draw 2000 times as many.
 _MOST_PASSES = 10_000
 _DTYPES = frozenset(SCALE_DTYPES)
-_PRODUCT = {"rows": _SIZE, "N": _SIZE, "K": _SIZE, "bits": frozenset(SUPPORTED_BITS)}
+_PRODUCT = {"rows": _SIZE, "N": _SIZE, "K": _SIZE, "bits": frozenset(BITS)}
 _PRODUCT |= {"group_size": frozenset((16, *GROUP_SIZES)), "dtype": _DTYPES}
 _PRODUCT |= {"mode": frozenset(m.mlx_name for m in MODES.values())}
 # The keys of a case, by the kind of run: a type, the limits of a number, or a choice.

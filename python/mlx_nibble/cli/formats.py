@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from mlx_nibble import ops
-from mlx_nibble.formats import GROUP_SIZES, MODES, SUPPORTED_BITS, Format
+from mlx_nibble.formats import BITS, GROUP_SIZES, MODES, Format
 from mlx_nibble.io.config import MODES as MLX_MODES
 
 
@@ -25,7 +25,7 @@ def add_options(parser: argparse._ActionsContainer, several: bool = False) -> No
     add(
         "--bits",
         type=int,
-        choices=SUPPORTED_BITS,
+        choices=BITS,
         help="of the affine mode; default: 4",
         **many,
     )
@@ -52,6 +52,7 @@ def of(args: argparse.Namespace, op: str, gpu: bool = False) -> list[Format]:
             widths = _listed(args.bits) or [row.default_bits]
             sizes = _listed(args.group_size) or [row.default_group_size]
             found += [Format(b, g) for b, g in product(widths, sizes)]
+            _require_kernels(op, found, gpu)
             continue
         for option in ("bits", "group_size"):
             if getattr(args, option) is not None and "affine" not in _listed(args.mode):
@@ -60,14 +61,20 @@ def of(args: argparse.Namespace, op: str, gpu: bool = False) -> list[Format]:
                     f"[{op}] --{flag} is an option of the affine mode but the mode is "
                     f"{mode}, which has one format: leave it out."
                 )
-        form = Format.of_mode(mode)
+        found.append(Format.of_mode(mode))
+        _require_kernels(op, found, gpu)
+    return found
+
+
+def _require_kernels(op: str, forms: list[Format], gpu: bool) -> None:
+    """Refuse a format that MLX computes on the device."""
+    for form in forms:
+        mode = MODES[form.mode].mlx_name
         if gpu and not ops.supports(mode, form.bits, form.group_size, gpu=True):
             raise ValueError(
-                f"[{op}] a mode with kernels for this GPU is required but got {mode}, "
-                "which MLX computes there."
+                f"[{op}] a mode with kernels for this GPU is required but got {mode} "
+                f"with {form.bits} bits, which MLX computes there."
             )
-        found.append(form)
-    return found
 
 
 def _listed(value: object) -> list:

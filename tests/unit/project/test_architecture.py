@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import itertools
 import os
 import re
 import subprocess
@@ -191,11 +192,11 @@ def test_python_and_the_extension_support_the_same_formats():
         for name, mode in formats.MODES.items()
     }
     assert known == _native.ext.supported_forms()
-    assert list(formats.SUPPORTED_BITS) == [
-        bits
-        for bits in formats.BITS
-        if _native.ext.supports("affine", bits, 64, gpu=True)
-    ]
+    # GPUs have kernels for all of them.
+    for name, mode in formats.MODES.items():
+        for bits, group_size in itertools.product(mode.bits, mode.group_sizes):
+            assert _native.ext.supports(mode.mlx_name, bits, group_size, gpu=True), name
+    assert formats.SUPPORTED_BITS == formats.BITS[1:]
 
 
 def test_importing_the_package_imports_nothing_heavy():
