@@ -4,6 +4,7 @@ find_package(Threads REQUIRED)
 add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
   csrc/cpu/cache_rows.cpp
+  csrc/cpu/dense.cpp
   csrc/cpu/gather.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp
@@ -12,6 +13,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/matmul.cpp
   csrc/cpu/packed.cpp
   csrc/cpu/peak.cpp
+  csrc/cpu/recurrence.cpp
   csrc/cpu/rows.cpp
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)

@@ -7,6 +7,8 @@ namespace nibble {
 
 // The operations (ops.py, fast.py).
 void bind_ops(nanobind::module_& m);
+// Activations, dense products and recurrences (fast.py, acceleration/layers.py).
+void bind_layers(nanobind::module_& m);
 // The trials of kernels (machine/verdicts.py).
 void bind_self_check(nanobind::module_& m);
 // The tables of measured choices (machine/tuned_table.py, tune/).

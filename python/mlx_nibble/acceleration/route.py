@@ -14,10 +14,25 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast, nn, ops
+from mlx_nibble.acceleration import stand_ins
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
 # Operations of a quantized layer: multiply, or look rows up.
 PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
+
+GEGLU = "mlx_lm.models.gemma4_text.geglu"
+ACTIVATIONS = (
+    "mlx.nn.silu",
+    "mlx.nn.gelu",
+    "mlx.nn.gelu_approx",
+    "mlx.nn.gelu_fast_approx",
+    "mlx.nn.relu2",
+)
+# The methods of layers that are not quantized.
+DENSE: dict[str, Callable] = {
+    "mlx.nn.layers.linear.Linear.__call__": stand_ins.linear,
+    "mlx.nn.layers.embedding.Embedding.as_linear": stand_ins.as_linear,
+}
 
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
@@ -28,12 +43,22 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         attention = partial(attention, batch_invariant=True)
         over_codes = partial(over_codes, batch_invariant=True)
     return {
+        "mlx.core.fast.layer_norm": fast.layer_norm,
         "mlx.core.fast.rms_norm": fast.rms_norm,
         "mlx.core.fast.rope": fast.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
         "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
         "mlx_lm.models.activations.swiglu": fast.swiglu,
-    }
+        stand_ins.PRECISE_SWIGLU: stand_ins.precise_swiglu,
+        stand_ins.SWIGLU_OAI: stand_ins.swiglu_oai,
+        stand_ins.GATED_DELTA: stand_ins.gated_delta,
+        stand_ins.STATE_SPACE: stand_ins.state_space,
+        stand_ins.RWKV7: stand_ins.rwkv7,
+        stand_ins.MAMBA: stand_ins.mamba,
+        stand_ins.JAMBA: stand_ins.jamba,
+        "mlx.core.conv1d": fast.conv1d,
+        GEGLU: stand_ins.gated(GEGLU, "gelu_approx"),
+    } | {name: stand_ins.activation(name) for name in ACTIVATIONS}
 
 
 @cache
@@ -80,7 +105,7 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
     products = {"mlx.core.quantized_matmul": ops.quantized_matmul}
-    return Rebinding(products | _between(batch_invariant))
+    return Rebinding(products | DENSE | _between(batch_invariant))
 
 
 def _swiglu_on_gpu(gate: mx.array, x: mx.array) -> mx.array:
