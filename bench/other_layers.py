@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -25,7 +26,6 @@ import mlx_nibble
 from bench import timing
 from mlx_nibble import fast
 from mlx_nibble.acceleration import stand_ins
-from mlx_nibble.bench.statistics import median
 from tests.support import family_configs
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -50,6 +50,8 @@ def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
 
 def recurrences() -> Iterator[tuple[str, Pair]]:
     """Yield the recurrences of Qwen3-Next, Mamba 2 (2.7B) and their convolution."""
+    delta = stand_ins.gated_delta("mlx_lm.models.gated_delta.gated_delta_ops")
+    space = stand_ins.state_space("mlx_lm.models.ssm.ssm_attn")
     for T in (1, 64):
         q, k = (normal(1, T, 16, 128) / 12 for _ in range(2))
         v, state = normal(1, T, 32, 128), normal(1, 32, 128, 128)
@@ -60,7 +62,7 @@ def recurrences() -> Iterator[tuple[str, Pair]]:
             f"gated delta, {T} positions",
             (
                 lambda args=args: mx.eval(gated_delta_ops(*args)),
-                lambda args=args: mx.eval(stand_ins.gated_delta(*args)),
+                lambda args=args: mx.eval(delta(*args)),
             ),
         )
         x, b, c = normal(1, T, 80, 64), normal(1, T, 1, 128), normal(1, T, 1, 128)
@@ -71,7 +73,7 @@ def recurrences() -> Iterator[tuple[str, Pair]]:
             f"state space, {T} positions",
             (
                 lambda args=args: mx.eval(ssm_attn(*args)),
-                lambda args=args: mx.eval(stand_ins.state_space(*args)),
+                lambda args=args: mx.eval(space(*args)),
             ),
         )
         x, w = normal(1, T + 3, 8192), normal(8192, 4, 1)

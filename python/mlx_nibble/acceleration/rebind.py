@@ -57,7 +57,8 @@ class Rebinding:
             written: From a class to its subclass, for subclasses that exist in source
                 code.
         """
-        self._functions = dict(functions)
+        self._methods = {n: f for n, f in functions.items() if _is_method(n)}
+        self._functions = {n: f for n, f in functions.items() if not _is_method(n)}
         self._overlays: dict[str, _Overlay] = {}
         self._seen: dict[FunctionType, tuple[FunctionType, frozenset[str]]] = {}
         self._classes: dict[type, Rebound | None] = dict(written or {})
@@ -93,8 +94,8 @@ class Rebinding:
         reaches_bases = False
         for name, method in vars(kind).items():
             full = f"{kind.__module__}.{kind.__qualname__}.{name}"
-            if full in self._functions:
-                own[name] = self._functions[full]
+            if full in self._methods:
+                own[name] = self._methods[full]
                 methods[name] = frozenset({own[name].__name__})
             elif type(method) is FunctionType:  # isinstance accepts compiled ones
                 reaches_bases |= "super" in method.__code__.co_names
@@ -162,6 +163,8 @@ class Rebinding:
             function.__defaults__,
             closure,
         )
+        # What the function calls by its own name is the copy.
+        copy.__globals__.update({n: copy for n in names if known.get(n) is function})
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__dict__.update(function.__dict__)
         copy.__qualname__ = function.__qualname__
@@ -221,6 +224,11 @@ class _Overlay:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+def _is_method(full: str) -> bool:
+    """Return whether a full name has a class before its last part."""
+    return full.split(".")[-2][:1].isupper()
 
 
 def _names(code: CodeType) -> Iterator[str]:

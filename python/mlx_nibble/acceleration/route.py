@@ -20,7 +20,18 @@ from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 # Operations of a quantized layer: multiply, or look rows up.
 PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
 
-GEGLU = "mlx_lm.models.gemma4_text.geglu"
+GEGLU = (
+    "mlx_lm.models.gemma4_text.geglu",
+    "mlx_vlm.models.gemma4.language.geglu",
+    "mlx_vlm.models.gemma4_text.language.geglu",
+)
+GATED_DELTA = (
+    "mlx_lm.models.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.qwen3_5.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.qwen3_5.gated_delta.gated_delta_chunked",
+)
+STATE_SPACE = ("mlx_lm.models.ssm.ssm_attn", "mlx_vlm.models.ssm.ssm_attn")
 ACTIVATIONS = (
     "mlx.nn.silu",
     "mlx.nn.gelu",
@@ -51,14 +62,23 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         "mlx_lm.models.activations.swiglu": fast.swiglu,
         stand_ins.PRECISE_SWIGLU: stand_ins.precise_swiglu,
         stand_ins.SWIGLU_OAI: stand_ins.swiglu_oai,
-        stand_ins.GATED_DELTA: stand_ins.gated_delta,
-        stand_ins.STATE_SPACE: stand_ins.state_space,
         stand_ins.RWKV7: stand_ins.rwkv7,
         stand_ins.MAMBA: stand_ins.mamba,
         stand_ins.JAMBA: stand_ins.jamba,
         "mlx.core.conv1d": fast.conv1d,
-        GEGLU: stand_ins.gated(GEGLU, "gelu_approx"),
-    } | {name: stand_ins.activation(name) for name in ACTIVATIONS}
+        stand_ins.WHISPER: stand_ins.whisper_attention,
+        stand_ins.BERT: stand_ins.bert_attention,
+        "mlx_vlm.models.activations.swiglu": fast.swiglu,
+    } | _by_name()
+
+
+@cache
+def _by_name() -> dict[str, Callable]:
+    """Return the functions that several modules have."""
+    made = {name: stand_ins.activation(name) for name in ACTIVATIONS}
+    made |= {name: stand_ins.gated(name, "gelu_approx") for name in GEGLU}
+    made |= {name: stand_ins.gated_delta(name) for name in GATED_DELTA}
+    return made | {name: stand_ins.state_space(name) for name in STATE_SPACE}
 
 
 @cache

@@ -86,51 +86,58 @@ def as_linear(layer: Any, x: mx.array) -> mx.array:
     return _native.ext.linear(x, layer["weight"])  # type: ignore[union-attr]
 
 
-GATED_DELTA = "mlx_lm.models.gated_delta.gated_delta_ops"
+def gated_delta(full: str) -> Callable[..., Any]:
+    """Return the stand-in for a gated delta rule, its results and its state."""
+
+    def update(
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        g: mx.array,
+        beta: mx.array,
+        state: mx.array | None = None,
+        mask: mx.array | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> tuple[mx.array, ...]:
+        ours = None
+        if all(value is None for value in (*more, *options.values())):
+            ours = _native.ext.gated_delta(  # type: ignore[union-attr]
+                q, k, v, g, beta, state, mask
+            )
+        return ours or stock(full)(q, k, v, g, beta, state, mask, *more, **options)
+
+    return update
 
 
-def gated_delta(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    g: mx.array,
-    beta: mx.array,
-    state: mx.array | None = None,
-    mask: mx.array | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Return the results of the gated delta rule, and its state."""
-    ours = _native.ext.gated_delta(  # type: ignore[union-attr]
-        q, k, v, g, beta, state, mask
-    )
-    return ours or stock(GATED_DELTA)(q, k, v, g, beta, state, mask)
+def state_space(full: str) -> Callable[..., Any]:
+    """Return the stand-in for a state-space model (Mamba 2) and its state."""
 
-
-STATE_SPACE = "mlx_lm.models.ssm.ssm_attn"
-
-
-def state_space(
-    x: mx.array,
-    A_log: mx.array,
-    B: mx.array,
-    C: mx.array,
-    D: mx.array,
-    dt: mx.array,
-    dt_bias: mx.array,
-    state: mx.array | None = None,
-    time_step_limit: tuple[float, float] = (0.001, 100.0),
-    mask: mx.array | None = None,
-    lengths: mx.array | None = None,
-    step: int = 256,
-) -> tuple[mx.array, mx.array]:
-    """Return the results of a state-space model (Mamba 2), and its state."""
-    ours = None
-    if lengths is None or mask is not None:  # the mask ends where the lengths do
-        ours = _native.ext.state_space(  # type: ignore[union-attr]
-            x, A_log, B, C, D, dt, dt_bias, tuple(time_step_limit), state, mask
+    def update(
+        x: mx.array,
+        A_log: mx.array,
+        B: mx.array,
+        C: mx.array,
+        D: mx.array,
+        dt: mx.array,
+        dt_bias: mx.array,
+        state: mx.array | None = None,
+        time_step_limit: tuple[float, float] = (0.001, 100.0),
+        mask: mx.array | None = None,
+        lengths: mx.array | None = None,
+        step: int = 256,
+    ) -> tuple[mx.array, mx.array]:
+        ours = None
+        if lengths is None or mask is not None:  # the mask ends where the lengths do
+            limits = tuple(time_step_limit)
+            ours = _native.ext.state_space(  # type: ignore[union-attr]
+                x, A_log, B, C, D, dt, dt_bias, limits, state, mask
+            )
+        return ours or stock(full)(
+            x, A_log, B, C, D, dt, dt_bias, state, time_step_limit, mask, lengths, step
         )
-    return ours or stock(STATE_SPACE)(
-        x, A_log, B, C, D, dt, dt_bias, state, time_step_limit, mask, lengths, step
-    )
+
+    return update
 
 
 RWKV7 = "mlx_lm.models.rwkv7.Rwkv7TimeMixing._wkv7"
@@ -218,3 +225,45 @@ def _mamba(
         return None
     y, state = found
     return layer.out_proj(fast.swiglu(z, y)), (whole[:, -before:, :], state)
+
+
+WHISPER = "mlx_whisper.whisper.MultiHeadAttention.qkv_attention"
+
+
+def whisper_attention(
+    layer: Any, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Return attention of mlx-whisper's layer, and its scores.
+
+    The scores are MLX's. They are computed only if somebody reads them, as for the
+    times of words.
+    """
+    B, L, width = q.shape
+    q, k, v = (a.reshape(B, -1, layer.n_head, width // layer.n_head) for a in (q, k, v))
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+    scale = q.shape[-1] ** -0.25
+    scores = (q * scale) @ (k * scale).swapaxes(-1, -2)
+    if mask is not None:
+        mask = mask[:L, :L]
+        scores = scores + mask
+    out = fast.scaled_dot_product_attention(q, k, v, scale=scale**2, mask=mask)
+    return out.transpose(0, 2, 1, 3).reshape(B, L, width), scores
+
+
+BERT = "mlx_embeddings.models.bert.BertSelfAttention.__call__"
+
+
+def bert_attention(
+    layer: Any, x: mx.array, attention_mask: mx.array | None = None
+) -> mx.array:
+    """Return the attention of BERT's layer in mlx-embeddings."""
+    if layer.training:  # it drops some probabilities
+        return stock(BERT)(layer, x, attention_mask)
+    q, k, v = (
+        layer.transpose_for_scores(part(x))
+        for part in (layer.query, layer.key, layer.value)
+    )
+    out = fast.scaled_dot_product_attention(
+        q, k, v, scale=layer.attention_head_size**-0.5, mask=attention_mask
+    )
+    return out.transpose(0, 2, 1, 3).flatten(2)

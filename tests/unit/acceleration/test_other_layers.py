@@ -1,10 +1,14 @@
 """Models whose layers are not those of a llama: on our kernels, with the same results."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 import mlx_nibble
+from mlx_nibble.acceleration import stand_ins
 from tests.support import family_models
 from tests.support.graph import node_names
 
@@ -60,8 +64,6 @@ def test_a_recurrence_is_one_node():
 
 def test_padded_batches_of_a_recurrent_model():
     """A sequence with padding on its left has the results that it has alone."""
-    from mlx_lm.models.cache import ArraysCache
-
     model = family_models.build("mamba2")
     mlx_nibble.accelerate(model)
     tokens = family_models.tokens(length=9)[0]
@@ -73,3 +75,41 @@ def test_padded_batches_of_a_recurrent_model():
     ]
     found = model(padded, cache=cache)[:, -1]
     assert mx.allclose(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def plain_attention(q, k, v, scale, mask):
+    """Return attention as whisper's layers write it, heads split."""
+    scores = (q @ k.swapaxes(-1, -2)) * scale + mask
+    out = mx.softmax(scores, axis=-1) @ v
+    return out.transpose(0, 2, 1, 3).flatten(2), scores
+
+
+def test_attention_of_whisper_and_its_scores():
+    q, k, v = (mx.random.normal((2, n, 32)) for n in (5, 5, 5))
+    mask = mx.triu(mx.full((9, 9), -1e9), 1)
+    layer = SimpleNamespace(n_head=4)
+    found = stand_ins.whisper_attention(layer, q, k, v, mask)
+    heads = [a.reshape(2, 5, 4, 8).transpose(0, 2, 1, 3) for a in (q, k, v)]
+    expected = plain_attention(*heads, 8**-0.5, mask[:5, :5])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert mx.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_bert():
+    class Layer(nn.Module):
+        attention_head_size = 8
+        query, key, value = (nn.Linear(32, 32) for _ in range(3))
+
+        def transpose_for_scores(self, x):
+            return x.reshape(*x.shape[:2], 4, 8).transpose(0, 2, 1, 3)
+
+    layer, x = Layer(), mx.random.normal((2, 5, 32))
+    layer.eval()
+    mask = mx.where(mx.arange(5) < mx.array([[3], [5]]), 0.0, -1e9)[:, None, None]
+    heads = [
+        layer.transpose_for_scores(part(x))
+        for part in (layer.query, layer.key, layer.value)
+    ]
+    found = stand_ins.bert_attention(layer, x, mask)
+    expected = plain_attention(*heads, 8**-0.5, mask)[0]
+    assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5)
