@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -126,7 +127,7 @@ def main() -> None:
                     models.append(model)
                 mlx_nibble.accelerate(models[1])
                 about = f"{bits} bits" if bits else "float32"
-                pair = (lambda: call(models[0]), lambda: call(models[1]))
+                pair = (partial(call, models[0]), partial(call, models[1]))
                 row(f"{name}, {about}", pair, args.seconds, least=3)
 
 

@@ -51,6 +51,7 @@ def normal(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
 def recurrences() -> Iterator[tuple[str, Pair]]:
     """Yield the recurrences of Qwen3-Next, Mamba 2 (2.7B) and their convolution."""
     delta = stand_ins.gated_delta("mlx_lm.models.gated_delta.gated_delta_ops")
+    silu = stand_ins.activation("mlx.nn.silu")
     space = stand_ins.state_space("mlx_lm.models.ssm.ssm_attn")
     for T in (1, 64):
         q, k = (normal(1, T, 16, 128) / 12 for _ in range(2))
@@ -78,12 +79,13 @@ def recurrences() -> Iterator[tuple[str, Pair]]:
         )
         x, w = normal(1, T + 3, 8192), normal(8192, 4, 1)
         mx.eval(x, w)
-        silu = stand_ins.activation("mlx.nn.silu")
         yield (
             f"convolution and SiLU, {T} positions",
             (
                 lambda x=x, w=w: mx.eval(nn.silu(mx.conv1d(x, w, groups=8192))),
-                lambda x=x, w=w: mx.eval(silu(fast.conv1d(x, w, groups=8192))),
+                lambda x=x, w=w, silu=silu: mx.eval(
+                    silu(fast.conv1d(x, w, groups=8192))
+                ),
             ),
         )
 

@@ -55,15 +55,16 @@ void bind_layers(nb::module_& m) {
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.layer_norm.");
 
-  m.def("activation",
-        &activation,
-        nb::arg(),
-        nb::arg(),
-        "up"_a = nb::none(),
-        "alpha"_a = 0,
-        "limit"_a = 0,
-        "stream"_a = nb::none(),
-        "Return an activation of x, times up; None if no kernel computes that.");
+  m.def(
+      "activation",
+      &activation,
+      nb::arg(),
+      nb::arg(),
+      "up"_a = nb::none(),
+      "alpha"_a = 0,
+      "limit"_a = 0,
+      "stream"_a = nb::none(),
+      "Return an activation of x, times up; None if no kernel computes that.");
 
   m.def("conv1d",
         &fast::conv1d,

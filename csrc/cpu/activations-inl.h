@@ -11,8 +11,7 @@ namespace {
 // Returns v / (1 + e^(-factor v)).
 template <class V>
 typename V::F times_sigmoid(typename V::F v, float factor) {
-  return V::div(
-      v, V::add(V::set1(1), exp<V>(V::mul(v, V::set1(-factor)))));
+  return V::div(v, V::add(V::set1(1), exp<V>(V::mul(v, V::set1(-factor)))));
 }
 
 // Returns v P(v), P the distribution function of the normal distribution:
@@ -23,7 +22,8 @@ template <class V>
 typename V::F gelu(typename V::F v) {
   using F = typename V::F;
   F t = V::max(V::mul(v, V::set1(-1)), v);
-  t = V::min(V::set1(20), t);  // e^(-t^2 / 2) is 0 there; infinity stays defined
+  t = V::min(V::set1(20),
+             t);  // e^(-t^2 / 2) is 0 there; infinity stays defined
   F u = V::div(V::set1(1), V::fma(t, V::set1(0.25f), V::set1(1)));
   F h = V::set1(0.01571567740156492f);
   for (float c : {-0.05753334225138837f,

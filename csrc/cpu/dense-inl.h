@@ -103,13 +103,12 @@ void multiply_dense(const DenseArgs& args, float* scratch) {
   }
   size_t out = size_of(args.dtype);
   for (int m = 0; m < args.M; ++m) {
-    add_and_round<V>(
-        args.dtype,
-        sums + m * kBlockN,
-        rows,
-        args.bias ? args.bias + args.rows.begin * out : nullptr,
-        nullptr,
-        args.y + (size_t(m) * args.N + args.rows.begin) * out);
+    add_and_round<V>(args.dtype,
+                     sums + m * kBlockN,
+                     rows,
+                     args.bias ? args.bias + args.rows.begin * out : nullptr,
+                     nullptr,
+                     args.y + (size_t(m) * args.N + args.rows.begin) * out);
   }
 }
 

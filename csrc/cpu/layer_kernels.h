@@ -82,9 +82,9 @@ struct Attended {
   float* sum;
 };
 
-// Rows of the state of one head, [rows, width], over some positions. recurrence.h
-// has the rules. Rows of q, k, removed and added have `width` floats, which are
-// whole vectors, zero beyond the head.
+// Rows of the state of one head, [rows, width], over some positions.
+// recurrence.h has the rules. Rows of q, k, removed and added have `width`
+// floats, which are whole vectors, zero beyond the head.
 struct RecurArgs {
   Rule rule;
   int positions, rows, width;
@@ -199,8 +199,8 @@ struct LayerKernels {
                    size_t count,
                    uint8_t* y);
 
-  // y [D] = (x - mean) / sqrt(variance + eps) * weight + bias; both may be null.
-  // scratch: whole_vectors(D) floats.
+  // y [D] = (x - mean) / sqrt(variance + eps) * weight + bias; both may be
+  // null. scratch: whole_vectors(D) floats.
   void (*layer_norm)(Dtype dtype,
                      const uint8_t* x,
                      const float* weight,

@@ -30,8 +30,8 @@ struct RmsNorm {
   Dtype out_dtype;
 };
 
-// The `count` elements at x as floats, then zeros up to whole vectors; nothing if
-// x is null.
+// The `count` elements at x as floats, then zeros up to whole vectors; nothing
+// if x is null.
 std::vector<float> as_floats(Dtype dtype, const void* x, int count);
 
 // y [rows, D] = x / sqrt(mean(x^2) + eps) * weight; weight may be null.
@@ -40,8 +40,9 @@ void rms_norm(const RmsNorm& problem,
               const void* weight,
               void* y);
 
-// y [rows, D] = (x - mean) / sqrt(variance + eps) * weight + bias. weight and bias
-// may be null; the types of those that are not are weight_dtype and bias_dtype.
+// y [rows, D] = (x - mean) / sqrt(variance + eps) * weight + bias. weight and
+// bias may be null; the types of those that are not are weight_dtype and
+// bias_dtype.
 struct LayerNorm {
   int D;
   float eps;

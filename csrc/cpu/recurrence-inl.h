@@ -47,10 +47,11 @@ void recur_rows(const RecurArgs& args, int row) {
       V::sum4(sums[0], sums[1], sums[2], sums[3], found);
     }
     float beta = kRule == Rule::kReplace ? 1 : args.beta[t];
-    F change[kR], part[kR], sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    F change[kR], part[kR],
+        sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     for (int r = 0; r < kR; ++r) {
-      change[r] = V::set1(
-          (kRule == Rule::kDelta ? v[r] - found[r] : v[r]) * beta);
+      change[r] =
+          V::set1((kRule == Rule::kDelta ? v[r] - found[r] : v[r]) * beta);
       part[r] = V::set1(found[r]);
     }
     for (int i = 0; i < width; i += V::kLanes) {
@@ -94,7 +95,8 @@ void recur(const RecurArgs& args) {
 }
 
 // One position of `channels` channels with a state of `width` numbers each:
-//   s[c] = exp(delta[c] A[c]) s[c] + delta[c] x[c] B,  y[c] = s[c] . C + D[c] x[c]
+//   s[c] = exp(delta[c] A[c]) s[c] + delta[c] x[c] B,  y[c] = s[c] . C + D[c]
+//   x[c]
 // Lanes run over a row of the state.
 template <class V>
 void scan(const ScanArgs& args) {

@@ -133,11 +133,9 @@ void recur(const Recurrence& p) {
   int each = parts(p.Dv, kStateRows);
   parallel_for(p.B * p.Hv * each, [&](int i) {
     int first = i % each * kStateRows, head = i / each;
-    recur_part(p,
-               {head / p.Hv,
-                head % p.Hv,
-                first,
-                std::min(kStateRows, p.Dv - first)});
+    recur_part(
+        p,
+        {head / p.Hv, head % p.Hv, first, std::min(kStateRows, p.Dv - first)});
   });
 }
 
@@ -185,17 +183,8 @@ void scan(const SelectiveScan& p) {
           widen(*from, row, first, channels, channels, to + i * channels);
         }
       }
-      isa().layers.scan({count,
-                         channels,
-                         width,
-                         delta,
-                         x,
-                         bs,
-                         cs,
-                         rates,
-                         skip,
-                         state,
-                         y});
+      isa().layers.scan(
+          {count, channels, width, delta, x, bs, cs, rates, skip, state, y});
       for (int i = 0; i < count; ++i) {
         int64_t at = (b * p.T + t + i) * p.channels + first;
         isa().layers.add_and_round(

@@ -1,5 +1,5 @@
-// Linear recurrences on all cores: gated delta, state-space models, RWKV, and the
-// depthwise convolutions before them. Each function blocks until done.
+// Linear recurrences on all cores: gated delta, state-space models, RWKV, and
+// the depthwise convolutions before them. Each function blocks until done.
 #pragma once
 
 #include <cstdint>
@@ -33,13 +33,13 @@ struct Recurrence {
   // float32 [B, T, Hv], or rows of any type [B, T, Hv, Dk] if decay is null.
   const float* decay = nullptr;
   RowsOf decay_rows{};
-  const float* beta = nullptr;     // [B, T, Hv]
-  const uint8_t* mask = nullptr;   // [B, T]: positions that change nothing
-  const float* skip = nullptr;     // [Hv]
-  const float* state = nullptr;    // [B, Hv, Dv, Dk]; zeros if null
+  const float* beta = nullptr;    // [B, T, Hv]
+  const uint8_t* mask = nullptr;  // [B, T]: positions that change nothing
+  const float* skip = nullptr;    // [Hv]
+  const float* state = nullptr;   // [B, Hv, Dv, Dk]; zeros if null
   float* new_state = nullptr;
-  Dtype dtype = Dtype::kFloat32;   // of y
-  void* y = nullptr;               // [B, T, Hv, Dv]
+  Dtype dtype = Dtype::kFloat32;  // of y
+  void* y = nullptr;              // [B, T, Hv, Dv]
 };
 
 void recur(const Recurrence& problem);
@@ -51,19 +51,20 @@ struct StateSpaceGates {
   int64_t rows;
   int heads;
   float least, most;
-  const float* dt;  // [rows, heads]
+  const float* dt;                   // [rows, heads]
   const float *dt_bias, *log_rates;  // [heads]
-  float *beta, *decay;  // [rows, heads]
+  float *beta, *decay;               // [rows, heads]
 };
 
 void gates(const StateSpaceGates& problem);
 
 // A selective scan: channel c has a state of N numbers, and
-//   s = exp(delta[c] rates[c]) s + delta[c] x[c] b;  y[c] = s . c + skip[c] x[c]
+//   s = exp(delta[c] rates[c]) s + delta[c] x[c] b;  y[c] = s . c + skip[c]
+//   x[c]
 struct SelectiveScan {
   int B, T, channels, N;
-  RowsOf delta, x;  // [B, T, channels] as the grid (B, 1, T)
-  RowsOf b, c;      // [B, T, N]
+  RowsOf delta, x;     // [B, T, channels] as the grid (B, 1, T)
+  RowsOf b, c;         // [B, T, N]
   const float* rates;  // [channels, N]
   const float* skip;   // [channels]
   const float* state;  // [B, channels, N]; zeros if null
@@ -74,8 +75,8 @@ struct SelectiveScan {
 
 void scan(const SelectiveScan& problem);
 
-// y [B, T, C] = bias + the sum over j of w[c, j] x[t + j, c], then SiLU if asked
-// for; x [B, T + taps - 1, C], row-contiguous.
+// y [B, T, C] = bias + the sum over j of w[c, j] x[t + j, c], then SiLU if
+// asked for; x [B, T + taps - 1, C], row-contiguous.
 struct DepthwiseConvolution {
   Dtype dtype;
   int B, T, C, taps;

@@ -97,8 +97,8 @@ mx::array linear(const mx::array& x,
                  const std::optional<mx::array>& bias,
                  mx::StreamOrDevice s);
 
-// Recurrences (nodes/recurrence.h): the results and the new state. nullopt if no
-// kernel of ours computes that, or inside a function transformation.
+// Recurrences (nodes/recurrence.h): the results and the new state. nullopt if
+// no kernel of ours computes that, or inside a function transformation.
 using Recurrent = std::optional<std::pair<mx::array, mx::array>>;
 
 Recurrent gated_delta(const mx::array& q,

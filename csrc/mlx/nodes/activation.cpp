@@ -20,19 +20,19 @@ void ActivationPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                    std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  cpu_task::dispatch(
-      stream(),
-      outputs,
-      [options = options_,
-       dtype = *to_dtype(out.dtype()),
-       gated = inputs.size() > 1,
-       gate = RowContiguous(inputs[0]),
-       up = RowContiguous(inputs.back()),
-       count = out.size(),
-       y = out.data<void>()]() mutable {
-        const void* factor = gated ? up.data() : nullptr;
-        cpu::activate(options, dtype, gate.data(), factor, count, y);
-      });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [options = options_,
+                      dtype = *to_dtype(out.dtype()),
+                      gated = inputs.size() > 1,
+                      gate = RowContiguous(inputs[0]),
+                      up = RowContiguous(inputs.back()),
+                      count = out.size(),
+                      y = out.data<void>()]() mutable {
+                       const void* factor = gated ? up.data() : nullptr;
+                       cpu::activate(
+                           options, dtype, gate.data(), factor, count, y);
+                     });
 }
 
 mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
@@ -55,10 +55,8 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
       break;
     }
     case cpu::Activation::kGeluTanh: {
-      mx::array cubic =
-          mx::add(mx::multiply(mx::square(x, s), number(0.044715), s),
-                  number(1),
-                  s);
+      mx::array cubic = mx::add(
+          mx::multiply(mx::square(x, s), number(0.044715), s), number(1), s);
       mx::array z = mx::multiply(
           mx::multiply(x, cubic, s), number(2 * std::sqrt(2 / M_PI)), s);
       y = mx::multiply(x, mx::sigmoid(z, s), s);
@@ -80,9 +78,10 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   }
   mx::array up = inputs[1];
   if (options_.kind == cpu::Activation::kClipped) {
-    up = mx::add(mx::clip(up, number(-options_.limit), number(options_.limit), s),
-                 number(1),
-                 s);
+    up = mx::add(
+        mx::clip(up, number(-options_.limit), number(options_.limit), s),
+        number(1),
+        s);
   }
   return mx::multiply(y, up, s);
 }
@@ -142,19 +141,19 @@ void ConvolutionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                     nullptr,
                                     nullptr,
                                     out.data<void>()};
-  cpu_task::dispatch(
-      stream(),
-      outputs,
-      [problem,
-       x = RowContiguous(inputs[0]),
-       w = RowContiguous(w),
-       count = int(w.size()),
-       dtype = *to_dtype(w.dtype())]() mutable {
-        std::vector<float> floats = cpu::as_floats(dtype, w.data(), count);
-        problem.x = x.data();
-        problem.w = floats.data();
-        cpu::convolve(problem);
-      });
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [problem,
+                      x = RowContiguous(inputs[0]),
+                      w = RowContiguous(w),
+                      count = int(w.size()),
+                      dtype = *to_dtype(w.dtype())]() mutable {
+                       std::vector<float> floats =
+                           cpu::as_floats(dtype, w.data(), count);
+                       problem.x = x.data();
+                       problem.w = floats.data();
+                       cpu::convolve(problem);
+                     });
 }
 
 std::vector<mx::Shape> ConvolutionPrimitive::output_shapes(

@@ -1,5 +1,5 @@
-// Activations, normalization and depthwise convolution as nodes of MLX's graph, on
-// the CPU alone.
+// Activations, normalization and depthwise convolution as nodes of MLX's graph,
+// on the CPU alone.
 #pragma once
 
 #include <vector>

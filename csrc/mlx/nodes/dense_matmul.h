@@ -8,8 +8,8 @@
 
 namespace nibble {
 
-// Inputs {x [..., K], w [N, K]} and perhaps bias [N]. x, bias and the output have
-// one type.
+// Inputs {x [..., K], w [N, K]} and perhaps bias [N]. x, bias and the output
+// have one type.
 class DenseMatmulPrimitive
     : public FastNode<DenseMatmulPrimitive, std::monostate> {
  public:

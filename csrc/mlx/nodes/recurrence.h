@@ -1,6 +1,6 @@
-// Linear recurrences as nodes of MLX's graph, on the CPU alone. Their operations
-// leave arrays inside a function transformation to MLX, so they have no
-// transforms of their own.
+// Linear recurrences as nodes of MLX's graph, on the CPU alone. Their
+// operations leave arrays inside a function transformation to MLX, so they have
+// no transforms of their own.
 #pragma once
 
 #include <vector>
@@ -15,10 +15,10 @@ struct RecurrenceOptions {
   // The inputs, all in float32, float16 or bfloat16; gates are float32.
   enum Kind {
     kGatedDelta,  // q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], beta [B, T, Hv],
-                  // decay [B, T, Hv] or [B, T, Hv, Dk]
+                  // decay [B, T, Hv] or [B, T, Hv, Dk].
     kStateSpace,  // c, b [B, T, Hk, Dk], x [B, T, Hv, Dv], dt [B, T, Hv],
-                  // dt_bias, log_rates, skip [Hv]
-    kRwkv7,       // r, k, v, a, b [B, T, H, D], w [B, T, H, D]
+                  // dt_bias, log_rates, skip [Hv].
+    kRwkv7,       // r, k, v, a, b [B, T, H, D], w [B, T, H, D].
   };
   Kind kind;
   float least = 0, most = 0;  // of a state-space model's time steps

@@ -86,8 +86,8 @@ mx::array conv1d(const mx::array& x,
                    w.shape(0) == groups && x.shape(2) == groups;
   bool ours = stream.device == mx::Device::cpu && depthwise && stride == 1 &&
               padding == 0 && dilation == 1 && x.size() > 0 &&
-              x.shape(1) >= w.shape(1) && w.size() > 0 &&
-              to_dtype(x.dtype()) && to_dtype(w.dtype()) &&
+              x.shape(1) >= w.shape(1) && w.size() > 0 && to_dtype(x.dtype()) &&
+              to_dtype(w.dtype()) &&
               mx::promote_types(x.dtype(), w.dtype()) == x.dtype();
   if (!ours) {
     return mx::conv1d(x, w, stride, padding, dilation, groups, s);

@@ -28,8 +28,8 @@ bool has_shape(const mx::array& a, const mx::Shape& shape) {
   return a.shape() == shape;
 }
 
-// Adds the state and the mask to the inputs of a recurrence over q [B, T, Hk, Dk]
-// and v [B, T, Hv, Dv]; nullopt if one of them does not fit.
+// Adds the state and the mask to the inputs of a recurrence over q [B, T, Hk,
+// Dk] and v [B, T, Hv, Dv]; nullopt if one of them does not fit.
 Recurrent recurrence(RecurrenceOptions options,
                      std::vector<mx::array> inputs,
                      const std::optional<mx::array>& state,
@@ -40,9 +40,9 @@ Recurrent recurrence(RecurrenceOptions options,
   if (!are_ours(stream, inputs)) {
     return std::nullopt;
   }
-  bool fits = q.ndim() == 4 && v.ndim() == 4 && q.shape() == inputs[1].shape() &&
-              q.shape(0) == v.shape(0) && q.shape(1) == v.shape(1) &&
-              v.shape(2) % q.shape(2) == 0;
+  bool fits = q.ndim() == 4 && v.ndim() == 4 &&
+              q.shape() == inputs[1].shape() && q.shape(0) == v.shape(0) &&
+              q.shape(1) == v.shape(1) && v.shape(2) % q.shape(2) == 0;
   if (!fits) {
     return std::nullopt;
   }
@@ -117,8 +117,7 @@ Recurrent state_space(const mx::array& x,
                       const std::optional<mx::array>& mask,
                       mx::StreamOrDevice s) {
   mx::Stream stream = mx::to_stream(s);
-  if (x.ndim() != 4 ||
-      !has_shape(dt, {x.shape(0), x.shape(1), x.shape(2)}) ||
+  if (x.ndim() != 4 || !has_shape(dt, {x.shape(0), x.shape(1), x.shape(2)}) ||
       !has_shape(log_rates, {x.shape(2)}) || !has_shape(skip, {x.shape(2)}) ||
       !has_shape(dt_bias, {x.shape(2)})) {
     return std::nullopt;
@@ -173,9 +172,9 @@ Recurrent selective_scan(const mx::array& delta,
   bool fits = delta.shape() == x.shape() && b.shape() == c.shape() &&
               has_shape(b, {B, T, N}) && has_shape(rates, {C, N}) &&
               has_shape(skip, {C});
-  fits = fits && (!state || (are_ours(stream, {*state}) &&
-                             has_shape(*state, {B, C, N}) &&
-                             state->dtype() == mx::float32));
+  fits = fits && (!state ||
+                  (are_ours(stream, {*state}) && has_shape(*state, {B, C, N}) &&
+                   state->dtype() == mx::float32));
   if (!fits) {
     return std::nullopt;
   }

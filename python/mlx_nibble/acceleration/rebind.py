@@ -163,7 +163,7 @@ class Rebinding:
             function.__defaults__,
             closure,
         )
-        # What the function calls by its own name is the copy.
+        # A function that calls itself must call the copy.
         copy.__globals__.update({n: copy for n in names if known.get(n) is function})
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__dict__.update(function.__dict__)

@@ -1,4 +1,4 @@
-"""Models whose layers are not those of a llama: on our kernels, with the same results."""
+"""Models with layers that a llama has not: on our kernels, with the same results."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from mlx_nibble.acceleration import stand_ins
 from tests.support import family_models
 from tests.support.graph import node_names
 
-# What each family's layers call, beyond what a llama's do.
+# Operations of each family's layers that a llama has not.
 CALLED = {
     "qwen3_next": {"gated_delta_ops", "conv1d", "silu", "linear"},
     "kimi_linear": {"gated_delta_ops", "conv1d", "silu"},
@@ -70,8 +70,7 @@ def test_padded_batches_of_a_recurrent_model():
     alone = model(tokens, cache=make_prompt_cache(model))[:, -1]
     padded = mx.concatenate([mx.zeros((1, 3), tokens.dtype), tokens], axis=1)
     cache = [
-        ArraysCache(len(c.cache), left_padding=[3])
-        for c in make_prompt_cache(model)
+        ArraysCache(len(c.cache), left_padding=[3]) for c in make_prompt_cache(model)
     ]
     found = model(padded, cache=cache)[:, -1]
     assert mx.allclose(found, alone, rtol=1e-4, atol=1e-5)

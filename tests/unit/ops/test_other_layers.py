@@ -182,9 +182,10 @@ def recurrence(rule, q, k, v, decay, beta, state, mask, skip=0.0, a=None, b=None
         keep = mask[:, t][:, None, None, None]
         s = np.where(keep, new, s)
         size = np.maximum(size, abs(s))
-        y[:, t] = np.where(
-            keep[..., 0], (s * q[:, t][..., None, :]).sum(-1), 0
-        ) + skip * v[:, t]
+        y[:, t] = (
+            np.where(keep[..., 0], (s * q[:, t][..., None, :]).sum(-1), 0)
+            + skip * v[:, t]
+        )
         sizes[:, t] = (size * abs(q[:, t][..., None, :])).sum(-1) + abs(skip * v[:, t])
     return y, s, sizes, size
 
