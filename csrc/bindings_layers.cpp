@@ -3,11 +3,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
 #include "csrc/bindings.h"
-#include "csrc/core/error.h"
 #include "csrc/mlx/fast.h"
 
 namespace nb = nanobind;
@@ -39,7 +39,8 @@ MaybeArray activation(const std::string& kind,
       return fast::activation({value, alpha, limit}, x, up, s);
     }
   }
-  fail("activation", "a known activation is required but got '", kind, "'");
+  throw std::invalid_argument(
+      "[activation] a known activation is required but got '" + kind + "'.");
 }
 
 }  // namespace
