@@ -5,6 +5,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/attention.cpp
   csrc/cpu/attention_gradient.cpp
   csrc/cpu/cache_rows.cpp
+  csrc/cpu/dense.cpp
   csrc/cpu/gather.cpp
   csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp
@@ -14,6 +15,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/matmul.cpp
   csrc/cpu/packed.cpp
   csrc/cpu/peak.cpp
+  csrc/cpu/recurrence.cpp
   csrc/cpu/rows.cpp
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)

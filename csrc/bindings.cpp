@@ -39,6 +39,7 @@ NB_MODULE(_ext, m) {
       "array"_a,
       "Raise TypeError if the mlx.array of this process is another type.");
   nibble::bind_ops(m);
+  nibble::bind_functions(m);
   nibble::bind_layers(m);
 
   m.def("remember_symmetric",

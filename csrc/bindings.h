@@ -11,6 +11,9 @@ void bind_ops(nanobind::module_& m);
 void bind_layers(nanobind::module_& m);
 // The recorded decoder blocks (acceleration/blocks.py).
 void bind_steps(nanobind::module_& m);
+// Activations, dense products and recurrences (fast.py,
+// acceleration/stand_ins.py).
+void bind_functions(nanobind::module_& m);
 // The trials of kernels (machine/verdicts.py).
 void bind_self_check(nanobind::module_& m);
 // The tables of measured choices (machine/tuned_table.py, tune/).

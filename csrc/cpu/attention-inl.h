@@ -108,19 +108,5 @@ void divide(Dtype dtype, const float* values, float sum, int Dv, uint8_t* y) {
   }
 }
 
-template <class V>
-constexpr LayerKernels make_layer_kernels() {
-  return {widen<V>,
-          rms_norm<V>,
-          rotate<V>,
-          swiglu<V>,
-          sum_exponentials<V>,
-          add_and_round<V>,
-          swiglu_and_round<V>,
-          attend_scratch<V>,
-          attend<V>,
-          divide<V>};
-}
-
 }  // namespace
 }  // namespace nibble::cpu

@@ -7,7 +7,10 @@
 #include <cstdint>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/activation.h"
 #include "csrc/cpu/attention.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/cpu/recurrence.h"
 
 namespace nibble::cpu {
 
@@ -79,6 +82,62 @@ struct Attended {
   float* sum;
 };
 
+// Rows of the state of one head, [rows, width], over some positions.
+// recurrence.h has the rules. Rows of q, k, removed and added have `width`
+// floats, which are whole vectors, zero beyond the head.
+struct RecurArgs {
+  Rule rule;
+  int positions, rows, width;
+  const float *q, *k;
+  const float *removed, *added;  // of kReplace, else any memory
+  bool vector_decay;
+  const float* decay;   // [positions] or [positions, width]
+  const float* beta;    // [positions], not of kReplace
+  const uint8_t* mask;  // [positions], or null
+  float skip;
+  const float* v;  // [positions, rows]
+  float* y;        // [positions, rows]
+  float* state;    // changed in place
+};
+
+// Channels of a selective scan over some positions; recurrence.h has the
+// formula. Rows of b, c, rates and state have `width` floats, whole vectors.
+struct ScanArgs {
+  int positions, channels, width;
+  const float *delta, *x;  // [positions, channels]
+  const float *b, *c;      // [positions, width]
+  const float* rates;      // [channels, width]
+  const float* skip;       // [channels]
+  float* state;            // [channels, width], changed in place
+  float* y;                // [positions, channels]
+};
+
+// y [positions, channels] = bias + the sum over j of w[j] * x[t + j], then SiLU
+// if `silu`. Rows of w and bias have `channel_room` floats: whole vectors.
+struct ConvolveArgs {
+  Dtype dtype;
+  int positions, channels, taps, channel_room;
+  int64_t stride;  // of x and y, elements
+  const uint8_t* x;
+  const float *w, *bias;
+  bool silu;
+  uint8_t* y;
+};
+
+// Columns `rows` of y [M, N] = x @ w^T + bias, w [N, K]. At most kMaxRows rows
+// of x, at most kBlockN columns. Rows of x are x_stride apart and zero up to
+// whole vectors.
+struct DenseArgs {
+  int M, N, K;
+  Range rows;
+  Dtype dtype, weight_dtype;
+  const uint8_t* w;
+  const float* x;
+  size_t x_stride;
+  const uint8_t* bias;  // of dtype, or null
+  uint8_t* y;
+};
+
 struct LayerKernels {
   // out [count] = x as fp32; out has room for whole vectors.
   void (*widen)(Dtype dtype, const uint8_t* x, int count, float* out);
@@ -131,6 +190,33 @@ struct LayerKernels {
   // whole vectors can be read.
   void (*swiglu_and_round)(
       Dtype dtype, const float* gate, const float* up, int count, uint8_t* y);
+
+  // y = the activation of gate, times up unless up is null.
+  void (*activate)(const ActivationOptions& options,
+                   Dtype dtype,
+                   const uint8_t* gate,
+                   const uint8_t* up,
+                   size_t count,
+                   uint8_t* y);
+
+  // y [D] = (x - mean) / sqrt(variance + eps) * weight + bias; both may be
+  // null. scratch: whole_vectors(D) floats.
+  void (*layer_norm)(Dtype dtype,
+                     const uint8_t* x,
+                     const float* weight,
+                     const float* bias,
+                     int D,
+                     float eps,
+                     Dtype out_dtype,
+                     uint8_t* y,
+                     float* scratch);
+
+  void (*recur)(const RecurArgs& args);
+  void (*scan)(const ScanArgs& args);
+  void (*convolve)(const ConvolveArgs& args);
+
+  // scratch: kScratchFloats.
+  void (*multiply_dense)(const DenseArgs& args, float* scratch);
 
   // Returns the floats that `attend` needs from its caller.
   size_t (*attend_scratch)(int rows, int D, int Dv);

@@ -83,17 +83,19 @@ void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
 
 }  // namespace
 
+std::vector<float> as_floats(Dtype dtype, const void* x, int count) {
+  std::vector<float> floats(x ? whole_vectors(count) : 0);
+  if (x) {
+    isa().layers.widen(
+        dtype, static_cast<const uint8_t*>(x), count, floats.data());
+  }
+  return floats;
+}
+
 void rms_norm(const RmsNorm& p, const RowGrid& x, const void* weight, void* y) {
   const LayerKernels& kernels = isa().layers;
   int width = whole_vectors(p.D);
-  std::vector<float> weights;
-  if (weight) {
-    weights.resize(width);
-    kernels.widen(p.weight_dtype,
-                  static_cast<const uint8_t*>(weight),
-                  p.D,
-                  weights.data());
-  }
+  std::vector<float> weights = as_floats(p.weight_dtype, weight, p.D);
   by_chunks(x.size(), p.D, [&](int64_t begin, int64_t end) {
     float* scratch = thread_floats(width);
     for (int64_t r = begin; r < end; ++r) {
@@ -107,6 +109,50 @@ void rms_norm(const RmsNorm& p, const RowGrid& x, const void* weight, void* y) {
           static_cast<uint8_t*>(y) + r * p.D * size_of(p.out_dtype),
           scratch);
     }
+  });
+}
+
+void layer_norm(const LayerNorm& p,
+                const RowGrid& x,
+                const void* weight,
+                const void* bias,
+                void* y) {
+  const LayerKernels& kernels = isa().layers;
+  std::vector<float> weights = as_floats(p.weight_dtype, weight, p.D);
+  std::vector<float> biases = as_floats(p.bias_dtype, bias, p.D);
+  by_chunks(x.size(), p.D, [&](int64_t begin, int64_t end) {
+    float* scratch = thread_floats(whole_vectors(p.D));
+    for (int64_t r = begin; r < end; ++r) {
+      kernels.layer_norm(
+          p.dtype,
+          row_of(x, p.dtype, r),
+          weight ? weights.data() : nullptr,
+          bias ? biases.data() : nullptr,
+          p.D,
+          p.eps,
+          p.out_dtype,
+          static_cast<uint8_t*>(y) + r * p.D * size_of(p.out_dtype),
+          scratch);
+    }
+  });
+}
+
+void activate(const ActivationOptions& options,
+              Dtype dtype,
+              const void* gate,
+              const void* up,
+              size_t count,
+              void* y) {
+  const LayerKernels& kernels = isa().layers;
+  by_chunks(count, 1, [&](int64_t begin, int64_t end) {
+    size_t at = begin * size_of(dtype);
+    const uint8_t* factor = static_cast<const uint8_t*>(up);
+    kernels.activate(options,
+                     dtype,
+                     static_cast<const uint8_t*>(gate) + at,
+                     factor ? factor + at : nullptr,
+                     end - begin,
+                     static_cast<uint8_t*>(y) + at);
   });
 }
 

@@ -6,8 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/activation.h"
 
 namespace nibble::cpu {
 
@@ -28,10 +30,39 @@ struct RmsNorm {
   Dtype out_dtype;
 };
 
+// The `count` elements at x as floats, then zeros up to whole vectors; nothing
+// if x is null.
+std::vector<float> as_floats(Dtype dtype, const void* x, int count);
+
 // y [rows, D] = x / sqrt(mean(x^2) + eps) * weight; weight may be null.
 void rms_norm(const RmsNorm& problem,
               const RowGrid& x,
               const void* weight,
+              void* y);
+
+// y [rows, D] = (x - mean) / sqrt(variance + eps) * weight + bias. weight and
+// bias may be null; the types of those that are not are weight_dtype and
+// bias_dtype.
+struct LayerNorm {
+  int D;
+  float eps;
+  Dtype dtype;  // of x
+  Dtype weight_dtype, bias_dtype;
+  Dtype out_dtype;
+};
+
+void layer_norm(const LayerNorm& problem,
+                const RowGrid& x,
+                const void* weight,
+                const void* bias,
+                void* y);
+
+// y = the activation of gate, times up unless up is null.
+void activate(const ActivationOptions& options,
+              Dtype dtype,
+              const void* gate,
+              const void* up,
+              size_t count,
               void* y);
 
 // Pair i of a row at position p is rotated by the angle p * scale / period[i].

@@ -1,4 +1,4 @@
-#include "csrc/cpu/attention-inl.h"
+#include "csrc/cpu/layer_table-inl.h"
 #include "csrc/cpu/simd_scalar.h"
 
 namespace nibble::cpu {

@@ -7,9 +7,11 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
+#include "csrc/cpu/activation.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
 
@@ -66,5 +68,76 @@ mx::array logsumexp(const mx::array& a,
 mx::array swiglu(const mx::array& gate,
                  const mx::array& up,
                  mx::StreamOrDevice s);
+
+mx::array layer_norm(const mx::array& x,
+                     const std::optional<mx::array>& weight,
+                     const std::optional<mx::array>& bias,
+                     float eps,
+                     mx::StreamOrDevice s);
+
+// The activation of x, times up if there is one. nullopt if no kernel of ours
+// computes that.
+std::optional<mx::array> activation(const cpu::ActivationOptions& options,
+                                    const mx::array& x,
+                                    const std::optional<mx::array>& up,
+                                    mx::StreamOrDevice s);
+
+mx::array conv1d(const mx::array& x,
+                 const mx::array& w,
+                 int stride,
+                 int padding,
+                 int dilation,
+                 int groups,
+                 mx::StreamOrDevice s);
+
+// x @ w^T + bias, w [N, K] not quantized. MLX's product where no kernel of ours
+// computes it.
+mx::array linear(const mx::array& x,
+                 const mx::array& w,
+                 const std::optional<mx::array>& bias,
+                 mx::StreamOrDevice s);
+
+// Recurrences (nodes/recurrence.h): the results and the new state. nullopt if
+// no kernel of ours computes that, or inside a function transformation.
+using Recurrent = std::optional<std::pair<mx::array, mx::array>>;
+
+Recurrent gated_delta(const mx::array& q,
+                      const mx::array& k,
+                      const mx::array& v,
+                      const mx::array& decay,
+                      const mx::array& beta,
+                      const std::optional<mx::array>& state,
+                      const std::optional<mx::array>& mask,
+                      mx::StreamOrDevice s);
+
+Recurrent state_space(const mx::array& x,
+                      const mx::array& log_rates,
+                      const mx::array& b,
+                      const mx::array& c,
+                      const mx::array& skip,
+                      const mx::array& dt,
+                      const mx::array& dt_bias,
+                      const std::pair<float, float>& limits,
+                      const std::optional<mx::array>& state,
+                      const std::optional<mx::array>& mask,
+                      mx::StreamOrDevice s);
+
+Recurrent rwkv7(const mx::array& r,
+                const mx::array& w,
+                const mx::array& k,
+                const mx::array& v,
+                const mx::array& a,
+                const mx::array& b,
+                const std::optional<mx::array>& state,
+                mx::StreamOrDevice s);
+
+Recurrent selective_scan(const mx::array& delta,
+                         const mx::array& x,
+                         const mx::array& b,
+                         const mx::array& c,
+                         const mx::array& rates,
+                         const mx::array& skip,
+                         const std::optional<mx::array>& state,
+                         mx::StreamOrDevice s);
 
 }  // namespace nibble::fast

@@ -1,4 +1,4 @@
-"""The operations of :mod:`mlx.core.fast`, SwiGLU and logsumexp, on our CPU kernels.
+"""The operations of :mod:`mlx.core.fast` and a few others, on our CPU kernels.
 
 Signatures are MLX's. On the CPU, MLX builds each operation from dozens of small ones,
 whose scheduling costs more than their arithmetic. Ours are one node each, accumulate in
@@ -46,6 +46,60 @@ def rms_norm(
     """
     op = mx.fast.rms_norm if _native.ext is None else _native.ext.rms_norm
     return op(x, weight, eps, stream=stream)
+
+
+def layer_norm(
+    x: mx.array,
+    weight: mx.array | None,
+    bias: mx.array | None,
+    eps: float,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Normalization of the last axis: :func:`mx.fast.layer_norm`.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \, w + b
+
+    Args:
+        x: ``[..., D]``, float32, float16 or bfloat16.
+        weight: ``[D]``, or ``None`` for ones.
+        bias: ``[D]``, or ``None`` for zeros.
+        eps: Number that is added to the variance.
+        stream: Stream or device to run on.
+
+    Returns:
+        The shape of ``x``; the common type of the arrays.
+    """
+    op = mx.fast.layer_norm if _native.ext is None else _native.ext.layer_norm
+    return op(x, weight, bias, eps, stream=stream)
+
+
+def conv1d(
+    input: mx.array,
+    weight: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Convolution: :func:`mx.conv1d`. Depthwise ones are ours.
+
+    .. math:: y_{t,c} = \sum_j w_{c,j} \, x_{t+j,c}
+
+    Args:
+        input: ``[B, T, C]``; float32, float16 or bfloat16.
+        weight: ``[C, taps, 1]``. Our kernels support ``groups = C`` with the default
+            stride, padding and dilation.
+        stride, padding, dilation, groups: Arguments of MLX's operation.
+        stream: Stream or device to run on.
+
+    Returns:
+        ``[B, T - taps + 1, C]`` of the type of ``input``.
+    """
+    op = mx.conv1d if _native.ext is None else _native.ext.conv1d
+    return op(input, weight, stride, padding, dilation, groups, stream=stream)
 
 
 def rope(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import mlx.nn as nn
@@ -64,11 +64,12 @@ class Rebinding:
 
         Args:
             functions: From the full name of a function, with its module, to its
-                replacement.
+                replacement. The name may be that of a method, with its class.
             written: From a class to its subclass, for subclasses that exist in source
                 code.
         """
-        self._functions = dict(functions)
+        self._methods = {n: f for n, f in functions.items() if _is_method(n)}
+        self._functions = {n: f for n, f in functions.items() if not _is_method(n)}
         self._overlays: dict[str, _Overlay] = {}
         self._seen: dict[FunctionType, tuple[FunctionType, frozenset[str]]] = {}
         self._classes: dict[type, Rebound | None] = dict(written or {})
@@ -99,11 +100,15 @@ class Rebinding:
     def _make(self, kind: type) -> Rebound | None:
         if kind is nn.Module or not issubclass(kind, nn.Module):
             return None
-        own: dict[str, FunctionType] = {}
+        own: dict[str, Any] = {}
         methods: dict[str, frozenset[str]] = {}
         reaches_bases = False
         for name, method in vars(kind).items():
-            if type(method) is FunctionType:  # isinstance accepts compiled ones
+            full = f"{kind.__module__}.{kind.__qualname__}.{name}"
+            if full in self._methods:
+                own[name] = self._methods[full]
+                methods[name] = frozenset({own[name].__name__})
+            elif type(method) is FunctionType:  # isinstance accepts compiled ones
                 reaches_bases |= "super" in method.__code__.co_names
                 changed, used = self._function(method)
                 if used:
@@ -157,19 +162,35 @@ class Rebinding:
                 if inner:
                     replaced[name] = changed
                     used |= inner
-        if not replaced:
+        closure = function.__closure__ and tuple(
+            self._cell(cell, used) for cell in function.__closure__
+        )
+        if not used:
             return function, frozenset()
         copy = FunctionType(
             function.__code__,
             known | replaced,
             function.__name__,
             function.__defaults__,
-            function.__closure__,
+            closure,
         )
+        # A function that calls itself must call the copy.
+        copy.__globals__.update({n: copy for n in names if known.get(n) is function})
         copy.__kwdefaults__ = function.__kwdefaults__
         copy.__dict__.update(function.__dict__)
         copy.__qualname__ = function.__qualname__
         return copy, frozenset(name.rsplit(".", 1)[-1] for name in used)
+
+    def _cell(self, cell: CellType, used: set[str]) -> CellType:
+        """Return the cell of a closure, or one with a function's replacement."""
+        try:
+            stand_in = self._stand_in(cell.cell_contents)
+        except ValueError:  # an empty cell
+            return cell
+        if stand_in is None:
+            return cell
+        used.add(stand_in)
+        return CellType(self._functions[stand_in])
 
     def _named_in(self, module: str, names: set[str]) -> set[str]:
         """Return the replaced functions of a module that these names may call."""
@@ -214,6 +235,11 @@ class _Overlay:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+def _is_method(full: str) -> bool:
+    """Return whether a full name has a class before its last part."""
+    return full.split(".")[-2][:1].isupper()
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -15,10 +15,36 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast, nn
+from mlx_nibble.acceleration import stand_ins
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
 # Operations of a quantized layer: multiply, or look rows up.
 PRODUCTS = frozenset({"quantized_matmul", "gather_qmm", "dequantize"})
+
+GEGLU = (
+    "mlx_lm.models.gemma4_text.geglu",
+    "mlx_vlm.models.gemma4.language.geglu",
+    "mlx_vlm.models.gemma4_text.language.geglu",
+)
+GATED_DELTA = (
+    "mlx_lm.models.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.qwen3_5.gated_delta.gated_delta_ops",
+    "mlx_vlm.models.qwen3_5.gated_delta.gated_delta_chunked",
+)
+STATE_SPACE = ("mlx_lm.models.ssm.ssm_attn", "mlx_vlm.models.ssm.ssm_attn")
+ACTIVATIONS = (
+    "mlx.nn.silu",
+    "mlx.nn.gelu",
+    "mlx.nn.gelu_approx",
+    "mlx.nn.gelu_fast_approx",
+    "mlx.nn.relu2",
+)
+# The methods of layers that are not quantized.
+DENSE: dict[str, Callable] = {
+    "mlx.nn.layers.linear.Linear.__call__": stand_ins.linear,
+    "mlx.nn.layers.embedding.Embedding.as_linear": stand_ins.as_linear,
+}
 
 
 def _between(batch_invariant: bool) -> dict[str, Callable]:
@@ -31,12 +57,31 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         attention = partial(attention, batch_invariant=True)
         over_codes = partial(over_codes, batch_invariant=True)
     return {
+        "mlx.core.fast.layer_norm": fast.layer_norm,
         "mlx.core.fast.rms_norm": own.rms_norm,
         "mlx.core.fast.rope": own.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
         "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
         "mlx_lm.models.activations.swiglu": own.swiglu,
-    }
+        stand_ins.PRECISE_SWIGLU: stand_ins.precise_swiglu,
+        stand_ins.SWIGLU_OAI: stand_ins.swiglu_oai,
+        stand_ins.RWKV7: stand_ins.rwkv7,
+        stand_ins.MAMBA: stand_ins.mamba,
+        stand_ins.JAMBA: stand_ins.jamba,
+        "mlx.core.conv1d": fast.conv1d,
+        stand_ins.WHISPER: stand_ins.whisper_attention,
+        stand_ins.BERT: stand_ins.bert_attention,
+        "mlx_vlm.models.activations.swiglu": fast.swiglu,
+    } | _by_name()
+
+
+@cache
+def _by_name() -> dict[str, Callable]:
+    """Return the functions that several modules have."""
+    made = {name: stand_ins.activation(name) for name in ACTIVATIONS}
+    made |= {name: stand_ins.gated(name, "gelu_approx") for name in GEGLU}
+    made |= {name: stand_ins.gated_delta(name) for name in GATED_DELTA}
+    return made | {name: stand_ins.state_space(name) for name in STATE_SPACE}
 
 
 def _with(name: str, given: dict[str, Any]) -> Callable:
@@ -94,7 +139,7 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
     products = {"mlx.core.quantized_matmul": _with("quantized_matmul", {})}
-    return Rebinding(products | _between(batch_invariant))
+    return Rebinding(products | DENSE | _between(batch_invariant))
 
 
 def _swiglu_on_gpu(gate: mx.array, x: mx.array) -> mx.array:

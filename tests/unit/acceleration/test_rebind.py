@@ -125,6 +125,7 @@ def test_functions_by_another_name_in_helpers_and_nested():
     assert module.by_name(1) == ("our abs", 1)
     assert module.in_helper(1) == ("our abs", 1)
     assert module.recursive(0) == ("our abs", 0)
+    assert module.recursive(2) == ("our abs", 0)
     assert module.nested([1]) == [("our abs", 1)]
     assert helper(mx.array(-1)).item() == 1
 
@@ -169,3 +170,30 @@ def test_what_is_compiled_or_no_function_is_left_alone():
 def test_the_replacement_of_a_function_is_not_its_copy():
     assert REBINDING.function(mx.abs)(3) == ("our abs", 3)
     assert REBINDING.function(helper)(3) == ("our abs", 3)
+
+
+def test_a_method_is_replaced_by_its_name():
+    class Layer(nn.Module):
+        def __call__(self, x):
+            return x
+
+        def twice(self, x):
+            return self(self(x))
+
+    def ours(layer, x):
+        return x + 1
+
+    full = f"{Layer.__module__}.{Layer.__qualname__}.__call__"
+    module, subclass = rebound(Layer, Rebinding({full: ours}))
+    assert module.twice(1) == 3
+    assert Layer()(1) == 1
+    assert subclass.operations == {"ours"}
+
+
+def test_functions_in_a_closure_are_replaced():
+    """As those of the layers that MLX makes of its activations."""
+    Silu = type(nn.SiLU())
+    module, subclass = rebound(Silu, Rebinding({"mlx.nn.silu": lambda x: ("ours", x)}))
+    assert module(1) == ("ours", 1)
+    assert subclass.operations == {"silu"}
+    assert nn.SiLU()(mx.array(0.0)).item() == 0

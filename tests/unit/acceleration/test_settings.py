@@ -44,4 +44,4 @@ def test_a_decision_changes_nothing():
     other = nn.Linear(64, 64).to_quantized(64, 4)
     refusing = Rules(rules.quantized, rules.others, "CPU", lambda *_: False)
     assert isinstance(decide("layer", other, refusing), Kept)
-    assert decide("linear", nn.Linear(2, 2), rules) is None
+    assert decide("identity", nn.Identity(), rules) is None
