@@ -36,7 +36,6 @@ from tests.support import oracle
 FILE = Path(__file__).with_suffix(".json")
 # Modes and widths.
 FORMATS = (("affine", 4), ("affine", 8), ("mxfp4", 4), ("nvfp4", 4), ("mxfp8", 8))
-FORMATS += (("affine", 1),)
 # Every kernel takes whole steps of these.
 LENGTHS = (2048, 4096)
 # Rows of x for which a plan names each of our kernels.

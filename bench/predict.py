@@ -133,7 +133,7 @@ def table(predictions: list[Prediction], cases: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bits", type=int, choices=(1, 4, 8), default=4)
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument("--mode", choices=("affine", *FLOAT_MODES), default="affine")
     parser.add_argument("--json", type=Path, help="also write each prediction")
     parser.add_argument(

@@ -47,7 +47,7 @@ constexpr DecodeCost decode_cost(const QuantFormat& format) {
     case Mode::kNvfp4:
       return {528, 1.31, 0.91, 1.07, 2.13, 3.62, 2.13, 132, 2.12, 4.59};
     case Mode::kMxfp8:
-      return {464, 1.17, 0.84, 0.98, 1.96, 3.36, 1.96, 120, 1.91, 4.38};
+      return {384, 1.54, 1.12, 1.35, 2.71, 4.48, 2.71, 108, 3.12, 6.12};
   }
   return format.bits > 4
              ? DecodeCost{464, 1.1, 0.79, 0.9, 1.8, 3.4, 2.3, 116, 1.0, 2.0}
@@ -78,7 +78,7 @@ constexpr TileCost sorted_cost_of(const Tile& tile, const QuantFormat& format) {
                        : TileCost{212, decode.sorted_32x32, 4, 24};
 }
 constexpr TileCost mlx_sorted_cost(const QuantFormat& format) {
-  return {156, decode_cost(format).mlx_sorted, 2, 32};
+  return {148, decode_cost(format).mlx_sorted, 2, 32};
 }
 
 // Cycles of the 32 products of 18 cycles that four schedulers share.

@@ -23,7 +23,7 @@ TILES = (
     ("mlx", "qmm_t", 1),
     ("mlx", "gather_qmm_rhs", 0.5),
 )
-FORMATS = kernel_counts.FORMATS[:5]  # 1 bit shares the costs of 4
+FORMATS = kernel_counts.FORMATS
 
 
 @pytest.mark.parametrize(("mode", "bits"), FORMATS)
