@@ -63,7 +63,7 @@ class Head {
   }
 
  private:
-  static void add(const DenseProduct& product) {
+  static void add(const FloatProduct& product) {
     isa().kernels.add_products(product);
   }
 

@@ -82,7 +82,7 @@ void add_block(const float* panel,
 }
 
 template <class V>
-void add_products(const DenseProduct& p) {
+void add_products(const FloatProduct& p) {
   auto at = [&](int m, int n) {
     return p.x[m * p.x_row_stride + n * p.x_step];
   };

@@ -88,7 +88,7 @@ struct RowPairs {
 
 // sums[m, k] += sum over n < count of x[m, n] * panel[n, k], for m < M and
 // k < width, a multiple of 16. All fp32; strides are in elements.
-struct DenseProduct {
+struct FloatProduct {
   const float* panel;
   int panel_stride;
   int width, count;
@@ -148,7 +148,7 @@ struct Kernels {
                           float* biases,
                           float* scratch);
 
-  void (*add_products)(const DenseProduct& product);
+  void (*add_products)(const FloatProduct& product);
 
   // Rows of a strip in the packed layout, packed-inl.h.
   int strip_rows;

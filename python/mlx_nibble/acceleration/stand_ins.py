@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import mlx.core as mx
@@ -20,14 +21,11 @@ from mlx_nibble import _native, fast
 
 def stock(full: str) -> Callable[..., Any]:
     """Return the function of this full name. Its module has been imported."""
-    names, found = full.split("."), None
-    for count in range(len(names), 0, -1):
-        found = sys.modules.get(".".join(names[:count]))
-        if found is not None:
-            break
-    for name in names[count:]:
-        found = getattr(found, name)
-    return found  # type: ignore[return-value]
+    names = full.split(".")
+    count = next(
+        n for n in range(len(names), 0, -1) if ".".join(names[:n]) in sys.modules
+    )
+    return reduce(getattr, names[count:], sys.modules[".".join(names[:count])])
 
 
 def activation(full: str, kind: str | None = None) -> Callable[..., mx.array]:
@@ -213,8 +211,8 @@ def _mamba(
         conv = conv + bias
     x = activation("mlx.nn.silu")(conv)
     N, rank = layer.ssm_state_size, layer.time_step_rank
-    steps = mx.split(layer.x_proj(x), [rank, rank + N], axis=-1)
-    delta, b, c = normalized(layer, steps)
+    parts: Any = mx.split(layer.x_proj(x), [rank, rank + N], axis=-1)
+    delta, b, c = normalized(layer, parts)
     delta = mlx_nn.softplus(layer.dt_proj(delta))
     wide = None if state is None else state.astype(mx.float32)
     rates = -mx.exp(layer.A_log)
@@ -223,8 +221,8 @@ def _mamba(
     )
     if found is None:
         return None
-    y, state = found
-    return layer.out_proj(fast.swiglu(z, y)), (whole[:, -before:, :], state)
+    y, after = found
+    return layer.out_proj(fast.swiglu(z, y)), (whole[:, -before:, :], after)
 
 
 WHISPER = "mlx_whisper.whisper.MultiHeadAttention.qkv_attention"

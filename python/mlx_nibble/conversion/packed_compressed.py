@@ -157,7 +157,7 @@ def _group(name: str, groups: Mapping[str, Any], settings: Mapping[str, Any]) ->
                 f"{place} must be symmetric, of {width} bits in groups of "
                 f"{group_size_} but has {bits} bits and {shown(size)}"
             )
-        return _Group(name, targets, Scheme(bits, size), True, width == 4, mode)
+        return _Group(name, targets, Scheme(width, group_size_), True, width == 4, mode)
     if kind == "float" and stated in _E4M3 and bits == 8 and symmetric:
         block = None
         if strategy == "block":

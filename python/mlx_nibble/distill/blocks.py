@@ -1,9 +1,10 @@
 """Training of codes block by block, for models whose dense copy has no room.
 
-Each block learns to give the original's output from the input that the blocks before
-it, already trained, give (Cheng et al. 2024, "Optimize Weight Rounding via Signed
-Gradient Descent", with Adam and the variables of this package). One block of the model
-is in memory, with the hidden states of the text.
+Each block learns to give the output of the original's block. Its input is that of the
+trained blocks before it. The idea is that of AutoRound (Cheng et al. 2024, "Optimize
+Weight Rounding via Signed Gradient Descent"); the variables are those of this package,
+trained by Adam. One block of the model is in memory, with the hidden states of the
+text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a distillation reports: losses, and the error of each layer's output."""
+"""The report of a distillation, with the error of each layer's output."""
 
 from __future__ import annotations
 
