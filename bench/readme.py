@@ -26,7 +26,10 @@ def load(name: str) -> dict:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "highlights": lambda: tables.highlights_table(
-            load("demo"), load("matmul"), load("quantization")
+            load("demo"),
+            load("matmul"),
+            load("quantization"),
+            load("distillation"),
         ),
     },
     RESULTS / "models.md": {

@@ -6,7 +6,7 @@ import statistics
 import textwrap
 from dataclasses import asdict
 
-from bench import timing
+from bench import distillation_page, timing
 from mlx_nibble.bench import kernels, rates
 from mlx_nibble.bench.side_by_side import tokens_per_second
 from mlx_nibble.bench.statistics import Estimate, passes_needed
@@ -240,8 +240,10 @@ def headline(capsule: dict) -> str:
     return f"reads its prompt {prompt:.0f} times and answers {decode:.0f} times"
 
 
-def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
-    """Return README's three figures, each with the page that has the rest."""
+def highlights_table(
+    demo: dict, matmul: dict, quantization: dict, distillation: dict
+) -> str:
+    """Return README's figures, each with the page that has the rest."""
     prompt, decode = (
         ours.value / stock.value for stock, ours in map(both, demo["results"])
     )
@@ -254,6 +256,11 @@ def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
         quantization[name]["State of the Union"]["comparison"]["increase"]["mean"]
         for name in ("g64", "mlx")
     ]
+    trained = {
+        r["row"]: r["texts"]["State of the Union"]["comparison"]["increase"]["mean"]
+        for r in distillation["SmolLM2-135M-Instruct"]
+        if distillation_page.asked(r) == 4
+    }
     lines = ["| what | ours | beside | more |", "| --- | --- | --- | --- |"]
     for cells in (
         (
@@ -274,6 +281,12 @@ def highlights_table(demo: dict, matmul: dict, quantization: dict) -> str:
             f"**{increase[0]:+.1%}**",
             f"`mlx_lm.convert`: {increase[1]:+.1%}",
             "[quantization](docs/results/quantization.md)",
+        ),
+        (
+            "the same after training on a GPU: `nibble convert -q --distill`",
+            f"**{trained['codes']:+.1%}**",
+            f"`mlx_lm.dwq`: {trained['dwq']:+.1%}",
+            "[distillation](docs/results/distillation.md)",
         ),
     ):
         lines.append(f"| {' | '.join(cells)} |")
