@@ -24,7 +24,7 @@ class Head {
        const float* k,
        const float* v,
        const float* dy)
-      : p_(p), q_(q), k_(k), v_(v), dy_(dy) {
+      : p_(p), q_(q), k_(k), dy_(dy) {
     size_t blocks = (p.S + kKeys - 1) / kKeys;
     size_t scores = blocks * kQueries * kKeys;
     float* at = thread_floats(blocks * kKeys * (p.D + p.Dv) + 2 * scores);
@@ -143,7 +143,7 @@ class Head {
   }
 
   const AttentionGradient& p_;
-  const float *q_, *k_, *v_, *dy_;
+  const float *q_, *k_, *dy_;
   float *transposed_k_, *transposed_v_, *probabilities_, *gradients_;
 };
 
