@@ -153,7 +153,9 @@ def _members(kind: type, block: Any, of_cache: type) -> list[Member]:
         reaches[now] = reaches.get(now) or Reach(now, "__call__", _TRUSTED)
         check_values(module, reaches[now], _TRUSTED)
     for reach in reaches.values():
-        found |= {(id(owner), name): (owner, name, v) for owner, name, v in reach.members}
+        found |= {
+            (id(owner), name): (owner, name, v) for owner, name, v in reach.members
+        }
     return list(found.values())
 
 
