@@ -24,7 +24,7 @@ PyObject* interned(const char* name) {
   return PyUnicode_InternFromString(name);
 }
 
-// What a layer has under a name.
+// Converts the value that a layer has under a name.
 template <typename T>
 T cast(nb::handle value, PyObject* name) {
   try {

@@ -19,7 +19,7 @@ PyObject* interned(const char* name);
 PyObject* find(nanobind::handle dict, PyObject* name);
 // The array of a Python object; null for another object.
 mlx::core::array* array_in(nanobind::handle object);
-// What an object has in its own __dict__; an invalid object if it has none.
+// The __dict__ of an object; an invalid object if it has none.
 nanobind::object attributes_of(nanobind::handle object);
 
 }  // namespace python

@@ -145,7 +145,9 @@ def _members(kind: type, block: Any, of_cache: type) -> list[Member]:
         Untrusted: If it might do more than compute from what is compared.
     """
     found: dict[tuple[int, str], Member] = {}
-    reaches = {None: Reach(of_cache, "update_and_fetch", _TRUSTED_CACHES, keeps=True)}
+    reaches: dict[type, Reach] = {
+        of_cache: Reach(of_cache, "update_and_fetch", _TRUSTED_CACHES, keeps=True)
+    }
     for module in block.modules():
         now = kind if module is block else type(module)
         if not f"{now.__module__}.".startswith(_TRUSTED):

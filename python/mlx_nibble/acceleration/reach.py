@@ -1,4 +1,4 @@
-"""What a method's code may read, as far as it can be seen without running it.
+"""Find what a method's code may read, without running it.
 
 A recorded block (blocks.py) is right while nothing that its code reads has changed. So
 its code may only call code of known packages, and may keep nothing for later calls.
@@ -53,7 +53,7 @@ class Reach:
                 continue
             seen.add((id(space), name))
             self.names.add(name)
-            # Of all bases, since code may call super().
+            # The bases count, too: code may call super().
             owners = _bases(kind) if space is None else (space,)
             for owner in owners:
                 space_of = vars(owner) if isinstance(owner, type) else owner
@@ -91,7 +91,7 @@ def check_value(value: Any, packages: tuple[str, ...], *, read: bool) -> None:
     """Check that a module's value can be compared, or is not read.
 
     Args:
-        value: What a module has in its dict or as an attribute.
+        value: A value in a module's dict, or an attribute of it.
         packages: Where functions and classes may come from.
         read: Whether the code has its name.
 

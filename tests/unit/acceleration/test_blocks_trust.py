@@ -73,7 +73,8 @@ def test_code_reads_a_patched_function(monkeypatch):
     model = accelerated()
     cache = prefilled(model)
     decode(model, cache)
-    space = type(model.layers[0].self_attn).__call__.__globals__
+    call: Any = type(model.layers[0].self_attn).__call__
+    space = call.__globals__
     name, seen = "scaled_dot_product_attention", []
     attention = space[name]
 
@@ -120,10 +121,11 @@ def test_a_patched_helper_of_the_cache_is_used(monkeypatch):
 
 @pytest.mark.parametrize("cache", [(mx.ones(2),), [None], object(), {}, 5], ids=str)
 def test_another_cache_fails_as_it_does_in_the_code(cache):
-    layer = accelerated().layers[0]
+    layer: Any = accelerated().layers[0]
+    kind: Any = type(layer).__base__
     x = mx.ones((1, 1, 64))
     with pytest.raises(AttributeError) as expected:
-        type(layer).__base__.__call__(layer, x, None, cache=cache)
+        kind.__call__(layer, x, None, cache=cache)
     with pytest.raises(AttributeError) as found:
         layer(x, None, cache=cache)
     assert str(found.value) == str(expected.value)
@@ -146,8 +148,8 @@ def test_arguments_that_code_reads_may_change():
 def test_the_latest_of_many_states_are_recorded():
     model = accelerated(num_hidden_layers=1)
     cache = prefilled(model)
-    for state in range(260):  # more than are kept
-        model.layers[0].state = state
+    for number in range(260):  # more than are kept
+        model.layers[0].number = number
         y = step(model, cache)
         assert nodes(y) == 1
         mx.eval(y)
