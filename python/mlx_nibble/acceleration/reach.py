@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 from collections.abc import Iterator
-from types import BuiltinFunctionType, CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ import mlx.nn as nn
 # A class or the globals of a function, a name in it, and the value.
 Member = tuple[Any, str, Any]
 
+_BUILT_IN = (BuiltinFunctionType, MethodDescriptorType, type(mx.add))
+_CACHED = type(functools.cache(len))
 _KEEPS = {"STORE_ATTR", "DELETE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR", "STORE_GLOBAL"}
 
 
@@ -68,6 +70,8 @@ class Reach:
         """Add a member, and yield where the names in its code are."""
         if not isinstance(value, (classmethod, staticmethod)):
             self.members.append((owner, name, value))
+        if callable(value) and not isinstance(value, (type, FunctionType)):
+            check_value(value, self._packages, read=True)
         for function in _functions(value):
             self._check(function)
             for code in _codes(function):
@@ -106,13 +110,15 @@ def check_value(value: Any, packages: tuple[str, ...], *, read: bool) -> None:
     elif isinstance(value, functools.partial):
         check_value((value.func, value.args), packages, read=True)
         check_value(tuple(value.keywords.values()), packages, read=True)
+    elif isinstance(value, _CACHED):
+        check_value(value.__wrapped__, packages, read=True)
     elif isinstance(value, type):
         if not f"{value.__module__}.".startswith(packages):
             raise Untrusted
     elif hasattr(value, "__globals__"):
         if not is_code_of(value, packages):
             raise Untrusted
-    elif isinstance(value, BuiltinFunctionType) or type(value) is type(mx.add):
+    elif isinstance(value, _BUILT_IN):
         return
     elif read or not f"{type(value).__module__}.".startswith(packages):
         # Such as a user's object that is called in the place of a module. Arguments

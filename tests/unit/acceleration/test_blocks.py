@@ -223,7 +223,7 @@ def test_a_patched_method_runs_for_each_token(which, monkeypatch):
     cache = prefilled(model)
     decode(model, cache)
     layer = model.layers[0]
-    kind = type(layer).__base__ if which == "block" else type(layer.mlp)
+    kind: Any = type(layer).__base__ if which == "block" else type(layer.mlp)
     method, seen = kind.__call__, []
 
     def patched(self, *args, **kwargs):

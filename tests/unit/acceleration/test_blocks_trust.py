@@ -87,6 +87,31 @@ def test_code_reads_a_patched_function(monkeypatch):
     assert len(seen) == 3 * len(TOKENS)
 
 
+class Caller:
+    """An object that a user puts in the place of a function."""
+
+    def __init__(self, function: Any, seen: list):
+        self.function, self.see = function, seen.append
+
+    def __call__(self, *args, **kwargs):
+        self.see(1)
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("decoded", [0, 1])
+def test_an_object_in_the_place_of_a_function_sees_each_token(decoded, monkeypatch):
+    model = accelerated()
+    decode(model, prefilled(model), TOKENS[:decoded])
+    call: Any = type(model.layers[0].self_attn).__call__
+    space = call.__globals__
+    name, seen = "scaled_dot_product_attention", []
+    monkeypatch.setitem(space, name, Caller(space[name], seen))
+    cache = prefilled(model)
+    seen.clear()
+    decode(model, cache)
+    assert len(seen) == 3 * len(TOKENS)
+
+
 def test_a_subclass_of_a_cache_is_used():
     model = accelerated()
     decode(model, prefilled(model))
