@@ -128,7 +128,7 @@ def test_a_cache_from_a_file(tmp_path):
     mx.eval(step(model, cache))
     path = str(tmp_path / "cache.safetensors")
     caches.save_prompt_cache(path, cache)
-    loaded = caches.load_prompt_cache(path)
+    loaded: Any = caches.load_prompt_cache(path)
     assert_same(decode(model, cache), decode(model, loaded))
 
 

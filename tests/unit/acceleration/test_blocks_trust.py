@@ -144,7 +144,9 @@ def test_a_patched_helper_of_the_cache_is_used(monkeypatch):
     assert len(seen) == 3 * len(TOKENS)
 
 
-@pytest.mark.parametrize("cache", [(mx.ones(2),), [None], object(), {}, 5], ids=str)
+@pytest.mark.parametrize(
+    "cache", [(mx.ones(2),), [None], object(), {}, 5], ids=lambda c: type(c).__name__
+)
 def test_another_cache_fails_as_it_does_in_the_code(cache):
     layer: Any = accelerated().layers[0]
     kind: Any = type(layer).__base__
