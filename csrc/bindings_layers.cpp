@@ -3,6 +3,7 @@
 // the time of passing each as an argument.
 #include <mlx/ops.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
 #include <optional>
@@ -23,6 +24,20 @@ PyObject* interned(const char* name) {
   return PyUnicode_InternFromString(name);
 }
 
+// Converts the value that a layer has under a name.
+template <typename T>
+T cast(nb::handle value, PyObject* name) {
+  try {
+    return nb::cast<T>(value);
+  } catch (const nb::cast_error&) {
+    std::string text = "[quantized_matmul] A layer's " +
+                       nb::cast<std::string>(nb::handle(name)) +
+                       " must have another type than " +
+                       nb::cast<std::string>(nb::str(value.type())) + ".";
+    throw nb::type_error(text.c_str());
+  }
+}
+
 const mx::array* find(nb::handle layer, PyObject* name) {
   PyObject* found = PyDict_GetItemWithError(layer.ptr(), name);
   if (!found || found == Py_None) {
@@ -31,7 +46,7 @@ const mx::array* find(nb::handle layer, PyObject* name) {
     }
     return nullptr;
   }
-  return &nb::cast<const mx::array&>(nb::handle(found));
+  return &cast<const mx::array&>(nb::handle(found), name);
 }
 
 const mx::array& get(nb::handle layer, PyObject* name) {
@@ -47,17 +62,18 @@ std::optional<mx::array> maybe(const mx::array* a) {
   return a ? std::optional(*a) : std::nullopt;
 }
 
-nb::object attribute(nb::handle layer, PyObject* name) {
-  return nb::getattr(layer, nb::handle(name));
+template <typename T>
+T attribute(nb::handle layer, PyObject* name) {
+  return cast<T>(nb::getattr(layer, nb::handle(name)), name);
 }
 
 ops::QuantArgs args_of(nb::handle layer) {
   static PyObject* const group_size = interned("group_size");
   static PyObject* const bits = interned("bits");
   static PyObject* const mode = interned("mode");
-  return {nb::cast<std::optional<int>>(attribute(layer, group_size)),
-          nb::cast<std::optional<int>>(attribute(layer, bits)),
-          nb::cast<const char*>(attribute(layer, mode))};
+  return {attribute<std::optional<int>>(layer, group_size),
+          attribute<std::optional<int>>(layer, bits),
+          attribute<std::string>(layer, mode)};
 }
 
 mx::array linear(const nb::dict& layer,

@@ -201,6 +201,8 @@ mx::array replay(const std::shared_ptr<const Tape>& tape,
                  mx::array& values,
                  int position,
                  std::vector<mx::array> parameters) {
+  // x may come from a block whose code ran. Code would have fused its sum.
+  fusion::add_residual(x);
   auto outputs = mx::array::make_arrays(
       {x.shape(), keys.shape(), values.shape()},
       {tape->results[tape->output].dtype, keys.dtype(), values.dtype()},

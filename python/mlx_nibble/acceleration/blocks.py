@@ -23,13 +23,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native
+from mlx_nibble.acceleration.reach import Member, Reach, Untrusted, check_values
 from mlx_nibble.acceleration.rebind import Rebinding, derived, original
 from mlx_nibble.acceleration.report import Routed
 
 ATTENTION = "scaled_dot_product_attention"
 
 # Code outside of these packages may do more than compute.
-_TRUSTED = ("mlx.nn", "mlx_lm.", "mlx_nibble.nn")
+_TRUSTED = ("mlx.nn.", "mlx.utils.", "mlx_lm.", "mlx_nibble.nn.", "mlx_nibble.fast.")
+_TRUSTED_CACHES = ("mlx_lm.", "mlx_nibble.lm.")
 
 # Rooms of a cache, and positions in it, that a block is recorded with: code that
 # depends on them makes different graphs.
@@ -75,46 +77,52 @@ def _takes_a_cache(kind: type) -> bool:
 @cache
 def _replaying(kind: type) -> type:
     """Return the subclass of a block's class that replays its code."""
-    steps = _native.ext.Steps(kind)  # pyright: ignore[reportOptionalMemberAccess]
+    steps = _native.ext.Steps()  # pyright: ignore[reportOptionalMemberAccess]
 
     def call(self: Any, *given: Any, **named: Any) -> mx.array:
         # As mlx-lm's models do: block(x, None, cache) or block(x, None, cache=cache).
         cache = given[2] if len(given) == 3 and not named else None
         if len(given) == 2 and len(named) == 1:
             cache = named.get("cache")
-        if cache is not None and given[1] is None and isinstance(given[0], mx.array):
+        if (
+            cache is not None
+            and given[1] is None
+            and isinstance(given[0], mx.array)
+            and type(self) is made
+        ):
             y = steps.replay(self, given[0], cache)
             if y is False and _is_plain(cache):
-                steps.record(self, given[0], cache, _runs(kind, self, given[0], cache))
+                recorded = _recorded(kind, self, given[0], cache)
+                steps.record(self, given[0], cache, *recorded)
                 y = steps.replay(self, given[0], cache)
             if isinstance(y, mx.array):
                 return y
         return kind.__call__(self, *given, **named)
 
-    return derived(kind, {"__call__": call, "_steps": steps})
+    made = derived(kind, {"__call__": call, "_steps": steps})
+    return made
 
 
 def _is_plain(cache: Any) -> bool:
     """Return whether a cache is mlx-lm's own of one array of keys and one of values."""
     caches = sys.modules.get("mlx_lm.models.cache")
-    return (
-        caches is not None
-        and type(cache) is caches.KVCache
-        and _is_code_of(type(cache).update_and_fetch, ("mlx_lm.", "mlx_nibble.lm."))
-    )
+    return caches is not None and type(cache) is caches.KVCache
 
 
-def _runs(kind: Any, block: Any, x: mx.array, cache: Any) -> list[tuple]:
+def _recorded(
+    kind: Any, block: Any, x: mx.array, cache: Any
+) -> tuple[list[tuple], list[Member]]:
     """Run a block's code with holes, for caches of different lengths.
 
     Returns:
         For each run x and the position, which are holes, then the output and the
-        caches of keys and values. Empty if the code cannot be run so.
+        caches of keys and values. Empty if the code cannot be run so. Then the members
+        of classes that the code reads.
     """
-    if not all(map(_is_trusted, block.modules())) or not _is_code_of(
-        kind.__call__, _TRUSTED
-    ):
-        return []
+    try:
+        members = _members(kind, block, type(cache))
+    except Untrusted:
+        return [], []
     hole = _native.ext.hole  # pyright: ignore[reportOptionalMemberAccess]
     runs = []
     for room, position in _LENGTHS:
@@ -123,25 +131,34 @@ def _runs(kind: Any, block: Any, x: mx.array, cache: Any) -> list[tuple]:
         try:
             y = kind.__call__(block, x_hole, mask=None, cache=probe)
         except Exception:  # it needs a value: no matter why
-            return []
+            return [], []
         if type(y) is not mx.array:
-            return []
+            return [], []
         runs.append((x_hole, probe.position, y, probe.keys, probe.values))
-    return runs
+    return runs, members
 
 
-def _is_trusted(module: nn.Module) -> bool:
-    kind = type(module)
-    if hasattr(kind, "_steps"):  # the block itself
-        return True
-    return f"{kind.__module__}.".startswith(_TRUSTED) and _is_code_of(
-        kind.__call__, _TRUSTED
-    )
+def _members(kind: type, block: Any, of_cache: type) -> list[Member]:
+    """Return what a block's code reads of classes, and of the globals of functions.
 
-
-def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
-    home = getattr(function, "__globals__", {}).get("__name__", "")
-    return f"{home}.".startswith(packages)
+    Raises:
+        Untrusted: If it might do more than compute from what is compared.
+    """
+    found: dict[tuple[int, str], Member] = {}
+    reaches: dict[type, Reach] = {
+        of_cache: Reach(of_cache, "update_and_fetch", _TRUSTED_CACHES, keeps=True)
+    }
+    for module in block.modules():
+        now = kind if module is block else type(module)
+        if not f"{now.__module__}.".startswith(_TRUSTED):
+            raise Untrusted
+        reaches[now] = reaches.get(now) or Reach(now, "__call__", _TRUSTED)
+        check_values(module, reaches[now], _TRUSTED)
+    for reach in reaches.values():
+        found |= {
+            (id(owner), name): (owner, name, v) for owner, name, v in reach.members
+        }
+    return list(found.values())
 
 
 @cache

@@ -14,50 +14,19 @@ from mlx_lm.models import cache as caches
 import mlx_nibble
 from mlx_nibble.lm.caches import CacheType, stored_as
 from tests.support import tiny_models
-from tests.support.blocks import by_code
+from tests.support.blocks import (
+    PROMPT,
+    TOKENS,
+    accelerated,
+    assert_same,
+    assert_same_caches,
+    by_code,
+    decode,
+    nodes,
+    prefilled,
+    step,
+)
 from tests.support.graph import node_names
-
-PROMPT = mx.arange(1, 6)[None]
-TOKENS = [int(t) for t in (7, 30, 101, 7, 55)]
-
-
-def accelerated(family: str = "llama", **options) -> Any:
-    model = tiny_models.build(family)
-    nn.quantize(model, group_size=32, bits=4)
-    mx.eval(model.parameters())
-    mlx_nibble.accelerate(model, tuned=False, **options)
-    return model
-
-
-def prefilled(model: Any, prompt: mx.array = PROMPT) -> list:
-    cache = caches.make_prompt_cache(model)
-    mx.eval(model(prompt, cache=cache))
-    return cache
-
-
-def step(model: Any, cache: list, token: int = 7, batch: int = 1) -> mx.array:
-    return model(mx.full((batch, 1), token), cache=cache)
-
-
-def decode(model: Any, cache: list, tokens=TOKENS) -> list[np.ndarray]:
-    return [np.array(step(model, cache, t)) for t in tokens]
-
-
-def nodes(y: mx.array) -> int:
-    return node_names(y)["NibbleStep"]
-
-
-def assert_same(a: list[np.ndarray], b: list[np.ndarray]) -> None:
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def assert_same_caches(a: list, b: list) -> None:
-    for one, other in zip(a, b, strict=True):
-        assert one.offset == other.offset
-        for name in ("keys", "values"):
-            used = [getattr(c, name)[..., : c.offset, :] for c in (one, other)]
-            assert mx.array_equal(*used)
 
 
 @pytest.mark.parametrize("repack", [True, False])
@@ -159,7 +128,7 @@ def test_a_cache_from_a_file(tmp_path):
     mx.eval(step(model, cache))
     path = str(tmp_path / "cache.safetensors")
     caches.save_prompt_cache(path, cache)
-    loaded = caches.load_prompt_cache(path)
+    loaded: Any = caches.load_prompt_cache(path)
     assert_same(decode(model, cache), decode(model, loaded))
 
 
@@ -254,7 +223,7 @@ def test_a_patched_method_runs_for_each_token(which, monkeypatch):
     cache = prefilled(model)
     decode(model, cache)
     layer = model.layers[0]
-    kind = type(layer).__base__ if which == "block" else type(layer.mlp)
+    kind: Any = type(layer).__base__ if which == "block" else type(layer.mlp)
     method, seen = kind.__call__, []
 
     def patched(self, *args, **kwargs):
