@@ -37,17 +37,16 @@ class Gpu:
         return None
 
     def gather_qmm(
-        self, x, w, scales, biases, lhs, rhs, transpose, group_size, bits, *rest, **kw
+        self, x, w, scales, biases, lhs_indices=None, rhs_indices=None, **options
     ):
-        assert lhs is None
+        assert lhs_indices is None
         lhs = mx.arange(x.size // x.shape[-1] // x.shape[-2])
-        lhs, rhs = mx.broadcast_arrays(lhs.reshape(x.shape[:-2]), rhs)
+        lhs, rhs = mx.broadcast_arrays(lhs.reshape(x.shape[:-2]), rhs_indices)
         inputs = [mx.contiguous(a) for a in (x, w, scales, biases)]
         inputs += [mx.contiguous(a.astype(mx.uint32)) for a in (lhs, rhs)]
         mx.eval(inputs)
-        kw["stream"] = self._recorder.stream
-        arguments = (*inputs, transpose, group_size, bits, *rest)
-        y = self._recorder.module.gather_qmm(*arguments, **kw)
+        options["stream"] = self._recorder.stream
+        y = self._recorder.module.gather_qmm(*inputs, **options)
         self._recorder.evaluate(y)
         return y
 
