@@ -267,7 +267,7 @@ def group_gradients(x, dy, w, which, types, transpose):
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
-    fmt=FORMAT,
+    fmt=AFFINE,
     types=st.builds(Types, DTYPE, DTYPE),
     shape=st.tuples(ROWS, st.one_of(COLUMNS, st.just(193)), GROUPS, st.just(0)),
     batch=BATCH,
@@ -301,7 +301,7 @@ def test_gradients_do_not_depend_on_the_threads():
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**32),
-    fmt=FORMAT,
+    fmt=AFFINE,
     types=st.builds(Types, DTYPE, DTYPE),
     N=COLUMNS,
     groups=st.sampled_from([1, 2, 3]),
