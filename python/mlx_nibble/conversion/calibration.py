@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,11 @@ from mlx_nibble._version import __version__
 from mlx_nibble.conversion.options import OWN_TEXT, Calibration
 from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
 from mlx_nibble.evaluation.own_text import own_text
-from mlx_nibble.io.cache import cache_lock
+from mlx_nibble.io.cache import cache_lock, short_digest
 from mlx_nibble.io.checkpoint import read_tensors, save_tensors
 from mlx_nibble.progress import Progress
 
 _FOLDER = "own-text"
-# Hexadecimal digits of a digest in a name: 64 bits.
-_DIGITS = 16
 # The model that writes on a CPU: at 8 bits the perplexity changes by 0.01 %
 # (docs/results/quantization.md), and a dense product takes 30 times as long.
 _GROUP_SIZE, _BITS = 64, 8
@@ -61,6 +60,14 @@ def calibration_batches(
     return batches(ids, length, calibration.samples, batch_size)
 
 
+def text_digest(tokens: Sequence[mx.array]) -> str:
+    """Return the digest of batches of tokens."""
+    digest = hashlib.sha256()
+    for batch in tokens:
+        digest.update(json.dumps(batch.tolist()).encode())
+    return digest.hexdigest()
+
+
 def _own(
     calibration: Calibration,
     folder: Path,
@@ -72,7 +79,7 @@ def _own(
     """Return text of the model, which is written once and kept in the cache."""
     samples, length = calibration.samples, calibration.length
     known = repr((digest, samples, length, str(mx.default_device()), __version__))
-    name = hashlib.sha256(known.encode()).hexdigest()[:_DIGITS]
+    name = short_digest(known)
     with cache_lock(_FOLDER) as cache:
         file = cache / _FOLDER / f"{name}.safetensors"
         if not file.exists():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import lm
-from mlx_nibble.conversion.calibration import calibration_batches
+from mlx_nibble.conversion.calibration import calibration_batches, text_digest
 from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.conversion.options import Options
@@ -199,12 +197,9 @@ def _settings(
     source: str, options: Options, tokens: Sequence[mx.array]
 ) -> dict[str, Any]:
     """Return all that measurements and finished layers depend on."""
-    digest = hashlib.sha256()
-    for batch in tokens:
-        digest.update(json.dumps(batch.tolist()).encode())
     return {
         "source": source,
         "options": {k: v for k, v in asdict(options).items() if k != "calibration"},
-        "text": digest.hexdigest(),
+        "text": text_digest(tokens),
         "version": [version(name) for name in ("mlx-nibble", "mlx", "mlx-lm", "numpy")],
     }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from mlx_nibble._version import __version__
 from mlx_nibble.conversion.gguf_import import import_gguf
-from mlx_nibble.io.cache import cache_lock
+from mlx_nibble.io.cache import cache_lock, short_digest
 from mlx_nibble.io.gguf.parts import part_files
 from mlx_nibble.progress import Progress, Tell, silent, untold
 
 _FOLDER = "imported"
-# Hexadecimal digits of a digest in a name: 64 bits.
-_DIGITS = 16
 # Characters of a folder's name, of up to 4 bytes each; names have at most 255 bytes.
 _LONGEST = 50
 
@@ -41,9 +38,9 @@ def imported(file: Path, progress: Progress = silent, tell: Tell = untold) -> Pa
         (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
         for s in map(os.stat, files)
     ]
-    state = _digest(repr((states, __version__)))
+    state = short_digest(repr((states, __version__)))
     with cache_lock(_FOLDER) as cache:
-        place = cache / _FOLDER / _digest(str(files[0]))
+        place = cache / _FOLDER / short_digest(str(files[0]))
         folder = place / state / (files[0].stem.strip(".")[:_LONGEST] or "model")
         if folder.is_dir():  # made whole, then renamed
             return folder
@@ -51,7 +48,3 @@ def imported(file: Path, progress: Progress = silent, tell: Tell = untold) -> Pa
         shutil.rmtree(place, ignore_errors=True)
         tell(f"Importing {file} to {folder}")
         return import_gguf(file, folder, progress=progress).path
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]

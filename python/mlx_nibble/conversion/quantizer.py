@@ -13,7 +13,7 @@ from mlx_nibble.conversion.awq_layer import fold_scales
 from mlx_nibble.conversion.values import require_all_finite, require_unclipped
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.formats import Quantized
-from mlx_nibble.io.checkpoint import quantized_tensors
+from mlx_nibble.io.checkpoint import dequantized_tensor, quantized_tensors
 from mlx_nibble.layerwise.cpu_math import fast_dense, to_numpy
 from mlx_nibble.layerwise.hessians import Collector, Inputs, not_finite
 from mlx_nibble.layerwise.intercept import Hook, intercepted
@@ -186,7 +186,11 @@ class _Run:
             return
         stored = self.workspace.load_part(name)
         quantized = self.matrices.get(path, [])
-        dense = {f"{m.path}.weight": self._dequantized(m, stored) for m in quantized}
+        forms = [(m.path, self.plan[m.path]) for m in quantized]
+        dense = {
+            f"{p}.weight": dequantized_tensor(p, stored, form.group_size, form.bits)
+            for p, form in forms
+        }
         gone = {f"{m.path}.{k}" for m in quantized for k in ("scales", "biases")}
         plain = {k: v for k, v in stored.items() if k not in gone}
         self.model.load_weights([*{**plain, **dense}.items()], strict=False)
@@ -222,18 +226,6 @@ class _Run:
         top = float(abs(weight).max(initial=0))
         require_unclipped(matrix.path, q, form.scale_dtype, top)
         return q
-
-    def _dequantized(
-        self, matrix: Matrix, parameters: Mapping[str, mx.array]
-    ) -> mx.array:
-        form = self.plan[matrix.path]
-        return mx.dequantize(
-            parameters[f"{matrix.path}.weight"],
-            parameters[f"{matrix.path}.scales"].astype(mx.float32),
-            parameters[f"{matrix.path}.biases"].astype(mx.float32),
-            group_size=form.group_size,
-            bits=form.bits,
-        )
 
     def _parameters(
         self, prefix: str, module: nn.Module, done: Mapping[str, Quantized]

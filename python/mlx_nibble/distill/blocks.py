@@ -21,6 +21,7 @@ from mlx.utils import tree_unflatten
 from mlx_nibble.conversion.workspace import Workspace
 from mlx_nibble.distill.options import Schedule
 from mlx_nibble.distill.variables import TrainedMatrix, Variables, find_norms
+from mlx_nibble.io.checkpoint import dequantized_tensor
 from mlx_nibble.layerwise.matrices import drop, parameters
 from mlx_nibble.layerwise.stream import Step, arrays, steps
 from mlx_nibble.layerwise.trace import part_of, trace
@@ -30,8 +31,8 @@ Arrays = dict[str, mx.array]
 
 # Batches that blocks are trained on: AutoRound's default is 128 sequences.
 _BATCHES = 128
-# The share of them that no step sees, and that say whether a block gained.
-_HELD_OUT = 1 / 8
+# One batch in eight is held out: these batches say whether a block gained.
+_HELD_OUT = 8
 
 
 @dataclass
@@ -114,7 +115,7 @@ class _Block:
         targets = [arrays(self._target.run(i))[0] for i in range(count)]
         targets = [t.astype(mx.float32) for t in targets]
         power = sum(float(np.array(mx.square(t).mean())) for t in targets) / count
-        kept = range(0, count, max(2, round(1 / _HELD_OUT)))
+        kept = range(0, count, _HELD_OUT)
         seen = [i for i in range(count) if i not in kept] or [0]
 
         def loss(values: Mapping[str, mx.array], index: int) -> mx.array:
@@ -137,25 +138,15 @@ class _Block:
             mx.eval(variables, adam.state)
         start = self._variables.start
         better = variables if measured(variables) < measured(start) else start
-        stored = self._variables.stored(better)
-        words = {f"{m.path}.weight": m.words for m in self._matrices}
-        return {**words, **stored}
+        return self._variables.stored(better)
 
     def use(self, stored: Mapping[str, mx.array]) -> None:
         """Let the block compute with its stored tensors."""
         values = dict(stored)
         for m in self._matrices:
-            words, scales, biases = (
-                values.pop(f"{m.path}.{name}")
-                for name in ("weight", "scales", "biases")
-            )
-            values[f"{m.path}.weight"] = mx.dequantize(
-                words,
-                scales.astype(mx.float32),
-                biases.astype(mx.float32),
-                m.group_size,
-                m.bits,
-            )
+            dense = dequantized_tensor(m.path, stored, m.group_size, m.bits)
+            values[f"{m.path}.weight"] = dense
+            del values[f"{m.path}.scales"], values[f"{m.path}.biases"]
         self._put({k: v.astype(mx.float32) for k, v in values.items()})
 
     def _run(self, batch: int) -> mx.array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,7 +15,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_nibble import lm
 from mlx_nibble.acceleration.settings import Settings
-from mlx_nibble.conversion.calibration import calibration_batches
+from mlx_nibble.conversion.calibration import calibration_batches, text_digest
 from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.options import Calibration
 from mlx_nibble.conversion.source import Source, weights_of
@@ -142,12 +140,11 @@ class Run:
         seen = [i for i in range(len(tokens)) if i not in kept]
 
         def loss_of(model: nn.Module) -> float:
-            known = (load_targets(workspace, i) for i in kept)
             found = [
-                np.array(divergence(model(tokens[i]), *target).mean())
-                for i, target in zip(kept, known, strict=True)
+                divergence(model(tokens[i]), *load_targets(workspace, i)).mean()
+                for i in kept
             ]
-            return float(np.mean(found))
+            return float(np.mean(np.array(found)))
 
         losses: list[float] = []
         if schedule.codes == "blocks":
@@ -170,7 +167,6 @@ class Run:
 
         trainer = Trainer(variables.start, loss, seen, kept, schedule, workspace)
         trained = trainer.run(self.progress, self.tell)
-
         sample = tokens[kept[0]]
 
         def outputs(values: Mapping[str, mx.array]) -> Outputs:
@@ -178,11 +174,9 @@ class Run:
             return layer_outputs(model, sample)
 
         layers = layer_errors(
-            layer_outputs(self._original(), tokens[kept[0]]),
+            layer_outputs(self._original(), sample),
             {
-                "start": lambda: layer_outputs(
-                    self._dense(self.start), tokens[kept[0]]
-                ),
+                "start": lambda: layer_outputs(self._dense(self.start), sample),
                 "trained": lambda: outputs(trained.best),
             },
         )
@@ -224,12 +218,9 @@ class Run:
             else:
                 quantized.set_dtype(mx.float32)
             return quantized, Variables(matrices, norms, None)
-        original, _ = lm.load_full_precision(
-            self.reference, trust_remote_code=self.trust
-        )
-        dense, _ = lm.load_full_precision(self.start, trust_remote_code=self.trust)
+        dense = self._dense(self.start)
         dense.set_dtype(mx.float32)
-        return dense, Variables(matrices, norms, parameters(original))
+        return dense, Variables(matrices, norms, parameters(self._original()))
 
     def _write(
         self,
@@ -260,14 +251,11 @@ def _settings(
     files: Sequence[Source], tokens: Sequence[mx.array], schedule: Schedule
 ) -> dict[str, Any]:
     """Return all that the targets and the state depend on."""
-    digest = hashlib.sha256()
-    for batch in tokens:
-        digest.update(json.dumps(batch.tolist()).encode())
     return {
         "start": files[0].digest,
         "reference": files[1].digest,
         "options": asdict(schedule),
-        "text": digest.hexdigest(),
+        "text": text_digest(tokens),
         "version": [version(n) for n in ("mlx-nibble", "mlx", "mlx-lm")],
     }
 

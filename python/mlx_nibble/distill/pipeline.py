@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +12,9 @@ from mlx_nibble.conversion.source import weights_of
 from mlx_nibble.distill.distill import Run
 from mlx_nibble.distill.options import Training
 from mlx_nibble.distill.report import Distilled
+from mlx_nibble.io.cache import short_digest
 from mlx_nibble.io.folder import Reserved, reserved
 from mlx_nibble.progress import Progress, Tell, silent, untold
-
-# Hexadecimal digits of a digest in a name: 64 bits.
-_DIGITS = 16
 
 
 def quantize_and_distill(
@@ -75,5 +72,4 @@ def _start(
 ) -> Path:
     """Return the folder of the quantized model, which its contents name."""
     parts = (weights_of(original, progress).digest, asdict(options))
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:_DIGITS]
-    return place.path.with_name(f".{place.path.name}.start-{digest}")
+    return place.path.with_name(f".{place.path.name}.start-{short_digest(repr(parts))}")

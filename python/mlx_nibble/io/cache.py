@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_nibble.io.lock import exclusive
+
+# Hexadecimal digits of a digest in a name: 64 bits.
+_DIGITS = 16
 
 
 def cache_dir() -> Path:
@@ -33,6 +37,11 @@ def cache_dir() -> Path:
             "[cache] a home folder was required but this user has none; set "
             "NIBBLE_CACHE_DIR to a folder."
         ) from error
+
+
+def short_digest(text: str) -> str:
+    """Return the digest of a text as a part of a file's name."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
 
 
 @contextmanager

@@ -109,6 +109,26 @@ def quantized_tensors(
     }
 
 
+def dequantized_tensor(
+    path: str, tensors: Mapping[str, mx.array], group_size: int, bits: int
+) -> mx.array:
+    """Return the weight of a quantized matrix, float32.
+
+    Args:
+        path: Path of the module.
+        tensors: Those of :func:`quantized_tensors`.
+        group_size: Weights of a group.
+        bits: Width of a code.
+    """
+    return mx.dequantize(
+        tensors[f"{path}.weight"],
+        tensors[f"{path}.scales"].astype(mx.float32),
+        tensors[f"{path}.biases"].astype(mx.float32),
+        group_size=group_size,
+        bits=bits,
+    )
+
+
 def dtype_name(dtype: mx.Dtype) -> str:
     """Return the name that `getattr(mx, name)` turns into the type."""
     return str(dtype).rpartition(".")[2]
