@@ -32,6 +32,13 @@ def asked(result: Result) -> float:
     return result["options"].get("target_bpw") or result["options"]["bits"]
 
 
+def label(result: Result) -> str:
+    """Return the name of a row, with the rate of one by mlx_lm.dwq."""
+    name = METHODS[result["row"]]
+    rate = result["options"]["dwq_rate"]
+    return f"{name}, rate {rate:g}" if result["row"] == "dwq" else name
+
+
 def tokens(result: Result) -> str:
     """Return how many tokens training saw, in millions."""
     options = result["options"]
@@ -45,6 +52,8 @@ def loss(found: Mapping[str, Any]) -> str:
     """Return the increase of the perplexity of a text, and the divergence."""
     increase, kl = found["comparison"]["increase"], found["comparison"]["kl"]["mean"]
     mean, error = 100 * increase["mean"], 100 * increase["error"]
+    if mean >= 1000:
+        return f"{mean / 100 + 1:.0f} times | {kl:.1f}"
     digits = 1 if error >= 0.5 else 2
     return f"{mean:+.{digits}f} % ± {error:.{digits}f} | {kl:.3f}"
 
@@ -57,10 +66,11 @@ def table(results: Sequence[Result]) -> str:
     lines.append("| --- " * (5 + 2 * len(texts)) + "|")
     order = list(METHODS)
     for r in sorted(results, key=lambda r: (asked(r), order.index(r["row"]))):
-        cells = [f"{r['bits_per_weight']:.3f}", METHODS[r["row"]]]
+        cells = [f"{r['bits_per_weight']:.3f}", label(r)]
         cells += [loss(r["texts"][text]) for text in texts]
-        cells += [tokens(r), f"{r['seconds']:.0f} s"]
-        cells += [f"{r['peak_bytes'] / 1e9:.1f} GB"]
+        timed = r["seconds"] is not None
+        cells += [tokens(r), f"{r['seconds']:.0f} s" if timed else ""]
+        cells += [f"{r['peak_bytes'] / 1e9:.1f} GB" if timed else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -72,15 +82,12 @@ def over_bits(capsule: Capsule) -> Figure:
         title = "KL divergence from the original, nats per token (less is better)"
         note = f"{text}, 4088 tokens; bars of one standard error"
         figure = card(8.4, 4, title, note)
-        axes: Any = figure.subplots(1, 2, sharey=True)
+        axes: Any = figure.subplots(1, len(capsule), sharey=True)
         for axis, (model, results) in zip(axes, capsule.items(), strict=True):
             for style, (row, label) in zip(STYLES, METHODS.items(), strict=False):
-                mine = sorted(
-                    (r for r in results if r["row"] == row),
-                    key=lambda r: r["bits_per_weight"],
-                )
+                mine = best(results, row, text)
                 if mine:
-                    kl = [r["texts"][text]["comparison"]["kl"] for r in mine]
+                    kl = [divergence(r, text) for r in mine]
                     axis.errorbar(
                         [r["bits_per_weight"] for r in mine],
                         [k["mean"] for k in kl],
@@ -91,8 +98,31 @@ def over_bits(capsule: Capsule) -> Figure:
             axis.set_title(model)
             axis.set_xlabel("bits per weight")
             axis.set_yscale("log")
-        axes[1].legend()
+        legend(axes)
     return figure
+
+
+def best(results: Sequence[Result], row: str, text: str) -> list[Result]:
+    """Return the best result of a row at each width, in the order of widths."""
+    found: dict[float, Result] = {}
+    for r in sorted(results, key=lambda r: -divergence(r, text)["mean"]):
+        if r["row"] == row:
+            found[r["bits_per_weight"]] = r
+    return [found[bits] for bits in sorted(found)]
+
+
+def divergence(result: Result, text: str) -> Mapping[str, float]:
+    """Return the KL divergence on a text, and its error."""
+    return result["texts"][text]["comparison"]["kl"]
+
+
+def legend(axes: Any) -> None:
+    """Explain the marks of all axes in the middle one."""
+    known: dict[str, Any] = {}
+    for axis in axes:
+        marks, labels = axis.get_legend_handles_labels()
+        known |= dict(zip(labels, marks, strict=True))
+    axes[len(axes) // 2].legend(known.values(), known, fontsize=8)
 
 
 def over_time(capsule: Capsule) -> Figure:
@@ -100,12 +130,13 @@ def over_time(capsule: Capsule) -> Figure:
     text = "State of the Union"
     with look():
         figure = card(8.4, 3, "Loss over time, 4 bits in groups of 64", text)
-        axes: Any = figure.subplots(1, 2)
-        for axis, (model, results) in zip(axes, capsule.items(), strict=True):
+        timed = {m: r for m, r in capsule.items() if all(x["seconds"] for x in r)}
+        axes: Any = figure.subplots(1, len(timed))
+        for axis, (model, results) in zip(axes, timed.items(), strict=True):
             for style, (row, label) in zip(STYLES, METHODS.items(), strict=False):
-                for r in results:
-                    if r["row"] == row and asked(r) == 4:
-                        kl = r["texts"][text]["comparison"]["kl"]
+                for r in best(results, row, text):
+                    if asked(r) == 4:
+                        kl = divergence(r, text)
                         axis.errorbar(
                             max(1, total_seconds(r, results)),
                             kl["mean"],
@@ -117,7 +148,7 @@ def over_time(capsule: Capsule) -> Figure:
             axis.set_xlabel("seconds on an H200, quantization included")
             axis.set_xscale("log")
             axis.set_yscale("log")
-        axes[1].legend()
+        legend(axes)
     return figure
 
 

@@ -43,7 +43,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     },
     RESULTS / "distillation.md": {
         model: lambda model=model: distillation_page.table(load("distillation")[model])
-        for model in ("SmolLM2-135M-Instruct", "small llama")
+        for model in load("distillation")
     },
 }
 """The tables of each page, by the names of their places in it."""

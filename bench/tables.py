@@ -256,11 +256,11 @@ def highlights_table(
         quantization[name]["State of the Union"]["comparison"]["increase"]["mean"]
         for name in ("g64", "mlx")
     ]
-    trained = {
-        r["row"]: r["texts"]["State of the Union"]["comparison"]["increase"]["mean"]
-        for r in distillation["SmolLM2-135M-Instruct"]
-        if distillation_page.asked(r) == 4
-    }
+    trained: dict[str, list[float]] = {}
+    for r in distillation["SmolLM2-135M-Instruct"]:
+        if distillation_page.asked(r) == 4:
+            mean = r["texts"]["State of the Union"]["comparison"]["increase"]["mean"]
+            trained.setdefault(r["row"], []).append(mean)
     lines = ["| what | ours | beside | more |", "| --- | --- | --- | --- |"]
     for cells in (
         (
@@ -284,8 +284,8 @@ def highlights_table(
         ),
         (
             "the same after training on a GPU: `nibble convert -q --distill`",
-            f"**{trained['codes']:+.1%}**",
-            f"`mlx_lm.dwq`: {trained['dwq']:+.1%}",
+            f"**{min(trained['codes']):+.1%}**",
+            f"`mlx_lm.dwq`: {min(trained['dwq']):+.1%}",
             "[distillation](docs/results/distillation.md)",
         ),
     ):
