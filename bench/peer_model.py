@@ -3,6 +3,8 @@
     python peer_model.py mlx|nibble|"nibble int8"|... THREADS FOLDER
     python peer_model.py llama.cpp THREADS FILE.gguf
 
+With "kv8" in the name the KV cache has 8 bits: llama.cpp's q8_0 with flash attention.
+
 Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. The answer holds
 the seconds of both, the peak memory of the process so far, and that of MLX's arrays.
 Memory counts from the state with all modules loaded; no tokenizer is loaded. Imports
@@ -19,6 +21,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# A word in the name of a candidate with a KV cache of 8 bits.
+KV8 = "kv8"
+# Tokens that a run of llama.cpp may have, in the prompt and after it.
+CONTEXT = 9216
 Run = Callable[[int, int], tuple[float, float]]
 
 
@@ -52,7 +58,9 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             lm.prepare(model, Settings(activations, repack="unpacked" not in words))
 
         def run(prompt: int, decode: int) -> tuple[float, float]:
-            result = side_by_side.generate(model, prompt_tokens(prompt), decode + 1)
+            bits = 8 if KV8 in name.split() else None
+            tokens = prompt_tokens(prompt)
+            result = side_by_side.generate(model, tokens, decode + 1, bits)
             return prompt / result.prompt_rate, decode / result.decode_rate
 
         return run
@@ -60,17 +68,22 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     return load
 
 
-def llama(threads: int, model_path: str) -> Callable[[], Run]:
-    from llama_cpp import Llama
+def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
+    from llama_cpp import GGML_TYPE_Q8_0, Llama
+
+    kv8 = KV8 in name.split()
+    cache = {"type_k": GGML_TYPE_Q8_0, "type_v": GGML_TYPE_Q8_0} if kv8 else {}
 
     def load() -> Run:
         model = Llama(
             model_path,
             n_threads=threads,
             n_threads_batch=threads,
-            n_ctx=2048,
+            n_ctx=CONTEXT,
             n_batch=512,
+            flash_attn=kv8,
             verbose=False,
+            **cache,
         )
 
         def run(prompt: int, decode: int) -> tuple[float, float]:
@@ -90,7 +103,7 @@ def llama(threads: int, model_path: str) -> Callable[[], Run]:
 def main() -> None:
     name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     theirs = name.startswith("llama.cpp")
-    load = llama(threads, path) if theirs else mlx(name, threads, path)
+    load = (llama if theirs else mlx)(name, threads, path)
     before = resident_bytes()
     run = load()
     run(16, 2)

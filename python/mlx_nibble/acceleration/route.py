@@ -39,11 +39,17 @@ ACTIVATIONS = (
     "mlx.nn.gelu_approx",
     "mlx.nn.gelu_fast_approx",
     "mlx.nn.relu2",
+    "mlx.nn.sigmoid",
+    "mlx.nn.tanh",
+    "mlx.core.sigmoid",
+    "mlx.core.tanh",
 )
 # The methods of layers that are not quantized.
 DENSE: dict[str, Callable] = {
     "mlx.nn.layers.linear.Linear.__call__": stand_ins.linear,
     "mlx.nn.layers.embedding.Embedding.as_linear": stand_ins.as_linear,
+    "mlx.core.gather_mm": fast.gather_mm,
+    "mlx_lm.models.mla.MultiLinear.__call__": stand_ins.multi_linear,
 }
 
 
@@ -69,6 +75,8 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         stand_ins.MAMBA: stand_ins.mamba,
         stand_ins.JAMBA: stand_ins.jamba,
         "mlx.core.conv1d": fast.conv1d,
+        stand_ins.GEMMA2: stand_ins.gemma2_attention(batch_invariant),
+        stand_ins.SOFTCAP: stand_ins.softcap_attention(batch_invariant),
         stand_ins.WHISPER: stand_ins.whisper_attention,
         stand_ins.BERT: stand_ins.bert_attention,
         "mlx_vlm.models.activations.swiglu": fast.swiglu,

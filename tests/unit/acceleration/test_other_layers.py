@@ -23,6 +23,7 @@ CALLED = {
     "rwkv7": {"rwkv7", "layer_norm", "relu2"},
     "gpt2": {"layer_norm", "gelu_approx"},
     "gemma": {"gelu"},
+    "gemma2": {"capped_attention", "gelu_approx", "tanh"},
     "gemma4_text": {"geglu"},
     "gpt_oss": {"swiglu_oai"},
     "olmo_hybrid": {"gated_delta_ops", "silu"},
@@ -52,6 +53,57 @@ def test_the_results_are_those_of_mlx(family):
     assert (mx.abs(found - expected).max() / scale).item() < 2e-5
     report.undo()
     assert mx.array_equal(run(model), expected)
+
+
+def test_capped_attention_is_one_node():
+    model = family_models.build("gemma2")
+    mlx_nibble.accelerate(model)
+    names = node_names(model(family_models.tokens(length=12)[0]))
+    assert names["NibbleAttention"] == len(model.layers)
+    assert not {"Softmax", "Matmul", "Tanh"} & names.keys()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_capped_attention_over_a_quantized_cache(bits):
+    """MLX's code of Gemma 2 has no way to read such a cache."""
+    model = family_models.build("gemma2")
+    tokens = family_models.tokens(length=12)[0]
+    expected = model(tokens)
+    mlx_nibble.accelerate(model)
+    caches = [c.to_quantized(32, bits) for c in make_prompt_cache(model)]
+    found = model(tokens, cache=caches)
+    assert mx.allclose(found, expected, atol=0.5 / bits * mx.abs(expected).max())
+
+
+def test_experts_that_are_not_quantized_are_ours():
+    model = family_models.build("qwen3_moe")
+    mlx_nibble.accelerate(model)
+    names = node_names(model(family_models.tokens(length=12)[0]))
+    assert names["NibbleGatherMM"] > 0 and "GatherMM" not in names
+
+
+def test_what_stays_with_mlx_is_in_the_report():
+    model = family_models.build("olmo")  # writes its attention out
+    report = mlx_nibble.accelerate(model)
+    left = {(part.kind, part.operation) for part in report.left}
+    assert left == {("TransformerBlock", "@"), ("TransformerBlock", "softmax")}
+    assert "2 TransformerBlock leave softmax to MLX: no kernel" in str(report)
+    report.undo()
+    assert not report.left
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_report_of_what_is_ours_names_no_operation(family):
+    assert not mlx_nibble.accelerate(family_models.build(family)).left
+
+
+def test_convolutions_that_are_not_depthwise_are_in_the_report():
+    model = nn.Sequential(
+        nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 8, 3), nn.Conv2d(4, 4, 3)
+    )
+    report = mlx_nibble.accelerate(model)
+    left = [(part.path, part.operation) for part in report.left]
+    assert sorted(left) == [("layers.1", "conv1d"), ("layers.2", "conv2d")]
 
 
 def test_a_recurrence_is_one_node():
