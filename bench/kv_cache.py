@@ -4,6 +4,7 @@
     python -m bench.kv_cache model FOLDER   # Whole tokens.
     python -m bench.kv_cache prompt FOLDER  # Prompts of --keys tokens.
     python -m bench.kv_cache batch FOLDER   # Whole tokens of several sequences.
+    python -m bench.kv_cache quantize FOLDER  # The part of a token that quantizes.
 
 Caches hold random keys and values: their contents have no part in the time. All kinds
 of caches take turns. Prints one JSON object for each number of keys or sequences: the
@@ -37,6 +38,7 @@ KINDS: dict[str, mx.Dtype | int] = {
     "4 bits": 4,
 }
 GROUP = 64
+KINDS_OF_RUN = ("attention", "model", "prompt", "batch", "quantize")
 Call = Callable[[], object]
 
 
@@ -203,9 +205,53 @@ def batch(args: argparse.Namespace) -> None:
         print(json.dumps({"sequences": count, "ms": round(ms, 2), "tokens": gain}))
 
 
+def quantize(args: argparse.Namespace) -> None:
+    """Time MLX's quantization of a token's, and a prompt's, keys and values alone."""
+    loaded = models(args, False)["ours"]
+    heads, width = heads_of(loaded)
+    for keys in args.keys:
+        shape = (1, heads, keys, width)
+        caches = [filled(shape, 8) for _ in loaded.layers]
+        rows = {
+            count: mx.random.normal((1, heads, count, width)) for count in (1, keys)
+        }
+        mx.eval(rows)
+
+        def token(caches=caches):
+            mx.eval(loaded(mx.array([[5]]), cache=caches))
+            for cache in caches:
+                cache.trim(1)
+
+        def prompt(keys=keys):
+            new = [c.to_quantized(GROUP, 8) for c in make_prompt_cache(loaded)]
+            for start in range(0, keys, 2048):
+                loaded(mx.full((1, min(2048, keys - start)), 5), cache=new)
+                mx.eval([c.state for c in new])
+
+        def alone(count: int, rows=rows):
+            many = 2 * len(loaded.layers)
+            mx.eval([mx.quantize(rows[count] + i, GROUP, 8) for i in range(many)])
+
+        def added(count: int, rows=rows):
+            many = 2 * len(loaded.layers)
+            mx.eval([rows[count] + i for i in range(many)])
+
+        calls: dict[str, Call] = {"token": token, "prompt": prompt}
+        for name, count in (("token", 1), ("prompt", keys)):
+            calls[f"quantize, {name}"] = lambda count=count: alone(count)
+            calls[f"the sums alone, {name}"] = lambda count=count: added(count)
+        taken = timing.interleave(calls, args.seconds, least=3, most=100_000)
+        ms = {name: 1e3 * median(samples).value for name, samples in taken.items()}
+        share = {
+            name: (ms[f"quantize, {name}"] - ms[f"the sums alone, {name}"]) / ms[name]
+            for name in ("token", "prompt")
+        }
+        print(json.dumps({"keys": keys, "share": share, "ms": ms}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["attention", "model", "prompt", "batch"])
+    parser.add_argument("what", choices=KINDS_OF_RUN)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--keys", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--rows", type=int, default=1)

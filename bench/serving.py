@@ -29,7 +29,6 @@ import openai
 from mlx_nibble.cli.console import err, filled, out
 
 CLIENTS = 8
-TOKENS = 32
 MOMENTS = 30  # at which memory is read
 TOPICS = ["the sky", "a hen", "prime numbers", "rain", "Rome", "bees", "steel", "tides"]
 
@@ -37,12 +36,13 @@ TOPICS = ["the sky", "a hen", "prime numbers", "rain", "Rome", "bees", "steel", 
 class Load:
     """The counts of one run."""
 
-    def __init__(self, url: str, mixed: bool) -> None:
+    def __init__(self, url: str, mixed: bool, tokens: int) -> None:
         self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        self.mixed = mixed
+        self.mixed, self.tokens = mixed, tokens
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self.lock = threading.Lock()
+        self.taken = 0.0  # seconds, to the end of the last answer
 
     def count(self, name: str, number: int = 1) -> None:
         with self.lock:
@@ -66,7 +66,7 @@ class Load:
         return {
             "model": "default_model",
             "messages": [{"role": "user", "content": f"Tell of {rng.choice(TOPICS)}."}],
-            "max_tokens": TOKENS,
+            "max_tokens": self.tokens,
         }
 
     def whole(self, rng: random.Random) -> None:
@@ -140,15 +140,15 @@ def resident(server: subprocess.Popen) -> float:
     return int(subprocess.run(command, capture_output=True).stdout) / 1024
 
 
-def run(
-    ours: bool, model: str, seconds: float, mixed: bool
-) -> tuple[Load, list[float]]:
+def run(ours: bool, args: argparse.Namespace) -> tuple[Load, list[float]]:
     """Return the counts, and the server's memory at some moments."""
-    with serving(ours, model) as (server, url):
-        load = Load(url, mixed)
+    seconds = args.seconds
+    with serving(ours, args.model) as (server, url):
+        load = Load(url, args.mixed, args.tokens)
         load.whole(random.Random(0))  # the model is loaded
         load.counts.clear()
-        end = time.monotonic() + seconds
+        start = time.monotonic()
+        end = start + seconds
         clients = [
             threading.Thread(target=load.work, args=(seed, end))
             for seed in range(CLIENTS)
@@ -161,6 +161,7 @@ def run(
             memory.append(resident(server))
         for client in clients:
             client.join()
+        load.taken = time.monotonic() - start
     return load, memory
 
 
@@ -169,10 +170,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--mixed", action="store_true")
     args = parser.parse_args()
     if args.mixed:
-        load, memory = run(True, args.model, args.seconds, mixed=True)
+        load, memory = run(True, args)
         for name, number in sorted(load.counts.items()):
             out.print(f"{number:8} {name}")
         out.print("memory in MB:", ", ".join(f"{size:.0f}" for size in memory))
@@ -187,8 +189,8 @@ def main() -> None:
     rates: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(args.rounds):
         for ours in (False, True):
-            load, memory = run(ours, args.model, args.seconds, mixed=False)
-            rates[ours].append(load.counts["tokens"] / args.seconds)
+            load, memory = run(ours, args)
+            rates[ours].append(load.counts["tokens"] / load.taken)
             name = "nibble serve" if ours else "mlx_lm.server"
             err.print(
                 f"{turn + 1}: {name}: {rates[ours][-1]:.1f} tokens/s, "
