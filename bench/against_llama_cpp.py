@@ -46,8 +46,11 @@ class Runner(Peer):
             command = [peer_python(LLAMA), script("peer_model")]
         super().__init__(command, name, threads, path)
 
-    def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
-        first, rest, peak, arrays = self.ask({"prompt": prompt, "decode": decode})
+    def run(
+        self, prompt: int, decode: int, again: bool, cpu: bool
+    ) -> tuple[float, float, int, int | None]:
+        request = {"prompt": prompt, "decode": decode, "again": again, "cpu": cpu}
+        first, rest, peak, arrays = self.ask(request)
         return first, rest, peak, arrays
 
 
@@ -70,12 +73,15 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
     runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
     results: dict[str, dict] = {n: {"prompt": {}, "decode": {}} for n in runners}
 
-    def turn(name: str, prompt: int, decode: int) -> None:
+    def turn(name: str, prompt: int, decode: int, again: bool = False) -> None:
         print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
-        first, rest, peak, arrays = runners[name].run(prompt, decode)
+        first, rest, peak, arrays = runners[name].run(
+            prompt, decode, again, args.cpu_time
+        )
         result = results[name]
-        result["prompt"].setdefault(str(prompt), []).append(first)
-        if prompt in args.decode_after:
+        if not again:
+            result["prompt"].setdefault(str(prompt), []).append(first)
+        if prompt in args.decode_after and (again or not args.once):
             result["decode"].setdefault(str(prompt), []).append(rest / decode)
         result["peak_bytes"], result["peak_array_bytes"] = peak, arrays
 
@@ -83,7 +89,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
         order = [n for n in runners if n != "mlx"]
         for name in order if number % 2 == 0 else reversed(order):
             for prompt in args.prompts:
-                turn(name, prompt, args.decode if prompt in args.decode_after else 1)
+                again = args.once and number > 0
+                timed = prompt in args.decode_after and (again or not args.once)
+                turn(name, prompt, args.decode if timed else 1, again)
     if not args.without_mlx:
         turn("mlx", STOCK_PROMPT, min(args.decode, 16))
     print("\r".ljust(61) + "\r", end="", file=sys.stderr)
@@ -176,6 +184,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--decode-after", nargs="+", type=int, default=[STOCK_PROMPT], metavar="TOKENS"
     )
     parser.add_argument("--kv8", action="store_true", help="KV caches of 8 bits, too")
+    parser.add_argument(
+        "--once", action="store_true", help="read a prompt in the first round only"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="with --once: CPU time, which other programs disturb less",
+    )
     parser.add_argument("--only", nargs="+", choices=OURS, help="leave others out")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=threads())
@@ -183,6 +199,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not set(args.decode_after) <= set(args.prompts):
         parser.error("--prompts must include those of --decode-after")
+    if args.once and len(args.prompts) > 1:
+        parser.error("--once needs --prompts of one length")
+    if args.cpu_time and not args.once:
+        parser.error("--cpu-time needs --once")
     return args
 
 
@@ -193,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
     command += ["--prompts", *map(str, args.prompts), "--decode", str(args.decode)]
     command += ["--decode-after", *map(str, args.decode_after)]
     command += ["--kv8"] if args.kv8 else []
+    command += ["--once"] if args.once else []
+    command += ["--cpu-time"] if args.cpu_time else []
     checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
     settings = {
         "model": Path(args.model).name,

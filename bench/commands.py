@@ -58,7 +58,10 @@ def cases(model: str, dense: str, work: Path) -> list[Case]:
         Case("lora", ("--model", model, *adapter, *train), r"Test loss ([\d.]+)"),
         Case("fuse", ("--model", model, *adapter, "--save-path", "{out}")),
         Case("generate", ("--model", model, "--prompt", prompt, "-m", "64")),
-        Case("benchmark", ("--model", model, "-p", "64", "-g", "32", "-b", "4")),
+        Case(
+            "benchmark",
+            ("--model", model, "-p", "64", "-g", "16", "-b", "2", "-n", "1"),
+        ),
         Case(
             "cache_prompt",
             ("--model", model, "--prompt", prompt, "--prompt-cache-file", "{out}.c"),

@@ -58,7 +58,11 @@ class Generation:
 
 
 def generate(
-    model: nn.Module, prompt: Sequence[int], tokens: int, kv_bits: int | None = None
+    model: nn.Module,
+    prompt: Sequence[int],
+    tokens: int,
+    kv_bits: int | None = None,
+    cache: list[Any] | None = None,
 ) -> Generation:
     """Time mlx-lm's generation loop, or our export of it for an accelerated model.
 
@@ -67,6 +71,8 @@ def generate(
         prompt: At least one token id.
         tokens: Number of tokens to generate, at least 2; end of text does not stop it.
         kv_bits: Width of a quantized KV cache; None: it is not quantized.
+        cache: KV cache of the text before the prompt, which the run fills. Default: a
+            new one.
     """
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -74,9 +80,8 @@ def generate(
     start = time.perf_counter()
     accelerated = any(original(type(m)) is not type(m) for m in model.modules())
     generate_step = lm.generate_step if accelerated else lm.loops.generate_step
-    steps = generate_step(
-        mx.array(list(prompt)), model, max_tokens=tokens, kv_bits=kv_bits
-    )
+    options = {"kv_bits": kv_bits, "prompt_cache": cache}
+    steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens, **options)
     generated = [int(next(steps)[0])]
     first = time.perf_counter()
     generated += [int(token) for token, _ in steps]
