@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -206,47 +207,42 @@ def batch(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    """Time MLX's quantization of a token's, and a prompt's, keys and values alone."""
+    """Print the share of MLX's quantization in a token and in a prompt, in CPU time."""
     loaded = models(args, False)["ours"]
     heads, width = heads_of(loaded)
+    many = 2 * len(loaded.layers)
+
+    def used(call: Call) -> float:
+        """Return the least CPU time of some calls: other programs disturb it less."""
+        taken = []
+        for _ in range(7):
+            start = time.process_time()
+            call()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
     for keys in args.keys:
-        shape = (1, heads, keys, width)
-        caches = [filled(shape, 8) for _ in loaded.layers]
-        rows = {
-            count: mx.random.normal((1, heads, count, width)) for count in (1, keys)
-        }
-        mx.eval(rows)
+        caches = [filled((1, heads, keys, width), 8) for _ in loaded.layers]
 
-        def token(caches=caches):
-            mx.eval(loaded(mx.array([[5]]), cache=caches))
+        def step(tokens: mx.array, caches=caches):
+            mx.eval(loaded(tokens, cache=caches), [c.state for c in caches])
             for cache in caches:
-                cache.trim(1)
+                cache.trim(tokens.shape[1])
 
-        def prompt(keys=keys):
-            new = [c.to_quantized(GROUP, 8) for c in make_prompt_cache(loaded)]
-            for start in range(0, keys, 2048):
-                loaded(mx.full((1, min(2048, keys - start)), 5), cache=new)
-                mx.eval([c.state for c in new])
-
-        def alone(count: int, rows=rows):
-            many = 2 * len(loaded.layers)
-            mx.eval([mx.quantize(rows[count] + i, GROUP, 8) for i in range(many)])
-
-        def added(count: int, rows=rows):
-            many = 2 * len(loaded.layers)
-            mx.eval([rows[count] + i for i in range(many)])
-
-        calls: dict[str, Call] = {"token": token, "prompt": prompt}
-        for name, count in (("token", 1), ("prompt", keys)):
-            calls[f"quantize, {name}"] = lambda count=count: alone(count)
-            calls[f"the sums alone, {name}"] = lambda count=count: added(count)
-        taken = timing.interleave(calls, args.seconds, least=3, most=100_000)
-        ms = {name: 1e3 * median(samples).value for name, samples in taken.items()}
-        share = {
-            name: (ms[f"quantize, {name}"] - ms[f"the sums alone, {name}"]) / ms[name]
-            for name in ("token", "prompt")
-        }
-        print(json.dumps({"keys": keys, "share": share, "ms": ms}), flush=True)
+        found: dict[str, Any] = {"keys": keys}
+        for name, count in (("token", 1), ("prompt of 256", 256)):
+            rows = mx.random.normal((1, heads, count, width))
+            mx.eval(rows)
+            # The sums make MLX compute each call.
+            sums = used(lambda r=rows: mx.eval([r + i for i in range(many)]))
+            codes = used(
+                lambda r=rows: mx.eval(
+                    [mx.quantize(r + i, GROUP, 8) for i in range(many)]
+                )
+            )
+            whole = used(lambda c=count: step(mx.full((1, c), 5)))
+            found[name] = {"share": (codes - sums) / whole, "ms": 1e3 * whole}
+        print(json.dumps(found), flush=True)
 
 
 def main() -> None:

@@ -26,6 +26,10 @@ GEGLU = (
     "mlx_vlm.models.gemma4.language.geglu",
     "mlx_vlm.models.gemma4_text.language.geglu",
 )
+OVER_CODES = (
+    "mlx_lm.models.base.quantized_scaled_dot_product_attention",
+    "mlx_vlm.models.base.quantized_scaled_dot_product_attention",
+)
 GATED_DELTA = (
     "mlx_lm.models.gated_delta.gated_delta_ops",
     "mlx_vlm.models.gated_delta.gated_delta_ops",
@@ -67,7 +71,7 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         "mlx.core.fast.rms_norm": own.rms_norm,
         "mlx.core.fast.rope": own.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
-        "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
+        **dict.fromkeys(OVER_CODES, over_codes),
         "mlx_lm.models.activations.swiglu": own.swiglu,
         stand_ins.PRECISE_SWIGLU: stand_ins.precise_swiglu,
         stand_ins.SWIGLU_OAI: stand_ins.swiglu_oai,
