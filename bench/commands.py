@@ -68,7 +68,7 @@ def cases(model: str, dense: str, work: Path) -> list[Case]:
         ),
         Case(
             "dwq",
-            ("--model", dense, "--data-path", data, "--num-samples", "8", *made)
+            ("--model", dense, "--data-path", data, "--num-samples", "4", *made)
             + ("--max-seq-length", "65", "--batch-size", "1"),
         ),
         Case("awq", ("--model", dense, *few, "--n-grid", "4", *made)),
