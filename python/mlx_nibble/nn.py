@@ -123,7 +123,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
             self.group_size,
             self.bits,
             self.mode,
-            dtype=self._row_dtype and getattr(mx, self._row_dtype),
+            dtype=getattr(mx, self._row_dtype) if self._row_dtype else None,
             tuning=self._options.tuning,
         )
 
