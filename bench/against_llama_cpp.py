@@ -4,12 +4,14 @@
 
 The first GGUF file holds the same weights as the folder, which was made from it. Others
 may have other formats: FILE.Q8_0.gguf is llama.cpp Q8_0 in the table. Ratios are to the
-first. Each candidate is a process with the same number of threads. All take turns
-within one run, and are stopped between their turns. llama.cpp does not choose tokens;
-ours and MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt, and
-none with --without-mlx. Memory is the peak
-of a process beyond its interpreter and modules, including loading and the longest
-prompt. The peak of MLX's arrays is given, too.
+first. --kv8 adds KV caches of 8 bits: ours, and llama.cpp's of `-ctk q8_0 -ctv q8_0
+-fa`. Tokens are timed after the prompts of --decode-after.
+
+Each candidate is a process with the same number of threads. All take turns within one
+run, and are stopped between their turns. llama.cpp does not choose tokens; ours and
+MLX's do. Stock MLX, some 50 times slower, has one turn of a short prompt, and none with
+--without-mlx. Memory is the peak of a process beyond its interpreter and modules,
+including loading and the longest prompt. The peak of MLX's arrays is given, too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import timing
+from bench.peer_model import KV8
 from bench.peers import PEERS, Peer, peer_python, script
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
@@ -43,8 +46,11 @@ class Runner(Peer):
             command = [peer_python(LLAMA), script("peer_model")]
         super().__init__(command, name, threads, path)
 
-    def run(self, prompt: int, decode: int) -> tuple[float, float, int, int | None]:
-        first, rest, peak, arrays = self.ask({"prompt": prompt, "decode": decode})
+    def run(
+        self, prompt: int, decode: int, again: bool, cpu: bool
+    ) -> tuple[float, float, int, int | None]:
+        request = {"prompt": prompt, "decode": decode, "again": again, "cpu": cpu}
+        first, rest, peak, arrays = self.ask(request)
         return first, rest, peak, arrays
 
 
@@ -59,23 +65,33 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
     """Return the seconds of each run by name and prompt, and the peak memory."""
     paths = dict.fromkeys((*OURS, *([] if args.without_mlx else ["mlx"])), args.model)
     paths |= {name_of(file): file for file in args.gguf}
+    if args.only:
+        keep = (*args.only, *map(name_of, args.gguf))
+        paths = {name: path for name, path in paths.items() if name in keep}
+    if args.kv8:
+        paths |= {f"{n} {KV8}": path for n, path in paths.items() if n != "mlx"}
     runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
-    results: dict[str, dict] = {n: {"prompt": {}, "decode": []} for n in runners}
+    results: dict[str, dict] = {n: {"prompt": {}, "decode": {}} for n in runners}
 
-    def turn(name: str, prompt: int, decode: int) -> None:
+    def turn(name: str, prompt: int, decode: int, again: bool = False) -> None:
         print(f"\r{name}, prompt of {prompt}".ljust(60), end="", file=sys.stderr)
-        first, rest, peak, arrays = runners[name].run(prompt, decode)
+        first, rest, peak, arrays = runners[name].run(
+            prompt, decode, again, args.cpu_time
+        )
         result = results[name]
-        result["prompt"].setdefault(str(prompt), []).append(first)
-        if prompt == STOCK_PROMPT:
-            result["decode"].append(rest / decode)
+        if not again:
+            result["prompt"].setdefault(str(prompt), []).append(first)
+        if prompt in args.decode_after and (again or not args.once):
+            result["decode"].setdefault(str(prompt), []).append(rest / decode)
         result["peak_bytes"], result["peak_array_bytes"] = peak, arrays
 
     for number in range(args.rounds):
         order = [n for n in runners if n != "mlx"]
         for name in order if number % 2 == 0 else reversed(order):
             for prompt in args.prompts:
-                turn(name, prompt, args.decode if prompt == STOCK_PROMPT else 1)
+                again = args.once and number > 0
+                timed = prompt in args.decode_after and (again or not args.once)
+                turn(name, prompt, args.decode if timed else 1, again)
     if not args.without_mlx:
         turn("mlx", STOCK_PROMPT, min(args.decode, 16))
     print("\r".ljust(61) + "\r", end="", file=sys.stderr)
@@ -104,10 +120,14 @@ def capsule_results(results: dict[str, dict], args: argparse.Namespace) -> list[
         longest["process_bytes"] = result["peak_bytes"]
         if result["peak_array_bytes"] is not None:
             longest["peak_bytes"] = result["peak_array_bytes"]
-    taken = {
-        name: {"passes": [[s] for s in r["decode"]]} for name, r in results.items()
-    }
-    return [*cases, {"case": alone("decode", STOCK_PROMPT), "candidates": taken}]
+    for prompt in args.decode_after:
+        taken = {
+            name: {"passes": [[s] for s in r["decode"][str(prompt)]]}
+            for name, r in results.items()
+            if str(prompt) in r["decode"]
+        }
+        cases.append({"case": alone("decode", prompt), "candidates": taken})
+    return cases
 
 
 def alone(measure: str, context: int) -> dict:
@@ -118,23 +138,19 @@ def candidate(seconds: list[float], tokens: int) -> dict:
     return {"chain": tokens, "passes": [[s / tokens] for s in seconds]}
 
 
-def rows(results: dict[str, dict], prompts: list[int]) -> list[list[str]]:
+def rows(
+    results: dict[str, dict], prompts: list[int], after: list[int]
+) -> list[list[str]]:
     """Return a table of tokens per second, with the ratio to llama.cpp."""
     peer = next((r for n, r in results.items() if n.startswith(LLAMA)), None)
-    table = [["", *(f"prompt of {p}" for p in prompts), "decode", "peak, MB", "arrays"]]
+    columns = [("prompt", p, f"prompt of {p}", p) for p in prompts]
+    columns += [("decode", p, f"token after {p}", 1) for p in after]
+    table = [["", *(title for _, _, title, _ in columns), "peak, MB", "arrays"]]
     for name, result in results.items():
         cells = [name]
-        for taken, theirs, tokens in [
-            *(
-                (
-                    result["prompt"].get(str(p)),
-                    peer and peer["prompt"].get(str(p)),
-                    p,
-                )
-                for p in prompts
-            ),
-            (result["decode"], peer and peer["decode"], 1),
-        ]:
+        for kind, prompt, _, tokens in columns:
+            taken = result[kind].get(str(prompt))
+            theirs = peer and peer[kind].get(str(prompt))
             if not taken:
                 cells.append("")
                 continue
@@ -163,13 +179,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompts", nargs="+", type=int, default=[STOCK_PROMPT, 512], metavar="TOKENS"
     )
-    parser.add_argument("--decode", type=int, default=64, help="tokens after 128")
+    parser.add_argument("--decode", type=int, default=64, help="tokens after a prompt")
+    parser.add_argument(
+        "--decode-after", nargs="+", type=int, default=[STOCK_PROMPT], metavar="TOKENS"
+    )
+    parser.add_argument("--kv8", action="store_true", help="KV caches of 8 bits, too")
+    parser.add_argument(
+        "--once", action="store_true", help="read a prompt in the first round only"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="with --once: CPU time, which other programs disturb less",
+    )
+    parser.add_argument("--only", nargs="+", choices=OURS, help="leave others out")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=threads())
     parser.add_argument("--json", metavar="FILE", help="write every sample")
     args = parser.parse_args(argv)
-    if STOCK_PROMPT not in args.prompts:
-        parser.error(f"--prompts must include {STOCK_PROMPT}: decoding follows it")
+    if not set(args.decode_after) <= set(args.prompts):
+        parser.error("--prompts must include those of --decode-after")
+    if args.once and len(args.prompts) > 1:
+        parser.error("--once needs --prompts of one length")
+    if args.cpu_time and not args.once:
+        parser.error("--cpu-time needs --once")
     return args
 
 
@@ -178,6 +211,10 @@ def main(argv: list[str] | None = None) -> None:
     names = [Path(file).name for file in args.gguf]
     command = ["python", "-m", "bench.against_llama_cpp", "FOLDER", "--gguf", *names]
     command += ["--prompts", *map(str, args.prompts), "--decode", str(args.decode)]
+    command += ["--decode-after", *map(str, args.decode_after)]
+    command += ["--kv8"] if args.kv8 else []
+    command += ["--once"] if args.once else []
+    command += ["--cpu-time"] if args.cpu_time else []
     checkpoint = sum(f.stat().st_size for f in Path(args.model).glob("*.safetensors"))
     settings = {
         "model": Path(args.model).name,
@@ -196,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         f"tokens per second, {args.threads} threads; "
         f"checkpoint {checkpoint / 1e6:.0f} MB"
     )
-    header, *table = rows(results, args.prompts)
+    header, *table = rows(results, args.prompts, args.decode_after)
     out.print(filled(header, table))
     made["results"] = capsule_results(results, args)
     made["settings"]["busy_cores"] = (busy_seconds() - busy) / wall

@@ -58,14 +58,17 @@ def cases(model: str, dense: str, work: Path) -> list[Case]:
         Case("lora", ("--model", model, *adapter, *train), r"Test loss ([\d.]+)"),
         Case("fuse", ("--model", model, *adapter, "--save-path", "{out}")),
         Case("generate", ("--model", model, "--prompt", prompt, "-m", "64")),
-        Case("benchmark", ("--model", model, "-p", "64", "-g", "32", "-b", "4")),
+        Case(
+            "benchmark",
+            ("--model", model, "-p", "64", "-g", "16", "-b", "2", "-n", "1"),
+        ),
         Case(
             "cache_prompt",
             ("--model", model, "--prompt", prompt, "--prompt-cache-file", "{out}.c"),
         ),
         Case(
             "dwq",
-            ("--model", dense, "--data-path", data, "--num-samples", "8", *made)
+            ("--model", dense, "--data-path", data, "--num-samples", "4", *made)
             + ("--max-seq-length", "65", "--batch-size", "1"),
         ),
         Case("awq", ("--model", dense, *few, "--n-grid", "4", *made)),

@@ -4,6 +4,7 @@
     python -m bench.kv_cache model FOLDER   # Whole tokens.
     python -m bench.kv_cache prompt FOLDER  # Prompts of --keys tokens.
     python -m bench.kv_cache batch FOLDER   # Whole tokens of several sequences.
+    python -m bench.kv_cache quantize FOLDER  # The part of a token that quantizes.
 
 Caches hold random keys and values: their contents have no part in the time. All kinds
 of caches take turns. Prints one JSON object for each number of keys or sequences: the
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,7 @@ KINDS: dict[str, mx.Dtype | int] = {
     "4 bits": 4,
 }
 GROUP = 64
+KINDS_OF_RUN = ("attention", "model", "prompt", "batch", "quantize")
 Call = Callable[[], object]
 
 
@@ -203,9 +206,48 @@ def batch(args: argparse.Namespace) -> None:
         print(json.dumps({"sequences": count, "ms": round(ms, 2), "tokens": gain}))
 
 
+def quantize(args: argparse.Namespace) -> None:
+    """Print the share of MLX's quantization in a token and in a prompt, in CPU time."""
+    loaded = models(args, False)["ours"]
+    heads, width = heads_of(loaded)
+    many = 2 * len(loaded.layers)
+
+    def used(call: Call) -> float:
+        """Return the least CPU time of some calls: other programs disturb it less."""
+        taken = []
+        for _ in range(7):
+            start = time.process_time()
+            call()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    for keys in args.keys:
+        caches = [filled((1, heads, keys, width), 8) for _ in loaded.layers]
+
+        def step(tokens: mx.array, caches=caches):
+            mx.eval(loaded(tokens, cache=caches), [c.state for c in caches])
+            for cache in caches:
+                cache.trim(tokens.shape[1])
+
+        found: dict[str, Any] = {"keys": keys}
+        for name, count in (("token", 1), ("prompt of 256", 256)):
+            rows = mx.random.normal((1, heads, count, width))
+            mx.eval(rows)
+            # The sums make MLX compute each call.
+            sums = used(lambda r=rows: mx.eval([r + i for i in range(many)]))
+            codes = used(
+                lambda r=rows: mx.eval(
+                    [mx.quantize(r + i, GROUP, 8) for i in range(many)]
+                )
+            )
+            whole = used(lambda c=count: step(mx.full((1, c), 5)))
+            found[name] = {"share": (codes - sums) / whole, "ms": 1e3 * whole}
+        print(json.dumps(found), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["attention", "model", "prompt", "batch"])
+    parser.add_argument("what", choices=KINDS_OF_RUN)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--keys", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--rows", type=int, default=1)

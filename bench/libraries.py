@@ -108,12 +108,44 @@ def vision() -> Iterator[tuple[str, Callable[[], nn.Module], Call]]:
     )
 
 
+def language() -> Iterator[tuple[str, Callable[[], nn.Module], Call]]:
+    """Yield a language model of LLaVA's kind: tokens after a prompt, and a prompt."""
+    module = of("mlx_vlm.models.llava.language")
+    caches = of("mlx_vlm.models.cache")
+    config = of("mlx_vlm.models.llava.config").TextConfig(
+        model_type="llama",
+        hidden_size=576,
+        num_hidden_layers=4,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=5000,
+    )
+    tokens = mx.array([[7 * i % 5000 for i in range(64)]])
+
+    def fresh(model: Any) -> list:
+        return [caches.KVCache() for _ in model.layers]
+
+    def decode(model: Any) -> None:
+        cache = fresh(model)
+        mx.eval(model(tokens[:, :16], cache=cache).logits)
+        for i in range(4):
+            mx.eval(model(tokens[:, i : i + 1], cache=cache).logits)
+
+    yield "mlx-vlm, 16 and 4 tokens", lambda: module.LanguageModel(config), decode
+    yield (
+        "mlx-vlm, prompt of 64",
+        lambda: module.LanguageModel(config),
+        lambda model: mx.eval(model(tokens, cache=fresh(model)).logits),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="for each case")
     args = parser.parse_args()
     print("| | MLX, ms | ours, ms | times as fast |\n| --- | ---: | ---: | --- |")
-    for library in (whisper, embeddings, vision):
+    for library in (whisper, embeddings, vision, language):
         for name, build, call in library():
             for bits in (None, 4):
                 models = []
@@ -125,9 +157,11 @@ def main() -> None:
                         nn.quantize(model, 64, bits)
                     mx.eval(model.parameters())
                     models.append(model)
-                mlx_nibble.accelerate(models[1])
+                left = mlx_nibble.accelerate(models[1]).left
                 about = f"{bits} bits" if bits else "float32"
                 pair = (partial(call, models[0]), partial(call, models[1]))
+                kept = sorted({f"{part.kind}: {part.operation}" for part in left})
+                about += f" (with MLX: {', '.join(kept)})" if kept else ""
                 row(f"{name}, {about}", pair, args.seconds, least=3)
 
 

@@ -146,6 +146,56 @@ def dense() -> Iterator[tuple[str, Pair]]:
             )
 
 
+def experts() -> Iterator[tuple[str, Pair]]:
+    """Yield products of experts that are not quantized: 4 of 16, 512 x 1024."""
+    w = normal(16, 512, 1024)
+    mx.eval(w)
+    for rows in (1, 64):
+        x = normal(rows, 1, 1, 1024)
+        chosen = mx.random.randint(0, 16, (rows, 4))
+        mx.eval(x, chosen)
+        calls = (
+            lambda f=f, x=x, chosen=chosen: mx.eval(
+                f(x, w.swapaxes(-1, -2), rhs_indices=chosen)
+            )
+            for f in (mx.gather_mm, fast.gather_mm)
+        )
+        first, second = calls
+        yield f"dense experts, {rows} rows", (first, second)
+
+
+def capped() -> Iterator[tuple[str, Pair]]:
+    """Yield Gemma 2's attention over 1024 keys, without its products, and logits."""
+    for rows in (1, 128):
+        q, k, v = (normal(1, n, m, 256) for n, m in ((8, rows), (4, 1024), (4, 1024)))
+        mask = mx.tri(rows, 1024, 1024 - rows, dtype=mx.bool_)
+        mx.eval(q, k, v, mask)
+
+        def theirs(q=q, k=k, v=v, mask=mask) -> None:
+            grouped = (q / 16).reshape(1, 4, 2, -1, 256)
+            scores = mx.tanh(grouped @ k[:, :, None].swapaxes(-1, -2) / 50) * 50
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+            mx.eval(mx.softmax(scores, precise=True, axis=-1) @ v[:, :, None])
+
+        def ours(q=q, k=k, v=v, mask=mask) -> None:
+            mx.eval(
+                fast.scaled_dot_product_attention(
+                    q, k, v, scale=1 / 16, mask=mask, cap=50.0
+                )
+            )
+
+        yield f"attention with a cap, {rows} queries", (theirs, ours)
+    logits, tanh = normal(1, 256_000), stand_ins.activation("mlx.core.tanh")
+    mx.eval(logits)
+    yield (
+        "cap of 256,000 logits",
+        (
+            lambda: mx.eval(mx.tanh(logits / 30) * 30),
+            lambda: mx.eval(tanh(logits / 30) * 30),
+        ),
+    )
+
+
 # Families with layers of their own, in the widths of small published models.
 LINEAR = {
     "linear_num_key_heads": 16,
@@ -175,6 +225,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {
         "hidden_size": 1024,
         "intermediate_size": 4096,
+        "num_attention_heads": 8,
+        "head_dim": 128,
+    },
+    "gemma2": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+    },
+    "qwen3_moe": {
+        "hidden_size": 1024,
+        "moe_intermediate_size": 768,
         "num_attention_heads": 8,
         "head_dim": 128,
     },
@@ -242,7 +305,7 @@ def main() -> None:
     print("| | MLX, ms | ours, ms | times as fast |\n| --- | ---: | ---: | --- |")
     if args.what == "models":
         return models(args.seconds, args.names)
-    for cases in (recurrences(), elementwise(), dense()):
+    for cases in (recurrences(), elementwise(), dense(), experts(), capped()):
         for name, pair in cases:
             if not args.names or any(part in name for part in args.names):
                 row(name, pair, args.seconds)

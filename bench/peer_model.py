@@ -3,10 +3,14 @@
     python peer_model.py mlx|nibble|"nibble int8"|... THREADS FOLDER
     python peer_model.py llama.cpp THREADS FILE.gguf
 
-Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. The answer holds
-the seconds of both, the peak memory of the process so far, and that of MLX's arrays.
-Memory counts from the state with all modules loaded; no tokenizer is loaded. Imports
-only the library that it runs.
+With "kv8" in the name the KV cache has 8 bits: llama.cpp's q8_0 with flash attention.
+
+Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. With "again", the
+tokens follow the prompt of the last run, which is not read again. With "cpu", seconds
+are the process's CPU time, of ours only in sum. The answer holds the seconds of both,
+the peak memory of the process so far, and that of MLX's arrays. Memory counts from the
+state with all modules loaded; no tokenizer is loaded. Imports only the library that it
+runs.
 """
 
 from __future__ import annotations
@@ -19,7 +23,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-Run = Callable[[int, int], tuple[float, float]]
+# A word in the name of a candidate with a KV cache of 8 bits.
+KV8 = "kv8"
+# Tokens that a run of llama.cpp may have, in the prompt and after it.
+CONTEXT = 9216
+Run = Callable[[int, int, bool, bool], tuple[float, float]]
 
 
 def prompt_tokens(count: int) -> list[int]:
@@ -35,6 +43,7 @@ def resident_bytes() -> int:
 def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     os.environ["NIBBLE_NUM_THREADS"] = str(threads)
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     from mlx_nibble import Settings, lm
@@ -51,36 +60,59 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             activations = "int8" if "int8" in words else None
             lm.prepare(model, Settings(activations, repack="unpacked" not in words))
 
-        def run(prompt: int, decode: int) -> tuple[float, float]:
-            result = side_by_side.generate(model, prompt_tokens(prompt), decode + 1)
-            return prompt / result.prompt_rate, decode / result.decode_rate
+        bits = 8 if KV8 in name.split() else None
+        kept: list = []
+
+        def run(
+            prompt: int, decode: int, again: bool, cpu: bool
+        ) -> tuple[float, float]:
+            tokens = [5] if again else prompt_tokens(prompt)
+            if not again:
+                kept[:] = make_prompt_cache(model)
+            for cache in kept:
+                cache.trim(max(cache.offset - prompt, 0))
+            start = time.process_time()
+            result = side_by_side.generate(model, tokens, decode + 1, bits, kept)
+            if cpu:
+                used = time.process_time() - start
+                return used, used * decode / (decode + 1)
+            return len(tokens) / result.prompt_rate, decode / result.decode_rate
 
         return run
 
     return load
 
 
-def llama(threads: int, model_path: str) -> Callable[[], Run]:
-    from llama_cpp import Llama
+def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
+    from llama_cpp import GGML_TYPE_Q8_0, Llama
+
+    kv8 = KV8 in name.split()
+    cache = {"type_k": GGML_TYPE_Q8_0, "type_v": GGML_TYPE_Q8_0} if kv8 else {}
 
     def load() -> Run:
         model = Llama(
             model_path,
             n_threads=threads,
             n_threads_batch=threads,
-            n_ctx=2048,
+            n_ctx=CONTEXT,
             n_batch=512,
+            flash_attn=kv8,
             verbose=False,
+            **cache,
         )
 
-        def run(prompt: int, decode: int) -> tuple[float, float]:
-            model.reset()
-            start = time.perf_counter()
-            model.eval(prompt_tokens(prompt))
-            read = time.perf_counter()
+        def run(
+            prompt: int, decode: int, again: bool, cpu: bool
+        ) -> tuple[float, float]:
+            clock = time.process_time if cpu else time.perf_counter
+            model.n_tokens = prompt if again else 0
+            start = clock()
+            if not again:
+                model.eval(prompt_tokens(prompt))
+            read = clock()
             for i in range(decode):
                 model.eval([5 + i])
-            return read - start, time.perf_counter() - read
+            return read - start, clock() - read
 
         return run
 
@@ -90,13 +122,14 @@ def llama(threads: int, model_path: str) -> Callable[[], Run]:
 def main() -> None:
     name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     theirs = name.startswith("llama.cpp")
-    load = llama(threads, path) if theirs else mlx(name, threads, path)
+    load = (llama if theirs else mlx)(name, threads, path)
     before = resident_bytes()
     run = load()
-    run(16, 2)
+    run(16, 2, False, False)
     for line in sys.stdin:
         request = json.loads(line)
-        prompt, decode = run(request["prompt"], request["decode"])
+        how = request.get("again", False), request.get("cpu", False)
+        prompt, decode = run(request["prompt"], request["decode"], *how)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         mlx_core = sys.modules.get("mlx.core")
         arrays = mlx_core.get_peak_memory() if mlx_core else None

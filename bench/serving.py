@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import random
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import openai
@@ -29,19 +29,20 @@ import openai
 from mlx_nibble.cli.console import err, filled, out
 
 CLIENTS = 8
-TOKENS = 32
+MOMENTS = 30  # at which memory is read
 TOPICS = ["the sky", "a hen", "prime numbers", "rain", "Rome", "bees", "steel", "tides"]
 
 
 class Load:
     """The counts of one run."""
 
-    def __init__(self, url: str, mixed: bool) -> None:
+    def __init__(self, url: str, mixed: bool, tokens: int) -> None:
         self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        self.mixed = mixed
+        self.mixed, self.tokens = mixed, tokens
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self.lock = threading.Lock()
+        self.taken = 0.0  # seconds, to the end of the last answer
 
     def count(self, name: str, number: int = 1) -> None:
         with self.lock:
@@ -52,6 +53,8 @@ class Load:
         while time.monotonic() < end:
             kind = rng.choice(["cancelled", "malformed", "oversized", *6 * ["good"]])
             kind = kind if self.mixed else "good"
+            if kind == "good":
+                kind = rng.choice(["streamed", "whole"])
             try:
                 getattr(self, kind)(rng)
                 self.count(kind)
@@ -59,24 +62,26 @@ class Load:
                 self.count(f"{kind}: {type(error).__name__}")
                 self.faults.append(f"{kind}: {error}"[:200])
 
-    def good(self, rng: random.Random) -> None:
-        asked: dict[str, Any] = {
+    def asked(self, rng: random.Random) -> dict[str, Any]:
+        return {
             "model": "default_model",
             "messages": [{"role": "user", "content": f"Tell of {rng.choice(TOPICS)}."}],
-            "max_tokens": TOKENS,
+            "max_tokens": self.tokens,
         }
-        if rng.random() < 0.5:
-            found = self.client.chat.completions.create(**asked)
-            assert found.usage is not None
-            self.count("tokens", found.usage.completion_tokens)
-            return
+
+    def whole(self, rng: random.Random) -> None:
+        found = self.client.chat.completions.create(**self.asked(rng))
+        assert found.usage is not None and found.choices[0].finish_reason
+        self.count("tokens", found.usage.completion_tokens)
+
+    def streamed(self, rng: random.Random) -> None:
         options = {"include_usage": True}
         parts = list(
             self.client.chat.completions.create(
-                stream=True, stream_options=options, **asked
+                stream=True, stream_options=options, **self.asked(rng)
             )
         )
-        assert parts[-1].usage is not None
+        assert parts[-1].usage is not None and parts[-2].choices[0].finish_reason
         self.count("tokens", parts[-1].usage.completion_tokens)
 
     def cancelled(self, rng: random.Random) -> None:
@@ -135,15 +140,15 @@ def resident(server: subprocess.Popen) -> float:
     return int(subprocess.run(command, capture_output=True).stdout) / 1024
 
 
-def run(
-    ours: bool, model: str, seconds: float, mixed: bool
-) -> tuple[Load, list[float]]:
-    """Return the counts, and the server's memory at ten moments."""
-    with serving(ours, model) as (server, url):
-        load = Load(url, mixed)
-        load.good(random.Random(0))  # the model is loaded
+def run(ours: bool, args: argparse.Namespace) -> tuple[Load, list[float]]:
+    """Return the counts, and the server's memory at some moments."""
+    seconds = args.seconds
+    with serving(ours, args.model) as (server, url):
+        load = Load(url, args.mixed, args.tokens)
+        load.whole(random.Random(0))  # the model is loaded
         load.counts.clear()
-        end = time.monotonic() + seconds
+        start = time.monotonic()
+        end = start + seconds
         clients = [
             threading.Thread(target=load.work, args=(seed, end))
             for seed in range(CLIENTS)
@@ -151,11 +156,12 @@ def run(
         for client in clients:
             client.start()
         memory = []
-        for _ in range(10):
-            time.sleep(seconds / 10)
+        for _ in range(MOMENTS):
+            time.sleep(seconds / MOMENTS)
             memory.append(resident(server))
         for client in clients:
             client.join()
+        load.taken = time.monotonic() - start
     return load, memory
 
 
@@ -164,27 +170,33 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--mixed", action="store_true")
     args = parser.parse_args()
     if args.mixed:
-        load, memory = run(True, args.model, args.seconds, mixed=True)
+        load, memory = run(True, args)
         for name, number in sorted(load.counts.items()):
             out.print(f"{number:8} {name}")
         out.print("memory in MB:", ", ".join(f"{size:.0f}" for size in memory))
+        third = MOMENTS // 3
+        before, after = (
+            median(part) for part in (memory[third:-third], memory[-third:])
+        )
+        out.print(f"its last third by its second: {after / before:.3f}")
         for fault in load.faults[:20]:
             out.print(f"FAILED {fault}")
         sys.exit(bool(load.faults))
     rates: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(args.rounds):
         for ours in (False, True):
-            load, memory = run(ours, args.model, args.seconds, mixed=False)
-            rates[ours].append(load.counts["tokens"] / args.seconds)
+            load, memory = run(ours, args)
+            rates[ours].append(load.counts["tokens"] / load.taken)
             name = "nibble serve" if ours else "mlx_lm.server"
             err.print(
                 f"{turn + 1}: {name}: {rates[ours][-1]:.1f} tokens/s, "
                 f"{len(load.faults)} failures, {memory[0]:.0f} to {memory[-1]:.0f} MB"
             )
-    stock, ours_rate = (statistics.median(rates[ours]) for ours in (False, True))
+    stock, ours_rate = (median(rates[ours]) for ours in (False, True))
     cells = [f"{stock:.1f}", f"{ours_rate:.1f}", f"{ours_rate / stock:.2f}×"]
     header = ["clients", "mlx_lm.server, tokens/s", "nibble serve", "ratio"]
     out.print(filled(header, [[str(CLIENTS), *cells]]))

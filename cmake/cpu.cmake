@@ -7,6 +7,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/cache_rows.cpp
   csrc/cpu/dense.cpp
   csrc/cpu/gather.cpp
+  csrc/cpu/gather_dense.cpp
   csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp
   csrc/cpu/kernels_scalar.cpp

@@ -25,6 +25,8 @@ constexpr std::pair<std::string_view, cpu::Activation> kActivations[] = {
     {"gelu_approx", cpu::Activation::kGeluTanh},
     {"gelu_fast_approx", cpu::Activation::kGeluSigmoid},
     {"relu2", cpu::Activation::kReluSquared},
+    {"tanh", cpu::Activation::kTanh},
+    {"sigmoid", cpu::Activation::kSigmoid},
     {"swiglu_oai", cpu::Activation::kClipped},
 };
 
@@ -87,6 +89,17 @@ void bind_functions(nb::module_& m) {
         nb::kw_only(),
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.linear.");
+
+  m.def("gather_mm",
+        &fast::gather_mm,
+        nb::arg(),
+        nb::arg(),
+        "lhs_indices"_a = nb::none(),
+        "rhs_indices"_a = nb::none(),
+        nb::kw_only(),
+        "sorted_indices"_a = false,
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.gather_mm.");
 
   m.def("gated_delta",
         &fast::gated_delta,

@@ -277,6 +277,7 @@ void bind_ops(nb::module_& m) {
         "sinks"_a = nb::none(),
         "force_fused"_a = false,
         "batch_invariant"_a = false,
+        "cap"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.scaled_dot_product_attention.");
 
@@ -292,6 +293,7 @@ void bind_ops(nb::module_& m) {
         "group_size"_a,
         "bits"_a,
         "batch_invariant"_a = false,
+        "cap"_a = 0,
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.quantized_scaled_dot_product_attention.");
 

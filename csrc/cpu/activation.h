@@ -9,7 +9,9 @@ enum class Activation {
   kGeluTanh,     // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
   kGeluSigmoid,  // x / (1 + e^(-1.702 x)).
   kReluSquared,  // max(x, 0)^2.
-  kClipped,      // x' / (1 + e^(-alpha x')), x' = min(x, limit).
+  kTanh,
+  kSigmoid,  // 1 / (1 + e^-x).
+  kClipped,  // x' / (1 + e^(-alpha x')), x' = min(x, limit).
 };
 
 // alpha and limit are read for kClipped only. Its second factor is

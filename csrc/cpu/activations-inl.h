@@ -64,6 +64,12 @@ typename V::F activated(const ActivationOptions& o, typename V::F v) {
       F positive = V::max(V::zero(), v);
       return V::mul(positive, positive);
     }
+    case Activation::kTanh:
+      return tanh<V>(v);
+    case Activation::kSigmoid: {
+      F minus = V::mul(v, V::set1(-1));
+      return V::div(V::set1(1), V::add(V::set1(1), exp<V>(minus)));
+    }
     case Activation::kClipped:
       return times_sigmoid<V>(V::min(V::set1(o.limit), v), o.alpha);
   }

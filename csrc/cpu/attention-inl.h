@@ -65,6 +65,7 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
     }
     for (int r = 0; r < M; ++r) {
       float* row = scores + size_t(r) * kKeyBlock;
+      if (args.cap != 0) cap_scores<V>(args.cap, count, row);
       apply_mask<V>(args, r, begin, count, row);
       accumulate_row<V>(
           row,

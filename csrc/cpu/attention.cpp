@@ -62,6 +62,7 @@ AttendArgs args_of(const Attention& p,
     a.mask.position_stride = s[2];
   }
   a.scale = p.scale;
+  a.cap = p.cap;
   a.value_scale = 1;
   a.causal = p.causal;
   a.few_queries = few_queries;

@@ -36,6 +36,7 @@ struct CacheOperand {
 struct Attention : AttentionShape {
   Dtype dtype;  // of queries and result
   float scale;
+  float cap;    // of scores, before masks: cap * tanh(score / cap); 0: none
   bool causal;  // query l sees the keys up to S - L + l
   MaskKind mask;
   Dtype mask_dtype;

@@ -13,6 +13,16 @@ constexpr float kMasked = -std::numeric_limits<float>::infinity();
 // below every other finite score, and its weights are 0.
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
+// scores [count] = cap * tanh(score / cap).
+template <class V>
+void cap_scores(float cap, int count, float* scores) {
+  typename V::F factor = V::set1(1 / cap), limit = V::set1(cap);
+  for (int i = 0; i < count; i += V::kLanes) {
+    typename V::F part = tanh<V>(V::mul(V::load(scores + i), factor));
+    V::store(scores + i, V::mul(part, limit));
+  }
+}
+
 // Masks the scores [count] of row r for the keys from `begin` on.
 template <class V>
 void apply_mask(

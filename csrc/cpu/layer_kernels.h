@@ -61,6 +61,7 @@ struct AttendArgs {
   CacheRows keys, values;
   Mask mask;
   float scale;
+  float cap;          // as in Attention
   float value_scale;  // factor of the values
   // Keys from begin on and before end. With `causal`, the first position sees
   // the keys before `visible`; each next position sees one more.

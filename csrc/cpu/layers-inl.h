@@ -39,6 +39,26 @@ typename V::F exp(typename V::F v) {
   return V::mul(p, V::exp2_integral(n));
 }
 
+// Returns tanh v with an error of some units in the last place, by m / (m + 2)
+// with m = e^2v - 1. m is formed without cancellation: it is 2^n q + (2^n - 1)
+// with q = e^r - 1, and n is 0 for small v. NaN stays NaN.
+template <class V>
+typename V::F tanh(typename V::F v) {
+  using F = typename V::F;
+  v = V::add(v, v);
+  v = V::max(V::set1(-40.0f), V::min(V::set1(40.0f), v));
+  F n = V::round(V::mul(v, V::set1(0x1.715476p0f)));
+  F r = V::fma(n, V::set1(-0x1.62e400p-1f), v);
+  r = V::fma(n, V::set1(-0x1.7f7d1cp-20f), r);
+  F p = V::set1(1.0f / 5040);
+  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.f}) {
+    p = V::fma(p, r, V::set1(c));
+  }
+  F power = V::exp2_integral(n);
+  F m = V::fma(power, V::mul(p, r), V::add(power, V::set1(-1)));
+  return V::div(m, V::add(m, V::set1(2)));
+}
+
 template <class V>
 void rms_norm(Dtype dtype,
               const uint8_t* x,

@@ -42,6 +42,7 @@ mx::array scaled_dot_product_attention(
     const std::optional<mx::array>& sinks,
     bool force_fused,
     bool batch_invariant,
+    float cap,
     mx::StreamOrDevice s);
 
 // mlx-lm's function: attention over codes, scales and biases of keys and of
@@ -56,6 +57,7 @@ mx::array quantized_scaled_dot_product_attention(
     int group_size,
     int bits,
     bool batch_invariant,
+    float cap,
     mx::StreamOrDevice s);
 
 // Over the given axes, or over all.
@@ -96,6 +98,16 @@ mx::array linear(const mx::array& x,
                  const mx::array& w,
                  const std::optional<mx::array>& bias,
                  mx::StreamOrDevice s);
+
+// mlx::core::gather_mm. Our kernels read weights w that lie transposed, as
+// those of mlx-lm's experts do. MLX computes the others, and function
+// transformations.
+mx::array gather_mm(const mx::array& x,
+                    const mx::array& w,
+                    const std::optional<mx::array>& lhs,
+                    const std::optional<mx::array>& rhs,
+                    bool sorted,
+                    mx::StreamOrDevice s);
 
 // Recurrences (nodes/recurrence.h): the results and the new state. nullopt if
 // no kernel of ours computes that, or inside a function transformation.

@@ -102,6 +102,36 @@ def conv1d(
     return op(input, weight, stride, padding, dilation, groups, stream=stream)
 
 
+def gather_mm(
+    a: mx.array,
+    b: mx.array,
+    /,
+    lhs_indices: mx.array | None = None,
+    rhs_indices: mx.array | None = None,
+    *,
+    sorted_indices: bool = False,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    """Products that choose their matrices: :func:`mx.gather_mm`.
+
+    Args:
+        a: ``[..., M, K]``; float32, float16 or bfloat16.
+        b: ``[..., K, N]``. Our kernels read matrices that lie transposed, as
+            ``w.swapaxes(-1, -2)`` does.
+        lhs_indices: Indices of the matrices in ``a``. Default: each in turn.
+        rhs_indices: Indices of the matrices in ``b``. Default: each in turn.
+        sorted_indices: True if ``rhs_indices`` never falls.
+        stream: Stream or device to run on.
+
+    Returns:
+        ``[..., M, N]`` of the common type, with the dimensions of the indices.
+    """
+    op = mx.gather_mm if _native.ext is None else _native.ext.gather_mm
+    return op(
+        a, b, lhs_indices, rhs_indices, sorted_indices=sorted_indices, stream=stream
+    )
+
+
 def rope(
     a: mx.array,
     dims: int,
@@ -159,6 +189,7 @@ def scaled_dot_product_attention(
     sinks: mx.array | None = None,
     force_fused: bool = False,
     batch_invariant: bool = False,
+    cap: float = 0.0,
     stream: StreamOrDevice = None,
 ) -> mx.array:
     r"""Attention: :func:`mx.fast.scaled_dot_product_attention`.
@@ -178,6 +209,8 @@ def scaled_dot_product_attention(
         batch_invariant: The bits of a query's result depend only on the query and the
             keys and values that it sees. Slower for many queries at once. Argument of
             our operation only.
+        cap: Bound of the scores, which become ``cap * tanh(scores / cap)`` before the
+            mask; 0 for none. Argument of our operation only, without sinks.
         stream: Stream or device to run on.
 
     Returns:
@@ -186,9 +219,14 @@ def scaled_dot_product_attention(
     options: dict[str, Any] = {"scale": scale, "mask": mask, "sinks": sinks}
     options |= {"force_fused": force_fused, "stream": stream}
     if _native.ext is None:
+        if cap != 0:
+            raise ValueError(
+                "[scaled_dot_product_attention] the extension is required for a cap "
+                "of scores."
+            )
         return mx.fast.scaled_dot_product_attention(q, k, v, **options)
     return _native.ext.scaled_dot_product_attention(
-        q, k, v, batch_invariant=batch_invariant, **options
+        q, k, v, batch_invariant=batch_invariant, cap=cap, **options
     )
 
 

@@ -93,8 +93,9 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
 
     _options = Options()
     _as_native: ClassVar[Any] = _native_options(Options())
-    # Type of looked-up rows; None for the type of the scales.
-    _row_dtype: mx.Dtype | None = None
+    # Type of looked-up rows; None for the type of the scales. It is a name, for MLX's
+    # types can be neither copied nor pickled.
+    _row_dtype: str | None = None
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
             self.group_size,
             self.bits,
             self.mode,
-            dtype=self._row_dtype,
+            dtype=getattr(mx, self._row_dtype) if self._row_dtype else None,
             tuning=self._options.tuning,
         )
 

@@ -88,8 +88,12 @@ def attention(
     sinks: np.ndarray | None = None,
     k_magnitude: np.ndarray | None = None,
     v_magnitude: np.ndarray | None = None,
+    cap: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return softmax(scale q k^T + mask) v, and a bound on float32's error.
+
+    With a cap, scores are cap * tanh(score / cap), whose error is at most that of the
+    score and some roundings of its own.
 
     The magnitudes are those of k and v in the bound: |scale| code + |bias| for codes,
     whose decoding is one more rounding of each term. By default |k| and |v|.
@@ -109,6 +113,9 @@ def attention(
     scores = scale * (q @ k.swapaxes(-1, -2))
     magnitude = abs(scale) * (abs(q) @ k_magnitude.swapaxes(-1, -2))
     error = LAMBDA * np.sqrt(q.shape[-1] + 4) * u * magnitude
+    if cap:
+        scores = cap * np.tanh(scores / cap)
+        error = error + 16 * u * abs(scores)
     seen = np.ones(scores.shape, bool)
     if isinstance(mask, str):
         seen = np.tril(seen, scores.shape[-1] - scores.shape[-2])

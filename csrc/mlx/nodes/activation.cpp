@@ -68,6 +68,12 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
     case cpu::Activation::kReluSquared:
       y = mx::square(mx::maximum(x, number(0), s), s);
       break;
+    case cpu::Activation::kTanh:
+      y = mx::tanh(x, s);
+      break;
+    case cpu::Activation::kSigmoid:
+      y = mx::sigmoid(x, s);
+      break;
     case cpu::Activation::kClipped:
       y = times_sigmoid(mx::minimum(x, number(options_.limit), s),
                         options_.alpha);

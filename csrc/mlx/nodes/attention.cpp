@@ -84,6 +84,36 @@ void mask_strides(const mx::array& mask, bool copied, int64_t (&strides)[3]) {
 
 }  // namespace
 
+mx::array capped_attention(const mx::array& q,
+                           const mx::array& k,
+                           const mx::array& v,
+                           const AttentionOptions& options,
+                           const std::optional<mx::array>& mask,
+                           const mx::Stream& s) {
+  int groups = q.shape(1) / k.shape(1), L = q.shape(2), S = k.shape(2);
+  auto number = [&](double value) { return mx::array(value, q.dtype()); };
+  mx::array scaled = mx::unflatten(
+      mx::multiply(q, number(options.scale), s), 1, {-1, groups}, s);
+  mx::array scores =
+      mx::matmul(scaled, mx::swapaxes(mx::expand_dims(k, 2, s), -1, -2, s), s);
+  scores = mx::tanh(mx::divide(scores, number(options.cap), s), s);
+  scores = mx::flatten(mx::multiply(scores, number(options.cap), s), 1, 2, s);
+  std::optional<mx::array> seen;
+  if (options.causal) {
+    seen = mx::tri(L, S, S - L, mx::bool_, s);
+  } else if (mask && mask->dtype() == mx::bool_) {
+    seen = mask;
+  } else if (mask) {
+    scores = mx::add(scores, *mask, s);
+  }
+  if (seen) {
+    scores = mx::where(*seen, scores, number(mx::finfo(q.dtype()).min), s);
+  }
+  mx::array weights =
+      mx::unflatten(mx::softmax(scores, {-1}, true, s), 1, {-1, groups}, s);
+  return mx::flatten(mx::matmul(weights, mx::expand_dims(v, 2, s), s), 1, 2, s);
+}
+
 void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                                   std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];
@@ -99,6 +129,7 @@ void AttentionPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
   p.Dv = value_width(inputs, options_);
   p.dtype = *to_dtype(q.dtype());
   p.scale = options_.scale;
+  p.cap = options_.cap;
   p.causal = options_.causal;
   p.batch_invariant = options_.batch_invariant;
 
@@ -194,6 +225,10 @@ mx::array AttentionPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   }
   if (options_.has_sinks) {
     sinks = inputs.back();
+  }
+  if (options_.cap != 0) {
+    return capped_attention(
+        inputs[kQ], rows(kK), rows(first_value), options_, mask, stream());
   }
   return mx::fast::scaled_dot_product_attention(inputs[kQ],
                                                 rows(kK),

@@ -1,6 +1,7 @@
 // Attention as a node of MLX's graph, on the CPU alone.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "csrc/mlx/nodes/fast_node.h"
@@ -9,6 +10,7 @@ namespace nibble {
 
 struct AttentionOptions {
   float scale;
+  float cap;  // of scores, as in cpu::Attention; 0: none
   bool causal;
   bool has_mask, has_sinks;
   bool batch_invariant;
@@ -22,6 +24,14 @@ struct AttentionOptions {
   int arrays() const { return bits > 0 ? 3 : 1; }  // of keys, and of values
   bool operator==(const AttentionOptions&) const = default;
 };
+
+// Attention whose scores have a cap, by MLX's operations; without sinks.
+mx::array capped_attention(const mx::array& q,
+                           const mx::array& k,
+                           const mx::array& v,
+                           const AttentionOptions& options,
+                           const std::optional<mx::array>& mask,
+                           const mx::Stream& s);
 
 // Inputs {q [B, heads, L, D], k [B, kv_heads, S, D], v [B, kv_heads, S, Dv]}.
 // Quantized keys and values are three arrays each: codes, scales and biases. If

@@ -56,7 +56,8 @@ std::optional<std::vector<mx::array>> AttentionGradientNode::of(
   int64_t size = int64_t{q.shape(0)} * q.shape(1) *
                  (keys + int64_t{q.shape(2)} * q.shape(3));
   fits &= size <= std::numeric_limits<int>::max();
-  if (!fits || options.has_mask || options.has_sinks || options.keys != 0) {
+  if (!fits || options.has_mask || options.has_sinks || options.keys != 0 ||
+      options.cap != 0) {
     return std::nullopt;
   }
   auto prepared = [&](const mx::array& a) {

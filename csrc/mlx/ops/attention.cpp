@@ -166,10 +166,28 @@ void read_mask(const char* op, const Masking& mask, Call& call) {
   call.options.has_sinks = call.sinks.has_value();
 }
 
+void check_cap(const char* op, float cap, bool has_sinks) {
+  require(cap >= 0 && (cap == 0 || !has_sinks),
+          op,
+          "a cap of scores of 0 or more, and none with sinks, is required but "
+          "got ",
+          cap);
+}
+
 mx::array by_mlx(const Call& c,
                  const mx::array& k,
                  const mx::array& v,
                  bool force_fused) {
+  if (c.options.cap != 0) {
+    AttentionOptions options = c.options;
+    options.causal = c.mode && *c.mode == "causal";
+    return capped_attention(c.q,
+                            k,
+                            v,
+                            options,
+                            c.mask ? std::optional(*c.mask) : std::nullopt,
+                            c.stream);
+  }
   return mx::fast::scaled_dot_product_attention(
       c.q,
       k,
@@ -202,9 +220,12 @@ mx::array scaled_dot_product_attention(const mx::array& q,
                                        const std::optional<mx::array>& sinks,
                                        bool force_fused,
                                        bool batch_invariant,
+                                       float cap,
                                        mx::StreamOrDevice s) {
+  check_cap(kAttention, cap, sinks.has_value());
   Call call{q, {k}, {v}, nullptr, nullptr, sinks, {}, mx::to_stream(s)};
   call.options.scale = scale;
+  call.options.cap = cap;
   call.options.batch_invariant = batch_invariant;
   read_mask(kAttention, mask, call);
   require(k.ndim() != 4 || k.shape(1) > 0,
@@ -226,7 +247,9 @@ mx::array quantized_scaled_dot_product_attention(
     int group_size,
     int bits,
     bool batch_invariant,
+    float cap,
     mx::StreamOrDevice s) {
+  check_cap(kQuantized, cap, sinks.has_value());
   ops::check_format(kQuantized, {bits, group_size});
   for (const Cache* cache : {&keys, &values}) {
     require(cache->size() == 3,
@@ -245,6 +268,7 @@ mx::array quantized_scaled_dot_product_attention(
   call.options.batch_invariant = batch_invariant;
   call.options.group_size = group_size;
   call.options.bits = bits;
+  call.options.cap = cap;
   read_mask(kQuantized, mask, call);
   mx::Dtype dtype = mx::result_type(q, keys[1], values[1]);
   return compute(std::move(call), dtype, [&](const Call& c) {

@@ -9,7 +9,13 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native
-from mlx_nibble.acceleration import blocks, measured, shared_modules, symmetric
+from mlx_nibble.acceleration import (
+    blocks,
+    left,
+    measured,
+    shared_modules,
+    symmetric,
+)
 from mlx_nibble.acceleration.decide import (
     Rules,
     decide,
@@ -122,6 +128,7 @@ def _change(model: mlx_nn.Module, rules: Rules, report: Report) -> None:
             case None:
                 report.unchanged += is_quantized(module)
     if rules.device == "CPU" and _native.ext is not None:
+        report.left = list(left.found(model, rules.others))
         for routed in blocks.found(model, rules.others):
             report.routed.append(routed)
             routed.module.__class__ = routed.rebound

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native
+from mlx_nibble.acceleration.left import Left
 from mlx_nibble.acceleration.rebind import original
 from mlx_nibble.acceleration.repack import Repacked
 from mlx_nibble.acceleration.shared_modules import Replaced
@@ -60,6 +61,8 @@ class Report:
         kept: Quantized layers left to MLX, each with the reason.
         routed: Other layers that call our operations.
         replaced: Shared modules whose copy is in ``routed``.
+        left: On a CPU, products, convolutions and softmaxes of other layers that MLX
+            computes, each with the reason.
         repacked: The layers whose weights lie in the order that the processor reads
             fastest; None without ``repack``, and on a GPU.
         tuned: Number of swapped layers that a choice of ``nibble tune`` concerns.
@@ -74,6 +77,7 @@ class Report:
     kept: list[Kept] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
     repacked: Repacked | None = None
     tuned: int = 0
     unchanged: int = 0
@@ -94,7 +98,7 @@ class Report:
         if self.repacked is not None:
             self.repacked.undo()
             self.repacked = None
-        self.routed, self.swapped, self.replaced = [], [], []
+        self.routed, self.swapped, self.replaced, self.left = [], [], [], []
 
     def __str__(self) -> str:
         """Return a summary of a few lines that counts formats and reasons."""
@@ -120,6 +124,9 @@ class Report:
         )
         for (kind, device, operations), count in sorted(routes.items()):
             lines.append(f"  {count:4} {kind} on our {device} {operations}")
+        parts = Counter((m.kind, m.operation, m.reason) for m in self.left)
+        for (kind, operation, reason), count in sorted(parts.items()):
+            lines.append(f"  {count:4} {kind} leave {operation} to MLX: {reason}")
         if self.repacked is not None and self.repacked.layers:
             count, size = self.repacked.layers, self.repacked.nbytes / 1e6
             lines.append(f"  {count:4} of them repacked in place, {size:.1f} MB")

@@ -26,6 +26,10 @@ GEGLU = (
     "mlx_vlm.models.gemma4.language.geglu",
     "mlx_vlm.models.gemma4_text.language.geglu",
 )
+OVER_CODES = (
+    "mlx_lm.models.base.quantized_scaled_dot_product_attention",
+    "mlx_vlm.models.base.quantized_scaled_dot_product_attention",
+)
 GATED_DELTA = (
     "mlx_lm.models.gated_delta.gated_delta_ops",
     "mlx_vlm.models.gated_delta.gated_delta_ops",
@@ -39,11 +43,17 @@ ACTIVATIONS = (
     "mlx.nn.gelu_approx",
     "mlx.nn.gelu_fast_approx",
     "mlx.nn.relu2",
+    "mlx.nn.sigmoid",
+    "mlx.nn.tanh",
+    "mlx.core.sigmoid",
+    "mlx.core.tanh",
 )
 # The methods of layers that are not quantized.
 DENSE: dict[str, Callable] = {
     "mlx.nn.layers.linear.Linear.__call__": stand_ins.linear,
     "mlx.nn.layers.embedding.Embedding.as_linear": stand_ins.as_linear,
+    "mlx.core.gather_mm": fast.gather_mm,
+    "mlx_lm.models.mla.MultiLinear.__call__": stand_ins.multi_linear,
 }
 
 
@@ -61,7 +71,7 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         "mlx.core.fast.rms_norm": own.rms_norm,
         "mlx.core.fast.rope": own.rope,
         "mlx.core.fast.scaled_dot_product_attention": attention,
-        "mlx_lm.models.base.quantized_scaled_dot_product_attention": over_codes,
+        **dict.fromkeys(OVER_CODES, over_codes),
         "mlx_lm.models.activations.swiglu": own.swiglu,
         stand_ins.PRECISE_SWIGLU: stand_ins.precise_swiglu,
         stand_ins.SWIGLU_OAI: stand_ins.swiglu_oai,
@@ -69,6 +79,8 @@ def _between(batch_invariant: bool) -> dict[str, Callable]:
         stand_ins.MAMBA: stand_ins.mamba,
         stand_ins.JAMBA: stand_ins.jamba,
         "mlx.core.conv1d": fast.conv1d,
+        stand_ins.GEMMA2: stand_ins.gemma2_attention(batch_invariant),
+        stand_ins.SOFTCAP: stand_ins.softcap_attention(batch_invariant),
         stand_ins.WHISPER: stand_ins.whisper_attention,
         stand_ins.BERT: stand_ins.bert_attention,
         "mlx_vlm.models.activations.swiglu": fast.swiglu,

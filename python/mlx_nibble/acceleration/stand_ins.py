@@ -32,9 +32,11 @@ def activation(full: str, kind: str | None = None) -> Callable[..., mx.array]:
     """Return the stand-in for an activation of one argument."""
     kind = kind or full.rpartition(".")[2]
 
-    def activated(x: mx.array) -> mx.array:
-        y = _native.ext.activation(kind, x)  # type: ignore[union-attr]
-        return stock(full)(x) if y is None else y
+    def activated(x: Any, *more: Any, **options: Any) -> mx.array:
+        y = None
+        if isinstance(x, mx.array) and not more and not options:
+            y = _native.ext.activation(kind, x)  # type: ignore[union-attr]
+        return stock(full)(x, *more, **options) if y is None else y
 
     return activated
 
@@ -82,6 +84,14 @@ def linear(layer: Any, x: mx.array) -> mx.array:
 def as_linear(layer: Any, x: mx.array) -> mx.array:
     """Return ``x @ w.T``, the output of tied weights."""
     return _native.ext.dense_linear(x, layer["weight"])  # type: ignore[union-attr]
+
+
+def multi_linear(layer: Any, x: mx.array, transpose: bool = True) -> mx.array:
+    """Return the products of heads with a matrix each, of latent attention."""
+    if not transpose:
+        return x @ layer.weight
+    w = layer.weight.swapaxes(-1, -2)
+    return _native.ext.gather_mm(x, w)  # type: ignore[union-attr]
 
 
 def gated_delta(full: str) -> Callable[..., Any]:
@@ -223,6 +233,72 @@ def _mamba(
         return None
     y, after = found
     return layer.out_proj(fast.swiglu(z, y)), (whole[:, -before:, :], after)
+
+
+GEMMA2 = "mlx_lm.models.gemma2.Attention.__call__"
+
+
+def gemma2_attention(batch_invariant: bool) -> Callable[..., mx.array]:
+    """Return the stand-in for Gemma 2's attention, whose scores have a cap."""
+
+    def capped_attention(
+        layer: Any, x: mx.array, mask: mx.array | None = None, cache: Any = None
+    ) -> mx.array:
+        B, L, _ = x.shape
+        q, k, v = (
+            part(x).reshape(B, L, heads, -1).transpose(0, 2, 1, 3)
+            for part, heads in (
+                (layer.q_proj, layer.n_heads),
+                (layer.k_proj, layer.n_kv_heads),
+                (layer.v_proj, layer.n_kv_heads),
+            )
+        )
+        offset = 0 if cache is None else cache.offset
+        q, k = layer.rope(q, offset=offset), layer.rope(k, offset=offset)
+        options = {
+            "scale": layer.scale,
+            "mask": mask,
+            "cap": layer.attn_logit_softcapping,
+            "batch_invariant": batch_invariant,
+        }
+        ext: Any = _native.ext
+        attend = ext.scaled_dot_product_attention
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+            if isinstance(k, (list, tuple)):  # codes, scales and biases
+                attend = ext.quantized_scaled_dot_product_attention
+                options |= {"group_size": cache.group_size, "bits": cache.bits}
+        y = attend(q, k, v, **options)
+        return layer.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, -1))
+
+    return capped_attention
+
+
+SOFTCAP = "mlx_lm.models.gear._softcap_attention"
+
+
+def softcap_attention(batch_invariant: bool) -> Callable[..., mx.array]:
+    """Return the stand-in for a function of attention whose scores have a cap."""
+
+    def capped_attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        softcap: float,
+        mask: mx.array | str | None,
+    ) -> mx.array:
+        return _native.ext.scaled_dot_product_attention(  # type: ignore[union-attr]
+            queries,
+            keys,
+            values,
+            scale=scale,
+            mask=mask,
+            cap=softcap,
+            batch_invariant=batch_invariant,
+        )
+
+    return capped_attention
 
 
 WHISPER = "mlx_whisper.whisper.MultiHeadAttention.qkv_attention"

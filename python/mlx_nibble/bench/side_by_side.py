@@ -57,13 +57,22 @@ class Generation:
     tokens: tuple[int, ...]
 
 
-def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation:
+def generate(
+    model: nn.Module,
+    prompt: Sequence[int],
+    tokens: int,
+    kv_bits: int | None = None,
+    cache: list[Any] | None = None,
+) -> Generation:
     """Time mlx-lm's generation loop, or our export of it for an accelerated model.
 
     Args:
         model: An mlx-lm model.
         prompt: At least one token id.
         tokens: Number of tokens to generate, at least 2; end of text does not stop it.
+        kv_bits: Width of a quantized KV cache; None: it is not quantized.
+        cache: KV cache of the text before the prompt, which the run fills. Default: a
+            new one.
     """
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -71,7 +80,8 @@ def generate(model: nn.Module, prompt: Sequence[int], tokens: int) -> Generation
     start = time.perf_counter()
     accelerated = any(original(type(m)) is not type(m) for m in model.modules())
     generate_step = lm.generate_step if accelerated else lm.loops.generate_step
-    steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens)
+    options = {"kv_bits": kv_bits, "prompt_cache": cache}
+    steps = generate_step(mx.array(list(prompt)), model, max_tokens=tokens, **options)
     generated = [int(next(steps)[0])]
     first = time.perf_counter()
     generated += [int(token) for token, _ in steps]

@@ -29,9 +29,12 @@ from mlx_nibble.lm.caches import of_checkpoint
 
 @dataclass(frozen=True)
 class _Stored:
-    """The types that a model's parameters had before they were cast, by path."""
+    """The types that a model's parameters had before they were cast, by path.
 
-    dtypes: Mapping[str, mx.Dtype]
+    They are names: MLX's types can be neither copied nor pickled.
+    """
+
+    dtypes: Mapping[str, str]
 
 
 def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
@@ -45,7 +48,7 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
     if on_cpu():
         # An attribute that is no array and no dictionary: no parameter of the model.
         stored = {path: value.dtype for path, value in _floating(model).items()}
-        model._stored_dtypes = _Stored(stored)
+        model._stored_dtypes = _Stored({p: name_of(t) for p, t in stored.items()})
         report.checkpoint_dtype = of_checkpoint([*stored.values()])
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
@@ -66,7 +69,7 @@ def in_stored_types(model: mlx_nn.Module) -> dict[str, mx.array]:
         owner = path.rpartition(".")[0]
         for name in (path, f"{owner}.scales", f"{owner}.weight"):
             if name in stored:
-                return value.astype(stored[name])
+                return value.astype(getattr(mx, stored[name]))
         return value
 
     return {
@@ -101,7 +104,7 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
     for _, module in model.named_modules():
         keep: tuple[str, ...] = ()
         if isinstance(module, nn.QuantizedEmbedding):
-            module._row_dtype = dtype
+            module._row_dtype = name_of(dtype)
             keep = ("scales", "biases")
         elif keeps_scales(module):
             keep = ("scales", "biases")
@@ -112,6 +115,11 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
                 module[name] = value.astype(dtype)
     # The new arrays have not been compared yet.
     recognise_symmetric(module for _, module in model.named_modules())
+
+
+def name_of(dtype: mx.Dtype) -> str:
+    """Return the name of a type in ``mlx.core``."""
+    return str(dtype).rpartition(".")[2]
 
 
 def on_cpu() -> bool:

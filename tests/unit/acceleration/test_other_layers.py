@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_lm.models.cache import ArraysCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, QuantizedKVCache, make_prompt_cache
 
 import mlx_nibble
 from mlx_nibble.acceleration import stand_ins
-from tests.support import family_models
+from tests.support import family_models, tiny_models
 from tests.support.graph import node_names
 
 # Operations of each family's layers that a llama has not.
@@ -23,6 +23,7 @@ CALLED = {
     "rwkv7": {"rwkv7", "layer_norm", "relu2"},
     "gpt2": {"layer_norm", "gelu_approx"},
     "gemma": {"gelu"},
+    "gemma2": {"capped_attention", "gelu_approx", "tanh"},
     "gemma4_text": {"geglu"},
     "gpt_oss": {"swiglu_oai"},
     "olmo_hybrid": {"gated_delta_ops", "silu"},
@@ -52,6 +53,77 @@ def test_the_results_are_those_of_mlx(family):
     assert (mx.abs(found - expected).max() / scale).item() < 2e-5
     report.undo()
     assert mx.array_equal(run(model), expected)
+
+
+def test_capped_attention_is_one_node():
+    model = family_models.build("gemma2")
+    mlx_nibble.accelerate(model)
+    names = node_names(model(family_models.tokens(length=12)[0]))
+    assert names["NibbleAttention"] == len(model.layers)
+    assert not {"Softmax", "Matmul", "Tanh"} & names.keys()
+
+
+class Dequantizing(QuantizedKVCache):
+    """A quantized cache that MLX's code of Gemma 2 can read."""
+
+    def update_and_fetch(self, keys, values):
+        stored = super().update_and_fetch(keys, values)
+        form = {"group_size": self.group_size, "bits": self.bits}
+        return [mx.dequantize(*arrays, **form) for arrays in stored]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_capped_attention_over_a_quantized_cache(bits):
+    model = tiny_models.build("gemma2", head_dim=32)
+    tokens = tiny_models.tokens(1, 12)[0]
+    caches = [
+        [kind(32, bits) for _ in model.layers]
+        for kind in (Dequantizing, QuantizedKVCache)
+    ]
+    expected = model(tokens, cache=caches[0])
+    mlx_nibble.accelerate(model)
+    found = model(tokens, cache=caches[1])
+    assert mx.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_are_not_quantized_are_ours():
+    model = family_models.build("qwen3_moe")
+    mlx_nibble.accelerate(model)
+    names = node_names(model(family_models.tokens(length=12)[0]))
+    assert names["NibbleGatherMM"] > 0 and "GatherMM" not in names
+
+
+def test_heads_with_a_matrix_each_are_ours():
+    model = family_models.build("deepseek_v3")
+    expected = run(model)
+    mlx_nibble.accelerate(model)
+    names = node_names(model(family_models.tokens(length=1)[0]))
+    assert names["NibbleGatherMM"] > 0
+    assert mx.allclose(run(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stays_with_mlx_is_in_the_report():
+    model = family_models.build("deepseek")
+    report = mlx_nibble.accelerate(model)
+    left = {(part.kind, part.operation) for part in report.left}
+    assert left == {("MoEGate", "@"), ("MoEGate", "softmax")}
+    assert " MoEGate leave softmax to MLX: no kernel" in str(report)
+    report.undo()
+    assert not report.left
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_report_of_what_is_ours_names_no_operation(family):
+    assert not mlx_nibble.accelerate(family_models.build(family)).left
+
+
+def test_convolutions_that_are_not_depthwise_are_in_the_report():
+    model = nn.Sequential(
+        nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 8, 3), nn.Conv2d(4, 4, 3)
+    )
+    report = mlx_nibble.accelerate(model)
+    left = [(part.path, part.operation) for part in report.left]
+    assert sorted(left) == [("layers.1", "conv1d"), ("layers.2", "conv2d")]
 
 
 def test_a_recurrence_is_one_node():

@@ -92,7 +92,7 @@ def test_defaults_by_keyword_and_by_inheritance():
             return swiglu(x, x)
 
     class Base(nn.Module):
-        def __init__(self, *, gate=Gate(), plain=nn.Tanh()):  # noqa: B008
+        def __init__(self, *, gate=Gate(), plain=nn.ReLU()):  # noqa: B008
             super().__init__()
             self.gate, self.plain = gate, plain
 

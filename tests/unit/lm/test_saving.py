@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +16,7 @@ from mlx_lm.convert import convert
 import mlx_nibble
 from mlx_nibble import lm
 from mlx_nibble.acceleration.decide import is_quantized
+from mlx_nibble.lm.dtypes import in_stored_types
 from tests.support import families, model_folders, tiny_models
 from tests.support.arrays import to_numpy
 from tests.support.tolerance import relative_rms
@@ -103,6 +106,19 @@ def test_dequantized_it_is_the_dense_model(undone):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return model_folders.imported(tmp_path_factory.mktemp("saving") / "tiny")
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_a_loaded_model_can_be_copied(folder, copied):
+    """mlx-lm's dynamic_quant copies the model that it has loaded."""
+    model, _ = lm.load(str(folder))
+    again = copied(model)
+    difference = mx.abs(again(IDS) - model(IDS)).max()
+    assert difference < 1e-4 * mx.abs(model(IDS)).max()
+    types = {k: v.dtype for k, v in in_stored_types(again).items()}
+    assert types == {k: v.dtype for k, v in in_stored_types(model).items()}
 
 
 def test_a_folder_that_mlx_lm_saves_is_the_one_it_was(folder, tmp_path):

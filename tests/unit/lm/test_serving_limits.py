@@ -105,6 +105,19 @@ def test_the_number_of_requests_is_bounded(folder):
         assert gate.open == 0
 
 
+def test_the_number_of_requests_of_a_client_is_bounded(folder):
+    with serving(folder, policy=Policy(max_client_requests=2)) as load:
+        gate = load.gate
+        with gate.request("127.0.0.1"), gate.request("elsewhere"):
+            assert post(load, prompt="a", max_tokens=1)[0] == 200
+            with gate.request("127.0.0.1"):
+                status, answer = post(load, prompt="a", max_tokens=1)
+        assert status == 429
+        assert answer["error"]["code"] == "rate_limit_exceeded"
+        assert post(load, prompt="a", max_tokens=1)[0] == 200
+        assert gate.open == 0 and not gate._of_client
+
+
 def test_a_gate_counts_and_closes():
     gate = Gate(1)
     with pytest.raises(KeyError), gate.request():

@@ -210,19 +210,65 @@ def test_attention(data):
     if data.draw(st.booleans()):
         sinks = to_mlx(rng.standard_normal(kv_heads * group), dtype)
     scale = float(np.float32(D**-0.5))
-    y = fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
+    cap = 0.0 if sinks is not None else data.draw(st.sampled_from([0.0, 0.5, 30.0]))
+    y = fast.scaled_dot_product_attention(
+        q, k, v, scale=scale, mask=mask, sinks=sinks, cap=cap
+    )
     assert y.dtype == mx.result_type(mx.result_type(q, k), v)
     exact, allowed = layer_oracle.attention(
         *(to_numpy(a) for a in (q, k, v)),
         scale,
         seen,
         None if sinks is None else to_numpy(sinks),
+        cap=cap,
     )
     out = str(y.dtype).removeprefix("mlx.core.")
     u = UNIT_ROUNDOFF[out]
     assert_close(
         to_numpy(y), exact, allowed * (1 + u) + u * abs(exact) + UNDERFLOW[out]
     )
+
+
+def capped(q, k, v, cap, mask=None):
+    """Return attention whose scores have a cap, as Gemma 2's code has it."""
+    scores = mx.tanh(q @ k.swapaxes(-1, -2) / cap) * cap
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return mx.softmax(scores, axis=-1) @ v
+
+
+def test_capped_attention_in_function_transformations():
+    q, k, v = (mx.random.normal((2, 2, 5, 16)) for _ in range(3))
+    mask = mx.tri(5, 5, dtype=mx.bool_)
+
+    def ours(q, k, v):
+        return fast.scaled_dot_product_attention(
+            q, k, v, scale=1.0, cap=2.0, mask="causal"
+        )
+
+    def theirs(q, k, v):
+        return capped(q, k, v, 2.0, mask)
+
+    for found, expected in zip(
+        *(
+            (
+                f(q, k, v),
+                mx.compile(f)(q, k, v),
+                *mx.grad(lambda *a, f=f: f(*a).square().sum(), (0, 1, 2))(q, k, v),
+                mx.vmap(f)(*(a[:, None] for a in (q, k, v)))[:, 0],
+            )
+            for f in (ours, theirs)
+        ),
+        strict=True,
+    ):
+        assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cap_needs_scores_without_sinks():
+    q = mx.ones((1, 1, 1, 16))
+    for cap, sinks in ((-1.0, None), (1.0, mx.ones(1)), (float("nan"), None)):
+        with pytest.raises(ValueError, match="a cap of scores"):
+            fast.scaled_dot_product_attention(q, q, q, scale=1.0, cap=cap, sinks=sinks)
 
 
 def test_a_cache_of_another_type_needs_no_other_node():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlx_nibble import _native, fast
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
+from tests.support.graph import node_names
 from tests.support.tolerance import assert_close, bound
 from tests.unit.ops.test_fast import EXAMPLES, dtypes, laid_out, rng_of
 
@@ -38,7 +39,11 @@ ORACLES = {
     "gelu_approx": gelu_approx,
     "gelu_fast_approx": lambda x: x * sigmoid(1.702 * x),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
 }
+# Those whose results at infinity are infinite.
+UNBOUNDED = sorted(ORACLES.keys() - {"tanh", "sigmoid"})
 
 
 @settings(max_examples=EXAMPLES)
@@ -62,7 +67,7 @@ def test_activations(data):
     assert_close(to_numpy(y), exact, off + bound(exact, abs(exact), 4, dtype))
 
 
-@pytest.mark.parametrize("kind", sorted(ORACLES))
+@pytest.mark.parametrize("kind", UNBOUNDED)
 def test_activations_at_the_ends(kind):
     x = np.array([0, -0.0, 1e-30, -30, -100, 100, np.inf, np.nan], np.float32)
     y = to_numpy(_native.ext.activation(kind, mx.array(x)))
@@ -70,6 +75,16 @@ def test_activations_at_the_ends(kind):
     assert abs(y[3]) < 1e-9 and y[4] == 0
     assert np.isinf(y[6]) and y[6] > 0
     assert y[5] == (100 if kind != "relu2" else 10_000)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "sigmoid"])
+def test_bounded_activations_at_the_ends(kind):
+    x = np.array([1e-30, -1e-4, 0, -100, 100, -np.inf, np.inf, np.nan], np.float32)
+    y = to_numpy(_native.ext.activation(kind, mx.array(x)))
+    exact = ORACLES[kind](x.astype(np.float64))
+    # e^-100 is below the smallest number of float32.
+    assert (abs(y - exact)[:-1] <= 8 * SINGLE * abs(exact[:-1]) + TINY).all()
+    assert np.isnan(y[-1])
 
 
 def test_gelu_loses_nothing_in_its_tail():
@@ -372,3 +387,81 @@ def test_gradients_are_those_of_mlx(dtype):
     theirs = mx.grad(lambda x: ((x @ w.T) ** 2).sum())(x)
     near = 1e-4 if dtype == "float32" else 0.1
     assert mx.allclose(ours, theirs, rtol=near, atol=near)
+
+
+def gathered(data, rng, dtype, weight_dtype):
+    """Draw products that choose their matrices: arrays, result and bound."""
+    experts, rows = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 6))
+    M, K = data.draw(st.sampled_from([1, 1, 3])), data.draw(st.sampled_from([1, 9, 70]))
+    N = data.draw(st.sampled_from([1, 5, 64, 131]))
+    B = data.draw(st.sampled_from([1, 7, 300]))
+    x = laid_out(data, rng.standard_normal((rows, M, K)), dtype)
+    w = laid_out(data, rng.standard_normal((experts, N, K)), weight_dtype)
+    rhs = rng.integers(0, experts, B)
+    rhs = np.sort(rhs) if data.draw(st.booleans()) else rhs
+    lhs = rng.integers(0, rows, B)
+    a, b = (to_numpy(each).astype(np.float64) for each in (x, w))
+    exact = a[lhs] @ b[rhs].swapaxes(1, 2)
+    name = str(mx.result_type(x, w)).removeprefix("mlx.core.")
+    sizes = abs(a[lhs]) @ abs(b[rhs]).swapaxes(1, 2)
+    return x, w, mx.array(lhs), mx.array(rhs), exact, bound(exact, sizes, K, name)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_products_of_experts_that_are_not_quantized(data):
+    rng, dtype = rng_of(data), data.draw(dtypes)
+    weight_dtype = data.draw(st.sampled_from(["float32", dtype]))
+    x, w, lhs, rhs, exact, allowed = gathered(data, rng, dtype, weight_dtype)
+    y = fast.gather_mm(x, w.swapaxes(-1, -2), lhs, rhs)
+    assert node_names(y)["NibbleGatherMM"] == 1 and y.shape == exact.shape
+    assert y.dtype == mx.result_type(x, w)
+    assert_close(to_numpy(y), exact, allowed)
+
+
+def test_indices_of_experts_that_are_not_given():
+    x, w = mx.random.normal((2, 3, 4, 8)), mx.random.normal((3, 5, 8))
+    y = fast.gather_mm(x, w.swapaxes(-1, -2))
+    assert mx.allclose(y, x @ w.swapaxes(-1, -2), rtol=1e-4, atol=1e-5)
+    y = fast.gather_mm(x[:, :1], w.swapaxes(-1, -2), rhs_indices=mx.array([[2], [0]]))
+    expected = x[:, :1] @ mx.take(w, mx.array([[2], [0]]), axis=0).swapaxes(-1, -2)
+    assert mx.allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_index_of_a_dense_expert_beyond_the_last_counts_as_the_last():
+    x, w = mx.random.normal((1, 1, 8)), mx.random.normal((3, 5, 8))
+    y = fast.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=mx.array([2, 7]))
+    assert mx.array_equal(y[0], y[1])
+
+
+def test_matrices_of_experts_that_do_not_lie_transposed_are_mlxs():
+    x, w = mx.random.normal((2, 1, 8)), mx.random.normal((3, 8, 5))
+    mx.eval(x, w)
+    y = fast.gather_mm(x, w, rhs_indices=mx.array([2, 0]))
+    assert "NibbleGatherMM" not in node_names(y)
+    assert mx.allclose(y, x @ w[mx.array([2, 0])], rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_of_a_dense_expert_has_the_same_bits_alone():
+    x, w = mx.random.normal((300, 1, 96)), mx.random.normal((4, 40, 96))
+    rhs = mx.arange(300) % 4
+    y = fast.gather_mm(x, w.swapaxes(-1, -2), rhs_indices=rhs)
+    alone = fast.gather_mm(x[9:10], w.swapaxes(-1, -2), rhs_indices=rhs[9:10])
+    assert mx.array_equal(alone[0], y[9])
+
+
+def test_gradients_and_vmap_of_dense_experts():
+    x, w = mx.random.normal((6, 1, 8)), mx.random.normal((3, 5, 8))
+    rhs = mx.array([0, 2, 1, 1, 0, 2])
+
+    def loss(operation):
+        return lambda x, w: (
+            operation(x, w.swapaxes(-1, -2), rhs_indices=rhs).square().sum()
+        )
+
+    for found, expected in zip(
+        mx.grad(loss(fast.gather_mm), (0, 1))(x, w),
+        mx.grad(loss(mx.gather_mm), (0, 1))(x, w),
+        strict=True,
+    ):
+        assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,16 +17,20 @@ class Gate:
         open: Number of the requests inside.
     """
 
-    def __init__(self, most: int) -> None:
-        """Let `most` requests in at once."""
+    def __init__(self, most: int, most_of_client: int = 0) -> None:
+        """Let `most` requests in at once, and `most_of_client` of one client.
+
+        0 sets no bound on those of one client.
+        """
         self.open = 0
-        self._most = most
+        self._most, self._most_of_client = most, most_of_client
+        self._of_client: Counter[str] = Counter()
         self._closed = False
         self._changed = threading.Condition()
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Hold a place for a request.
+    def request(self, client: str = "") -> Iterator[None]:
+        """Hold a place for a request of a client.
 
         Raises:
             Refusal: If there is no place, or the server is ending.
@@ -35,12 +40,22 @@ class Gate:
                 raise Refusal(503, "the server is ending")
             if self.open >= self._most:
                 raise Refusal(503, "too many requests; try again later")
+            if 0 < self._most_of_client <= self._of_client[client]:
+                raise Refusal(
+                    429,
+                    f"at most {self._most_of_client} requests of a client are answered "
+                    "at once; try again later",
+                    code="rate_limit_exceeded",
+                )
             self.open += 1
+            self._of_client[client] += 1
         try:
             yield
         finally:
             with self._changed:
                 self.open -= 1
+                self._of_client[client] -= 1
+                self._of_client += Counter()  # forgets clients without requests
                 self._changed.notify_all()
 
     def close(self) -> None:

@@ -170,7 +170,7 @@ class Handler(server.APIHandler):
             make = self.handle_chat_completions
         if (schema := checked.json_schema) is not None:
             self.response_generator.grammar = grammar_of(schema)
-        with self._gate.request():
+        with self._gate.request(self.client_address[0]):
             self.handle_completion(make(), checked.stop)
 
     def _read_body(self) -> bytes:
@@ -233,7 +233,7 @@ class Handler(server.APIHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self._set_cors_headers()
-        if status == 503:
+        if status in (429, 503):
             self.send_header("Retry-After", _RETRY)
         if status == 401:
             self.send_header("WWW-Authenticate", "Bearer")

@@ -37,6 +37,7 @@ class Policy:
         client_timeout: Seconds that a client has for its header, for its body, and for
             taking each piece of the answer.
         max_requests: Largest number of requests at once, running and waiting.
+        max_client_requests: Largest number of those of one address; 0 sets no bound.
         max_request_tokens: Most tokens that an answer may have; 0 sets no bound.
         request_timeout: Seconds from a request to the end of its answer.
         shutdown_timeout: Seconds that running requests have when the server ends.
@@ -50,6 +51,7 @@ class Policy:
     max_connections: int = _CONNECTIONS
     client_timeout: float = _SECONDS
     max_requests: int = _REQUESTS
+    max_client_requests: int = 0
     max_request_tokens: int = 0
     request_timeout: float = _ANSWER_SECONDS
     shutdown_timeout: float = _END_SECONDS
@@ -132,6 +134,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=_REQUESTS,
         help="requests at once, running and waiting; further ones get status 503 "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-client-requests",
+        type=_positive(int),
+        default=0,
+        help="requests of one address at once; further ones get status 429 (default: "
+        "those of all clients)",
     )
     parser.add_argument(
         "--max-request-tokens",

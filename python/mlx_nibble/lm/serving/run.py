@@ -96,7 +96,7 @@ def start(
     )[0]
     http = Server(kind, address, policy.max_connections)
     engine = Engine(provider, partial(prompt_cache, provider), http.shutdown)
-    gate = Gate(policy.max_requests)
+    gate = Gate(policy.max_requests, policy.max_client_requests)
     follow = engine.metrics.follow
     follow("nibble_requests_open", "Requests at once", lambda: gate.open)
     follow("nibble_healthy", "Whether /health is ok", lambda: engine.is_healthy)
