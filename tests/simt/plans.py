@@ -22,7 +22,16 @@ SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
 SCALES_OF = {"mxfp4": "e8m0", "nvfp4": "e4m3", "mxfp8": "e8m0"}
 MODE_NAMES = tuple(MODES)  # in the order of nibble::Mode
 # The order of nibble::Planner in csrc/core/families.h.
-PLANNERS = ("matmul", "gather", "joint", "swiglu", "gather_swiglu", "dequantize")
+PLANNERS = (
+    "matmul",
+    "gather",
+    "joint",
+    "swiglu",
+    "gather_swiglu",
+    "dequantize",
+    "gradient",
+    "gather_gradient",
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,10 @@ def library() -> ctypes.CDLL:
         "plan_swiglu",
         "plan_gather_swiglu",
         "plan_joint",
+        "plan_gradient",
+        "plan_gather_gradient",
+        "gradient_left_to_mlx",
+        "gather_gradient_left_to_mlx",
         "candidates",
         "kernels_of_any_shape",
         "gather_kernels_of_any_shape",
@@ -249,6 +262,21 @@ def plan_swiglu(
     gathered = "gather_" if isinstance(problem, GatherProblem) else ""
     answer = _ask(f"simt_plan_{gathered}swiglu", problem, device or Device())
     return None if answer is None else _launches(answer)
+
+
+def plan_gradient(
+    problem: Problem | GatherProblem, device: Device | None = None
+) -> list[Launch] | None:
+    """Plan the gradients of the scales and biases of a product."""
+    gathered = "gather_" if isinstance(problem, GatherProblem) else ""
+    answer = _ask(f"simt_plan_{gathered}gradient", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def gradient_left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
+    """Return whether a dense product computes these gradients faster."""
+    gathered = "gather_" if isinstance(problem, GatherProblem) else ""
+    return _ask(f"simt_{gathered}gradient_left_to_mlx", problem, device)
 
 
 def plan_joint(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 
 from mlx_nibble.formats import MODES
 
 from . import numbers, plans
-from .cases import Case, dequantize, gather, joint, matmul, swiglu
+from .cases import Case, dequantize, gather, gradient, joint, matmul, swiglu
 from .plans import GatherProblem, Problem
 
 # Not a multiple of any tile or of a simdgroup's rows.
@@ -23,6 +23,10 @@ _EXPERTS = 3
 _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
 # Factors of the first row of x and of w: inside the range of half, and outside.
 _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
+# (rows, rows of w) of gradients: rows of w that four lanes read at once, or not.
+_GRADIENTS = ((5, 37), (13, 36))
+# The fields of a product by index that one of a batch has, too.
+_SHARED = {f.name for f in fields(Problem)} & {f.name for f in fields(GatherProblem)}
 # With 3 experts: more than one tile of 16 rows each, and of 32.
 _SORTED = ((70, 1, True), (151, 1, True))
 
@@ -75,6 +79,9 @@ def of_kernel(kernel: str) -> Iterator[Case]:
 def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
     """Yield (kernel, maker of its case) for launches that may be of this family."""
     N, K = base.N, base.K
+    if family.endswith("group_gradient"):
+        yield from _of_gradients(family, base)
+        return
     if family.startswith("gather"):
         shapes = (*_GATHERED, *_SORTED)
         for B, M, in_order in shapes:
@@ -129,6 +136,25 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     p = replace(base, M=1, N=N, K=K, batch_size=4, batch_count=2)
     for launch in plans.plan_swiglu(p) or ():
         yield launch.kernel, lambda p=p, launch=launch: swiglu(p, launch)
+
+
+def _of_gradients(
+    family: str, base: Problem
+) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Yield cases of one matrix, of a batch or of experts; edges of 8 and 32 rows."""
+    if base.K == lengths(base)[-1]:
+        return  # no kernel needs a long row
+    form = {name: getattr(base, name) for name in _SHARED}
+    for transpose in (True, False):
+        for M, N in _GRADIENTS:
+            if family.startswith("gather"):
+                p = GatherProblem(B=7, experts=_EXPERTS, **form)
+            else:
+                p = replace(base, M=M, batch_size=4 if M < 8 else 1)
+                p = replace(p, batch_count=2 if M < 8 else 1)
+            p = replace(p, M=M, N=N, transpose=transpose)
+            for launch in plans.plan_gradient(p) or ():
+                yield launch.kernel, lambda p=p, launch=launch: gradient(p, launch)
 
 
 def _of_half(p: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:

@@ -8,7 +8,7 @@ namespace nibble {
 namespace {
 
 bool reaches(const Reach& reach, const Product& p) {
-  return p.transpose == reach.transpose &&
+  return p.transpose == reach.transpose.value_or(p.transpose) &&
          (reach.batch_invariant || !p.batch_invariant);
 }
 
