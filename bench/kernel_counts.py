@@ -138,7 +138,7 @@ def ours(form: dict[str, Any], K: int, wanted: str) -> Iterator[Run]:
             if len(launches) == 1 and new:
                 seen.add(launch.kernel)
                 yield _ours(cases.matmul(p, launch))
-    if form["mode"] == "affine":
+    if (form["mode"], form["bits"]) == ("affine", 4):
         p = simt.Problem(M=K, N=64, K=64, **form)
         for launch in plans.plan_gradient(p) or ():
             if launch.kernel.startswith(wanted):

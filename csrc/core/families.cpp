@@ -84,7 +84,9 @@ Shapes cuda_tiles(const Types& types) {
 
 // Gradients depend on codes alone: one kernel for all types of scales.
 Shapes of_gradients(const Types& types) {
-  return gradient_types(types) == types ? Shapes{{}} : Shapes{};
+  bool named =
+      types.format.info().stores_biases && gradient_types(types) == types;
+  return named ? Shapes{{}} : Shapes{};
 }
 
 Shapes no_numbers_on_cuda(const Types& types) {

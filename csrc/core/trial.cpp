@@ -121,10 +121,13 @@ Trial blank(const KernelId& id) {
     t.epilogue = true;
     t.B = t.experts = NIBBLE_JOINT;
   } else if (reach.planner == Planner::kGather ||
-             reach.planner == Planner::kGatherSwiglu ||
-             reach.planner == Planner::kGatherGradient) {
+             reach.planner == Planner::kGatherSwiglu) {
     t.B = kProducts[0];
     t.rows = kChosenRows;
+    t.experts = kExperts;
+  } else if (reach.planner == Planner::kGatherGradient) {
+    // Of many rows each.
+    t.B = t.rows = kChosenRows;
     t.experts = kExperts;
   }
   return t;
