@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from tests import simt
 from tests.simt import cases, plans
-from tests.simt.executor import compile_planned
 
 pytestmark = pytest.mark.slow
 
-# (dtype, bits, group_size). The kernels are those that the bench's own tests build.
+# (dtype, bits, group_size)
 FORMATS = [("float16", 4, 64), ("float32", 3, 32), ("bfloat16", 6, 128)]
 OPTIONS = simt.Options(instrumented=True)
 
@@ -29,7 +28,6 @@ GROUPS = st.integers(1, 5)
 
 def planned(p: plans.Problem | plans.GatherProblem) -> simt.Launch:
     (launch,) = plans.plan_gradient(p) or ()
-    compile_planned(plans.unit(plans.unit_name(launch.kernel)), instrumented=True)
     return launch
 
 

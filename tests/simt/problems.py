@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import chain
 
@@ -36,15 +36,36 @@ def lengths(p: Problem) -> list[int]:
     return [groups * max(p.group_size, 32) for groups in _GROUPS]
 
 
-def of_unit(unit: str) -> Iterator[Case]:
-    """Yield a case for each kernel of a unit of plans.unit_names()."""
+def of_unit(unit: str, kernels: Sequence[str]) -> Iterator[Case]:
+    """Yield a case for each of these kernels of a unit of plans.unit_names()."""
+    left = set(kernels)
+    for kernel, case in _of_unit(unit):
+        if kernel in left:
+            left.remove(kernel)
+            yield case()
+        if not left:
+            return
+
+
+def kernels_of_unit(unit: str) -> set[str]:
+    """Return the kernels of a unit that have a case."""
+    missing = set(plans.kernels_of_unit(unit))
+    found = set()
+    for kernel, _ in _of_unit(unit):
+        found.add(kernel)
+        if missing <= found:
+            break
+    return found
+
+
+def _of_unit(unit: str) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Yield (kernel, maker of its case) for each kernel and size of a unit."""
     family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
     base = Problem(
         dtype=numbers.LONG[dtype],
         scale_dtype=numbers.LONG[scale_dtype],
         bits=int(bits[1:]),
     )
-    seen: set[str] = set()
     for mode, info in MODES.items():
         if base.bits not in info.bits or not plans.has_scales(mode, base.scale_dtype):
             continue
@@ -52,9 +73,8 @@ def of_unit(unit: str) -> Iterator[Case]:
             p = replace(base, group_size=group_size, mode=mode)
             for K in lengths(p):
                 for kernel, case in _of_format(family, replace(p, N=_N, K=K)):
-                    if plans.unit_name(kernel) == unit and kernel not in seen:
-                        seen.add(kernel)
-                        yield case()
+                    if plans.unit_name(kernel) == unit:
+                        yield kernel, case
 
 
 def of_kernel(kernel: str) -> Iterator[Case]:
