@@ -3,7 +3,7 @@
     python -m bench.gradients
 
 MLX computes a dense product d = dy^T @ x in float32, then reduces it to groups. Its
-product is assumed to be as fast as our kernel. What is left are its other operations:
+product is assumed to be as fast as our kernel. The difference is its other operations:
 casts of x and dy, codes, their product with d, and two sums. bench/time_model.py has
 the model of time, bench/kernel_counts.json what our kernel executes.
 """
@@ -43,7 +43,10 @@ def dense(p: simt.Problem) -> list[Work]:
     casts = 3 * time_model.row_bytes(p.M, p.N, p.K)
     moved = DENSE_TRAFFIC * p.N * p.K + casts
     rest = [Work(time_model.UNCOUNTED[0], 1, 0, moved / (LAUNCHES - 1))]
-    return [Work(product.kernel, product.groups, product.K, 0.0), *rest * (LAUNCHES - 1)]
+    return [
+        Work(product.kernel, product.groups, product.K, 0.0),
+        *rest * (LAUNCHES - 1),
+    ]
 
 
 def rows(chip: Chip) -> Iterator[str]:

@@ -14,8 +14,8 @@
 //        +----+----+----+
 //
 // The order of the columns of an 8x8 matrix is free, and so is that of its rows
-// of w. This order gives each lane neighbours in memory: eight columns of x, and
-// their codes, and four columns of dy.
+// of w. This order gives each lane neighbours in memory: eight columns of x,
+// and their codes, and four columns of dy.
 //
 //   column of a square   q * 8 + j * 2 + e    for matrix j, lane column 2 q + e
 //   row of a square      r * 4 + i            for matrix i, lane row r
@@ -206,8 +206,7 @@ struct GradientSquare {
 #pragma clang loop unroll(full)
     for (int c = 0; c < 8; ++c) {
       const float d = elements_of(i, c / 2)[c % 2];
-      const float code =
-          float(code_in_place<bits>(mine, c)) * unplace<bits>(c);
+      const float code = float(code_in_place<bits>(mine, c)) * unplace<bits>(c);
       both = float2(fma(code, d, both.x), both.y + d);
     }
     return both;
@@ -220,7 +219,8 @@ struct GradientSquare {
 
   // Returns the two sums over the square's columns of one row of w: row() +
   // quarter().
-  NIBBLE_INLINE float2 reduce(const thread GradientOperands<T>& p) const thread {
+  NIBBLE_INLINE float2
+  reduce(const thread GradientOperands<T>& p) const thread {
     float2 mine = float2(0.0f);
 #pragma clang loop unroll(full)
     for (int i = 0; i < kMatrices; ++i) {
@@ -319,37 +319,30 @@ template <typename T, typename Q>
                                uint lane [[thread_index_in_simdgroup]]) {
   constexpr int kMemory = nibble_gradient_memory(Q::kGroupSize) / 8;
   threadgroup float2 memory[kMemory];
-  const RowsOfBatch rows{params.M,
-                         params.w_count,
-                         int(tgid.z),
-                         params.M * params.batches};
-  const GradientOperands<T> p = gradient_operands<T, Q>(x,
-                                                        dy,
-                                                        w,
-                                                        out,
-                                                        params.N,
-                                                        params.K,
-                                                        params.transpose != 0,
-                                                        tgid.z,
-                                                        grid.z);
+  const RowsOfBatch rows{
+      params.M, params.w_count, int(tgid.z), params.M * params.batches};
+  const GradientOperands<T> p = gradient_operands<T, Q>(
+      x, dy, w, out, params.N, params.K, params.transpose != 0, tgid.z, grid.z);
   gradient_tile<T, Q>(p, rows, tgid, int(sgid), lane, memory);
 }
 
 // Experts: `order` has the products in the order of their experts.
 template <typename T, typename Q>
-[[kernel]] void gather_group_gradient(
-    const device uint* w [[buffer(0)]],
-    const device T* x [[buffer(1)]],
-    const device T* dy [[buffer(2)]],
-    const device uint* lhs [[buffer(3)]],
-    const device uint* rhs [[buffer(4)]],
-    const device uint* order [[buffer(5)]],
-    device float* out [[buffer(6)]],
-    constant GatherGradientParams& params [[buffer(7)]],
-    uint3 tgid [[threadgroup_position_in_grid]],
-    uint3 grid [[threadgroups_per_grid]],
-    uint sgid [[simdgroup_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void gather_group_gradient(const device uint* w [[buffer(0)]],
+                                      const device T* x [[buffer(1)]],
+                                      const device T* dy [[buffer(2)]],
+                                      const device uint* lhs [[buffer(3)]],
+                                      const device uint* rhs [[buffer(4)]],
+                                      const device uint* order [[buffer(5)]],
+                                      device float* out [[buffer(6)]],
+                                      constant GatherGradientParams& params
+                                      [[buffer(7)]],
+                                      uint3 tgid
+                                      [[threadgroup_position_in_grid]],
+                                      uint3 grid [[threadgroups_per_grid]],
+                                      uint sgid
+                                      [[simdgroup_index_in_threadgroup]],
+                                      uint lane [[thread_index_in_simdgroup]]) {
   constexpr int kMemory = nibble_gradient_memory(Q::kGroupSize) / 8;
   threadgroup float2 memory[kMemory];
   const ExpertsInOrder experts{order, rhs};
@@ -357,15 +350,8 @@ template <typename T, typename Q>
   const int end = first_of(experts, begin, params.B, tgid.z + 1);
   const RowsOfExpert rows{
       lhs, order, params.M, begin, (end - begin) * params.M};
-  const GradientOperands<T> p = gradient_operands<T, Q>(x,
-                                                        dy,
-                                                        w,
-                                                        out,
-                                                        params.N,
-                                                        params.K,
-                                                        params.transpose != 0,
-                                                        tgid.z,
-                                                        grid.z);
+  const GradientOperands<T> p = gradient_operands<T, Q>(
+      x, dy, w, out, params.N, params.K, params.transpose != 0, tgid.z, grid.z);
   gradient_tile<T, Q>(p, rows, tgid, int(sgid), lane, memory);
 }
 

@@ -134,9 +134,9 @@ struct GatherParams {
   int experts;  // weight matrices
 };
 
-// group_gradient: a simdgroup computes a square of d/d w_hat with this many rows
-// and columns, the codes of the smallest group. It has 16 sums in 8x8 matrices,
-// as many as a simdgroup of the largest tile of qmm.
+// group_gradient: a simdgroup computes a square of d/d w_hat with this many
+// rows and columns, the codes of the smallest group. It has 16 sums in 8x8
+// matrices, as many as a simdgroup of the largest tile of qmm.
 #define NIBBLE_GRADIENT_SIDE 32
 #define NIBBLE_GRADIENT_SIMDGROUPS 4
 
@@ -145,8 +145,8 @@ NIBBLE_INLINE constexpr int nibble_gradient_across(int group_size) {
   return group_size > 64 ? 4 : 2;
 }
 
-// Bytes of threadgroup memory: two sums of each row of each square, in float, if
-// a group has more than one square.
+// Bytes of threadgroup memory: two sums of each row of each square, in float,
+// if a group has more than one square.
 NIBBLE_INLINE constexpr int nibble_gradient_memory(int group_size) {
   return group_size > NIBBLE_GRADIENT_SIDE
              ? NIBBLE_GRADIENT_SIMDGROUPS * NIBBLE_GRADIENT_SIDE * 8

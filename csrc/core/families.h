@@ -47,12 +47,12 @@ enum class Family : uint8_t {
 
 // The function of planner.h that plans kernels of a family.
 enum class Planner : uint8_t {
-  kMatmul,        // plan(MatmulProblem), candidates()
-  kGather,        // plan(GatherProblem)
-  kJoint,         // plan_joint()
-  kSwiglu,        // plan_swiglu(MatmulProblem)
-  kGatherSwiglu,  // plan_swiglu(GatherProblem)
-  kDequantize,    // plan(DequantizeProblem)
+  kMatmul,          // plan(MatmulProblem), candidates()
+  kGather,          // plan(GatherProblem)
+  kJoint,           // plan_joint()
+  kSwiglu,          // plan_swiglu(MatmulProblem)
+  kGatherSwiglu,    // plan_swiglu(GatherProblem)
+  kDequantize,      // plan(DequantizeProblem)
   kGradient,        // plan_gradient(MatmulProblem)
   kGatherGradient,  // plan_gradient(GatherProblem)
 };
@@ -62,9 +62,9 @@ enum class Planner : uint8_t {
 struct Reach {
   Planner planner;
   std::optional<bool> transpose = true;  // any if there is none
-  bool batch_invariant = false;      // batch-invariant problems, too
-  bool sorted = false;               // sorted products only
-  std::optional<bool> in_half = {};  // only problems with this in_half()
+  bool batch_invariant = false;          // batch-invariant problems, too
+  bool sorted = false;                   // sorted products only
+  std::optional<bool> in_half = {};      // only problems with this in_half()
 };
 
 using Shapes = std::vector<std::vector<int>>;

@@ -50,8 +50,8 @@ std::optional<std::vector<LaunchPlan>> plan_gradient(
 std::optional<std::vector<LaunchPlan>> plan_gradient(
     const GatherProblem& product, const DeviceProfile& device);
 
-// True if a dense product and its reduction to groups are expected to be faster:
-// many rows on neural accelerators.
+// True if a dense product and its reduction to groups are expected to be
+// faster: many rows on neural accelerators.
 bool dense_gradient_is_faster(const MatmulProblem& product,
                               const DeviceProfile& device);
 bool dense_gradient_is_faster(const GatherProblem& product,

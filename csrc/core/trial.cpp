@@ -126,7 +126,7 @@ Trial blank(const KernelId& id) {
     t.rows = kChosenRows;
     t.experts = kExperts;
   } else if (reach.planner == Planner::kGatherGradient) {
-    // Of many rows each.
+    // Few products: each has many rows.
     t.B = t.rows = kChosenRows;
     t.experts = kExperts;
   }

@@ -165,8 +165,7 @@ size_t kept() {
   AllAnswers& all = answers();
   return all.matmul.size() + all.swiglu.size() + all.gather.size() +
          all.gather_swiglu.size() + all.gradient.size() +
-         all.gather_gradient.size() + all.dequantize.size() +
-         all.joint.size();
+         all.gather_gradient.size() + all.dequantize.size() + all.joint.size();
 }
 
 }  // namespace nibble::plans

@@ -21,7 +21,10 @@ def matrix(rng, *shape: int) -> tuple[oracle.Weights, list[mx.array]]:
     w = oracle.random_weights(rng, shape, 4, 64)
     w.scales[:] = numbers.rounded(w.scales, "float16")
     w.biases[:] = numbers.rounded(w.biases, "float16")
-    arrays = [mx.array(w.scales.astype(np.float16)), mx.array(w.biases.astype(np.float16))]
+    arrays = [
+        mx.array(w.scales.astype(np.float16)),
+        mx.array(w.biases.astype(np.float16)),
+    ]
     return w, [mx.array(w.words), *arrays]
 
 
@@ -103,9 +106,7 @@ def test_a_product_that_is_mlx_s_has_our_gradients(recorder, rng):
     """Prompts are MLX's on some GPUs. Its gradients would be a dense product."""
     recorder.configure("applegpu_g16s")
     _, arrays = matrix(rng, 1, 4096, 64)
-    theirs, node = gradient_node(
-        recorder, half(rng, 512, 64), [a[0] for a in arrays]
-    )
+    theirs, node = gradient_node(recorder, half(rng, 512, 64), [a[0] for a in arrays])
     assert theirs is not None and node is not None
 
 

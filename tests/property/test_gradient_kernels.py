@@ -79,7 +79,9 @@ def test_gradients_of_experts_agree_with_the_oracle(
 ) -> None:
     """Experts without rows, in any order."""
     dtype, bits, group_size = fields
-    chosen = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(runs)), runs))
+    chosen = np.random.default_rng(seed).permutation(
+        np.repeat(np.arange(len(runs)), runs)
+    )
     form = (dtype, dtype, bits, group_size, "affine", False, transpose)
     K = groups * group_size
     p = simt.GatherProblem(len(chosen), M, N, K, len(runs), *form)

@@ -533,7 +533,7 @@ MUTANTS = [
         "both += simd_shuffle_xor(both, ushort(8));",
         "",
     ),
-    _of(_GRADIENT, "batches in the order of rows", "i / M) * size_t(w_count)", "i / M)"),
+    _of(_GRADIENT, "batches in a row", "i / M) * size_t(w_count)", "i / M)"),
     _of(
         _GRADIENT,
         "biases over the scales",
@@ -546,5 +546,5 @@ MUTANTS = [
     _of(_GRADIENT3, "a square past the columns", "square.first_column < p.K", "true"),
     _of(_GRADIENT_OF_EXPERTS, "the next expert", "tgid.z + 1)", "tgid.z + 2)"),
     _of(_GRADIENT_OF_EXPERTS, "products as they lie", "order[first + i / M]", "first"),
-    _of(_GRADIENT_OF_EXPERTS, "x as dy lies", "size_t(lhs[product])", "size_t(product)"),
+    _of(_GRADIENT_OF_EXPERTS, "x as dy lies", "lhs[product]", "product"),
 ]

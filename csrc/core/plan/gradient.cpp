@@ -57,12 +57,11 @@ bool dense_is_faster(const Product& p,
   }
   uint32_t all = cores(device);
   double elements = static_cast<double>(matrices) * p.N * p.K;
-  double bytes = elements * kDenseBytes +
-                 6 * matrices * dense_rows * (double(p.N) + p.K);
-  double dense = kDenseLaunches * kLaunchCycles +
-                 bytes / (kBytesPerCycle * all) +
-                 elements / 1024 * dense_rows * kProductCycles /
-                     (kNeuralSpeed * all);
+  double bytes =
+      elements * kDenseBytes + 6 * matrices * dense_rows * (double(p.N) + p.K);
+  double dense =
+      kDenseLaunches * kLaunchCycles + bytes / (kBytesPerCycle * all) +
+      elements / 1024 * dense_rows * kProductCycles / (kNeuralSpeed * all);
   return dense < gradient_cycles(p, matrices, rows, all);
 }
 
@@ -75,15 +74,10 @@ std::optional<Launches> plan_gradient(const MatmulProblem& problem,
   if (!is_planned(p, device)) {
     return std::nullopt;
   }
-  LaunchPlan launch =
-      gradient_launch(p, Family::kGroupGradient, p.batch.count);
+  LaunchPlan launch = gradient_launch(p, Family::kGroupGradient, p.batch.count);
   bind(launch, {Operand::kWeight, Operand::kX, Operand::kDy, Operand::kOut});
-  launch.params = as_bytes(GradientParams{p.M,
-                                          p.N,
-                                          p.K,
-                                          p.batch.count,
-                                          p.batch.size / p.batch.count,
-                                          p.transpose});
+  launch.params = as_bytes(GradientParams{
+      p.M, p.N, p.K, p.batch.count, p.batch.size / p.batch.count, p.transpose});
   return {{std::move(launch)}};
 }
 

@@ -46,11 +46,10 @@ GroupGradients GroupGradient::of(const std::vector<mx::array>& given,
   if (ours && options.gathered && s.device == mx::Device::gpu) {
     inputs.push_back(mx::argsort(mx::flatten(inputs[kRhs], s), s));
   }
-  mx::array both = ours ? mx::array(node->output_shapes(inputs)[0],
-                                    mx::float32,
-                                    node,
-                                    inputs)
-                        : node->by_mlx(inputs);
+  mx::array both =
+      ours
+          ? mx::array(node->output_shapes(inputs)[0], mx::float32, node, inputs)
+          : node->by_mlx(inputs);
   return {mx::take(both, 0, 0, s), mx::take(both, 1, 0, s)};
 }
 

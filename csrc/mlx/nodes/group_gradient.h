@@ -68,8 +68,8 @@ class GroupGradient : public FastNode<GroupGradient, GradientOptions> {
 // {x, w, scales, biases, ...}.
 bool trains_groups(const std::vector<mx::array>& inputs, QuantFormat format);
 
-// `y`, which MLX computes from the inputs {x, w, scales, biases, ...} of `node`,
-// with the gradients of `node`.
+// `y`, which MLX computes from the inputs {x, w, scales, biases, ...} of
+// `node`, with the gradients of `node`.
 mx::array with_gradients_of(const std::shared_ptr<mx::Primitive>& node,
                             const std::vector<mx::array>& inputs,
                             const mx::array& y);

@@ -117,11 +117,11 @@ mx::array quantized_matmul(const mx::array& x,
         q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
       }
     }
-    mx::array y = decision::dense(problem, stream.device)
-                      ? mx::matmul(wide_x,
-                                   rounded(q, transpose, args, dtype, stream),
-                                   stream)
-                      : by_mlx(wide_x, q);
+    mx::array y =
+        decision::dense(problem, stream.device)
+            ? mx::matmul(
+                  wide_x, rounded(q, transpose, args, dtype, stream), stream)
+            : by_mlx(wide_x, q);
     y = mx::astype(y, dtype, stream);
     if (trains_groups(inputs, format) &&
         decision::gradient_is_ours(problem, stream.device)) {
