@@ -3,8 +3,8 @@
     python -m bench.kernel_counts      # writes bench/kernel_counts.json; minutes
 
 The SIMT bench runs each kernel at two lengths of K. The costs of a threadgroup are
-linear in K, so two lengths give every other one. All in float16; affine codes have
-groups of 64.
+linear in K, so two lengths give every other one. Those of gradients are linear in the
+rows of x, which take the place of K. All in float16; affine codes have groups of 64.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Run:
 
 
 _INDICES = ("offsets", "lhs", "rhs", "lhs_indices", "rhs_indices")
-_ARRAYS = ("w", "scales", "biases", "x", "out", *_INDICES)
+_ARRAYS = ("w", "scales", "biases", "x", "dy", "order", "out", *_INDICES)
 
 
 def form_of(mode: str, bits: int) -> dict[str, Any]:
@@ -138,6 +138,11 @@ def ours(form: dict[str, Any], K: int, wanted: str) -> Iterator[Run]:
             if len(launches) == 1 and new:
                 seen.add(launch.kernel)
                 yield _ours(cases.matmul(p, launch))
+    if (form["mode"], form["bits"]) == ("affine", 4):
+        p = simt.Problem(M=K, N=64, K=64, **form)
+        for launch in plans.plan_gradient(p) or ():
+            if launch.kernel.startswith(wanted):
+                yield _ours(cases.gradient(p, launch))
     one = simt.GatherProblem(B=8, N=64, K=K, experts=2, **form)
     # Full tiles of one expert: of 16 rows, and of 32.
     tiles = [replace(one, B=rows, experts=1, sorted=True) for rows in (16, 64)]

@@ -50,6 +50,8 @@ const char* to_string(Trial::Kind kind) {
       return "joint";
     case Trial::Kind::kDequantize:
       return "dequantize";
+    case Trial::Kind::kGradient:
+      return "gradient";
   }
   return "";
 }

@@ -134,6 +134,45 @@ struct GatherParams {
   int experts;  // weight matrices
 };
 
+// group_gradient: a simdgroup computes a square of d/d w_hat with this many
+// rows and columns, the codes of the smallest group. It has 16 sums in 8x8
+// matrices, as many as a simdgroup of the largest tile of qmm.
+#define NIBBLE_GRADIENT_SIDE 32
+#define NIBBLE_GRADIENT_SIMDGROUPS 4
+
+// The squares of a threadgroup that are side by side: a group or more.
+NIBBLE_INLINE constexpr int nibble_gradient_across(int group_size) {
+  return group_size > 64 ? 4 : 2;
+}
+
+// Bytes of threadgroup memory: two sums of each row of each square, in float,
+// if a group has more than one square.
+NIBBLE_INLINE constexpr int nibble_gradient_memory(int group_size) {
+  return group_size > NIBBLE_GRADIENT_SIDE
+             ? NIBBLE_GRADIENT_SIMDGROUPS * NIBBLE_GRADIENT_SIDE * 8
+             : NIBBLE_LEAST_THREADGROUP_BYTES;
+}
+
+// Parameters of the gradients of scales and biases. Batch b of x and dy has
+// weight matrix b % w_count.
+struct GradientParams {
+  int M;          // rows of a batch
+  int N;          // rows of w
+  int K;          // columns of w_hat
+  int w_count;    // weight matrices
+  int batches;    // of each weight matrix
+  int transpose;  // y = x @ w_hat^T, not x @ w_hat
+};
+
+// The same for y[b] = x[lhs[b]] @ w_hat[rhs[b]]^T.
+struct GatherGradientParams {
+  int M;
+  int N;
+  int K;
+  int B;  // products
+  int transpose;
+};
+
 // Parameters of w -> w_hat for a matrix [rows, K].
 struct DequantizeParams {
   int rows;

@@ -82,6 +82,13 @@ Shapes cuda_tiles(const Types& types) {
   return all;
 }
 
+// Gradients depend on codes alone: one kernel for all types of scales.
+Shapes of_gradients(const Types& types) {
+  bool named =
+      types.format.info().stores_biases && gradient_types(types) == types;
+  return named ? Shapes{{}} : Shapes{};
+}
+
 Shapes no_numbers_on_cuda(const Types& types) {
   return supported_on_cuda(types) ? Shapes{{}} : Shapes{};
 }
@@ -168,6 +175,13 @@ const FamilyRow kFamilies[] = {
     {kDequantize, "dequantize", "dequantize.h",
      "", "", {}, no_numbers,
      {.planner = Planner::kDequantize}},
+    {kGroupGradient, "group_gradient", "group_gradient.h",
+     "", "", {}, of_gradients,
+     {.planner = Planner::kGradient, .transpose = {}, .batch_invariant = true}},
+    {kGatherGroupGradient, "gather_group_gradient", "group_gradient.h",
+     "", "", {}, of_gradients,
+     {.planner = Planner::kGatherGradient, .transpose = {},
+      .batch_invariant = true}},
     {kCudaQmmSkinny, "cuda_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_MATMUL_KERNEL", "QmmSkinny", kCuda, cuda_tiles,
      {.planner = Planner::kMatmul, .batch_invariant = true}, {}, Api::kCuda},

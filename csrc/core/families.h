@@ -37,6 +37,8 @@ enum class Family : uint8_t {
   kSwiglu,
   kGatherSwiglu,
   kDequantize,
+  kGroupGradient,
+  kGatherGroupGradient,
   kCudaQmmSkinny,
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
@@ -45,22 +47,24 @@ enum class Family : uint8_t {
 
 // The function of planner.h that plans kernels of a family.
 enum class Planner : uint8_t {
-  kMatmul,        // plan(MatmulProblem), candidates()
-  kGather,        // plan(GatherProblem)
-  kJoint,         // plan_joint()
-  kSwiglu,        // plan_swiglu(MatmulProblem)
-  kGatherSwiglu,  // plan_swiglu(GatherProblem)
-  kDequantize,    // plan(DequantizeProblem)
+  kMatmul,          // plan(MatmulProblem), candidates()
+  kGather,          // plan(GatherProblem)
+  kJoint,           // plan_joint()
+  kSwiglu,          // plan_swiglu(MatmulProblem)
+  kGatherSwiglu,    // plan_swiglu(GatherProblem)
+  kDequantize,      // plan(DequantizeProblem)
+  kGradient,        // plan_gradient(MatmulProblem)
+  kGatherGradient,  // plan_gradient(GatherProblem)
 };
 
 // The problems that may reach a family, at some numbers of rows, columns and
 // products: those of `planner` with these properties.
 struct Reach {
   Planner planner;
-  bool transpose = true;
-  bool batch_invariant = false;      // batch-invariant problems, too
-  bool sorted = false;               // sorted products only
-  std::optional<bool> in_half = {};  // only problems with this in_half()
+  std::optional<bool> transpose = true;  // any if there is none
+  bool batch_invariant = false;          // batch-invariant problems, too
+  bool sorted = false;                   // sorted products only
+  std::optional<bool> in_half = {};      // only problems with this in_half()
 };
 
 using Shapes = std::vector<std::vector<int>>;

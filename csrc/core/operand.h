@@ -19,9 +19,11 @@ enum class Operand : uint8_t {
   kUpScales,
   kUpBiases,
   kX,
+  kDy,  // the gradient of a product's result
   kLhsIndices,
   kRhsIndices,
-  kBias,  // of an epilogue; kBiases are those of the groups
+  kOrder,  // of products: by their weight matrices
+  kBias,   // of an epilogue; kBiases are those of the groups
   kResidual,
   kSums,  // float32, from one launch of a plan to the next
   kOut,
@@ -39,10 +41,11 @@ enum class Operand : uint8_t {
 
 // The names of all operands, in the order of the enum.
 inline constexpr std::string_view kOperandNames[] = {
-    "w",   "scales",      "biases",      "up_w",    "up_scales", "up_biases",
-    "x",   "lhs_indices", "rhs_indices", "bias",    "residual",  "sums",
-    "out", "w1",          "scales1",     "biases1", "bias1",     "out1",
-    "w2",  "scales2",     "biases2",     "bias2",   "out2",
+    "w",         "scales",  "biases",   "up_w",        "up_scales",
+    "up_biases", "x",       "dy",       "lhs_indices", "rhs_indices",
+    "order",     "bias",    "residual", "sums",        "out",
+    "w1",        "scales1", "biases1",  "bias1",       "out1",
+    "w2",        "scales2", "biases2",  "bias2",       "out2",
 };
 inline constexpr size_t kOperands = std::size(kOperandNames);
 static_assert(kOperands == static_cast<size_t>(Operand::kOut2) + 1);

@@ -42,6 +42,21 @@ std::optional<std::vector<LaunchPlan>> plan_swiglu(const GatherProblem& problem,
 std::optional<std::vector<LaunchPlan>> plan_joint(
     const std::vector<MatmulProblem>& products, const DeviceProfile& device);
 
+// The launch of the gradients [2, .., N, K / group_size] of the scales and the
+// biases of a product, from x and the gradient dy of its result; nullopt if no
+// kernel of ours computes it. The product may have no rows.
+std::optional<std::vector<LaunchPlan>> plan_gradient(
+    const MatmulProblem& product, const DeviceProfile& device);
+std::optional<std::vector<LaunchPlan>> plan_gradient(
+    const GatherProblem& product, const DeviceProfile& device);
+
+// True if a dense product and its reduction to groups are expected to be
+// faster: many rows on neural accelerators.
+bool dense_gradient_is_faster(const MatmulProblem& product,
+                              const DeviceProfile& device);
+bool dense_gradient_is_faster(const GatherProblem& product,
+                              const DeviceProfile& device);
+
 std::optional<std::vector<LaunchPlan>> plan(const DequantizeProblem& problem,
                                             const DeviceProfile& device);
 

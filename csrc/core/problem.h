@@ -18,6 +18,16 @@ struct Types {
   bool operator==(const Types&) const = default;
 };
 
+// The types of the gradients' kernel for these types, which does not read
+// scales.
+constexpr Types gradient_types(Types types) {
+  types.scale_dtype = types.dtype;
+  if (types.format.mode == Mode::kSymmetric) {
+    types.format.mode = Mode::kAffine;
+  }
+  return types;
+}
+
 // The fields that all products of x and a packed w [N, K] share.
 struct Product : Types {
   int M = 1;

@@ -97,6 +97,24 @@ struct Elementwise {
   constexpr uint32_t threadgroup_bytes(const Types&) const { return 0; }
 };
 
+// group_gradient: squares of d/d w_hat [N, K].
+struct GradientSquares {
+  int group_size;
+
+  std::vector<int> shape() const { return {}; }
+  constexpr Dim3 grid(const Extent& d) const {
+    int across = nibble_gradient_across(group_size);
+    int down = NIBBLE_GRADIENT_SIMDGROUPS / across;
+    return d.blocks(down * NIBBLE_GRADIENT_SIDE, across * NIBBLE_GRADIENT_SIDE);
+  }
+  constexpr Dim3 threads() const {
+    return {NIBBLE_GRADIENT_SIMDGROUPS * NIBBLE_SIMD_WIDTH};
+  }
+  constexpr uint32_t threadgroup_bytes(const Types&) const {
+    return static_cast<uint32_t>(nibble_gradient_memory(group_size));
+  }
+};
+
 inline constexpr int kFragment = 8;
 
 // qmm_skinny: a threadgroup of WK simdgroups, which share out K, computes

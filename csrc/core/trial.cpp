@@ -78,6 +78,10 @@ std::vector<Launches> plans(const Reach& reach,
       return one(plan_swiglu(gathered(t), device));
     case Planner::kDequantize:
       return one(plan(DequantizeProblem{t, t.N, t.K}, device));
+    case Planner::kGradient:
+      return one(plan_gradient(dense(t, reach), device));
+    case Planner::kGatherGradient:
+      return one(plan_gradient(gathered(t), device));
   }
   return {};
 }
@@ -86,7 +90,8 @@ Kind kind_of(const Reach& reach) {
   switch (reach.planner) {
     case Planner::kMatmul:
     case Planner::kGather:
-      return reach.transpose ? Kind::kProduct : Kind::kNotTransposed;
+      return reach.transpose.value_or(true) ? Kind::kProduct
+                                            : Kind::kNotTransposed;
     case Planner::kJoint:
       return Kind::kJoint;
     case Planner::kSwiglu:
@@ -94,6 +99,9 @@ Kind kind_of(const Reach& reach) {
       return Kind::kSwiglu;
     case Planner::kDequantize:
       return Kind::kDequantize;
+    case Planner::kGradient:
+    case Planner::kGatherGradient:
+      return Kind::kGradient;
   }
   return {};
 }
@@ -104,11 +112,11 @@ Trial blank(const KernelId& id) {
   Trial t;
   static_cast<Types&>(t) = id;
   t.N = kN;
-  t.transpose = reach.transpose;
+  t.transpose = reach.transpose.value_or(true);
   t.kind = kind_of(reach);
   t.sorted = reach.sorted;
   if (reach.planner == Planner::kMatmul) {
-    t.epilogue = reach.transpose;
+    t.epilogue = t.transpose;
   } else if (reach.planner == Planner::kJoint) {
     t.epilogue = true;
     t.B = t.experts = NIBBLE_JOINT;
@@ -116,6 +124,10 @@ Trial blank(const KernelId& id) {
              reach.planner == Planner::kGatherSwiglu) {
     t.B = kProducts[0];
     t.rows = kChosenRows;
+    t.experts = kExperts;
+  } else if (reach.planner == Planner::kGatherGradient) {
+    // Few products: each has many rows.
+    t.B = t.rows = kChosenRows;
     t.experts = kExperts;
   }
   return t;

@@ -23,13 +23,18 @@ namespace nibble {
 //   kJoint:          y[b] = x[0] @ W[b]^T + bias[b], bias [B, N], each b with
 //                    operands of its own; B = experts
 //   kDequantize:     y = W; there is no x
+//   kGradient:       y [2, experts, N, K / group_size] in float32: with the
+//                    codes C of W and d[e] the sum of dy[b]^T @ x[lhs[b]] over
+//                    the b with rhs[b] = e, sums of C * d and of d over each
+//                    group
 struct Trial : Product {
   enum class Kind : uint8_t {
     kProduct,
     kNotTransposed,
     kSwiglu,
     kJoint,
-    kDequantize
+    kDequantize,
+    kGradient
   };
 
   Kind kind = Kind::kProduct;

@@ -107,8 +107,8 @@ class Answers {
 
 // No lock: a thread builds and evaluates its graphs alone.
 struct AllAnswers {
-  Answers<MatmulProblem> matmul, swiglu;
-  Answers<GatherProblem> gather, gather_swiglu;
+  Answers<MatmulProblem> matmul, swiglu, gradient;
+  Answers<GatherProblem> gather, gather_swiglu, gather_gradient;
   Answers<DequantizeProblem> dequantize;
   Answers<std::vector<MatmulProblem>> joint;
 };
@@ -145,6 +145,16 @@ Plan plan_swiglu(const GatherProblem& p, const DeviceProfile& device) {
       p, device, [&] { return nibble::plan_swiglu(p, device); });
 }
 
+Plan plan_gradient(const MatmulProblem& p, const DeviceProfile& device) {
+  return answers().gradient.get(
+      p, device, [&] { return nibble::plan_gradient(p, device); });
+}
+
+Plan plan_gradient(const GatherProblem& p, const DeviceProfile& device) {
+  return answers().gather_gradient.get(
+      p, device, [&] { return nibble::plan_gradient(p, device); });
+}
+
 Plan plan_joint(const std::vector<MatmulProblem>& products,
                 const DeviceProfile& device) {
   return answers().joint.get(
@@ -154,7 +164,8 @@ Plan plan_joint(const std::vector<MatmulProblem>& products,
 size_t kept() {
   AllAnswers& all = answers();
   return all.matmul.size() + all.swiglu.size() + all.gather.size() +
-         all.gather_swiglu.size() + all.dequantize.size() + all.joint.size();
+         all.gather_swiglu.size() + all.gradient.size() +
+         all.gather_gradient.size() + all.dequantize.size() + all.joint.size();
 }
 
 }  // namespace nibble::plans

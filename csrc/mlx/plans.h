@@ -25,6 +25,8 @@ Plan plan(const GatherProblem& problem, const DeviceProfile& device);
 Plan plan(const DequantizeProblem& problem, const DeviceProfile& device);
 Plan plan_swiglu(const MatmulProblem& problem, const DeviceProfile& device);
 Plan plan_swiglu(const GatherProblem& problem, const DeviceProfile& device);
+Plan plan_gradient(const MatmulProblem& product, const DeviceProfile& device);
+Plan plan_gradient(const GatherProblem& product, const DeviceProfile& device);
 Plan plan_joint(const std::vector<MatmulProblem>& products,
                 const DeviceProfile& device);
 

@@ -151,9 +151,9 @@ NB_MODULE(_recorder, m) {
       "The address of the first element of an evaluated array.");
   m.def(
       "evaluate_with",
-      [](mx::array a, const mx::array& x) {
+      [](mx::array a, const mx::array& x, int input) {
         std::vector<mx::array> inputs = a.inputs();
-        inputs[0] = x;
+        inputs[input] = x;
         mx::array y(a.primitive().output_shapes(inputs)[0],
                     a.dtype(),
                     a.primitive_ptr(),
@@ -163,8 +163,29 @@ NB_MODULE(_recorder, m) {
       },
       "a"_a,
       "x"_a,
-      "Run the node of `a` with another first input, as a graph that is traced "
+      "input"_a = 0,
+      "Run the node of `a` with another input, as a graph that is traced "
       "without shapes. Returns the result.");
+  m.def(
+      "find",
+      [](const mx::array& a, const std::string& name) {
+        std::vector<mx::array> ahead{a};
+        for (size_t i = 0; i < ahead.size(); ++i) {
+          if (!ahead[i].has_primitive()) {
+            continue;
+          }
+          if (ahead[i].primitive().name() == name) {
+            return std::optional(ahead[i]);
+          }
+          std::vector<mx::array> inputs = ahead[i].inputs();
+          ahead.insert(ahead.end(), inputs.begin(), inputs.end());
+        }
+        return std::optional<mx::array>();
+      },
+      "a"_a,
+      "name"_a,
+      "The nearest array that `a` waits for and a primitive of this name "
+      "computes; None if there is none.");
   m.def("kept_plans",
         &nibble::plans::kept,
         "The number of plans that this thread keeps.");

@@ -237,33 +237,6 @@ def test_gathered_products(
     tolerance.assert_close(y, exact, allowed)
 
 
-def group_gradients(x, dy, w, which, types, transpose):
-    """Return the gradients of scales and biases in float64, and their bounds.
-
-    Args:
-        x, dy: The operands that meet matrix `which[b]` for each b: [B, M, ...].
-        w: Weights [count, N, K].
-        which: Index of the matrix for each of the B.
-        types: Types of x and dy.
-        transpose: Whether the product was transposed.
-    """
-    left, right = (dy, x) if transpose else (x, dy)
-    count, N, groups = w.scales.shape
-    codes = oracle.unpack(w.words, w.bits).astype(np.float64)
-    codes = codes.reshape(count, N, groups, -1)
-
-    def sums(left, right):
-        dense = np.zeros(codes.shape)
-        for matrix, a, b in zip(which, left, right, strict=True):
-            part = a.astype(np.float64).T @ b.astype(np.float64)
-            dense[matrix] += part.reshape(N, groups, -1)
-        return np.stack([(codes * dense).sum(-1), dense.sum(-1)])
-
-    exact, magnitude = sums(left, right), sums(abs(left), abs(right))
-    terms = left.shape[0] * left.shape[1] * w.group_size
-    return exact, tolerance.bound(exact, magnitude, terms, "float32")
-
-
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
@@ -280,7 +253,7 @@ def test_gradients_of_scales_and_biases(
     dy, _ = make(seed + 1, fmt, types, shape, batch, not transpose)
     result = backend.group_gradients(x, dy, w, types, transpose=transpose, batch=batch)
     which = matrices(w, batch)
-    exact, allowed = group_gradients(x, dy, w, which, types, transpose)
+    exact, allowed = tolerance.group_gradients(x, dy, w, which, transpose)
     tolerance.assert_close(result, exact, allowed)
 
 
@@ -316,7 +289,7 @@ def test_gradients_of_experts(backend, seed, fmt, types, N, groups, form, transp
     result = backend.group_gradients(
         x, dy, w, types, transpose=transpose, indices=(lhs, rhs)
     )
-    exact, allowed = group_gradients(x[lhs], dy, w, rhs, types, transpose)
+    exact, allowed = tolerance.group_gradients(x[lhs], dy, w, rhs, transpose)
     tolerance.assert_close(result, exact, allowed)
 
 

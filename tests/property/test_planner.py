@@ -29,6 +29,7 @@ from tests.simt.plans import (
     plan_choice,
     plan_dequantize,
     plan_gather,
+    plan_gradient,
     plan_joint,
     plan_matmul,
     plan_swiglu,
@@ -37,8 +38,8 @@ from tests.simt.plans import (
 SIMD_WIDTH = 32
 # Each number of rows that a kernel is made for, and the edges of tiles.
 ROWS = (*range(1, 41), 64, 65, 100, 128, 500)
-DENSE = ("matmul", "joint", "swiglu", "dequantize")
-GATHERED = ("gather", "gather_swiglu")
+DENSE = ("matmul", "joint", "swiglu", "dequantize", "gradient")
+GATHERED = ("gather", "gather_swiglu", "gather_gradient")
 INSTANCES = frozenset(instances())
 KNOWN_FORMATS = [
     (name, bits, group_size)
@@ -414,6 +415,8 @@ def test_plans_of_any_shape_name_only_kernels_of_any_shape(
             ("gather", plan_gather(chosen)),
             ("gather_swiglu", plan_swiglu(chosen)),
             ("dequantize", plan_dequantize(other)),
+            ("gradient", plan_gradient(other)),
+            ("gather_gradient", plan_gradient(chosen)),
         ]
         for planner, plan in plans:
             assert {launch.kernel for launch in plan or []} <= allowed[planner]

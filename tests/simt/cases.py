@@ -286,6 +286,43 @@ def swiglu(p: Problem | GatherProblem, launch: Launch, seed: int = 0) -> Case:
     return Case(launch, operands, p.dtype, exact, allowed)
 
 
+def gradient(
+    p: Problem | GatherProblem,
+    launch: Launch,
+    seed: int = 0,
+    chosen: Sequence[int] = (),
+) -> Case:
+    """Return a case of the gradients of scales and biases.
+
+    Args:
+        p: The product.
+        launch: Launch of a plan for its gradients.
+        seed: Seed of the operands.
+        chosen: Experts of the products. Default: random ones.
+    """
+    rng = np.random.default_rng(seed)
+    gathered = isinstance(p, GatherProblem)
+    matrices = p.experts if gathered else p.batch_count
+    products = p.B if gathered else p.batch_size
+    w, operands = weights(p, (matrices, p.N, p.K), rng)
+    inner, outer = (p.K, p.N) if p.transpose else (p.N, p.K)
+    x = _activations((products, p.M, inner), p.dtype, rng)
+    dy = _activations((products, p.M, outer), p.dtype, rng)
+    operands = {"w": operands["w"], "x": numbers.encode(x, p.dtype)}
+    operands["dy"] = numbers.encode(dy, p.dtype)
+    which = np.arange(products) // (1 if gathered else p.batch_repeat) % matrices
+    if gathered:
+        lhs, which = _indices(p, rng)
+        if chosen:
+            which = np.array(chosen, np.uint32)
+        order = np.argsort(which, kind="stable").astype(np.uint32)
+        operands |= {"lhs_indices": lhs, "rhs_indices": which, "order": order}
+        x = x[lhs]
+    assert isinstance(w, oracle.Weights)
+    exact, allowed = tolerance.group_gradients(x, dy, w, which, p.transpose)
+    return Case(launch, operands, "float32", exact, allowed)
+
+
 def joint(products: Sequence[Problem], launch: Launch, seed: int = 0) -> Case:
     """Return a case of joint products, which all use the x of the first one."""
     first = products[0]

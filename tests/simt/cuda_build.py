@@ -121,11 +121,13 @@ def entries() -> Iterator[Entry]:
     """Yield every kernel of the types and the format that most checkpoints have."""
     for unit in plans.unit_names():
         if unit.endswith(("_f16_f16_b4", "_bf16_bf16_b4")):
-            for case in problems.of_unit(unit):
-                # NVRTC takes ten seconds for some.
-                name = case.launch.kernel
-                if "_g64" in name and "_sym" not in name:
-                    yield Entry(case)
+            # NVRTC takes ten seconds for some.
+            kernels = [
+                kernel
+                for kernel in plans.kernels_of_unit(unit)
+                if "_g64" in kernel and "_sym" not in kernel
+            ]
+            yield from map(Entry, problems.of_unit(unit, kernels))
     for dtype in ("float16", "bfloat16"):
         # The last problem of each kernel.
         for kernel, p in dict(mlx_cases.of_format(dtype, 4, 64)).items():

@@ -63,6 +63,10 @@ _SPLITK_SUM = "qmm_splitk_sum_f16_f16_b4_g64"
 _GATHER_SORTED_N = "gather_sorted_qmm_n_f16_f16_b4_g32_bm32_bn128_bk32_wm1_wn4"
 _GATHER_QMM = "gather_qmm_f16_f16_b4_g32_bm16_bn32_bk32_wm1_wn2"
 
+_GRADIENT = "group_gradient_f16_f16_b4_g64"
+_GRADIENT3 = "group_gradient_f16_f16_b3_g32"
+_GRADIENT_OF_EXPERTS = "gather_group_gradient_f16_f16_b4_g64"
+
 _MXFP4 = "qmv_f16_e8m0_b4_g32_mxfp4"
 _MXFP8 = "qmv_multi_f16_e8m0_b8_g32_mxfp8_r2"
 _NVFP4 = "qmm_f16_e4m3_b4_g16_nvfp4_bm32_bn32_bk32_wm2_wn2"
@@ -493,4 +497,54 @@ MUTANTS = [
     _skinny("wrong address space", "threadgroup float2* mine", "device float2* mine"),
     _qmv("double", "float dot = 0.0f;", "double dot = 0.0;"),
     _qmv("implicit bfloat", "return T(sum);", "return sum;", "bf16_bf16"),
+    # Gradients of scales and biases.
+    _of(_GRADIENT, "rows past the last", "if (at < rows.count) {", "{"),
+    _of(
+        _GRADIENT,
+        "columns past the last",
+        "if (column + i < width) {",
+        "{",
+    ),
+    _of(_GRADIENT, "rows of w past the last", "min(row() + i, p.N - 1)", "row() + i"),
+    _of(_GRADIENT, "a row of w that is not there", "inside && row < p.N", "inside"),
+    _of(_GRADIENT, "half of the columns", "column + 4, p.K", "column, p.K"),
+    _of(
+        _GRADIENT,
+        "columns of x in another order than codes",
+        "four[j % 2 * 2], four[j % 2 * 2 + 1]",
+        "four[j % 2 * 2 + 1], four[j % 2 * 2]",
+    ),
+    _of(
+        _GRADIENT,
+        "rows of another order",
+        "float2(held[0][j], held[1][j])",
+        "float2(held[1][j], held[0][j])",
+    ),
+    _of(
+        _GRADIENT,
+        "no barrier between squares",
+        f"memory[place] = both;\n    {_BARRIER}",
+        "memory[place] = both;",
+    ),
+    _of(_GRADIENT, "one square of two", "s < kShares; ++s", "s < 1; ++s"),
+    _of(
+        _GRADIENT,
+        "two of four lanes",
+        "both += simd_shuffle_xor(both, ushort(8));",
+        "",
+    ),
+    _of(_GRADIENT, "batches in a row", "i / M) * size_t(w_count)", "i / M)"),
+    _of(
+        _GRADIENT,
+        "biases over the scales",
+        "scales + size_t(count) * groups",
+        "scales",
+    ),
+    _of(_GRADIENT, "left for right", "p.transpose ? p.dy : p.x", "p.x"),
+    _of(_GRADIENT3, "a share of its neighbour", ">> shift;", ">> 0;"),
+    _of(_GRADIENT3, "codes in one word", "mine[w] |= next << 1 << (31 - shift);", ""),
+    _of(_GRADIENT3, "a square past the columns", "square.first_column < p.K", "true"),
+    _of(_GRADIENT_OF_EXPERTS, "the next expert", "tgid.z + 1)", "tgid.z + 2)"),
+    _of(_GRADIENT_OF_EXPERTS, "products as they lie", "order[first + i / M]", "first"),
+    _of(_GRADIENT_OF_EXPERTS, "x as dy lies", "lhs[product]", "product"),
 ]

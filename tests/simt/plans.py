@@ -22,7 +22,16 @@ SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
 SCALES_OF = {"mxfp4": "e8m0", "nvfp4": "e4m3", "mxfp8": "e8m0"}
 MODE_NAMES = tuple(MODES)  # in the order of nibble::Mode
 # The order of nibble::Planner in csrc/core/families.h.
-PLANNERS = ("matmul", "gather", "joint", "swiglu", "gather_swiglu", "dequantize")
+PLANNERS = (
+    "matmul",
+    "gather",
+    "joint",
+    "swiglu",
+    "gather_swiglu",
+    "dequantize",
+    "gradient",
+    "gather_gradient",
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,10 @@ def library() -> ctypes.CDLL:
         "plan_swiglu",
         "plan_gather_swiglu",
         "plan_joint",
+        "plan_gradient",
+        "plan_gather_gradient",
+        "gradient_left_to_mlx",
+        "gather_gradient_left_to_mlx",
         "candidates",
         "kernels_of_any_shape",
         "gather_kernels_of_any_shape",
@@ -251,6 +264,21 @@ def plan_swiglu(
     return None if answer is None else _launches(answer)
 
 
+def plan_gradient(
+    problem: Problem | GatherProblem, device: Device | None = None
+) -> list[Launch] | None:
+    """Plan the gradients of the scales and biases of a product."""
+    gathered = "gather_" if isinstance(problem, GatherProblem) else ""
+    answer = _ask(f"simt_plan_{gathered}gradient", problem, device or Device())
+    return None if answer is None else _launches(answer)
+
+
+def gradient_left_to_mlx(problem: Problem | GatherProblem, device: Device) -> bool:
+    """Return whether a dense product computes these gradients faster."""
+    gathered = "gather_" if isinstance(problem, GatherProblem) else ""
+    return _ask(f"simt_{gathered}gradient_left_to_mlx", problem, device)
+
+
 def plan_joint(
     products: Sequence[Problem], device: Device | None = None
 ) -> list[Launch] | None:
@@ -331,16 +359,47 @@ def unit_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(unit_name, instances())))
 
 
-def unit_text(unit: str) -> str:
-    """Return the Metal source of a unit's kernels: one header, many instances."""
-    header, lines = "", []
+@functools.cache
+def _kernels_by_unit() -> dict[str, tuple[str, ...]]:
+    by_unit: dict[str, list[str]] = {}
     for kernel in instances():
-        if unit_name(kernel) == unit:
-            header, instance = kernel_source(kernel).split("template [[host_name", 1)
-            lines.append("template [[host_name" + instance)
+        by_unit.setdefault(unit_name(kernel), []).append(kernel)
+    return {name: tuple(kernels) for name, kernels in by_unit.items()}
+
+
+def kernels_of_unit(unit: str) -> tuple[str, ...]:
+    return _kernels_by_unit()[unit]
+
+
+def representatives(unit: str, turn: int) -> tuple[str, ...]:
+    """Return kernels with each shape of a unit, and two of its formats or more.
+
+    Args:
+        unit: Name of the unit.
+        turn: Number of the unit. Group sizes and symmetry take turns with it.
+    """
+    shapes: dict[str, list[str]] = {}
+    for kernel in sorted(kernels_of_unit(unit)):
+        found = re.match(r"_g\d+(_sym|_[a-z]+fp\d)?", kernel[len(unit) :])
+        assert found, kernel
+        shapes.setdefault(kernel[len(unit) + found.end() :], []).append(kernel)
+    of_shape = list(shapes.values())
+    chosen = []
+    for i in range(max(2, len(of_shape))):
+        formats = of_shape[i % len(of_shape)]
+        chosen.append(formats[(turn + i) % len(formats)])
+    return tuple(dict.fromkeys(chosen))
+
+
+def unit_text(kernels: Sequence[str]) -> str:
+    """Return the Metal source of kernels of a unit: one header, many instances."""
+    header, lines = "", []
+    for kernel in kernels:
+        header, instance = kernel_source(kernel).split("template [[host_name", 1)
+        lines.append("template [[host_name" + instance)
     return header + "".join(lines)
 
 
 @functools.cache
-def unit(name: str) -> Unit:
-    return translate(unit_text(name))
+def unit(kernels: tuple[str, ...]) -> Unit:
+    return translate(unit_text(kernels))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import chain
 
 from mlx_nibble.formats import MODES
 
 from . import numbers, plans
-from .cases import Case, dequantize, gather, joint, matmul, swiglu
+from .cases import Case, dequantize, gather, gradient, joint, matmul, swiglu
 from .plans import GatherProblem, Problem
 
 # Not a multiple of any tile or of a simdgroup's rows.
@@ -23,6 +23,10 @@ _EXPERTS = 3
 _GATHERED = ((4, 1, False), (2, 5, False), (2, 13, False), (2, 29, False))
 # Factors of the first row of x and of w: inside the range of half, and outside.
 _FIRSTS = ((1.0, 1.0), (2.0**20, 1.0), (2.0**-24, 1.0), (1.0, 2.0**20), (1.0, 2.0**-24))
+# (rows, rows of w) of gradients: rows of w that four lanes read at once, or not.
+_GRADIENTS = ((5, 37), (13, 36))
+# The fields of a product by index that one of a batch has, too.
+_SHARED = {f.name for f in fields(Problem)} & {f.name for f in fields(GatherProblem)}
 # With 3 experts: more than one tile of 16 rows each, and of 32.
 _SORTED = ((70, 1, True), (151, 1, True))
 
@@ -32,15 +36,36 @@ def lengths(p: Problem) -> list[int]:
     return [groups * max(p.group_size, 32) for groups in _GROUPS]
 
 
-def of_unit(unit: str) -> Iterator[Case]:
-    """Yield a case for each kernel of a unit of plans.unit_names()."""
+def of_unit(unit: str, kernels: Sequence[str]) -> Iterator[Case]:
+    """Yield a case for each of these kernels of a unit of plans.unit_names()."""
+    left = set(kernels)
+    for kernel, case in _of_unit(unit):
+        if kernel in left:
+            left.remove(kernel)
+            yield case()
+        if not left:
+            return
+
+
+def kernels_of_unit(unit: str) -> set[str]:
+    """Return the kernels of a unit that have a case."""
+    missing = set(plans.kernels_of_unit(unit))
+    found = set()
+    for kernel, _ in _of_unit(unit):
+        found.add(kernel)
+        if missing <= found:
+            break
+    return found
+
+
+def _of_unit(unit: str) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Yield (kernel, maker of its case) for each kernel and size of a unit."""
     family, dtype, scale_dtype, bits = unit.rsplit("_", 3)
     base = Problem(
         dtype=numbers.LONG[dtype],
         scale_dtype=numbers.LONG[scale_dtype],
         bits=int(bits[1:]),
     )
-    seen: set[str] = set()
     for mode, info in MODES.items():
         if base.bits not in info.bits or not plans.has_scales(mode, base.scale_dtype):
             continue
@@ -48,9 +73,8 @@ def of_unit(unit: str) -> Iterator[Case]:
             p = replace(base, group_size=group_size, mode=mode)
             for K in lengths(p):
                 for kernel, case in _of_format(family, replace(p, N=_N, K=K)):
-                    if plans.unit_name(kernel) == unit and kernel not in seen:
-                        seen.add(kernel)
-                        yield case()
+                    if plans.unit_name(kernel) == unit:
+                        yield kernel, case
 
 
 def of_kernel(kernel: str) -> Iterator[Case]:
@@ -75,6 +99,9 @@ def of_kernel(kernel: str) -> Iterator[Case]:
 def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:
     """Yield (kernel, maker of its case) for launches that may be of this family."""
     N, K = base.N, base.K
+    if family.endswith("group_gradient"):
+        yield from _of_gradients(family, base)
+        return
     if family.startswith("gather"):
         shapes = (*_GATHERED, *_SORTED)
         for B, M, in_order in shapes:
@@ -129,6 +156,25 @@ def _of_format(family: str, base: Problem) -> Iterator[tuple[str, Callable[[], C
     p = replace(base, M=1, N=N, K=K, batch_size=4, batch_count=2)
     for launch in plans.plan_swiglu(p) or ():
         yield launch.kernel, lambda p=p, launch=launch: swiglu(p, launch)
+
+
+def _of_gradients(
+    family: str, base: Problem
+) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Yield cases of one matrix, of a batch or of experts; edges of 8 and 32 rows."""
+    if base.K == lengths(base)[-1]:
+        return  # no kernel needs a long row
+    form = {name: getattr(base, name) for name in _SHARED}
+    for transpose in (True, False):
+        for M, N in _GRADIENTS:
+            if family.startswith("gather"):
+                p = GatherProblem(B=7, experts=_EXPERTS, **form)
+            else:
+                p = replace(base, M=M, batch_size=4 if M < 8 else 1)
+                p = replace(p, batch_count=2 if M < 8 else 1)
+            p = replace(p, M=M, N=N, transpose=transpose)
+            for launch in plans.plan_gradient(p) or ():
+                yield launch.kernel, lambda p=p, launch=launch: gradient(p, launch)
 
 
 def _of_half(p: Problem) -> Iterator[tuple[str, Callable[[], Case]]]:

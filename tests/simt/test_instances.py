@@ -1,10 +1,14 @@
 """The kernels that plans can name run without findings and agree with the oracle.
 
-Without NIBBLE_SIMT=all each family runs in every width of integers and every mode of
-floats, each with one pair of types.
+Without NIBBLE_SIMT=all each family runs in every shape, every width of integers and
+every mode of floats. Pairs of types, group sizes and symmetry take turns.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import chain
 
 import pytest
 
@@ -26,18 +30,42 @@ def chosen_units() -> list[str]:
     return [all_of[i % len(all_of)] for i, all_of in enumerate(formats.values())]
 
 
-@pytest.mark.parametrize("unit", chosen_units())
+def chosen_kernels() -> dict[str, tuple[str, ...]]:
+    """Return the kernels that run, by their unit of compilation."""
+    return {
+        unit: plans.kernels_of_unit(unit) if FULL else plans.representatives(unit, turn)
+        for turn, unit in enumerate(chosen_units())
+    }
+
+
+KERNELS = chosen_kernels()
+
+
+@pytest.mark.parametrize("unit", KERNELS)
 def test_every_instance_runs(unit: str) -> None:
-    library = compile_planned(plans.unit(unit), instrumented=True)
+    kernels = KERNELS[unit]
+    library = compile_planned(plans.unit(kernels), instrumented=True)
 
     def check_all() -> None:
-        for case in problems.of_unit(unit):
+        for case in problems.of_unit(unit, kernels):
             case.check(Options(instrumented=True))
 
     verdicts.once(unit, library, check_all)
 
 
-@pytest.mark.parametrize("unit", chosen_units())
+@pytest.mark.skipif(FULL, reason="all of them run")
+def test_every_group_size_and_mode_of_a_family_has_its_turn() -> None:
+    def parts(kernels: Iterable[str]) -> set[tuple[str, str]]:
+        """Return (family, part of a format's label) of all."""
+        labels = ((plans.family_name(k), k[len(plans.unit_name(k)) :]) for k in kernels)
+        pattern = re.compile(r"(_g\d+)(_sym)?(_[a-z]+fp\d)?.*")
+        found = ((family, pattern.fullmatch(label)) for family, label in labels)
+        return {(f, part) for f, match in found if match for part in match.groups("")}
+
+    runs = chain.from_iterable(KERNELS.values())
+    assert parts(runs) == parts(plans.instances())
+
+
+@pytest.mark.parametrize("unit", KERNELS)
 def test_no_instance_is_left_out(unit: str) -> None:
-    planned = {k for k in plans.instances() if plans.unit_name(k) == unit}
-    assert {case.launch.kernel for case in problems.of_unit(unit)} == planned
+    assert problems.kernels_of_unit(unit) == set(plans.kernels_of_unit(unit))

@@ -22,11 +22,17 @@ FLOATS = [
     for dtype in TYPES
     for mode, (bits, group_size, *_) in oracle.FLOAT_MODES.items()
 ]
-# Without NIBBLE_SIMT=all: every type, width and mode, one group size.
-FORMATS = [
-    *(AFFINE if FULL else [fields for fields in AFFINE if fields[2] == 64]),
-    *(FLOATS if FULL else FLOATS[::4]),
+# Without NIBBLE_SIMT=all: every type and mode, and the widths that differ in how codes
+# lie in words.
+SOME = [
+    ("float32", 4, 64, "affine"),
+    ("float16", 8, 64, "affine"),
+    ("bfloat16", 8, 64, "affine"),
+    ("float16", 3, 64, "affine"),
+    ("float16", 6, 64, "affine"),
+    *FLOATS[::4],
 ]
+FORMATS = [*AFFINE, *FLOATS] if FULL else SOME
 # One build without instruments is enough to show that they change no result.
 RUNS = [(*fields, True) for fields in FORMATS]
 RUNS += [(*fields, False) for fields in (FORMATS if FULL else FORMATS[2:3])]

@@ -82,6 +82,38 @@ def swiglu(
     return exact, numerics.of_result(exact, off, dtype)
 
 
+def group_gradients(
+    x: np.ndarray,
+    dy: np.ndarray,
+    w: oracle.Weights,
+    which: np.ndarray,
+    transpose: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of scales and biases in float64, and their bounds.
+
+    Args:
+        x, dy: The operands that meet matrix `which[b]` for each b: [B, M, ...].
+        w: Weights [count, N, K].
+        which: Index of the matrix for each of the B.
+        transpose: Whether the product was transposed.
+    """
+    left, right = (dy, x) if transpose else (x, dy)
+    count, N, groups = w.scales.shape
+    codes = oracle.unpack(w.words, w.bits).astype(np.float64)
+    codes = codes.reshape(count, N, groups, -1)
+
+    def sums(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        dense = np.zeros(codes.shape)
+        for matrix, a, b in zip(which, left, right, strict=True):
+            part = a.astype(np.float64).T @ b.astype(np.float64)
+            dense[matrix] += part.reshape(N, groups, -1)
+        return np.stack([(codes * dense).sum(-1), dense.sum(-1)])
+
+    exact, magnitude = sums(left, right), sums(abs(left), abs(right))
+    terms = left.shape[0] * left.shape[1] * w.group_size
+    return exact, bound(exact, magnitude, terms, "float32")
+
+
 def assert_close(
     result: np.ndarray, exact: np.ndarray, allowed: np.ndarray, label: str = ""
 ) -> None:

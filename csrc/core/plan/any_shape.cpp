@@ -8,7 +8,7 @@ namespace nibble {
 namespace {
 
 bool reaches(const Reach& reach, const Product& p) {
-  return p.transpose == reach.transpose &&
+  return p.transpose == reach.transpose.value_or(p.transpose) &&
          (reach.batch_invariant || !p.batch_invariant);
 }
 
@@ -30,13 +30,16 @@ template <typename Problem>
 std::vector<std::string> kernels_of(Planner planner,
                                     const Problem& p,
                                     Api api) {
+  bool gradient =
+      planner == Planner::kGradient || planner == Planner::kGatherGradient;
+  Types types = gradient ? gradient_types(p) : static_cast<const Types&>(p);
   std::vector<std::string> names;
   for (const FamilyRow& row : families()) {
     if (row.api != api || row.reach.planner != planner ||
         !reaches(row.reach, p)) {
       continue;
     }
-    for (const KernelId& id : instances(row.family, p)) {
+    for (const KernelId& id : instances(row.family, types)) {
       names.push_back(kernel_name(id));
     }
   }

@@ -81,6 +81,9 @@ constexpr TileCost mlx_sorted_cost(const QuantFormat& format) {
   return {148, decode_cost(format).mlx_sorted, 2, 32};
 }
 
+// group_gradient, where a row of x takes the place of a column of K.
+inline constexpr TileCost kGradientCost{77, 0.38, 4, 240};
+
 // Cycles of the 32 products of 18 cycles that four schedulers share.
 inline constexpr double kProductCycles = 9.0;
 

@@ -48,6 +48,20 @@ bool dense_on_gpu(const Problem& problem, const mx::Device& device) {
          dense_is_faster(problem, executor::device_profile(device));
 }
 
+template <typename Problem>
+bool has_gradient(const Problem& product, const mx::Device& device) {
+  if (device == mx::Device::cpu) {
+    return true;
+  }
+  if (!executor::is_available()) {
+    return false;
+  }
+  DeviceProfile profile = executor::device_profile(device);
+  auto launches = plans::plan_gradient(product, profile);
+  return launches && !dense_gradient_is_faster(product, profile) &&
+         self_check::trusted(launches);
+}
+
 }  // namespace
 
 bool ours(const MatmulProblem& problem,
@@ -83,6 +97,14 @@ bool ours(const DequantizeProblem& problem,
   // Nobody times it.
   return device == mx::Device::cpu ||
          (!is_complete(options) && ours_on_gpu(problem, {}, false, device));
+}
+
+bool gradient_is_ours(const MatmulProblem& product, const mx::Device& device) {
+  return has_gradient(product, device);
+}
+
+bool gradient_is_ours(const GatherProblem& product, const mx::Device& device) {
+  return has_gradient(product, device);
 }
 
 bool dense(const MatmulProblem& problem, const mx::Device& device) {

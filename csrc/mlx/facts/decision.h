@@ -42,6 +42,11 @@ bool ours(const DequantizeProblem& problem,
           const ops::MatmulOptions& options,
           const mx::Device& device);
 
+// True if our kernel computes the gradients of the scales and biases of this
+// product on `device`.
+bool gradient_is_ours(const MatmulProblem& product, const mx::Device& device);
+bool gradient_is_ours(const GatherProblem& product, const mx::Device& device);
+
 // True if a dense product with dequantized weights is faster on `device` than
 // ours and MLX's quantized product.
 bool dense(const MatmulProblem& problem, const mx::Device& device);

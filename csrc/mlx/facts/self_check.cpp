@@ -109,8 +109,15 @@ mx::Shape shape_of_y(const Trial& t) {
       return {t.B, t.M, t.K};
     case Trial::Kind::kDequantize:
       return {t.N, t.K};
+    case Trial::Kind::kGradient:
+      return {2, t.experts, t.N, t.format.groups_per_row(t.K)};
   }
   return {};
+}
+
+mx::Dtype type_of_y(const Trial& t) {
+  return t.kind == Trial::Kind::kGradient ? mx::float32
+                                          : bridge::to_mlx(t.dtype);
 }
 
 }  // namespace
@@ -216,7 +223,7 @@ mx::array run(const std::string& kernel,
   }
   return mx::array(
       shape_of_y(*trial),
-      bridge::to_mlx(trial->dtype),
+      type_of_y(*trial),
       std::make_shared<Launches>(stream, trial->launches, std::move(given)),
       std::move(inputs));
 }

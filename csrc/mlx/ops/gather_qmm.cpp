@@ -4,6 +4,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/facts/decision.h"
+#include "csrc/mlx/nodes/group_gradient.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "csrc/mlx/ops/validate.h"
@@ -137,7 +138,11 @@ mx::array gather_qmm(const mx::array& x,
       return mx::gather_mm(
           inputs[kX], w, indices.lhs, indices.rhs, indices.sorted, stream);
     }
-    return mx::astype(by_mlx(inputs[kX], q), dtype, stream);
+    mx::array y = mx::astype(by_mlx(inputs[kX], q), dtype, stream);
+    return trains_groups(inputs, format) &&
+                   decision::gradient_is_ours(problem, stream.device)
+               ? with_gradients_of(node, inputs, y)
+               : y;
   }
   return build(std::move(node), std::move(inputs), dtype);
 }

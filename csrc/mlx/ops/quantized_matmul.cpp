@@ -4,6 +4,7 @@
 
 #include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/fusion/fusion.h"
+#include "csrc/mlx/nodes/group_gradient.h"
 #include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
@@ -106,21 +107,27 @@ mx::array quantized_matmul(const mx::array& x,
     inputs = repack::unpacked(std::move(inputs), kW);
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
+    mx::array wide_x = inputs[kX];
     int columns = decision::columns_for_mlx(problem, stream.device);
     if (columns > problem.K) {
-      inputs[kX] = widened(inputs[kX], columns, stream);
+      wide_x = widened(wide_x, columns, stream);
       q.w = widened(q.w, format.words_per_row(columns), stream);
       q.scales = widened(q.scales, format.groups_per_row(columns), stream);
       if (q.biases) {
         q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
       }
     }
-    mx::array y = decision::dense(problem, stream.device)
-                      ? mx::matmul(inputs[kX],
-                                   rounded(q, transpose, args, dtype, stream),
-                                   stream)
-                      : by_mlx(inputs[kX], q);
-    return finish(mx::astype(y, dtype, stream), addends);
+    mx::array y =
+        decision::dense(problem, stream.device)
+            ? mx::matmul(
+                  wide_x, rounded(q, transpose, args, dtype, stream), stream)
+            : by_mlx(wide_x, q);
+    y = mx::astype(y, dtype, stream);
+    if (trains_groups(inputs, format) &&
+        decision::gradient_is_ours(problem, stream.device)) {
+      y = with_gradients_of(node, inputs, y);
+    }
+    return finish(y, addends);
   }
   if (epilogue.bias) {
     inputs.push_back(mx::astype(*addends.bias, dtype, stream));

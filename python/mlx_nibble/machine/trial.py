@@ -53,6 +53,9 @@ class Trial:
     * joint: y[b] = x[0] @ w_hat[b].T + bias[b], x [1, M, K], bias [B, N], B = experts;
       each b has its own arrays: w, w1, w2
     * dequantize: y = w_hat [N, K], without x
+    * gradient: y [2, experts, N, K / group_size] in float32: sums over each group of
+      codes * d, and of d, where d[e] is the sum of dy[b].T @ x[lhs[b]] over the b with
+      rhs[b] = e
 
     Attributes:
         kind: One of the kinds above.
@@ -157,7 +160,8 @@ def judge(
         name: Kernel of the verdict.
         trial: The problem.
         run: Function that returns y. Its argument holds evaluated arrays by name: w
-            [experts, N, K * bits / 32], scales, biases, x, lhs_indices, rhs_indices.
+            [experts, N, K * bits / 32], scales, biases, x, lhs_indices, rhs_indices;
+            for a gradient also dy, and order.
     """
     operands = _operands(trial)
     exact, allowed = _reference(trial, operands)
@@ -212,6 +216,10 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
         "lhs_indices": mx.array(rng.integers(0, trial.rows, trial.B, dtype=np.uint32)),
         "rhs_indices": mx.array(np.sort(rhs) if trial.sorted else rhs),
     }
+    if trial.kind == "gradient":
+        dy = rng.standard_normal((trial.B, trial.M, trial.N)).astype(np.float32)
+        order = np.argsort(rhs, kind="stable").astype(np.uint32)
+        operands |= {"dy": mx.array(dy).astype(trial.dtype), "order": mx.array(order)}
     if trial.epilogue:
         shapes = {"bias": (trial.N,), "residual": (trial.B, trial.M, trial.N)}
         if trial.kind == "joint":
@@ -256,6 +264,8 @@ def _reference(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the result in float64 and the error bound of each element."""
     u32 = numerics.UNIT_ROUNDOFF["float32"]
+    if trial.kind == "gradient":
+        return _gradient(trial, operands)
     if trial.kind == "dequantize":
         exact, magnitude = (a[0] for a in _weights(trial, operands, ""))
         off = 2 * u32 * magnitude
@@ -288,6 +298,30 @@ def _product(
     # Tiles round w_hat to the type of the activations before they multiply.
     off = numerics.of_sum(magnitude, x.shape[-1], _name(trial.dtype))
     return x @ w_hat, off
+
+
+def _gradient(
+    trial: Trial, operands: dict[str, mx.array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of scales and biases, and their error bounds."""
+    import numpy as np
+
+    from mlx_nibble.formats import unpack
+
+    codes = unpack(np.array(operands["w"]), trial.bits).astype(np.float64)
+    codes = codes.reshape(*codes.shape[:2], -1, trial.group_size)
+    lhs, rhs = (np.array(operands[f"{side}_indices"]) for side in ("lhs", "rhs"))
+
+    def sums(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+        d = np.zeros(codes.shape)
+        parts = (dy.swapaxes(1, 2) @ x[lhs]).reshape(trial.B, *codes.shape[1:])
+        np.add.at(d, rhs, parts)
+        return np.stack([(codes * d).sum(-1), d.sum(-1)])
+
+    dy, x = _values(operands["dy"]), _values(operands["x"])
+    exact, magnitude = sums(dy, x), sums(abs(dy), abs(x))
+    off = numerics.of_sum(magnitude, trial.B * trial.M * trial.group_size)
+    return exact, numerics.of_result(exact, off, "float32")
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -200,7 +200,7 @@ SIMT_EXPORT const char* simt_gather_left_to_mlx(const SimtGatherProblem* p,
 }
 
 // [[fixed, arithmetic, simdgroups, resident], ...]: qmm_skinny, the tiles of
-// qmm and of gather_qmm, MLX's of both.
+// qmm and of gather_qmm, MLX's of both, and gradients.
 SIMT_EXPORT const char* simt_tile_costs(int mode, int bits) {
   nibble::QuantFormat format{bits, 64, static_cast<nibble::Mode>(mode)};
   std::vector<nibble::TileCost> costs{nibble::skinny_cost(format)};
@@ -211,7 +211,9 @@ SIMT_EXPORT const char* simt_tile_costs(int mode, int bits) {
     costs.push_back(nibble::sorted_cost_of(tile, format));
   }
   costs.insert(costs.end(),
-               {nibble::mlx_cost(format), nibble::mlx_sorted_cost(format)});
+               {nibble::mlx_cost(format),
+                nibble::mlx_sorted_cost(format),
+                nibble::kGradientCost});
   std::ostringstream out;
   for (const nibble::TileCost& cost : costs) {
     out << (out.tellp() > 0 ? ", [" : "[[") << cost.fixed << ", "
@@ -234,6 +236,30 @@ SIMT_EXPORT const char* simt_plan_swiglu(const SimtProblem* p,
 SIMT_EXPORT const char* simt_plan_gather_swiglu(const SimtGatherProblem* p,
                                                 const SimtProfile* profile) {
   return keep(to_json(nibble::plan_swiglu(gather_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_plan_gradient(const SimtProblem* p,
+                                           const SimtProfile* profile) {
+  return keep(
+      to_json(nibble::plan_gradient(matmul_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_plan_gather_gradient(const SimtGatherProblem* p,
+                                                  const SimtProfile* profile) {
+  return keep(
+      to_json(nibble::plan_gradient(gather_of(*p), device_of(*profile))));
+}
+
+SIMT_EXPORT const char* simt_gradient_left_to_mlx(const SimtProblem* p,
+                                                  const SimtProfile* profile) {
+  return dense_gradient_is_faster(matmul_of(*p), device_of(*profile)) ? "true"
+                                                                      : "false";
+}
+
+SIMT_EXPORT const char* simt_gather_gradient_left_to_mlx(
+    const SimtGatherProblem* p, const SimtProfile* profile) {
+  return dense_gradient_is_faster(gather_of(*p), device_of(*profile)) ? "true"
+                                                                      : "false";
 }
 
 SIMT_EXPORT const char* simt_plan_joint(const SimtProblem* p,
