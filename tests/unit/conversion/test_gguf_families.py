@@ -15,12 +15,8 @@ from mlx_lm import load
 from mlx_lm.utils import dequantize_model
 
 from mlx_nibble.conversion.gguf_import import import_gguf
-from tests.support.gguf_families import (
-    FAMILIES,
-    Family,
-    random_model,
-    write_family,
-)
+from tests.support.gguf_families import FAMILIES, Family
+from tests.support.gguf_models import random_model, write_family
 
 IDS = mx.array([[3, 77, 20, 5, 131, 9, 250, 8, 60, 61, 62, 63]])
 
@@ -175,7 +171,7 @@ def with_frequencies(folder: Path, factors: np.ndarray) -> Path:
     """Write a llama with factors of the frequencies; return the file."""
     family = replace(
         FAMILIES["llama"],
-        write=lambda writer: writer.add_tensor("rope_freqs.weight", factors),
+        write=lambda writer, config: writer.add_tensor("rope_freqs.weight", factors),
     )
     write_family(folder / "m.gguf", family, random_model(family))
     return folder / "m.gguf"
@@ -210,24 +206,24 @@ def test_layers_without_tensors_are_refused_before_any_work(tmp_path, name):
 
 
 REFUSED = {
-    "qwen3moe": lambda writer: (
-        FAMILIES["qwen3moe"].write(writer),
+    "qwen3moe": lambda writer, config: (
+        FAMILIES["qwen3moe"].write(writer, config),
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
         writer.add_rope_scaling_factor(4.0),
         writer.add_rope_scaling_orig_ctx_len(32),
     ),
-    "gemma2": lambda writer: (
-        FAMILIES["gemma2"].write(writer),
+    "gemma2": lambda writer, config: (
+        FAMILIES["gemma2"].write(writer, config),
         writer.add_rope_scaling_factor(4.0),
     ),
-    "qwen2": lambda writer: writer.add_key_length(24),
-    "phi3": lambda writer: writer.add_rope_scaling_attn_factors(1.5),
-    "granite": lambda writer: writer.add_rope_scaling_finetuned(False),
-    "deepseek2": lambda writer: (
-        FAMILIES["deepseek2"].write(writer),
+    "qwen2": lambda writer, config: writer.add_key_length(24),
+    "phi3": lambda writer, config: writer.add_rope_scaling_attn_factors(1.5),
+    "granite": lambda writer, config: writer.add_rope_scaling_finetuned(False),
+    "deepseek2": lambda writer, config: (
+        FAMILIES["deepseek2"].write(writer, config),
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID),
     ),
-    "llama": lambda writer: writer.add_expert_count(8),
+    "llama": lambda writer, config: writer.add_expert_count(8),
 }
 
 
