@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import io
 import re
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import dequantize_model, load_model
 
-from bench import peers
+from bench.ggml import quantizer
 from mlx_nibble.conversion.gguf_import import import_gguf
 from mlx_nibble.io.atomic import write_text
 from tests.support.gguf_families import FAMILIES, Family, widened
@@ -67,35 +66,6 @@ class Cell:
     def __str__(self) -> str:
         text = "=" if self.loss == 0 else f"{self.loss:.2%}".replace("%", " %")
         return text if self.right else f"**{text}, wrong**"
-
-
-def quantizer() -> Blocks:
-    """Return a function that makes blocks: by `gguf`, or by llama.cpp's library."""
-    home = peers.peer_python("llama.cpp").parents[1]
-    library = ctypes.CDLL(
-        str(next(home.glob("lib/python*/*/llama_cpp/lib/libggml-base.so")))
-    )
-    chunk = library.ggml_quantize_chunk
-    chunk.restype = ctypes.c_size_t
-    chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3]
-    chunk.argtypes = [*chunk.argtypes, ctypes.c_void_p]
-
-    def blocks(value: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-        values = np.ascontiguousarray(value, np.float32)
-        try:
-            return gguf.quants.quantize(values, kind)
-        except NotImplementedError:
-            columns = values.shape[-1]
-            per_block, nbytes = gguf.GGML_QUANT_SIZES[kind]
-            shape = (*values.shape[:-1], columns // per_block * nbytes)
-            made = np.empty(shape, np.uint8)
-            places = values.ctypes.data, made.ctypes.data
-            rows = values.size // columns
-            written = chunk(kind.value, *places, 0, rows, columns, None)
-            assert written == made.nbytes
-            return made
-
-    return blocks
 
 
 def convert(family: Family, kind: str, blocks: Blocks, folder: Path) -> Cell:
