@@ -14,6 +14,7 @@ import numpy as np
 from mlx_nibble import lm
 from mlx_nibble.conversion.card import write_card
 from mlx_nibble.conversion.options import KEEP
+from mlx_nibble.conversion.packed_autoround import auto_round
 from mlx_nibble.conversion.packed_awq import AWQ
 from mlx_nibble.conversion.packed_bitsandbytes import BitsAndBytes
 from mlx_nibble.conversion.packed_compressed import CompressedTensors
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
     "modelopt": ModelOpt,
     "bitsandbytes": BitsAndBytes,
     "hqq": HQQ,
+    "auto-round": auto_round,
 }
 """`quant_method` of a checkpoint to a function from its settings to its layout."""
 
