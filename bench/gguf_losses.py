@@ -128,6 +128,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def stored() -> dict[str, Any]:
+    """Return the results so far."""
+    return json.loads(CAPSULE.read_text()) if CAPSULE.exists() else {}
+
+
 def main() -> None:
     """Parse, measure what is missing, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,16 +142,15 @@ def main() -> None:
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     args.work.mkdir(parents=True, exist_ok=True)
-    results = json.loads(CAPSULE.read_text()) if CAPSULE.exists() else {}
     blocks = quantizer()
     for kind in args.types or ROWS:
-        if kind not in results:
-            results[kind] = measure(args.source, args.work, kind, blocks)
-            write_text(CAPSULE, json.dumps(results, indent=1) + "\n")
-            print(table({kind: results[kind]}), flush=True)
+        if kind not in stored():
+            found = {kind: measure(args.source, args.work, kind, blocks)}
+            write_text(CAPSULE, json.dumps(stored() | found, indent=1) + "\n")
+            print(table(found), flush=True)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    write_text(PAGE, f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}")
+    write_text(PAGE, f"{before}{BEGIN}\n\n{table(stored())}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

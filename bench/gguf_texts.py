@@ -32,7 +32,7 @@ PROMPTS = (
     "def fibonacci(n):\n",
     "The three laws of thermodynamics are",
 )
-COUNT, SAMPLES, LENGTH = 32, 4, 512
+COUNT, LENGTH = 32, 512
 
 
 class Theirs:
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("work", type=Path, help="folder for models in float32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=4, help="texts of 512 tokens")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -129,17 +130,22 @@ def main() -> None:
     }
     tokenizer = Ours(folders["quality"]).tokenizer
     prompts = [tokenizer.encode(text) for text in PROMPTS]
-    words = encode(tokenizer, read_text(BUILT_IN))
-    texts = [batch[0].tolist() for batch in batches(words, LENGTH, SAMPLES)]
+    texts = []
+    if args.samples:
+        words = encode(tokenizer, read_text(BUILT_IN))
+        texts = [b[0].tolist() for b in batches(words, LENGTH, args.samples)]
     first = make["llama.cpp, float32"]()
     reference = {"model": first, "texts": [first.greedy(p) for p in prompts]}
-    print("| | " + " | ".join(f"text {i + 1}" for i in range(len(PROMPTS))), end="")
-    print(" | perplexity |\n| --- |" + " --- |" * len(PROMPTS) + " ---: |", flush=True)
+    titles = [f"text {i + 1}" for i in range(len(PROMPTS))]
+    titles += ["perplexity"] if texts else []
+    print(f"| | {' | '.join(titles)} |\n| --- |{' --- |' * len(titles)}", flush=True)
     for name, maker in make.items():
         candidate = first if name == "llama.cpp, float32" else maker()
         cells = compared(candidate, reference, prompts)
-        loss = np.concatenate([candidate.losses(ids) for ids in texts]).mean()
-        print(f"| {name} | {' | '.join(cells)} | {np.exp(loss):.3f} |", flush=True)
+        losses = [candidate.losses(ids) for ids in texts]
+        if losses:
+            cells.append(f"{np.exp(np.concatenate(losses).mean()):.3f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
         if candidate is not first:
             candidate.close()
     first.close()

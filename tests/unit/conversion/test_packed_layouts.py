@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_nibble.conversion.packed_forms import formed
-from mlx_nibble.conversion.packed_import import METHODS
 from mlx_nibble.conversion.packed_layouts import Parts
+from mlx_nibble.conversion.packed_run import METHODS
 from mlx_nibble.conversion.packed_settings import matches
 from mlx_nibble.formats import Quantized, round_to
 from mlx_nibble.io.packed_floats import Floats
