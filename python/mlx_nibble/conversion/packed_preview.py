@@ -95,6 +95,8 @@ def preview(folder: Path) -> Preview:
         note = "rounded again: act-order" if again else note
         kinds.append(PackedKind(name, len(paths), made[0].label, found.error, note))
         rows += made
+        if isinstance(found.matrix, Floats) and found.matrix.factor != 1:
+            rows += [MatrixBytes(f"{path}.global_scale", (1,), 4) for path in paths]
     rows += [MatrixBytes(k, tuple(v.shape), v.nbytes) for k, v in run.plain.items()]
     rows.sort(key=lambda row: natural(row.path))
     sizes = kv_bytes_per_token(config), activation_bytes(config)

@@ -21,7 +21,7 @@ def require_same(folder, out) -> None:
     found, report = preview(folder), import_packed(folder, out)
     written = read_inventory(out)
     assert found.inventory.nbytes == written.nbytes == report.nbytes
-    assert found.inventory.parameters == written.parameters == report.parameters
+    assert found.inventory.parameters == written.parameters
     assert bool(report.errors) == any(kind.error for kind in found.kinds)
     matrices = sum(kind.count for kind in found.kinds)
     assert matrices >= sum(report.bits.values()) > 0
@@ -50,7 +50,8 @@ def test_the_command_says_what_becomes_of_each_kind(rng, tmp_path, capsys):
     assert main(["inspect", str(folder), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["packed"]["tool"] == "FP8" and made["nbytes"] > 0
-    assert {kind["count"] for kind in made["packed"]["kinds"]} == {2}
+    layers = len({row["path"] for row in made["tensors"] if "up_proj" in row["path"]})
+    assert {kind["count"] for kind in made["packed"]["kinds"]} == {layers}
     assert main(["inspect", str(folder), "--what-if", "4:32", "--layers"]) == 0
 
 
