@@ -71,11 +71,11 @@ class PackedRun:
         """Check which tensors there are; read none."""
         self.layout, self.tensors, self.keep = layout, tensors, keep
         self.paths = layout.paths(tensors)
-        if not self.paths:
-            raise ValueError("[import] packed weights are required but there are none.")
         parts = {f"{p}.{part}" for p in self.paths for part in layout.parts(p)}
         plain = {k: v for k, v in tensors.items() if k not in parts}
         require_plain(plain, self.paths)
+        if not self.paths:
+            raise ValueError("[import] packed weights are required but there are none.")
         self.plain = {k: rounded(k, v, dtype) for k, v in plain.items()}
         self.dtype = dtype or self._dtype()
         self.done: dict[str, Quantized | Floats] = {}
