@@ -155,7 +155,8 @@ def _print_packed(packed: Preview, model: str) -> None:
     """Print what an import would write."""
     out.print(
         f"Packed by {packed.tool}. Below is the folder that nibble convert "
-        f"{shlex.quote(model)} OUT writes."
+        f"{shlex.quote(model)} OUT writes.",
+        soft_wrap=True,
     )
     cells = []
     for kind in packed.kinds:

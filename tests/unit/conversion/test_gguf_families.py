@@ -14,8 +14,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import load
 from mlx_lm.utils import dequantize_model
 
+from bench.gguf_table import convert
 from mlx_nibble.conversion.gguf_import import import_gguf
-from tests.support.gguf_families import FAMILIES, Family
+from tests.support.gguf_blocks import quantize
+from tests.support.gguf_families import FAMILIES, Family, widened
 from tests.support.gguf_models import random_model, write_family
 
 IDS = mx.array([[3, 77, 20, 5, 131, 9, 250, 8, 60, 61, 62, 63]])
@@ -147,6 +149,15 @@ def test_scales_and_values_are_rounded_once_if_asked(tmp_path, kind, dtype):
     assert len(report.errors) == len(matrices(values))
     # Scale and bias are each off by a unit at most; their parts are larger than w.
     assert 0 < report.kinds[kind].error < 8 * unit
+
+
+# python -m bench.gguf_table converts every type in every architecture.
+@pytest.mark.parametrize(
+    ("name", "kind"), [("phi3", "Q4_K"), ("deepseek3", "Q6_K"), ("gpt-oss", "IQ4_XS")]
+)
+def test_drawn_types_in_drawn_architectures(tmp_path, name, kind):
+    cell = convert(widened(FAMILIES[name]), kind, quantize, tmp_path)
+    assert cell.right and (cell.loss == 0) == (kind in EXACT)
 
 
 def test_parts_of_the_packages_writer_are_one_model(tmp_path):
