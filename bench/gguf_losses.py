@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -148,9 +149,9 @@ def main() -> None:
             found = {kind: measure(args.source, args.work, kind, blocks)}
             write_text(CAPSULE, json.dumps(stored() | found, indent=1) + "\n")
             print(table(found), flush=True)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    write_text(PAGE, f"{before}{BEGIN}\n\n{table(stored())}\n\n{END}{after}")
+    body = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+    text = f"{BEGIN}\n\n{table(stored())}\n\n{END}"
+    write_text(PAGE, body.sub(lambda _: text, PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def _forms(model: mlx_nn.Module, quantized: Rebinding) -> Counter[Key]:
 
 def _usual_dtype(model: mlx_nn.Module) -> str | None:
     """Return the type of most parameters that are no bytes; None if there are none."""
-    arrays = (value for _, value in tree_flatten(model.parameters()))
-    named = Counter(_NAMES[a.dtype] for a in arrays if a.dtype in _NAMES)
+    flat: list[Any] = [*tree_flatten(model.parameters())]
+    named = Counter(_NAMES[a.dtype] for _, a in flat if a.dtype in _NAMES)
     return named.most_common(1)[0][0] if named else None
 
 

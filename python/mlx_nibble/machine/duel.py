@@ -260,6 +260,7 @@ def _copies(key: Key, N: int) -> list[list[mx.array | None]]:
         words = (*matrices, key.K * key.bits // 32)
         w = mx.random.randint(-(2**31), 2**31 - 1, words, key=next(keys))
         groups = (*matrices, key.K // key.group_size)
+        copy: list[mx.array | None]
         if floats:
             # A code of bytes with the lowest bit clear is a number.
             w = w.view(mx.uint32) & (0xFEFEFEFE if key.bits == 8 else 0xFFFFFFFF)
