@@ -3,11 +3,13 @@
 Both decode the same number of tokens in turns, in float32. The weights are random, so
 only the speed means something.
 
-    python -m bench.float_models
+    python -m bench.float_models           # all
+    python -m bench.float_models gpt-oss   # parts of names
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -20,6 +22,8 @@ from mlx_lm.models.switch_layers import SwitchLinear
 import mlx_nibble
 
 TURNS, TOKENS, PROMPT = 3, 8, 32
+# Sequences at once, and their steps.
+BATCH, STEPS = 8, 2
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 1024,
@@ -68,24 +72,36 @@ def models() -> dict[str, nn.Module]:
     return made
 
 
-def rates(model: nn.Module) -> tuple[float, float]:
-    """Return the prompt's and the following tokens' number in a second."""
+def rates(model: nn.Module) -> tuple[float, float, float]:
+    """Return the tokens in a second of a prompt, of one sequence, and of a batch."""
     cache = make_prompt_cache(model)
-    ids = mx.arange(PROMPT)[None]
+    prompt = PROMPT / seconds(model, mx.arange(PROMPT)[None], cache, 1)
+    one = TOKENS / seconds(model, mx.array([[5]]), cache, TOKENS)
+    cache, first = make_prompt_cache(model), mx.arange(BATCH)[:, None]
+    mx.eval(model(first, cache=cache))
+    return prompt, one, BATCH * STEPS / seconds(model, first, cache, STEPS)
+
+
+def seconds(model: nn.Module, ids: mx.array, cache: list, times: int) -> float:
+    """Return the time of calls, one after the other."""
     start = time.perf_counter()
-    mx.eval(model(ids, cache=cache))
-    prompt = PROMPT / (time.perf_counter() - start)
-    start = time.perf_counter()
-    for token in range(TOKENS):
-        mx.eval(model(mx.array([[token]]), cache=cache))
-    return prompt, TOKENS / (time.perf_counter() - start)
+    for _ in range(times):
+        mx.eval(model(ids, cache=cache))
+    return time.perf_counter() - start
 
 
 def main() -> None:
     """Print the table."""
-    print("| model | layers swapped | prompt, times stock | tokens, times stock |")
-    print("| --- | ---: | ---: | ---: |")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of models' names")
+    names = parser.parse_args().names
+    mx.set_default_device(mx.cpu)
+    titles = ("prompt", "tokens", f"batch of {BATCH}")
+    print("| model | layers swapped | " + " | ".join(titles) + " |")
+    print("| --- | ---: |" + " ---: |" * len(titles))
     for name, model in models().items():
+        if names and not any(part in name for part in names):
+            continue
         mx.eval(model.parameters())
         ratios = []
         swapped = ""
@@ -97,8 +113,11 @@ def main() -> None:
             ours = rates(model)
             report.undo()
             ratios.append([a / b for a, b in zip(ours, stock, strict=True)])
-        prompt, tokens = (statistics.median(r) for r in zip(*ratios, strict=True))
-        print(f"| {name} | {swapped} | {prompt:.1f} | {tokens:.1f} |", flush=True)
+        found = [
+            f"{statistics.median(r):.1f} ({min(r):.1f} to {max(r):.1f})"
+            for r in zip(*ratios, strict=True)
+        ]
+        print(f"| {name} | {swapped} | {' | '.join(found)} |", flush=True)
 
 
 if __name__ == "__main__":

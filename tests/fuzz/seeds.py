@@ -17,12 +17,8 @@ from mlx_nibble.machine import tuned_table
 from mlx_nibble.machine.tuned_table import Choice, Key
 from tests.fuzz.mutate import Files
 from tests.support import model_folders, packed_folders, tiny_models
-from tests.support.gguf_families import (
-    FAMILIES,
-    Family,
-    random_model,
-    write_family,
-)
+from tests.support.gguf_families import FAMILIES, Family
+from tests.support.gguf_models import random_model, write_family
 from tests.support.gguf_writer import tiny_llama
 
 _ROWS, _INPUTS, _GROUP = 32, 64, 32

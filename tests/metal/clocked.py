@@ -112,16 +112,18 @@ def start(gpu: Gpu, **options) -> FirstUse:
 def operands(rows: int, form: Key = FORM):
     x = mx.zeros((rows, form.K), ops.DTYPES[form.dtype])
     w = mx.zeros((form.N, form.K * form.bits // 32), mx.uint32)
-    scales = mx.ones((form.N, form.K // form.group_size), ops.DTYPES[form.scale_dtype])
+    groups, dtype = (form.N, form.K // form.group_size), getattr(mx, form.scale_dtype)
+    scales = mx.ones(groups, dtype)
     # Not symmetric by their values, but nobody has looked.
-    arrays = (x, w, scales, scales * 3)
-    mx.eval(arrays)
+    arrays = (x, w, scales, None if form.scale_dtype == "uint8" else scales * 3)
+    mx.eval([a for a in arrays if a is not None])
     return arrays
 
 
-def is_ours(gpu: Gpu, number: int, rows: int, **options) -> bool:
+def is_ours(gpu: Gpu, number: int, rows: int, form: Key = FORM, **options) -> bool:
     """Return whether a product becomes a node of ours, as a layer builds it."""
-    y = gpu.recorder.quantized_matmul(*operands(rows), tuning=number, **options)
+    options |= {"mode": form.mode, "bits": form.bits, "group_size": form.group_size}
+    y = gpu.recorder.quantized_matmul(*operands(rows, form), tuning=number, **options)
     return gpu.recorder.node(y).startswith("Nibble")
 
 

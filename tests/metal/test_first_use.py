@@ -14,6 +14,7 @@ import mlx_nibble
 from mlx_nibble import _native
 from mlx_nibble.acceleration import measured
 from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.formats import FLOAT_MODES
 from mlx_nibble.machine import first_use, tuned_table
 from mlx_nibble.machine.first_use import ON_OURS, SLOWER, UNKNOWN, WRONG, FirstUse
 from mlx_nibble.machine.tuned_table import DUEL, LEAVE_TO_MLX, Choice
@@ -288,13 +289,14 @@ def test_tune_overrules_a_duel(gpu):
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, mode: str = "affine") -> None:
         super().__init__()
         self.layers = [nn.Linear(192, 96, bias=False) for _ in range(3)]
         self.head = nn.Linear(192, 160, bias=False)
         for layer in (*self.layers, self.head):
             layer.weight = mx.random.normal(layer.weight.shape)
-        nn.quantize(self, 64, 4)
+        nn.quantize(self, mode=mode)
+        self.norm = nn.RMSNorm(192)
         self.set_dtype(mx.float16)
         mx.eval(self.parameters())
 
@@ -326,6 +328,26 @@ def test_accelerate_says_who_computes_what_and_why(judged):
     number = table_of(report)
     assert is_ours(judged, number, 1) and not is_ours(judged, number, 300)
     assert "tune" not in said  # no layer has a choice of it
+
+
+@pytest.mark.parametrize("mode", FLOAT_MODES)
+def test_a_mode_of_floats_has_duels_too(judged, mode):
+    report = mlx_nibble.accelerate(Model(mode))
+    assert f"   4 with 1 row: {ON_OURS}" in str(report)
+    number, found = table_of(report), tuned_table.load()
+    assert {(k.mode, k.dtype, k.scale_dtype) for k in found} == {
+        (mode, "float16", "uint8")
+    }
+    form = max(found, key=lambda key: (key.N == 96, key.rows))
+    for rows in (1, 8, 300):
+        assert is_ours(judged, number, rows, form)
+
+
+def test_a_product_with_a_global_scale_is_not_timed(judged):
+    model = Model("nvfp4")
+    model.head.global_scale = mx.array(1.0)
+    mlx_nibble.accelerate(model)
+    assert {key.N for key in tuned_table.load()} == {96}
 
 
 def test_processes_that_share_a_model_hold_no_duels(judged):

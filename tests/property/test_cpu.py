@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -13,97 +12,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_nibble.formats import BITS, FLOAT_MODES, GROUP_SIZES, MODES
+from mlx_nibble.formats import FLOAT_MODES, MODES
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
+from tests.property.cpu_cases import (
+    ARM,
+    BATCH,
+    COLUMNS,
+    DTYPE,
+    FORMAT,
+    GATHERED,
+    GROUPS,
+    ROWS,
+    X86,
+    as_symmetric,
+    gathered,
+    make,
+    matrices,
+    start,
+)
 from tests.simt import numbers
 from tests.support import oracle, tolerance
 
 pytestmark = pytest.mark.slow
 
-X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
-ARM = ["neon", "neon_dotprod", "neon_i8mm"]
-
-DTYPE = st.sampled_from(runner.DTYPES)
-# Bits and group size of the affine modes, or the name of a mode of floats.
-AFFINE = st.tuples(st.sampled_from(BITS), st.sampled_from(GROUP_SIZES))
-FORMAT = st.one_of(AFFINE, st.sampled_from(FLOAT_MODES))
-# Edges of tiles and their neighbours; 300 is more than one block of rows.
-ROWS = st.sampled_from([1, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 24, 25, 300])
-COLUMNS = st.one_of(st.integers(1, 9), st.sampled_from([15, 31, 32, 33, 64, 65, 131]))
-# Groups in a row: 33 groups of 32 are slightly more than one block of codes.
-GROUPS = st.sampled_from([1, 1, 2, 3, 5, 9, 33])
-BATCH = st.sampled_from([(1, 1, 1), (1, 1, 1), (3, 1, 1), (4, 2, 2), (6, 3, 1)])
-
-
-@functools.cache
-def start(isa: str) -> Runner:
-    if isa in ARM:
-        emulator = runner.qemu()
-        if emulator is None:
-            pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user)")
-        return Runner(runner.arm(emulator), isa)
-    command = runner.native()
-    if command is None:
-        pytest.skip("only an editable installation has the CPU runner")
-    if isa not in Runner(command).isas:
-        pytest.skip(f"this machine has no {isa}")
-    return Runner(command, isa)
-
 
 @pytest.fixture(params=X86 + ARM, scope="module")
 def backend(request) -> Runner:
     return start(request.param)
-
-
-def make(
-    seed: int,
-    fmt: tuple[int, int] | str,
-    types: Types,
-    shape: tuple[int, int, int, int],
-    batch: tuple[int, int, int] = (1, 1, 1),
-    transpose: bool = True,
-) -> tuple[np.ndarray, oracle.Weights | oracle.FloatWeights]:
-    """Return x [size, M, K or N] and weights [count, N, K], both as stored."""
-    M, N, groups, spread = shape
-    rng = np.random.default_rng(seed)
-    if isinstance(fmt, str):
-        K = groups * MODES[fmt].default_group_size
-        w = oracle.random_floats(rng, (batch[1], N, K), fmt)
-    else:
-        bits, group_size = fmt
-        K = groups * group_size
-        w = oracle.random_weights(rng, (batch[1], N, K), bits, group_size)
-        w = replace(
-            w,
-            scales=numbers.rounded(w.scales, types.scale_dtype),
-            biases=numbers.rounded(w.biases, types.scale_dtype),
-        )
-    x = rng.standard_normal((batch[0], M, K if transpose else N))
-    # Groups of very different magnitude; some are all zero.
-    x *= np.exp(rng.normal(0, spread, x.shape)) * (rng.random(x.shape) > 0.1)
-    return numbers.rounded(x, types.dtype), w
-
-
-def matrices(
-    w: oracle.Weights | oracle.FloatWeights, batch: tuple[int, int, int]
-) -> np.ndarray:
-    """Return the index of the weights that each batch of activations meets."""
-    size, count, repeat = batch
-    return np.arange(size) // repeat % count
-
-
-def as_symmetric(w):
-    """Return the stored arrays of a symmetric matrix, and the matrix they mean.
-
-    The stored biases are NaN: a kernel that reads them is wrong everywhere. A mode of
-    floats has no biases.
-    """
-    if isinstance(w, oracle.FloatWeights):
-        return w, w
-    stored = replace(w, biases=np.full_like(w.biases, np.nan))
-    return stored, replace(w, biases=w.scales * np.float32(-(2 ** (w.bits - 1))))
 
 
 @settings(max_examples=60)
@@ -181,35 +118,6 @@ def test_swiglu(backend, seed, fmt, types, shape, batch, int8):
     tolerance.assert_close(y, exact, allowed)
 
 
-GATHERED = st.tuples(
-    st.sampled_from([1, 2, 7, 40, 300]),  # products
-    st.sampled_from([1, 1, 1, 3, 12]),  # rows of each
-    st.sampled_from([1, 2, 5, 9]),  # matrices of weights
-    st.sampled_from([1, 4, 33]),  # matrices of x
-)
-
-
-def gathered(
-    seed: int,
-    fmt: tuple[int, int] | str,
-    types: Types,
-    N: int,
-    groups: int,
-    form: tuple[int, int, int, int],
-    in_order: bool,
-    transpose: bool = True,
-) -> tuple[np.ndarray, oracle.Weights | oracle.FloatWeights, np.ndarray, np.ndarray]:
-    """Return x, w and indices; some matrices of w may have no index."""
-    B, M, experts, rows = form
-    x, w = make(
-        seed, fmt, types, (M, N, groups, 0), (max(rows, experts), experts, 1), transpose
-    )
-    rng = np.random.default_rng(seed)
-    lhs = rng.integers(0, rows, B, dtype=np.uint32)
-    rhs = rng.integers(0, experts, B, dtype=np.uint32)
-    return x[:rows], w, lhs, np.sort(rhs) if in_order else rhs
-
-
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
@@ -235,62 +143,6 @@ def test_gathered_products(
         off = tolerance.int8_bound(x[lhs], w_hat, w.group_size)
         allowed += off * (1 + UNIT_ROUNDOFF[types.dtype])
     tolerance.assert_close(y, exact, allowed)
-
-
-@settings(max_examples=40)
-@given(
-    seed=st.integers(0, 2**32),
-    fmt=AFFINE,
-    types=st.builds(Types, DTYPE, DTYPE),
-    shape=st.tuples(ROWS, st.one_of(COLUMNS, st.just(193)), GROUPS, st.just(0)),
-    batch=BATCH,
-    transpose=st.booleans(),
-)
-def test_gradients_of_scales_and_biases(
-    backend, seed, fmt, types, shape, batch, transpose
-):
-    x, w = make(seed, fmt, types, shape, batch, transpose)
-    dy, _ = make(seed + 1, fmt, types, shape, batch, not transpose)
-    result = backend.group_gradients(x, dy, w, types, transpose=transpose, batch=batch)
-    which = matrices(w, batch)
-    exact, allowed = tolerance.group_gradients(x, dy, w, which, transpose)
-    tolerance.assert_close(result, exact, allowed)
-
-
-def test_gradients_do_not_depend_on_the_threads():
-    command = runner.native()
-    if command is None:
-        pytest.skip("only an editable installation has the CPU runner")
-    types = Types("bfloat16", "float16")
-    x, w = make(0, (4, 64), types, (300, 193, 9, 1))
-    dy, _ = make(1, (4, 64), types, (300, 193, 9, 1), transpose=False)
-    one, three = (
-        Runner(command, threads=count).group_gradients(x, dy, w, types)
-        for count in (1, 3)
-    )
-    np.testing.assert_array_equal(one, three)
-
-
-@settings(max_examples=20)
-@given(
-    seed=st.integers(0, 2**32),
-    fmt=AFFINE,
-    types=st.builds(Types, DTYPE, DTYPE),
-    N=COLUMNS,
-    groups=st.sampled_from([1, 2, 3]),
-    form=GATHERED,
-    transpose=st.booleans(),
-)
-def test_gradients_of_experts(backend, seed, fmt, types, N, groups, form, transpose):
-    x, w, lhs, rhs = gathered(seed, fmt, types, N, groups, form, False, transpose)
-    B, M, *_ = form
-    shape = (M, N, groups, 0)
-    dy, _ = make(seed + 1, fmt, types, shape, (B, 1, 1), not transpose)
-    result = backend.group_gradients(
-        x, dy, w, types, transpose=transpose, indices=(lhs, rhs)
-    )
-    exact, allowed = tolerance.group_gradients(x[lhs], dy, w, rhs, transpose)
-    tolerance.assert_close(result, exact, allowed)
 
 
 @settings(max_examples=15)

@@ -191,6 +191,54 @@ def autoawq(rng) -> Iterator[Case]:
             yield _case({**settings, "version": form}, parts, weights)
 
 
+def auto_round(rng) -> Iterator[Case]:
+    """Pack with AutoRound: its own packing, GPTQ's and AWQ's.
+
+    GPTQ's stores zeros minus 1. Zeros of 0 spoil its words: none are used.
+    """
+    import torch
+
+    _bare("auto_round", "auto_round.utils", "auto_round.export")
+    _bare("auto_round.export.export_to_awq", "auto_round_extension")
+    _bare("auto_round_extension.torch")
+    sys.modules["auto_round.utils"].get_packing_device = lambda device: "cpu"
+    own = importlib.import_module("auto_round_extension.torch.qlinear_torch")
+    minus_one = importlib.import_module("auto_round_extension.torch.qlinear_torch_zp")
+    awq = importlib.import_module("auto_round.export.export_to_awq.utils")
+    kinds = [("auto_round", own, bits, 0) for bits in range(2, 9)]
+    kinds += [("auto_round:auto_gptq", minus_one, bits, 1) for bits in range(2, 9)]
+    for form, module, bits, least in kinds:
+        for size in (32, 64, -1):
+            g_idx = np.arange(K) // (K if size == -1 else size)
+            codes, scales, zeros = _matrix(rng, bits, g_idx[-1] + 1, least)
+            layer = module.QuantLinear(bits, size, K, N, False)
+            layer.device = "cpu"
+            layer.pack(
+                _linear(codes, scales, zeros, g_idx),
+                torch.from_numpy(scales.astype(np.float32)),
+                torch.from_numpy(zeros.astype(np.float32)),
+            )
+            parts = _arrays(layer, _GPTQ[:3])
+            layer.scales = layer.scales.float()
+            weights = layer(torch.eye(K)).T.numpy()
+            settings = {"quant_method": "auto-round", "packing_format": form}
+            yield _case({**settings, "bits": bits, "group_size": size}, parts, weights)
+    for size in (32, 64):
+        g_idx = np.arange(K) // size
+        codes, scales, zeros = _matrix(rng, 4, K // size, 0)
+        s, z = (torch.from_numpy(a.T.copy()) for a in (scales, zeros))
+        linear = _linear(codes, scales, zeros, g_idx)
+        layer = awq.WQLinear_GEMM.from_linear(linear, 4, size, scales=s, zeros=z)
+        wide = layer.scales.float()
+        weights = awq.dequantize_gemm(layer.qweight, layer.qzeros, wide, 4, size)
+        form = "auto_round:auto_awq"
+        settings = {"quant_method": "auto-round", "packing_format": form}
+        parts = _arrays(layer, _GPTQ[:3])
+        yield _case(
+            {**settings, "bits": 4, "group_size": size}, parts, weights.T.numpy()
+        )
+
+
 def compressed_tensors(rng) -> Iterator[Case]:
     """Pack with compressed-tensors: pack-quantized and int-quantized."""
     import torch
@@ -356,6 +404,7 @@ TOOLS: dict[str, Callable[[Any], Iterator[Case]]] = {
     "compressed-tensors floats": compressed_tensors_floats,
     "bitsandbytes": bitsandbytes,
     "hqq": hqq,
+    "auto-round": auto_round,
 }
 """Package, and a further name, to the function that packs with it."""
 

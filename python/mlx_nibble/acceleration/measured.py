@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
+from mlx.utils import tree_flatten
 
 from mlx_nibble import _native
 from mlx_nibble.acceleration import symmetric
@@ -72,7 +73,11 @@ def settle(
 
 
 def _forms(model: mlx_nn.Module, quantized: Rebinding) -> Counter[Key]:
-    """Count the layers of each product. Activations have the type of the scales."""
+    """Count the layers of each product.
+
+    Activations have the type of the scales; those of a mode of floats, whose scales are
+    bytes, the type of most parameters. MLX computes products with a global scale.
+    """
     layers: list[Any] = [
         module
         for module in model.modules()
@@ -84,14 +89,24 @@ def _forms(model: mlx_nn.Module, quantized: Rebinding) -> Counter[Key]:
         w, scales = layer["weight"], layer["scales"]
         rebound = quantized.subclass(original(type(layer)))
         gathers = rebound is not None and "gather_qmm" in rebound.operations
-        dtype = _NAMES.get(scales.dtype)
-        if dtype is None or w.ndim != (3 if gathers else 2):
+        floats = scales.dtype == mx.uint8
+        dtype = _usual_dtype(model) if floats else _NAMES.get(scales.dtype)
+        if dtype is None or w.ndim != (3 if gathers else 2) or "global_scale" in layer:
             continue
-        form = (layer.bits, layer.group_size, dtype, dtype, is_symmetric)
+        scale_dtype = "uint8" if floats else dtype
+        form = (layer.bits, layer.group_size, dtype, scale_dtype, is_symmetric)
         K = scales.shape[-1] * layer.group_size
         experts = w.shape[0] if gathers else 0
-        forms[Key(1, w.shape[-2], K, *form, experts=experts)] += 1
+        key = Key(1, w.shape[-2], K, *form, experts=experts, mode=layer.mode)
+        forms[key] += 1
     return forms
+
+
+def _usual_dtype(model: mlx_nn.Module) -> str | None:
+    """Return the type of most parameters that are no bytes; None if there are none."""
+    flat: list[Any] = [*tree_flatten(model.parameters())]
+    named = Counter(_NAMES[a.dtype] for _, a in flat if a.dtype in _NAMES)
+    return named.most_common(1)[0][0] if named else None
 
 
 def _rows(key: Key) -> str:

@@ -10,8 +10,10 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from mlx_nibble.cli.commands import parser as command_parser
 from mlx_nibble.cli.console import filled, out
 from mlx_nibble.cli.hub import hub_errors, reach_hub
 from mlx_nibble.cli.models import is_hub_name
+from mlx_nibble.conversion.packed_import import is_packed
+from mlx_nibble.conversion.packed_preview import Preview, preview
 from mlx_nibble.evaluation.gguf_inventory import read_gguf_inventory
 from mlx_nibble.evaluation.inventory import read_inventory
 from mlx_nibble.evaluation.memory import SIZES_GB, Inventory, by_layer, what_if
@@ -63,13 +67,18 @@ def main(arguments: Sequence[str]) -> None:
         weights = float(count[1]) * _UNITS[count[2].upper()]
         _print_formats(weights, args.json)
         return
-    gguf = Path(local_path(args.model)).is_file()
-    inventory = _read(args.model)
+    path = Path(local_path(args.model))
+    gguf = path.is_file()
+    packed = preview(path) if path.is_dir() and is_packed(path) else None
+    inventory = packed.inventory if packed else _read(args.model)
     if args.what_if:
         inventory = what_if(inventory, _plan(inventory, args.what_if, gguf))
     if args.json:
-        print(json.dumps(_summary(inventory, args.context)))
+        more = {"packed": asdict(packed, dict_factory=_facts)} if packed else {}
+        print(json.dumps(_summary(inventory, args.context) | more))
         return
+    if packed:
+        _print_packed(packed, args.model)
     if args.layers:
         _print_layers(inventory)
     if args.tensors:
@@ -136,6 +145,26 @@ def _summary(inventory: Inventory, context: int) -> dict[str, Any]:
             for r in inventory.rows
         ],
     }
+
+
+def _facts(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if name != "inventory"}
+
+
+def _print_packed(packed: Preview, model: str) -> None:
+    """Print what an import would write."""
+    out.print(
+        f"Packed by {packed.tool}. Below is the folder that nibble convert "
+        f"{shlex.quote(model)} OUT writes.",
+        soft_wrap=True,
+    )
+    cells = []
+    for kind in packed.kinds:
+        values = f"{100 * kind.error:.2f} % off" if kind.error else "exact"
+        values = ", ".join(filter(None, [values, kind.note]))
+        cells.append([kind.name, str(kind.count), kind.becomes, values])
+    header = ["packed matrices", "number", "become", "values"]
+    out.print(filled(header, cells))
 
 
 def _print_layers(inventory: Inventory) -> None:

@@ -21,7 +21,7 @@ from mlx_nibble.conversion.options import Options
 from mlx_nibble.conversion.packed_import import import_packed, is_packed
 from mlx_nibble.conversion.plan import make_plan
 from mlx_nibble.conversion.quantizer import quantize_model
-from mlx_nibble.conversion.source import weights_of
+from mlx_nibble.conversion.source import Source, weights_of
 from mlx_nibble.conversion.values import require_all_finite
 from mlx_nibble.conversion.workspace import SOURCE, Workspace
 from mlx_nibble.formats import Format
@@ -67,6 +67,7 @@ def convert(
     progress: Progress = silent,
     tell: Tell = untold,
     trust_remote_code: bool = False,
+    weights: Source | None = None,
 ) -> Converted:
     """Quantize a model that mlx-lm loads, a GGUF file, or another tool's packed folder.
 
@@ -81,6 +82,7 @@ def convert(
         progress: Function of the current work, steps done and all steps.
         tell: Function that is told what else the user should know, in one line.
         trust_remote_code: Whether the Python code of the source may run.
+        weights: The files of a model folder, if the caller has their digest.
 
     Raises:
         ValueError: If an option or the source is wrong, `out` exists, or another
@@ -92,8 +94,9 @@ def convert(
         source_folder(source, place, tell, trust_remote_code) as folder,
     ):
         hub_name = None if Path(source).exists() else source
+        files = weights or weights_of(folder, progress)
         return _convert(
-            folder, hub_name, place, options, progress, tell, trust_remote_code
+            folder, hub_name, place, options, files, progress, tell, trust_remote_code
         )
 
 
@@ -145,11 +148,11 @@ def _convert(
     hub_name: str | None,
     place: Reserved,
     options: Options,
+    files: Source,
     progress: Progress,
     tell: Tell,
     trust: bool,
 ) -> Converted:
-    files = weights_of(source, progress)
     model, config = lm.load_full_precision(source, options.dtype, trust)
     count = sum(v.size for v in parameters(model).values())
     tokens: list[mx.array] = []

@@ -32,6 +32,8 @@ _WHOLE_BITS, _BITS, _PLANAR_BITS = (2, 4, 8), (2, 3, 4, 8), (3, 5, 6, 7)
 class GPTQ(QWeight):
     """The layouts of AutoGPTQ and GPTQModel: gptq (v1), gptq_v2 and gptq_p."""
 
+    widths: tuple[int, ...] = _BITS
+
     def __init__(self, settings: Mapping[str, Any]):
         """Check the settings."""
         stated = settings.get("checkpoint_format") or settings.get("format") or "gptq"
@@ -41,14 +43,14 @@ class GPTQ(QWeight):
                 f"is of {'marlin' if stated in _FORMATS else shown(stated)}"
             )
         self._format = stated
-        self._usual = scheme(settings, "quantization_config", None)
+        self.usual = scheme(settings, "quantization_config", None)
         self._rules = section(settings, "dynamic")
         for key in ("rotation", "adapter"):
             if settings.get(key):
                 refuse(f"a GPTQ checkpoint without {key} is required")
         self._old = self._format == "gptq" and _before_three_bits(settings)
 
-    def _scheme(self, path: str) -> Scheme:
+    def scheme_of(self, path: str) -> Scheme:
         """Return the scheme of a matrix: the first rule that matches its name."""
         for rule, own in self._rules.items():
             if matches(rule.removeprefix("-:").removeprefix("+:"), path):
@@ -60,19 +62,19 @@ class GPTQ(QWeight):
                     scheme(
                         section(self._rules, rule),
                         f"dynamic {shown(rule)}",
-                        self._usual,
+                        self.usual,
                     )
                     if own
-                    else self._usual
+                    else self.usual
                 )
-        return self._usual
+        return self.usual
 
     def read(self, parts: Parts) -> Unpacked:
         """Return a matrix."""
-        mine = self._scheme(parts.path)
+        mine = self.scheme_of(parts.path)
         bits, planar = mine.bits, self._format == "gptq_p" and mine.bits in _PLANAR_BITS
-        if bits not in _BITS and not planar:
-            raise ValueError(f"must be of {_BITS} bits but is of {bits}")
+        if bits not in self.widths and not planar:
+            raise ValueError(f"must be of {self.widths} bits but is of {bits}")
         if bits == 3 and self._old:
             raise ValueError(
                 "must be of another width than 3: gptqmodel before 6.1 wrote its "

@@ -50,5 +50,7 @@ def require_plain(tensors: Mapping[str, mx.array], paths: Collection[str]) -> No
                 refuse(f"{name} is {what}, which MLX has no place for")
         if owner in packed and last != "bias":
             refuse(f"{name} belongs to a packed matrix but is not known")
+        if value.dtype in _BYTES and value.ndim == 3:
+            refuse(f"{name} is a stack of experts in 8 bits, which is not supported")
         if value.dtype in _BYTES:
             refuse(f"{name} is in a format of 8 bits that is not known")

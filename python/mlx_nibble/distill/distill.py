@@ -94,7 +94,11 @@ def distill(
 
 @dataclass
 class Run:
-    """A distillation: its fields are the arguments of `distill`."""
+    """A distillation: its fields are the arguments of `distill`.
+
+    Attributes:
+        weights: The files of the reference, if the caller has their digest.
+    """
 
     start: Path
     reference: Path
@@ -103,12 +107,16 @@ class Run:
     progress: Progress
     tell: Tell
     trust: bool = False
+    weights: Source | None = None
 
     def into(self, place: Reserved) -> Distilled:
         """Train, and write the folder."""
         config, arrays = read_checkpoint(self.start, "distill")
         _require_quantized(self.start, config)
-        files = [weights_of(f, self.progress) for f in (self.start, self.reference)]
+        files = [
+            weights_of(self.start, self.progress),
+            self.weights or weights_of(self.reference, self.progress),
+        ]
         quantized, _ = lm.load_full_precision(
             self.start, trust_remote_code=self.trust, dequantize=False
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_nibble.conversion.convert import convert, source_folder
 from mlx_nibble.conversion.options import Calibration, Options
-from mlx_nibble.conversion.source import weights_of
+from mlx_nibble.conversion.source import Source, weights_of
 from mlx_nibble.distill.distill import Run
 from mlx_nibble.distill.options import Training
 from mlx_nibble.distill.report import Distilled
@@ -51,9 +51,13 @@ def quantize_and_distill(
         reserved(out, "convert") as place,
         source_folder(source, place, tell, trust_remote_code) as original,
     ):
-        start = _start(place, original, options, progress)
+        files = weights_of(original, progress)
+        start = _start(place, files, options)
         if not start.is_dir():
-            convert(str(original), start, options, progress, tell, trust_remote_code)
+            convert(
+                *(str(original), start, options),
+                *(progress, tell, trust_remote_code, files),
+            )
         made = Run(
             start,
             original,
@@ -62,14 +66,13 @@ def quantize_and_distill(
             progress,
             tell,
             trust_remote_code,
+            files,
         ).into(place)
         shutil.rmtree(start)
         return made
 
 
-def _start(
-    place: Reserved, original: Path, options: Options, progress: Progress
-) -> Path:
+def _start(place: Reserved, original: Source, options: Options) -> Path:
     """Return the folder of the quantized model, which its contents name."""
-    parts = (weights_of(original, progress).digest, asdict(options))
+    parts = (original.digest, asdict(options))
     return place.path.with_name(f".{place.path.name}.start-{short_digest(repr(parts))}")

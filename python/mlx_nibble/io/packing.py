@@ -23,6 +23,7 @@ IMPORTED = {
     "modelopt": "ModelOpt",
     "bitsandbytes": "bitsandbytes",
     "hqq": "HQQ",
+    "auto-round": "AutoRound",
 }
 """Methods that `nibble convert` imports, and their names in messages."""
 

@@ -220,7 +220,8 @@ def chains_of(case: Case, ext: Any) -> dict[str, Chain]:
     """
     key = case.key
     choice = (case.shape, False, case.kernel)
-    form = {"group_size": key.group_size, "bits": key.bits}
+    form: dict[str, Any] = {"group_size": key.group_size, "bits": key.bits}
+    form |= {"mode": key.mode}
     ours = form | {"symmetric": key.symmetric, "tuning": ext.add_tuning([choice])}
     x = _normal((case.rows, key.K), key.dtype, mx.random.key(0))
     if not key.experts:
@@ -247,28 +248,45 @@ def _normal(shape: tuple[int, ...], dtype: str, key: mx.array) -> mx.array:
 
 
 @lru_cache(maxsize=1)
-def _copies(key: Key, N: int) -> list[list[mx.array]]:
+def _copies(key: Key, N: int) -> list[list[mx.array | None]]:
     """Return copies of weights, scales and biases, too many for a cache."""
+    floats = key.scale_dtype == "uint8"
     keys = iter(mx.random.split(mx.random.key(2), 2 * _MOST_COPIES))
     matrices = (key.experts, N) if key.experts else (N,)
-    copies: list[list[mx.array]] = []
-    while sum(a.nbytes for copy in copies for a in copy) < _ALL_WEIGHTS:
+    copies: list[list[mx.array | None]] = []
+    while sum(a.nbytes for copy in copies for a in copy if a is not None) < (
+        _ALL_WEIGHTS
+    ):
         words = (*matrices, key.K * key.bits // 32)
         w = mx.random.randint(-(2**31), 2**31 - 1, words, key=next(keys))
         groups = (*matrices, key.K // key.group_size)
-        scales = _normal(groups, key.scale_dtype, next(keys)) * 2.0**-key.bits
-        copies.append([w.view(mx.uint32), scales, scales * -(2.0 ** (key.bits - 1))])
-        mx.eval(copies[-1])
+        copy: list[mx.array | None]
+        if floats:
+            # A code of bytes with the lowest bit clear is a number.
+            w = w.view(mx.uint32) & (0xFEFEFEFE if key.bits == 8 else 0xFFFFFFFF)
+            copy = [w, mx.full(groups, _scale_of(key), mx.uint8), None]
+        else:
+            scales = _normal(groups, key.scale_dtype, next(keys)) * 2.0**-key.bits
+            copy = [w.view(mx.uint32), scales, scales * -(2.0 ** (key.bits - 1))]
+        copies.append(copy)
+        mx.eval(copy)
         if len(copies) == _MOST_COPIES:
             break
     return copies
+
+
+def _scale_of(key: Key) -> int:
+    """Return the byte of a scale near 2**-bits."""
+    from mlx_nibble.floats import SCALES  # imports NumPy, which takes long
+
+    return int(abs(SCALES[key.mode][:127] - 2.0**-key.bits).argmin())
 
 
 def _chain(
     product: Callable[..., mx.array],
     form: dict[str, Any],
     x: mx.array,
-    pool: Iterator[list[mx.array]],
+    pool: Iterator[list[mx.array | None]],
 ) -> Chain:
     def run(times: int) -> None:
         h = x

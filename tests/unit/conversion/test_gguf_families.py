@@ -14,13 +14,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import load
 from mlx_lm.utils import dequantize_model
 
+from bench.gguf_table import convert
 from mlx_nibble.conversion.gguf_import import import_gguf
-from tests.support.gguf_families import (
-    FAMILIES,
-    Family,
-    random_model,
-    write_family,
-)
+from tests.support.gguf_blocks import quantize
+from tests.support.gguf_families import FAMILIES, Family, widened
+from tests.support.gguf_models import random_model, write_family
 
 IDS = mx.array([[3, 77, 20, 5, 131, 9, 250, 8, 60, 61, 62, 63]])
 
@@ -153,6 +151,15 @@ def test_scales_and_values_are_rounded_once_if_asked(tmp_path, kind, dtype):
     assert 0 < report.kinds[kind].error < 8 * unit
 
 
+# python -m bench.gguf_table converts every type in every architecture.
+@pytest.mark.parametrize(
+    ("name", "kind"), [("phi3", "Q4_K"), ("deepseek3", "Q6_K"), ("gpt-oss", "IQ4_XS")]
+)
+def test_drawn_types_in_drawn_architectures(tmp_path, name, kind):
+    cell = convert(widened(FAMILIES[name]), kind, quantize, tmp_path)
+    assert cell.right and (cell.loss == 0) == (kind in EXACT)
+
+
 def test_parts_of_the_packages_writer_are_one_model(tmp_path):
     family = FAMILIES["qwen3"]
     model = random_model(family)
@@ -175,7 +182,7 @@ def with_frequencies(folder: Path, factors: np.ndarray) -> Path:
     """Write a llama with factors of the frequencies; return the file."""
     family = replace(
         FAMILIES["llama"],
-        write=lambda writer: writer.add_tensor("rope_freqs.weight", factors),
+        write=lambda writer, config: writer.add_tensor("rope_freqs.weight", factors),
     )
     write_family(folder / "m.gguf", family, random_model(family))
     return folder / "m.gguf"
@@ -210,24 +217,24 @@ def test_layers_without_tensors_are_refused_before_any_work(tmp_path, name):
 
 
 REFUSED = {
-    "qwen3moe": lambda writer: (
-        FAMILIES["qwen3moe"].write(writer),
+    "qwen3moe": lambda writer, config: (
+        FAMILIES["qwen3moe"].write(writer, config),
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
         writer.add_rope_scaling_factor(4.0),
         writer.add_rope_scaling_orig_ctx_len(32),
     ),
-    "gemma2": lambda writer: (
-        FAMILIES["gemma2"].write(writer),
+    "gemma2": lambda writer, config: (
+        FAMILIES["gemma2"].write(writer, config),
         writer.add_rope_scaling_factor(4.0),
     ),
-    "qwen2": lambda writer: writer.add_key_length(24),
-    "phi3": lambda writer: writer.add_rope_scaling_attn_factors(1.5),
-    "granite": lambda writer: writer.add_rope_scaling_finetuned(False),
-    "deepseek2": lambda writer: (
-        FAMILIES["deepseek2"].write(writer),
+    "qwen2": lambda writer, config: writer.add_key_length(24),
+    "phi3": lambda writer, config: writer.add_rope_scaling_attn_factors(1.5),
+    "granite": lambda writer, config: writer.add_rope_scaling_finetuned(False),
+    "deepseek2": lambda writer, config: (
+        FAMILIES["deepseek2"].write(writer, config),
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID),
     ),
-    "llama": lambda writer: writer.add_expert_count(8),
+    "llama": lambda writer, config: writer.add_expert_count(8),
 }
 
 

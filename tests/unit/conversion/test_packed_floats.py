@@ -196,7 +196,30 @@ def test_malformed_matrices_are_refused(kind, name, value, rng, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_stack_of_experts_in_8_bits_is_named(alone, rng, tmp_path):
+    path = "model.layers.0.mlp.experts.gate_up_proj"
+    parts, _ = packed_folders.fp8((64, 64), rng)
+    stored = {path: mx.array(np.stack([parts["weight"]] * 2))}
+    stored[f"{path}_scale_inv"] = mx.array(np.stack([parts["weight_scale_inv"]] * 2))
+    if not alone:
+        own = "model.layers.0.self_attn.q_proj"
+        stored |= {f"{own}.{name}": mx.array(part) for name, part in parts.items()}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), stored)
+    settings = {"quantization_config": KINDS["fp8"][1]}
+    config = json.dumps(tiny_models.config("llama") | settings)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(
+        ValueError, match="gate_up_proj is a stack of experts in 8 bits"
+    ):
+        import_packed(tmp_path, tmp_path / "out")
+
+
 SETTINGS = [
+    {"quant_method": "auto-round", "bits": 4, "group_size": 32},
+    {"quant_method": "auto-round", "packing_format": "auto_round:fp8_static"},
+    {"quant_method": "auto-round", "packing_format": ["auto_round"]},
+    {"quant_method": "auto-round", "packing_format": "auto_round:llm_compressor"},
     {"quant_method": "fp8", "fmt": "e5m2"},
     {"quant_method": "fp8", "weight_block_size": [128]},
     {"quant_method": "fp8", "weight_block_size": [0, 128]},

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_nibble.conversion.packed_forms import formed
-from mlx_nibble.conversion.packed_import import METHODS
 from mlx_nibble.conversion.packed_layouts import Parts
+from mlx_nibble.conversion.packed_run import METHODS
 from mlx_nibble.conversion.packed_settings import matches
 from mlx_nibble.formats import Quantized, round_to
 from mlx_nibble.io.packed_floats import Floats
@@ -344,3 +344,43 @@ def test_rounding_of_a_scale_to_bfloat16(rng):
     np.testing.assert_array_equal(
         quantized.scales, round_to(scales.astype(np.float32), "bfloat16")
     )
+
+
+def test_autoround_has_schemes_by_name_and_by_pattern():
+    settings = {
+        "packing_format": "auto_round:auto_gptq",
+        "bits": 4,
+        "group_size": 128,
+        "extra_config": {
+            "lm_head": {"bits": 8},
+            "model.layers.0.mlp.gate": {"bits": 16},
+            "model.layers.1.mlp.up_proj": {"bits": 2, "group_size": 32},
+            r".*down_proj.*": {"bits": 3},
+        },
+    }
+    layout = METHODS["auto-round"](settings)
+    found = {
+        path: (scheme.bits, scheme.group_size)
+        for path in (
+            *("lm_head", "model.layers.0.mlp.gate_proj", "model.layers.1.mlp.up_proj"),
+            *("model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj"),
+        )
+        for scheme in [layout.scheme_of(path)]
+    }
+    assert list(found.values()) == [(8, 128), (4, 128), (2, 32), (4, 128), (3, 128)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data_type": "mx_fp"},
+        {"rotation_config": {"hadamard": True}},
+        {"bits": 9},
+        {"extra_config": {"lm_head": {"bits": "8"}}},
+        {"packing_format": "auto_round:auto_awq", "bits": 3},
+    ],
+)
+def test_other_autoround_checkpoints_are_refused(changed):
+    settings = {"packing_format": "auto_round", "bits": 4, "group_size": 32}
+    with pytest.raises(ValueError, match=r"^\[import\] "):
+        METHODS["auto-round"](settings | changed)

@@ -225,6 +225,20 @@ def test_a_killed_pipeline_keeps_its_quantized_model(models, tmp_path):
     assert made.path == out
 
 
+def test_the_original_is_hashed_once(models, tmp_path):
+    original, _ = models
+    options = Options(group_size=32, method=RTN, calibration=TEXT)
+    passes = []
+
+    def count(what, done, total):
+        if what == "Reading the source" and done == total:
+            passes.append(total)
+
+    out = tmp_path / "out"
+    quantize_and_distill(str(original), out, options, SHORT, TEXT, count)
+    assert len(passes) == 2  # and the quantized model once
+
+
 def test_the_divergence_is_that_of_the_likeliest_tokens():
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(9), (2, 3))

@@ -16,7 +16,7 @@ from mlx_nibble.formats import Quantized
 from mlx_nibble.io.gguf.block_types import BLOCK_TYPES
 from mlx_nibble.io.gguf.reader import read_gguf
 from mlx_nibble.io.gguf.tensors import read_rows, read_values, values_of
-from tests.support.gguf_families import random_blocks
+from tests.support.gguf_blocks import random_blocks
 from tests.support.gguf_writer import (
     TYPE_NUMBER,
     Tensor,
