@@ -12,6 +12,9 @@ struct CpuProfile {
   int few_rows = 4;
   // Rows in a register tile of the kernels.
   int tile_rows = 3;
+  // The largest number of rows for which exact products are faster with the
+  // packed layout. A constant of the instruction set.
+  int packed_rows = 3;
 
   bool operator==(const CpuProfile&) const = default;
 };

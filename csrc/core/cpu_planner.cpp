@@ -19,15 +19,10 @@ constexpr int kTriedRows = 4;
 // fp32 values of x that leave room for weights in a first-level cache: 32 KB.
 // While all of x stays there, weight rows are best read whole.
 constexpr int kFirstLevelFloats = 8 * 1024;
-// Largest number of rows for which exact products are faster with the packed
-// layout. Without it one decoded vector meets all rows; with it each row needs
-// one more multiplication to decode (4096 x 4096 from the cache, two cores of a
-// Zen 5, in ms: one row 0.15 against 0.22, two 0.22 against 0.28, four 0.43
-// against 0.40).
-constexpr int kPackedRows = 3;
-// The same for 8-bit activations. Panels are made once for all rows and hold
-// scales and biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms
-// packed against 1.05, 128 take 3.4 against 3.2.
+// Largest number of rows of products with 8-bit activations that are faster
+// with the packed layout. Panels are made once for all rows and hold scales and
+// biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms packed
+// against 1.05, 128 take 3.4 against 3.2.
 constexpr int kPackedInt8Rows = 32;
 // Chunks in which a block of rows of x is prepared, if a hand-over pays.
 constexpr int kPreparedChunks = 8;
@@ -75,7 +70,7 @@ CpuKernelPlan kernel_plan(
   plan.int8 = int8 && p.transpose && p.format.multiplies_integers();
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
-  plan.packed_rows = plan.int8 ? kPackedInt8Rows : kPackedRows;
+  plan.packed_rows = plan.int8 ? kPackedInt8Rows : cpu.packed_rows;
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
   plan.prepared_rows =
       values < kParallelProducts ? rows : std::min(rows, chunk);

@@ -128,7 +128,11 @@ void set_isa(std::string_view name) {
 }
 
 CpuProfile profile() {
-  return {thread_count(), isa().kernels.few_rows, isa().kernels.tile_rows};
+  const Kernels& kernels = isa().kernels;
+  return {thread_count(),
+          kernels.few_rows,
+          kernels.tile_rows,
+          kernels.packed_rows};
 }
 
 }  // namespace nibble::cpu

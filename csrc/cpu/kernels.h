@@ -60,6 +60,9 @@ static_assert(kBlockN <= kColumnBlockK);
 inline constexpr int kGradientRows = 96;
 static_assert(kGradientRows * (kColumnBlockK + kColumnBlockN) <= kSumFloats);
 
+// The most rows of an exact product that reads the packed layout.
+inline constexpr int kMostPackedRows = 8;
+
 // How a product reads weights; CpuKernelPlan says when. Integer products know
 // `as_packed` only.
 struct Reading {
@@ -109,6 +112,8 @@ struct Kernels {
   // Facts for the planner, as in CpuProfile.
   int few_rows;
   int tile_rows;
+  // As in CpuProfile.
+  int packed_rows;
 
   // y[m, n] for m < M and n in rows = sum over k of x[m, k] * w_hat[n, k].
   // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows. The bits are the

@@ -23,6 +23,8 @@ struct Avx2 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 8;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
   // The first E8M0 scale whose product with 2^120 is not finite.

@@ -25,6 +25,8 @@ struct Avx512 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights (measured on Zen 5).
   static constexpr int kFewRows = 4 * kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 3;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
   // The first E8M0 scale whose product with 2^8 is not finite.

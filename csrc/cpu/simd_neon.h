@@ -28,6 +28,8 @@ struct Neon {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 3;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = false;
 
