@@ -273,7 +273,7 @@ struct Avx2 {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm256_set1_epi32(word);
@@ -287,6 +287,20 @@ struct Avx2 {
     }
     return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
                             _mm256_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The same for halves of a word, which have 16 / kBits codes.
+  template <int kBits, int kPart>
+  static I half_codes(I v) {
+    return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
+                            _mm256_set1_epi16((1 << kBits) - 1));
+  }
+
+  // Bytes 0 and 2 (kOdd: 1 and 3) of each word as halves.
+  template <int kOdd>
+  static I byte_halves(I v) {
+    return kOdd ? _mm256_srli_epi16(v, 8)
+                : _mm256_and_si256(v, _mm256_set1_epi16(0xff));
   }
 
   // table[byte] for bytes below 16.
@@ -332,6 +346,11 @@ struct Avx2 {
     }
     return _mm256_add_epi32(
         sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+  }
+
+  // Each lane: sum += the products of 2 halves and 2 activations.
+  static I dot2(I sum, I codes, I x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
@@ -383,12 +402,18 @@ struct Avx2 {
   }
 
   // out[0:8] = v rounded to the nearest integers, ties to even.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     I words = _mm256_cvtps_epi32(v);
     __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words),
                                      _mm256_extracti128_si256(words, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out),
                      _mm_packs_epi16(halves, halves));
+  }
+  static void round_to_integers(F v, int16_t* out) {
+    I words = _mm256_cvtps_epi32(v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packs_epi32(_mm256_castsi256_si128(words),
+                                     _mm256_extracti128_si256(words, 1)));
   }
 
  private:

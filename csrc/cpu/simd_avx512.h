@@ -293,7 +293,7 @@ struct Avx512 {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm512_set1_epi32(word);
@@ -307,6 +307,20 @@ struct Avx512 {
     }
     return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
                             _mm512_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The same for halves of a word, which have 16 / kBits codes.
+  template <int kBits, int kPart>
+  static I half_codes(I v) {
+    return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
+                            _mm512_set1_epi16((1 << kBits) - 1));
+  }
+
+  // Bytes 0 and 2 (kOdd: 1 and 3) of each word as halves.
+  template <int kOdd>
+  static I byte_halves(I v) {
+    return kOdd ? _mm512_srli_epi16(v, 8)
+                : _mm512_and_si512(v, _mm512_set1_epi16(0xff));
   }
 
   // table[byte] for bytes below 16.
@@ -352,6 +366,11 @@ struct Avx512 {
     }
     return _mm512_add_epi32(
         sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+  }
+
+  // Each lane: sum += the products of 2 halves and 2 activations.
+  static I dot2(I sum, I codes, I x) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 16; rows of out are
@@ -417,9 +436,13 @@ struct Avx512 {
   }
 
   // out[0:16] = v rounded to the nearest integers, ties to even.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
                      _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
+  static void round_to_integers(F v, int16_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
   }
 
  private:
