@@ -329,6 +329,13 @@ struct Avx2 {
                                        _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
+  // Returns v. GCC would add integers in another order, for which it has too
+  // few registers.
+  static I in_order(I v) {
+    asm("" : "+x"(v));
+    return v;
+  }
+
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
   // activations.
   template <int kBits>
@@ -344,13 +351,13 @@ struct Avx2 {
                                                _mm256_set1_epi16(128)));
       codes = _mm256_and_si256(codes, _mm256_set1_epi8(127));
     }
-    return _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    return in_order(_mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones)));
   }
 
   // Each lane: sum += the products of 2 halves and 2 activations.
   static I dot2(I sum, I codes, I x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x));
+    return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(codes, x)));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are

@@ -349,6 +349,13 @@ struct Avx512 {
     return numbers<Q>(_mm512_and_si512(words, mask));
   }
 
+  // Returns v. GCC would add integers in another order, for which it has too
+  // few registers.
+  static I in_order(I v) {
+    asm("" : "+v"(v));
+    return v;
+  }
+
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
   // activations.
   template <int kBits>
@@ -364,13 +371,13 @@ struct Avx512 {
                                                _mm512_set1_epi16(128)));
       codes = _mm512_and_si512(codes, _mm512_set1_epi8(127));
     }
-    return _mm512_add_epi32(
-        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+    return in_order(_mm512_add_epi32(
+        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones)));
   }
 
   // Each lane: sum += the products of 2 halves and 2 activations.
   static I dot2(I sum, I codes, I x) {
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(codes, x));
+    return in_order(_mm512_add_epi32(sum, _mm512_madd_epi16(codes, x)));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 16; rows of out are
