@@ -5,8 +5,8 @@
 // So there is a sum for each place, of kLanes weight rows, and at the end they
 // are added as V::sum4 adds lanes. Several rows of x leave registers for some
 // of the places only. Then a block, which is in the first-level cache, is read
-// in several passes, each for other places. Each code is still decoded once. With
-// more than kPackedTileRows rows, values are decoded into a panel that the
+// in several passes, each for other places. Each code is still decoded once.
+// With more than kPackedTileRows rows, values are decoded into a panel that the
 // first-level cache holds, and each place has its pass over it.
 #pragma once
 
