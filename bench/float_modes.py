@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROUNDS))
     parser.add_argument("--mode", nargs="+", choices=FLOAT_MODES, default=FLOAT_MODES)
-    parser.add_argument("--activations", choices=["int8"])
+    parser.add_argument("--activations", choices=["int16", "int8"])
     args = parser.parse_args()
     mx.random.seed(0)
     w = mx.random.normal((SIZE, SIZE))

@@ -106,15 +106,15 @@ void bind_layers(nb::module_& m) {
         .def(
             "__init__",
             [](ops::MatmulOptions* self,
-               bool int8_activations,
+               int activation_bits,
                bool batch_invariant,
                int tuning) {
-              new (self)
-                  ops::MatmulOptions{.int8_activations = int8_activations,
-                                     .batch_invariant = batch_invariant,
-                                     .tuning = tuning};
+              new (self) ops::MatmulOptions{
+                  .activations = activations_of(activation_bits),
+                  .batch_invariant = batch_invariant,
+                  .tuning = tuning};
             },
-            "int8_activations"_a,
+            "activation_bits"_a,
             "batch_invariant"_a,
             "tuning"_a);
   }

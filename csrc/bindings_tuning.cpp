@@ -75,7 +75,8 @@ void bind_tuning(nb::module_& m) {
       [](const Shape& shape, bool int8, int table, mx::StreamOrDevice s) {
         MatmulProblem asked = problem(shape);
         mx::Device device = mx::to_stream(s).device;
-        ops::MatmulOptions options{.int8_activations = int8, .tuning = table};
+        ops::MatmulOptions options{.activations = activations_of(int8 ? 8 : 0),
+                                   .tuning = table};
         tuning::consult(asked, options, device);
         return tuning::chosen(asked, int8, device);
       },

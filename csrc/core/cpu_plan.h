@@ -2,6 +2,8 @@
 // executor follows.
 #pragma once
 
+#include <cstdint>
+
 namespace nibble {
 
 // The facts about a CPU that a plan depends on.
@@ -12,21 +14,35 @@ struct CpuProfile {
   int few_rows = 4;
   // Rows in a register tile of the kernels.
   int tile_rows = 3;
+  // The largest number of rows for which exact products are faster with the
+  // packed layout. A constant of the instruction set.
+  int packed_rows = 3;
+  // Products of 16-bit activations are faster with integers.
+  bool int16 = false;
 
   bool operator==(const CpuProfile&) const = default;
 };
 
+// The integers that activations are rounded to, with one step for each row and
+// group of the weights' format. Beyond the rounding of fp32 sums, the error is
+// at most sum over g of (1/2 + e) step[m, g] * sum over k in g of |w_hat[n, k]|
+//     where step[m, g] = max(max over k in g of |x[m, k]| / q, 2^-126).
+// For int8, q is 127 and e is 2^-15. For int16, q is 32767 and e is 2^-7.
+// docs/reference/numerics.md derives the bound.
+enum class Activations : uint8_t { kExact, kInt16, kInt8 };
+
+// `bits` is that of the integers, or 0.
+constexpr Activations activations_of(int bits) {
+  return bits == 8    ? Activations::kInt8
+         : bits == 16 ? Activations::kInt16
+                      : Activations::kExact;
+}
+
 // How kernels compute a block of rows of x. `few_rows`, `whole_rows` and
 // `packed_rows` are the largest number of rows for which a way is taken. Only
-// `int8` changes the bits of a result.
+// `activations` changes the bits of a result.
 struct CpuKernelPlan {
-  // Activations are rounded to 8 bits with one scale for each row and group of
-  // the weights' format. Row m of y then has an error, beyond the rounding of
-  // fp32 sums, of at most
-  //     sum over g of (1/2 + 2^-15) step[m, g] * sum over k in g of |w_hat[n,
-  //     k]|
-  // where step[m, g] = max(max over k in g of |x[m, k]| / 127, 2^-126).
-  bool int8 = false;
+  Activations activations = Activations::kExact;
   // Exact products decode weights while they multiply. With more rows, they
   // decode weights into a panel first.
   int few_rows = 0;
@@ -37,6 +53,7 @@ struct CpuKernelPlan {
   // Rows of x in a chunk of their preparation.
   int prepared_rows = 1;
 
+  bool exact() const { return activations == Activations::kExact; }
   bool operator==(const CpuKernelPlan&) const = default;
 };
 

@@ -19,16 +19,11 @@ constexpr int kTriedRows = 4;
 // fp32 values of x that leave room for weights in a first-level cache: 32 KB.
 // While all of x stays there, weight rows are best read whole.
 constexpr int kFirstLevelFloats = 8 * 1024;
-// Largest number of rows for which exact products are faster with the packed
-// layout. Without it one decoded vector meets all rows; with it each row needs
-// one more multiplication to decode (4096 x 4096 from the cache, two cores of a
-// Zen 5, in ms: one row 0.15 against 0.22, two 0.22 against 0.28, four 0.43
-// against 0.40).
-constexpr int kPackedRows = 3;
-// The same for 8-bit activations. Panels are made once for all rows and hold
-// scales and biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms
-// packed against 1.05, 128 take 3.4 against 3.2.
-constexpr int kPackedInt8Rows = 32;
+// Largest number of rows of integer products that are faster with the packed
+// layout. Panels are made once for all rows and hold scales and
+// biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms packed
+// against 1.05, 128 take 3.4 against 3.2.
+constexpr int kPackedIntegerRows = 32;
 // Chunks in which a block of rows of x is prepared, if a hand-over pays.
 constexpr int kPreparedChunks = 8;
 // Rows in a chunk of their preparation for gathered products.
@@ -66,25 +61,44 @@ int ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
+// float16 and bfloat16 are rounded more than integers of 16 bits are, with
+// their step for each group; docs/reference/numerics.md has the bound.
+template <typename Problem>
+Activations activations(const Problem& p,
+                        const CpuProfile& cpu,
+                        Activations allowed) {
+  if (!p.transpose || !p.format.multiplies_integers()) {
+    return Activations::kExact;
+  }
+  if (allowed == Activations::kInt8) return allowed;
+  bool halves = p.dtype != Dtype::kFloat32 || allowed == Activations::kInt16;
+  return cpu.int16 && halves ? Activations::kInt16 : Activations::kExact;
+}
+
 // `rows` is the number of rows that are prepared together, `chunk` that of
 // a chunk if a hand-over pays.
 template <typename Problem>
-CpuKernelPlan kernel_plan(
-    const Problem& p, const CpuProfile& cpu, bool int8, int rows, int chunk) {
+CpuKernelPlan kernel_plan(const Problem& p,
+                          const CpuProfile& cpu,
+                          Activations allowed,
+                          int rows,
+                          int chunk) {
   CpuKernelPlan plan;
-  plan.int8 = int8 && p.transpose && p.format.multiplies_integers();
+  plan.activations = activations(p, cpu, allowed);
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
-  plan.packed_rows = plan.int8 ? kPackedInt8Rows : kPackedRows;
+  plan.packed_rows = plan.exact() ? cpu.packed_rows : kPackedIntegerRows;
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
   plan.prepared_rows =
       values < kParallelProducts ? rows : std::min(rows, chunk);
   return plan;
 }
 
-CpuPlan default_plan(const MatmulProblem& p, const CpuProfile& cpu, bool int8) {
+CpuPlan default_plan(const MatmulProblem& p,
+                     const CpuProfile& cpu,
+                     Activations allowed) {
   int rows = std::min(p.M, kBlockRows);
-  return {kernel_plan(p, cpu, int8, rows, ceil_div(rows, kPreparedChunks)),
+  return {kernel_plan(p, cpu, allowed, rows, ceil_div(rows, kPreparedChunks)),
           rows,
           chunk_columns(out_of(p),
                         products_of(p),
@@ -120,17 +134,17 @@ int chunk_columns(const GatherProblem& p,
 
 std::vector<CpuPlan> candidates(const MatmulProblem& problem,
                                 const CpuProfile& cpu,
-                                bool int8) {
+                                Activations allowed) {
   MatmulProblem p = merge_rows(problem);
-  CpuPlan first = default_plan(p, cpu, int8);
+  CpuPlan first = default_plan(p, cpu, allowed);
   std::vector<CpuPlan> ways{first};
   bool several = p.transpose && p.M > 1 && p.M <= kTriedRows * cpu.few_rows;
-  if (!first.int8 && several) {
+  if (first.exact() && several) {
     ways.push_back(first);
     ways.back().few_rows = p.M <= cpu.few_rows ? 0 : p.M;
   }
-  if (first.int8 && !p.batch_invariant) {
-    ways.push_back(default_plan(p, cpu, false));
+  if (first.activations == Activations::kInt8 && !p.batch_invariant) {
+    ways.push_back(default_plan(p, cpu, Activations::kExact));
   }
   std::vector<CpuPlan> all = ways;
   int64_t products = products_of(p);
@@ -155,22 +169,22 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
 
 CpuPlan plan_cpu(const MatmulProblem& problem,
                  const CpuProfile& cpu,
-                 bool int8) {
+                 Activations allowed) {
   if (!problem.choice.empty()) {
-    for (const CpuPlan& plan : candidates(problem, cpu, int8)) {
+    for (const CpuPlan& plan : candidates(problem, cpu, allowed)) {
       if (cpu_plan_name(plan, problem) == problem.choice) {
         return plan;
       }
     }
   }
-  return default_plan(merge_rows(problem), cpu, int8);
+  return default_plan(merge_rows(problem), cpu, allowed);
 }
 
 CpuGatherPlan plan_cpu(const GatherProblem& p,
                        const CpuProfile& cpu,
-                       bool int8) {
+                       Activations allowed) {
   int rows = static_cast<int>(std::min<int64_t>(int64_t{p.B} * p.M, kWaveRows));
-  return {kernel_plan(p, cpu, int8, rows, kPreparedRows),
+  return {kernel_plan(p, cpu, allowed, rows, kPreparedRows),
           kBlockRows,
           rows,
           kChunksPerThread * cpu.threads};
@@ -203,8 +217,9 @@ CpuAttentionPlan plan_cpu(const AttentionShape& p, const CpuProfile& cpu) {
 
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem) {
   bool few = merge_rows(problem).M <= plan.few_rows;
-  const char* way = plan.int8 ? "int8" : few ? "decode" : "panel";
-  return std::string(way) + "_n" + std::to_string(plan.columns);
+  const char* ways[] = {few ? "decode" : "panel", "int16", "int8"};
+  return ways[static_cast<int>(plan.activations)] + std::string("_n") +
+         std::to_string(plan.columns);
 }
 
 }  // namespace nibble

@@ -47,15 +47,17 @@ constexpr int column_unit(bool transpose) {
   return transpose ? kMinRows : kMinColumns;
 }
 
-// Returns the plan of y = x @ w_hat^T or x @ w_hat. If the problem's choice is
-// the name of a candidate, it is that candidate.
+// Returns the plan of y = x @ w_hat^T or x @ w_hat. Activations are rounded no
+// more than `allowed`, except float16 and bfloat16, which may become integers
+// of 16 bits. If the problem's choice is the name of a candidate, it is that
+// candidate.
 CpuPlan plan_cpu(const MatmulProblem& problem,
                  const CpuProfile& cpu,
-                 bool int8);
+                 Activations allowed);
 
 CpuGatherPlan plan_cpu(const GatherProblem& problem,
                        const CpuProfile& cpu,
-                       bool int8);
+                       Activations allowed);
 
 CpuDequantizePlan plan_cpu(const DequantizeProblem& problem);
 
@@ -63,14 +65,14 @@ CpuAttentionPlan plan_cpu(const AttentionShape& shape, const CpuProfile& cpu);
 
 // Returns every plan that may be the fastest on some CPU, for a tuner to
 // measure. The first is the one that plan_cpu() returns without a choice. If
-// `int8` is allowed, exact plans are among them, unless the problem is
+// int8 is allowed, plans without it are among them, unless the problem is
 // batch-invariant.
 std::vector<CpuPlan> candidates(const MatmulProblem& problem,
                                 const CpuProfile& cpu,
-                                bool int8);
+                                Activations allowed);
 
-// Returns "decode_n96", "panel_n96" or "int8_n96": how the problem's rows are
-// computed, and the columns of a chunk.
+// Returns "decode_n96", "panel_n96", "int16_n96" or "int8_n96": how the
+// problem's rows are computed, and the columns of a chunk.
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem);
 
 // Returns the columns of y in a chunk, if a matrix with `out` columns is to be
@@ -98,7 +100,7 @@ int chunk_columns(const GatherProblem& problem,
 constexpr bool supports(const CpuPlan& plan, const MatmulProblem& p) {
   return plan.columns > 0 && plan.columns % column_unit(p.transpose) == 0 &&
          plan.few_rows >= 0 && plan.block_rows > 0 &&
-         plan.block_rows <= kBlockRows && (!plan.int8 || p.transpose) &&
+         plan.block_rows <= kBlockRows && (plan.exact() || p.transpose) &&
          (plan.depth == p.K ||
           (p.transpose && plan.depth > 0 && plan.depth % kDepth == 0));
 }

@@ -20,7 +20,7 @@ struct IntegerCodes {
     return V::to_float(codes);
   }
 
-  // Integer products read codes as unsigned bytes of kByteBits, which are
+  // Integer products read codes as unsigned integers of kByteBits, which are
   // kByteOffset + number / kByteUnit.
   static constexpr bool kIntegers = true;
   static constexpr int kByteBits = kWidth;
@@ -30,6 +30,13 @@ struct IntegerCodes {
   template <class V>
   static typename V::I bytes(typename V::I codes) {
     return codes;
+  }
+
+  // Part number kPart of words that store kStored bits a code: one code in each
+  // half of a word, to meet activations of 16 bits.
+  template <class V, int kStored, int kPart>
+  static typename V::I halves(typename V::I words) {
+    return V::template half_codes<kStored, kPart>(words);
   }
 };
 
@@ -55,6 +62,12 @@ struct E2m1Codes {
     static constexpr unsigned char kTable[16] = {
         12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
     return V::look_up(kTable, codes);
+  }
+
+  template <class V, int kStored, int kPart>
+  static typename V::I halves(typename V::I words) {
+    return V::template byte_halves<kPart / 2>(
+        bytes<V>(V::template byte_codes<kStored, kPart % 2>(words)));
   }
 };
 

@@ -96,7 +96,7 @@ void fill_panel_from_packed(const Weights& w,
 // ---- products -----------------------------------------------------------
 
 // sums [kM, kPanelRows] += the products of a panel and kM activation rows.
-template <class V, class Q, int kM>
+template <class V, class Q, class A, int kM>
 void int_tile(const int32_t* panel,
               const StripParams<V, Q, kPanelRows<V>>& params,
               QuantFormat format,
@@ -106,11 +106,10 @@ void int_tile(const int32_t* panel,
               int m,
               float* sums) {
   constexpr int kBits = Q::kBits;
-  constexpr int kParts = 8 / panel_bits(kBits);
   int groups = K / format.group_size;
   int first = columns.begin / format.group_size;
   int count = (columns.end - columns.begin) / format.group_size;
-  const int8_t* codes = x.codes + static_cast<size_t>(m) * K + columns.begin;
+  const A* codes = x.at<A>(K, m, columns.begin);
   const float* x_scales = x.scales + static_cast<size_t>(m) * groups + first;
   const float* x_sums = x.sums + static_cast<size_t>(m) * groups + first;
   for (int g = 0; g < count; ++g) {
@@ -124,9 +123,9 @@ void int_tile(const int32_t* panel,
       for (int s = 0; s < V::kStrips; ++s) {
         words[s] = V::int_load(panel + s * V::kLanes);
       }
-      add_part<V, Q, 0>(words, codes, K, dots);
+      add_part<V, Q, A, 0>(words, codes, K, dots);
       panel += kPanelRows<V>;
-      codes += 4 * kParts;
+      codes += 32 / panel_bits(kBits);
     }
 #pragma GCC unroll 4
     for (int s = 0; s < V::kStrips; ++s) {
@@ -139,7 +138,7 @@ void int_tile(const int32_t* panel,
                                             scale,
                                             bias,
                                             V::set1(x_scales[m * groups + g]),
-                                            V::set1(x_sums[m * groups + g]),
+                                            x_sums + m * groups + g,
                                             V::load(to));
         V::store(to, sum);
       }
@@ -147,7 +146,7 @@ void int_tile(const int32_t* panel,
   }
 }
 
-template <class V>
+template <class V, class A>
 void multiply_panels(const Weights& w,
                      const QuantizedRows& x,
                      int M,
@@ -178,14 +177,14 @@ void multiply_panels(const Weights& w,
         for (int m = 0; m < M; m += V::kIntTileRows) {
           int tile_rows = smaller(M - m, V::kIntTileRows);
           with_int<V::kIntTileRows>(tile_rows, [&](auto count) {
-            int_tile<V, Q, decltype(count)::value>(panel,
-                                                   params,
-                                                   w.format,
-                                                   w.K,
-                                                   columns,
-                                                   x,
-                                                   m,
-                                                   sums + m * kPanelRows<V>);
+            int_tile<V, Q, A, decltype(count)::value>(panel,
+                                                      params,
+                                                      w.format,
+                                                      w.K,
+                                                      columns,
+                                                      x,
+                                                      m,
+                                                      sums + m * kPanelRows<V>);
           });
         }
       });
@@ -200,36 +199,37 @@ void multiply_panels(const Weights& w,
   }
 }
 
-template <class V>
-void multiply_int8(const Weights& w,
-                   const QuantizedRows& x,
-                   int M,
-                   Reading reading,
-                   Range rows,
-                   Dtype dtype,
-                   void* y,
-                   float* scratch) {
+template <class V, class A>
+void multiply_integers(const Weights& w,
+                       const QuantizedRows& x,
+                       int M,
+                       Reading reading,
+                       Range rows,
+                       Dtype dtype,
+                       void* y,
+                       float* scratch) {
   if (w.packed && reading.as_packed) {
-    return multiply_packed_int8<V>(w, x, M, rows, dtype, y, scratch);
+    return multiply_packed_integers<V, A>(w, x, M, rows, dtype, y, scratch);
   }
   bool fits = static_cast<size_t>(w.K) <= kPanelFloats;
   if (M > 1 || w.packed || !lie_in_bytes(w.format.bits) || !fits) {
-    return multiply_panels<V>(w, x, M, rows, dtype, y, scratch);
+    return multiply_panels<V, A>(w, x, M, rows, dtype, y, scratch);
   }
   with_integers(w.format, [&](auto form) {
     using Q = decltype(form);
     if constexpr (lie_in_bytes(Q::kBits)) {
       with_group<Q::kUnit>(w.format.group_size, [&](auto group) {
-        multiply_row<V, Q, decltype(group)::value>(
+        multiply_row<V, Q, A, decltype(group)::value>(
             w, x, rows, dtype, y, scratch);
       });
     }
   });
 }
 
-template <class V>
-constexpr Int8Kernels make_int8_kernels() {
-  return {quantize_rows<V>, multiply_int8<V>};
+// A: int8_t or int16_t.
+template <class V, class A>
+constexpr IntegerKernels make_integer_kernels() {
+  return {quantize_rows<V, A>, multiply_integers<V, A>};
 }
 
 }  // namespace

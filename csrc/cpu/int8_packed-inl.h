@@ -11,7 +11,7 @@ namespace nibble::cpu {
 namespace {
 
 // sums [kM, kStrips x lanes] += the products of a block of columns.
-template <class V, class Q, int kStrips, int kM>
+template <class V, class Q, class A, int kStrips, int kM>
 void packed_int_tile(const PackedBlock& block,
                      const Weights& w,
                      const QuantizedRows& x,
@@ -25,8 +25,7 @@ void packed_int_tile(const PackedBlock& block,
   constexpr int kChains = kStrips * kM <= 4 ? 2 : 1;
   int group_size = w.format.group_size, groups = w.K / group_size;
   int words = group_size * kBits / 32;
-  const int8_t* codes =
-      x.codes + static_cast<size_t>(m) * w.K + block.first * group_size;
+  const A* codes = x.at<A>(w.K, m, block.first * group_size);
   size_t first = static_cast<size_t>(m) * groups + block.first;
   const float *x_scales = x.scales + first, *x_sums = x.sums + first;
   typename V::F sum[kStrips][kM];
@@ -59,7 +58,7 @@ void packed_int_tile(const PackedBlock& block,
           word[s] = V::int_load(reinterpret_cast<const int32_t*>(p + at));
           __builtin_prefetch(ahead + at);
         }
-        add_part<V, Q, 0>(
+        add_part<V, Q, A, 0>(
             word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
       }
     }
@@ -76,7 +75,7 @@ void packed_int_tile(const PackedBlock& block,
                                     params.scale,
                                     params.bias,
                                     V::set1(x_scales[i * groups + g]),
-                                    V::set1(x_sums[i * groups + g]),
+                                    x_sums + i * groups + g,
                                     sum[s][i]);
       }
     }
@@ -92,14 +91,14 @@ void packed_int_tile(const PackedBlock& block,
   }
 }
 
-template <class V>
-void multiply_packed_int8(const Weights& w,
-                          const QuantizedRows& x,
-                          int M,
-                          Range rows,
-                          Dtype dtype,
-                          void* y,
-                          float* scratch) {
+template <class V, class A>
+void multiply_packed_integers(const Weights& w,
+                              const QuantizedRows& x,
+                              int M,
+                              Range rows,
+                              Dtype dtype,
+                              void* y,
+                              float* scratch) {
   float* sums = scratch + kPanelFloats;
   auto with_strips = [&](auto strips, auto codes) {
     using Q = decltype(codes);
@@ -114,7 +113,7 @@ void multiply_packed_int8(const Weights& w,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
           by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Pass pass) {
-            packed_int_tile<V, Q, kCount, decltype(tile_rows)::value>(
+            packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
                 block, w, x, m, pass, out + m * kCount * V::kLanes);
           });
         });

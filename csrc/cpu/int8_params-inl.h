@@ -110,14 +110,14 @@ template <class V, class Q>
                                                       typename V::F scale,
                                                       typename V::F bias,
                                                       typename V::F x_scale,
-                                                      typename V::F x_sum,
+                                                      const float* x_sum,
                                                       typename V::F sum) {
   if constexpr (Q::kBiased) {
     typename V::F product = V::mul(V::to_float(dots), x_scale);
-    return V::fma(bias, x_sum, V::fma(product, scale, sum));
+    return V::fma(bias, V::set1(*x_sum), V::fma(product, scale, sum));
   } else {
-    // Integers below 2^24: the sum without the offset of the bytes is exact.
-    typename V::F exact = V::add(V::to_float(dots), x_sum);
+    // An integer below 2^24, so the conversion is exact.
+    typename V::F exact = V::to_float(V::int_add(dots, V::broadcast4(x_sum)));
     return V::fma(V::mul(exact, x_scale), scale, sum);
   }
 }

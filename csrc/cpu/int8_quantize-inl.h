@@ -1,4 +1,6 @@
-// Activations as 8-bit integers, in the order of the bytes of codes.
+// Activations as integers of 8 or 16 bits, in the order in which they meet the
+// parts of a word of codes. `A` is their type, here and in the files that
+// include this one.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -13,10 +15,19 @@ constexpr int panel_bits(int bits) {
   return bits == 2 || bits == 4 ? bits : 8;
 }
 
-// Returns the place of activation k in a run of 32 / panel_bits. The bytes of
-// a word shifted by part * bits hold the codes part, part + parts, ...
+// The parts of a word: part number p is the word shifted by p * bits, whose
+// bytes (or halves, for activations of 16 bits) are the codes p, p + parts, ...
+template <class A, int kBits>
+constexpr int kParts = 8 * sizeof(A) / panel_bits(kBits);
+
+// Activations that meet a part of a word in one lane.
+template <class A>
+constexpr int kPartCodes = 4 / sizeof(A);
+
+// Returns the place of activation k in a run of 32 / panel_bits.
+template <class A>
 constexpr int activation_place(int k, int parts) {
-  return k % parts * 4 + k / parts;
+  return k % parts * kPartCodes<A> + k / parts;
 }
 
 // Returns bytes 0, 2, 4, 6, 1, 3, 5, 7 of a run of 8: activation_place of two
@@ -28,30 +39,31 @@ inline uint64_t evens_first(uint64_t run) {
   return run ^ t ^ t << 16;
 }
 
-template <class V, int kBits>
-void reorder_activations(int8_t* codes, int count) {
-  constexpr int kParts = 8 / panel_bits(kBits);
-  constexpr int kRun = 4 * kParts;
-  for (int i = 0; kParts > 1 && i < count; i += kRun) {
-    if constexpr (kParts == 2) {
+template <class V, class A, int kBits>
+void reorder_activations(A* codes, int count) {
+  constexpr int kCount = kParts<A, kBits>;
+  constexpr int kRun = kPartCodes<A> * kCount;
+  for (int i = 0; kCount > 1 && i < count; i += kRun) {
+    if constexpr (sizeof(A) == 1 && kCount == 2) {
       uint64_t run;
       __builtin_memcpy(&run, codes + i, kRun);
       run = evens_first(run);
       __builtin_memcpy(codes + i, &run, kRun);
     } else {
-      int8_t run[kRun];
+      A run[kRun];
+#pragma GCC unroll 16
       for (int k = 0; k < kRun; ++k) {
-        run[activation_place(k, kParts)] = codes[i + k];
+        run[activation_place<A>(k, kCount)] = codes[i + k];
       }
-      for (int k = 0; k < kRun; ++k) codes[i + k] = run[k];
+      __builtin_memcpy(codes + i, run, sizeof(run));
     }
   }
 }
 
-// codes[0:count] = the activations of a group over scale, rounded to -127..127.
-// Returns scale = max|x| / 127, at least 2^-126.
-template <class V>
-float quantize_group(const float* x, int count, int8_t* codes) {
+// codes[0:count] = the activations of a group over scale, rounded to integers.
+// Returns scale = max|x| / the largest integer, at least 2^-126.
+template <class V, class A>
+float quantize_group(const float* x, int count, A* codes) {
   typename V::I best = V::int_zero();
   for (int k = 0; k < count; k += V::kLanes) {
     best = V::max_magnitude(best, V::load(x + k));
@@ -64,25 +76,31 @@ float quantize_group(const float* x, int count, int8_t* codes) {
   // The inverse of a smaller scale would overflow. Infinities and NaN reach the
   // scale.
   constexpr float kLeast = 0x1p-126f;
-  float scale = magnitude / 127.0f;
+  constexpr float kLargest = sizeof(A) == 1 ? 127 : 32767;
+  float scale = magnitude / kLargest;
   if (scale < kLeast) scale = kLeast;
   typename V::F factor = V::set1(1.0f / scale);
   for (int k = 0; k < count; k += V::kLanes) {
-    V::round_to_bytes(V::mul(V::load(x + k), factor), codes + k);
+    V::round_to_integers(V::mul(V::load(x + k), factor), codes + k);
   }
   return scale;
 }
 
 // Returns the sum of a group's codes.
-template <class V>
-int sum_of_codes(const int8_t* codes, int count) {
-  constexpr int8_t kOnes[] = {1, 1, 1, 1};
-  typename V::I sums = V::int_zero();
-  for (int k = 0; k < count; k += 4 * V::kLanes) {
-    typename V::I four =
+template <class V, class A>
+int sum_of_codes(const A* codes, int count) {
+  constexpr A kOnes[] = {1, 1, 1, 1};
+  constexpr int kEach = kPartCodes<A>;
+  typename V::I sums = V::int_zero(), ones = V::broadcast4(kOnes);
+  for (int k = 0; k < count; k += kEach * V::kLanes) {
+    typename V::I next =
         V::load_words(reinterpret_cast<const uint8_t*>(codes + k),
-                      smaller(count - k, 4 * V::kLanes) / 4);
-    sums = V::template dot4<4>(sums, V::broadcast4(kOnes), four);
+                      smaller(count - k, kEach * V::kLanes) / kEach);
+    if constexpr (sizeof(A) == 1) {
+      sums = V::template dot4<4>(sums, ones, next);
+    } else {
+      sums = V::dot2(sums, ones, next);
+    }
   }
   int32_t lanes[V::kLanes], sum = 0;
   V::int_store(lanes, sums);
@@ -92,7 +110,7 @@ int sum_of_codes(const int8_t* codes, int count) {
 
 // A whole row is rounded before it is read again: a vector cannot be loaded
 // soon after its parts were stored one by one.
-template <class V>
+template <class V, class A>
 void quantize_rows(Dtype dtype,
                    QuantFormat format,
                    const void* x,
@@ -104,24 +122,25 @@ void quantize_rows(Dtype dtype,
   const uint8_t* p = static_cast<const uint8_t*>(x);
   int groups = K / count;
   for (int r = 0; r < rows; ++r) {
-    int8_t* codes = out.codes + static_cast<size_t>(r) * K;
+    A* codes = out.at<A>(K, r);
     float* scales = out.scales + static_cast<size_t>(r) * groups;
     float* sums = out.sums + static_cast<size_t>(r) * groups;
     with_dtype(dtype, [&](auto d) {
       for (int g = 0; g < groups; ++g, p += static_cast<size_t>(count) * size) {
         to_floats<V, decltype(d)::value>(p, count, group);
-        scales[g] = quantize_group<V>(group, count, codes + g * count);
+        scales[g] = quantize_group<V, A>(group, count, codes + g * count);
       }
     });
     with_codes(format, [&](auto form) {
       using Q = decltype(form);
-      reorder_activations<V, Q::kBits>(codes, K);
+      reorder_activations<V, A, Q::kBits>(codes, K);
       for (int g = 0; g < groups; ++g) {
-        int sum = sum_of_codes<V>(codes + g * count, count);
+        int sum = sum_of_codes<V, A>(codes + g * count, count);
         if constexpr (Q::kBiased) {
           sums[g] = scales[g] * static_cast<float>(sum);
         } else if constexpr (Q::kIntegers) {
-          sums[g] = static_cast<float>(-Q::kByteOffset * sum);
+          int offset = -Q::kByteOffset * sum;
+          __builtin_memcpy(sums + g, &offset, sizeof(offset));
           scales[g] *= Q::kByteUnit;
         }
       }

@@ -6,6 +6,7 @@
 // added as in int8-inl.h, so results have the same bits.
 #pragma once
 
+#include "csrc/cpu/int8_dots-inl.h"
 #include "csrc/cpu/int8_params-inl.h"
 
 namespace nibble::cpu {
@@ -52,16 +53,17 @@ template <class V, int kRows, int kSpan, typename Partial>
 // out = codes [K] in the order of a row's vectors. Part p of a vector has the
 // activations that meet code number p of its bytes. Vectors are whole; values
 // beyond K are undefined.
-template <class V, int kBits>
-void to_vector_order(const int8_t* codes, int K, int8_t* out) {
-  constexpr int kParts = 8 / kBits;
+template <class V, class A, int kBits>
+void to_vector_order(const A* codes, int K, A* out) {
+  constexpr int kCount = kParts<A, kBits>;
+  constexpr int kEach = kPartCodes<A>;
   constexpr int kCodes = kVectorCodes<V, kBits>;
   for (int k = 0; k < K; k += kCodes) {
-    int words = smaller(K - k, kCodes) / (4 * kParts);
+    int words = smaller(K - k, kCodes) / (kEach * kCount);
     for (int d = 0; d < words; ++d) {
-      for (int p = 0; p < kParts; ++p) {
-        __builtin_memcpy(out + k + 4 * (p * V::kLanes + d),
-                         codes + k + 4 * (d * kParts + p),
+      for (int p = 0; p < kCount; ++p) {
+        __builtin_memcpy(out + k + kEach * (p * V::kLanes + d),
+                         codes + k + kEach * (d * kCount + p),
                          4);
       }
     }
@@ -70,16 +72,14 @@ void to_vector_order(const int8_t* codes, int K, int8_t* out) {
 
 // Returns sum + the products of the codes in `bytes` and activations in vector
 // order.
-template <class V, class Q, int kPart = 0>
+template <class V, class Q, class A, int kPart = 0>
 [[gnu::always_inline]] inline typename V::I add_vector(
     typename V::I bytes,
-    const typename V::I (&x)[8 / Q::kBits],
+    const typename V::I (&x)[kParts<A, Q::kBits>],
     typename V::I sum) {
-  typename V::I codes =
-      Q::template bytes<V>(V::template byte_codes<Q::kBits, kPart>(bytes));
-  sum = V::template dot4<Q::kByteBits>(sum, codes, x[kPart]);
-  if constexpr ((kPart + 1) * Q::kBits < 8) {
-    sum = add_vector<V, Q, kPart + 1>(bytes, x, sum);
+  sum = add_dots<V, Q, A>(sum, part_of<V, Q, A, kPart>(bytes), x[kPart]);
+  if constexpr (kPart + 1 < kParts<A, Q::kBits>) {
+    sum = add_vector<V, Q, A, kPart + 1>(bytes, x, sum);
   }
   return sum;
 }
@@ -88,12 +88,12 @@ template <class V, class Q, int kPart = 0>
 // columns that begin with a vector. The same code of the next strip is `ahead`
 // bytes away and is prefetched: hardware does not follow this number of rows
 // with parameters between them (cold 0.3 ms, without prefetches 0.6 to 1.0).
-template <class V, class Q, int kGroup>
+template <class V, class Q, class A, int kGroup>
 typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
                         const StripParams<V, Q, V::kLanes>& params,
                         Range columns,
                         ptrdiff_t ahead,
-                        const int8_t* x,
+                        const A* x,
                         const float* x_scales,
                         const float* x_sums,
                         typename V::F sum) {
@@ -103,13 +103,13 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
   constexpr int kVectors = kGroup >= kCodes ? kGroup / kCodes : 1;
   int groups = (columns.end - columns.begin) / kGroup;
   for (int g = 0, k = columns.begin; g < groups;) {
-    typename V::I a[kVectors][8 / kBits];
+    typename V::I a[kVectors][kParts<A, kBits>];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
-      for (int p = 0; p < 8 / kBits; ++p) {
+      for (int p = 0; p < kParts<A, kBits>; ++p) {
         a[v][p] = V::int_load(reinterpret_cast<const int32_t*>(
-            x + k + v * kCodes + 4 * p * V::kLanes));
+            x + k + v * kCodes + kPartCodes<A> * p * V::kLanes));
       }
     }
     int words = smaller(columns.end - k, kCodes) * kBits / 32;
@@ -120,7 +120,7 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* p = rows[row] + at + v * 4 * V::kLanes;
         __builtin_prefetch(p + ahead);
-        dots = add_vector<V, Q>(V::load_words(p, words), a[v], dots);
+        dots = add_vector<V, Q, A>(V::load_words(p, words), a[v], dots);
       }
       return dots;
     };
@@ -130,7 +130,7 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
                             V::load(params.scale[g]),
                             params.biases(g, 0),
                             V::set1(x_scales[g]),
-                            V::set1(x_sums[g]),
+                            x_sums + g,
                             sum);
     }
     k += kVectors * kCodes;
@@ -139,7 +139,7 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
 }
 
 // For one row of x. Codes lie in bytes, and K of them fit into the scratch.
-template <class V, class Q, int kGroup>
+template <class V, class Q, class A, int kGroup>
 void multiply_row(const Weights& w,
                   const QuantizedRows& x,
                   Range rows,
@@ -147,8 +147,8 @@ void multiply_row(const Weights& w,
                   void* y,
                   float* scratch) {
   constexpr int kBits = Q::kBits;
-  int8_t* codes = reinterpret_cast<int8_t*>(scratch);
-  to_vector_order<V, kBits>(x.codes, w.K, codes);
+  A* codes = reinterpret_cast<A*>(scratch);
+  to_vector_order<V, A, kBits>(x.at<A>(w.K), w.K, codes);
   size_t stride = bytes_of(w.K, kBits);
   int size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += V::kLanes) {
@@ -160,14 +160,14 @@ void multiply_row(const Weights& w,
     for (int k = w.columns.begin; k < w.columns.end; k += kIntBlockK) {
       Range columns{k, smaller(k + kIntBlockK, w.columns.end)};
       StripParams<V, Q, V::kLanes> params(w, n, columns);
-      sum = add_strip<V, Q, kGroup>(strip,
-                                    params,
-                                    columns,
-                                    V::kLanes * stride,
-                                    codes,
-                                    x.scales + k / kGroup,
-                                    x.sums + k / kGroup,
-                                    sum);
+      sum = add_strip<V, Q, A, kGroup>(strip,
+                                       params,
+                                       columns,
+                                       V::kLanes * stride,
+                                       codes,
+                                       x.scales + k / kGroup,
+                                       x.sums + k / kGroup,
+                                       sum);
     }
     alignas(64) float out[V::kLanes];
     V::store(out, sum);

@@ -39,17 +39,24 @@ bool has(ArmFeature feature) {
 // The instruction sets of this machine, slowest first.
 std::vector<Isa> find_isas() {
   std::vector<Isa> found = {
-      {"scalar", kScalarKernels, kScalarInt8Kernels, kScalarLayers}};
+      {"scalar", kScalarKernels, kScalarInt8Kernels, nullptr, kScalarLayers}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
       !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
     return found;
   }
-  found.push_back({"avx2", kAvx2Kernels, kAvx2Int8Kernels, kAvx2Layers});
+  found.push_back({"avx2",
+                   kAvx2Kernels,
+                   kAvx2Int8Kernels,
+                   &kAvx2Int16Kernels,
+                   kAvx2Layers});
   if (__builtin_cpu_supports("avxvnni")) {
-    found.push_back(
-        {"avx2_vnni", kAvx2Kernels, kAvx2VnniInt8Kernels, kAvx2Layers});
+    found.push_back({"avx2_vnni",
+                     kAvx2Kernels,
+                     kAvx2VnniInt8Kernels,
+                     &kAvx2VnniInt16Kernels,
+                     kAvx2Layers});
   }
   if (!__builtin_cpu_supports("avx512f") ||
       !__builtin_cpu_supports("avx512bw") ||
@@ -57,21 +64,34 @@ std::vector<Isa> find_isas() {
       !__builtin_cpu_supports("avx512vl")) {
     return found;
   }
-  found.push_back(
-      {"avx512", kAvx512Kernels, kAvx512Int8Kernels, kAvx512Layers});
+  found.push_back({"avx512",
+                   kAvx512Kernels,
+                   kAvx512Int8Kernels,
+                   &kAvx512Int16Kernels,
+                   kAvx512Layers});
   if (__builtin_cpu_supports("avx512vnni")) {
-    found.push_back(
-        {"avx512_vnni", kAvx512Kernels, kAvx512VnniInt8Kernels, kAvx512Layers});
+    found.push_back({"avx512_vnni",
+                     kAvx512Kernels,
+                     kAvx512VnniInt8Kernels,
+                     &kAvx512VnniInt16Kernels,
+                     kAvx512Layers});
   }
 #elif defined(__aarch64__)
-  found.push_back({"neon", kNeonKernels, kNeonInt8Kernels, kNeonLayers});
+  found.push_back(
+      {"neon", kNeonKernels, kNeonInt8Kernels, nullptr, kNeonLayers});
   if (has(ArmFeature::kDotProd)) {
-    found.push_back(
-        {"neon_dotprod", kNeonKernels, kNeonDotprodInt8Kernels, kNeonLayers});
+    found.push_back({"neon_dotprod",
+                     kNeonKernels,
+                     kNeonDotprodInt8Kernels,
+                     nullptr,
+                     kNeonLayers});
   }
   if (has(ArmFeature::kI8mm)) {
-    found.push_back(
-        {"neon_i8mm", kNeonKernels, kNeonI8mmInt8Kernels, kNeonLayers});
+    found.push_back({"neon_i8mm",
+                     kNeonKernels,
+                     kNeonI8mmInt8Kernels,
+                     nullptr,
+                     kNeonLayers});
   }
 #endif
   return found;
@@ -128,7 +148,12 @@ void set_isa(std::string_view name) {
 }
 
 CpuProfile profile() {
-  return {thread_count(), isa().kernels.few_rows, isa().kernels.tile_rows};
+  const Kernels& kernels = isa().kernels;
+  return {thread_count(),
+          kernels.few_rows,
+          kernels.tile_rows,
+          kernels.packed_rows,
+          isa().int16 != nullptr};
 }
 
 }  // namespace nibble::cpu

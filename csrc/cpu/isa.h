@@ -14,7 +14,9 @@ namespace nibble::cpu {
 struct Isa {
   std::string_view name;
   const Kernels& kernels;
-  const Int8Kernels& int8;
+  const IntegerKernels& int8;
+  // Null where exact products are as fast.
+  const IntegerKernels* int16;
   const LayerKernels& layers;
 };
 

@@ -72,6 +72,7 @@ constexpr Kernels make_kernels() {
           natural_order<V>,
           V::kFewRows,
           V::kTileRows,
+          V::kPackedRows,
           multiply<V>,
           multiply_columns<V>,
           dequantize<V>,

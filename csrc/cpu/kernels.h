@@ -60,6 +60,9 @@ static_assert(kBlockN <= kColumnBlockK);
 inline constexpr int kGradientRows = 96;
 static_assert(kGradientRows * (kColumnBlockK + kColumnBlockN) <= kSumFloats);
 
+// The most rows of an exact product that reads the packed layout.
+inline constexpr int kMostPackedRows = 8;
+
 // How a product reads weights; CpuKernelPlan says when. Integer products know
 // `as_packed` only.
 struct Reading {
@@ -109,6 +112,8 @@ struct Kernels {
   // Facts for the planner, as in CpuProfile.
   int few_rows;
   int tile_rows;
+  // As in CpuProfile.
+  int packed_rows;
 
   // y[m, n] for m < M and n in rows = sum over k of x[m, k] * w_hat[n, k].
   // x [M, K] from arrange; y has rows of w.N; M <= kMaxRows. The bits are the
@@ -168,17 +173,26 @@ struct Kernels {
   int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
-// Activations [M, K] as 8-bit integers: in the group g of row m they are
-// scales[m, g] * codes[m, k]; sums[m, g] is their sum. The codes of a group
-// are in the kernels' own order.
+// Activations [M, K] as integers of 8 or 16 bits: in the group g of row m they
+// are scales[m, g] * codes[m, k]; sums[m, g] is their sum. If codes of weights
+// are floats, it is the integer that their offset (codes-inl.h) takes away. The
+// codes of a group are in the kernels' own order.
 struct QuantizedRows {
-  int8_t* codes;
+  void* codes;
   float* scales;
   float* sums;
+
+  // Codes from row m and column k on; A is their type.
+  template <class A>
+  A* at(int K, int m = 0, int k = 0) const {
+    return static_cast<A*>(codes) + static_cast<size_t>(m) * K + k;
+  }
 };
 
-struct Int8Kernels {
-  // out = x [rows, K]: scale = max|x| / 127 over a group of the format.
+// Products with activations as integers of one width.
+struct IntegerKernels {
+  // out = x [rows, K]: scale = max|x| over a group of the format, divided by
+  // the largest integer of the width.
   void (*quantize)(Dtype dtype,
                    QuantFormat format,
                    const void* x,
@@ -198,19 +212,23 @@ struct Int8Kernels {
 };
 
 extern const Kernels kScalarKernels;
-extern const Int8Kernels kScalarInt8Kernels;
+extern const IntegerKernels kScalarInt8Kernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
-extern const Int8Kernels kAvx2Int8Kernels;
-extern const Int8Kernels kAvx2VnniInt8Kernels;
+extern const IntegerKernels kAvx2Int8Kernels;
+extern const IntegerKernels kAvx2Int16Kernels;
+extern const IntegerKernels kAvx2VnniInt8Kernels;
+extern const IntegerKernels kAvx2VnniInt16Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Int8Kernels kAvx512Int8Kernels;
-extern const Int8Kernels kAvx512VnniInt8Kernels;
+extern const IntegerKernels kAvx512Int8Kernels;
+extern const IntegerKernels kAvx512Int16Kernels;
+extern const IntegerKernels kAvx512VnniInt8Kernels;
+extern const IntegerKernels kAvx512VnniInt16Kernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
-extern const Int8Kernels kNeonInt8Kernels;
-extern const Int8Kernels kNeonDotprodInt8Kernels;
-extern const Int8Kernels kNeonI8mmInt8Kernels;
+extern const IntegerKernels kNeonInt8Kernels;
+extern const IntegerKernels kNeonDotprodInt8Kernels;
+extern const IntegerKernels kNeonI8mmInt8Kernels;
 #endif
 
 }  // namespace nibble::cpu

@@ -5,6 +5,9 @@
 namespace nibble::cpu {
 
 constinit const Kernels kAvx2Kernels = make_kernels<Avx2>();
-constinit const Int8Kernels kAvx2Int8Kernels = make_int8_kernels<Avx2>();
+constinit const IntegerKernels kAvx2Int8Kernels =
+    make_integer_kernels<Avx2, int8_t>();
+constinit const IntegerKernels kAvx2Int16Kernels =
+    make_integer_kernels<Avx2, int16_t>();
 
 }  // namespace nibble::cpu

@@ -3,7 +3,9 @@
 
 namespace nibble::cpu {
 
-constinit const Int8Kernels kAvx2VnniInt8Kernels =
-    make_int8_kernels<Avx2Vnni>();
+constinit const IntegerKernels kAvx2VnniInt8Kernels =
+    make_integer_kernels<Avx2Vnni, int8_t>();
+constinit const IntegerKernels kAvx2VnniInt16Kernels =
+    make_integer_kernels<Avx2Vnni, int16_t>();
 
 }  // namespace nibble::cpu

@@ -5,6 +5,9 @@
 namespace nibble::cpu {
 
 constinit const Kernels kAvx512Kernels = make_kernels<Avx512>();
-constinit const Int8Kernels kAvx512Int8Kernels = make_int8_kernels<Avx512>();
+constinit const IntegerKernels kAvx512Int8Kernels =
+    make_integer_kernels<Avx512, int8_t>();
+constinit const IntegerKernels kAvx512Int16Kernels =
+    make_integer_kernels<Avx512, int16_t>();
 
 }  // namespace nibble::cpu

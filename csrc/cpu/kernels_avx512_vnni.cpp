@@ -3,7 +3,9 @@
 
 namespace nibble::cpu {
 
-constinit const Int8Kernels kAvx512VnniInt8Kernels =
-    make_int8_kernels<Avx512Vnni>();
+constinit const IntegerKernels kAvx512VnniInt8Kernels =
+    make_integer_kernels<Avx512Vnni, int8_t>();
+constinit const IntegerKernels kAvx512VnniInt16Kernels =
+    make_integer_kernels<Avx512Vnni, int16_t>();
 
 }  // namespace nibble::cpu

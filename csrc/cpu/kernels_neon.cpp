@@ -5,6 +5,7 @@
 namespace nibble::cpu {
 
 constinit const Kernels kNeonKernels = make_kernels<Neon>();
-constinit const Int8Kernels kNeonInt8Kernels = make_int8_kernels<Neon>();
+constinit const IntegerKernels kNeonInt8Kernels =
+    make_integer_kernels<Neon, int8_t>();
 
 }  // namespace nibble::cpu

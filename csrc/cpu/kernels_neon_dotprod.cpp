@@ -3,7 +3,7 @@
 
 namespace nibble::cpu {
 
-constinit const Int8Kernels kNeonDotprodInt8Kernels =
-    make_int8_kernels<NeonDotprod>();
+constinit const IntegerKernels kNeonDotprodInt8Kernels =
+    make_integer_kernels<NeonDotprod, int8_t>();
 
 }  // namespace nibble::cpu

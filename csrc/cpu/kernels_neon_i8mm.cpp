@@ -3,7 +3,7 @@
 
 namespace nibble::cpu {
 
-constinit const Int8Kernels kNeonI8mmInt8Kernels =
-    make_int8_kernels<NeonI8mm>();
+constinit const IntegerKernels kNeonI8mmInt8Kernels =
+    make_integer_kernels<NeonI8mm, int8_t>();
 
 }  // namespace nibble::cpu

@@ -5,6 +5,7 @@
 namespace nibble::cpu {
 
 constinit const Kernels kScalarKernels = make_kernels<Scalar>();
-constinit const Int8Kernels kScalarInt8Kernels = make_int8_kernels<Scalar>();
+constinit const IntegerKernels kScalarInt8Kernels =
+    make_integer_kernels<Scalar, int8_t>();
 
 }  // namespace nibble::cpu

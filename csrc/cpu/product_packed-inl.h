@@ -6,6 +6,8 @@
 // are added as V::sum4 adds lanes. Several rows of x leave registers for some
 // of the places only. Then a block, which is in the first-level cache, is read
 // in several passes, each for other places. Each code is still decoded once.
+// With more than kPackedTileRows rows, values are decoded into a panel that the
+// first-level cache holds, and each place has its pass over it.
 #pragma once
 
 #include "csrc/cpu/packed-inl.h"
@@ -124,6 +126,111 @@ void packed_places(const PackedBlock& block,
   }
 }
 
+// Rows of x that meet a decoded vector at a time.
+constexpr int kPanelTileRows = 8;
+// Columns that are decoded at a time: with strips of 8 rows 8 KB of floats,
+// which stay in the first-level cache with as many of 8 rows of x.
+constexpr int kPanelColumns = 256;
+
+// panel [run, lanes] = the values of a word of each lane, from code kCode on.
+// The word is number kWord of those that make whole vectors of x.
+template <class V, class Q, int kWord, int kCode>
+[[gnu::always_inline]] inline void decode_word(typename V::I word,
+                                               const PackedParams<V, Q>& params,
+                                               float* panel) {
+  constexpr int kCodes = 32 / Q::kBits;
+  constexpr int kAt = kWord * kCodes + kCode;
+  constexpr int kLane = V::template lane_of<Q::kBits>(kAt % V::kLanes);
+  V::store(
+      panel + (kAt / V::kLanes * V::kLanes + kLane) * V::kLanes,
+      weigh<V, Q>(V::template code<Q, kCode>(word), params.scale, params.bias));
+  if constexpr (kCode + 1 < kCodes) {
+    decode_word<V, Q, kWord, kCode + 1>(word, params, panel);
+  }
+}
+
+template <class V, class Q, int kWord>
+[[gnu::always_inline]] inline void decode_words(
+    const uint8_t* p, const PackedParams<V, Q>& params, float* panel) {
+  constexpr int kCodes = 32 / Q::kBits;
+  decode_word<V, Q, kWord, 0>(
+      V::int_load(reinterpret_cast<const int32_t*>(p) + kWord * V::kLanes),
+      params,
+      panel);
+  if constexpr ((kWord + 1) * kCodes < V::kLanes) {
+    decode_words<V, Q, kWord + 1>(p, params, panel);
+  }
+}
+
+// out [M, lanes] += the products of a block and M rows of x. Its
+// values are decoded once for all rows, a part of the columns after the other.
+// The sums for each place are those of packed_places, in the same order.
+template <class V, class Q>
+void packed_panel(const PackedBlock& block,
+                  const Weights& w,
+                  const float* x,
+                  int M,
+                  float* out) {
+  constexpr int kRun = 32 / Q::kBits > V::kLanes ? 32 / Q::kBits : V::kLanes;
+  constexpr int kRunBytes = kRun * Q::kBits / 8 * V::kLanes;
+  alignas(64) float panel[kPanelColumns * V::kLanes];
+  alignas(64) float places[kMostPackedRows * V::kLanes * V::kLanes];
+  for (int i = 0; i < M * V::kLanes * V::kLanes; ++i) places[i] = 0;
+  int group_size = w.format.group_size, count = block.groups * group_size;
+  const uint8_t* p = block.begin;
+  for (int k = 0; k < count; k += kPanelColumns) {
+    int columns = smaller(kPanelColumns, count - k);
+    for (int i = 0; i < columns; i += group_size, p += block.group_bytes) {
+      prefetch(Pass{0, 1}.ahead(block, 0, p), block.group_bytes);
+      PackedParams<V, Q> params(p + bytes_of(group_size, Q::kBits) * V::kLanes,
+                                w.format,
+                                w.scale_dtype);
+      if constexpr (V::template kCodeUnit<Q> != 1) {
+        params.scale = V::mul(params.scale, V::set1(V::template kCodeUnit<Q>));
+      }
+      const uint8_t* words = p;
+      for (int j = 0; j < group_size; j += kRun, words += kRunBytes) {
+        decode_words<V, Q, 0>(words, params, panel + (i + j) * V::kLanes);
+      }
+    }
+    by_tiles<kPanelTileRows>(M, [&](auto rows, int m, Pass) {
+      constexpr int kM = decltype(rows)::value;
+      constexpr int kApart = V::kLanes * V::kLanes;
+      const float* tile =
+          x + static_cast<size_t>(m) * w.K + block.first * group_size + k;
+      for (int place = 0; place < V::kLanes; ++place) {
+        const float* at = tile + place;
+        const float* decoded = panel + place * V::kLanes;
+        float* sums = places + (m * V::kLanes + place) * V::kLanes;
+        typename V::F sum[kM];
+#pragma GCC unroll 8
+        for (int r = 0; r < kM; ++r) sum[r] = V::load(sums + r * kApart);
+        for (int i = place; i < columns; i += V::kLanes) {
+          typename V::F values = V::load(decoded);
+#pragma GCC unroll 8
+          for (int r = 0; r < kM; ++r) {
+            sum[r] = V::fma(
+                values, V::set1(at[static_cast<size_t>(r) * w.K]), sum[r]);
+          }
+          decoded += V::kLanes * V::kLanes;
+          at += V::kLanes;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kM; ++r) V::store(sums + r * kApart, sum[r]);
+      }
+    });
+  }
+  for (int m = 0; m < M; ++m) {
+    typename V::F each[V::kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) {
+      each[i] = V::load(places + (m * V::kLanes + i) * V::kLanes);
+    }
+    float* to = out + m * V::kLanes;
+    V::store(to, V::add(V::load(to), V::sum_across(each)));
+  }
+}
+
 template <class V>
 void multiply_packed(const Weights& w,
                      const float* x,
@@ -145,6 +252,10 @@ void multiply_packed(const Weights& w,
           y,
           sums,
           [&](auto, const PackedBlock& block, float* out) {
+            if (M > kPackedTileRows) {
+              packed_panel<V, Q>(block, w, x, M, out);
+              return;
+            }
             by_tiles<kPackedTileRows>(M, [&](auto rows, int m, Pass part) {
               constexpr int kM = decltype(rows)::value;
               typename V::F places[kM][V::kLanes];

@@ -11,13 +11,17 @@ static_assert(kBlockRows <= kMaxRows);
 static_assert(kDepth % kBlockK == 0);
 static_assert(kMinColumns % kColumnBlockK == 0);
 
-// Steps of 8-bit activations are below this. A sum of a group is below 2^22
+// Steps of integers are below this. A sum of a group is below 2^22
 // steps, so it is finite.
 constexpr float kMostStep = 0x1p100f;
 
 // x @ w_hat broadcasts single activations, which stay in natural order.
 int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
+}
+
+size_t bytes_of(Activations activations) {
+  return activations == Activations::kInt8 ? 1 : 2;
 }
 
 // Memory that a thread gives to the kernels: kScratchFloats.
@@ -73,21 +77,32 @@ Weights rows_of(const Weights& w, Range rows) {
 
 Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
   size_t values = size_t(capacity) * form.in();
-  if (!form.plan.int8) {
+  if (form.plan.exact()) {
     memory_ = make_floats(values);
     floats_ = memory_.get();
     return;
   }
+  bool int8 = form.plan.activations == Activations::kInt8;
+  integer_kernels_ = int8 ? &isa_.int8 : isa_.int16;
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  memory_ = make_floats(2 * groups + values / sizeof(float));
-  int8_.scales = memory_.get();
-  int8_.sums = int8_.scales + groups;
-  int8_.codes = reinterpret_cast<int8_t*>(int8_.sums + groups);
+  size_t bytes = values * bytes_of(form.plan.activations);
+  memory_ = make_floats(2 * groups + bytes / sizeof(float));
+  integers_.scales = memory_.get();
+  integers_.sums = integers_.scales + groups;
+  integers_.codes = integers_.sums + groups;
   exact_.resize(capacity);
 }
 
+QuantizedRows Rows::integers(int first) const {
+  size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
+  size_t bytes = size_t(first) * form_.in() * bytes_of(form_.plan.activations);
+  return {static_cast<uint8_t*>(integers_.codes) + bytes,
+          integers_.scales + group,
+          integers_.sums + group};
+}
+
 void Rows::fill(const void* x, int count) {
-  bool ready = !form_.plan.int8 && form_.dtype == Dtype::kFloat32 &&
+  bool ready = form_.plan.exact() && form_.dtype == Dtype::kFloat32 &&
                isa_.kernels.natural_order(bits_of_order(form_));
   if (ready) {
     floats_ = static_cast<const float*>(x);
@@ -104,7 +119,7 @@ void Rows::fill(const void* x, int count) {
 
 void Rows::put(int first, const void* x, int count) {
   size_t begin = size_t(first) * form_.in();
-  if (!form_.plan.int8) {
+  if (form_.plan.exact()) {
     isa_.kernels.arrange(form_.dtype,
                          bits_of_order(form_),
                          x,
@@ -112,14 +127,8 @@ void Rows::put(int first, const void* x, int count) {
                          memory_.get() + begin);
     return;
   }
-  size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
-  isa_.int8.quantize(
-      form_.dtype,
-      form_.format,
-      x,
-      count,
-      form_.K,
-      {int8_.codes + begin, int8_.scales + group, int8_.sums + group});
+  integer_kernels_->quantize(
+      form_.dtype, form_.format, x, count, form_.K, integers(first));
   put_exactly(first, x, count);
 }
 
@@ -127,7 +136,7 @@ void Rows::put(int first, const void* x, int count) {
 // NaN.
 void Rows::put_exactly(int first, const void* x, int count) {
   int groups = form_.format.groups_per_row(form_.K);
-  const float* steps = int8_.scales + size_t(first) * groups;
+  const float* steps = integers_.scales + size_t(first) * groups;
   for (int r = 0; r < count; ++r, steps += groups) {
     bool fit = true;
     for (int g = 0; g < groups; ++g) fit &= steps[g] < kMostStep;
@@ -153,20 +162,12 @@ void Rows::multiply(const Weights& w,
   Reading reading{count <= form_.plan.few_rows,
                   count <= form_.plan.whole_rows,
                   count <= form_.plan.packed_rows};
-  if (!form_.plan.int8) {
+  if (form_.plan.exact()) {
     return multiply_exactly(
         w, floats_ + begin, count, reading, range, dtype, y);
   }
-  size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
-  isa_.int8.multiply(
-      w,
-      {int8_.codes + begin, int8_.scales + group, int8_.sums + group},
-      count,
-      reading,
-      range,
-      dtype,
-      y,
-      thread_scratch());
+  integer_kernels_->multiply(
+      w, integers(first), count, reading, range, dtype, y, thread_scratch());
   for (int r = 0; r < count; ++r) {
     if (const float* x = exact_[first + r].get()) {
       void* row = at(y, size_t(r) * w.N, dtype);

@@ -74,7 +74,7 @@ Weights as_weights(const QuantizedOperands& o,
 Weights rows_of(const Weights& w, Range rows);
 
 // Rows of x [.., in] in the form that kernels read: fp32 in the order of the
-// codes, or 8-bit integers.
+// codes, or integers.
 class Rows {
  public:
   Rows(const Form& form, int capacity);
@@ -96,6 +96,8 @@ class Rows {
                 void* y) const;
 
  private:
+  // The integers from row `first` on.
+  QuantizedRows integers(int first) const;
   void put_exactly(int first, const void* x, int count);
   void multiply_exactly(const Weights& w,
                         const float* x,
@@ -109,8 +111,9 @@ class Rows {
   const Isa& isa_;
   Floats memory_;
   const float* floats_ = nullptr;
-  QuantizedRows int8_{};
-  // The rows that 8 bits cannot express, in fp32; null for all others.
+  const IntegerKernels* integer_kernels_ = nullptr;  // null: exact
+  QuantizedRows integers_{};
+  // The rows that integers cannot express, in fp32; null for all others.
   std::vector<Floats> exact_;
 };
 

@@ -23,6 +23,8 @@ struct Avx2 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 8;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
   // The first E8M0 scale whose product with 2^120 is not finite.
@@ -271,7 +273,7 @@ struct Avx2 {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm256_set1_epi32(word);
@@ -285,6 +287,20 @@ struct Avx2 {
     }
     return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
                             _mm256_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The same for halves of a word, which have 16 / kBits codes.
+  template <int kBits, int kPart>
+  static I half_codes(I v) {
+    return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
+                            _mm256_set1_epi16((1 << kBits) - 1));
+  }
+
+  // Bytes 0 and 2 (kOdd: 1 and 3) of each word as halves.
+  template <int kOdd>
+  static I byte_halves(I v) {
+    return kOdd ? _mm256_srli_epi16(v, 8)
+                : _mm256_and_si256(v, _mm256_set1_epi16(0xff));
   }
 
   // table[byte] for bytes below 16.
@@ -313,6 +329,13 @@ struct Avx2 {
                                        _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
+  // Returns v. GCC would add integers in another order, for which it has too
+  // few registers.
+  static I in_order(I v) {
+    asm("" : "+x"(v));
+    return v;
+  }
+
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
   // activations.
   template <int kBits>
@@ -328,8 +351,13 @@ struct Avx2 {
                                                _mm256_set1_epi16(128)));
       codes = _mm256_and_si256(codes, _mm256_set1_epi8(127));
     }
-    return _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    return in_order(_mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones)));
+  }
+
+  // Each lane: sum += the products of 2 halves and 2 activations.
+  static I dot2(I sum, I codes, I x) {
+    return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(codes, x)));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 8; rows of out are
@@ -381,12 +409,18 @@ struct Avx2 {
   }
 
   // out[0:8] = v rounded to the nearest integers, ties to even.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     I words = _mm256_cvtps_epi32(v);
     __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words),
                                      _mm256_extracti128_si256(words, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out),
                      _mm_packs_epi16(halves, halves));
+  }
+  static void round_to_integers(F v, int16_t* out) {
+    I words = _mm256_cvtps_epi32(v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packs_epi32(_mm256_castsi256_si128(words),
+                                     _mm256_extracti128_si256(words, 1)));
   }
 
  private:

@@ -11,6 +11,10 @@ struct Avx2Vnni : Avx2 {
   static I dot4(I sum, I codes, I x) {
     return _mm256_dpbusd_avx_epi32(sum, codes, x);
   }
+
+  static I dot2(I sum, I codes, I x) {
+    return _mm256_dpwssd_avx_epi32(sum, codes, x);
+  }
 };
 
 }  // namespace

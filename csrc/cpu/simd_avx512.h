@@ -25,6 +25,8 @@ struct Avx512 {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights (measured on Zen 5).
   static constexpr int kFewRows = 4 * kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 3;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = true;
   // The first E8M0 scale whose product with 2^8 is not finite.
@@ -291,7 +293,7 @@ struct Avx512 {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return _mm512_set1_epi32(word);
@@ -305,6 +307,20 @@ struct Avx512 {
     }
     return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
                             _mm512_set1_epi8((1 << kBits) - 1));
+  }
+
+  // The same for halves of a word, which have 16 / kBits codes.
+  template <int kBits, int kPart>
+  static I half_codes(I v) {
+    return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
+                            _mm512_set1_epi16((1 << kBits) - 1));
+  }
+
+  // Bytes 0 and 2 (kOdd: 1 and 3) of each word as halves.
+  template <int kOdd>
+  static I byte_halves(I v) {
+    return kOdd ? _mm512_srli_epi16(v, 8)
+                : _mm512_and_si512(v, _mm512_set1_epi16(0xff));
   }
 
   // table[byte] for bytes below 16.
@@ -333,6 +349,13 @@ struct Avx512 {
     return numbers<Q>(_mm512_and_si512(words, mask));
   }
 
+  // Returns v. GCC would add integers in another order, for which it has too
+  // few registers.
+  static I in_order(I v) {
+    asm("" : "+v"(v));
+    return v;
+  }
+
   // Each lane: sum += the products of 4 codes, less than 2^kBits, and 4
   // activations.
   template <int kBits>
@@ -348,8 +371,13 @@ struct Avx512 {
                                                _mm512_set1_epi16(128)));
       codes = _mm512_and_si512(codes, _mm512_set1_epi8(127));
     }
-    return _mm512_add_epi32(
-        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+    return in_order(_mm512_add_epi32(
+        sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones)));
+  }
+
+  // Each lane: sum += the products of 2 halves and 2 activations.
+  static I dot2(I sum, I codes, I x) {
+    return in_order(_mm512_add_epi32(sum, _mm512_madd_epi16(codes, x)));
   }
 
   // out[d, r] = word d of rows[r], for d < count <= 16; rows of out are
@@ -415,9 +443,13 @@ struct Avx512 {
   }
 
   // out[0:16] = v rounded to the nearest integers, ties to even.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
                      _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
+  static void round_to_integers(F v, int16_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
   }
 
  private:

@@ -11,6 +11,10 @@ struct Avx512Vnni : Avx512 {
   static I dot4(I sum, I codes, I x) {
     return _mm512_dpbusd_epi32(sum, codes, x);
   }
+
+  static I dot2(I sum, I codes, I x) {
+    return _mm512_dpwssd_epi32(sum, codes, x);
+  }
 };
 
 }  // namespace

@@ -28,6 +28,8 @@ struct Neon {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 3;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = false;
 
@@ -279,7 +281,7 @@ struct Neon {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     return {vdupq_n_s32(word), vdupq_n_s32(word)};
@@ -392,7 +394,7 @@ struct Neon {
   }
 
   // out[0:8] = v rounded to the nearest integers, ties to even.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     int16x8_t words = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(v.lo)),
                                    vqmovn_s32(vcvtnq_s32_f32(v.hi)));
     vst1_s8(out, vqmovn_s16(words));

@@ -20,6 +20,8 @@ struct Scalar {
   // Up to this number of rows, decoding again for each tile is faster than
   // storing decoded weights.
   static constexpr int kFewRows = kTileRows;
+  // Up to this number of rows, exact products read the packed layout.
+  static constexpr int kPackedRows = 3;
   // True if regular codes (codes-inl.h) are decoded faster.
   static constexpr bool kDecodesRegular = false;
 
@@ -258,7 +260,7 @@ struct Scalar {
   }
 
   // Returns the 4 bytes at p in every lane.
-  static I broadcast4(const int8_t* p) {
+  static I broadcast4(const void* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof(word));
     I out;
@@ -355,7 +357,7 @@ struct Scalar {
 
   // out[0:8] = v rounded to the nearest integers, ties to even. Undefined for
   // |v| >= 2^22 and for NaN.
-  static void round_to_bytes(F v, int8_t* out) {
+  static void round_to_integers(F v, int8_t* out) {
     for (int i = 0; i < kLanes; ++i) {
       // At 1.5 * 2^23 the unit in the last place is 1.
       float shifted = v.lane[i] + 0x1.8p23f;

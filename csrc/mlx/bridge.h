@@ -29,7 +29,7 @@ std::optional<Dtype> scale_dtype(mx::Dtype dtype, const ModeInfo& mode);
 // The plan of a product on this machine's CPU.
 template <typename Problem>
 auto cpu_plan(const Problem& problem, const ops::MatmulOptions& options) {
-  return plan_cpu(problem, cpu::profile(), options.int8_activations);
+  return plan_cpu(problem, cpu::profile(), options.activations);
 }
 
 // The mapping of the batch dimensions `x` of activations to those of the

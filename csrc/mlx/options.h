@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "csrc/core/cpu_plan.h"
 #include "csrc/core/format.h"
 #include "mlx/array.h"
 
@@ -69,8 +70,9 @@ struct GatherIndices {
 
 // The options of a product beyond MLX's own arguments.
 struct MatmulOptions {
-  // Round activations to 8 bits where the device multiplies integers faster.
-  bool int8_activations = false;
+  // The most that activations are rounded where the device multiplies integers
+  // faster.
+  Activations activations = Activations::kExact;
   // The bits of a row of the result do not depend on the other rows.
   bool batch_invariant = false;
   // The caller knows that all biases are -2^(bits - 1) * scales; kernels then

@@ -10,12 +10,21 @@ QuantizedArrays = tuple[mx.array, mx.array, mx.array | None]
 """``(w, scales, biases)``, as :func:`mx.quantize` returns them."""
 
 
-def check_activations(op: str, activations: str | None) -> None:
-    """Raise ValueError unless ``activations`` is None or ``"int8"``."""
-    if activations not in (None, "int8"):
+ACTIVATION_BITS = {None: 0, "int16": 16, "int8": 8}
+
+
+def activation_bits(op: str, activations: str | None) -> int:
+    """Return what the extension calls ``activations``.
+
+    Raises:
+        ValueError: If they are neither None, ``"int16"`` nor ``"int8"``.
+    """
+    if activations not in ACTIVATION_BITS:
         raise ValueError(
-            f"[{op}] activations must be None or 'int8' but got {activations!r}."
+            f"[{op}] activations must be None, 'int16' or 'int8' "
+            f"but got {activations!r}."
         )
+    return ACTIVATION_BITS[activations]
 
 
 def stock_swiglu(gate: mx.array, up: mx.array, stream: StreamOrDevice) -> mx.array:

@@ -10,7 +10,7 @@ from mlx_nibble import _native
 from mlx_nibble._arguments import (
     QuantizedArrays,
     StreamOrDevice,
-    check_activations,
+    activation_bits,
     stock_swiglu,
 )
 
@@ -60,7 +60,7 @@ def gather_qmm(
         ``[indices..., M, N]`` (``[indices..., M, K]`` if not ``transpose``) of the
         type of ``x``.
     """
-    check_activations("gather_qmm", activations)
+    rounded = activation_bits("gather_qmm", activations)
     arguments = (x, w, scales, biases, lhs_indices, rhs_indices, transpose)
     arguments += (group_size, bits, mode, global_scale)
     if _native.ext is None:
@@ -68,7 +68,7 @@ def gather_qmm(
     return _native.ext.gather_qmm(
         *arguments,
         sorted_indices=sorted_indices,
-        int8_activations=activations == "int8",
+        activation_bits=rounded,
         batch_invariant=batch_invariant,
         symmetric=symmetric,
         tuning=tuning,
@@ -110,7 +110,7 @@ def gather_swiglu(
     Returns:
         ``[indices..., M, N]`` of the type of ``x``.
     """
-    check_activations("gather_swiglu", activations)
+    rounded = activation_bits("gather_swiglu", activations)
     indices, form = (lhs_indices, rhs_indices), (group_size, bits, mode)
     if _native.ext is None:
         product = partial(mx.gather_qmm, sorted_indices=sorted_indices, stream=stream)
@@ -119,7 +119,7 @@ def gather_swiglu(
     return _native.ext.gather_swiglu(
         *(x, gate, up, *indices, *form),
         sorted_indices=sorted_indices,
-        int8_activations=activations == "int8",
+        activation_bits=rounded,
         batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native, ops
-from mlx_nibble._arguments import check_activations
+from mlx_nibble._arguments import activation_bits
 from mlx_nibble._pickling import pickled_as
 
 
@@ -29,11 +29,10 @@ class Options:
 
 def _native_options(options: Options) -> Any:
     """Return the options as the extension takes them; None without an extension."""
-    check_activations("quantized_matmul", options.activations)
+    rounded = activation_bits("quantized_matmul", options.activations)
     if _native.ext is None:
         return None
-    int8 = options.activations == "int8"
-    return _native.ext.MatmulOptions(int8, options.batch_invariant, options.tuning)
+    return _native.ext.MatmulOptions(rounded, options.batch_invariant, options.tuning)
 
 
 def _by_mlx(layer: Any, x: mx.array) -> mx.array:

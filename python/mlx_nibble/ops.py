@@ -25,7 +25,7 @@ from mlx_nibble._arguments import (
 )
 from mlx_nibble._arguments import (
     StreamOrDevice,
-    check_activations,
+    activation_bits,
     stock_swiglu,
 )
 from mlx_nibble._experts import gather_qmm as gather_qmm
@@ -80,10 +80,11 @@ def quantized_matmul(
         residual: Array of the result's shape, added to it. Both addends are converted
             to the type of ``x``. Our transposed product adds them in float32, before
             its one rounding; other products add them afterwards.
-        activations: ``"int8"`` rounds ``x`` to 8 bits, with one scale for each row
-            and group, and multiplies integers. This is faster on a CPU and less exact
-            (docs/reference/numerics.md). Other devices, gradients and the product that
-            is not transposed stay exact, and so does mode mxfp8.
+        activations: ``"int16"`` and ``"int8"`` round ``x`` to integers, with one scale
+            for each row and group, and multiply integers. This is faster on a CPU;
+            int8 is less exact, int16 hardly (docs/reference/numerics.md). None does
+            this with int16 if ``x`` has 16 bits. Other devices, gradients and the
+            product that is not transposed stay exact, and so does mode mxfp8.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
@@ -101,7 +102,7 @@ def quantized_matmul(
     Returns:
         ``[..., M, N]`` (``[..., M, K]`` if not ``transpose``) of the type of ``x``.
     """
-    check_activations("quantized_matmul", activations)
+    rounded = activation_bits("quantized_matmul", activations)
     arguments = (x, w, scales, biases, transpose, group_size, bits, mode)
     if _native.ext is None:
         y = mx.quantized_matmul(*arguments, stream=stream)
@@ -112,7 +113,7 @@ def quantized_matmul(
         *arguments,
         bias=bias,
         residual=residual,
-        int8_activations=activations == "int8",
+        activation_bits=rounded,
         batch_invariant=batch_invariant,
         symmetric=symmetric,
         half_tiles=half_tiles,
@@ -152,7 +153,7 @@ def swiglu(
     Returns:
         ``[..., M, N]`` of the type of ``x``.
     """
-    check_activations("swiglu", activations)
+    rounded = activation_bits("swiglu", activations)
     form = (group_size, bits, mode)
     if _native.ext is None:
         g, u = (
@@ -162,7 +163,7 @@ def swiglu(
         return stock_swiglu(g, u, stream)
     return _native.ext.swiglu_matmul(
         *(x, gate, up, *form),
-        int8_activations=activations == "int8",
+        activation_bits=rounded,
         batch_invariant=batch_invariant,
         symmetric=symmetric,
         stream=stream,

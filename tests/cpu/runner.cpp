@@ -65,7 +65,7 @@ enum Array {
 // For gradients, residual is dy, and lhs is empty unless the product is
 // gathered.
 struct Request {
-  int32_t operation, int8;
+  int32_t operation, activations;
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
@@ -85,24 +85,26 @@ void answer_plan(const Request& r,
                  const int32_t* more,
                  int32_t* y) {
   using namespace nibble;
-  CpuProfile cpu{profile[0], profile[1], profile[2]};
-  bool int8 = r.int8 != 0;
+  CpuProfile cpu{
+      profile[0], profile[1], profile[2], profile[3], profile[4] != 0};
+  auto allowed = static_cast<Activations>(r.activations);
   auto put = [&](std::initializer_list<int> values) {
     y = std::copy(values.begin(), values.end(), y);
   };
   auto put_kernel = [&](const CpuKernelPlan& p) {
-    put({p.int8, p.few_rows, p.whole_rows, p.packed_rows, p.prepared_rows});
+    put({static_cast<int>(p.activations)});
+    put({p.few_rows, p.whole_rows, p.packed_rows, p.prepared_rows});
   };
   if (r.operation == kPlan) {
-    CpuPlan p = plan_cpu(dense, cpu, int8);
-    std::vector<CpuPlan> all = candidates(dense, cpu, int8);
+    CpuPlan p = plan_cpu(dense, cpu, allowed);
+    std::vector<CpuPlan> all = candidates(dense, cpu, allowed);
     bool supported = std::all_of(all.begin(), all.end(), [&](const CpuPlan& c) {
       return supports(c, merge_rows(dense));
     });
     put_kernel(p);
     put({p.block_rows, p.columns, p.depth, supported, all.front() == p});
   } else if (r.operation == kPlanGather) {
-    CpuGatherPlan p = plan_cpu(gathered, cpu, int8);
+    CpuGatherPlan p = plan_cpu(gathered, cpu, allowed);
     CpuWave wave{more[0], more[1], more[2], more[3]};
     put_kernel(p);
     put({p.block_rows, p.wave_rows, p.chunks});
@@ -226,7 +228,8 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
 
   DequantizeProblem whole{types, r.N, r.K};
   auto plan = [&](const auto& problem) {
-    return plan_cpu(problem, cpu::profile(), r.int8 != 0);
+    return plan_cpu(
+        problem, cpu::profile(), static_cast<Activations>(r.activations));
   };
   switch (static_cast<Operation>(r.operation)) {
     case kMatmul:

@@ -25,6 +25,7 @@ OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 OPERATIONS += ["group_gradients"]
+ACTIVATIONS = ["exact", "int16", "int8"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -55,13 +56,15 @@ class Profile:
     threads: int
     few_rows: int
     tile_rows: int
+    packed_rows: int = 3
+    int16: bool = False
 
 
 @dataclass(frozen=True)
 class KernelPlan:
     """CpuKernelPlan of csrc/core/cpu_plan.h."""
 
-    int8: bool
+    activations: int  # an index of ACTIVATIONS
     few_rows: int
     whole_rows: int
     packed_rows: int
@@ -128,7 +131,21 @@ class Runner:
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
+        self.isa = isa
         self.isas = self._process.stdout.readline().decode().split()
+
+    def activations(
+        self,
+        dtype: str,
+        int8: bool = False,
+        transpose: bool = True,
+        int16: bool = False,
+    ) -> str:
+        """Return what products of this instruction set round x to."""
+        if not transpose:
+            return "exact"
+        halves = "avx" in self.isa and (int16 or dtype != "float32")
+        return "int8" if int8 else "int16" if halves else "exact"
 
     def threads(self) -> int:
         """Return the number of threads that the process has now."""
@@ -150,13 +167,18 @@ class Runner:
         bias: np.ndarray | None = None,
         residual: np.ndarray | None = None,
         int8: bool = False,
+        int16: bool = False,
         symmetric: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """Return x [size, M, K or N] times w [count, N, K]: [size, M, N or K]."""
+        """Return x [size, M, K or N] times w [count, N, K]: [size, M, N or K].
+
+        Float32 activations become integers only if asked for.
+        """
         size, M, _ = x.shape
         flags = (symmetric, transpose, packed)
-        form = self._form("matmul", w, types, M, batch, int8, *flags)
+        allowed = 2 if int8 else int(int16)
+        form = self._form("matmul", w, types, M, batch, allowed, *flags)
         N, K = _shape(w)
         shape = (size, M, N if transpose else K)
         arrays = {"x": x, "bias": bias, "residual": residual}
@@ -175,7 +197,8 @@ class Runner:
     ) -> np.ndarray:
         """Return silu(x @ gate) * (x @ up), x [size, M, K], gate [count, N, K]."""
         size, M, _ = x.shape
-        form = self._form("swiglu", gate, types, M, batch, int8, packed=packed)
+        allowed = 2 * int(int8)
+        form = self._form("swiglu", gate, types, M, batch, allowed, packed=packed)
         weights = {"": gate, "up_": up}
         return self._ask(form, weights, {"x": x}, types, (size, M, _shape(gate)[0]))
 
@@ -198,7 +221,7 @@ class Runner:
         batch = (len(lhs), len(w.words), rows)
         kind = "gather" if up is None else "gather_swiglu"
         flags = (symmetric, transpose, packed)
-        form = self._form(kind, w, types, M, batch, int8, *flags)
+        form = self._form(kind, w, types, M, batch, 2 * int(int8), *flags)
         N, K = _shape(w)
         weights = {"": w} if up is None else {"": w, "up_": up}
         arrays = {"x": x, "lhs": lhs, "rhs": rhs}
@@ -282,10 +305,18 @@ class Runner:
         return self._ask(form, weights, {"x": q}, types, (M, heads, K))
 
     def plan(
-        self, M: int, N: int, K: int, cpu: Profile, *, transpose: bool, int8: bool
+        self,
+        M: int,
+        N: int,
+        K: int,
+        cpu: Profile,
+        *,
+        transpose: bool,
+        int8: bool,
+        dtype: str = "float32",
     ) -> Plan:
         """Return the plan of x [M, K or N] times w [N, K]."""
-        flags = {"transpose": transpose, "int8": int8}
+        flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
         return Plan(*self._plan("plan", Plan, (M, N, K), cpu, **flags))
 
     def plan_gather(
@@ -297,13 +328,14 @@ class Runner:
         *,
         transpose: bool,
         int8: bool,
+        dtype: str = "float32",
     ) -> GatherPlan:
         """Return the plan of B products of M rows; `shape` is (M, N, K).
 
         Args:
             wave: Groups, rows, rows of the largest group, matrices of sums.
         """
-        flags = {"transpose": transpose, "int8": int8}
+        flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
         return GatherPlan(
             *self._plan("plan_gather", GatherPlan, shape, cpu, wave, B, **flags)
         )
@@ -325,9 +357,10 @@ class Runner:
         *,
         transpose: bool = True,
         int8: bool = False,
+        dtype: str = "float32",
     ) -> list[int]:
-        form = [OPERATIONS.index(kind), int(int8), *shape, B, 1, 1]
-        form += [0, 0, 4, 32, 0, int(transpose), 0]
+        form = [OPERATIONS.index(kind), 2 * int(int8), *shape, B, 1, 1]
+        form += [DTYPES.index(dtype), 0, 4, 32, 0, int(transpose), 0]
         data = dict.fromkeys(ARRAYS, b"")
         data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
         data["rhs"] = np.array(more, np.int32).tobytes()
@@ -341,7 +374,7 @@ class Runner:
         types: Types,
         M: int,
         batch: tuple[int, int, int],
-        int8: bool = False,
+        allowed: int = 0,  # an index of ACTIVATIONS
         symmetric: bool = False,
         transpose: bool = True,
         packed: bool = False,
@@ -354,7 +387,7 @@ class Runner:
         form = [w.bits, w.group_size, *flags]
         return [
             OPERATIONS.index(kind),
-            int(int8),
+            allowed,
             M,
             *_shape(w),
             *batch,

@@ -88,7 +88,7 @@ class Product:
         w_hat: np.ndarray,
         magnitude: np.ndarray,
         transpose: bool = True,
-        int8_group: int = 0,
+        rounding: tuple[int, str] = (1, "exact"),
         addends: tuple[np.ndarray, ...] = (),
     ) -> Product:
         x = x.astype(np.float64)
@@ -100,8 +100,8 @@ class Product:
         off = numerics.of_sum(A + sum(map(abs, addends)), x.shape[-1] + 2)
         off = off + 2 * UNIT * A
         exact = exact + sum(addends)
-        if int8_group and x.size and w_hat.size:
-            off = off + tolerance.int8_bound(x, w_hat, int8_group)
+        if transpose and x.size and w_hat.size:
+            off = off + tolerance.integer_bound(x, w_hat, *rounding)
         return Product(exact, off)
 
 
@@ -122,6 +122,11 @@ def options(d: Draw, fmt: Format, transpose: bool = True) -> dict:
     form["batch_invariant"] = d.chance("batch_invariant", 0.2)
     form["symmetric"] = fmt.symmetric and d.chance("promised", 0.7)
     return form
+
+
+def rounding(fmt: Format, form: dict, dtype: str) -> tuple[int, str]:
+    """Return what activations are rounded to: the group of a step, and the type."""
+    return fmt.group_size, tolerance.integers(dtype, "activations" in form)
 
 
 def columns(d: Draw) -> int:
@@ -167,7 +172,7 @@ def quantized_matmul(d: Draw) -> Case:
         w.w_hat,
         w.magnitude,
         transpose,
-        fmt.group_size if "activations" in form and transpose else 0,
+        rounding(fmt, form, dtype),
         tuple(to_numpy(a).astype(np.float64) for a in addends.values()),
     )
     allowed = numerics.of_result(product.exact, product.off, dtype)
@@ -234,7 +239,7 @@ def gather_qmm(d: Draw) -> Case:
         w.w_hat[rhs],
         w.magnitude[rhs],
         transpose,
-        fmt.group_size if "activations" in form and transpose else 0,
+        rounding(fmt, form, dtype),
     )
     allowed = numerics.of_result(product.exact, product.off, dtype)
 
@@ -249,12 +254,12 @@ def gather_qmm(d: Draw) -> Case:
 def _gated(
     x: np.ndarray,
     pair: list[tuple[np.ndarray, np.ndarray]],
-    group: int,
+    rounding: tuple[int, str],
     dtype: str,
     in_steps: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return silu(g) u and its bound; in steps, each of them is rounded to dtype."""
-    gate, up = (Product.of(x, *w, int8_group=group) for w in pair)
+    gate, up = (Product.of(x, *w, rounding=rounding) for w in pair)
     offs = [p.off for p in (gate, up)]
     if in_steps:
         offs = [numerics.of_result(p.exact, p.off, dtype) for p in (gate, up)]
@@ -272,7 +277,6 @@ def swiglu(d: Draw) -> Case:
     gate, up = fmt.matrix(d, (N, K)), fmt.matrix(d, (N, K))
     x = d.laid_out("x as", d.numbers((*lead, M, K)), DTYPES[dtype])
     form = options(d, fmt)
-    group = fmt.group_size if "activations" in form else 0
     pair = [(w.w_hat, w.magnitude) for w in (gate, up)]
 
     def call(x, *a):
@@ -281,7 +285,9 @@ def swiglu(d: Draw) -> Case:
     arrays = [x, *gate.arrays, *up.arrays]
     mapped = [True, *[False] * 6] if lead else None
     run = transformed(d, call, arrays, mapped)
-    exact, allowed = _gated(to_numpy(x), pair, group, dtype, "vmap" in d.notes)
+    exact, allowed = _gated(
+        to_numpy(x), pair, rounding(fmt, form, dtype), dtype, "vmap" in d.notes
+    )
     return Case(run, exact, allowed, dtype)
 
 
@@ -293,9 +299,8 @@ def gather_swiglu(d: Draw) -> Case:
     x = d.laid_out("x as", d.numbers((x_count, M, K)), DTYPES[dtype])
     lhs, rhs, given = _indices(d, x_count, experts)
     form = options(d, fmt)
-    group = fmt.group_size if "activations" in form else 0
     pair = [(w.w_hat[rhs], w.magnitude[rhs]) for w in (gate, up)]
-    exact, allowed = _gated(to_numpy(x)[lhs], pair, group, dtype)
+    exact, allowed = _gated(to_numpy(x)[lhs], pair, rounding(fmt, form, dtype), dtype)
 
     def call(x, *a):
         return ops.gather_swiglu(x, a[:3], a[3:], **given, **form)

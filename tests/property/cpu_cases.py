@@ -10,10 +10,11 @@ import pytest
 from hypothesis import strategies as st
 
 from mlx_nibble.formats import BITS, FLOAT_MODES, GROUP_SIZES, MODES
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
 from tests.simt import numbers
-from tests.support import oracle
+from tests.support import oracle, tolerance
 
 X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
@@ -87,6 +88,22 @@ def matrices(
     """Return the index of the weights that each batch of activations meets."""
     size, count, repeat = batch
     return np.arange(size) // repeat % count
+
+
+def rounding(
+    backend: Runner,
+    x: np.ndarray,
+    w: oracle.Weights | oracle.FloatWeights,
+    which: np.ndarray,
+    types: Types,
+    int8: bool = False,
+    transpose: bool = True,
+    int16: bool = False,
+) -> np.ndarray:
+    """Return what the rounding of x to integers adds to a bound."""
+    activations = backend.activations(types.dtype, int8, transpose, int16)
+    off = tolerance.integer_bound(x, w.dequantize()[which], w.group_size, activations)
+    return off * (1 + UNIT_ROUNDOFF[types.dtype])
 
 
 def as_symmetric(w):

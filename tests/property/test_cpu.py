@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble.formats import FLOAT_MODES, MODES
-from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu import runner
 from tests.cpu.runner import Runner, Types
 from tests.property.cpu_cases import (
@@ -30,6 +29,7 @@ from tests.property.cpu_cases import (
     gathered,
     make,
     matrices,
+    rounding,
     start,
 )
 from tests.simt import numbers
@@ -63,6 +63,7 @@ def test_products(backend, seed, fmt, types, shape, batch, transpose, symmetric)
     exact = oracle.matmul(x, w.dequantize()[which], transpose)
     magnitude = oracle.matmul(abs(x), w.magnitude()[which], transpose)
     allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    allowed += rounding(backend, x, w, which, types, transpose=transpose)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -97,6 +98,7 @@ def test_epilogues_are_added_before_the_one_rounding(
     magnitude = oracle.matmul(abs(x), w.magnitude()[which])
     magnitude = magnitude + bias * abs(b) + residual * abs(r)
     allowed = tolerance.bound(exact, magnitude, x.shape[-1] + 2, types.dtype)
+    allowed += rounding(backend, x, w, which, types)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -114,7 +116,8 @@ def test_swiglu(backend, seed, fmt, types, shape, batch, int8):
     _, up = make(seed + 1, fmt, types, shape, batch)
     y = backend.swiglu(x, gate, up, types, batch=batch, int8=int8)
     which = matrices(gate, batch)
-    exact, allowed = tolerance.swiglu(x, gate, up, which, types.dtype, int8)
+    activations = backend.activations(types.dtype, int8)
+    exact, allowed = tolerance.swiglu(x, gate, up, which, types.dtype, activations)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -139,9 +142,7 @@ def test_gathered_products(
     exact = oracle.matmul(x[lhs], w_hat, transpose)
     magnitude = oracle.matmul(abs(x[lhs]), w.magnitude()[rhs], transpose)
     allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
-    if int8 and transpose:
-        off = tolerance.int8_bound(x[lhs], w_hat, w.group_size)
-        allowed += off * (1 + UNIT_ROUNDOFF[types.dtype])
+    allowed += rounding(backend, x[lhs], w, rhs, types, int8, transpose)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -159,7 +160,8 @@ def test_gathered_swiglu(backend, seed, fmt, types, N, groups, form, in_order):
     x, gate, lhs, rhs = gathered(seed, fmt, types, N, groups, form, in_order)
     _, up, _, _ = gathered(seed + 1, fmt, types, N, groups, form, in_order)
     y = backend.gather(x, gate, lhs, rhs, types, up=up)
-    exact, allowed = tolerance.swiglu(x[lhs], gate, up, rhs, types.dtype)
+    activations = backend.activations(types.dtype)
+    exact, allowed = tolerance.swiglu(x[lhs], gate, up, rhs, types.dtype, activations)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -189,20 +191,20 @@ def test_threads_leave_each_other_s_rows_alone(backend):
     shape=st.tuples(ROWS, COLUMNS, GROUPS, st.sampled_from([0, 1])),
     batch=BATCH,
     symmetric=st.booleans(),
+    int8=st.booleans(),
 )
-def test_products_of_8_bit_activations(
-    backend, seed, fmt, types, shape, batch, symmetric
+def test_products_of_activations_as_integers(
+    backend, seed, fmt, types, shape, batch, symmetric, int8
 ):
     x, w = make(seed, fmt, types, shape, batch)
     stored, w = as_symmetric(w) if symmetric else (w, w)
-    y = backend.matmul(x, stored, types, batch=batch, int8=True, symmetric=symmetric)
+    form = {"int8": int8, "int16": not int8}
+    y = backend.matmul(x, stored, types, batch=batch, symmetric=symmetric, **form)
     which = matrices(w, batch)
-    w_hat = w.dequantize()[which]
-    exact = oracle.matmul(x, w_hat)
+    exact = oracle.matmul(x, w.dequantize()[which])
     magnitude = oracle.matmul(abs(x), w.magnitude()[which])
-    allowed = tolerance.int8_bound(x, w_hat, w.group_size)
-    allowed *= 1 + UNIT_ROUNDOFF[types.dtype]
-    allowed += tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+    allowed += rounding(backend, x, w, which, types, **form)
     tolerance.assert_close(y, exact, allowed)
 
 
@@ -258,6 +260,7 @@ def test_few_columns_of_long_rows(
         if addends:
             exact, magnitude = exact + b + r, magnitude + abs(b) + abs(r)
         allowed = tolerance.bound(exact, magnitude, x.shape[-1] + 2, types.dtype)
+        allowed += rounding(backend, x, w, np.zeros(1, int), types)
         tolerance.assert_close(y, exact, allowed)
 
 
@@ -384,6 +387,53 @@ def test_rows_that_8_bits_cannot_express_are_exact(backend, value, fmt, packed):
     exact = backend.matmul(x, w, types)
     np.testing.assert_array_equal(y[0, 1], exact[0, 1])
     np.testing.assert_array_equal(y[0, ::2], ordinary[0, ::2])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 40])
+@pytest.mark.parametrize("fmt", [(8, 128), (6, 128), (4, 128), (2, 128), *FLOAT_MODES])
+def test_the_largest_codes_and_activations_do_not_overflow(backend, fmt, rows, packed):
+    """Sums of a group in 32 bits: 128 codes of 255 times 32767 are below 2^31."""
+    types = Types("bfloat16", "float32")
+    x, w = make(0, fmt, types, (rows, 17, 3, 0))
+    if isinstance(fmt, str):
+        largest = {4: 0x77777777, 8: 0x7E7E7E7E}[w.bits]
+        w = replace(w, words=np.full_like(w.words, largest))
+    else:
+        ones = np.full_like(w.words, 2**32 - 1)
+        w = replace(w, words=ones, biases=np.zeros_like(w.biases))
+    x = np.where(x < 0, -2.0, 2.0).astype(x.dtype)
+    for same in (x, abs(x), -abs(x)):
+        y = backend.matmul(same, w, types, packed=packed)
+        exact = oracle.matmul(same, w.dequantize())
+        magnitude = oracle.matmul(abs(same), w.magnitude())
+        allowed = tolerance.bound(exact, magnitude, x.shape[-1], types.dtype)
+        allowed += rounding(backend, same, w, np.zeros(1, int), types)
+        tolerance.assert_close(y, exact, allowed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_activations_lose_less_than_their_own_rounding(backend, dtype):
+    """On data without outliers; beside them the bound of a group holds."""
+    types = Types(dtype, "float32")
+    x, w = make(0, (4, 64), types, (4, 64, 64, 0))
+    full = Types("float32", "float32")
+    y, exact = backend.matmul(x, w, types), backend.matmul(x, w, full)
+    rounded = numbers.rounded(exact, dtype)
+    floor = tolerance.relative_rms(rounded, exact)
+    assert tolerance.relative_rms(y, exact) <= 1.05 * floor
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_outlier_costs_its_group_no_more_than_half_a_step(backend, dtype):
+    types = Types(dtype, "float32")
+    x, w = make(0, (4, 64), types, (4, 64, 4, 0))
+    x[0, :, 70] = 2.0**15
+    y, exact = backend.matmul(x, w, types), oracle.matmul(x, w.dequantize())
+    magnitude = oracle.matmul(abs(x), w.magnitude())
+    allowed = tolerance.bound(exact, magnitude, x.shape[-1], dtype)
+    allowed += rounding(backend, x, w, np.zeros(1, int), types)
+    tolerance.assert_close(y, exact, allowed)
 
 
 def test_relative_rms_at_4096(backend):

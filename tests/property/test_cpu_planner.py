@@ -23,7 +23,10 @@ PROFILE = st.builds(
     threads=st.integers(1, 128),
     few_rows=st.sampled_from([2, 3, 24]),
     tile_rows=st.sampled_from([2, 3, 6]),
+    packed_rows=st.sampled_from([3, 8]),
+    int16=st.booleans(),
 )
+DTYPE = st.sampled_from(runner.DTYPES)
 ROWS = st.one_of(st.integers(1, 40), st.integers(1, 5000))
 SIZE = st.integers(1, 400).map(lambda n: 32 * n)
 SHAPE = st.tuples(ROWS, st.integers(1, 20000), SIZE)
@@ -41,13 +44,25 @@ def chunks(total: int, step: int) -> list[tuple[int, int]]:
     return [(i, min(total, i + step)) for i in range(0, total, step)]
 
 
-@given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans(), int8=st.booleans())
-def test_a_plan_is_valid_and_first_among_the_candidates(shape, cpu, transpose, int8):
+def activations(cpu: Profile, transpose: bool, int8: bool, dtype: str) -> str:
+    if not transpose:
+        return "exact"
+    return "int8" if int8 else "int16" if cpu.int16 and dtype != "float32" else "exact"
+
+
+@given(
+    shape=SHAPE, cpu=PROFILE, transpose=st.booleans(), int8=st.booleans(), dtype=DTYPE
+)
+def test_a_plan_is_valid_and_first_among_the_candidates(
+    shape, cpu, transpose, int8, dtype
+):
     M, N, K = shape
-    p = backend().plan(M, N, K, cpu, transpose=transpose, int8=int8)
+    flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
+    p = backend().plan(M, N, K, cpu, **flags)
     assert p.all_supported
     assert p.is_first
-    assert p.int8 == (int8 and transpose)
+    expected = activations(cpu, transpose, int8, dtype)
+    assert runner.ACTIVATIONS[p.activations] == expected
     assert p.few_rows == cpu.few_rows
     assert p.columns % (MIN_ROWS if transpose else MIN_COLUMNS) == 0
     assert p.block_rows == min(M, BLOCK_ROWS)
@@ -96,10 +111,13 @@ def test_the_depth_of_chunks_depends_on_the_weights_alone(rows, N, K, cpus, int8
     assert depths == {2048 if N <= 64 and K >= 4096 else K}
 
 
-@pytest.mark.parametrize(("int8", "packed_rows"), [(False, 3), (True, 32)])
-def test_measured_limits_of_the_packed_layout(int8, packed_rows):
-    cpu = Profile(2, 24, 6)
-    p = backend().plan(1, 4096, 4096, cpu, transpose=True, int8=int8)
+@pytest.mark.parametrize(
+    ("int8", "dtype", "packed_rows"),
+    [(False, "float32", 8), (False, "float16", 32), (True, "float32", 32)],
+)
+def test_measured_limits_of_the_packed_layout(int8, dtype, packed_rows):
+    cpu = Profile(2, 24, 6, packed_rows=8, int16=True)
+    p = backend().plan(1, 4096, 4096, cpu, transpose=True, int8=int8, dtype=dtype)
     assert p.packed_rows == packed_rows
 
 
@@ -134,14 +152,18 @@ def test_columns_of_known_shapes_on_two_threads(shape, columns):
     matrices=st.sampled_from([1, 2]),
     transpose=st.booleans(),
     int8=st.booleans(),
+    dtype=DTYPE,
 )
-def test_gathered_products(B, shape, cpu, groups, largest, matrices, transpose, int8):
+def test_gathered_products(
+    B, shape, cpu, groups, largest, matrices, transpose, int8, dtype
+):
     M, N, K = shape
     rows = largest + groups - 1
     wave = (groups, rows, largest, matrices)
-    flags = {"transpose": transpose, "int8": int8}
+    flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
     p = backend().plan_gather(B, shape, cpu, wave, **flags)
-    assert p.int8 == (int8 and transpose)
+    expected = activations(cpu, transpose, int8, dtype)
+    assert runner.ACTIVATIONS[p.activations] == expected
     assert p.block_rows == BLOCK_ROWS
     # A wave has room for every group, so that waves come to an end.
     assert p.wave_rows == min(B * M, WAVE_ROWS)

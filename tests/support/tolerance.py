@@ -31,22 +31,38 @@ def bound(
     return numerics.of_result(exact, off, dtype)
 
 
-def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
-    """Return what rounding activations to 8 bits, group by group, adds to `bound`.
+# The largest integer that activations become, and the part of a step by which the
+# rounded quotient may be off.
+INTEGERS = {"int8": (127, 2.0**-15), "int16": (32767, 2.0**-7)}
 
-    step[m, g] = max(max |x[m, k]| / 127, 2^-126) over the k in g. An activation is
+
+def integer_bound(
+    x: np.ndarray, w_hat: np.ndarray, group_size: int, activations: str
+) -> np.ndarray:
+    """Return what rounding activations to integers, group by group, adds to `bound`.
+
+    step[m, g] = max(max |x[m, k]| / largest, 2^-126) over the k in g. An activation is
     off by half a step, and slightly more because the quotient is rounded:
-    sum over g of (1/2 + 2^-15) step[m, g] sum over k in g of |w_hat[n, k]|.
+    sum over g of (1/2 + e) step[m, g] sum over k in g of |w_hat[n, k]|.
 
     Args:
         x: [..., M, K].
         w_hat: [..., N, K].
         group_size: Activations that share a step.
+        activations: "int8" or "int16"; 0 for anything else.
     """
+    if activations not in INTEGERS:
+        return np.zeros(())
+    largest, e = INTEGERS[activations]
     groups = x.reshape(*x.shape[:-1], -1, group_size)
-    step = np.maximum(abs(groups).max(-1).astype(np.float64) / 127, 2.0**-126)
+    step = np.maximum(abs(groups).max(-1).astype(np.float64) / largest, 2.0**-126)
     weights = abs(w_hat).reshape(*w_hat.shape[:-1], -1, group_size).sum(-1)
-    return (0.5 + 2.0**-15) * (step @ weights.swapaxes(-1, -2))
+    return (0.5 + e) * (step @ weights.swapaxes(-1, -2))
+
+
+def integers(dtype: str, int8: bool = False) -> str:
+    """Return the most that a CPU rounds activations of this type to."""
+    return "int8" if int8 else "exact" if dtype == "float32" else "int16"
 
 
 def swiglu(
@@ -55,7 +71,7 @@ def swiglu(
     up: oracle.Weights,
     which: np.ndarray,
     dtype: str,
-    int8: bool = False,
+    activations: str = "exact",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return silu(g) * u in float64, and the bound of a result that rounds it once.
 
@@ -65,7 +81,7 @@ def swiglu(
         up: [E, N, K]; u = x @ up_hat[which].T.
         which: Index of the matrix for each of the B.
         dtype: Type of the result.
-        int8: True if x is rounded to 8 bits first.
+        activations: Integers that x is rounded to first, as in `integer_bound`.
     """
     products, offs = [], []
     for w in (gate, up):
@@ -73,8 +89,8 @@ def swiglu(
         exact = oracle.matmul(x, w_hat)
         magnitude = oracle.matmul(abs(x), w.magnitude()[which])
         off = bound(exact, magnitude, x.shape[-1], "float32")
-        if int8:
-            off = off + int8_bound(x, w_hat, w.group_size) * (1 + 2.0**-24)
+        rounding = integer_bound(x, w_hat, w.group_size, activations)
+        off = off + rounding * (1 + 2.0**-24)
         products.append(exact)
         offs.append(off)
     (g, u), (off_g, off_u) = products, offs

@@ -161,7 +161,7 @@ void consult(MatmulProblem& problem,
   if (found == nullptr || found->gpu() != gpu) {
     return;
   }
-  bool int8 = options.int8_activations && !gpu;
+  bool int8 = options.activations == Activations::kInt8 && !gpu;
   problem.batch_invariant = options.batch_invariant;
   problem.choice =
       allowed(found->find(problem, int8), *found, options.batch_invariant);
@@ -210,8 +210,8 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
     return names;
   }
   if (device == mx::Device::cpu) {
-    for (const CpuPlan& plan :
-         nibble::candidates(problem, cpu::profile(), int8)) {
+    for (const CpuPlan& plan : nibble::candidates(
+             problem, cpu::profile(), activations_of(int8 ? 8 : 0))) {
       names.push_back(cpu_plan_name(plan, problem));
     }
   } else if (executor::is_available() &&

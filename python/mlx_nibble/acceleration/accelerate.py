@@ -72,7 +72,7 @@ def accelerate(
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``activations`` is neither None nor ``"int8"``.
+        ValueError: If ``activations`` is neither None, ``"int16"`` nor ``"int8"``.
 
     After an exception of any kind the model is as it was before.
     """

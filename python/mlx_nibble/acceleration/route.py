@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast, nn
+from mlx_nibble._arguments import activation_bits
 from mlx_nibble.acceleration import stand_ins
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
@@ -110,7 +111,7 @@ def _with(name: str, given: dict[str, Any]) -> Callable:
 def quantized_layers(options: nn.Options, on_cpu: bool) -> Rebinding:
     """Return the quantized layers on our kernels, with these options."""
     given = {
-        "int8_activations": options.activations == "int8",
+        "activation_bits": activation_bits("accelerate", options.activations),
         "batch_invariant": options.batch_invariant,
         "tuning": options.tuning,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_nibble._arguments import check_activations
+from mlx_nibble._arguments import activation_bits
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Settings:
     ``accelerate(model, **vars(settings))``.
 
     Attributes:
-        activations: ``"int8"`` rounds activations to 8 bits where that is faster, at a
-            small loss; see :func:`mlx_nibble.ops.quantized_matmul`. None computes
-            exactly.
+        activations: ``"int16"`` rounds activations of products to 16-bit integers
+            where that is faster, ``"int8"`` to 8 bits, at a small loss; see
+            :func:`mlx_nibble.ops.quantized_matmul`. None multiplies float32 exactly.
         batch_invariant: Each row's result does not depend on the number of rows.
             Greedy speculative decoding then gives exactly the tokens of plain decoding.
         repack: On a CPU, put the weights in the order that the processor reads
@@ -34,7 +34,7 @@ class Settings:
             used.
 
     Raises:
-        ValueError: If ``activations`` is neither None nor ``"int8"``.
+        ValueError: If ``activations`` is neither None, ``"int16"`` nor ``"int8"``.
     """
 
     activations: str | None = None
@@ -45,7 +45,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_activations("accelerate", self.activations)
+        activation_bits("accelerate", self.activations)
 
 
 DEFAULTS = Settings()

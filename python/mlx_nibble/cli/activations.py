@@ -5,15 +5,26 @@ from __future__ import annotations
 import argparse
 
 _HELP = (
-    "int8: round activations to 8 bits on a CPU, faster and a little less exact "
-    "(docs/reference/numerics.md says how much); default: exact"
+    "integers that a CPU rounds the activations of products to. int16 loses less than "
+    "16-bit floats would; int8 is faster and a little less exact "
+    "(docs/reference/numerics.md says how much); default: {}"
 )
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
+_CHOICES = ("exact", "int16", "int8")
+
+
+def add_option(
+    parser: argparse.ArgumentParser,
+    default: str = "exact",
+    choices: tuple[str, ...] = _CHOICES,
+) -> None:
     """Add ``--activations``, which :func:`setting` reads."""
     parser.add_argument(
-        "--activations", choices=("exact", "int8"), default="exact", help=_HELP
+        "--activations",
+        choices=choices,
+        default=default,
+        help=_HELP.format(default),
     )
 
 

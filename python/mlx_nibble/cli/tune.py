@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="type of x; default: float32 on a CPU, where nibble's commands use it, "
         "and on a GPU the type of the scales",
     )
-    activations.add_option(parser)
+    activations.add_option(parser, choices=("exact", "int8"))
     add("--again", action="store_true", help="also measure the products in the table")
     add("--output", metavar="FILE", help="also write all samples to FILE")
     what = parser.add_mutually_exclusive_group()

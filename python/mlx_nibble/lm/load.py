@@ -54,7 +54,8 @@ def load(
     Raises:
         FileNotFoundError: If the model's files are not found.
         ValueError: If a file of the model is damaged, if mlx-lm does not know its
-            architecture, or if ``activations`` is neither None nor ``"int8"``.
+            architecture, or if ``activations`` is neither None, ``"int16"`` nor
+            ``"int8"``.
     """
     settings = Settings(activations, batch_invariant, repack, tuned, duel)
     with accelerated_loading(settings):

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_nibble import _native
-from mlx_nibble._arguments import check_activations
+from mlx_nibble._arguments import activation_bits
 from mlx_nibble._version import __version__
 from mlx_nibble.io.atomic import write_text
 from mlx_nibble.io.cache import cache_dir, cache_lock
@@ -286,7 +286,7 @@ def _entries(stored: Iterable[Any]) -> Iterable[tuple[Key, Choice]]:
         _require(fits, f"experts from 0 to {_LARGEST_SIZE}", key.experts)
         for flag in ("symmetric", "sorted"):
             _require(type(entry[flag]) is bool, f"a boolean {flag}", entry[flag])
-        check_activations("tune", key.activations)
+        activation_bits("tune", key.activations)
         name, faster = entry["name"], entry["faster"]
         valid = name is None or _CHOICE.fullmatch(name)
         _require(valid, "a candidate's name", name)

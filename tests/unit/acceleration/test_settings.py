@@ -27,9 +27,9 @@ def test_the_keywords_of_a_function_are_the_settings(function):
 
 
 def test_wrong_settings_are_refused_before_any_work():
-    with pytest.raises(ValueError, match="activations must be None or 'int8'"):
+    with pytest.raises(ValueError, match="activations must be None, 'int16' or 'int8'"):
         Settings("int4")
-    with pytest.raises(ValueError, match="activations must be None or 'int8'"):
+    with pytest.raises(ValueError, match="activations must be None, 'int16' or 'int8'"):
         lm.load("no/such/model", activations="int4")
 
 

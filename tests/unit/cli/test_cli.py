@@ -184,8 +184,12 @@ def test_activations_of_8_bits_can_be_asked_for_everywhere(folder):
     result = nibble("generate", "--activations", "int8", *options)
     assert result.returncode == 0, result.stderr
     assert "Generation: 2 tokens" in result.stdout
-    for command in ("generate", "chat", "serve", "eval", "demo"):
-        assert "--activations {exact,int8}" in nibble(command, "--help").stdout
+    defaults = dict.fromkeys(("generate", "chat", "serve"), "int16")
+    defaults |= dict.fromkeys(("eval", "demo"), "exact")
+    for command, default in defaults.items():
+        text = " ".join(nibble(command, "--help").stdout.split())
+        assert "--activations {exact,int16,int8}" in text
+        assert f"says how much); default: {default}" in text
 
 
 def test_batch_invariance_can_be_asked_for_where_mlx_lm_generates(folder):

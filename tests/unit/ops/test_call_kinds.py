@@ -25,11 +25,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_nibble import ops
 from mlx_nibble.acceleration.rebind import Rebinding
 from mlx_nibble.formats import GROUP_SIZES
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.support import families, tiny_models
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
 from tests.support.mlx_formats import MLX_BITS
 from tests.support.oracle import FloatWeights, Weights
-from tests.support.tolerance import assert_close, bound
+from tests.support.tolerance import assert_close, bound, integer_bound, integers
 
 AFFINE = [("affine", bits, size) for bits, size in product(MLX_BITS, GROUP_SIZES)]
 FLOATING = [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
@@ -77,13 +78,15 @@ def assert_right(y, same_by_mlx, x, weights, pick=None, transpose=True):
     w_hat, magnitude = weights.dequantize(), weights.magnitude()
     if pick is not None:
         w_hat, magnitude = w_hat[pick], magnitude[pick]
+    name = str(x.dtype).removeprefix("mlx.core.")
+    off = 0
     if transpose:
+        off = integer_bound(a, w_hat, weights.group_size, integers(name))
+        off = off * (1 + UNIT_ROUNDOFF[name])
         w_hat, magnitude = w_hat.swapaxes(-1, -2), magnitude.swapaxes(-1, -2)
     exact = a @ w_hat
-    name = str(x.dtype).removeprefix("mlx.core.")
-    assert_close(
-        to_numpy(y), exact, bound(exact, abs(a) @ magnitude, a.shape[-1], name)
-    )
+    allowed = bound(exact, abs(a) @ magnitude, a.shape[-1], name) + off
+    assert_close(to_numpy(y), exact, allowed)
 
 
 @FORMATS

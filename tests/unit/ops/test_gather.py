@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from mlx_nibble import _native, ops
 from mlx_nibble.formats import SUPPORTED_BITS
+from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 from tests.support.mlx_formats import OTHER_FORMATS
-from tests.support.tolerance import assert_close, bound
+from tests.support.tolerance import assert_close, bound, integer_bound, integers
 
 
 def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
@@ -30,7 +31,11 @@ def check(y, x, w, lhs, rhs, transpose=True):
     )
     exact = oracle.matmul(x, w_hat, transpose)
     magnitude = oracle.matmul(abs(x), magnitude, transpose)
-    assert_close(to_numpy(y), exact, bound(exact, magnitude, x.shape[-1], name))
+    allowed = bound(exact, magnitude, x.shape[-1], name)
+    if transpose:
+        off = integer_bound(x, w_hat, w.group_size, integers(name))
+        allowed += off * (1 + UNIT_ROUNDOFF[name])
+    assert_close(to_numpy(y), exact, allowed)
 
 
 @settings(max_examples=60)

@@ -235,7 +235,7 @@ def test_8_bit_activations_of_any_size_keep_their_bound(rng, size, rows, bits):
     exact = oracle.matmul(to_numpy(x), w.dequantize())
     magnitude = oracle.matmul(abs(to_numpy(x)), w.magnitude())
     allowed = tolerance.bound(exact, magnitude, 128, "float32")
-    allowed += 1.001 * tolerance.int8_bound(to_numpy(x), w.dequantize(), 64)
+    allowed += 1.001 * tolerance.integer_bound(to_numpy(x), w.dequantize(), 64, "int8")
     tolerance.assert_close(to_numpy(y), exact, allowed)
 
 

@@ -40,10 +40,11 @@ def test_settings_reach_the_extension(ext, name, setting):
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_int8_activations_reach_the_extension(ext, name):
+@pytest.mark.parametrize(("activations", "bits"), [("int16", 16), ("int8", 8)])
+def test_activations_reach_the_extension(ext, name, activations, bits):
     product, arguments = PRODUCTS[name]
-    product(*arguments, activations="int8")
-    assert getattr(ext, name).call_args.kwargs["int8_activations"] is True
+    product(*arguments, activations=activations)
+    assert getattr(ext, name).call_args.kwargs["activation_bits"] == bits
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -58,4 +59,4 @@ def test_experts_have_the_settings_of_their_model(ext, batch_invariant):
     experts(X[None], mx.array([[0]]))
     kwargs = ext.gather_qmm.call_args.kwargs
     assert kwargs.get("batch_invariant", False) is batch_invariant
-    assert kwargs["int8_activations"] is True
+    assert kwargs["activation_bits"] == 8

@@ -26,7 +26,8 @@ def check(y, x, gate, up, which, lhs=None, int8=False):
     name = str(y.dtype).removeprefix("mlx.core.")
     x = to_numpy(x).reshape(-1, *x.shape[-2:])
     x = x if lhs is None else x[lhs]
-    exact, allowed = tolerance.swiglu(x, gate, up, which, name, int8)
+    activations = tolerance.integers(name, int8)
+    exact, allowed = tolerance.swiglu(x, gate, up, which, name, activations)
     tolerance.assert_close(
         to_numpy(y), exact.reshape(y.shape), allowed.reshape(y.shape)
     )

@@ -1,0 +1,97 @@
+"""Time products with exact, 16-bit and 8-bit activations in turns, on a CPU.
+
+Weights are cold. A candidate's time is the one that a tenth of its samples undercut:
+on a busy machine longer samples are interrupted more often. The last column divides
+the first candidate's time of the same layout by it.
+
+    python -m bench.activation_widths --rows 1 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+
+import mlx.core as mx
+
+from bench.own_products import reading
+from bench.timing import interleave
+from mlx_nibble import ops
+from mlx_nibble.acceleration.repack import pack
+from mlx_nibble.bench.products import ProductCase
+from mlx_nibble.formats import MODES
+
+COLD_BYTES = 256 * 2**20
+WIDTHS = {"exact": None, "int16": "int16", "int8": "int8"}
+READ = "a plain read"
+
+
+def candidates(
+    N: int, K: int, rows: int, mode: str, bits: int, group_size: int
+) -> dict[str, Callable[[], object]]:
+    """Return functions that compute one product each, of another copy every time."""
+    w = mx.random.normal((N, K)).astype(mx.bfloat16)
+    codes, *params = mx.quantize(w, group_size, bits, mode=mode)
+    copies = max(1, COLD_BYTES // codes.nbytes)
+    matrices = [(codes + mx.array(0, mx.uint32), *params) for _ in range(copies)]
+    if len(params) == 1:
+        matrices = [(*matrix, None) for matrix in matrices]
+    mx.eval(matrices)
+    packed = [pack(*matrix, bits, group_size, mode) for matrix in matrices]
+    x = mx.random.normal((rows, K))
+    mx.eval(x)
+    found: dict[str, Callable[[], object]] = {}
+    layouts = {"": matrices, " repacked": [p[0] for p in packed if p]}
+    for layout, pool in layouts.items():
+        for name, activations in WIDTHS.items() if pool else ():
+
+            def product(step=cycle(pool), activations=activations) -> None:  # noqa: B008
+                form = (True, group_size, bits, mode)
+                mx.eval(
+                    ops.quantized_matmul(x, *next(step), *form, activations=activations)
+                )
+
+            found[name + layout] = product
+    if mode == "affine":
+        read = reading(ProductCase(rows, N, K, bits, group_size))
+        found[READ] = partial(read)
+    return found
+
+
+def tenth(samples: list[float]) -> float:
+    """Return the value that a tenth of the samples undercut."""
+    return statistics.quantiles(samples, n=10)[0]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="4096,4096", help="N,K")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--mode", choices=[m.mlx_name for m in MODES.values()])
+    parser.add_argument("--bits", type=int)
+    parser.add_argument("--group-size", type=int)
+    parser.add_argument("--seconds", type=float, default=5, help="of each row")
+    args = parser.parse_args()
+    N, K = (int(n) for n in args.shape.split(","))
+    mode = args.mode or "affine"
+    form = MODES[mode]
+    bits = args.bits or form.default_bits
+    group_size = args.group_size or form.default_group_size
+    print("| rows | candidate | ms | exact / it |")
+    print("| ---: | --- | ---: | ---: |")
+    for rows in args.rows:
+        calls = candidates(N, K, rows, mode, bits, group_size)
+        taken = interleave(calls, args.seconds, most=100_000)
+        for name in calls:
+            layout = " repacked" if "repacked" in name else ""
+            ms = 1e3 * tenth(taken[name])
+            ratio = 1e3 * tenth(taken["exact" + layout]) / ms
+            print(f"| {rows} | {name} | {ms:.3f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
