@@ -246,6 +246,13 @@ struct CudaTile {
   }
 };
 
+// A tile of two products: swiglu.h.
+struct CudaPairTile : CudaTile {
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    return 2 * CudaTile::threadgroup_bytes(types);
+  }
+};
+
 // The tiles for up to BM rows of x. Tiles of one WK and F add up a row in the
 // same order.
 struct CudaTiles {

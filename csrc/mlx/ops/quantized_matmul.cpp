@@ -106,8 +106,11 @@ mx::array quantized_matmul(const mx::array& x,
     inputs = repack::unpacked(std::move(inputs), kW);
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
+    bool plain = x.ndim() > 1 && !inputs[kX].is_tracer() &&
+                 !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
+    bool dense = decision::dense(problem, stream.device, plain);
     int columns = decision::columns_for_mlx(problem, stream.device);
-    if (columns > problem.K) {
+    if (!dense && columns > problem.K) {
       inputs[kX] = widened(inputs[kX], columns, stream);
       q.w = widened(q.w, format.words_per_row(columns), stream);
       q.scales = widened(q.scales, format.groups_per_row(columns), stream);
@@ -115,11 +118,10 @@ mx::array quantized_matmul(const mx::array& x,
         q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
       }
     }
-    mx::array y = decision::dense(problem, stream.device)
-                      ? mx::matmul(inputs[kX],
-                                   rounded(q, transpose, args, dtype, stream),
-                                   stream)
-                      : by_mlx(inputs[kX], q);
+    mx::array y = dense ? mx::matmul(inputs[kX],
+                                     rounded(q, transpose, args, dtype, stream),
+                                     stream)
+                        : by_mlx(inputs[kX], q);
     return finish(mx::astype(y, dtype, stream), addends);
   }
   if (epilogue.bias) {

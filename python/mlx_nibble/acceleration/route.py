@@ -134,8 +134,6 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     On the CPU, these are the operations between the products, and products that belong
     to no layer. On a GPU, it is SwiGLU that becomes one launch with gate and up.
     """
-    if mx.cuda.is_available() and not on_cpu:
-        return Rebinding({})
     if not on_cpu:
         return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
     products = {"mlx.core.quantized_matmul": _with("quantized_matmul", {})}
