@@ -5,6 +5,7 @@ The bounds are the library's own: its self-check applies the same ones to kernel
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_nibble import numerics
@@ -29,6 +30,11 @@ def bound(
     """
     off = numerics.of_sum(magnitude, terms, weight_dtype)
     return numerics.of_result(exact, off, dtype)
+
+
+def weight_dtype(dtype: str, transpose: bool) -> str:
+    """Return the type that the weights of a product with few rows are rounded to."""
+    return dtype if mx.cuda.is_available() and not transpose else "float32"
 
 
 def int8_bound(x: np.ndarray, w_hat: np.ndarray, group_size: int) -> np.ndarray:
