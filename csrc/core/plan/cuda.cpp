@@ -69,13 +69,16 @@ const CudaTiles& tiles_for(int rows) {
 }
 
 // A launch for the products that choose among experts, without operands: of
-// the family for sorted rows if these are.
+// the family for sorted rows if these are, in tiles of at most so many rows.
 template <typename Tile>
-LaunchPlan gather_launch(const GatherProblem& p, Family any, Family of_sorted) {
+LaunchPlan gather_launch(const GatherProblem& p,
+                         Family any,
+                         Family of_sorted,
+                         int most = kLastRow) {
   int rows = p.B / p.experts;
   bool sorted = p.M == 1 && p.sorted && rows >= kSortedRows;
   // All of these add up a row in one order, so that no row depends on others.
-  Tile tile{tiles_for(sorted ? rows : p.M).batch_invariant};
+  Tile tile{tiles_for(std::min(sorted ? rows : p.M, most)).batch_invariant};
   return sorted
              ? launch_of(
                    p, of_sorted, tile, {p.N, p.B + (p.experts - 1) * tile.BM})
@@ -139,10 +142,11 @@ std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
 
 std::optional<Launches> plan_swiglu_on_cuda(const MatmulProblem& problem) {
   MatmulProblem p = without_symmetry(problem);
-  if (!p.transpose || !is_read(p) || (!p.batch_invariant && p.M > kLastRow)) {
+  if (!p.transpose || !is_read(p) ||
+      (!p.batch_invariant && p.M > kMostPairRows)) {
     return std::nullopt;
   }
-  CudaPairTile tile{tiles_for(p.M).batch_invariant};
+  CudaPairTile tile{tiles_for(std::min(p.M, kMostPairRows)).batch_invariant};
   LaunchPlan launch =
       launch_of(p, Family::kCudaSwiglu, tile, {p.N, p.M, p.batch.size});
   bind_gate_and_up(launch, p.format);
@@ -158,7 +162,7 @@ std::optional<Launches> plan_swiglu_on_cuda(const GatherProblem& problem) {
     return std::nullopt;
   }
   LaunchPlan launch = gather_launch<CudaPairTile>(
-      p, Family::kCudaGatherSwiglu, Family::kCudaSortedSwiglu);
+      p, Family::kCudaGatherSwiglu, Family::kCudaSortedSwiglu, kMostPairRows);
   bind_gate_and_up(launch, p.format);
   bind(
       launch,
