@@ -132,8 +132,8 @@ mx::array gather_qmm(const mx::array& x,
   if (!decision::ours(problem, options, traced, stream.device)) {
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
-    bool plain = !traced && !inputs[kScales].is_tracer() &&
-                 !inputs[kBiases].is_tracer();
+    bool plain =
+        !traced && !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
     if (decision::dense(problem, stream.device, plain)) {
       mx::array w = rounded(q, transpose, args, dtype, stream);
       return mx::gather_mm(
