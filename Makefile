@@ -32,7 +32,7 @@ ON_GPU := $(addprefix tests/unit/ops/test_,$(addsuffix .py,ops call_kinds \
   gather transforms not_finite swiglu epilogue compile views gpu \
   product_settings)) $(addprefix tests/unit/acceleration/test_,$(addsuffix .py,\
   accelerate float_models own_layers symmetric settings by_query)) \
-  tests/unit/lm/test_speculation.py tests/unit/conversion/test_devices.py
+  tests/unit/conversion/test_devices.py
 
 test-gpu:  ## On an NVIDIA GPU: kernels, sanitizers, operations, models
 	$(BIN)/python -m tests.cuda.trials
