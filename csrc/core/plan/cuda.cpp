@@ -26,6 +26,9 @@ constexpr int kFewColumns = 2048;
 // at least as many as a group has. It raises "No implementation" for others.
 constexpr int kFirstMlxBlock = 8;
 constexpr int kMlxColumns = 64;
+// Its kernel for fewer rows gave other results from call to call in float32
+// with short rows. This many columns are what a warp of it takes at a time.
+constexpr int kMlxRowColumns = 512;
 
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
@@ -211,7 +214,8 @@ bool dense_is_better(const MatmulProblem& problem,
   if (is_read(p)) {
     return !p.batch_invariant && (!p.transpose || p.M > kLastRow);
   }
-  return !plain || !p.transpose || p.batch.size > 1 || p.M >= kFirstMlxBlock;
+  return !plain || !p.transpose || p.batch.size > 1 || p.M >= kFirstMlxBlock ||
+         p.K % kMlxRowColumns != 0;
 }
 
 bool dense_is_better(const GatherProblem& p,

@@ -46,6 +46,7 @@ def test_compiled(block, shapeless):
         assert close(compiled(x), block(x))
 
 
+@pytest.mark.cpu
 def test_what_was_compiled_before_keeps_what_it_was_traced_with(block):
     x = mx.random.normal((3, 64))
     compiled = mx.compile(block)
