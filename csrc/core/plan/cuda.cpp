@@ -72,7 +72,7 @@ const CudaTiles& tiles_for(int rows) {
 }
 
 // A launch for the products that choose among experts, without operands: of
-// the family for sorted rows if these are, in tiles of at most so many rows.
+// the family for sorted rows if these are. A tile has at most `most` rows.
 template <typename Tile>
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family any,
@@ -88,7 +88,7 @@ LaunchPlan gather_launch(const GatherProblem& p,
              : launch_of(p, any, tile, {p.N, p.M, p.B});
 }
 
-// True if each expert has so many rows that a dense product is faster.
+// True if experts have enough rows for a dense product to be faster.
 bool takes_dense_experts(const GatherProblem& p) {
   return !p.batch_invariant && p.sorted && p.M == 1 &&
          p.B / p.experts > kLastExpertRow;
