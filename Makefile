@@ -26,14 +26,19 @@ test: $(VENV)/installed  ## Set up, then run all tests
 test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit tests/property
 
-# The environment needs MLX's CUDA backend: pip install 'mlx[cuda13]'.
-ON_GPU := tests/unit/ops tests/unit/acceleration
+# The environment needs MLX's CUDA backend: pip install 'mlx[cuda13]'. The other
+# tests of tests/unit are of CPU kernels, or of what no device changes.
+ON_GPU := $(addprefix tests/unit/ops/test_,$(addsuffix .py,ops call_kinds \
+  gather transforms not_finite swiglu epilogue compile views gpu \
+  product_settings)) $(addprefix tests/unit/acceleration/test_,$(addsuffix .py,\
+  accelerate float_models own_layers symmetric settings by_query)) \
+  tests/unit/conversion/test_devices.py
 
 test-gpu:  ## On an NVIDIA GPU: kernels, sanitizers, operations, models
 	$(BIN)/python -m tests.cuda.trials
 	$(BIN)/python -m tests.cuda.trials --sanitize memcheck
 	$(BIN)/python -m tests.cuda.trials --sanitize racecheck
-	NIBBLE_TEST_DEVICE=gpu $(BIN)/python -m pytest $(ON_GPU)
+	NIBBLE_TEST_DEVICE=gpu MLX_ENABLE_TF32=0 $(BIN)/python -m pytest $(ON_GPU)
 	$(BIN)/python -m tests.differential --device gpu --cases 5000
 
 COUNT ?= 100

@@ -39,6 +39,13 @@ settings.register_profile(
 )
 
 
+def pytest_collection_modifyitems(items):
+    if mx.default_device().type == mx.DeviceType.gpu:
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip("only our kernels for CPUs do this"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     """Skip a test of products for which MLX has no kernel for CUDA."""

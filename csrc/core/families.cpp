@@ -103,6 +103,13 @@ Shapes cuda_gather_tiles(const Types& types) {
   return all;
 }
 
+Shapes cuda_pair_tiles(const Types& types) {
+  Shapes all = cuda_gather_tiles(types);
+  std::erase_if(all,
+                [](const auto& shape) { return shape[0] > kMostPairRows; });
+  return all;
+}
+
 Shapes n_tile(const Types& types) {
   return {not_transposed_tile(types).shape()};
 }
@@ -195,6 +202,17 @@ const FamilyRow kFamilies[] = {
     {kCudaDequantize, "cuda_dequantize", "cuda/dequantize.h",
      "NIBBLE_DEQUANTIZE_KERNEL", "Dequantize", {}, no_numbers_on_cuda,
      {.planner = Planner::kDequantize}, {}, Api::kCuda},
+    {kCudaSwiglu, "cuda_swiglu", "cuda/swiglu.h",
+     "NIBBLE_SWIGLU_KERNEL", "Swiglu", kCuda, cuda_pair_tiles,
+     {.planner = Planner::kSwiglu, .batch_invariant = true}, {}, Api::kCuda},
+    {kCudaGatherSwiglu, "cuda_gather_swiglu", "cuda/swiglu.h",
+     "NIBBLE_GATHER_SWIGLU_KERNEL", "Swiglu", kCuda, cuda_pair_tiles,
+     {.planner = Planner::kGatherSwiglu, .batch_invariant = true}, {},
+     Api::kCuda},
+    {kCudaSortedSwiglu, "cuda_sorted_swiglu", "cuda/swiglu.h",
+     "NIBBLE_SORTED_SWIGLU_KERNEL", "Swiglu", kCuda, cuda_pair_tiles,
+     {.planner = Planner::kGatherSwiglu, .batch_invariant = true,
+      .sorted = true}, {}, Api::kCuda},
 };
 // clang-format on
 

@@ -43,6 +43,9 @@ enum class Family : uint8_t {
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
   kCudaDequantize,
+  kCudaSwiglu,
+  kCudaGatherSwiglu,
+  kCudaSortedSwiglu,
 };
 
 // The function of planner.h that plans kernels of a family.

@@ -69,12 +69,17 @@ bool mlx_is_faster(const GatherProblem& problem, const DeviceProfile& device);
 bool mlx_is_faster(const DequantizeProblem& problem,
                    const DeviceProfile& device);
 
-// True if MLX's dense product with dequantized weights is faster than any
-// product with packed ones: for many rows on CUDA, and for experts where
-// neither MLX nor we have a kernel there. The weights are rounded to the type
-// of the activations, as in MLX's own kernel.
-bool dense_is_faster(const MatmulProblem& problem, const DeviceProfile& device);
-bool dense_is_faster(const GatherProblem& problem, const DeviceProfile& device);
+// True if a dense product with dequantized weights is faster than any product
+// with packed ones, or the only right one, on CUDA: for many rows, and where we
+// have no kernel and MLX has none or a wrong one. `plain`: activations are a
+// matrix, and no function transformation is at work. The weights are rounded to
+// the type of the activations, as in MLX's own kernel.
+bool dense_is_better(const MatmulProblem& problem,
+                     const DeviceProfile& device,
+                     bool plain = true);
+bool dense_is_better(const GatherProblem& problem,
+                     const DeviceProfile& device,
+                     bool plain = true);
 
 // The columns of w that MLX's own operation takes: K, or more on CUDA, where
 // its kernels need whole blocks. Columns of zeros change no product.

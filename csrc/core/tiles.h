@@ -264,6 +264,15 @@ struct CudaTile {
   }
 };
 
+// A tile of two products: swiglu.h. Capability 8.9 has shared memory for the
+// sums of this many rows.
+inline constexpr int kMostPairRows = 32;
+struct CudaPairTile : CudaTile {
+  constexpr uint32_t threadgroup_bytes(const Types& types) const {
+    return 2 * CudaTile::threadgroup_bytes(types);
+  }
+};
+
 // The tiles for up to BM rows of x. Tiles of one WK and F add up a row in the
 // same order.
 struct CudaTiles {

@@ -1,11 +1,10 @@
 #include "csrc/cuda/memory.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "csrc/cuda/symbols.h"
@@ -18,63 +17,46 @@ namespace mx = mlx::core;
 
 namespace {
 
-// Small results share allocations, each of which costs a node of the graph.
-// They are cut from several in turn: MLX orders kernels by the allocations that
-// they write, and the results of neighbouring kernels must not wait for each
-// other. A part keeps its whole allocation alive.
-constexpr size_t kSharedBytes = 256 << 10;
-constexpr size_t kLargestPart = kSharedBytes / 4;
-constexpr size_t kInTurn = 4;
-constexpr size_t kPartAlignment = 256;  // as CUDA's own allocations
-
-// MLX exports no function that allocates on the device. A concatenation does,
-// and then copies its inputs: of none, none.
-void allocate_alone(mx::array& out, mx::Stream stream) {
-  thread_local std::unordered_map<int, std::shared_ptr<mx::Primitive>>
-      of_stream;
-  auto& concatenation = of_stream[stream.index];
-  if (!concatenation) {
-    mx::array some = mx::zeros({1}, mx::float32, stream);
-    concatenation = mx::concatenate({some, some}, 0, stream).primitive_ptr();
-  }
-  std::vector<mx::array> outputs{out};
-  concatenation->eval_gpu({}, outputs);
+// An array of no elements that is not contiguous.
+mx::array nothing() {
+  mx::array none({0}, mx::uint64, nullptr, {});
+  mx::allocator::Data data(mx::allocator::Buffer(nullptr),
+                           [](mx::allocator::Buffer) {});
+  none.set_data(std::move(data), 0, {1}, {});
+  return none;
 }
 
-struct Shared {
-  std::optional<mx::array> memory;
-  size_t used = 0;
-};
+// MLX exports no function that allocates on the device. Its operations of one
+// array do, and then compute: of no elements, nothing. That adds no node to the
+// graph.
+mx::array allocated(size_t bytes, mx::Stream stream) {
+  thread_local std::unordered_map<int, std::shared_ptr<mx::Primitive>>
+      of_stream;
+  auto& negation = of_stream[stream.index];
+  if (!negation) {
+    negation = mx::negative(mx::zeros({1}, mx::float32, stream), stream)
+                   .primitive_ptr();
+  }
+  auto words =
+      static_cast<int>((bytes + sizeof(uint64_t) - 1) / sizeof(uint64_t));
+  std::vector<mx::array> inputs{nothing()};
+  std::vector<mx::array> outputs{
+      mx::array({words}, mx::uint64, negation, inputs)};
+  negation->eval_gpu(inputs, outputs);
+  return outputs[0];
+}
 
 }  // namespace
 
 void allocate(mx::array& out, mx::Stream stream) {
-  if (out.nbytes() > kLargestPart) {
-    allocate_alone(out, stream);
-    return;
-  }
-  thread_local std::unordered_map<int, std::array<Shared, kInTurn>> of_stream;
-  thread_local size_t turn = 0;
-  Shared& shared = of_stream[stream.index][turn++ % kInTurn];
-  if (!shared.memory || shared.used + out.nbytes() > kSharedBytes) {
-    shared.memory.emplace(mx::Shape{static_cast<int>(kSharedBytes)},
-                          mx::uint8,
-                          nullptr,
-                          std::vector<mx::array>{});
-    allocate_alone(*shared.memory, stream);
-    shared.used = 0;
-  }
+  mx::array memory = allocated(out.nbytes(), stream);
   bool line = out.size() <= 1 || std::ranges::count_if(out.shape(), [](int n) {
                                    return n > 1;
                                  }) == 1;
   mx::array::Flags flags{};
   flags.contiguous = flags.row_contiguous = true;
   flags.col_contiguous = line;
-  auto begin = static_cast<int64_t>(shared.used / out.itemsize());
-  out.copy_shared_buffer(
-      *shared.memory, out.strides(), flags, out.size(), begin);
-  shared.used +=
-      (out.nbytes() + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+  out.copy_shared_buffer(memory, out.strides(), flags, out.size(), 0);
 }
 
 std::byte* address(const mx::array& a) {

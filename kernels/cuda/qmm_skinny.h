@@ -191,11 +191,12 @@ struct QmmSkinny {
   }
 
   static constexpr int kRowsOfTile = BM;
+  static constexpr int kSums = BM * BN * WK;  // all warps' sums
 
-  // Computes the rows of y from m0 on, at most BM.
-  static NIBBLE_DEVICE void run(const Matmul<typename Format::Scale>& p,
-                                int m0,
-                                float* sums) {
+  // The sums of each warp [warp][row of x][column of y], for BM rows from m0.
+  static NIBBLE_DEVICE void accumulate(const Matmul<typename Format::Scale>& p,
+                                       int m0,
+                                       float* sums) {
     const int lane = threadIdx.x % 32;
     const int warp = threadIdx.x / 32;
     const int t = lane % 4;
@@ -225,7 +226,6 @@ struct QmmSkinny {
       multiply_blocks<1>(acc, from, p, i, lane);
     }
 
-    // sums [warp][row of x][column of y].
     float* mine = sums + warp * (BM * BN);
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
@@ -239,20 +239,42 @@ struct QmmSkinny {
         }
       }
     }
+  }
+
+  // The sum of all warps for an element of the tile.
+  static NIBBLE_DEVICE float total(const float* sums, int at) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < WK; ++i) {
+      sum += sums[i * (BM * BN) + at];
+    }
+    return sum;
+  }
+
+  // Calls use(m, n, at) for the elements of y in the tile, once all warps have
+  // their sums.
+  template <typename Use>
+  static NIBBLE_DEVICE void each(const Matmul<typename Format::Scale>& p,
+                                 int m0,
+                                 const Use& use) {
     __syncthreads();
     for (int at = threadIdx.x; at < BM * BN; at += WK * 32) {
       const int m = m0 + at / BN;
-      const int n = n0 + at % BN;
-      if (m >= p.M || n >= p.N) {
-        continue;
+      const int n = blockIdx.x * BN + at % BN;
+      if (m < p.M && n < p.N) {
+        use(m, n, at);
       }
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < WK; ++i) {
-        sum += sums[i * (BM * BN) + at];
-      }
-      p.template store<T>(m, n, sum);
     }
+  }
+
+  // Computes the rows of y from m0 on, at most BM.
+  static NIBBLE_DEVICE void run(const Matmul<typename Format::Scale>& p,
+                                int m0,
+                                float* sums) {
+    accumulate(p, m0, sums);
+    each(p, m0, [&](int m, int n, int at) {
+      p.template store<T>(m, n, total(sums, at));
+    });
   }
 };
 

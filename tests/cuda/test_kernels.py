@@ -29,6 +29,7 @@ CHOSEN = [
     *tiles(r"^cuda_gather_.*_f16_f16_b[36]_g32_" + ONE_TILE),
     *tiles(r"^cuda_gather_.*_f16_f16_b[58]_g128_" + ONE_TILE),
     *tiles(r"^cuda_(qmm_skinny_bf16|gather_sorted_f16)_e.*" + ONE_TILE),
+    *tiles(r"^cuda_\w*swiglu_bf16_bf16_b4_g64_"),
     *tiles(r"^cuda_dequantize_(f16_f16_b\d_g32|bf16_bf16_b4_g128|b?f16_e)"),
 ]
 

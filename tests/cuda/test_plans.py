@@ -179,8 +179,37 @@ def test_other_problems_are_mlx_s_own(change: dict) -> None:
     assert plans.plan_matmul(replace(Problem(N=64), **change), CUDA) is None
 
 
+@given(problems)
+def test_gate_and_up_of_few_rows_are_one_launch(problem: Problem) -> None:
+    problem = replace(problem, bias=False, residual=False)
+    launches = plans.plan_swiglu(problem, CUDA)
+    rows = problem.M * problem.batch_size
+    assert (launches is None) is (rows > 32 and not problem.batch_invariant)
+    for launch in launches or []:
+        assert launch.kernel in KERNELS and launch.kernel.startswith("cuda_swiglu_")
+        tile = numbers(launch.kernel)
+        x, y, z = launch.threadgroups
+        assert (x - 1) * tile["bn"] < problem.N <= x * tile["bn"]
+        assert (y - 1) * tile["bm"] < rows <= y * tile["bm"]
+        assert z == 1
+        assert launch.declared_bytes == 8 * tile["bm"] * tile["bn"] * tile["wk"]
+        assert launch.declared_bytes <= SHARED_BYTES
+
+
+@given(gathers)
+def test_gate_and_up_of_experts_are_one_launch(problem: GatherProblem) -> None:
+    launches = plans.plan_swiglu(problem, CUDA)
+    dense = problem.sorted and problem.M == 1 and problem.B // problem.experts > 96
+    assert (launches is None) is (dense and not problem.batch_invariant)
+    for launch in launches or []:
+        assert launch.kernel in KERNELS
+        in_tiles = problem.sorted and problem.B >= 2 * problem.experts
+        family = "sorted" if in_tiles and problem.M == 1 else "gather"
+        assert launch.kernel.startswith(f"cuda_{family}_swiglu_")
+        assert launch.declared_bytes <= SHARED_BYTES
+
+
 def test_no_launches_join_products() -> None:
-    assert plans.plan_swiglu(Problem(N=64), CUDA) is None
     assert plans.plan_joint([Problem(N=64)] * 2, CUDA) is None
 
 

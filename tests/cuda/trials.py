@@ -21,7 +21,7 @@ from mlx_nibble.machine.trial import check
 SOME = (
     r"_bf16_bf16_b4_g64_|"
     r"^cuda_qmm_skinny_(bf16|f16)_.*_bm8_bn16_wk8_|"
-    r"^cuda_gather_.*_bm8_bn16_|"
+    r"^cuda_(gather|swiglu)_.*_bm8_bn16_|"
     r"^cuda_dequantize_"
 )
 # One of each tile, and the formats that decode in their own way.

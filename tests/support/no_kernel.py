@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-# For shapes and types without a kernel, and for vmap of its quantized product.
-MESSAGES = ("No implementation for", "::vmap] NYI")
+# For shapes, types and widths without a kernel, and for transformations.
+MESSAGES = (
+    "No implementation for",
+    "-bit quantization is not supported",
+    "::vmap] NYI",
+    "::vmap NYI",
+    "::jvp NYI",
+)
 
 
 def is_missing(error: BaseException) -> bool:

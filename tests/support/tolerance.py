@@ -5,6 +5,7 @@ The bounds are the library's own: its self-check applies the same ones to kernel
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_nibble import numerics
@@ -34,6 +35,11 @@ def bound(
 # The largest integer that activations become, and the part of a step by which the
 # rounded quotient may be off.
 INTEGERS = {"int8": (127, 2.0**-15), "int16": (32767, 2.0**-7)}
+
+
+def weight_dtype(dtype: str, transpose: bool) -> str:
+    """Return the type that the weights of a product with few rows are rounded to."""
+    return dtype if mx.cuda.is_available() and not transpose else "float32"
 
 
 def integer_bound(

@@ -26,6 +26,9 @@ constexpr int kFewColumns = 2048;
 // at least as many as a group has. It raises "No implementation" for others.
 constexpr int kFirstMlxBlock = 8;
 constexpr int kMlxColumns = 64;
+// Its kernel for fewer rows gave other results from call to call in float32
+// with short rows. This many columns are what a warp of it takes at a time.
+constexpr int kMlxRowColumns = 512;
 
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
@@ -68,6 +71,29 @@ const CudaTiles& tiles_for(int rows) {
   return found == std::end(kCudaTiles) ? *std::prev(found) : *found;
 }
 
+// A launch for the products that choose among experts, without operands: of
+// the family for sorted rows if these are. A tile has at most `most` rows.
+template <typename Tile>
+LaunchPlan gather_launch(const GatherProblem& p,
+                         Family any,
+                         Family of_sorted,
+                         int most = kLastRow) {
+  int rows = p.B / p.experts;
+  bool sorted = p.M == 1 && p.sorted && rows >= kSortedRows;
+  // All of these add up a row in one order, so that no row depends on others.
+  Tile tile{tiles_for(std::min(sorted ? rows : p.M, most)).batch_invariant};
+  return sorted
+             ? launch_of(
+                   p, of_sorted, tile, {p.N, p.B + (p.experts - 1) * tile.BM})
+             : launch_of(p, any, tile, {p.N, p.M, p.B});
+}
+
+// True if experts have enough rows for a dense product to be faster.
+bool takes_dense_experts(const GatherProblem& p) {
+  return !p.batch_invariant && p.sorted && p.M == 1 &&
+         p.B / p.experts > kLastExpertRow;
+}
+
 // The tiles for `p`, the default first; none if no kernel does.
 std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
   if (!p.transpose || !is_read(p)) {
@@ -106,18 +132,41 @@ std::optional<Launches> plan_on_cuda(const GatherProblem& problem) {
   if (!p.transpose || !is_read(p)) {
     return std::nullopt;
   }
-  int rows = p.B / p.experts;
-  bool sorted = p.M == 1 && p.sorted && rows >= kSortedRows;
-  // All of these add up a row in one order, so that no row depends on others.
-  CudaTile tile = tiles_for(sorted ? rows : p.M).batch_invariant;
-  LaunchPlan launch =
-      sorted
-          ? launch_of(p,
-                      Family::kCudaGatherSorted,
-                      tile,
-                      {p.N, p.B + (p.experts - 1) * tile.BM})
-          : launch_of(p, Family::kCudaGatherQmmSkinny, tile, {p.N, p.M, p.B});
+  LaunchPlan launch = gather_launch<CudaTile>(
+      p, Family::kCudaGatherQmmSkinny, Family::kCudaGatherSorted);
   bind_weights(launch, p.format);
+  bind(
+      launch,
+      {Operand::kX, Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
+  launch.params = as_bytes(params_of(p));
+  return fits(launch) ? std::optional(Launches{std::move(launch)})
+                      : std::nullopt;
+}
+
+std::optional<Launches> plan_swiglu_on_cuda(const MatmulProblem& problem) {
+  MatmulProblem p = without_symmetry(problem);
+  if (!p.transpose || !is_read(p) ||
+      (!p.batch_invariant && p.M > kMostPairRows)) {
+    return std::nullopt;
+  }
+  CudaPairTile tile{tiles_for(std::min(p.M, kMostPairRows)).batch_invariant};
+  LaunchPlan launch =
+      launch_of(p, Family::kCudaSwiglu, tile, {p.N, p.M, p.batch.size});
+  bind_gate_and_up(launch, p.format);
+  bind(launch, {Operand::kX, Operand::kOut});
+  launch.params = as_bytes(params_of(p));
+  return fits(launch) ? std::optional(Launches{std::move(launch)})
+                      : std::nullopt;
+}
+
+std::optional<Launches> plan_swiglu_on_cuda(const GatherProblem& problem) {
+  GatherProblem p = without_symmetry(problem);
+  if (!p.transpose || !is_read(p) || takes_dense_experts(p)) {
+    return std::nullopt;
+  }
+  LaunchPlan launch = gather_launch<CudaPairTile>(
+      p, Family::kCudaGatherSwiglu, Family::kCudaSortedSwiglu, kMostPairRows);
+  bind_gate_and_up(launch, p.format);
   bind(
       launch,
       {Operand::kX, Operand::kLhsIndices, Operand::kRhsIndices, Operand::kOut});
@@ -154,19 +203,32 @@ std::optional<Launches> plan_on_cuda(const DequantizeProblem& problem) {
   return Launches{std::move(launch)};
 }
 
-bool dense_is_faster(const MatmulProblem& p, const DeviceProfile& device) {
+bool dense_is_better(const MatmulProblem& problem,
+                     const DeviceProfile& device,
+                     bool plain) {
+  if (device.api != Api::kCuda) {
+    return false;
+  }
+  MatmulProblem p = merge_rows(problem);
   // MLX's own kernel for products that are not transposed rounds twice.
-  return device.api == Api::kCuda && !p.batch_invariant && is_read(p) &&
-         (!p.transpose || merge_rows(p).M > kLastRow);
+  if (is_read(p)) {
+    return !p.batch_invariant && (!p.transpose || p.M > kLastRow);
+  }
+  return !plain || !p.transpose || p.batch.size > 1 || p.M >= kFirstMlxBlock ||
+         p.K % kMlxRowColumns != 0;
 }
 
-bool dense_is_faster(const GatherProblem& p, const DeviceProfile& device) {
-  if (device.api != Api::kCuda || p.batch_invariant) {
+bool dense_is_better(const GatherProblem& p,
+                     const DeviceProfile& device,
+                     bool plain) {
+  if (device.api != Api::kCuda) {
     return false;
   }
   // MLX has no kernel for products that are not transposed.
-  return !p.transpose || (is_read(p) && p.sorted && p.M == 1 &&
-                          p.B / p.experts > kLastExpertRow);
+  if (!p.transpose) {
+    return true;
+  }
+  return is_read(p) ? takes_dense_experts(p) : !plain;
 }
 
 int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {

@@ -13,6 +13,10 @@ namespace nibble {
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const MatmulProblem& p);
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const GatherProblem& p);
 std::optional<std::vector<LaunchPlan>> plan_on_cuda(const DequantizeProblem& p);
+std::optional<std::vector<LaunchPlan>> plan_swiglu_on_cuda(
+    const MatmulProblem& p);
+std::optional<std::vector<LaunchPlan>> plan_swiglu_on_cuda(
+    const GatherProblem& p);
 std::vector<std::vector<LaunchPlan>> candidates_on_cuda(const MatmulProblem& p);
 
 // The same problem with biases that are read: kernels for CUDA have

@@ -55,6 +55,15 @@ inline void bind_weights(LaunchPlan& launch,
   bind(launch, {w.words, w.scales, format.has_biases() ? w.biases : unread});
 }
 
+// Binds the arrays of gate under the ordinary names, then those of up.
+inline void bind_gate_and_up(LaunchPlan& launch, const QuantFormat& format) {
+  bind_weights(launch, format);
+  bind_weights(launch,
+               format,
+               {Operand::kUpWeight, Operand::kUpScales, Operand::kUpBiases},
+               Operand::kUpScales);
+}
+
 // Returns a launch of the kernel of `family` in threadgroups of this shape for
 // a result `y`, without buffers and parameters. The only place that sets the
 // grid, the threads and the threadgroup memory.

@@ -35,7 +35,7 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
     return false;
   }
   if (device.api == Api::kCuda) {
-    return dense_is_faster(problem, device);
+    return dense_is_better(problem, device);
   }
   MatmulProblem p = merge_rows(problem);
   return (has_neural_kernel(p, device) && p.M > kLastSkinnyRow) ||
@@ -44,7 +44,7 @@ bool mlx_is_faster(const MatmulProblem& problem, const DeviceProfile& device) {
 
 bool mlx_is_faster(const GatherProblem& p, const DeviceProfile& device) {
   if (device.api == Api::kCuda) {
-    return dense_is_faster(p, device);
+    return dense_is_better(p, device);
   }
   return (has_neural_kernel(p, device) &&
           (p.M > kLastSkinnyRow || takes_sorted_tiles(p))) ||

@@ -43,9 +43,11 @@ bool ours_on_gpu(const Problem& problem,
 }
 
 template <typename Problem>
-bool dense_on_gpu(const Problem& problem, const mx::Device& device) {
+bool dense_on_gpu(const Problem& problem,
+                  const mx::Device& device,
+                  bool plain) {
   return device == mx::Device::gpu && executor::api() == Api::kCuda &&
-         dense_is_faster(problem, executor::device_profile(device));
+         dense_is_better(problem, executor::device_profile(device), plain);
 }
 
 template <typename Problem>
@@ -107,12 +109,12 @@ bool gradient_is_ours(const GatherProblem& product, const mx::Device& device) {
   return has_gradient(product, device);
 }
 
-bool dense(const MatmulProblem& problem, const mx::Device& device) {
-  return dense_on_gpu(problem, device);
+bool dense(const MatmulProblem& problem, const mx::Device& device, bool plain) {
+  return dense_on_gpu(problem, device, plain);
 }
 
-bool dense(const GatherProblem& problem, const mx::Device& device) {
-  return dense_on_gpu(problem, device);
+bool dense(const GatherProblem& problem, const mx::Device& device, bool plain) {
+  return dense_on_gpu(problem, device, plain);
 }
 
 int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device) {

@@ -47,10 +47,13 @@ bool ours(const DequantizeProblem& problem,
 bool gradient_is_ours(const MatmulProblem& product, const mx::Device& device);
 bool gradient_is_ours(const GatherProblem& product, const mx::Device& device);
 
-// True if a dense product with dequantized weights is faster on `device` than
-// ours and MLX's quantized product.
-bool dense(const MatmulProblem& problem, const mx::Device& device);
-bool dense(const GatherProblem& problem, const mx::Device& device);
+// planner.h's dense_is_better() on this machine.
+bool dense(const MatmulProblem& problem,
+           const mx::Device& device,
+           bool plain = true);
+bool dense(const GatherProblem& problem,
+           const mx::Device& device,
+           bool plain = true);
 
 // planner.h's function on this machine.
 int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device);

@@ -180,12 +180,12 @@ std::vector<std::string> kernels(const Shape& shape,
   DeviceProfile device = executor::device_profile(mx::Device::gpu);
   if (std::get<8>(shape) > 0) {
     GatherProblem p = gather_problem(shape);
-    return dense_is_faster(p, device) ? std::vector<std::string>{}
+    return dense_is_better(p, device) ? std::vector<std::string>{}
                                       : names_of(plan(p, device));
   }
   MatmulProblem p = problem(shape);
   p.choice = choice;
-  return dense_is_faster(p, device) ? std::vector<std::string>{}
+  return dense_is_better(p, device) ? std::vector<std::string>{}
                                     : names_of(plan(p, device));
 }
 
@@ -215,7 +215,7 @@ std::vector<std::string> candidates(const MatmulProblem& problem,
       names.push_back(cpu_plan_name(plan, problem));
     }
   } else if (executor::is_available() &&
-             !dense_is_faster(problem, executor::device_profile(device))) {
+             !dense_is_better(problem, executor::device_profile(device))) {
     for (const auto& launches :
          nibble::candidates(problem, executor::device_profile(device))) {
       names.push_back(launches.front().kernel);

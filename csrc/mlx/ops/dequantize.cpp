@@ -15,8 +15,8 @@ mx::array dequantize(const QuantizedArrays& matrix,
                      mx::StreamOrDevice s,
                      const MatmulOptions& options) {
   mx::Stream stream = mx::to_stream(s);
-  mx::array scales = matrix.scales;
-  std::optional<mx::array> biases = matrix.biases;
+  const mx::array& scales = matrix.scales;
+  const std::optional<mx::array>& biases = matrix.biases;
   auto request = normalise({.op = "dequantize",
                             .stream = stream,
                             .args = args,
@@ -32,9 +32,17 @@ mx::array dequantize(const QuantizedArrays& matrix,
       return build(std::move(node), std::move(inputs), out_dtype);
     }
     // MLX's kernels for CUDA would compute in the type of the scales.
-    if (biases && out_dtype == mx::float32) {
-      scales = mx::astype(scales, out_dtype, stream);
-      biases = mx::astype(*biases, out_dtype, stream);
+    if (biases && out_dtype != scales.dtype()) {
+      mx::array y = mx::dequantize(matrix.w,
+                                   mx::astype(scales, mx::float32, stream),
+                                   mx::astype(*biases, mx::float32, stream),
+                                   args.group_size,
+                                   args.bits,
+                                   args.mode,
+                                   std::nullopt,
+                                   mx::float32,
+                                   stream);
+      return mx::astype(y, out_dtype, stream);
     }
   }
   return mx::dequantize(matrix.w,

@@ -133,7 +133,9 @@ mx::array gather_qmm(const mx::array& x,
   if (!decision::ours(problem, options, traced, stream.device)) {
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
-    if (decision::dense(problem, stream.device)) {
+    bool plain =
+        !traced && !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
+    if (decision::dense(problem, stream.device, plain)) {
       mx::array w = rounded(q, transpose, args, dtype, stream);
       return mx::gather_mm(
           inputs[kX], w, indices.lhs, indices.rhs, indices.sorted, stream);

@@ -108,8 +108,11 @@ mx::array quantized_matmul(const mx::array& x,
     auto q = QuantizedArrays::of(
         format, inputs[kW], inputs[kScales], inputs[kBiases]);
     mx::array wide_x = inputs[kX];
+    bool plain = x.ndim() > 1 && !inputs[kX].is_tracer() &&
+                 !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
+    bool dense = decision::dense(problem, stream.device, plain);
     int columns = decision::columns_for_mlx(problem, stream.device);
-    if (columns > problem.K) {
+    if (!dense && columns > problem.K) {
       wide_x = widened(wide_x, columns, stream);
       q.w = widened(q.w, format.words_per_row(columns), stream);
       q.scales = widened(q.scales, format.groups_per_row(columns), stream);
@@ -118,10 +121,9 @@ mx::array quantized_matmul(const mx::array& x,
       }
     }
     mx::array y =
-        decision::dense(problem, stream.device)
-            ? mx::matmul(
-                  wide_x, rounded(q, transpose, args, dtype, stream), stream)
-            : by_mlx(wide_x, q);
+        dense ? mx::matmul(
+                    wide_x, rounded(q, transpose, args, dtype, stream), stream)
+              : by_mlx(wide_x, q);
     y = mx::astype(y, dtype, stream);
     if (trains_groups(inputs, format) &&
         decision::gradient_is_ours(problem, stream.device)) {

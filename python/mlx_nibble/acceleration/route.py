@@ -16,7 +16,7 @@ import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast, nn
 from mlx_nibble._arguments import activation_bits
-from mlx_nibble.acceleration import stand_ins
+from mlx_nibble.acceleration import by_query, stand_ins
 from mlx_nibble.acceleration.rebind import Rebinding, Rebound
 
 # Operations of a quantized layer: multiply, or look rows up.
@@ -145,12 +145,16 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
     """Return the other layers on our operations.
 
     On the CPU, these are the operations between the products, and products that belong
-    to no layer. On a GPU, it is SwiGLU that becomes one launch with gate and up.
+    to no layer. On a GPU, it is SwiGLU that becomes one launch with gate and up. On
+    CUDA, it is also attention that has to be batch-invariant.
     """
-    if mx.cuda.is_available() and not on_cpu:
-        return Rebinding({})
     if not on_cpu:
-        return Rebinding({"mlx_lm.models.activations.swiglu": _swiglu_on_gpu})
+        on_gpu: dict[str, Callable] = {
+            "mlx_lm.models.activations.swiglu": _swiglu_on_gpu
+        }
+        if batch_invariant and mx.cuda.is_available():
+            on_gpu["mlx.core.fast.scaled_dot_product_attention"] = by_query.attention
+        return Rebinding(on_gpu)
     products = {"mlx.core.quantized_matmul": _with("quantized_matmul", {})}
     return Rebinding(products | DENSE | _between(batch_invariant))
 

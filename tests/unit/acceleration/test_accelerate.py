@@ -82,6 +82,7 @@ def test_twice_is_once():
     assert not second.swapped and not second.kept
 
 
+@pytest.mark.cpu
 def test_the_predicate_and_the_format_decide_and_the_report_says_so():
     model = quantized_model(class_predicate=lambda p, m: hasattr(m, "to_quantized"))
     model.layers[2] = nn.QuantizedLinear(128, 128, False, 32, 4)
@@ -98,6 +99,7 @@ def test_the_predicate_and_the_format_decide_and_the_report_says_so():
     assert "the predicate said no" in text
 
 
+@pytest.mark.cpu
 def test_a_subclass_computes_by_its_own_code_with_our_products():
     class Negated(nn.QuantizedLinear):
         def __call__(self, x):
@@ -222,6 +224,7 @@ def test_an_inactive_package_touches_nothing(monkeypatch):
     assert str(report).splitlines()[0] == "mlx-nibble is inactive: because"
 
 
+@pytest.mark.cpu
 def test_a_gpu_without_our_kernels_keeps_its_layers(monkeypatch):
     """A GPU that no executor knows: nothing is swapped, and the report says why."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))

@@ -146,7 +146,9 @@ def test_a_model_of_these_layers(layer):
     assert not report.kept and [s.path for s in report.swapped] == quantized
     assert layer.split(".")[1] in {s.original.__name__ for s in report.swapped}
     ours = model(IDS)
-    assert ours.dtype == stock.dtype and not mx.array_equal(ours, stock)
+    assert ours.dtype == stock.dtype
+    # Activations are float32 here, and our kernels for CUDA have none of these.
+    assert mx.cuda.is_available() or not mx.array_equal(ours, stock)
     assert_as_close({"logits": ours}, {"logits": stock}, {"logits": moved})
 
     report.undo()

@@ -76,6 +76,7 @@ def unread(q):
     return answers.pop()
 
 
+@pytest.mark.cpu
 def test_what_is_known_is_not_read():
     w, scales, _ = matrix()
     nothing = mx.full(scales.shape, mx.nan)
@@ -114,6 +115,7 @@ def test_nothing_outlives_the_arrays():
     assert len(symmetric._watched) == known
 
 
+@pytest.mark.cpu
 def test_gradients_and_tangents_are_those_of_the_affine_product():
     w, scales, biases = q = matrix()
     assert recognise(q)

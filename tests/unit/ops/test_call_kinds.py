@@ -30,7 +30,13 @@ from tests.support import families, tiny_models
 from tests.support.arrays import DTYPES, to_mlx, to_numpy
 from tests.support.mlx_formats import MLX_BITS
 from tests.support.oracle import FloatWeights, Weights
-from tests.support.tolerance import assert_close, bound, integer_bound, integers
+from tests.support.tolerance import (
+    assert_close,
+    bound,
+    integer_bound,
+    integers,
+    weight_dtype,
+)
 
 AFFINE = [("affine", bits, size) for bits, size in product(MLX_BITS, GROUP_SIZES)]
 FLOATING = [("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)]
@@ -85,7 +91,8 @@ def assert_right(y, same_by_mlx, x, weights, pick=None, transpose=True):
         off = off * (1 + UNIT_ROUNDOFF[name])
         w_hat, magnitude = w_hat.swapaxes(-1, -2), magnitude.swapaxes(-1, -2)
     exact = a @ w_hat
-    allowed = bound(exact, abs(a) @ magnitude, a.shape[-1], name) + off
+    w_dtype = weight_dtype(name, transpose)
+    allowed = bound(exact, abs(a) @ magnitude, a.shape[-1], name, w_dtype) + off
     assert_close(to_numpy(y), exact, allowed)
 
 

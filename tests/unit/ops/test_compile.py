@@ -46,6 +46,7 @@ def test_compiled(block, shapeless):
         assert close(compiled(x), block(x))
 
 
+@pytest.mark.cpu
 def test_what_was_compiled_before_keeps_what_it_was_traced_with(block):
     x = mx.random.normal((3, 64))
     compiled = mx.compile(block)
@@ -56,6 +57,7 @@ def test_what_was_compiled_before_keeps_what_it_was_traced_with(block):
     assert not mx.array_equal(block(x), before)
 
 
+@pytest.mark.cpu
 def test_export_is_a_clear_error_and_undo_makes_it_possible(block, tmp_path):
     x = mx.random.normal((3, 64))
     before = block(x)
@@ -69,6 +71,7 @@ def test_export_is_a_clear_error_and_undo_makes_it_possible(block, tmp_path):
     assert close(exported, before)
 
 
+@pytest.mark.cpu
 def test_streams_and_threads(block):
     mlx_nibble.accelerate(block)
     x = mx.random.normal((5, 64))

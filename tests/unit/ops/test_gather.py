@@ -159,6 +159,7 @@ def test_types(rng):
     assert ops.gather_qmm(x, *q, rhs_indices=rhs).dtype == mx.bfloat16
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("mode", "bits", "group_size"), OTHER_FORMATS)
 def test_what_only_a_cpu_supports(mode, bits, group_size):
     q = mx.quantize(mx.random.normal((3, 64, 128)), group_size, bits, mode)
@@ -169,6 +170,7 @@ def test_what_only_a_cpu_supports(mode, bits, group_size):
     assert mx.allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.cpu
 def test_symmetric_biases_are_not_read(rng):
     w, scales, _ = make(rng, (4, 48, 64))[0]
     x = to_mlx(rng.standard_normal((3, 1, 64)), "float32")
@@ -298,6 +300,7 @@ def test_tangents_are_directional_derivatives(which, symmetric):
     assert mx.allclose(ours, run(lambda *a: dense(*a, lhs, rhs, True)), **TOLERANCE)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("argument", [1, 5])
 def test_integers_have_no_gradient(argument):
     w, scales, biases = mx.quantize(mx.random.normal((4, 32, 64)))

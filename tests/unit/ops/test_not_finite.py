@@ -108,6 +108,7 @@ SHAPES = [(1, 5, 16), (4, 4, 16), (30, 40, 16), (30, 150, 24), (130, 130, 64)]
 SHAPES += [(1, 1500, 32)]
 
 
+@pytest.mark.cpu
 @special
 @pytest.mark.parametrize("where", ["q", "k", "first v", "last v"])
 def test_attention(rng, special, where):
@@ -142,6 +143,7 @@ def check_attention(rng, special, where, mask, shape):
     check(ours, theirs, dtype)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -155,6 +157,7 @@ def test_attention_in_16_bits(rng, where, value, dtype):
     check(ours, theirs, dtype)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("S", [5, 300, 2000])
 @pytest.mark.parametrize("L", [1, 3])
 def test_a_mean_of_the_largest_numbers_is_finite(L, S):
@@ -164,6 +167,7 @@ def test_a_mean_of_the_largest_numbers_is_finite(L, S):
     assert mx.allclose(y, large[:, :, :L], rtol=1e-6)
 
 
+@pytest.mark.cpu
 def test_a_query_that_sees_no_key_gives_zeros_beside_an_infinite_value():
     q, v = mx.zeros((1, 1, 1, 16)), mx.ones((1, 1, 1, 16))
     v[..., 3] = np.inf
@@ -172,6 +176,7 @@ def test_a_query_that_sees_no_key_gives_zeros_beside_an_infinite_value():
     assert np.isnan(y[0, 0, 0, 3].item()) and mx.isnan(y).sum() == 1
 
 
+@pytest.mark.cpu
 def test_an_infinite_value_leaves_small_ones_alone():
     values = mx.array([np.inf, 1e-40, LARGEST["float32"], -np.inf] * 4)
     v = mx.broadcast_to(values, (1, 1, 3, 16))
@@ -239,6 +244,7 @@ def test_8_bit_activations_of_any_size_keep_their_bound(rng, size, rows, bits):
     tolerance.assert_close(to_numpy(y), exact, allowed)
 
 
+@pytest.mark.cpu
 def test_a_row_beyond_8_bits_has_the_same_bits_alone_and_repacked(rng):
     x, q, _ = product(rng, "largest", "float32", 9)
     rows = ops.quantized_matmul(x, *q, activations="int8")

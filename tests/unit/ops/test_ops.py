@@ -11,7 +11,12 @@ from mlx_nibble.formats import FLOAT_MODES, GROUP_SIZES, MODES, SUPPORTED_BITS
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 from tests.support.mlx_formats import OTHER_FORMATS
-from tests.support.tolerance import assert_close, bound, relative_rms
+from tests.support.tolerance import (
+    assert_close,
+    bound,
+    relative_rms,
+    weight_dtype,
+)
 
 
 def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
@@ -25,7 +30,9 @@ def check(y, x, w, transpose=True):
     x = to_numpy(x)
     exact = oracle.matmul(x, w.dequantize(), transpose)
     magnitude = oracle.matmul(abs(x), w.magnitude(), transpose)
-    assert_close(to_numpy(y), exact, bound(exact, magnitude, x.shape[-1], name))
+    weights = weight_dtype(name, transpose)
+    allowed = bound(exact, magnitude, x.shape[-1], name, weights)
+    assert_close(to_numpy(y), exact, allowed)
 
 
 @pytest.mark.parametrize("transpose", [True, False])
@@ -163,6 +170,8 @@ def test_all_codes_and_scales_of_the_modes_of_floats(mode, dtype):
         theirs = mx.dequantize(w, scales, mode=mode, dtype=mx.float32)
         theirs = theirs.astype(mx.float16)
     assert ours.dtype == theirs.dtype
+    if mx.cuda.is_available():  # MLX's scale 255 is NaN there, and infinite elsewhere
+        ours, theirs = ours[:255], theirs[:255]
     assert mx.array_equal(ours, theirs, equal_nan=True)
 
 

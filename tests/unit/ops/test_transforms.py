@@ -56,6 +56,7 @@ def test_gradients_are_those_of_the_dense_product(x_batch, w_batch, transpose):
         assert relative_rms(to_numpy(ours), to_numpy(theirs)) <= allowed
 
 
+@pytest.mark.cpu
 def test_the_codes_have_no_gradient():
     w, scales, biases = quantized()
     x = mx.random.normal((2, 64))
@@ -180,6 +181,7 @@ def test_compiled_gradient_step():
         assert mx.allclose(a, b, **TOLERANCE)
 
 
+@pytest.mark.cpu
 def test_several_streams_at_once():
     streams = [mx.new_stream(mx.cpu) for _ in range(4)]
     q = quantized((256, 512))
