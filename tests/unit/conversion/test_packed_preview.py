@@ -1,4 +1,4 @@
-"""What `nibble inspect` says of a packed folder is what `nibble convert` writes."""
+"""The preview of a packed folder names the forms that its conversion writes."""
 
 from __future__ import annotations
 
