@@ -32,7 +32,14 @@ from mlx_nibble.bench.machine import threads
 from mlx_nibble.bench.rates import ModelCase
 from mlx_nibble.cli.console import filled, out
 
-OURS = ("nibble", "nibble int8", "nibble unpacked", "nibble int8 unpacked")
+# The first is what commands run.
+OURS = (
+    "nibble int16",
+    "nibble",
+    "nibble int8",
+    "nibble int16 unpacked",
+    "nibble int8 unpacked",
+)
 LLAMA = "llama.cpp"
 STOCK_PROMPT = 128
 

@@ -57,7 +57,7 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             model.set_dtype(mx.float32)  # the fastest type of MLX alone here
         else:
             words = name.split()
-            activations = "int8" if "int8" in words else None
+            activations = next((w for w in words if w.startswith("int")), None)
             lm.prepare(model, Settings(activations, repack="unpacked" not in words))
 
         bits = 8 if KV8 in name.split() else None

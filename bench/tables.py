@@ -29,9 +29,11 @@ PRODUCTS = {
 }
 # Candidates of bench.against_llama_cpp, with the table's label and loss of each.
 MODELS = {
-    "nibble": ("mlx-nibble", "the same"),
+    "nibble int16": ("mlx-nibble", ""),
+    "nibble": ("`--activations exact`", "the same"),
     "nibble int8": ("`--activations int8`", "{rounded}"),
-    "nibble unpacked": ("`--no-repack`", "the same"),
+    "nibble int16 unpacked": ("`--no-repack`", ""),
+    "nibble unpacked": ("`--activations exact --no-repack`", "the same"),
     "nibble copied": ("a repacked copy", "the same"),
     "nibble int8 copied": ("`--activations int8`, a repacked copy", "{rounded}"),
     "nibble int8 unpacked": ("`--activations int8 --no-repack`", "{rounded}"),
