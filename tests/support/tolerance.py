@@ -60,9 +60,10 @@ def integer_bound(
     if activations not in INTEGERS:
         return np.zeros(())
     largest, e = INTEGERS[activations]
-    groups = x.reshape(*x.shape[:-1], -1, group_size)
+    count = x.shape[-1] // group_size
+    groups = x.reshape(*x.shape[:-1], count, group_size)
     step = np.maximum(abs(groups).max(-1).astype(np.float64) / largest, 2.0**-126)
-    weights = abs(w_hat).reshape(*w_hat.shape[:-1], -1, group_size).sum(-1)
+    weights = abs(w_hat).reshape(*w_hat.shape[:-1], count, group_size).sum(-1)
     return (0.5 + e) * (step @ weights.swapaxes(-1, -2))
 
 

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     path = Path(local_path(args.model))
     gguf = path.is_file()
-    packed = preview(path) if path.is_dir() and is_packed(path) else None
+    packed = preview(path) if path.is_dir() and is_packed(path, "inspect") else None
     inventory = packed.inventory if packed else _read(args.model)
     if args.what_if:
         inventory = what_if(inventory, _plan(inventory, args.what_if, gguf))

@@ -52,11 +52,16 @@ class PackedReport:
     dropped: int
 
 
-def is_packed(folder: Path) -> bool:
-    """Tell whether a folder is a checkpoint that `import_packed` reads."""
+def is_packed(folder: Path, op: str = "convert") -> bool:
+    """Tell whether a folder is a checkpoint that `import_packed` reads.
+
+    Args:
+        folder: A model folder.
+        op: Name of the command in messages.
+    """
     if not (folder / "config.json").is_file():
         return False
-    return is_imported(folder, read_config(folder, "convert"), "convert")
+    return is_imported(folder, read_config(folder, op), op)
 
 
 def import_packed(
