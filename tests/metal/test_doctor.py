@@ -88,7 +88,8 @@ def test_kernels_that_the_planner_never_uses_are_not_tried(ext, recorder, everyt
 def test_many_kernels_are_compiled_in_one_library(ext, recorder):
     assert diagnose(ext, MACHINE, gpu=True, everything=True).ok
     libraries = recorder.compiled()
-    shared = [name for name in libraries if "+" in name]
+    # Duels that another test began go on in this process, with kernels of their own.
+    shared = [n for n in libraries if "+" in n and any(k in n for k in KERNELS)]
     assert len(shared) == -(-(1 + len(KERNELS)) // 16)
     assert sum(name.count("+") + 1 for name in shared) == len(KERNELS)
     # The second launch of a split K has the types of the first. The trials of views are
