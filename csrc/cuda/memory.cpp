@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "csrc/cuda/symbols.h"
@@ -17,12 +16,14 @@ namespace mx = mlx::core;
 
 namespace {
 
-// An array of no elements that is not contiguous.
-mx::array nothing() {
-  mx::array none({0}, mx::uint64, nullptr, {});
-  mx::allocator::Data data(mx::allocator::Buffer(nullptr),
-                           [](mx::allocator::Buffer) {});
-  none.set_data(std::move(data), 0, {1}, {});
+// An array of no elements that is not contiguous. It lives as long as the
+// process, for MLX's allocator may end before it.
+const mx::array& nothing() {
+  static const mx::array& none = *[] {
+    auto* made = new mx::array({0}, mx::uint64, nullptr, {});
+    made->copy_shared_buffer(mx::array(uint64_t{0}, mx::uint64), {1}, {}, 0);
+    return made;
+  }();
   return none;
 }
 
