@@ -65,11 +65,13 @@ struct Position<metal::vec<T, 3>> {
 #define SIMT_THREAD(d) threadIdx.d
 #define SIMT_GRID(d) blockIdx.d* blockDim.d + threadIdx.d
 #define SIMT_SIZE(d) blockDim.d
+#define SIMT_GROUPS(d) gridDim.d
 #define SIMT_THREADS(d) gridDim.d* blockDim.d
 SIMT_BIND_3(threadgroup_position_in_grid, SIMT_GROUP)
 SIMT_BIND_3(thread_position_in_threadgroup, SIMT_THREAD)
 SIMT_BIND_3(thread_position_in_grid, SIMT_GRID)
 SIMT_BIND_3(threads_per_threadgroup, SIMT_SIZE)
+SIMT_BIND_3(threadgroups_per_grid, SIMT_GROUPS)
 SIMT_BIND_3(threads_per_grid, SIMT_THREADS)
 #undef SIMT_BIND_3
 
