@@ -88,8 +88,9 @@ def test_kernels_that_the_planner_never_uses_are_not_tried(ext, recorder, everyt
 def test_many_kernels_are_compiled_in_one_library(ext, recorder):
     assert diagnose(ext, MACHINE, gpu=True, everything=True).ok
     libraries = recorder.compiled()
-    # Duels that another test began go on in this process, with kernels of their own.
-    shared = [n for n in libraries if "+" in n and any(k in n for k in KERNELS)]
+    # Kernels that a process compiled together are compiled so again. A trial of views
+    # runs one that another test's duel may have compiled with others.
+    shared = [n for n in libraries if "+" in n and "skinny_f16_e8m0" not in n]
     assert len(shared) == -(-(1 + len(KERNELS)) // 16)
     assert sum(name.count("+") + 1 for name in shared) == len(KERNELS)
     # The second launch of a split K has the types of the first. The trials of views are
