@@ -84,13 +84,15 @@ def _forms(model: mlx_nn.Module, quantized: Rebinding) -> Counter[Key]:
         if is_quantized(module) and original(type(module)) is not type(module)
     ]
     arrays = (layer.get("biases", layer["scales"]) for layer in layers)
+    has_floats = any(layer["scales"].dtype == mx.uint8 for layer in layers)
+    usual = _usual_dtype(model) if has_floats else None
     forms: Counter[Key] = Counter()
     for layer, is_symmetric in zip(layers, symmetric.are_known(arrays), strict=True):
         w, scales = layer["weight"], layer["scales"]
         rebound = quantized.subclass(original(type(layer)))
         gathers = rebound is not None and "gather_qmm" in rebound.operations
         floats = scales.dtype == mx.uint8
-        dtype = _usual_dtype(model) if floats else _NAMES.get(scales.dtype)
+        dtype = usual if floats else _NAMES.get(scales.dtype)
         if dtype is None or w.ndim != (3 if gathers else 2) or "global_scale" in layer:
             continue
         scale_dtype = "uint8" if floats else dtype

@@ -24,6 +24,7 @@ from mlx_nibble.acceleration.accelerate import (
 from mlx_nibble.acceleration.decide import keeps_scales
 from mlx_nibble.acceleration.report import Report
 from mlx_nibble.acceleration.settings import DEFAULTS, Settings
+from mlx_nibble.io.checkpoint import dtype_name
 from mlx_nibble.lm.caches import of_checkpoint
 
 
@@ -48,7 +49,7 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
     if on_cpu():
         # An attribute that is no array and no dictionary: no parameter of the model.
         stored = {path: value.dtype for path, value in _floating(model).items()}
-        model._stored_dtypes = _Stored({p: name_of(t) for p, t in stored.items()})
+        model._stored_dtypes = _Stored({p: dtype_name(t) for p, t in stored.items()})
         report.checkpoint_dtype = of_checkpoint([*stored.values()])
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
@@ -104,7 +105,7 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
     for _, module in model.named_modules():
         keep: tuple[str, ...] = ()
         if isinstance(module, nn.QuantizedEmbedding):
-            module._row_dtype = name_of(dtype)
+            module._row_dtype = dtype_name(dtype)
             keep = ("scales", "biases")
         elif keeps_scales(module):
             keep = ("scales", "biases")
@@ -115,11 +116,6 @@ def set_activation_dtype(model: mlx_nn.Module, dtype: mx.Dtype) -> None:
                 module[name] = value.astype(dtype)
     # The new arrays have not been compared yet.
     recognise_symmetric(module for _, module in model.named_modules())
-
-
-def name_of(dtype: mx.Dtype) -> str:
-    """Return the name of a type in ``mlx.core``."""
-    return str(dtype).rpartition(".")[2]
 
 
 def on_cpu() -> bool:
