@@ -173,19 +173,52 @@ struct Kernels {
   int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
+// The forms of activations as integers: int8_t, int16_t, or 16 bits as two
+// signed bytes, 256 * high + low. Then a row has all its high bytes first.
+struct BytePair {};
+
+template <class A>
+struct IntegerForm {
+  using Code = A;
+  static constexpr int kPlanes = 1;
+};
+template <>
+struct IntegerForm<BytePair> {
+  using Code = int8_t;
+  static constexpr int kPlanes = 2;
+};
+template <class A>
+using Code = typename IntegerForm<A>::Code;
+template <class A>
+constexpr int kPlanes = IntegerForm<A>::kPlanes;
+
+// Bytes between rows of integers. Without them, rows of 4096 bytes would share
+// one set of a first-level cache.
+inline constexpr size_t kRowPadding = 64;
+
 // Activations [M, K] as integers of 8 or 16 bits: in the group g of row m they
-// are scales[m, g] * codes[m, k]; sums[m, g] is their sum. If codes of weights
+// are scales[g, m] * codes[m, k]; sums[g, m] is their sum. If codes of weights
 // are floats, it is the integer that their offset (codes-inl.h) takes away. The
 // codes of a group are in the kernels' own order.
 struct QuantizedRows {
   void* codes;
   float* scales;
   float* sums;
+  int group_stride;  // of scales and sums, in elements
 
-  // Codes from row m and column k on; A is their type.
+  size_t group(int m, int g) const { return size_t(g) * group_stride + m; }
+
+  // Codes in a row, with the padding.
   template <class A>
-  A* at(int K, int m = 0, int k = 0) const {
-    return static_cast<A*>(codes) + static_cast<size_t>(m) * K + k;
+  static size_t stride(int K) {
+    return size_t(K) * kPlanes<A> + kRowPadding / sizeof(Code<A>);
+  }
+
+  // The first plane's codes from row m and column k on; the second's are K
+  // further.
+  template <class A>
+  Code<A>* at(int K, int m = 0, int k = 0) const {
+    return static_cast<Code<A>*>(codes) + m * stride<A>(K) + k;
   }
 };
 
@@ -209,6 +242,10 @@ struct IntegerKernels {
                    Dtype dtype,
                    void* y,
                    float* scratch);
+
+  // The largest number of rows for which the packed layout is best read as it
+  // lies.
+  int packed_rows;
 };
 
 extern const Kernels kScalarKernels;
@@ -224,6 +261,8 @@ extern const IntegerKernels kAvx512Int8Kernels;
 extern const IntegerKernels kAvx512Int16Kernels;
 extern const IntegerKernels kAvx512VnniInt8Kernels;
 extern const IntegerKernels kAvx512VnniInt16Kernels;
+extern const IntegerKernels kAmxInt8Kernels;
+extern const IntegerKernels kAmxInt16Kernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 extern const IntegerKernels kNeonInt8Kernels;

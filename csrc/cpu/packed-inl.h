@@ -11,7 +11,7 @@
 //     scales     s[0]         s[1]       ..   as in the checkpoint
 //     biases     b[0]         b[1]       ..   if the format has them
 //
-// Rows beyond the last are zero. Integer products read words as int8-inl.h
+// Rows beyond the last are zero. Integer products read words as integers-inl.h
 // reads its panels. Products of floats keep a sum for each place within a
 // vector of the unpacked row, and add these as V::sum4 adds lanes. So results
 // have the same bits as without this layout.

@@ -42,7 +42,7 @@ ARM_SOURCES = [
     *(
         path
         for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
-        if "_avx" not in path.stem
+        if "_avx" not in path.stem and "_amx" not in path.stem
     ),
     ROOT / "csrc" / "core" / "cpu_planner.cpp",
     ROOT / "tests" / "cpu" / "runner.cpp",
@@ -57,6 +57,7 @@ class Profile:
     few_rows: int
     tile_rows: int
     packed_rows: int = 3
+    packed_integer_rows: int = 32
     int16: bool = False
 
 

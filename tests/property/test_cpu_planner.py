@@ -24,6 +24,7 @@ PROFILE = st.builds(
     few_rows=st.sampled_from([2, 3, 24]),
     tile_rows=st.sampled_from([2, 3, 6]),
     packed_rows=st.sampled_from([3, 8]),
+    packed_integer_rows=st.sampled_from([3, 32]),
     int16=st.booleans(),
 )
 DTYPE = st.sampled_from(runner.DTYPES)

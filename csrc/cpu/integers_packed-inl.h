@@ -1,10 +1,10 @@
-// x @ w_hat^T with activations rounded to 8 bits, weights in the layout of
-// packed-inl.h. The computation is that of int8-inl.h with a panel, but nothing
+// x @ w_hat^T with activations rounded to integers, weights in the layout of
+// packed-inl.h. The computation is that of integers-inl.h with a panel, but nothing
 // has to be transposed.
 #pragma once
 
-#include "csrc/cpu/int8_dots-inl.h"
-#include "csrc/cpu/int8_params-inl.h"
+#include "csrc/cpu/integers_dots-inl.h"
+#include "csrc/cpu/integers_params-inl.h"
 #include "csrc/cpu/packed-inl.h"
 
 namespace nibble::cpu {
@@ -22,12 +22,10 @@ void packed_int_tile(const PackedBlock& block,
   constexpr int kRows = kStrips * V::kLanes;
   // A sum of one word has to wait for the sum of the word before. If there are
   // few sums, every other word has its own.
-  constexpr int kChains = kStrips * kM <= 4 ? 2 : 1;
-  int group_size = w.format.group_size, groups = w.K / group_size;
+  constexpr int kChains = kStrips * kM * kPlanes<A> <= 4 ? 2 : 1;
+  int group_size = w.format.group_size;
   int words = group_size * kBits / 32;
-  const A* codes = x.at<A>(w.K, m, block.first * group_size);
-  size_t first = static_cast<size_t>(m) * groups + block.first;
-  const float *x_scales = x.scales + first, *x_sums = x.sums + first;
+  const Code<A>* codes = x.at<A>(w.K, m, block.first * group_size);
   typename V::F sum[kStrips][kM];
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {
@@ -38,15 +36,9 @@ void packed_int_tile(const PackedBlock& block,
   }
   const uint8_t* p = block.begin;
   for (int g = 0; g < block.groups; ++g) {
-    typename V::I dots[kChains][kStrips][kM];
+    DotSums<V, A, kStrips, kM> dots[kChains];
 #pragma GCC unroll 2
-    for (auto& chain : dots) {
-#pragma GCC unroll 4
-      for (auto& strip : chain) {
-#pragma GCC unroll 8
-        for (auto& dot : strip) dot = V::int_zero();
-      }
-    }
+    for (auto& chain : dots) clear<V, A, kStrips, kM>(chain);
     const uint8_t* ahead = pass.ahead(block, g, p);
     for (int d = 0; d < words; d += kChains) {
 #pragma GCC unroll 2
@@ -62,20 +54,24 @@ void packed_int_tile(const PackedBlock& block,
             word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
       }
     }
+    size_t at = x.group(m, block.first + g);
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
-      size_t at = s * block.strip_bytes + 4 * V::kLanes * words;
-      PackedParams<V, Q> params(p + at, w.format, w.scale_dtype);
-      __builtin_prefetch(ahead + at);
+      size_t byte = s * block.strip_bytes + 4 * V::kLanes * words;
+      PackedParams<V, Q> params(p + byte, w.format, w.scale_dtype);
+      __builtin_prefetch(ahead + byte);
 #pragma GCC unroll 8
       for (int i = 0; i < kM; ++i) {
-        typename V::I dot = dots[0][s][i];
-        if constexpr (kChains == 2) dot = V::int_add(dot, dots[1][s][i]);
+        auto of = [&](int plane) __attribute__((always_inline)) {
+          typename V::I dot = dots[0][plane][s][i];
+          return kChains == 2 ? V::int_add(dot, dots[1][plane][s][i]) : dot;
+        };
+        typename V::I dot = join<V, A>(of(0), of(kPlanes<A> - 1));
         sum[s][i] = add_group<V, Q>(dot,
                                     params.scale,
                                     params.bias,
-                                    V::set1(x_scales[i * groups + g]),
-                                    x_sums + i * groups + g,
+                                    V::set1(x.scales[at + i]),
+                                    x.sums + at + i,
                                     sum[s][i]);
       }
     }
