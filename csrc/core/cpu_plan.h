@@ -17,8 +17,9 @@ struct CpuProfile {
   // The largest number of rows for which exact products are faster with the
   // packed layout. A constant of the instruction set.
   int packed_rows = 3;
-  // The same for products of integers.
-  int packed_integer_rows = 32;
+  // The same for products of integers of 8 and of 16 bits.
+  int packed_int8_rows = 32;
+  int packed_int16_rows = 32;
   // Products of 16-bit activations are faster with integers.
   bool int16 = false;
 

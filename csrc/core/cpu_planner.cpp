@@ -82,7 +82,9 @@ CpuKernelPlan kernel_plan(const Problem& p,
   plan.activations = activations(p, cpu, allowed);
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
-  plan.packed_rows = plan.exact() ? cpu.packed_rows : cpu.packed_integer_rows;
+  int packed_rows[] = {
+      cpu.packed_rows, cpu.packed_int16_rows, cpu.packed_int8_rows};
+  plan.packed_rows = packed_rows[static_cast<int>(plan.activations)];
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
   plan.prepared_rows =
       values < kParallelProducts ? rows : std::min(rows, chunk);

@@ -100,7 +100,6 @@ template <class V, class Q, class A, int kM>
 void int_tile(const int32_t* panel,
               const StripParams<V, Q, kPanelRows<V>>& params,
               QuantFormat format,
-              int K,
               Range columns,
               const QuantizedRows& x,
               int m,
@@ -108,18 +107,18 @@ void int_tile(const int32_t* panel,
   constexpr int kBits = Q::kBits;
   int first = columns.begin / format.group_size;
   int count = (columns.end - columns.begin) / format.group_size;
-  const Code<A>* codes = x.at<A>(K, m, columns.begin);
   for (int g = 0; g < count; ++g) {
     size_t at = x.group(m, first + g);
     DotSums<V, A, V::kStrips, kM> dots;
     clear<V, A, V::kStrips, kM>(dots);
+    const Code<A>* codes = x.at<A>(m, columns.begin + g * format.group_size);
     for (int d = 0; d < words_of<kBits>(format.group_size); ++d) {
       typename V::I words[V::kStrips];
 #pragma GCC unroll 4
       for (int s = 0; s < V::kStrips; ++s) {
         words[s] = V::int_load(panel + s * V::kLanes);
       }
-      add_part<V, Q, A, 0>(words, codes, K, dots);
+      add_part<V, Q, A, 0>(words, codes, dots);
       panel += kPanelRows<V>;
       codes += 32 / panel_bits(kBits);
     }
@@ -178,7 +177,6 @@ void multiply_panels(const Weights& w,
             int_tile<V, Q, A, decltype(count)::value>(panel,
                                                       params,
                                                       w.format,
-                                                      w.K,
                                                       columns,
                                                       x,
                                                       m,

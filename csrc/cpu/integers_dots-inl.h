@@ -57,12 +57,11 @@ template <class V, class Q, class A>
 }
 
 // sums += the products of one word in each lane of kStrips vectors and kM rows
-// of K activations.
+// of activations.
 template <class V, class Q, class A, int kPart, int kStrips, int kM>
 [[gnu::always_inline]] inline void add_part(
     const typename V::I (&words)[kStrips],
     const Code<A>* x,
-    int K,
     DotSums<V, A, kStrips, kM>& sums) {
   typename V::I codes[kStrips];
 #pragma GCC unroll 4
@@ -72,10 +71,10 @@ template <class V, class Q, class A, int kPart, int kStrips, int kM>
 #pragma GCC unroll 8
   for (int m = 0; m < kM; ++m) {
     const Code<A>* row =
-        x + m * QuantizedRows::stride<A>(K) + kPartCodes<A> * kPart;
+        x + m * QuantizedRows::kStride<A> + kPartCodes<A> * kPart;
 #pragma GCC unroll 2
     for (int plane = 0; plane < kPlanes<A>; ++plane) {
-      typename V::I a = V::broadcast4(row + size_t(plane) * K);
+      typename V::I a = V::broadcast4(row + plane * kRunCodes);
 #pragma GCC unroll 4
       for (int s = 0; s < kStrips; ++s) {
         auto& sum = sums[plane][s][m];
@@ -84,7 +83,7 @@ template <class V, class Q, class A, int kPart, int kStrips, int kM>
     }
   }
   if constexpr (kPart + 1 < kParts<A, Q::kBits>) {
-    add_part<V, Q, A, kPart + 1>(words, x, K, sums);
+    add_part<V, Q, A, kPart + 1>(words, x, sums);
   }
 }
 

@@ -1,6 +1,6 @@
 // x @ w_hat^T with activations rounded to integers, weights in the layout of
-// packed-inl.h. The computation is that of integers-inl.h with a panel, but nothing
-// has to be transposed.
+// packed-inl.h. The computation is that of integers-inl.h with a panel, but
+// nothing has to be transposed.
 #pragma once
 
 #include "csrc/cpu/integers_dots-inl.h"
@@ -25,7 +25,6 @@ void packed_int_tile(const PackedBlock& block,
   constexpr int kChains = kStrips * kM * kPlanes<A> <= 4 ? 2 : 1;
   int group_size = w.format.group_size;
   int words = group_size * kBits / 32;
-  const Code<A>* codes = x.at<A>(w.K, m, block.first * group_size);
   typename V::F sum[kStrips][kM];
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {
@@ -40,6 +39,7 @@ void packed_int_tile(const PackedBlock& block,
 #pragma GCC unroll 2
     for (auto& chain : dots) clear<V, A, kStrips, kM>(chain);
     const uint8_t* ahead = pass.ahead(block, g, p);
+    const Code<A>* codes = x.at<A>(m, (block.first + g) * group_size);
     for (int d = 0; d < words; d += kChains) {
 #pragma GCC unroll 2
       for (int chain = 0; chain < kChains; ++chain) {
@@ -51,7 +51,7 @@ void packed_int_tile(const PackedBlock& block,
           __builtin_prefetch(ahead + at);
         }
         add_part<V, Q, A, 0>(
-            word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
+            word, codes + 32 / kBits * (d + chain), dots[chain]);
       }
     }
     size_t at = x.group(m, block.first + g);
@@ -76,7 +76,6 @@ void packed_int_tile(const PackedBlock& block,
       }
     }
     p += block.group_bytes;
-    codes += group_size;
   }
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {

@@ -61,13 +61,12 @@ void reorder_activations(Code<A>* codes, int count) {
 }
 
 // codes[0:count] = the activations of a group over scale, rounded to integers.
-// The low bytes of a pair are K further. Returns scale = max|x| / the largest
-// integer, at least 2^-126.
+// Returns scale = max|x| / the largest integer, at least 2^-126.
 template <class V, class A>
-float quantize_group(const float* x, int count, int K, Code<A>* codes) {
+float quantize_group(const float* x, int count, Code<A>* codes) {
   typename V::I best = V::int_zero();
-  for (int k = 0; k < count; k += V::kLanes) {
-    best = V::max_magnitude(best, V::load(x + k));
+  for (int i = 0; i < count; i += V::kLanes) {
+    best = V::max_magnitude(best, V::load(x + i));
   }
   int32_t lanes[V::kLanes], most = 0;
   V::int_store(lanes, best);
@@ -85,7 +84,7 @@ float quantize_group(const float* x, int count, int K, Code<A>* codes) {
   for (int k = 0; k < count; k += V::kLanes) {
     typename V::F value = V::mul(V::load(x + k), factor);
     if constexpr (kPlanes<A> == 2) {
-      V::round_to_pairs(value, codes + k, codes + K + k);
+      V::round_to_pairs(value, codes + k, codes + kRunCodes + k);
     } else {
       V::round_to_integers(value, codes + k);
     }
@@ -129,22 +128,28 @@ void quantize_rows(Dtype dtype,
   const uint8_t* p = static_cast<const uint8_t*>(x);
   int groups = K / count;
   for (int r = 0; r < rows; ++r) {
-    Code<A>* codes = out.at<A>(K, r);
     with_dtype(dtype, [&](auto d) {
       for (int g = 0; g < groups; ++g, p += static_cast<size_t>(count) * size) {
         to_floats<V, decltype(d)::value>(p, count, group);
-        out.scales[out.group(r, g)] = quantize_group<V, A>(group, count, K, codes + g * count);
+        out.scales[out.group(r, g)] =
+            quantize_group<V, A>(group, count, out.at<A>(r, g * count));
       }
     });
     with_codes(format, [&](auto form) {
       using Q = decltype(form);
-      reorder_activations<V, A, Q::kBits>(codes, K * kPlanes<A>);
-      for (int g = 0; g < groups; ++g) {
-        size_t at = out.group(r, g);
-        int sum = sum_of_codes<V, A>(codes + g * count, count);
-        if constexpr (kPlanes<A> == 2) {
-          sum = 256 * sum + sum_of_codes<V, A>(codes + K + g * count, count);
+      for (int k = 0; k < K; k += kRunCodes) {
+        for (int plane = 0; plane < kPlanes<A>; ++plane) {
+          reorder_activations<V, A, Q::kBits>(
+              out.at<A>(r, k) + plane * kRunCodes, smaller(K - k, kRunCodes));
         }
+      }
+      for (int g = 0; g < groups; ++g) {
+        const Code<A>* codes = out.at<A>(r, g * count);
+        int sum = sum_of_codes<V, A>(codes, count);
+        if constexpr (kPlanes<A> == 2) {
+          sum = 256 * sum + sum_of_codes<V, A>(codes + kRunCodes, count);
+        }
+        size_t at = out.group(r, g);
         if constexpr (Q::kBiased) {
           out.sums[at] = out.scales[at] * static_cast<float>(sum);
         } else if constexpr (Q::kIntegers) {

@@ -50,11 +50,11 @@ template <class V, int kRows, int kSpan, typename Partial>
   }
 }
 
-// out = codes [K] in the order of a row's vectors. Part p of a vector has the
-// activations that meet code number p of its bytes. Vectors are whole; values
-// beyond K are undefined.
+// out = a plane of the first row of x in the order of a row's vectors. Part p
+// of a vector has the activations that meet code number p of its bytes. Vectors
+// are whole; values beyond K are undefined.
 template <class V, class A, int kBits>
-void to_vector_order(const Code<A>* codes, int K, Code<A>* out) {
+void to_vector_order(const QuantizedRows& x, int plane, int K, Code<A>* out) {
   constexpr int kCount = kParts<A, kBits>;
   constexpr int kEach = kPartCodes<A>;
   constexpr int kCodes = kVectorCodes<V, kBits>;
@@ -62,9 +62,10 @@ void to_vector_order(const Code<A>* codes, int K, Code<A>* out) {
     int words = smaller(K - k, kCodes) / (kEach * kCount);
     for (int d = 0; d < words; ++d) {
       for (int p = 0; p < kCount; ++p) {
-        __builtin_memcpy(out + k + kEach * (p * V::kLanes + d),
-                         codes + k + kEach * (d * kCount + p),
-                         4);
+        __builtin_memcpy(
+            out + k + kEach * (p * V::kLanes + d),
+            x.at<A>(0, k + kEach * (d * kCount + p)) + plane * kRunCodes,
+            4);
       }
     }
   }
@@ -162,9 +163,7 @@ void multiply_row(const Weights& w,
   size_t plane_stride =
       (w.K + kVectorCodes<V, kBits> - 1) & -size_t{kVectorCodes<V, kBits>};
   for (int plane = 0; plane < kPlanes<A>; ++plane) {
-    to_vector_order<V, A, kBits>(x.at<A>(w.K) + size_t(plane) * w.K,
-                                 w.K,
-                                 codes + plane * plane_stride);
+    to_vector_order<V, A, kBits>(x, plane, w.K, codes + plane * plane_stride);
   }
   size_t stride = bytes_of(w.K, kBits);
   int size = dtype == Dtype::kFloat32 ? 4 : 2;

@@ -184,6 +184,7 @@ CpuProfile profile() {
           kernels.tile_rows,
           kernels.packed_rows,
           isa().int8.packed_rows,
+          isa().int16 ? isa().int16->packed_rows : 0,
           isa().int16 != nullptr};
 }
 

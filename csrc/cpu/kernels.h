@@ -174,7 +174,7 @@ struct Kernels {
 };
 
 // The forms of activations as integers: int8_t, int16_t, or 16 bits as two
-// signed bytes, 256 * high + low. Then a row has all its high bytes first.
+// signed bytes, 256 * high + low.
 struct BytePair {};
 
 template <class A>
@@ -192,33 +192,34 @@ using Code = typename IntegerForm<A>::Code;
 template <class A>
 constexpr int kPlanes = IntegerForm<A>::kPlanes;
 
-// Bytes between rows of integers. Without them, rows of 4096 bytes would share
-// one set of a first-level cache.
-inline constexpr size_t kRowPadding = 64;
+// Codes of a row that lie together: those of the largest group.
+inline constexpr int kRunCodes = 128;
 
 // Activations [M, K] as integers of 8 or 16 bits: in the group g of row m they
 // are scales[g, m] * codes[m, k]; sums[g, m] is their sum. If codes of weights
 // are floats, it is the integer that their offset (codes-inl.h) takes away. The
 // codes of a group are in the kernels' own order.
+//
+// codes is [runs, rows, planes, kRunCodes]: the rows that meet the same weights
+// lie together, so tiles are read from few pages.
 struct QuantizedRows {
   void* codes;
   float* scales;
   float* sums;
-  int group_stride;  // of scales and sums, in elements
+  int rows;  // that the arrays have room for
 
-  size_t group(int m, int g) const { return size_t(g) * group_stride + m; }
+  size_t group(int m, int g) const { return size_t(g) * rows + m; }
 
-  // Codes in a row, with the padding.
+  // Codes from a row to the next.
   template <class A>
-  static size_t stride(int K) {
-    return size_t(K) * kPlanes<A> + kRowPadding / sizeof(Code<A>);
-  }
+  static constexpr int kStride = kRunCodes * kPlanes<A>;
 
-  // The first plane's codes from row m and column k on; the second's are K
+  // Row m from column k on, to the end of a run. The second plane is kRunCodes
   // further.
   template <class A>
-  Code<A>* at(int K, int m = 0, int k = 0) const {
-    return static_cast<Code<A>*>(codes) + m * stride<A>(K) + k;
+  Code<A>* at(int m, int k) const {
+    size_t row = size_t(k / kRunCodes) * rows + m;
+    return static_cast<Code<A>*>(codes) + row * kStride<A> + k % kRunCodes;
   }
 };
 

@@ -20,10 +20,10 @@ int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-// The bytes of a row of integers.
-size_t row_bytes(const Form& form) {
-  int width = form.plan.activations == Activations::kInt8 ? 1 : 2;
-  return size_t(form.K) * width + kRowPadding;
+// The bytes of a run of a row of integers.
+size_t run_bytes(const Form& form) {
+  return form.plan.activations == Activations::kInt8 ? kRunCodes
+                                                     : 2 * kRunCodes;
 }
 
 // Memory that a thread gives to the kernels: kScratchFloats.
@@ -87,9 +87,10 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
   bool int8 = form.plan.activations == Activations::kInt8;
   integer_kernels_ = int8 ? &isa_.int8 : isa_.int16;
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  size_t bytes = capacity * row_bytes(form);
+  size_t runs = (form.K + kRunCodes - 1) / kRunCodes;
+  size_t bytes = size_t(capacity) * runs * run_bytes(form);
   memory_ = make_floats(2 * groups + bytes / sizeof(float));
-  integers_.group_stride = capacity;
+  integers_.rows = capacity;
   integers_.scales = memory_.get();
   integers_.sums = integers_.scales + groups;
   integers_.codes = integers_.sums + groups;
@@ -97,11 +98,11 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
 }
 
 QuantizedRows Rows::integers(int first) const {
-  size_t bytes = size_t(first) * row_bytes(form_);
+  size_t bytes = size_t(first) * run_bytes(form_);
   return {static_cast<uint8_t*>(integers_.codes) + bytes,
           integers_.scales + first,
           integers_.sums + first,
-          integers_.group_stride};
+          integers_.rows};
 }
 
 void Rows::fill(const void* x, int count) {

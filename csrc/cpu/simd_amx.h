@@ -24,7 +24,7 @@ struct Amx : Avx512Vnni {
       };
       for (int sum = 0; sum < 4; ++sum) set(sum, rows, 64);
       for (int i = 0; i < 2; ++i) {
-        set(4 + i, rows, depth);  // left
+        set(4 + i, rows, depth);    // left
         set(6 + i, depth / 4, 64);  // right
       }
       // The compiler may not know that all of it is read.
@@ -36,8 +36,8 @@ struct Amx : Avx512Vnni {
     Tiles& operator=(const Tiles&) = delete;
   };
 
-  // GCC takes numbers of tiles as they are: 0 to 3 are sums [left, right], 4 and
-  // 5 left tiles, 6 and 7 right ones.
+  // GCC takes numbers of tiles as they are: 0 to 3 are sums [left, right], 4
+  // and 5 left tiles, 6 and 7 right ones.
 
   template <int kLeft, int kRight>
   static void clear_tile() {
