@@ -15,6 +15,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
   csrc/cpu/packed.cpp
+  csrc/cpu/pages.cpp
   csrc/cpu/peak.cpp
   csrc/cpu/recurrence.cpp
   csrc/cpu/rows.cpp

@@ -85,7 +85,7 @@ void fill_panel_from_packed(const Weights& w,
     int32_t* to = panel + strip;
     for (int g = 0; g < groups; ++g, p += group_bytes) {
       auto words = reinterpret_cast<const int32_t*>(p);
-      prefetch(p + kAhead, static_cast<int>(group_bytes));
+      prefetch(p + V::kAhead, static_cast<int>(group_bytes));
       for (int d = 0; d < group_words; ++d, to += kPanelRows<V>) {
         V::int_store(to, V::int_load(words + d * V::kLanes));
       }

@@ -16,7 +16,7 @@ void packed_int_tile(const PackedBlock& block,
                      const Weights& w,
                      const QuantizedRows& x,
                      int m,
-                     Pass pass,
+                     Pass<V> pass,
                      float* sums) {
   constexpr int kBits = Q::kBits;
   constexpr int kRows = kStrips * V::kLanes;
@@ -107,16 +107,17 @@ void multiply_packed_integers(const Weights& w,
         sums,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
-          by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Pass pass) {
-            packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
-                block, w, x, m, pass, out + m * kCount * V::kLanes);
-          });
+          by_tiles<V, V::kIntTileRows>(
+              M, [&](auto tile_rows, int m, Pass<V> pass) {
+                packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
+                    block, w, x, m, pass, out + m * kCount * V::kLanes);
+              });
         });
   };
   with_integers(w.format, [&](auto codes) {
     if constexpr (lie_in_bytes(decltype(codes)::kBits)) {
-      // One row is read at the speed of memory, best as one stream.
-      M == 1 ? with_strips(Int<1>{}, codes)
+      // One row is read at the speed of memory.
+      M == 1 ? with_strips(Int<V::kRowStreams>{}, codes)
              : with_strips(Int<V::kStrips>{}, codes);
     }
   });

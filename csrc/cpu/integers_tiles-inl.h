@@ -64,7 +64,7 @@ void fill_tiles(
   for (const uint8_t* strip : strips) {
     for (int g = 0; g < groups; ++g) {
       const uint8_t* p = strip + g * group_bytes;
-      if (w.packed) prefetch(p + kAhead, static_cast<int>(group_bytes));
+      if (w.packed) prefetch(p + V::kAhead, static_cast<int>(group_bytes));
       for (int d = 0; d < group_words; ++d, panel += kEach * V::kLanes) {
         auto word =
             V::int_load(reinterpret_cast<const int32_t*>(p + d * word_bytes));

@@ -7,6 +7,11 @@ namespace nibble::cpu {
 namespace {
 
 struct Amx : Avx512Vnni {
+  // One row of 65536 x 4096, 4 bits, is read with 38 GB/s by two cores of
+  // a Xeon. One stream with prefetches 8 KB ahead reaches 19.
+  static constexpr int kRowStreams = 4;
+  static constexpr int kAhead = 2 * 1024;
+
   // While an object lives, left tiles have `rows` rows of `depth` bytes, right
   // tiles depth / 4 rows of 16 words, and tiles of sums `rows` rows of 16
   // words.
