@@ -167,6 +167,17 @@ std::optional<mx::array> rows_of(const mx::array& a,
   return mx::array(std::move(shape), a.dtype(), std::move(node), {index});
 }
 
+ops::QuantizedArrays own_arrays(const ops::QuantizedArrays& q) {
+  auto own = [](const mx::array& a) {
+    auto part = part_of(a);
+    return part ? lazy(part->stored, part->part) : a;
+  };
+  return {own(q.w),
+          own(q.scales),
+          q.biases ? std::optional(own(*q.biases)) : std::nullopt,
+          q.global_scale};
+}
+
 std::vector<mx::array> unpacked(std::vector<mx::array> inputs, int first) {
   if (auto packed = find(inputs[first])) {
     const QuantFormat& format = packed->form().format;
