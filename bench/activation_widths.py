@@ -56,7 +56,7 @@ def candidates(
 
             found[name + layout] = product
     if mode == "affine":
-        read = reading(ProductCase(rows, N, K, bits, group_size))
+        read = reading(ProductCase(rows, N, K, bits, group_size, "float32"))
         found[READ] = partial(read)
     return found
 

@@ -15,6 +15,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
   csrc/cpu/packed.cpp
+  csrc/cpu/pages.cpp
   csrc/cpu/peak.cpp
   csrc/cpu/recurrence.cpp
   csrc/cpu/rows.cpp
@@ -40,6 +41,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   add_kernels(kernels_avx2_vnni ${avx2} -mavxvnni)
   add_kernels(kernels_avx512 ${avx512})
   add_kernels(kernels_avx512_vnni ${avx512} -mavx512vnni)
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag("-mamx-tile -mamx-int8" NIBBLE_HAS_AMX)
+  if(NIBBLE_HAS_AMX)
+    add_kernels(kernels_amx ${avx512} -mavx512vnni -mamx-tile -mamx-int8)
+    target_compile_definitions(nibble_cpu PRIVATE NIBBLE_HAS_AMX)
+  endif()
   add_kernels(layers_avx2 ${avx2})
   add_kernels(layers_avx512 ${avx512})
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")

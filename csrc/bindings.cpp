@@ -55,6 +55,20 @@ NB_MODULE(_ext, m) {
         "token"_a,
         "Forget the pair of this token of remember_symmetric().");
 
+  nb::class_<nibble::repack::PackedMemory>(
+      m, "PackedMemory", "Memory for packed matrices of so many bytes.")
+      .def(nb::init<size_t>(), "bytes"_a);
+  m.def(
+      "packed_bytes",
+      &nibble::repack::packed_bytes,
+      "w"_a,
+      "scales"_a,
+      "biases"_a.none(),
+      "bits"_a,
+      "group_size"_a,
+      "mode"_a,
+      "The bytes that pack() would need; 0 if the backend has no other layout "
+      "for the matrix.");
   m.def(
       "pack",
       &nibble::repack::pack,
@@ -65,6 +79,7 @@ NB_MODULE(_ext, m) {
       "bits"_a,
       "group_size"_a,
       "mode"_a,
+      "memory"_a,
       "Pack a matrix into the CPU backend's own layout. Returns lazy arrays "
       "that are to replace its own, no biases if none are read, and the bytes "
       "of the packed matrix; None if the backend has no other layout for it. "

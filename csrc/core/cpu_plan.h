@@ -17,6 +17,9 @@ struct CpuProfile {
   // The largest number of rows for which exact products are faster with the
   // packed layout. A constant of the instruction set.
   int packed_rows = 3;
+  // The same for products of integers of 8 and of 16 bits.
+  int packed_int8_rows = 32;
+  int packed_int16_rows = 32;
   // Products of 16-bit activations are faster with integers.
   bool int16 = false;
 
@@ -27,7 +30,7 @@ struct CpuProfile {
 // group of the weights' format. Beyond the rounding of fp32 sums, the error is
 // at most sum over g of (1/2 + e) step[m, g] * sum over k in g of |w_hat[n, k]|
 //     where step[m, g] = max(max over k in g of |x[m, k]| / q, 2^-126).
-// For int8, q is 127 and e is 2^-15. For int16, q is 32767 and e is 2^-7.
+// For int8, q is 127 and e is 2^-15. For int16, q is 32639 and e is 2^-7.
 // docs/reference/numerics.md derives the bound.
 enum class Activations : uint8_t { kExact, kInt16, kInt8 };
 

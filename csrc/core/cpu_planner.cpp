@@ -19,11 +19,6 @@ constexpr int kTriedRows = 4;
 // fp32 values of x that leave room for weights in a first-level cache: 32 KB.
 // While all of x stays there, weight rows are best read whole.
 constexpr int kFirstLevelFloats = 8 * 1024;
-// Largest number of rows of integer products that are faster with the packed
-// layout. Panels are made once for all rows and hold scales and
-// biases as floats already: 32 rows of 4096 x 4096 take 0.95 ms packed
-// against 1.05, 128 take 3.4 against 3.2.
-constexpr int kPackedIntegerRows = 32;
 // Chunks in which a block of rows of x is prepared, if a hand-over pays.
 constexpr int kPreparedChunks = 8;
 // Rows in a chunk of their preparation for gathered products.
@@ -87,7 +82,9 @@ CpuKernelPlan kernel_plan(const Problem& p,
   plan.activations = activations(p, cpu, allowed);
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
-  plan.packed_rows = plan.exact() ? cpu.packed_rows : kPackedIntegerRows;
+  int packed_rows[] = {
+      cpu.packed_rows, cpu.packed_int16_rows, cpu.packed_int8_rows};
+  plan.packed_rows = packed_rows[static_cast<int>(plan.activations)];
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
   plan.prepared_rows =
       values < kParallelProducts ? rows : std::min(rows, chunk);

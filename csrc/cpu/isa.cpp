@@ -7,6 +7,10 @@
 #include <sys/sysctl.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(NIBBLE_HAS_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include "csrc/core/error.h"
@@ -30,6 +34,23 @@ bool has(ArmFeature feature) {
 #elif defined(__linux__)
   return dot ? getauxval(AT_HWCAP) >> 20 & 1    // HWCAP_ASIMDDP
              : getauxval(AT_HWCAP2) >> 13 & 1;  // HWCAP2_I8MM
+#else
+  return false;
+#endif
+}
+#endif
+
+#if defined(NIBBLE_HAS_AMX)
+// Returns true if this process may use the tiles of AMX. Linux asks for
+// a request, since they add 8 KB to a thread's state.
+bool may_use_tiles() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return (d & kTiles) && (d & kInt8) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -75,6 +96,15 @@ std::vector<Isa> find_isas() {
                      kAvx512VnniInt8Kernels,
                      &kAvx512VnniInt16Kernels,
                      kAvx512Layers});
+#if defined(NIBBLE_HAS_AMX)
+    if (may_use_tiles()) {
+      found.push_back({"amx",
+                       kAvx512Kernels,
+                       kAmxInt8Kernels,
+                       &kAmxInt16Kernels,
+                       kAvx512Layers});
+    }
+#endif
   }
 #elif defined(__aarch64__)
   found.push_back(
@@ -153,6 +183,8 @@ CpuProfile profile() {
           kernels.few_rows,
           kernels.tile_rows,
           kernels.packed_rows,
+          isa().int8.packed_rows,
+          isa().int16 ? isa().int16->packed_rows : 0,
           isa().int16 != nullptr};
 }
 

@@ -21,7 +21,7 @@ struct Isa {
 };
 
 // Returns the names of those that can run here, slowest first: some of
-// "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"; on Arm some of
+// "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"; on Arm some of
 // "scalar", "neon", "neon_dotprod", "neon_i8mm".
 std::vector<std::string_view> available_isas();
 

@@ -173,19 +173,53 @@ struct Kernels {
   int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
+// The forms of activations as integers: int8_t, int16_t, or 16 bits as two
+// signed bytes, 256 * high + low.
+struct BytePair {};
+
+template <class A>
+struct IntegerForm {
+  using Code = A;
+  static constexpr int kPlanes = 1;
+};
+template <>
+struct IntegerForm<BytePair> {
+  using Code = int8_t;
+  static constexpr int kPlanes = 2;
+};
+template <class A>
+using Code = typename IntegerForm<A>::Code;
+template <class A>
+constexpr int kPlanes = IntegerForm<A>::kPlanes;
+
+// Codes of a row that lie together: those of the largest group.
+inline constexpr int kRunCodes = 128;
+
 // Activations [M, K] as integers of 8 or 16 bits: in the group g of row m they
-// are scales[m, g] * codes[m, k]; sums[m, g] is their sum. If codes of weights
+// are scales[g, m] * codes[m, k]; sums[g, m] is their sum. If codes of weights
 // are floats, it is the integer that their offset (codes-inl.h) takes away. The
 // codes of a group are in the kernels' own order.
+//
+// codes is [runs, rows, planes, kRunCodes]: the rows that meet the same weights
+// lie together, so tiles are read from few pages.
 struct QuantizedRows {
   void* codes;
   float* scales;
   float* sums;
+  int rows;  // that the arrays have room for
 
-  // Codes from row m and column k on; A is their type.
+  size_t group(int m, int g) const { return size_t(g) * rows + m; }
+
+  // Codes from a row to the next.
   template <class A>
-  A* at(int K, int m = 0, int k = 0) const {
-    return static_cast<A*>(codes) + static_cast<size_t>(m) * K + k;
+  static constexpr int kStride = kRunCodes * kPlanes<A>;
+
+  // Row m from column k on, to the end of a run. The second plane is kRunCodes
+  // further.
+  template <class A>
+  Code<A>* at(int m, int k) const {
+    size_t row = size_t(k / kRunCodes) * rows + m;
+    return static_cast<Code<A>*>(codes) + row * kStride<A> + k % kRunCodes;
   }
 };
 
@@ -209,6 +243,10 @@ struct IntegerKernels {
                    Dtype dtype,
                    void* y,
                    float* scratch);
+
+  // The largest number of rows for which the packed layout is best read as it
+  // lies.
+  int packed_rows;
 };
 
 extern const Kernels kScalarKernels;
@@ -224,6 +262,8 @@ extern const IntegerKernels kAvx512Int8Kernels;
 extern const IntegerKernels kAvx512Int16Kernels;
 extern const IntegerKernels kAvx512VnniInt8Kernels;
 extern const IntegerKernels kAvx512VnniInt16Kernels;
+extern const IntegerKernels kAmxInt8Kernels;
+extern const IntegerKernels kAmxInt16Kernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 extern const IntegerKernels kNeonInt8Kernels;

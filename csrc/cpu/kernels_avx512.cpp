@@ -1,4 +1,4 @@
-#include "csrc/cpu/int8-inl.h"
+#include "csrc/cpu/integers-inl.h"
 #include "csrc/cpu/kernels-inl.h"
 #include "csrc/cpu/simd_avx512.h"
 

@@ -11,7 +11,7 @@
 //     scales     s[0]         s[1]       ..   as in the checkpoint
 //     biases     b[0]         b[1]       ..   if the format has them
 //
-// Rows beyond the last are zero. Integer products read words as int8-inl.h
+// Rows beyond the last are zero. Integer products read words as integers-inl.h
 // reads its panels. Products of floats keep a sum for each place within a
 // vector of the unpacked row, and add these as V::sum4 adds lanes. So results
 // have the same bits as without this layout.
@@ -23,10 +23,11 @@
 namespace nibble::cpu {
 namespace {
 
-// The distance of prefetches. A core's own prefetcher follows one stream, but
-// no further than a page of 4 KB: one cold row of 4096 x 4096 takes 0.112 ms
-// with prefetches, 0.126 ms without (two cores of a Zen 5).
-constexpr int kAhead = 8 * 1024;
+// V::kAhead is the distance of prefetches in bytes, V::kRowStreams the number
+// of strips that one row of x meets at a time. A core's own prefetcher follows
+// one stream, but no further than a page of 4 KB: one cold row of 4096 x 4096
+// takes 0.112 ms with prefetches of 8 KB, 0.126 ms without (two cores of a Zen
+// 5).
 
 // The bytes of one row in a group.
 constexpr int packed_group_bytes(QuantFormat format, Dtype scale_dtype) {
@@ -208,6 +209,7 @@ struct PackedBlock {
 
 // One of `count` passes over a block. Each prefetches a part of the data that
 // comes next, so that all of them wait equally little.
+template <class V>
 struct Pass {
   int index, count;
 
@@ -216,19 +218,20 @@ struct Pass {
   const uint8_t* ahead(const PackedBlock& block,
                        int g,
                        const uint8_t* p) const {
-    bool mine = (count == 1 || g % count == index) && p + kAhead < block.end;
-    return mine ? p + kAhead : p;
+    bool mine = (count == 1 || g % count == index) && p + V::kAhead < block.end;
+    return mine ? p + V::kAhead : p;
   }
 };
 
 // Calls tile(Int<rows>, m, pass) for M rows of x, in parts of at most kMost
 // rows that are as equal as possible.
-template <int kMost, typename Fn>
+template <class V, int kMost, typename Fn>
 void by_tiles(int M, Fn&& tile) {
   int tiles = (M + kMost - 1) / kMost;
   for (int i = 0, m = 0; i < tiles; ++i) {
     int count = (M - m + tiles - i - 1) / (tiles - i);
-    with_int<kMost>(count, [&](auto rows) { tile(rows, m, Pass{i, tiles}); });
+    with_int<kMost>(count,
+                    [&](auto rows) { tile(rows, m, Pass<V>{i, tiles}); });
     m += count;
   }
 }

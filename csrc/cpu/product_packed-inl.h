@@ -83,7 +83,7 @@ template <class V, class Q, int kM, int kPlace = 0>
 void packed_places(const PackedBlock& block,
                    const Weights& w,
                    const float* x,
-                   Pass pass,
+                   Pass<V> pass,
                    typename V::F (&places)[kM][V::kLanes]) {
   constexpr int kPlaces = places_at_a_time<V, kM>();
   // The fewest codes that are whole words and whole vectors of a row.
@@ -97,8 +97,8 @@ void packed_places(const PackedBlock& block,
     for (auto& s : place) s = V::zero();
   }
   constexpr int kPasses = V::kLanes / kPlaces;
-  const Pass part{pass.index * kPasses + kPlace / kPlaces,
-                  pass.count * kPasses};
+  const Pass<V> part{pass.index * kPasses + kPlace / kPlaces,
+                     pass.count * kPasses};
   const uint8_t* p = block.begin;
   const float* at = x + block.first * group_size;
   for (int g = 0; g < block.groups; ++g, p += block.group_bytes) {
@@ -181,7 +181,7 @@ void packed_panel(const PackedBlock& block,
   for (int k = 0; k < count; k += kPanelColumns) {
     int columns = smaller(kPanelColumns, count - k);
     for (int i = 0; i < columns; i += group_size, p += block.group_bytes) {
-      prefetch(Pass{0, 1}.ahead(block, 0, p), block.group_bytes);
+      prefetch(Pass<V>{0, 1}.ahead(block, 0, p), block.group_bytes);
       PackedParams<V, Q> params(p + bytes_of(group_size, Q::kBits) * V::kLanes,
                                 w.format,
                                 w.scale_dtype);
@@ -193,7 +193,7 @@ void packed_panel(const PackedBlock& block,
         decode_words<V, Q, 0>(words, params, panel + (i + j) * V::kLanes);
       }
     }
-    by_tiles<kPanelTileRows>(M, [&](auto rows, int m, Pass) {
+    by_tiles<V, kPanelTileRows>(M, [&](auto rows, int m, Pass<V>) {
       constexpr int kM = decltype(rows)::value;
       constexpr int kApart = V::kLanes * V::kLanes;
       const float* tile =
@@ -256,16 +256,17 @@ void multiply_packed(const Weights& w,
               packed_panel<V, Q>(block, w, x, M, out);
               return;
             }
-            by_tiles<kPackedTileRows>(M, [&](auto rows, int m, Pass part) {
-              constexpr int kM = decltype(rows)::value;
-              typename V::F places[kM][V::kLanes];
-              packed_places<V, Q, kM>(
-                  block, w, x + static_cast<size_t>(m) * w.K, part, places);
-              for (int i = 0; i < kM; ++i) {
-                float* to = out + (m + i) * V::kLanes;
-                V::store(to, V::add(V::load(to), V::sum_across(places[i])));
-              }
-            });
+            by_tiles<V, kPackedTileRows>(
+                M, [&](auto rows, int m, Pass<V> part) {
+                  constexpr int kM = decltype(rows)::value;
+                  typename V::F places[kM][V::kLanes];
+                  packed_places<V, Q, kM>(
+                      block, w, x + static_cast<size_t>(m) * w.K, part, places);
+                  for (int i = 0; i < kM; ++i) {
+                    float* to = out + (m + i) * V::kLanes;
+                    V::store(to, V::add(V::load(to), V::sum_across(places[i])));
+                  }
+                });
           });
     }
   });

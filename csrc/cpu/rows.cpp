@@ -20,8 +20,10 @@ int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-size_t bytes_of(Activations activations) {
-  return activations == Activations::kInt8 ? 1 : 2;
+// The bytes of a run of a row of integers.
+size_t run_bytes(const Form& form) {
+  return form.plan.activations == Activations::kInt8 ? kRunCodes
+                                                     : 2 * kRunCodes;
 }
 
 // Memory that a thread gives to the kernels: kScratchFloats.
@@ -85,8 +87,10 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
   bool int8 = form.plan.activations == Activations::kInt8;
   integer_kernels_ = int8 ? &isa_.int8 : isa_.int16;
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  size_t bytes = values * bytes_of(form.plan.activations);
+  size_t runs = (form.K + kRunCodes - 1) / kRunCodes;
+  size_t bytes = size_t(capacity) * runs * run_bytes(form);
   memory_ = make_floats(2 * groups + bytes / sizeof(float));
+  integers_.rows = capacity;
   integers_.scales = memory_.get();
   integers_.sums = integers_.scales + groups;
   integers_.codes = integers_.sums + groups;
@@ -94,11 +98,11 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
 }
 
 QuantizedRows Rows::integers(int first) const {
-  size_t group = size_t(first) * form_.format.groups_per_row(form_.K);
-  size_t bytes = size_t(first) * form_.in() * bytes_of(form_.plan.activations);
+  size_t bytes = size_t(first) * run_bytes(form_);
   return {static_cast<uint8_t*>(integers_.codes) + bytes,
-          integers_.scales + group,
-          integers_.sums + group};
+          integers_.scales + first,
+          integers_.sums + first,
+          integers_.rows};
 }
 
 void Rows::fill(const void* x, int count) {
@@ -136,10 +140,12 @@ void Rows::put(int first, const void* x, int count) {
 // NaN.
 void Rows::put_exactly(int first, const void* x, int count) {
   int groups = form_.format.groups_per_row(form_.K);
-  const float* steps = integers_.scales + size_t(first) * groups;
-  for (int r = 0; r < count; ++r, steps += groups) {
+  QuantizedRows rows = integers(first);
+  for (int r = 0; r < count; ++r) {
     bool fit = true;
-    for (int g = 0; g < groups; ++g) fit &= steps[g] < kMostStep;
+    for (int g = 0; g < groups; ++g) {
+      fit &= rows.scales[rows.group(r, g)] < kMostStep;
+    }
     Floats& exact = exact_[first + r];
     exact.reset();
     if (fit) continue;

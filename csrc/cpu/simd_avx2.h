@@ -229,6 +229,9 @@ struct Avx2 {
   // Strips of 8 weight rows x activation rows of a tile.
   static constexpr int kStrips = 2;
   static constexpr int kIntTileRows = 3;
+  // packed-inl.h.
+  static constexpr int kRowStreams = 1;
+  static constexpr int kAhead = 8 * 1024;
 
   static I int_zero() { return _mm256_setzero_si256(); }
   static I int_load(const int32_t* p) {

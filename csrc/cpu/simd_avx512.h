@@ -252,6 +252,9 @@ struct Avx512 {
   // Strips of 16 weight rows x activation rows of a tile: 12 integer sums.
   static constexpr int kStrips = 2;
   static constexpr int kIntTileRows = 6;
+  // packed-inl.h.
+  static constexpr int kRowStreams = 1;
+  static constexpr int kAhead = 8 * 1024;
 
   static I int_zero() { return _mm512_setzero_si512(); }
   static I int_load(const int32_t* p) { return _mm512_loadu_si512(p); }

@@ -233,6 +233,9 @@ struct Neon {
   // Strips of 8 weight rows x activation rows of a tile: 16 registers.
   static constexpr int kStrips = 2;
   static constexpr int kIntTileRows = 4;
+  // packed-inl.h.
+  static constexpr int kRowStreams = 1;
+  static constexpr int kAhead = 8 * 1024;
 
   static I int_zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
   static I int_load(const int32_t* p) {

@@ -213,6 +213,9 @@ struct Scalar {
   // ---- integers: bytes of codes against bytes of activations -------------
   static constexpr int kStrips = 1;
   static constexpr int kIntTileRows = 2;
+  // packed-inl.h.
+  static constexpr int kRowStreams = 1;
+  static constexpr int kAhead = 8 * 1024;
 
   static I int_zero() { return I{}; }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "csrc/mlx/facts/packed_memory.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
 
@@ -18,13 +19,24 @@ namespace mx = mlx::core;
 using Replacement =
     std::tuple<mx::array, mx::array, std::optional<mx::array>, size_t>;
 
-// Packs a matrix; nullopt if the backend has no other layout for it.
+// Returns the bytes of a packed matrix; 0 if the backend has no other layout
+// for it.
+size_t packed_bytes(const mx::array& w,
+                    const mx::array& scales,
+                    const std::optional<mx::array>& biases,
+                    int bits,
+                    int group_size,
+                    const std::string& mode);
+
+// Packs a matrix; nullopt if the backend has no other layout for it. It takes
+// its bytes from `memory`.
 std::optional<Replacement> pack(const mx::array& w,
                                 const mx::array& scales,
                                 const std::optional<mx::array>& biases,
                                 int bits,
                                 int group_size,
-                                const std::string& mode);
+                                const std::string& mode,
+                                PackedMemory& memory);
 
 // a[rows]; nullopt if `a` is no lazy array, or not of one matrix.
 std::optional<mx::array> rows_of(const mx::array& a,

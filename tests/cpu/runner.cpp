@@ -85,8 +85,13 @@ void answer_plan(const Request& r,
                  const int32_t* more,
                  int32_t* y) {
   using namespace nibble;
-  CpuProfile cpu{
-      profile[0], profile[1], profile[2], profile[3], profile[4] != 0};
+  CpuProfile cpu{profile[0],
+                 profile[1],
+                 profile[2],
+                 profile[3],
+                 profile[4],
+                 profile[5],
+                 profile[6] != 0};
   auto allowed = static_cast<Activations>(r.activations);
   auto put = [&](std::initializer_list<int> values) {
     y = std::copy(values.begin(), values.end(), y);

@@ -42,7 +42,7 @@ ARM_SOURCES = [
     *(
         path
         for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
-        if "_avx" not in path.stem
+        if "_avx" not in path.stem and "_amx" not in path.stem
     ),
     ROOT / "csrc" / "core" / "cpu_planner.cpp",
     ROOT / "tests" / "cpu" / "runner.cpp",
@@ -57,6 +57,8 @@ class Profile:
     few_rows: int
     tile_rows: int
     packed_rows: int = 3
+    packed_int8_rows: int = 32
+    packed_int16_rows: int = 32
     int16: bool = False
 
 
@@ -144,7 +146,8 @@ class Runner:
         """Return what products of this instruction set round x to."""
         if not transpose:
             return "exact"
-        halves = "avx" in self.isa and (int16 or dtype != "float32")
+        x86 = self.isa.startswith(("avx", "amx"))
+        halves = x86 and (int16 or dtype != "float32")
         return "int8" if int8 else "int16" if halves else "exact"
 
     def threads(self) -> int:

@@ -16,7 +16,7 @@ from tests.cpu.runner import Runner, Types
 from tests.simt import numbers
 from tests.support import oracle, tolerance
 
-X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni"]
+X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
 DTYPE = st.sampled_from(runner.DTYPES)

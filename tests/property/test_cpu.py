@@ -393,7 +393,7 @@ def test_rows_that_8_bits_cannot_express_are_exact(backend, value, fmt, packed):
 @pytest.mark.parametrize("rows", [1, 8, 40])
 @pytest.mark.parametrize("fmt", [(8, 128), (6, 128), (4, 128), (2, 128), *FLOAT_MODES])
 def test_the_largest_codes_and_activations_do_not_overflow(backend, fmt, rows, packed):
-    """Sums of a group in 32 bits: 128 codes of 255 times 32767 are below 2^31."""
+    """Sums of a group in 32 bits: 128 codes of 255 times 32639 are below 2^31."""
     types = Types("bfloat16", "float32")
     x, w = make(0, fmt, types, (rows, 17, 3, 0))
     if isinstance(fmt, str):
@@ -434,6 +434,26 @@ def test_an_outlier_costs_its_group_no_more_than_half_a_step(backend, dtype):
     allowed = tolerance.bound(exact, magnitude, x.shape[-1], dtype)
     allowed += rounding(backend, x, w, np.zeros(1, int), types)
     tolerance.assert_close(y, exact, allowed)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    "fmt", [(4, 32), (4, 128), (8, 64), (2, 64), (3, 64), *FLOAT_MODES]
+)
+@given(
+    rows=st.sampled_from([1, 4, 5, 7, 16, 17, 33, 50]),
+    N=st.sampled_from([1, 16, 33, 64]),
+    groups=st.integers(1, 12),
+    packed=st.booleans(),
+)
+def test_tiles_give_the_bits_of_vectors(fmt, int8, rows, N, groups, packed):
+    types = Types("float16", "float32")
+    x, w = make(0, fmt, types, (rows, N, groups, 0))
+    tiles, vectors = (
+        start(isa).matmul(x, w, types, int8=int8, packed=packed)
+        for isa in ("amx", "avx512_vnni")
+    )
+    np.testing.assert_array_equal(tiles, vectors)
 
 
 def test_relative_rms_at_4096(backend):

@@ -24,6 +24,8 @@ PROFILE = st.builds(
     few_rows=st.sampled_from([2, 3, 24]),
     tile_rows=st.sampled_from([2, 3, 6]),
     packed_rows=st.sampled_from([3, 8]),
+    packed_int8_rows=st.sampled_from([6, 32]),
+    packed_int16_rows=st.sampled_from([4, 32]),
     int16=st.booleans(),
 )
 DTYPE = st.sampled_from(runner.DTYPES)
@@ -113,10 +115,11 @@ def test_the_depth_of_chunks_depends_on_the_weights_alone(rows, N, K, cpus, int8
 
 @pytest.mark.parametrize(
     ("int8", "dtype", "packed_rows"),
-    [(False, "float32", 8), (False, "float16", 32), (True, "float32", 32)],
+    [(False, "float32", 8), (False, "float16", 4), (True, "float32", 6)],
 )
-def test_measured_limits_of_the_packed_layout(int8, dtype, packed_rows):
-    cpu = Profile(2, 24, 6, packed_rows=8, int16=True)
+def test_each_width_has_its_limit_of_the_packed_layout(int8, dtype, packed_rows):
+    limits = {"packed_rows": 8, "packed_int8_rows": 6, "packed_int16_rows": 4}
+    cpu = Profile(2, 24, 6, **limits, int16=True)
     p = backend().plan(1, 4096, 4096, cpu, transpose=True, int8=int8, dtype=dtype)
     assert p.packed_rows == packed_rows
 

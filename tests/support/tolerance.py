@@ -34,7 +34,7 @@ def bound(
 
 # The largest integer that activations become, and the part of a step by which the
 # rounded quotient may be off.
-INTEGERS = {"int8": (127, 2.0**-15), "int16": (32767, 2.0**-7)}
+INTEGERS = {"int8": (127, 2.0**-15), "int16": (32639, 2.0**-7)}
 
 
 def weight_dtype(dtype: str, transpose: bool) -> str:

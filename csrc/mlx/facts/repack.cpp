@@ -6,7 +6,6 @@
 
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/facts/symmetric.h"
-#include "mlx/allocator.h"
 #include "mlx/transforms.h"
 
 namespace nibble::repack {
@@ -42,11 +41,19 @@ Registry& registry() {
   return the_registry;
 }
 
+// The number of matrices [.., N, words].
+size_t count_of(const mx::array& w) {
+  return w.size() / w.shape(-1) / w.shape(-2);
+}
+
 // The form of a matrix; nullopt if there is no layout for it.
-std::optional<cpu::PackedForm> form_of(const mx::array& w,
-                                       const mx::array& scales,
-                                       const mx::array& biases,
+std::optional<cpu::PackedForm> form_of(const ops::QuantizedArrays& arrays,
                                        QuantFormat format) {
+  if (arrays.biases.has_value() != format.info().stores_biases) {
+    return std::nullopt;
+  }
+  const mx::array &w = arrays.w, &scales = arrays.scales;
+  const mx::array& biases = arrays.biases_input();
   auto scale_dtype = bridge::scale_dtype(scales.dtype(), format.info());
   if (format.mode == Mode::kAffine) {
     format.mode = affine_mode(symmetric::known(scales, biases, format.bits));
@@ -76,30 +83,29 @@ std::optional<cpu::PackedForm> form_of(const mx::array& w,
 
 }  // namespace
 
+size_t bytes_of(const ops::QuantizedArrays& arrays, const QuantFormat& format) {
+  auto form = form_of(arrays, format);
+  return form ? count_of(arrays.w) * cpu::Packed::bytes(*form) : 0;
+}
+
 std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
-                                    const QuantFormat& format) {
+                                    const QuantFormat& format,
+                                    PackedMemory& pool) {
   const mx::array &w = arrays.w, &scales = arrays.scales;
   const mx::array& biases = arrays.biases_input();
-  bool complete = arrays.biases.has_value() == format.info().stores_biases;
-  auto form = complete ? form_of(w, scales, biases, format) : std::nullopt;
+  auto form = form_of(arrays, format);
   if (!form) {
     return nullptr;
   }
   mx::eval({w, scales, biases});
   bridge::RowContiguous codes(w), s(scales), b(biases);
-  auto count = static_cast<int>(w.size() / w.shape(-1) / w.shape(-2));
-  size_t bytes = count * cpu::Packed::bytes(*form);
-  mx::array memory(w.shape(), mx::uint32, nullptr, {});
-  memory.set_data(mx::allocator::malloc(bytes + cpu::Packed::kAlignment));
-  auto* begin = memory.data<uint8_t>();
-  size_t offset =
-      -reinterpret_cast<std::uintptr_t>(begin) % cpu::Packed::kAlignment;
+  auto [memory, offset] = pool.take(bytes_of(arrays, format));
   auto packed = std::make_shared<const cpu::Packed>(
       *form,
-      count,
+      static_cast<int>(count_of(w)),
       cpu::QuantizedOperands{codes.as<uint32_t>(), s.data(), b.data()},
-      begin + offset);
-  auto stand_in = [&](const mx::array& a) {
+      memory.data<uint8_t>() + offset);
+  auto stand_in = [&, &memory = memory, offset = offset](const mx::array& a) {
     mx::array view = bridge::view(memory, offset, a.shape(), a.dtype());
     view.set_status(mx::array::Status::available);
     return view;

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "csrc/cpu/packed.h"
+#include "csrc/mlx/facts/packed_memory.h"
 #include "csrc/mlx/options.h"
 #include "mlx/array.h"
 
@@ -25,10 +26,15 @@ struct Stored {
   std::shared_ptr<const cpu::Packed> packed;
 };
 
+// Returns the bytes of a matrix in the packed layout; 0 if the backend has no
+// other layout for it. Evaluates nothing.
+size_t bytes_of(const ops::QuantizedArrays& arrays, const QuantFormat& format);
+
 // Packs a matrix and evaluates its arrays for this. nullptr if the backend has
 // no other layout for it.
 std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
-                                    const QuantFormat& format);
+                                    const QuantFormat& format,
+                                    PackedMemory& memory);
 
 // The packed matrix of a stand-in for w; nullptr for any other array.
 std::shared_ptr<const cpu::Packed> find(const mx::array& w);

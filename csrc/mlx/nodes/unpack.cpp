@@ -110,15 +110,27 @@ std::vector<mx::Shape> UnpackRows::output_shapes(
 
 namespace repack {
 
+size_t packed_bytes(const mx::array& w,
+                    const mx::array& scales,
+                    const std::optional<mx::array>& biases,
+                    int bits,
+                    int group_size,
+                    const std::string& mode) {
+  ops::QuantArgs args{group_size, bits, mode};
+  return args.is_ours() ? bytes_of({w, scales, biases}, args.format()) : 0;
+}
+
 std::optional<Replacement> pack(const mx::array& w,
                                 const mx::array& scales,
                                 const std::optional<mx::array>& biases,
                                 int bits,
                                 int group_size,
-                                const std::string& mode) {
+                                const std::string& mode,
+                                PackedMemory& memory) {
   ops::QuantArgs args{group_size, bits, mode};
-  auto matrix =
-      args.is_ours() ? store({w, scales, biases}, args.format()) : nullptr;
+  auto matrix = args.is_ours()
+                    ? store({w, scales, biases}, args.format(), memory)
+                    : nullptr;
   if (!matrix) {
     return std::nullopt;
   }
@@ -153,6 +165,17 @@ std::optional<mx::array> rows_of(const mx::array& a,
     return mx::zeros(shape, a.dtype(), stream);
   }
   return mx::array(std::move(shape), a.dtype(), std::move(node), {index});
+}
+
+ops::QuantizedArrays own_arrays(const ops::QuantizedArrays& q) {
+  auto own = [](const mx::array& a) {
+    auto part = part_of(a);
+    return part ? lazy(part->stored, part->part) : a;
+  };
+  return {own(q.w),
+          own(q.scales),
+          q.biases ? std::optional(own(*q.biases)) : std::nullopt,
+          q.global_scale};
 }
 
 std::vector<mx::array> unpacked(std::vector<mx::array> inputs, int first) {

@@ -57,6 +57,11 @@ class UnpackRows : public mx::Primitive {
 
 namespace repack {
 
+// A matrix with lazy arrays of its own in the place of those that pack() made.
+// A graph must not hold these: another thread may evaluate them meanwhile, and
+// MLX does not let two threads evaluate one array.
+ops::QuantizedArrays own_arrays(const ops::QuantizedArrays& q);
+
 // The inputs of a node with lazy arrays in the place of the stand-ins of the
 // matrix at inputs[first], if it has stand-ins.
 std::vector<mx::array> unpacked(std::vector<mx::array> inputs, int first);

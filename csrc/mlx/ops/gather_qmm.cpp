@@ -5,6 +5,7 @@
 #include "csrc/core/error.h"
 #include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/nodes/group_gradient.h"
+#include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
 #include "csrc/mlx/ops/steps.h"
 #include "csrc/mlx/ops/validate.h"
@@ -109,7 +110,8 @@ mx::array gather_qmm(const mx::array& x,
                             .gathered = true,
                             .options = &options});
   if (!request) {
-    return computable(by_mlx(x, matrix), x, matrix.w, stream);
+    return computable(
+        by_mlx(x, repack::own_arrays(matrix)), x, matrix.w, stream);
   }
   auto& [format, dtype, inputs] = *request;
   auto [lhs, rhs] = normalise(kOp, indices, x, matrix.w, stream);

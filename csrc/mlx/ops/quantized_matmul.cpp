@@ -67,7 +67,8 @@ mx::array quantized_matmul(const mx::array& x,
                             .transpose = transpose,
                             .options = &options});
   if (!request) {
-    mx::array y = computable(by_mlx(x, matrix), x, matrix.w, stream);
+    mx::array y =
+        computable(by_mlx(x, repack::own_arrays(matrix)), x, matrix.w, stream);
     check_addends(kOp, addends, y.shape());
     return add(y, addends, stream);
   }

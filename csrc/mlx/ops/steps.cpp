@@ -84,9 +84,10 @@ void append(std::vector<mx::array>& inputs,
                                     : stored->scales);
     return;
   }
-  inputs.push_back(q.w);
-  inputs.push_back(mx::astype(q.scales, scale_dtype, stream));
-  inputs.push_back(mx::astype(q.biases_input(), scale_dtype, stream));
+  QuantizedArrays own = repack::own_arrays(q);
+  inputs.push_back(own.w);
+  inputs.push_back(mx::astype(own.scales, scale_dtype, stream));
+  inputs.push_back(mx::astype(own.biases_input(), scale_dtype, stream));
 }
 
 // The type of a product: that of x, or a promoted one if x has integers.

@@ -48,11 +48,12 @@ class Repacked:
         layers = [m for m in found.values() if not any(map(is_packed, _arrays(m)))]
         shared = _shared(layers)
         done: dict[tuple[int, ...], tuple[Matrix, int]] = {}
+        memory = _memory(layers)
         for number, layer in enumerate(layers):
             progress("repack weights", number, len(layers))
             key = _identity(layer)
             packed = done.get(key) or pack(
-                *_arrays(layer), layer.bits, layer.group_size, _mode(layer)
+                *_arrays(layer), layer.bits, layer.group_size, _mode(layer), memory
             )
             if packed is None:
                 continue
@@ -91,14 +92,20 @@ def pack(
     bits: int,
     group_size: int,
     mode: str = "affine",
+    memory: Any = None,
 ) -> tuple[Matrix, int] | None:
     """Return lazy arrays that replace a matrix, and the bytes of the packed weights.
 
-    None if the backend has no other order for it.
+    None if the backend has no other order for it. The bytes come from the extension's
+    `memory`, or are allocated.
     """
     ext = _native.ext
-    packed = ext and ext.pack(w, scales, biases, bits, group_size, mode)
-    if ext is None or packed is None:
+    if ext is None:
+        return None
+    form = (bits, group_size, mode)
+    memory = memory or ext.PackedMemory(ext.packed_bytes(w, scales, biases, *form))
+    packed = ext.pack(w, scales, biases, *form, memory)
+    if packed is None:
         return None
     lazy_w, lazy_scales, lazy_biases, nbytes = packed
     if lazy_biases is not None or biases is None:
@@ -120,6 +127,19 @@ def is_packed(array: Any) -> bool:
 
 def _arrays(layer: Any) -> Matrix:
     return layer["weight"], layer["scales"], layer.get("biases")
+
+
+def _memory(layers: list[Any]) -> Any:
+    """Return memory for the packed weights of layers that may share arrays."""
+    if _native.ext is None:
+        return None
+    sizes = {
+        _identity(m): _native.ext.packed_bytes(
+            *_arrays(m), m.bits, m.group_size, _mode(m)
+        )
+        for m in layers
+    }
+    return _native.ext.PackedMemory(sum(sizes.values()))
 
 
 def _mode(layer: Any) -> str:

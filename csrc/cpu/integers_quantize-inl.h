@@ -1,6 +1,6 @@
 // Activations as integers of 8 or 16 bits, in the order in which they meet the
-// parts of a word of codes. `A` is their type, here and in the files that
-// include this one.
+// parts of a word of codes. `A` is their form (IntegerForm), here and in the
+// files that include this one.
 #pragma once
 
 #include "csrc/cpu/dispatch-inl.h"
@@ -18,11 +18,11 @@ constexpr int panel_bits(int bits) {
 // The parts of a word: part number p is the word shifted by p * bits, whose
 // bytes (or halves, for activations of 16 bits) are the codes p, p + parts, ...
 template <class A, int kBits>
-constexpr int kParts = 8 * sizeof(A) / panel_bits(kBits);
+constexpr int kParts = 8 * sizeof(Code<A>) / panel_bits(kBits);
 
 // Activations that meet a part of a word in one lane.
 template <class A>
-constexpr int kPartCodes = 4 / sizeof(A);
+constexpr int kPartCodes = 4 / sizeof(Code<A>);
 
 // Returns the place of activation k in a run of 32 / panel_bits.
 template <class A>
@@ -40,17 +40,17 @@ inline uint64_t evens_first(uint64_t run) {
 }
 
 template <class V, class A, int kBits>
-void reorder_activations(A* codes, int count) {
+void reorder_activations(Code<A>* codes, int count) {
   constexpr int kCount = kParts<A, kBits>;
   constexpr int kRun = kPartCodes<A> * kCount;
   for (int i = 0; kCount > 1 && i < count; i += kRun) {
-    if constexpr (sizeof(A) == 1 && kCount == 2) {
+    if constexpr (sizeof(Code<A>) == 1 && kCount == 2) {
       uint64_t run;
       __builtin_memcpy(&run, codes + i, kRun);
       run = evens_first(run);
       __builtin_memcpy(codes + i, &run, kRun);
     } else {
-      A run[kRun];
+      Code<A> run[kRun];
 #pragma GCC unroll 16
       for (int k = 0; k < kRun; ++k) {
         run[activation_place<A>(k, kCount)] = codes[i + k];
@@ -63,10 +63,10 @@ void reorder_activations(A* codes, int count) {
 // codes[0:count] = the activations of a group over scale, rounded to integers.
 // Returns scale = max|x| / the largest integer, at least 2^-126.
 template <class V, class A>
-float quantize_group(const float* x, int count, A* codes) {
+float quantize_group(const float* x, int count, Code<A>* codes) {
   typename V::I best = V::int_zero();
-  for (int k = 0; k < count; k += V::kLanes) {
-    best = V::max_magnitude(best, V::load(x + k));
+  for (int i = 0; i < count; i += V::kLanes) {
+    best = V::max_magnitude(best, V::load(x + i));
   }
   int32_t lanes[V::kLanes], most = 0;
   V::int_store(lanes, best);
@@ -76,27 +76,33 @@ float quantize_group(const float* x, int count, A* codes) {
   // The inverse of a smaller scale would overflow. Infinities and NaN reach the
   // scale.
   constexpr float kLeast = 0x1p-126f;
-  constexpr float kLargest = sizeof(A) == 1 ? 127 : 32767;
+  // 32639 = 256 * 127 + 127: both bytes of a pair have a sign.
+  constexpr float kLargest = sizeof(A) == 1 && kPlanes<A> == 1 ? 127 : 32639;
   float scale = magnitude / kLargest;
   if (scale < kLeast) scale = kLeast;
   typename V::F factor = V::set1(1.0f / scale);
   for (int k = 0; k < count; k += V::kLanes) {
-    V::round_to_integers(V::mul(V::load(x + k), factor), codes + k);
+    typename V::F value = V::mul(V::load(x + k), factor);
+    if constexpr (kPlanes<A> == 2) {
+      V::round_to_pairs(value, codes + k, codes + kRunCodes + k);
+    } else {
+      V::round_to_integers(value, codes + k);
+    }
   }
   return scale;
 }
 
-// Returns the sum of a group's codes.
+// Returns the sum of a group's codes, of one plane.
 template <class V, class A>
-int sum_of_codes(const A* codes, int count) {
-  constexpr A kOnes[] = {1, 1, 1, 1};
+int sum_of_codes(const Code<A>* codes, int count) {
+  constexpr Code<A> kOnes[] = {1, 1, 1, 1};
   constexpr int kEach = kPartCodes<A>;
   typename V::I sums = V::int_zero(), ones = V::broadcast4(kOnes);
   for (int k = 0; k < count; k += kEach * V::kLanes) {
     typename V::I next =
         V::load_words(reinterpret_cast<const uint8_t*>(codes + k),
                       smaller(count - k, kEach * V::kLanes) / kEach);
-    if constexpr (sizeof(A) == 1) {
+    if constexpr (sizeof(Code<A>) == 1) {
       sums = V::template dot4<4>(sums, ones, next);
     } else {
       sums = V::dot2(sums, ones, next);
@@ -122,26 +128,34 @@ void quantize_rows(Dtype dtype,
   const uint8_t* p = static_cast<const uint8_t*>(x);
   int groups = K / count;
   for (int r = 0; r < rows; ++r) {
-    A* codes = out.at<A>(K, r);
-    float* scales = out.scales + static_cast<size_t>(r) * groups;
-    float* sums = out.sums + static_cast<size_t>(r) * groups;
     with_dtype(dtype, [&](auto d) {
       for (int g = 0; g < groups; ++g, p += static_cast<size_t>(count) * size) {
         to_floats<V, decltype(d)::value>(p, count, group);
-        scales[g] = quantize_group<V, A>(group, count, codes + g * count);
+        out.scales[out.group(r, g)] =
+            quantize_group<V, A>(group, count, out.at<A>(r, g * count));
       }
     });
     with_codes(format, [&](auto form) {
       using Q = decltype(form);
-      reorder_activations<V, A, Q::kBits>(codes, K);
+      for (int k = 0; k < K; k += kRunCodes) {
+        for (int plane = 0; plane < kPlanes<A>; ++plane) {
+          reorder_activations<V, A, Q::kBits>(
+              out.at<A>(r, k) + plane * kRunCodes, smaller(K - k, kRunCodes));
+        }
+      }
       for (int g = 0; g < groups; ++g) {
-        int sum = sum_of_codes<V, A>(codes + g * count, count);
+        const Code<A>* codes = out.at<A>(r, g * count);
+        int sum = sum_of_codes<V, A>(codes, count);
+        if constexpr (kPlanes<A> == 2) {
+          sum = 256 * sum + sum_of_codes<V, A>(codes + kRunCodes, count);
+        }
+        size_t at = out.group(r, g);
         if constexpr (Q::kBiased) {
-          sums[g] = scales[g] * static_cast<float>(sum);
+          out.sums[at] = out.scales[at] * static_cast<float>(sum);
         } else if constexpr (Q::kIntegers) {
           int offset = -Q::kByteOffset * sum;
-          __builtin_memcpy(sums + g, &offset, sizeof(offset));
-          scales[g] *= Q::kByteUnit;
+          __builtin_memcpy(out.sums + at, &offset, sizeof(offset));
+          out.scales[at] *= Q::kByteUnit;
         }
       }
     });

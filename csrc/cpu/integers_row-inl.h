@@ -1,13 +1,13 @@
-// x @ w_hat^T for one row of 8-bit activations, without a panel.
+// x @ w_hat^T for one row of integer activations, without a panel.
 //
 // Lanes run over k. A strip has as many weight rows as there are lanes. Each
 // row gives a vector of partial sums, and these are folded until a lane holds
 // a row's sum over one group. Sums inside a group are integers, and groups are
-// added as in int8-inl.h, so results have the same bits.
+// added as in integers-inl.h, so results have the same bits.
 #pragma once
 
-#include "csrc/cpu/int8_dots-inl.h"
-#include "csrc/cpu/int8_params-inl.h"
+#include "csrc/cpu/integers_dots-inl.h"
+#include "csrc/cpu/integers_params-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -50,11 +50,11 @@ template <class V, int kRows, int kSpan, typename Partial>
   }
 }
 
-// out = codes [K] in the order of a row's vectors. Part p of a vector has the
-// activations that meet code number p of its bytes. Vectors are whole; values
-// beyond K are undefined.
+// out = a plane of the first row of x in the order of a row's vectors. Part p
+// of a vector has the activations that meet code number p of its bytes. Vectors
+// are whole; values beyond K are undefined.
 template <class V, class A, int kBits>
-void to_vector_order(const A* codes, int K, A* out) {
+void to_vector_order(const QuantizedRows& x, int plane, int K, Code<A>* out) {
   constexpr int kCount = kParts<A, kBits>;
   constexpr int kEach = kPartCodes<A>;
   constexpr int kCodes = kVectorCodes<V, kBits>;
@@ -62,16 +62,17 @@ void to_vector_order(const A* codes, int K, A* out) {
     int words = smaller(K - k, kCodes) / (kEach * kCount);
     for (int d = 0; d < words; ++d) {
       for (int p = 0; p < kCount; ++p) {
-        __builtin_memcpy(out + k + kEach * (p * V::kLanes + d),
-                         codes + k + kEach * (d * kCount + p),
-                         4);
+        __builtin_memcpy(
+            out + k + kEach * (p * V::kLanes + d),
+            x.at<A>(0, k + kEach * (d * kCount + p)) + plane * kRunCodes,
+            4);
       }
     }
   }
 }
 
-// Returns sum + the products of the codes in `bytes` and activations in vector
-// order.
+// Returns sum + the products of the codes in `bytes` and one plane of
+// activations in vector order.
 template <class V, class Q, class A, int kPart = 0>
 [[gnu::always_inline]] inline typename V::I add_vector(
     typename V::I bytes,
@@ -93,9 +94,9 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
                         const StripParams<V, Q, V::kLanes>& params,
                         Range columns,
                         ptrdiff_t ahead,
-                        const A* x,
-                        const float* x_scales,
-                        const float* x_sums,
+                        const Code<A>* x,
+                        size_t plane_stride,
+                        const QuantizedRows& row,
                         typename V::F sum) {
   constexpr int kBits = Q::kBits;
   constexpr int kCodes = kVectorCodes<V, kBits>;
@@ -103,34 +104,44 @@ typename V::F add_strip(const uint8_t* const (&rows)[V::kLanes],
   constexpr int kVectors = kGroup >= kCodes ? kGroup / kCodes : 1;
   int groups = (columns.end - columns.begin) / kGroup;
   for (int g = 0, k = columns.begin; g < groups;) {
-    typename V::I a[kVectors][kParts<A, kBits>];
+    typename V::I a[kPlanes<A>][kVectors][kParts<A, kBits>];
+#pragma GCC unroll 2
+    for (int plane = 0; plane < kPlanes<A>; ++plane) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
-      for (int p = 0; p < kParts<A, kBits>; ++p) {
-        a[v][p] = V::int_load(reinterpret_cast<const int32_t*>(
-            x + k + v * kCodes + kPartCodes<A> * p * V::kLanes));
+        for (int p = 0; p < kParts<A, kBits>; ++p) {
+          a[plane][v][p] = V::int_load(reinterpret_cast<const int32_t*>(
+              x + plane * plane_stride + k + v * kCodes +
+              kPartCodes<A> * p * V::kLanes));
+        }
       }
     }
     int words = smaller(columns.end - k, kCodes) * kBits / 32;
     size_t at = bytes_of(k, kBits);
     auto partial = [&](int row) __attribute__((always_inline)) {
-      typename V::I dots = V::int_zero();
+      typename V::I dots[kPlanes<A>];
+      for (auto& plane : dots) plane = V::int_zero();
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* p = rows[row] + at + v * 4 * V::kLanes;
         __builtin_prefetch(p + ahead);
-        dots = add_vector<V, Q, A>(V::load_words(p, words), a[v], dots);
+        typename V::I bytes = V::load_words(p, words);
+#pragma GCC unroll 2
+        for (int plane = 0; plane < kPlanes<A>; ++plane) {
+          dots[plane] = add_vector<V, Q, A>(bytes, a[plane][v], dots[plane]);
+        }
       }
-      return dots;
+      return join<V, A>(dots[0], dots[kPlanes<A> - 1]);
     };
     auto folded = fold<V, V::kLanes, kSpan>(partial, 0);
     for (int s = 0; s < folded.kCount && g < groups; ++s, ++g) {
+      size_t at = row.group(0, columns.begin / kGroup + g);
       sum = add_group<V, Q>(folded.sums[s],
                             V::load(params.scale[g]),
                             params.biases(g, 0),
-                            V::set1(x_scales[g]),
-                            x_sums + g,
+                            V::set1(row.scales[at]),
+                            row.sums + at,
                             sum);
     }
     k += kVectors * kCodes;
@@ -147,8 +158,13 @@ void multiply_row(const Weights& w,
                   void* y,
                   float* scratch) {
   constexpr int kBits = Q::kBits;
-  A* codes = reinterpret_cast<A*>(scratch);
-  to_vector_order<V, A, kBits>(x.at<A>(w.K), w.K, codes);
+  auto codes = reinterpret_cast<Code<A>*>(scratch);
+  // Vectors are whole.
+  size_t plane_stride =
+      (w.K + kVectorCodes<V, kBits> - 1) & -size_t{kVectorCodes<V, kBits>};
+  for (int plane = 0; plane < kPlanes<A>; ++plane) {
+    to_vector_order<V, A, kBits>(x, plane, w.K, codes + plane * plane_stride);
+  }
   size_t stride = bytes_of(w.K, kBits);
   int size = dtype == Dtype::kFloat32 ? 4 : 2;
   for (int n = rows.begin; n < rows.end; n += V::kLanes) {
@@ -165,8 +181,8 @@ void multiply_row(const Weights& w,
                                        columns,
                                        V::kLanes * stride,
                                        codes,
-                                       x.scales + k / kGroup,
-                                       x.sums + k / kGroup,
+                                       plane_stride,
+                                       x,
                                        sum);
     }
     alignas(64) float out[V::kLanes];

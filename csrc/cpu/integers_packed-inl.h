@@ -1,10 +1,10 @@
-// x @ w_hat^T with activations rounded to 8 bits, weights in the layout of
-// packed-inl.h. The computation is that of int8-inl.h with a panel, but nothing
-// has to be transposed.
+// x @ w_hat^T with activations rounded to integers, weights in the layout of
+// packed-inl.h. The computation is that of integers-inl.h with a panel, but
+// nothing has to be transposed.
 #pragma once
 
-#include "csrc/cpu/int8_dots-inl.h"
-#include "csrc/cpu/int8_params-inl.h"
+#include "csrc/cpu/integers_dots-inl.h"
+#include "csrc/cpu/integers_params-inl.h"
 #include "csrc/cpu/packed-inl.h"
 
 namespace nibble::cpu {
@@ -16,18 +16,15 @@ void packed_int_tile(const PackedBlock& block,
                      const Weights& w,
                      const QuantizedRows& x,
                      int m,
-                     Pass pass,
+                     Pass<V> pass,
                      float* sums) {
   constexpr int kBits = Q::kBits;
   constexpr int kRows = kStrips * V::kLanes;
   // A sum of one word has to wait for the sum of the word before. If there are
   // few sums, every other word has its own.
-  constexpr int kChains = kStrips * kM <= 4 ? 2 : 1;
-  int group_size = w.format.group_size, groups = w.K / group_size;
+  constexpr int kChains = kStrips * kM * kPlanes<A> <= 4 ? 2 : 1;
+  int group_size = w.format.group_size;
   int words = group_size * kBits / 32;
-  const A* codes = x.at<A>(w.K, m, block.first * group_size);
-  size_t first = static_cast<size_t>(m) * groups + block.first;
-  const float *x_scales = x.scales + first, *x_sums = x.sums + first;
   typename V::F sum[kStrips][kM];
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {
@@ -38,16 +35,11 @@ void packed_int_tile(const PackedBlock& block,
   }
   const uint8_t* p = block.begin;
   for (int g = 0; g < block.groups; ++g) {
-    typename V::I dots[kChains][kStrips][kM];
+    DotSums<V, A, kStrips, kM> dots[kChains];
 #pragma GCC unroll 2
-    for (auto& chain : dots) {
-#pragma GCC unroll 4
-      for (auto& strip : chain) {
-#pragma GCC unroll 8
-        for (auto& dot : strip) dot = V::int_zero();
-      }
-    }
+    for (auto& chain : dots) clear<V, A, kStrips, kM>(chain);
     const uint8_t* ahead = pass.ahead(block, g, p);
+    const Code<A>* codes = x.at<A>(m, (block.first + g) * group_size);
     for (int d = 0; d < words; d += kChains) {
 #pragma GCC unroll 2
       for (int chain = 0; chain < kChains; ++chain) {
@@ -59,28 +51,31 @@ void packed_int_tile(const PackedBlock& block,
           __builtin_prefetch(ahead + at);
         }
         add_part<V, Q, A, 0>(
-            word, codes + 32 / kBits * (d + chain), w.K, dots[chain]);
+            word, codes + 32 / kBits * (d + chain), dots[chain]);
       }
     }
+    size_t at = x.group(m, block.first + g);
 #pragma GCC unroll 4
     for (int s = 0; s < kStrips; ++s) {
-      size_t at = s * block.strip_bytes + 4 * V::kLanes * words;
-      PackedParams<V, Q> params(p + at, w.format, w.scale_dtype);
-      __builtin_prefetch(ahead + at);
+      size_t byte = s * block.strip_bytes + 4 * V::kLanes * words;
+      PackedParams<V, Q> params(p + byte, w.format, w.scale_dtype);
+      __builtin_prefetch(ahead + byte);
 #pragma GCC unroll 8
       for (int i = 0; i < kM; ++i) {
-        typename V::I dot = dots[0][s][i];
-        if constexpr (kChains == 2) dot = V::int_add(dot, dots[1][s][i]);
+        auto of = [&](int plane) __attribute__((always_inline)) {
+          typename V::I dot = dots[0][plane][s][i];
+          return kChains == 2 ? V::int_add(dot, dots[1][plane][s][i]) : dot;
+        };
+        typename V::I dot = join<V, A>(of(0), of(kPlanes<A> - 1));
         sum[s][i] = add_group<V, Q>(dot,
                                     params.scale,
                                     params.bias,
-                                    V::set1(x_scales[i * groups + g]),
-                                    x_sums + i * groups + g,
+                                    V::set1(x.scales[at + i]),
+                                    x.sums + at + i,
                                     sum[s][i]);
       }
     }
     p += block.group_bytes;
-    codes += group_size;
   }
 #pragma GCC unroll 4
   for (int s = 0; s < kStrips; ++s) {
@@ -112,16 +107,17 @@ void multiply_packed_integers(const Weights& w,
         sums,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
-          by_tiles<V::kIntTileRows>(M, [&](auto tile_rows, int m, Pass pass) {
-            packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
-                block, w, x, m, pass, out + m * kCount * V::kLanes);
-          });
+          by_tiles<V, V::kIntTileRows>(
+              M, [&](auto tile_rows, int m, Pass<V> pass) {
+                packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
+                    block, w, x, m, pass, out + m * kCount * V::kLanes);
+              });
         });
   };
   with_integers(w.format, [&](auto codes) {
     if constexpr (lie_in_bytes(decltype(codes)::kBits)) {
-      // One row is read at the speed of memory, best as one stream.
-      M == 1 ? with_strips(Int<1>{}, codes)
+      // One row is read at the speed of memory.
+      M == 1 ? with_strips(Int<V::kRowStreams>{}, codes)
              : with_strips(Int<V::kStrips>{}, codes);
     }
   });

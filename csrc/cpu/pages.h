@@ -1,0 +1,18 @@
+// The pages that memory lies in.
+#pragma once
+
+#include <cstddef>
+
+namespace nibble::cpu {
+
+// Asks the system for large pages in a range that is not written yet. Virtual
+// machines look addresses up twice, so small pages can cost more than the
+// memory itself: two cores of an Intel Xeon in one read 9 GB/s from pages of
+// 4 KB and 36 GB/s from pages of 2 MB. Linux only.
+void want_large_pages(void* begin, size_t bytes);
+
+// Gives whole pages of a range back to the system. Nobody may read it again
+// before it is written. Linux only.
+void discard(void* begin, size_t bytes);
+
+}  // namespace nibble::cpu
