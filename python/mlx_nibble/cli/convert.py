@@ -116,7 +116,7 @@ def _is_packed(source: str) -> bool:
 def _rewrite(args: argparse.Namespace, source: str, folder: str) -> Path:
     from mlx_nibble.conversion.rewrite import rewrite
 
-    if not is_gguf(source) and not _is_packed(source):
+    if not Path(source).is_file() and not _is_packed(source):
         require_model("convert", "SOURCE", source)
     mode = args.q_mode if args.quantize else None
     trust = bool(args.trust_remote_code)
@@ -131,6 +131,8 @@ def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> Path:
     from mlx_nibble.conversion.card import write_card
     from mlx_nibble.conversion.gguf_import import import_gguf
 
+    if not Path(source).is_file():
+        require_model("convert", "SOURCE", source)
     with byte_progress() as progress:
         report = import_gguf(source, folder, args.dtype, progress, args.keep or KEEP[0])
     write_card(report.path, report.path.name)
@@ -157,9 +159,13 @@ def _import_packed(
 
     if not _is_packed(source):
         require_model("convert", "SOURCE", source)
+        here = Path(source).is_dir()
+        found = "is no GGUF file, and no folder of" if here else "is not here as a"
+        tools = ", ".join(IMPORTED.values())
+        what = tools if here else f"GGUF file or as a folder of {tools}"
         parser.error(
-            f"{source} is no GGUF file, and no folder of {', '.join(IMPORTED.values())}"
-            ": say -q to quantize it, or --dtype to store it in another type"
+            f"{source} {found} {what}: say -q to quantize it, or --dtype to store it "
+            "in another type"
         )
     with step_progress() as progress:
         trust = bool(args.trust_remote_code)
@@ -205,7 +211,7 @@ def _quantize(
         symmetric=bool(args.symmetric),
         dtype=args.dtype,
     )
-    if not is_gguf(source) and not _is_packed(source):
+    if not Path(source).is_file() and not _is_packed(source):
         require_model("convert", "SOURCE", source)
     if check_text and args.calibration != OWN_TEXT:
         read_text(args.calibration)

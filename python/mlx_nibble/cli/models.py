@@ -15,6 +15,7 @@ from mlx_nibble.io.packing import require_readable
 from mlx_nibble.io.stranger import local_path
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILES = (".gguf", ".safetensors")
 
 
 def require_model(command: str, what: str, path: str) -> None:
@@ -57,8 +58,12 @@ def require_model(command: str, what: str, path: str) -> None:
 
 
 def is_hub_name(text: str) -> bool:
-    """Return whether a text can be the name of a repository of the Hub."""
-    return not text.startswith(".") and _HUB_NAME.fullmatch(text) is not None
+    """Return whether a text can be the name of a repository of the Hub.
+
+    A name that ends like a file's is taken for a file, which then has to be here.
+    """
+    is_file = text.startswith(".") or text.lower().endswith(_FILES)
+    return not is_file and _HUB_NAME.fullmatch(text) is not None
 
 
 def gguf_imported(path: str) -> str | None:
