@@ -11,6 +11,7 @@
 #include "csrc/mlx/graph.h"
 #include "csrc/mlx/nodes/attention.h"
 #include "csrc/mlx/nodes/step.h"
+#include "mlx/ops.h"
 
 namespace nibble::record {
 namespace {
@@ -66,11 +67,11 @@ class Recorder {
       if (a.size() != 1 || !a.is_available()) {
         return std::nullopt;
       }
-      tape_.constants.push_back(a);
-      return known_[a.id()] = {Kind::kConstant, tape_.constants.size() - 1};
+      return constant(a, a);
     }
     bool recordable = a.status() == mx::array::Status::unscheduled &&
-                      !a.is_tracer() && !a.inputs().empty() &&
+                      !a.is_tracer() &&
+                      (!a.inputs().empty() || graph::is_pending(a, "Arange")) &&
                       a.primitive().stream() == tape_.stream;
     if (!recordable) {
       return std::nullopt;
@@ -91,6 +92,12 @@ class Recorder {
       }
       node.inputs.push_back(*input);
     }
+    auto is_constant = [](const Input& i) { return i.kind == Kind::kConstant; };
+    if (a.siblings().empty() && std::ranges::all_of(node.inputs, is_constant)) {
+      mx::array value = mx::contiguous(a, false, tape_.stream);
+      value.eval();
+      return constant(a, value);
+    }
     node.first_result = tape_.results.size();
     for (const mx::array& output : a.outputs()) {
       known_[output.id()] = {Kind::kResult, tape_.results.size()};
@@ -99,6 +106,11 @@ class Recorder {
     }
     tape_.nodes.push_back(std::move(node));
     return known_[a.id()];
+  }
+
+  Input constant(const mx::array& a, const mx::array& value) {
+    tape_.constants.push_back(value);
+    return known_[a.id()] = {Kind::kConstant, tape_.constants.size() - 1};
   }
 
   // The array of the cache that an input of attention is, once the new token
