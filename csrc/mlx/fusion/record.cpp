@@ -62,6 +62,9 @@ class Recorder {
     if (found != known_.end()) {
       return found->second;
     }
+    if (auto rows = seen_rows(a)) {
+      return rows;
+    }
     if (graph::is_constant(a)) {
       // Larger arrays might depend on the number of keys.
       if (a.size() != 1 || !a.is_available()) {
@@ -77,7 +80,10 @@ class Recorder {
       return std::nullopt;
     }
     Tape::Node node;
-    node.primitive = a.primitive_ptr();
+    node.primitive =
+        graph::is_pending(a, "Broadcast")
+            ? std::make_shared<BroadcastView>(tape_.stream)
+            : a.primitive_ptr();
     bool attends =
         std::string_view(node.primitive->name()) == AttentionPrimitive::kName;
     for (size_t i = 0; i < a.inputs().size(); ++i) {
@@ -93,7 +99,9 @@ class Recorder {
       node.inputs.push_back(*input);
     }
     auto is_constant = [](const Input& i) { return i.kind == Kind::kConstant; };
-    if (a.siblings().empty() && std::ranges::all_of(node.inputs, is_constant)) {
+    bool grows = std::ranges::count(a.shape(), run_.keys) > 0;
+    if (!grows && a.siblings().empty() &&
+        std::ranges::all_of(node.inputs, is_constant)) {
       mx::array value = mx::contiguous(a, false, tape_.stream);
       value.eval();
       return constant(a, value);
@@ -101,7 +109,9 @@ class Recorder {
     node.first_result = tape_.results.size();
     for (const mx::array& output : a.outputs()) {
       known_[output.id()] = {Kind::kResult, tape_.results.size()};
-      tape_.results.push_back({output.shape(), output.dtype()});
+      mx::Shape shape = output.shape();
+      std::ranges::replace(shape, run_.keys, Tape::kKeys);
+      tape_.results.push_back({std::move(shape), output.dtype()});
       ++node.result_count;
     }
     tape_.nodes.push_back(std::move(node));
@@ -150,6 +160,24 @@ class Recorder {
     tape_.nodes.push_back(std::move(node));
     wrote_.insert(made.index);
     return made;
+  }
+
+  // The rows of an array of the cache that the token sees, as nodes beside
+  // attention read them.
+  std::optional<Input> seen_rows(const mx::array& a) {
+    if (!graph::is_pending(a, "Slice")) {
+      return std::nullopt;
+    }
+    auto [start, end, steps] =
+        static_cast<const mx::Slice&>(a.primitive()).state();
+    const mx::array& whole = a.inputs()[0];
+    mx::Shape shape = whole.shape();
+    bool all = shape.size() == 4 && start == mx::Shape(4, 0) &&
+               steps == mx::Shape(4, 1);
+    if (all) {
+      shape[2] = run_.keys;
+    }
+    return all && end == shape ? cache(whole) : std::nullopt;
   }
 
   // Attention over all keys that it is given; nullptr unless it reads those

@@ -137,10 +137,12 @@ class Step::Evaluation {
       : step_(step), tape_(*step.bound_->tape), in_(inputs), out_(outputs) {
     results_->reserve(tape_.results.size());
     for (size_t i = 0; i < tape_.results.size(); ++i) {
-      const Tape::Type& type = tape_.results[i];
-      results_->push_back(i == tape_.output
-                              ? outputs[0]
-                              : mx::array(type.shape, type.dtype, nullptr, {}));
+      auto [shape, dtype] = tape_.results[i];
+      std::ranges::replace(shape, Tape::kKeys, step.place_.keys);
+      results_->push_back(
+          i == tape_.output
+              ? outputs[0]
+              : mx::array(std::move(shape), dtype, nullptr, {}));
     }
   }
 
@@ -264,6 +266,28 @@ void Hole::eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
 
 void Hole::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   fail(name(), "a value that is not known while a block is recorded");
+}
+
+void BroadcastView::eval_cpu(const std::vector<mx::array>& inputs,
+                             std::vector<mx::array>& outputs) {
+  const mx::array& in = inputs[0];
+  mx::array& out = outputs[0];
+  mx::Strides strides(out.ndim(), 0);
+  for (int d = 1; d <= static_cast<int>(in.ndim()); ++d) {
+    if (in.shape(-d) == out.shape(-d)) {
+      strides[strides.size() - d] = in.strides(-d);
+    }
+  }
+  auto flags = in.flags();
+  if (out.size() > in.size()) {
+    flags.row_contiguous = flags.col_contiguous = false;
+  }
+  out.copy_shared_buffer(in, strides, flags, in.data_size());
+}
+
+void BroadcastView::eval_gpu(const std::vector<mx::array>&,
+                             std::vector<mx::array>&) {
+  fail(name(), "a graph built for the CPU must be run on it");
 }
 
 }  // namespace nibble

@@ -39,6 +39,8 @@ struct Tape {
     size_t first_result = 0, result_count = 0;
     size_t cache = 0;
   };
+  // In a shape: the number of keys that the token sees.
+  static constexpr int kKeys = -1;
   struct Type {
     mx::Shape shape;
     mx::Dtype dtype;
@@ -109,6 +111,20 @@ class Hole : public mx::Primitive {
                 std::vector<mx::array>& outputs) override;
   static constexpr const char* kName = "NibbleHole";
   const char* name() const override { return kName; }
+};
+
+// A broadcast to the shape of the output, in the memory of the input. MLX's
+// keeps the shape, which may depend on the number of keys.
+class BroadcastView : public mx::Primitive {
+ public:
+  using Primitive::Primitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  const char* name() const override { return "NibbleBroadcast"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
 };
 
 }  // namespace nibble

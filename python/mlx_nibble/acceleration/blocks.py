@@ -24,14 +24,27 @@ import mlx.nn as nn
 
 from mlx_nibble import _native
 from mlx_nibble.acceleration.probe import Probe
-from mlx_nibble.acceleration.reach import Member, Reach, Untrusted, check_values
+from mlx_nibble.acceleration.reach import (
+    Member,
+    Reach,
+    Untrusted,
+    check_values,
+    is_of,
+)
 from mlx_nibble.acceleration.rebind import Rebinding, derived, original
 from mlx_nibble.acceleration.report import Routed
 
 ATTENTION = "scaled_dot_product_attention"
 
 # Code outside of these packages may do more than compute.
-_TRUSTED = ("mlx.nn.", "mlx.utils.", "mlx_lm.", "mlx_nibble.nn.", "mlx_nibble.fast.")
+_TRUSTED = (
+    "mlx.nn.",
+    "mlx.utils.",
+    "mlx_lm.",
+    "mlx_nibble.nn.",
+    "mlx_nibble.fast.",
+    "mlx_nibble.acceleration.stand_ins.",
+)
 _TRUSTED_CACHES = ("mlx.utils.", "mlx_lm.", "mlx_nibble.lm.")
 # Caches of mlx-lm that hold keys and values of one place in the model.
 _CACHES = (
@@ -43,7 +56,8 @@ _CACHES = (
 )
 # Rooms of a cache that a block is recorded with, and the tokens in it: code that
 # depends on them makes different graphs. A cache that rotates is full in the second.
-_LENGTHS = ((256, 7, 7), (1 << 20, (1 << 20) - 9, 1 << 20))
+# No other dimension of the graphs is likely to have such a length.
+_LENGTHS = ((1024, 1008, 1008), (1 << 20, (1 << 20) - 9, 1 << 20))
 
 
 def found(model: nn.Module, others: Rebinding) -> Iterator[Routed]:
@@ -166,10 +180,11 @@ def _members(kind: type, block: Any, of_cache: type) -> list[Member]:
     }
     for module in block.modules():
         now = kind if module is block else type(module)
-        if not f"{now.__module__}.".startswith(_TRUSTED):
+        if not is_of(now, _TRUSTED):
             raise Untrusted
         reaches[now] = reaches.get(now) or Reach(now, "__call__", _TRUSTED)
-        check_values(module, reaches[now], _TRUSTED)
+        for member in check_values(module, reaches[now], _TRUSTED):
+            found[id(member[0]), member[1]] = member
     for reach in reaches.values():
         found |= {
             (id(owner), name): (owner, name, v) for owner, name, v in reach.members
