@@ -15,6 +15,7 @@
 namespace nibble {
 namespace {
 
+using Arrays = std::vector<mx::array>;
 using Kind = Tape::Input::Kind;
 using Tasks = std::vector<std::function<void()>>;
 
@@ -136,13 +137,10 @@ class Step::Evaluation {
              std::vector<mx::array>& outputs)
       : step_(step), tape_(*step.bound_->tape), in_(inputs), out_(outputs) {
     results_->reserve(tape_.results.size());
-    for (size_t i = 0; i < tape_.results.size(); ++i) {
-      auto [shape, dtype] = tape_.results[i];
-      std::ranges::replace(shape, Tape::kKeys, step.place_.keys);
-      results_->push_back(
-          i == tape_.output
-              ? outputs[0]
-              : mx::array(std::move(shape), dtype, nullptr, {}));
+    for (const Tape::Node& node : tape_.nodes) {
+      for (size_t i = 0; i < node.result_count; ++i) {
+        add_result(node.primitive);
+      }
     }
   }
 
@@ -174,6 +172,18 @@ class Step::Evaluation {
     }
   }
 
+  // MLX's nodes ask their outputs for the stream.
+  void add_result(const std::shared_ptr<mx::Primitive>& primitive) {
+    size_t i = results_->size();
+    if (i == tape_.output) {
+      results_->push_back(out_[0]);
+      return;
+    }
+    auto [shape, dtype] = tape_.results[i];
+    std::ranges::replace(shape, Tape::kKeys, step_.place_.keys);
+    results_->emplace_back(std::move(shape), dtype, primitive, Arrays{});
+  }
+
   size_t first_counter() const { return 1 + step_.caches_; }
 
   const mx::array& value(const Tape::Input& input) const {
@@ -198,7 +208,7 @@ class Step::Evaluation {
   }
 
   void compute(const Tape::Node& node) {
-    std::vector<mx::array> given, made;
+    Arrays given, made;
     given.reserve(node.inputs.size());
     for (const Tape::Input& input : node.inputs) {
       given.push_back(value(input));
@@ -220,7 +230,7 @@ class Step::Evaluation {
   void end(bool keeps_caches) {
     struct Kept {
       std::shared_ptr<const Bound> bound;
-      std::shared_ptr<std::vector<mx::array>> results;
+      std::shared_ptr<Arrays> results;
       std::vector<std::shared_ptr<void>> writers;
     };
     auto kept = std::make_shared<Kept>(Kept{step_.bound_, results_, {}});
@@ -234,11 +244,10 @@ class Step::Evaluation {
 
   const Step& step_;
   const Tape& tape_;
-  const std::vector<mx::array>& in_;
-  std::vector<mx::array>& out_;
-  std::shared_ptr<std::vector<mx::array>> results_ =
-      std::make_shared<std::vector<mx::array>>();
-  std::vector<mx::array> seen_;
+  const Arrays& in_;
+  Arrays& out_;
+  std::shared_ptr<Arrays> results_ = std::make_shared<Arrays>();
+  Arrays seen_;
   std::optional<cpu_task::Collection> collection_{std::in_place};
 };
 
