@@ -33,9 +33,8 @@ bool append(nb::handle object, std::vector<mx::array*>& arrays) {
     arrays.push_back(one);
     return true;
   }
-  bool many =
-      object.is_valid() && (PyTuple_CheckExact(object.ptr()) ||
-                            PyList_CheckExact(object.ptr()));
+  bool many = object.is_valid() && (PyTuple_CheckExact(object.ptr()) ||
+                                    PyList_CheckExact(object.ptr()));
   for (size_t i = 0; many && i < nb::len(object); ++i) {
     arrays.push_back(array_in(object[i]));
     many = arrays.back() != nullptr;

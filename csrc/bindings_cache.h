@@ -12,9 +12,9 @@
 namespace nibble::python {
 
 // A cache with room for one more token. Its attributes say of which kind it is:
-// plain, quantized, rotating or of a batch, whatever its class. What a token
-// changes is compared with the class's own code whenever a block is recorded
-// (acceleration/blocks.py).
+// plain, quantized, rotating or of a batch, whatever its class. A recording
+// compares what a token changes with the class's own code
+// (acceleration/probe.py).
 class Cache {
  public:
   // nullopt if the cache has other attributes, or no room.
@@ -23,7 +23,7 @@ class Cache {
   nanobind::handle type() const { return type_; }
   // The keys, then the values: one array each, or three of codes.
   const std::vector<mlx::core::array*>& arrays() const { return arrays_; }
-  // What stays: the format of codes, and the rows that do not rotate.
+  // The format of codes, and the number of rows that do not rotate.
   const std::vector<int>& settings() const { return settings_; }
   // The row that the next token takes, and the keys that it sees.
   int row() const { return row_; }

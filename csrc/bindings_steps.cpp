@@ -96,9 +96,8 @@ class Steps {
     auto to = x.ndim() == 3 && x.shape(1) == 1 && !x.is_tracer()
                   ? Cache::of(cache)
                   : std::nullopt;
-    bool masks_fit =
-        !mask || (to && mask->ndim() > 0 && !mask->is_tracer() &&
-                  mask->shape(-1) == to->keys());
+    bool masks_fit = !mask || (to && mask->ndim() > 0 && !mask->is_tracer() &&
+                               mask->shape(-1) == to->keys());
     if (!to || !masks_fit) {
       return nb::none();
     }
@@ -208,15 +207,12 @@ class Steps {
     std::shared_ptr<const Tape> first;
     for (const auto& [x, position, mask, y, caches, before] : runs) {
       auto cache = Cache::of(before);
-      auto tape = cache ? record::tape({x,
-                                        position,
-                                        mask,
-                                        y,
-                                        caches,
-                                        cache->row(),
-                                        cache->keys()},
-                                       arrays)
-                        : nullptr;
+      auto tape =
+          cache
+              ? record::tape(
+                    {x, position, mask, y, caches, cache->row(), cache->keys()},
+                    arrays)
+              : nullptr;
       if (!tape || (first && !record::are_equivalent(*first, *tape))) {
         return nullptr;
       }

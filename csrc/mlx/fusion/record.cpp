@@ -80,10 +80,9 @@ class Recorder {
       return std::nullopt;
     }
     Tape::Node node;
-    node.primitive =
-        graph::is_pending(a, "Broadcast")
-            ? std::make_shared<BroadcastView>(tape_.stream)
-            : a.primitive_ptr();
+    node.primitive = graph::is_pending(a, "Broadcast")
+                         ? std::make_shared<BroadcastView>(tape_.stream)
+                         : a.primitive_ptr();
     bool attends =
         std::string_view(node.primitive->name()) == AttentionPrimitive::kName;
     for (size_t i = 0; i < a.inputs().size(); ++i) {

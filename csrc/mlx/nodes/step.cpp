@@ -80,18 +80,17 @@ void count(const mx::array& in,
            int by,
            const mx::Stream& stream) {
   out.set_data(mx::allocator::malloc(out.nbytes()));
-  cpu_task::dispatch(stream,
-                     {},
-                     [from = bridge::RowContiguous(in),
-                      to = out.data<int32_t>(),
-                      size = out.size(),
-                      by]() mutable {
-                       const auto* numbers = from.as<int32_t>();
-                       std::transform(numbers,
-                                      numbers + size,
-                                      to,
-                                      [by](int32_t n) { return n + by; });
-                     });
+  cpu_task::dispatch(
+      stream,
+      {},
+      [from = bridge::RowContiguous(in),
+       to = out.data<int32_t>(),
+       size = out.size(),
+       by]() mutable {
+        const auto* numbers = from.as<int32_t>();
+        std::transform(
+            numbers, numbers + size, to, [by](int32_t n) { return n + by; });
+      });
 }
 
 bool is_same(const mx::array& a, const mx::array& b) {

@@ -27,7 +27,7 @@ struct Tape {
       kResult,  // of an earlier node
     };
     Kind kind;
-    // Of the cache's array, the parameter, the constant or the result.
+    // Which array of the cache, parameter, constant or result.
     size_t index = 0;
 
     bool operator==(const Input&) const = default;

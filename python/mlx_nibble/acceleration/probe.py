@@ -62,9 +62,7 @@ class Probe:
         both = (now["keys"], now["values"])
         return [a for v in both for a in ([v] if isinstance(v, mx.array) else v)]
 
-    def took(
-        self, numbers: dict[str, int], added: dict[str, int], before: Any
-    ) -> bool:
+    def took(self, numbers: dict[str, int], added: dict[str, int], before: Any) -> bool:
         """Return whether the cache's code took a token as a step does.
 
         Args:

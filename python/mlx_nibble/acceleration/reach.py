@@ -163,9 +163,7 @@ def check_values(
             check_value(value, packages, read=name in reach.names)
 
 
-def _arguments(
-    value: Any, reach: Reach, packages: tuple[str, ...]
-) -> Iterator[Member]:
+def _arguments(value: Any, reach: Reach, packages: tuple[str, ...]) -> Iterator[Member]:
     """Check the fields of a model's arguments that code may read, and yield them."""
     for name in reach.names & {n for base in _bases(type(value)) for n in vars(base)}:
         if name not in vars(value):  # a property or a method

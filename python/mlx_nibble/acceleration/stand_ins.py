@@ -18,7 +18,6 @@ import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast
 
-
 # Recordings follow names (reach.py), and modules of MLX have a method `modules`.
 _IMPORTED = sys.modules
 
