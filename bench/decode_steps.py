@@ -55,7 +55,9 @@ def _tokens(
     """Yield the tokens of each step of mlx-lm's generation."""
     if batch == 1:
         quantized = {"kv_bits": kv_bits, "quantized_kv_start": 0}
-        yield from (t for t, _ in generate_step(prompt, model, count, **quantized))
+        yield from (
+            t for t, _ in generate_step(prompt, model, max_tokens=count, **quantized)
+        )
         return
     generator = BatchGenerator(model, max_tokens=count, prefill_batch_size=batch)
     generator.insert([prompt.tolist()[i:] for i in range(batch)])
