@@ -34,7 +34,7 @@ class Probe:
             return hole([B, heads, room, width], value.dtype)
 
         def filled(kind: type) -> Any:
-            made = kind.__new__(kind)
+            made = object.__new__(kind)
             now = vars(made)
             now |= vars(model)
             now |= {name: emptied(now[name]) for name in ("keys", "values")}
