@@ -176,6 +176,24 @@ def prompt(args: argparse.Namespace) -> None:
         report({"prompt": keys}, calls, sizes, args.seconds)
 
 
+def products_of(net: Any, count: int) -> Call:
+    """Return a call of all products of a token of some sequences, and no more."""
+    layers = [m for m in net.modules() if "scales" in m and "Embedding" not in str(m)]
+    tied = net.model.embed_tokens.as_linear
+    inputs = {m.scales.shape[-1] * m.group_size for m in layers}
+    inputs.add(net.args.hidden_size)
+    xs = {width: mx.random.normal((count, 1, width)) for width in inputs}
+    mx.eval(xs)
+
+    def call() -> None:
+        made = [m(xs[m.scales.shape[-1] * m.group_size]) for m in layers]
+        if net.args.tie_word_embeddings:
+            made.append(tied(xs[net.args.hidden_size]))
+        mx.eval(made)
+
+    return call
+
+
 def batch(args: argparse.Namespace) -> None:
     """Time tokens of several sequences in mlx-lm's batch cache, padded on the left."""
     loaded = models(args, False)["ours"]
@@ -192,18 +210,36 @@ def batch(args: argparse.Namespace) -> None:
             caches.append(cache)
 
         def call(caches=caches, count=count):
-            mx.eval(loaded(mx.array([[5]] * count), cache=caches))
+            y = loaded(mx.array([[5]] * count), cache=caches)
+            mx.eval(y, [cache.offset for cache in caches])
             for cache in caches:
                 cache.trim(1)
-            mx.eval([cache.offset for cache in caches])
 
         taken[str(count)] = call
+        taken[f"{count} products"] = products_of(loaded, count)
+    if args.cpu_time:
+        taken = {name: in_cpu_time(call) for name, call in taken.items()}
     samples = timing.interleave(taken, args.seconds, most=100_000)
-    one = samples[str(args.batches[0])]
+    first = args.batches[0]
     for count in args.batches:
-        gain = timing.faster(one, samples[str(count)]).value * count / args.batches[0]
-        ms = 1e3 * median(samples[str(count)]).value
-        print(json.dumps({"sequences": count, "ms": round(ms, 2), "tokens": gain}))
+        found: dict[str, Any] = {"sequences": count}
+        for name, part in (("", ""), ("_of_products", " products")):
+            own = samples[f"{count}{part}"]
+            gain = timing.faster(samples[f"{first}{part}"], own).value * count / first
+            found[f"ms{name}"] = round(1e3 * median(own).value, 3)
+            found[f"tokens{name}"] = round(gain, 3)
+        print(json.dumps(found), flush=True)
+
+
+def in_cpu_time(call: Call) -> Call:
+    """Return a call that measures the CPU time of all threads."""
+
+    def measured() -> float:
+        before = time.process_time()
+        call()
+        return time.process_time() - before
+
+    return measured
 
 
 def quantize(args: argparse.Namespace) -> None:
@@ -258,7 +294,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--stock", action="store_true", help="stock models, too")
     parser.add_argument("--layers", type=int, help="the model's first layers only")
-    parser.add_argument("--activations", choices=["int8"])
+    parser.add_argument("--activations", choices=["int8", "int16"])
+    parser.add_argument("--cpu-time", action="store_true", help="of batches")
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()
     globals()[args.what](args)

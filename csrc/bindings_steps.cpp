@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <list>
 #include <optional>
 #include <tuple>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "csrc/bindings.h"
+#include "csrc/bindings_cache.h"
 #include "csrc/bindings_state.h"
 #include "csrc/mlx/fusion/record.h"
 
@@ -23,58 +25,9 @@ using namespace nb::literals;
 namespace nibble {
 namespace {
 
-using python::array_in;
-using python::attributes_of;
-using python::find;
-using python::interned;
+using python::Cache;
 
-// A KV cache of mlx-lm, as its code leaves it.
-struct Cache {
-  nb::object type;
-  mx::array *keys = nullptr, *values = nullptr;
-  int offset = 0;
-  nb::object attributes;
-
-  static std::optional<Cache> of(nb::handle cache) {
-    static PyObject* const names[] = {
-        interned("keys"), interned("values"), interned("offset")};
-    Cache found;
-    found.attributes = attributes_of(cache);
-    if (!found.attributes.is_valid()) {
-      return std::nullopt;
-    }
-    nb::handle keys = find(found.attributes, names[0]);
-    nb::handle values = find(found.attributes, names[1]);
-    nb::handle offset = find(found.attributes, names[2]);
-    bool fits = keys.is_valid() && values.is_valid() && offset.is_valid() &&
-                nb::len(found.attributes) == std::size(names) &&
-                PyLong_CheckExact(offset.ptr());
-    found.keys = array_in(keys);
-    found.values = array_in(values);
-    if (!fits || !found.keys || !found.values) {
-      return std::nullopt;
-    }
-    found.type = nb::borrow(cache.type());
-    found.offset = nb::cast<int>(offset);
-    return found;
-  }
-
-  bool has_room() const {
-    return offset > 0 && keys->ndim() == 4 && values->ndim() == 4 &&
-           keys->shape(2) == values->shape(2) && offset < keys->shape(2) &&
-           !keys->is_tracer() && !values->is_tracer();
-  }
-
-  void advance() const {
-    static PyObject* const name = interned("offset");
-    nb::object next = nb::int_(offset + 1);
-    if (PyDict_SetItem(attributes.ptr(), name, next.ptr()) != 0) {
-      nb::raise_python_error();
-    }
-  }
-};
-
-// The shape of a cache but for its room, and its type.
+// The shape of a cache's array but for its room, and its type.
 struct CacheForm {
   int batch, heads, width;
   mx::Dtype dtype;
@@ -87,45 +40,81 @@ struct CacheForm {
   bool operator==(const CacheForm&) const = default;
 };
 
+bool fits(const std::vector<CacheForm>& forms,
+          const std::vector<mx::array*>& arrays) {
+  return std::ranges::equal(
+      forms, arrays, [](const CacheForm& form, const mx::array* a) {
+        return form == CacheForm(*a);
+      });
+}
+
+// The shape of a mask but for the keys, and its type.
+struct MaskForm {
+  mx::Shape shape;
+  mx::Dtype dtype;
+
+  explicit MaskForm(const mx::array& a)
+      : shape(a.shape().begin(), a.shape().end() - 1), dtype(a.dtype()) {}
+  bool operator==(const MaskForm&) const = default;
+};
+
+std::optional<MaskForm> form_of(const std::optional<mx::array>& mask) {
+  return mask ? std::optional<MaskForm>(*mask) : std::nullopt;
+}
+
 // A state of a block and of its inputs, and what its code does with them.
 struct Recording {
   State state;
   mx::Shape shape;  // of x
   mx::Dtype dtype;
-  CacheForm keys, values;
+  std::vector<CacheForm> caches;
+  std::optional<MaskForm> mask;
   nb::object cache_type;
+  std::vector<int> cache_settings;
   mx::Stream stream;
   std::shared_ptr<const Tape> tape;
 };
 
-// x and position as holes, then y and the caches of keys and values.
-using Run = std::tuple<mx::array, mx::array, mx::array, mx::array, mx::array>;
+// x, the position and the mask as holes, then y, the cache's arrays, and the
+// cache as it was.
+using Run = std::tuple<mx::array,
+                       mx::array,
+                       std::optional<mx::array>,
+                       mx::array,
+                       std::vector<mx::array>,
+                       nb::object>;
 
 // The recordings of all blocks of one class.
 class Steps {
  public:
   // The block's output, with one node; None if its code has to run, False if it
   // may be recorded first.
-  nb::object replay(nb::handle block, const mx::array& x, nb::handle cache) {
+  nb::object replay(nb::handle block,
+                    const mx::array& x,
+                    const std::optional<mx::array>& mask,
+                    nb::handle cache) {
     auto to = x.ndim() == 3 && x.shape(1) == 1 && !x.is_tracer()
                   ? Cache::of(cache)
                   : std::nullopt;
-    if (!to || !to->has_room()) {
+    bool masks_fit = !mask || (to && mask->ndim() > 0 && !mask->is_tracer() &&
+                               mask->shape(-1) == to->keys());
+    if (!to || !masks_fit) {
       return nb::none();
     }
     mx::Stream stream = mx::default_stream(mx::default_device());
     if (stream.device != mx::Device::cpu) {
       return nb::none();
     }
+    Call call{block, x, mask, *to, stream};
     auto last = last_.find(block.ptr());
     if (last != last_.end()) {
-      if (auto y = replayed(*last->second, block, x, *to, stream)) {
+      if (auto y = replayed(*last->second, call)) {
         recordings_.splice(recordings_.begin(), recordings_, last->second);
         return nb::cast(*std::move(y));
       }
     }
     for (auto r = recordings_.begin(); r != recordings_.end(); ++r) {
-      if (auto y = replayed(*r, block, x, *to, stream)) {
+      if (auto y = replayed(*r, call)) {
         last_[block.ptr()] = r;
         recordings_.splice(recordings_.begin(), recordings_, r);
         return nb::cast(*std::move(y));
@@ -138,21 +127,26 @@ class Steps {
   // Records a block whose code ran with holes, if all runs made the same.
   void record(nb::handle block,
               const mx::array& x,
+              const std::optional<mx::array>& mask,
               nb::handle cache,
               const std::vector<Run>& runs,
               nb::list members) {
     auto to = Cache::of(cache);
-    if (!to || !to->has_room()) {
+    if (!to) {
       return;
     }
     Recording made{State(block, members),
                    x.shape(),
                    x.dtype(),
-                   CacheForm(*to->keys),
-                   CacheForm(*to->values),
-                   to->type,
+                   {},
+                   form_of(mask),
+                   nb::borrow(cache.type()),
+                   to->settings(),
                    mx::default_stream(mx::default_device()),
                    nullptr};
+    for (const mx::array* a : to->arrays()) {
+      made.caches.emplace_back(*a);
+    }
     auto arrays = made.state.arrays(block);
     made.tape = arrays ? tape_of(runs, *arrays) : nullptr;
     if (!made.tape || record::stream_of(*made.tape) != made.stream) {
@@ -185,35 +179,40 @@ class Steps {
     return refused.attempts;
   }
 
-  std::optional<mx::array> replayed(const Recording& r,
-                                    nb::handle block,
-                                    const mx::array& x,
-                                    const Cache& cache,
-                                    const mx::Stream& stream) {
-    bool fits = r.shape == x.shape() && r.dtype == x.dtype() &&
-                r.cache_type.is(cache.type) && r.stream == stream &&
-                r.keys == CacheForm(*cache.keys) &&
-                r.values == CacheForm(*cache.values);
-    auto arrays = fits ? r.state.arrays(block) : std::nullopt;
+  struct Call {
+    nb::handle block;
+    const mx::array& x;
+    const std::optional<mx::array>& mask;
+    const Cache& cache;
+    mx::Stream stream;
+  };
+
+  static std::optional<mx::array> replayed(const Recording& r, const Call& c) {
+    bool same = r.shape == c.x.shape() && r.dtype == c.x.dtype() &&
+                r.cache_type.is(c.cache.type()) && r.stream == c.stream &&
+                r.cache_settings == c.cache.settings() &&
+                r.mask == form_of(c.mask) && fits(r.caches, c.cache.arrays());
+    auto arrays = same ? r.state.arrays(c.block) : std::nullopt;
     if (!arrays) {
       return std::nullopt;
     }
-    mx::array y = record::replay(r.tape,
-                                 x,
-                                 *cache.keys,
-                                 *cache.values,
-                                 cache.offset,
-                                 *std::move(arrays));
-    cache.advance();
+    record::Token token = c.cache.token(c.mask);
+    mx::array y = record::replay(r.tape, c.x, token, *std::move(arrays));
+    c.cache.advance(token.counters);
     return y;
   }
 
   static std::shared_ptr<const Tape> tape_of(
       const std::vector<Run>& runs, const std::vector<mx::array>& arrays) {
     std::shared_ptr<const Tape> first;
-    for (const Run& run : runs) {
-      auto tape = std::apply(
-          [&](const auto&... a) { return record::tape({a...}, arrays); }, run);
+    for (const auto& [x, position, mask, y, caches, before] : runs) {
+      auto cache = Cache::of(before);
+      auto tape =
+          cache
+              ? record::tape(
+                    {x, position, mask, y, caches, cache->row(), cache->keys()},
+                    arrays)
+              : nullptr;
       if (!tape || (first && !record::are_equivalent(*first, *tape))) {
         return nullptr;
       }
@@ -243,6 +242,7 @@ void bind_steps(nb::module_& m) {
            &Steps::replay,
            "block"_a,
            "x"_a,
+           "mask"_a.none(),
            "cache"_a,
            "Add one token to a KV cache of mlx-lm, and return the output of a "
            "block, as one node. None if the block's code has to run, False if "
@@ -251,11 +251,18 @@ void bind_steps(nb::module_& m) {
            &Steps::record,
            "block"_a,
            "x"_a,
+           "mask"_a.none(),
            "cache"_a,
            "runs"_a,
            "members"_a,
            "Record what a block's code made of holes in some runs, for later "
            "calls with such arguments.");
+  m.def("token_of",
+        &python::token_of,
+        "cache"_a,
+        "Return the keys that a KV cache's next token sees, the attributes "
+        "that the token changes in it, and the numbers it adds to arrays; None "
+        "if no step takes the token.");
   m.def(
       "hole",
       [](const std::vector<int>& shape, mx::Dtype dtype) {

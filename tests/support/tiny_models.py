@@ -86,6 +86,16 @@ _EXTRA["qwen2_moe"] = {
     "rope_theta": 1e4,
     "tie_word_embeddings": False,
 }
+# Experts, sinks, and windows in every other layer.
+_EXTRA["gpt_oss"] = {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+    "rope_theta": 1e4,
+    "rope_scaling": None,
+}
 
 
 def config(family: str, **changes: Any) -> dict[str, Any]:

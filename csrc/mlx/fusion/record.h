@@ -42,8 +42,11 @@ class Parameter {
 
 // A run of the block's code with holes.
 struct Run {
-  mx::array x, position;              // holes
-  mx::array y, new_keys, new_values;  // what the code made of them
+  mx::array x, position;          // holes
+  std::optional<mx::array> mask;  // a hole
+  mx::array y;                    // what the code made of them
+  std::vector<mx::array> caches;  // with the token in them
+  int row, keys;                  // as in Place
 };
 
 // The nodes of a run; nullptr if they cannot be run again for other tokens:
@@ -58,13 +61,21 @@ bool are_equivalent(const Tape& a, const Tape& b);
 // The stream of the nodes.
 mx::Stream stream_of(const Tape& tape);
 
-// Runs the nodes for the token at `position`, as one node. Returns the block's
-// output, and adds the token to `keys` and `values`, in place of these arrays.
+// The inputs of a step beside x, and what it does with them (nodes/step.h).
+struct Token {
+  std::vector<mx::array*> caches;
+  std::vector<mx::array> counters;
+  std::vector<int> counted;
+  std::optional<mx::array> mask;
+  int row = 0, keys = 0, position = 0;
+};
+
+// Runs the nodes for a token, as one node. Returns the block's output and sets
+// the counters to the next ones. Adds the token to the caches, in place of
+// these arrays.
 mx::array replay(const std::shared_ptr<const Tape>& tape,
                  const mx::array& x,
-                 mx::array& keys,
-                 mx::array& values,
-                 int position,
+                 Token& token,
                  std::vector<mx::array> parameters);
 
 }  // namespace nibble::record

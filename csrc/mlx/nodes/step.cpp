@@ -1,22 +1,21 @@
 #include "csrc/mlx/nodes/step.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <string_view>
-#include <unordered_map>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
+#include "csrc/mlx/nodes/cache_memory.h"
 #include "mlx/allocator.h"
 
 namespace nibble {
 namespace {
 
+using Arrays = std::vector<mx::array>;
 using Kind = Tape::Input::Kind;
 using Tasks = std::vector<std::function<void()>>;
 
@@ -38,97 +37,8 @@ void submit(Tasks tasks,
       });
 }
 
-// The number of arrays that are the array `a`. MLX tells only whether it is 1
-// and nobody has the memory, not even a task that is done soon.
-template <auto Description>
-struct Opened {
-  friend long references(const mx::array& a) {
-    return (a.*Description).use_count();
-  }
-};
-long references(const mx::array& a);
-template struct Opened<&mx::array::array_desc_>;
-
-// The steps that have yet to write to some memory, and for each of which MLX
-// keeps the memory until its task is done.
-class Waiting {
- public:
-  // Counts a step until the result is dropped, by its task.
-  static std::shared_ptr<void> add(const mx::array& a) {
-    auto count = of(a, true);
-    ++*count;
-    return {nullptr, [count](void*) { --*count; }};
-  }
-
-  // True if only `a` and these steps have the memory of `a`. The stream runs
-  // tasks in turn, so another step may then write to it.
-  static bool alone(const mx::array& a) {
-    // In this order: a step that ends in between makes it false.
-    long uses = a.data_shared_ptr().use_count();
-    auto count = of(a, false);
-    return uses - (count ? count->load() : 0) == 1;
-  }
-
- private:
-  using Count = std::shared_ptr<std::atomic<long>>;
-  struct Entry {
-    std::weak_ptr<mx::array::Data> memory;
-    Count count;
-  };
-
-  static Count of(const mx::array& a, bool make) {
-    static std::mutex mutex;
-    // Never destroyed: a stream's thread may outlive static objects.
-    static auto& entries = *new std::unordered_map<const void*, Entry>;
-    static size_t next_sweep = 256;
-    std::lock_guard lock(mutex);
-    const std::shared_ptr<mx::array::Data>& memory = a.data_shared_ptr();
-    auto found = entries.find(memory.get());
-    if (found != entries.end() && !found->second.memory.expired()) {
-      return found->second.count;
-    }
-    if (!make) {
-      return nullptr;
-    }
-    if (entries.size() >= next_sweep) {
-      std::erase_if(entries,
-                    [](const auto& e) { return e.second.memory.expired(); });
-      next_sweep = 2 * entries.size() + 256;
-    }
-    Entry entry{memory, std::make_shared<std::atomic<long>>(0)};
-    entries[memory.get()] = entry;
-    return entry.count;
-  }
-};
-
-// True if MLX may write to this memory. Before 0.32.4 it had no other.
-template <typename Data>
-bool is_writable(const Data& data) {
-  if constexpr (requires { data.is_owned(); }) {
-    return data.is_owned();
-  }
-  return true;
-}
-
-// `out` = `in` with the same memory, or with a copy of it.
-void take_over(const mx::array& in, mx::array& out, const mx::Stream& stream) {
-  if (in.flags().row_contiguous && is_writable(*in.data_shared_ptr()) &&
-      references(in) == 1 && Waiting::alone(in)) {
-    out.copy_shared_buffer(in);
-    return;
-  }
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  cpu_task::dispatch(stream,
-                     {},
-                     [from = bridge::RowContiguous(in),
-                      to = out.data<std::byte>(),
-                      count = out.nbytes()]() mutable {
-                       std::memcpy(to, from.data(), count);
-                     });
-}
-
-// The first `keys` positions of a cache.
-mx::array filled(const mx::array& cache, int keys) {
+// The first `keys` rows of a cache's array.
+mx::array seen(const mx::array& cache, int keys) {
   mx::Shape shape = cache.shape();
   shape[2] = keys;
   mx::array view(std::move(shape), cache.dtype(), nullptr, {});
@@ -138,10 +48,10 @@ mx::array filled(const mx::array& cache, int keys) {
   return view;
 }
 
-// Writes rows [B, heads, L, D] to a row-contiguous cache.
+// Writes [B, heads, 1, D] to a row of each head of a row-contiguous cache.
 void write(const mx::array& rows,
            mx::array& cache,
-           int position,
+           int row,
            const mx::Stream& stream) {
   cpu_task::dispatch(
       stream,
@@ -150,20 +60,36 @@ void write(const mx::array& rows,
        to = cache.data<std::byte>(),
        room = int64_t{cache.shape(2)},
        size = cache.itemsize(),
-       row = cache.shape(3) * cache.itemsize(),
-       position]() mutable {
+       width = cache.shape(3) * cache.itemsize(),
+       row]() mutable {
         const cpu::RowGrid& g = from.grid();
         const auto* data = static_cast<const std::byte*>(g.data);
         for (int64_t b = 0; b < g.shape[0]; ++b) {
           for (int64_t h = 0; h < g.shape[1]; ++h) {
-            for (int64_t l = 0; l < g.shape[2]; ++l) {
-              int64_t element =
-                  b * g.strides[0] + h * g.strides[1] + l * g.strides[2];
-              int64_t place = (b * g.shape[1] + h) * room + position + l;
-              std::memcpy(to + place * row, data + element * size, row);
-            }
+            int64_t element = b * g.strides[0] + h * g.strides[1];
+            int64_t place = (b * g.shape[1] + h) * room + row;
+            std::memcpy(to + place * width, data + element * size, width);
           }
         }
+      });
+}
+
+// `out` = `in` + `by`: numbers of sequences.
+void count(const mx::array& in,
+           mx::array& out,
+           int by,
+           const mx::Stream& stream) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  cpu_task::dispatch(
+      stream,
+      {},
+      [from = bridge::RowContiguous(in),
+       to = out.data<int32_t>(),
+       size = out.size(),
+       by]() mutable {
+        const auto* numbers = from.as<int32_t>();
+        std::transform(
+            numbers, numbers + size, to, [by](int32_t n) { return n + by; });
       });
 }
 
@@ -180,7 +106,7 @@ bool Tape::is_equivalent(const Tape& other) const {
         a.primitive && b.primitive
             ? std::string_view(a.primitive->name()) == b.primitive->name() &&
                   a.primitive->is_equivalent(*b.primitive)
-            : a.primitive == b.primitive && a.writes == b.writes;
+            : a.primitive == b.primitive && a.cache == b.cache;
     return primitives && a.inputs == b.inputs &&
            a.first_result == b.first_result && a.result_count == b.result_count;
   };
@@ -192,16 +118,142 @@ bool Tape::is_equivalent(const Tape& other) const {
 
 Step::Step(std::shared_ptr<const Tape> tape,
            std::vector<mx::array> parameters,
-           int position)
+           Place place,
+           size_t caches,
+           std::vector<int> counted)
     : Primitive(tape->stream),
       bound_(std::make_shared<const Bound>(
-          Bound{tape, std::move(parameters), mx::array(position)})),
-      position_(position) {}
+          Bound{tape, std::move(parameters), mx::array(place.position)})),
+      place_(place),
+      caches_(caches),
+      counted_(std::move(counted)) {}
+
+// One evaluation of a step: gives results memory, and tasks to the stream.
+class Step::Evaluation {
+ public:
+  Evaluation(const Step& step,
+             const std::vector<mx::array>& inputs,
+             std::vector<mx::array>& outputs)
+      : step_(step), tape_(*step.bound_->tape), in_(inputs), out_(outputs) {
+    results_->reserve(tape_.results.size());
+    for (const Tape::Node& node : tape_.nodes) {
+      for (size_t i = 0; i < node.result_count; ++i) {
+        add_result(node.primitive);
+      }
+    }
+  }
+
+  void run(bool keeps_caches) {
+    begin();
+    for (const Tape::Node& node : tape_.nodes) {
+      if (node.primitive) {
+        compute(node);
+      } else {
+        write(value(node.inputs[0]),
+              out_[1 + node.cache],
+              step_.place_.row,
+              tape_.stream);
+      }
+    }
+    end(keeps_caches);
+  }
+
+ private:
+  void begin() {
+    seen_.reserve(step_.caches_);
+    for (size_t i = 1; i <= step_.caches_; ++i) {
+      cache_memory::take_over(in_[i], out_[i], tape_.stream);
+      seen_.push_back(seen(out_[i], step_.place_.keys));
+    }
+    for (size_t i = 0; i < step_.counted_.size(); ++i) {
+      size_t at = first_counter() + i;
+      count(in_[at], out_[at], step_.counted_[i], tape_.stream);
+    }
+  }
+
+  // MLX's nodes ask their outputs for the stream.
+  void add_result(const std::shared_ptr<mx::Primitive>& primitive) {
+    size_t i = results_->size();
+    if (i == tape_.output) {
+      results_->push_back(out_[0]);
+      return;
+    }
+    auto [shape, dtype] = tape_.results[i];
+    std::ranges::replace(shape, Tape::kKeys, step_.place_.keys);
+    results_->emplace_back(std::move(shape), dtype, primitive, Arrays{});
+  }
+
+  size_t first_counter() const { return 1 + step_.caches_; }
+
+  const mx::array& value(const Tape::Input& input) const {
+    switch (input.kind) {
+      case Kind::kX:
+        return in_[0];
+      case Kind::kPosition:
+        return step_.counted_.empty() ? step_.bound_->position
+                                      : in_[first_counter()];
+      case Kind::kMask:
+        return in_[first_counter() + step_.counted_.size()];
+      case Kind::kCache:
+        return seen_[input.index];
+      case Kind::kParameter:
+        return step_.bound_->parameters[input.index];
+      case Kind::kConstant:
+        return tape_.constants[input.index];
+      case Kind::kResult:
+        break;
+    }
+    return (*results_)[input.index];
+  }
+
+  void compute(const Tape::Node& node) {
+    Arrays given, made;
+    given.reserve(node.inputs.size());
+    for (const Tape::Input& input : node.inputs) {
+      given.push_back(value(input));
+    }
+    auto first = results_->begin() + static_cast<long>(node.first_result);
+    made.assign(first, first + static_cast<long>(node.result_count));
+    if (is_ours(*node.primitive)) {
+      node.primitive->eval_cpu(given, made);
+      return;
+    }
+    // MLX's nodes give their tasks to the stream themselves.
+    Tasks before = collection_->take();
+    collection_.reset();
+    submit(std::move(before), tape_.stream, {}, step_.bound_);
+    node.primitive->eval_cpu(given, made);
+    collection_.emplace();
+  }
+
+  void end(bool keeps_caches) {
+    struct Kept {
+      std::shared_ptr<const Bound> bound;
+      std::shared_ptr<Arrays> results;
+      std::vector<std::shared_ptr<void>> writers;
+    };
+    auto kept = std::make_shared<Kept>(Kept{step_.bound_, results_, {}});
+    for (size_t i = 1; keeps_caches && i <= step_.caches_; ++i) {
+      kept->writers.push_back(cache_memory::add_writer(out_[i]));
+    }
+    Tasks tasks = collection_->take();
+    collection_.reset();
+    submit(std::move(tasks), tape_.stream, {out_[0]}, std::move(kept));
+  }
+
+  const Step& step_;
+  const Tape& tape_;
+  const Arrays& in_;
+  Arrays& out_;
+  std::shared_ptr<Arrays> results_ = std::make_shared<Arrays>();
+  Arrays seen_;
+  std::optional<cpu_task::Collection> collection_{std::in_place};
+};
 
 void Step::eval_cpu(const std::vector<mx::array>& inputs,
                     std::vector<mx::array>& outputs) {
   // MLX then keeps the memory of the caches for this evaluation.
-  bool keeps_caches = &outputs[kX].inputs() == &inputs;
+  bool keeps_caches = &outputs[0].inputs() == &inputs;
   // Each output has the inputs. More than one reference keeps caches from being
   // written in place.
   for (mx::array& out : outputs) {
@@ -209,81 +261,7 @@ void Step::eval_cpu(const std::vector<mx::array>& inputs,
       out.inputs().clear();
     }
   }
-  const Tape& tape = *bound_->tape;
-  auto results = std::make_shared<std::vector<mx::array>>();
-  results->reserve(tape.results.size());
-  for (size_t i = 0; i < tape.results.size(); ++i) {
-    const Tape::Type& type = tape.results[i];
-    results->push_back(i == tape.output
-                           ? outputs[kX]
-                           : mx::array(type.shape, type.dtype, nullptr, {}));
-  }
-
-  Tasks tasks;
-  {
-    std::optional<cpu_task::Collection> collection(std::in_place);
-    take_over(inputs[kKeys], outputs[kKeys], stream());
-    take_over(inputs[kValues], outputs[kValues], stream());
-    mx::array keys = filled(outputs[kKeys], position_ + 1);
-    mx::array values = filled(outputs[kValues], position_ + 1);
-    auto value_of = [&](const Tape::Input& input) -> const mx::array& {
-      switch (input.kind) {
-        case Kind::kX:
-          return inputs[kX];
-        case Kind::kPosition:
-          return bound_->position;
-        case Kind::kKeys:
-          return keys;
-        case Kind::kValues:
-          return values;
-        case Kind::kParameter:
-          return bound_->parameters[input.index];
-        case Kind::kConstant:
-          return tape.constants[input.index];
-        case Kind::kResult:
-          break;
-      }
-      return (*results)[input.index];
-    };
-    for (const Tape::Node& node : tape.nodes) {
-      if (!node.primitive) {
-        write(value_of(node.inputs[0]),
-              outputs[node.writes == Kind::kKeys ? kKeys : kValues],
-              position_,
-              stream());
-        continue;
-      }
-      std::vector<mx::array> given, made;
-      given.reserve(node.inputs.size());
-      for (const Tape::Input& input : node.inputs) {
-        given.push_back(value_of(input));
-      }
-      auto first = results->begin() + static_cast<long>(node.first_result);
-      made.assign(first, first + static_cast<long>(node.result_count));
-      if (!is_ours(*node.primitive)) {
-        // MLX's nodes give their tasks to the stream themselves.
-        Tasks before = collection->take();
-        collection.reset();
-        submit(std::move(before), stream(), {}, bound_);
-        node.primitive->eval_cpu(given, made);
-        collection.emplace();
-        continue;
-      }
-      node.primitive->eval_cpu(given, made);
-    }
-    tasks = collection->take();
-  }
-  struct Kept {
-    std::shared_ptr<const Bound> bound;
-    std::shared_ptr<std::vector<mx::array>> results;
-    std::shared_ptr<void> keys, values;
-  };
-  auto kept = std::make_shared<Kept>(Kept{bound_, std::move(results), {}, {}});
-  if (keeps_caches) {
-    kept->keys = Waiting::add(outputs[kKeys]);
-    kept->values = Waiting::add(outputs[kValues]);
-  }
-  submit(std::move(tasks), stream(), {outputs[kX]}, std::move(kept));
+  Evaluation(*this, inputs, outputs).run(keeps_caches);
 }
 
 void Step::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
@@ -296,6 +274,28 @@ void Hole::eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
 
 void Hole::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   fail(name(), "a value that is not known while a block is recorded");
+}
+
+void BroadcastView::eval_cpu(const std::vector<mx::array>& inputs,
+                             std::vector<mx::array>& outputs) {
+  const mx::array& in = inputs[0];
+  mx::array& out = outputs[0];
+  mx::Strides strides(out.ndim(), 0);
+  for (int d = 1; d <= static_cast<int>(in.ndim()); ++d) {
+    if (in.shape(-d) == out.shape(-d)) {
+      strides[strides.size() - d] = in.strides(-d);
+    }
+  }
+  auto flags = in.flags();
+  if (out.size() > in.size()) {
+    flags.row_contiguous = flags.col_contiguous = false;
+  }
+  out.copy_shared_buffer(in, strides, flags, in.data_size());
+}
+
+void BroadcastView::eval_gpu(const std::vector<mx::array>&,
+                             std::vector<mx::array>&) {
+  fail(name(), "a graph built for the CPU must be run on it");
 }
 
 }  // namespace nibble

@@ -19,25 +19,28 @@ struct Tape {
   struct Input {
     enum class Kind : uint8_t {
       kX,         // the block's input
-      kPosition,  // of the token, an int32
-      kKeys,      // the filled part of the cache, with the new token
-      kValues,
+      kPosition,  // of the token, int32: of all sequences, or of each
+      kMask,
+      kCache,      // the keys, in an array of the cache, that the token sees
       kParameter,  // an array of the block's modules
       kConstant,
       kResult,  // of an earlier node
     };
     Kind kind;
-    size_t index = 0;  // of the parameter, the constant or the result
+    // Which array of the cache, parameter, constant or result.
+    size_t index = 0;
 
     bool operator==(const Input&) const = default;
   };
   struct Node {
-    // Null: the node writes its input to the cache that `writes` names.
+    // Null: the node writes its input to an array of the cache.
     std::shared_ptr<mx::Primitive> primitive;
     std::vector<Input> inputs;
     size_t first_result = 0, result_count = 0;
-    Input::Kind writes = Input::Kind::kKeys;
+    size_t cache = 0;
   };
+  // In a shape: the number of keys that the token sees.
+  static constexpr int kKeys = -1;
   struct Type {
     mx::Shape shape;
     mx::Dtype dtype;
@@ -55,17 +58,25 @@ struct Tape {
   bool is_equivalent(const Tape& other) const;
 };
 
-// Inputs {x, keys, values}: the arrays of a KV cache [B, heads, room, D].
-// Outputs {y, keys, values}: with one more position. The caches are written in
-// place where nobody else has their memory.
+// Where a cache takes a token.
+struct Place {
+  int row;       // of the cache's arrays
+  int keys;      // that the token sees: the first ones, with its own
+  int position;  // of all sequences; not used with an array of positions
+};
+
+// Inputs {x, arrays of a KV cache [B, heads, room, ..], counters [B], mask}.
+// Outputs {y, the same arrays with the token in them, counters}. Arrays are
+// written in place where nobody else has their memory. The first counter, if
+// any, has the positions of the sequences.
 class Step : public mx::Primitive {
  public:
-  enum Array { kX, kKeys, kValues };
-
-  // `parameters` have been computed. The new token is at `position`.
+  // `parameters` have been computed. `counted` is added to the counters.
   Step(std::shared_ptr<const Tape> tape,
        std::vector<mx::array> parameters,
-       int position);
+       Place place,
+       size_t caches,
+       std::vector<int> counted);
 
   void eval_cpu(const std::vector<mx::array>& inputs,
                 std::vector<mx::array>& outputs) override;
@@ -74,6 +85,7 @@ class Step : public mx::Primitive {
   const char* name() const override { return "NibbleStep"; }
 
  private:
+  class Evaluation;
   // The arrays that tasks read, beside the inputs.
   struct Bound {
     std::shared_ptr<const Tape> tape;
@@ -82,7 +94,9 @@ class Step : public mx::Primitive {
   };
 
   std::shared_ptr<const Bound> bound_;
-  int position_;
+  Place place_;
+  size_t caches_;
+  std::vector<int> counted_;
 };
 
 // An input of a block that is recorded. It has no value: code that asks for one
@@ -97,6 +111,20 @@ class Hole : public mx::Primitive {
                 std::vector<mx::array>& outputs) override;
   static constexpr const char* kName = "NibbleHole";
   const char* name() const override { return kName; }
+};
+
+// A broadcast to the shape of the output, in the memory of the input. MLX's
+// keeps the shape, which may depend on the number of keys.
+class BroadcastView : public mx::Primitive {
+ public:
+  using Primitive::Primitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  const char* name() const override { return "NibbleBroadcast"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
 };
 
 }  // namespace nibble

@@ -23,19 +23,41 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_nibble import _native
-from mlx_nibble.acceleration.reach import Member, Reach, Untrusted, check_values
+from mlx_nibble.acceleration.probe import Probe
+from mlx_nibble.acceleration.reach import (
+    Member,
+    Reach,
+    Untrusted,
+    check_values,
+    is_of,
+)
 from mlx_nibble.acceleration.rebind import Rebinding, derived, original
 from mlx_nibble.acceleration.report import Routed
 
 ATTENTION = "scaled_dot_product_attention"
 
 # Code outside of these packages may do more than compute.
-_TRUSTED = ("mlx.nn.", "mlx.utils.", "mlx_lm.", "mlx_nibble.nn.", "mlx_nibble.fast.")
-_TRUSTED_CACHES = ("mlx_lm.", "mlx_nibble.lm.")
-
-# Rooms of a cache, and positions in it, that a block is recorded with: code that
-# depends on them makes different graphs.
-_LENGTHS = ((256, 7), (1 << 20, (1 << 20) - 9))
+_TRUSTED = (
+    "mlx.nn.",
+    "mlx.utils.",
+    "mlx_lm.",
+    "mlx_nibble.nn.",
+    "mlx_nibble.fast.",
+    "mlx_nibble.acceleration.stand_ins.",
+)
+_TRUSTED_CACHES = ("mlx.utils.", "mlx_lm.", "mlx_nibble.lm.")
+# Caches of mlx-lm that hold keys and values of one place in the model.
+_CACHES = (
+    "KVCache",
+    "QuantizedKVCache",
+    "RotatingKVCache",
+    "BatchKVCache",
+    "BatchRotatingKVCache",
+)
+# Rooms of a cache that a block is recorded with, and the tokens in it: code that
+# depends on them makes different graphs. A cache that rotates is full in the second.
+# No other dimension of the graphs is likely to have such a length.
+_LENGTHS = ((1024, 1008, 1008), (1 << 20, (1 << 20) - 9, 1 << 20))
 
 
 def found(model: nn.Module, others: Rebinding) -> Iterator[Routed]:
@@ -80,21 +102,22 @@ def _replaying(kind: type) -> type:
     steps = _native.ext.Steps()  # pyright: ignore[reportOptionalMemberAccess]
 
     def call(self: Any, *given: Any, **named: Any) -> mx.array:
-        # As mlx-lm's models do: block(x, None, cache) or block(x, None, cache=cache).
+        # As mlx-lm's models do: block(x, mask, cache) or block(x, mask, cache=cache).
         cache = given[2] if len(given) == 3 and not named else None
         if len(given) == 2 and len(named) == 1:
             cache = named.get("cache")
         if (
             cache is not None
-            and given[1] is None
+            and (given[1] is None or isinstance(given[1], mx.array))
             and isinstance(given[0], mx.array)
             and type(self) is made
         ):
-            y = steps.replay(self, given[0], cache)
-            if y is False and _is_plain(cache):
-                recorded = _recorded(kind, self, given[0], cache)
-                steps.record(self, given[0], cache, *recorded)
-                y = steps.replay(self, given[0], cache)
+            x, mask = given[:2]
+            y = steps.replay(self, x, mask, cache)
+            if y is False and _is_known(cache):
+                recorded = _recorded(kind, self, x, mask, cache)
+                steps.record(self, x, mask, cache, *recorded)
+                y = steps.replay(self, x, mask, cache)
             if isinstance(y, mx.array):
                 return y
         return kind.__call__(self, *given, **named)
@@ -103,38 +126,45 @@ def _replaying(kind: type) -> type:
     return made
 
 
-def _is_plain(cache: Any) -> bool:
-    """Return whether a cache is mlx-lm's own of one array of keys and one of values."""
+def _is_known(cache: Any) -> bool:
+    """Return whether a cache is of a class of mlx-lm, which the steps know."""
     caches = sys.modules.get("mlx_lm.models.cache")
-    return caches is not None and type(cache) is caches.KVCache
+    return any(type(cache) is getattr(caches, name, None) for name in _CACHES)
 
 
 def _recorded(
-    kind: Any, block: Any, x: mx.array, cache: Any
+    kind: Any, block: Any, x: mx.array, mask: mx.array | None, cache: Any
 ) -> tuple[list[tuple], list[Member]]:
     """Run a block's code with holes, for caches of different lengths.
 
     Returns:
-        For each run x and the position, which are holes, then the output and the
-        caches of keys and values. Empty if the code cannot be run so. Then the members
-        of classes that the code reads.
+        For each run x, the position and the mask, which are holes, then the output,
+        the cache's arrays, and the cache before the run. Empty if the code cannot be
+        run so. Then the members of classes that the code reads.
     """
+    ext: Any = _native.ext
     try:
         members = _members(kind, block, type(cache))
     except Untrusted:
         return [], []
-    hole = _native.ext.hole  # pyright: ignore[reportOptionalMemberAccess]
     runs = []
-    for room, position in _LENGTHS:
-        probe = _probe(type(cache))(cache, hole, room, position)
-        x_hole = hole(x.shape, x.dtype)
+    for room, *tokens in _LENGTHS:
+        before, probe = Probe.pair(cache, room, tokens["max_size" in vars(cache)])
+        token = ext.token_of(before)
+        if token is None:
+            return [], []
+        x_hole, mask_hole = ext.hole(x.shape, x.dtype), None
+        if mask is not None:
+            mask_hole = ext.hole([*mask.shape[:-1], token[0]], mask.dtype)
         try:
-            y = kind.__call__(block, x_hole, mask=None, cache=probe)
+            y = kind.__call__(block, x_hole, mask=mask_hole, cache=probe)
         except Exception:  # it needs a value: no matter why
             return [], []
-        if type(y) is not mx.array:
+        if type(y) is not mx.array or not probe.took(*token[1:], before):
             return [], []
-        runs.append((x_hole, probe.position, y, probe.keys, probe.values))
+        runs.append(
+            (x_hole, probe.holes["offset"], mask_hole, y, probe.arrays(), before)
+        )
     return runs, members
 
 
@@ -150,45 +180,13 @@ def _members(kind: type, block: Any, of_cache: type) -> list[Member]:
     }
     for module in block.modules():
         now = kind if module is block else type(module)
-        if not f"{now.__module__}.".startswith(_TRUSTED):
+        if not is_of(now, _TRUSTED):
             raise Untrusted
         reaches[now] = reaches.get(now) or Reach(now, "__call__", _TRUSTED)
-        check_values(module, reaches[now], _TRUSTED)
+        for member in check_values(module, reaches[now], _TRUSTED):
+            found[id(member[0]), member[1]] = member
     for reach in reaches.values():
         found |= {
             (id(owner), name): (owner, name, v) for owner, name, v in reach.members
         }
     return list(found.values())
-
-
-@cache
-def _probe(kind: type) -> type:
-    """Return a subclass of a cache's class without values."""
-
-    class Probe(kind):
-        def __init__(self, cache: Any, hole: Any, room: int, position: int):
-            for name in ("keys", "values"):
-                B, heads, _, D = getattr(cache, name).shape
-                array = hole([B, heads, room, D], getattr(cache, name).dtype)
-                setattr(self, name, array)
-            self.position = hole([], mx.int32)
-            self._offset = position
-            self._updating = False
-
-        @property
-        def offset(self) -> Any:
-            """The position: a hole for a block's code, a number for the cache's."""
-            return self._offset if self._updating else self.position
-
-        @offset.setter
-        def offset(self, value: int) -> None:
-            self._offset = value
-
-        def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
-            self._updating = True
-            try:
-                return super().update_and_fetch(keys, values)
-            finally:
-                self._updating = False
-
-    return Probe

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType
 from typing import Any
 
@@ -70,11 +71,15 @@ class Reach:
         """Add a member, and yield where the names in its code are."""
         if not isinstance(value, (classmethod, staticmethod)):
             self.members.append((owner, name, value))
-        if callable(value) and not isinstance(value, (type, FunctionType)):
+        if callable(value) and not isinstance(
+            value, (type, FunctionType, classmethod, staticmethod)
+        ):
             check_value(value, self._packages, read=True)
         for function in _functions(value):
             self._check(function)
             for code in _codes(function):
+                if "getattr" in code.co_names:
+                    self.names |= {c for c in code.co_consts if isinstance(c, str)}
                 for inner in code.co_names:
                     yield None, inner
                     yield function.__globals__, inner
@@ -89,6 +94,11 @@ def is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
     """Return whether a function of Python is defined in one of these packages."""
     home = getattr(function, "__globals__", {}).get("__name__", "")
     return f"{home}.".startswith(packages)
+
+
+def is_of(kind: type, packages: tuple[str, ...]) -> bool:
+    """Return whether a class is defined in one of these packages."""
+    return f"{kind.__module__}.".startswith(packages)
 
 
 def check_value(value: Any, packages: tuple[str, ...], *, read: bool) -> None:
@@ -113,26 +123,31 @@ def check_value(value: Any, packages: tuple[str, ...], *, read: bool) -> None:
     elif isinstance(value, _CACHED):
         check_value(value.__wrapped__, packages, read=True)
     elif isinstance(value, type):
-        if not f"{value.__module__}.".startswith(packages):
+        if not is_of(value, packages):
             raise Untrusted
     elif hasattr(value, "__globals__"):
         if not is_code_of(value, packages):
             raise Untrusted
     elif isinstance(value, _BUILT_IN):
         return
-    elif read or not f"{type(value).__module__}.".startswith(packages):
+    elif read or not is_of(type(value), packages):
         # Such as a user's object that is called in the place of a module. Arguments
         # of a model may be there, but not be read.
         raise Untrusted
 
 
-def check_values(module: nn.Module, reach: Reach, packages: tuple[str, ...]) -> None:
+def check_values(
+    module: nn.Module, reach: Reach, packages: tuple[str, ...]
+) -> Iterator[Member]:
     """Check all values of a module that are neither arrays nor modules.
+
+    Yields:
+        The values that the code may read of a model's arguments.
 
     Raises:
         Untrusted: If one might change without notice.
     """
-    ahead = list(module.items())
+    ahead = [*module.items()]
     while ahead:
         name, value = ahead.pop()
         if isinstance(value, dict) and not isinstance(value, nn.Module):
@@ -142,8 +157,20 @@ def check_values(module: nn.Module, reach: Reach, packages: tuple[str, ...]) -> 
         elif not isinstance(value, (mx.array, nn.Module)):
             check_value(value, packages, read=name in reach.names)
     for name, value in vars(module).items():
-        if name != "_no_grad":  # says what is trained
+        if is_dataclass(value) and is_of(type(value), packages):
+            yield from _arguments(value, reach, packages)
+        elif name != "_no_grad":  # says what is trained
             check_value(value, packages, read=name in reach.names)
+
+
+def _arguments(value: Any, reach: Reach, packages: tuple[str, ...]) -> Iterator[Member]:
+    """Check the fields of a model's arguments that code may read, and yield them."""
+    for name in reach.names & {n for base in _bases(type(value)) for n in vars(base)}:
+        if name not in vars(value):  # a property or a method
+            raise Untrusted
+    for name in reach.names & vars(value).keys():
+        check_value(vars(value)[name], packages, read=True)
+        yield value, name, vars(value)[name]
 
 
 def _bases(kind: type) -> list[type]:

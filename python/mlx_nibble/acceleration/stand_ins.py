@@ -18,14 +18,17 @@ import mlx.nn as mlx_nn
 
 from mlx_nibble import _native, fast
 
+# Recordings follow names (reach.py), and modules of MLX have a method `modules`.
+_IMPORTED = sys.modules
+
 
 def stock(full: str) -> Callable[..., Any]:
     """Return the function of this full name. Its module has been imported."""
     names = full.split(".")
     count = next(
-        n for n in range(len(names), 0, -1) if ".".join(names[:n]) in sys.modules
+        n for n in range(len(names), 0, -1) if ".".join(names[:n]) in _IMPORTED
     )
-    return reduce(getattr, names[count:], sys.modules[".".join(names[:count])])
+    return reduce(getattr, names[count:], _IMPORTED[".".join(names[:count])])
 
 
 def activation(full: str, kind: str | None = None) -> Callable[..., mx.array]:
