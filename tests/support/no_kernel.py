@@ -11,6 +11,9 @@ MESSAGES = (
     "::vmap] NYI",
     "::vmap NYI",
     "::jvp NYI",
+    # Of the dense products that stand for those without a kernel.
+    "Not implemented for GatherMM",
+    "Not implemented for FromFP8",
 )
 
 

@@ -136,9 +136,15 @@ mx::array gather_qmm(const mx::array& x,
     bool plain =
         !traced && !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
     if (decision::dense(problem, stream.device, plain)) {
-      mx::array w = rounded(q, transpose, args, dtype, stream);
-      return mx::gather_mm(
-          inputs[kX], w, indices.lhs, indices.rhs, indices.sorted, stream);
+      mx::Dtype own = dense_dtype(q, dtype);
+      mx::array w = rounded(q, transpose, args, own, stream);
+      mx::array y = mx::gather_mm(mx::astype(inputs[kX], own, stream),
+                                  w,
+                                  indices.lhs,
+                                  indices.rhs,
+                                  indices.sorted,
+                                  stream);
+      return mx::astype(y, dtype, stream);
     }
     mx::array y = mx::astype(by_mlx(inputs[kX], q), dtype, stream);
     return trains_groups(inputs, format) &&

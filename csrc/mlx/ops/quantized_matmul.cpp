@@ -120,10 +120,11 @@ mx::array quantized_matmul(const mx::array& x,
         q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
       }
     }
-    mx::array y =
-        dense ? mx::matmul(
-                    wide_x, rounded(q, transpose, args, dtype, stream), stream)
-              : by_mlx(wide_x, q);
+    mx::Dtype own = dense_dtype(q, dtype);
+    mx::array y = dense ? mx::matmul(mx::astype(wide_x, own, stream),
+                                     rounded(q, transpose, args, own, stream),
+                                     stream)
+                        : by_mlx(wide_x, q);
     y = mx::astype(y, dtype, stream);
     if (trains_groups(inputs, format) &&
         decision::gradient_is_ours(problem, stream.device)) {
