@@ -138,12 +138,13 @@ mx::array gather_qmm(const mx::array& x,
     if (decision::dense(problem, stream.device, plain)) {
       mx::Dtype own = dense_dtype(q, dtype);
       mx::array w = rounded(q, transpose, args, own, stream);
-      mx::array y = mx::gather_mm(mx::astype(inputs[kX], own, stream),
-                                  w,
-                                  indices.lhs,
-                                  indices.rhs,
-                                  indices.sorted,
-                                  stream);
+      mx::array y =
+          mx::gather_mm(even(mx::astype(inputs[kX], own, stream), stream),
+                        w,
+                        even(lhs, stream),
+                        even(rhs, stream),
+                        indices.sorted,
+                        stream);
       return mx::astype(y, dtype, stream);
     }
     mx::array y = mx::astype(by_mlx(inputs[kX], q), dtype, stream);

@@ -254,6 +254,10 @@ mx::Dtype dense_dtype(const QuantizedArrays& matrix, mx::Dtype dtype) {
   return usual ? dtype : mx::float32;
 }
 
+mx::array even(const mx::array& a, const mx::Stream& stream) {
+  return mx::contiguous(a, false, stream);
+}
+
 mx::array rounded(const QuantizedArrays& matrix,
                   bool transpose,
                   const QuantArgs& args,
