@@ -11,7 +11,7 @@ MESSAGES = (
     "::vmap] NYI",
     "::vmap NYI",
     "::jvp NYI",
-    # Of the dense products that stand for those without a kernel.
+    # Dense products stand for those without a kernel.
     "Not implemented for GatherMM",
     "Not implemented for FromFP8",
 )
