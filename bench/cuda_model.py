@@ -6,6 +6,7 @@ with the same weights in turns. It needs mlx with a GPU, mlx-lm and this package
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from mlx_nibble import ops
 
 STEPS = 48
 NODES = 200
+WARM_UP, TOKENS = 20, 100
 
 
 def quantized(made: Any) -> Any:
@@ -76,6 +78,29 @@ def decode(made: Any, batch: int) -> float:
         tokens = following
     mx.eval(tokens)
     return batch * steps / (time.perf_counter() - begin)
+
+
+def parts(made: Any) -> str:
+    """Return the parts of a token's time at batch 1: medians, milliseconds."""
+    keys = cache.make_prompt_cache(made)
+
+    def step(tokens: mx.array) -> mx.array:
+        return mx.argmax(made(tokens, cache=keys)[:, -1:], -1)
+
+    tokens = step(prompts(1, 16))
+    times = []
+    for _ in range(WARM_UP + TOKENS):
+        begin = time.perf_counter()
+        following = step(tokens)
+        built = time.perf_counter()
+        mx.async_eval(following)
+        encoded = time.perf_counter()
+        tokens.tolist()
+        tokens = following
+        times.append((built - begin, encoded - built, time.perf_counter() - begin))
+    columns = zip(*times[WARM_UP:], strict=True)
+    building, encoding, whole = (1000 * statistics.median(c) for c in columns)
+    return f"building {building:.2f}, encoding {encoding:.2f}, a token {whole:.2f} ms"
 
 
 def read(made: Any, length: int) -> float:

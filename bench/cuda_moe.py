@@ -16,7 +16,7 @@ from mlx_lm.models import gpt_oss, mixtral, qwen3_moe
 from mlx_lm.models.switch_layers import SwitchLinear
 
 import mlx_nibble
-from bench.cuda_model import decode, quantized, read
+from bench.cuda_model import decode, parts, quantized, read
 
 LAYERS = 8
 COMMON = {
@@ -105,13 +105,27 @@ MODELS = {
 }
 
 
+def in_turns(name: str, made: Any) -> None:
+    """Print the parts of a token's time, stock and ours."""
+    for turn in ("stock", "ours") * 3:
+        report = mlx_nibble.accelerate(made) if turn == "ours" else None
+        print(f"{name}, {turn}: {parts(made)}", flush=True)
+        if report is not None:
+            report.undo()
+
+
 def main() -> None:
     """Print a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    for name in parser.parse_args().model:
+    parser.add_argument("--parts", action="store_true", help="of a token's time only")
+    args = parser.parse_args()
+    for name in args.model:
         mx.random.seed(1)
         made = MODELS[name]()
+        if args.parts:
+            in_turns(name, made)
+            continue
         for batch in (1, 8, 32):
             for turn in ("stock", "ours") * 2:
                 report = mlx_nibble.accelerate(made) if turn == "ours" else None

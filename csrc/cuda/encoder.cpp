@@ -21,17 +21,19 @@ Dim3Value to_cuda(const Dim3& d) {
 }
 
 void launch(const LaunchPlan& plan,
-            const std::vector<mx::array>& arrays,
+            const std::vector<const mx::array*>& arrays,
             Encoder encoder) {
   const Mlx& mlx = symbols()->mlx;
   std::vector<std::byte*> pointers;
   std::vector<void*> params;
   pointers.reserve(arrays.size());
+  params.reserve(arrays.size() + 1);
   for (size_t i = 0; i < arrays.size(); ++i) {
-    pointers.push_back(address(arrays[i]));
+    const mx::array& a = *arrays[i];
+    pointers.push_back(address(a));
     params.push_back(&pointers.back());
-    plan.writes(plan.buffers[i]) ? mlx.set_output_array(encoder, arrays[i])
-                                 : mlx.set_input_array(encoder, arrays[i]);
+    plan.writes(plan.buffers[i]) ? mlx.set_output_array(encoder, a)
+                                 : mlx.set_input_array(encoder, a);
   }
   params.push_back(const_cast<std::byte*>(plan.params.data()));
   mlx.add_kernel_node_raw(encoder,
@@ -43,12 +45,22 @@ void launch(const LaunchPlan& plan,
                           params.data());
 }
 
-// `a`, or a copy that kernels can read: a view into another array may have gaps
-// and begin at any element. MLX gives small arrays any address.
-mx::array readable(const mx::array& a, mx::Stream stream, Encoder encoder) {
+// True if kernels read this operand an element at a time, from any address.
+bool is_read_by_elements(Operand operand) {
+  return operand == Operand::kLhsIndices || operand == Operand::kRhsIndices;
+}
+
+// A copy of `a` that kernels can read; nullopt if they can read `a`. A view
+// into another array may have gaps and begin at any element. MLX gives small
+// arrays any address.
+std::optional<mx::array> readable_copy(const mx::array& a,
+                                       Operand operand,
+                                       mx::Stream stream,
+                                       Encoder encoder) {
   auto begin = reinterpret_cast<uintptr_t>(address(a)) % NIBBLE_ALIGNMENT;
-  if (a.flags().row_contiguous && begin == 0) {
-    return a;
+  if (a.flags().row_contiguous &&
+      (begin == 0 || is_read_by_elements(operand))) {
+    return std::nullopt;
   }
   std::optional<LaunchPlan> plan =
       plan_contiguous({{a.shape().begin(), a.shape().end()},
@@ -57,11 +69,11 @@ mx::array readable(const mx::array& a, mx::Stream stream, Encoder encoder) {
                        a.itemsize()},
                       Api::kCuda);
   if (!plan) {
-    return a;
+    return std::nullopt;
   }
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy, stream);
-  launch(*plan, {a, copy}, encoder);
+  launch(*plan, {&a, &copy}, encoder);
   // The copy must not be freed before the GPU is done.
   symbols()->mlx.add_completed_handler(encoder, [copy] {});
   return copy;
@@ -86,10 +98,19 @@ void encode(const std::vector<LaunchPlan>& launches,
             mx::Stream stream) {
   Encoder encoder = symbols()->mlx.get_command_encoder(stream);
   for (const LaunchPlan& plan : launches) {
-    std::vector<mx::array> arrays;
+    std::vector<mx::array> copies;
+    std::vector<const mx::array*> arrays;
+    copies.reserve(plan.buffers.size());
+    arrays.reserve(plan.buffers.size());
     for (Operand operand : plan.buffers) {
-      const mx::array& a = *operands[operand];
-      arrays.push_back(plan.writes(operand) ? a : readable(a, stream, encoder));
+      const mx::array* a = operands[operand];
+      if (!plan.writes(operand)) {
+        if (auto copy = readable_copy(*a, operand, stream, encoder)) {
+          copies.push_back(*std::move(copy));
+          a = &copies.back();
+        }
+      }
+      arrays.push_back(a);
     }
     launch(plan, arrays, encoder);
   }

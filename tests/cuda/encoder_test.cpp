@@ -240,4 +240,23 @@ int main() {
   require(outputs.size() == 4 && inputs.size() == 2 * (1 + 6),
           "every operand is an input or the output");
   std::printf("%zu launches\n", nodes.size());
+
+  nibble::GatherProblem chosen;
+  chosen.M = 1;
+  chosen.N = 64;
+  chosen.K = 256;
+  chosen.B = chosen.experts = 8;
+  auto gathers = nibble::plan(chosen, nibble::cuda::device_profile());
+  require(gathers.has_value() && gathers->size() == 1, "one launch");
+  auto aligned = array_at(0x500000, {1, 256}, mx::float16);
+  auto lhs = array_at(0x700004, {8}, mx::uint32);
+  auto rhs = array_at(0x700028, {8}, mx::uint32);
+  operands[Operand::kX] = &aligned;
+  operands[Operand::kLhsIndices] = &lhs;
+  operands[Operand::kRhsIndices] = &rhs;
+  nodes.clear();
+  nibble::cuda::encode(*gathers, operands, stream);
+  require(nodes.size() == 1 && nodes[0].pointers[4] == at(0x700004) &&
+              nodes[0].pointers[5] == at(0x700028),
+          "indices are read where they are");
 }

@@ -115,6 +115,14 @@ def test_mlx_is_given_whole_blocks_of_columns(change: dict, columns: int) -> Non
     assert plans.columns_for_mlx(problem, Device()) == problem.K
 
 
+@pytest.mark.parametrize(("bits", "left"), [(1, True), (2, False)])
+def test_mlx_is_given_no_matrix_of_one_bit(bits: int, left: bool) -> None:
+    problem = Problem(
+        M=1, N=96, K=512, bits=bits, dtype="float32", scale_dtype="float32"
+    )
+    assert plans.left_to_mlx(problem, CUDA) is left
+
+
 def test_a_dense_product_computes_experts_that_are_not_transposed() -> None:
     problem = GatherProblem(N=64, K=64, transpose=False)
     assert plans.plan_gather(problem, CUDA) is None

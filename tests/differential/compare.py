@@ -24,6 +24,8 @@ class Case:
     dtype: str
     # Another value that is right where it is not finite.
     otherwise: np.ndarray | None = None
+    # Whether NaN is right, too, where it is not finite.
+    or_nan: bool = False
 
 
 def fault(case: Case) -> str | None:
@@ -45,6 +47,8 @@ def fault(case: Case) -> str | None:
     same = (result == exact) | (np.isnan(result) & np.isnan(exact))
     if case.otherwise is not None:
         same |= ~finite & (result == case.otherwise)
+    if case.or_nan:
+        same |= ~finite & np.isnan(result)
     bad = np.argwhere(~np.where(finite, close | beyond, same))
     if len(bad) == 0:
         return None

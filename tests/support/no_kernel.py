@@ -11,6 +11,9 @@ MESSAGES = (
     "::vmap] NYI",
     "::vmap NYI",
     "::jvp NYI",
+    # Dense products stand for those without a kernel.
+    "Not implemented for GatherMM",
+    "Not implemented for FromFP8",
 )
 
 

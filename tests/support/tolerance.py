@@ -37,9 +37,36 @@ def bound(
 INTEGERS = {"int8": (127, 2.0**-15), "int16": (32639, 2.0**-7)}
 
 
-def weight_dtype(dtype: str, transpose: bool) -> str:
-    """Return the type that the weights of a product with few rows are rounded to."""
-    return dtype if mx.cuda.is_available() and not transpose else "float32"
+def on_cuda() -> bool:
+    """Return whether operations run on MLX's CUDA backend by default."""
+    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
+
+
+# CUDA's kernels for products and for gate, up and SwiGLU have no more rows
+# (docs/internals/cuda.md).
+MOST_ROWS, MOST_GATED_ROWS = 64, 32
+
+
+def weight_dtype(
+    dtype: str, transpose: bool, rows: int = 1, scale_dtype: str | None = None
+) -> str:
+    """Return the type that the weights of a product are rounded to.
+
+    Args:
+        dtype: Type of the result.
+        transpose: Whether the product is transposed.
+        rows: Number of rows that one matrix is multiplied with.
+        scale_dtype: Type of the scales; by default that of the result.
+    """
+    dense = on_cuda() and (not transpose or rows > MOST_ROWS)
+    return dtype if dense and scale_dtype in (None, dtype) else "float32"
+
+
+def swiglu_in_steps(dtype: str, scale_dtype: str, rows: int) -> bool:
+    """Return whether gate, up and SwiGLU are operations that round one by one."""
+    return on_cuda() and (
+        dtype == "float32" or scale_dtype != dtype or rows > MOST_GATED_ROWS
+    )
 
 
 def integer_bound(
@@ -79,6 +106,7 @@ def swiglu(
     which: np.ndarray,
     dtype: str,
     activations: str = "exact",
+    in_steps: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return silu(g) * u in float64, and the bound of a result that rounds it once.
 
@@ -89,6 +117,7 @@ def swiglu(
         which: Index of the matrix for each of the B.
         dtype: Type of the result.
         activations: Integers that x is rounded to first, as in `integer_bound`.
+        in_steps: Whether each operation rounds its result to `dtype`.
     """
     products, offs = [], []
     for w in (gate, up):
@@ -99,9 +128,24 @@ def swiglu(
         rounding = integer_bound(x, w_hat, w.group_size, activations)
         off = off + rounding * (1 + 2.0**-24)
         products.append(exact)
-        offs.append(off)
-    (g, u), (off_g, off_u) = products, offs
+        offs.append(numerics.of_result(exact, off, dtype) if in_steps else off)
+    return of_gated(*products, *offs, dtype, in_steps)
+
+
+def of_gated(
+    g: np.ndarray,
+    u: np.ndarray,
+    off_g: np.ndarray,
+    off_u: np.ndarray,
+    dtype: str,
+    in_steps: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return silu(g) * u in float64, and its bound, from g, u and their bounds."""
     exact, off = numerics.of_swiglu(g, u, off_g, off_u)
+    if in_steps:
+        # The exponential, the sum, the quotient and a product are rounded as well.
+        off = off + 4 * numerics.UNIT_ROUNDOFF[dtype] * abs(exact)
+        off = off + numerics.UNDERFLOW[dtype] * (1 + abs(u))
     return exact, numerics.of_result(exact, off, dtype)
 
 

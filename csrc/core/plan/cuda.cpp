@@ -30,6 +30,11 @@ constexpr int kMlxColumns = 64;
 // with short rows. This many columns are what a warp of it takes at a time.
 constexpr int kMlxRowColumns = 512;
 
+// MLX's kernels for CUDA leave the results of matrices of 1 bit unwritten.
+bool mlx_reads(const QuantFormat& format) {
+  return format.bits > 1;
+}
+
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
 
@@ -214,8 +219,8 @@ bool dense_is_better(const MatmulProblem& problem,
   if (is_read(p)) {
     return !p.batch_invariant && (!p.transpose || p.M > kLastRow);
   }
-  return !plain || !p.transpose || p.batch.size > 1 || p.M >= kFirstMlxBlock ||
-         p.K % kMlxRowColumns != 0;
+  return !plain || !p.transpose || !mlx_reads(p.format) || p.batch.size > 1 ||
+         p.M >= kFirstMlxBlock || p.K % kMlxRowColumns != 0;
 }
 
 bool dense_is_better(const GatherProblem& p,
@@ -228,7 +233,7 @@ bool dense_is_better(const GatherProblem& p,
   if (!p.transpose) {
     return true;
   }
-  return is_read(p) ? takes_dense_experts(p) : !plain;
+  return is_read(p) ? takes_dense_experts(p) : !plain || !mlx_reads(p.format);
 }
 
 int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {

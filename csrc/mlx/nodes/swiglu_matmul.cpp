@@ -29,7 +29,9 @@ mx::array composed_swiglu(const mx::array& x,
   auto product = [&](const ops::QuantizedArrays& q) {
     return ops::gather_qmm(x, q, indices, true, args, options, s);
   };
-  return fast::swiglu(product(gate), product(up), s);
+  mx::array g = product(gate);
+  // MLX's activations of no elements divide by zero on CUDA.
+  return g.size() == 0 ? g : fast::swiglu(g, product(up), s);
 }
 
 MatmulProblem SwigluMatmul::dense_problem(

@@ -8,6 +8,32 @@
 #include "mlx/ops.h"
 
 namespace nibble::ops {
+namespace {
+
+// w_hat in float32 of codes of 1 bit. MLX's kernels for CUDA leave their result
+// unwritten.
+mx::array of_one_bit(const QuantizedArrays& matrix,
+                     const QuantFormat& format,
+                     const mx::Stream& stream) {
+  mx::array places = mx::arange(0, 32, mx::uint32, stream);
+  mx::array bits = mx::bitwise_and(
+      mx::right_shift(mx::expand_dims(matrix.w, -1, stream), places, stream),
+      mx::array(1, mx::uint32),
+      stream);
+  mx::Shape shape = matrix.scales.shape();
+  shape.push_back(format.group_size);
+  auto group = [&](const mx::array& a) {
+    return mx::expand_dims(mx::astype(a, mx::float32, stream), -1, stream);
+  };
+  mx::array codes =
+      mx::astype(mx::reshape(bits, shape, stream), mx::float32, stream);
+  mx::array w_hat = mx::add(mx::multiply(codes, group(matrix.scales), stream),
+                            group(*matrix.biases),
+                            stream);
+  return mx::flatten(w_hat, -2, -1, stream);
+}
+
+}  // namespace
 
 mx::array dequantize(const QuantizedArrays& matrix,
                      const QuantArgs& args,
@@ -30,6 +56,9 @@ mx::array dequantize(const QuantizedArrays& matrix,
     }
     if (decision::ours(node->problem(inputs), options, stream.device)) {
       return build(std::move(node), std::move(inputs), out_dtype);
+    }
+    if (biases && format.bits == 1) {
+      return mx::astype(of_one_bit(matrix, format, stream), out_dtype, stream);
     }
     // MLX's kernels for CUDA would compute in the type of the scales.
     if (biases && out_dtype != scales.dtype()) {

@@ -1,6 +1,7 @@
 #include "csrc/mlx/nodes/gather_qmm.h"
 
 #include <memory>
+#include <optional>
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/facts/decision.h"
@@ -138,9 +139,19 @@ mx::array gather_qmm(const mx::array& x,
     bool plain =
         !traced && !inputs[kScales].is_tracer() && !inputs[kBiases].is_tracer();
     if (decision::dense(problem, stream.device, plain)) {
-      mx::array w = rounded(q, transpose, args, dtype, stream);
-      return mx::gather_mm(
-          inputs[kX], w, indices.lhs, indices.rhs, indices.sorted, stream);
+      mx::Dtype own = dense_dtype(q, dtype);
+      mx::array w = rounded(q, transpose, args, own, stream);
+      // If no indices choose matrices of x, MLX multiplies all rows of an
+      // expert together. It cannot know that if it is given those that we made.
+      auto left = indices.lhs ? std::optional(even(lhs, stream)) : std::nullopt;
+      mx::array y =
+          mx::gather_mm(even(mx::astype(inputs[kX], own, stream), stream),
+                        w,
+                        left,
+                        even(rhs, stream),
+                        indices.sorted,
+                        stream);
+      return mx::astype(y, dtype, stream);
     }
     mx::array y = mx::astype(by_mlx(inputs[kX], q), dtype, stream);
     return trains_groups(inputs, format) &&

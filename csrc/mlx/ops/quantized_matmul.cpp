@@ -121,16 +121,17 @@ mx::array quantized_matmul(const mx::array& x,
         q.biases = widened(*q.biases, format.groups_per_row(columns), stream);
       }
     }
+    mx::Dtype own = dense_dtype(q, dtype);
     mx::array y =
-        dense ? mx::matmul(
-                    wide_x, rounded(q, transpose, args, dtype, stream), stream)
+        dense ? mx::matmul(even(mx::astype(wide_x, own, stream), stream),
+                           rounded(q, transpose, args, own, stream),
+                           stream)
               : by_mlx(wide_x, q);
-    y = mx::astype(y, dtype, stream);
     if (trains_groups(inputs, format) &&
         decision::gradient_is_ours(problem, stream.device)) {
-      y = with_gradients_of(node, inputs, y);
+      y = with_gradients_of(node, inputs, mx::astype(y, dtype, stream));
     }
-    return finish(y, addends);
+    return mx::astype(finish(y, addends), dtype, stream);
   }
   if (epilogue.bias) {
     inputs.push_back(mx::astype(*addends.bias, dtype, stream));

@@ -6,6 +6,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/in_turn.h"
 #include "csrc/mlx/facts/symmetric.h"
 #include "csrc/mlx/nodes/unpack.h"
 #include "csrc/mlx/ops.h"
@@ -189,8 +190,15 @@ std::pair<mx::array, mx::array> normalise(const char* op,
                                           const mx::array& x,
                                           const mx::array& w,
                                           const mx::Stream& stream) {
-  mx::array lhs = normalise(op, indices.lhs, x, stream);
   mx::array rhs = normalise(op, indices.rhs, w, stream);
+  if (!indices.lhs && stream.device == mx::Device::gpu) {
+    mx::Shape batch = bridge::batch_shape(x.shape());
+    mx::Shape shape = mx::broadcast_shapes(batch, rhs.shape());
+    if (auto lhs = in_turn::indices(batch, shape)) {
+      return {*lhs, mx::broadcast_to(rhs, shape, stream)};
+    }
+  }
+  mx::array lhs = normalise(op, indices.lhs, x, stream);
   mx::Shape shape = mx::broadcast_shapes(lhs.shape(), rhs.shape());
   return {mx::broadcast_to(lhs, shape, stream),
           mx::broadcast_to(rhs, shape, stream)};
@@ -240,6 +248,15 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
     }
   }
   return mx::array(std::move(shape), dtype, std::move(node), std::move(inputs));
+}
+
+mx::Dtype dense_dtype(const QuantizedArrays& matrix, mx::Dtype dtype) {
+  bool usual = !matrix.biases || matrix.scales.dtype() == dtype;
+  return usual ? dtype : mx::float32;
+}
+
+mx::array even(const mx::array& a, const mx::Stream& stream) {
+  return mx::contiguous(a, false, stream);
 }
 
 mx::array rounded(const QuantizedArrays& matrix,

@@ -70,6 +70,14 @@ mx::array build(std::shared_ptr<mx::Primitive> node,
                 std::vector<mx::array> inputs,
                 mx::Dtype dtype);
 
+// The type in which a dense product computes a result of type `dtype`: float32
+// if the scales have another type, for then no bound allows rounded weights.
+mx::Dtype dense_dtype(const QuantizedArrays& matrix, mx::Dtype dtype);
+
+// `a`, or a copy without gaps, as the first factor of a dense product or its
+// indices: MLX's products for CUDA misread some views.
+mx::array even(const mx::array& a, const mx::Stream& stream);
+
 // The matrices dequantized and rounded to `dtype`, as the second factor of a
 // dense product.
 mx::array rounded(const QuantizedArrays& matrix,

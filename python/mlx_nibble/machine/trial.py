@@ -208,6 +208,8 @@ def _operands(trial: Trial) -> dict[str, mx.array]:
         }
     width = trial.N if trial.kind == "not_transposed" else trial.K
     x = rng.standard_normal((trial.rows, trial.M, width)).astype(np.float32)
+    if trial.kind == "swiglu":
+        x /= _excess(trial, operands)
     rhs = rng.integers(0, trial.experts, trial.B, dtype=np.uint32)
     if trial.kind == "joint":
         rhs = np.arange(trial.B, dtype=np.uint32)
@@ -244,6 +246,18 @@ def _floats(
         w = np.where(codes & 0x7F == 0x7F, 0, codes).astype(np.uint8).view(np.uint32)
     near = np.flatnonzero((abs(SCALES[mode]) >= 0.25) & (abs(SCALES[mode]) <= 4))
     return w, rng.choice(near, groups).astype(np.uint8)
+
+
+def _excess(trial: Trial, operands: dict[str, mx.array]) -> float:
+    """Return a power of two by which x is divided, so that silu(g) * u has room.
+
+    Then g and u have a deviation of 32 at most, and float16 holds their product.
+    """
+    import numpy as np
+
+    w_hat, _ = _weights(trial, operands, "")
+    deviation = np.sqrt(trial.K * np.square(w_hat).mean())
+    return max(1.0, 2.0 ** np.ceil(np.log2(deviation / 32)))
 
 
 def _bound(trial: Trial, operands: dict[str, mx.array]) -> dict[str, mx.array]:

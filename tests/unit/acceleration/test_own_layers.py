@@ -15,6 +15,7 @@ import mlx_nibble
 from mlx_nibble.acceleration.decide import is_quantized
 from tests.support import families, tiny_models
 from tests.support.perturbed import assert_as_close, perturb
+from tests.support.tolerance import on_cuda
 
 PRODUCTS = {"quantized_matmul", "gather_qmm"}
 IDS = tiny_models.tokens(1, 40)[0]
@@ -138,8 +139,14 @@ def test_a_model_of_these_layers(layer):
     kinds = [type(m) for m in model.modules()]
     arrays = dict(tree_flatten(model.parameters()))
     stock = model(IDS)
+    try:
+        mx.eval(stock)
+    except RuntimeError as error:
+        if on_cuda():
+            pytest.skip(f"MLX's own model fails on CUDA: {error}")
+        raise
     moved = perturb(MODELS[layer]())(IDS)
-    mx.eval(stock, moved)
+    mx.eval(moved)
 
     report = mlx_nibble.accelerate(model)
     quantized = [path for path, m in model.named_modules() if is_quantized(m)]

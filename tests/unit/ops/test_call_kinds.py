@@ -65,7 +65,8 @@ CALLS = {
 def quantized(rng, shape, mode, bits, group_size, dtype):
     """Return arrays as MLX stores them, and their value."""
     w = to_mlx(rng.standard_normal(shape), dtype)
-    arrays = mx.quantize(w, group_size, bits, mode=mode)
+    # MLX's kernels for CUDA leave arrays of 1 bit unwritten.
+    arrays = mx.quantize(w, group_size, bits, mode=mode, stream=mx.cpu)
     if mode != "affine":
         return (*arrays, None), FloatWeights(*map(np.array, arrays), mode)
     parts = (np.array(arrays[0]), *map(to_numpy, arrays[1:]))
@@ -225,7 +226,7 @@ def test_dequantize(mode, bits, group_size, rng):
     for dtype in DTYPES:
         arrays, _ = quantized(rng, (2, N, K), **settings, dtype=dtype)
         ours = ops.dequantize(*arrays, **settings)
-        theirs = mx.dequantize(*arrays, **settings)
+        theirs = mx.dequantize(*arrays, **settings, stream=mx.cpu)
         assert ours.dtype == theirs.dtype
         if not ops.supports(mode, bits, group_size):
             assert mx.array_equal(ours, theirs)

@@ -14,7 +14,14 @@ from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.support import oracle
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 from tests.support.mlx_formats import OTHER_FORMATS
-from tests.support.tolerance import assert_close, bound, integer_bound, integers
+from tests.support.tolerance import (
+    assert_close,
+    bound,
+    integer_bound,
+    integers,
+    on_cuda,
+    weight_dtype,
+)
 
 
 def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
@@ -22,7 +29,7 @@ def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
     return weights_to_mlx(w, scale_dtype)
 
 
-def check(y, x, w, lhs, rhs, transpose=True):
+def check(y, x, w, lhs, rhs, transpose=True, scale_dtype="float16"):
     """Compare with the oracle: x [rows, M, in], w [experts, N, K]."""
     name = str(y.dtype).removeprefix("mlx.core.")
     x = to_numpy(x).reshape(-1, *x.shape[-2:])[lhs]
@@ -31,7 +38,8 @@ def check(y, x, w, lhs, rhs, transpose=True):
     )
     exact = oracle.matmul(x, w_hat, transpose)
     magnitude = oracle.matmul(abs(x), magnitude, transpose)
-    allowed = bound(exact, magnitude, x.shape[-1], name)
+    rounded = weight_dtype(name, transpose, scale_dtype=scale_dtype)
+    allowed = bound(exact, magnitude, x.shape[-1], name, rounded)
     if transpose:
         off = integer_bound(x, w_hat, w.group_size, integers(name))
         allowed += off * (1 + UNIT_ROUNDOFF[name])
@@ -105,13 +113,25 @@ CALLS = [
 ]
 
 
+def chosen(matrices, index):
+    """Return the matrices of these indices; all of them without indices."""
+    if index is None:
+        return matrices
+    return matrices.reshape(-1, *matrices.shape[-2:])[index]
+
+
 @pytest.mark.parametrize("transpose", [True, False])
 @pytest.mark.parametrize(("x_batch", "w_batch", "lhs", "rhs"), CALLS)
 def test_indices_mean_what_they_mean_to_mlx(x_batch, w_batch, lhs, rhs, transpose):
     q = mx.quantize(mx.random.normal((*w_batch, 32, 64)))
     x = mx.random.normal((*x_batch, 2, 64 if transpose else 32))
     ours = ops.gather_qmm(x, *q, lhs, rhs, transpose)
-    theirs = mx.gather_qmm(x, *q, lhs, rhs, transpose)
+    if on_cuda():  # MLX's products of a batch are wrong there, and some are missing
+        w = mx.dequantize(*q)
+        w = w.swapaxes(-1, -2) if transpose else w
+        theirs = chosen(x, lhs) @ chosen(w, rhs)
+    else:
+        theirs = mx.gather_qmm(x, *q, lhs, rhs, transpose)
     assert ours.shape == theirs.shape
     assert mx.allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 

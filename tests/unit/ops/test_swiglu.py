@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_nibble import _native, ops
 from mlx_nibble.formats import FLOAT_MODES, SUPPORTED_BITS
+from mlx_nibble.numerics import LAMBDA, UNIT_ROUNDOFF
 from tests.support import oracle, tolerance
 from tests.support.arrays import DTYPES, to_mlx, to_numpy, weights_to_mlx
 
@@ -22,12 +23,12 @@ def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
     return weights_to_mlx(w, scale_dtype)
 
 
-def check(y, x, gate, up, which, lhs=None, int8=False):
+def check(y, x, gate, up, which, lhs=None, int8=False, in_steps=False):
     name = str(y.dtype).removeprefix("mlx.core.")
     x = to_numpy(x).reshape(-1, *x.shape[-2:])
     x = x if lhs is None else x[lhs]
     activations = tolerance.integers(name, int8)
-    exact, allowed = tolerance.swiglu(x, gate, up, which, name, activations)
+    exact, allowed = tolerance.swiglu(x, gate, up, which, name, activations, in_steps)
     tolerance.assert_close(
         to_numpy(y), exact.reshape(y.shape), allowed.reshape(y.shape)
     )
@@ -58,7 +59,8 @@ def test_it_agrees_with_the_oracle(
         oracle.Weights(w.words[None], w.scales[None], w.biases[None], bits, 32)
         for w in (g, u)
     )
-    check(y, x, g, u, all_of, int8=activations is not None)
+    in_steps = tolerance.swiglu_in_steps(dtype, scale_dtype, M)
+    check(y, x, g, u, all_of, int8=activations is not None, in_steps=in_steps)
 
 
 @settings(max_examples=30)
@@ -82,12 +84,15 @@ def test_gathered_it_agrees_with_the_oracle(seed, B, M, N, experts, dtype, in_or
         x, gate, up, mx.array(lhs), mx.array(rhs), sorted_indices=in_order
     )
     assert (y.shape, y.dtype) == ((B, M, N), DTYPES[dtype])
-    check(y, x, g, u, rhs, lhs)
+    in_steps = tolerance.swiglu_in_steps(dtype, "float16", M)
+    check(y, x, g, u, rhs, lhs, in_steps=in_steps)
 
 
 def composed(x, gate, up, **form):
     product = ops.gather_qmm if "rhs_indices" in form else ops.quantized_matmul
-    return nn.silu(product(x, *gate, **form)) * product(x, *up, **form)
+    g = product(x, *gate, **form)
+    # MLX's compiled functions of no elements divide by zero on CUDA.
+    return nn.silu(g) * product(x, *up, **form) if g.size else g
 
 
 def pair(*shape, bits=4):
@@ -143,6 +148,9 @@ def test_the_modes_of_floats(mode, gathered):
     assert mx.allclose(y, nn.silu(g) * u, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.skipif(
+    tolerance.on_cuda(), reason="kernels for CUDA read all biases (docs/internals)"
+)
 def test_symmetric_biases_are_not_read():
     (gw, gs, _), (uw, us, _) = pair(48, 64)
     nothing = mx.full(gs.shape, mx.nan)
@@ -204,13 +212,22 @@ def test_bad_input_is_one_clear_error():
 
 
 def test_without_the_extension_it_is_mlx_own(monkeypatch):
-    gate, up = pair(4, 48, 64)
-    x = mx.random.normal((3, 1, 64))
+    # MLX's own products for CUDA are wrong in float32, and for shorter rows.
+    K = 512
+    gate, up = pair(4, 48, K)
+    x = mx.random.normal((3, 1, K))
+    if tolerance.on_cuda():
+        x = x.astype(mx.float16)
+        gate, up = ((w, *(a.astype(x.dtype) for a in rest)) for w, *rest in (gate, up))
     rhs = mx.array([0, 3, 1])
     ours = ops.gather_swiglu(x, gate, up, rhs_indices=rhs)
     one = ops.swiglu(x, *[tuple(a[0] for a in q) for q in (gate, up)])
     monkeypatch.setattr(_native, "ext", None)
+    near = TOLERANCE
+    if tolerance.on_cuda():  # MLX sums in float16: a random walk of K roundings
+        u = UNIT_ROUNDOFF["float16"] * LAMBDA * K**0.5
+        near = dict(rtol=0, atol=2 * u * mx.abs(ours).max().item())
     theirs = ops.gather_swiglu(x, gate, up, rhs_indices=rhs)
-    assert mx.allclose(ours, theirs, **TOLERANCE)
+    assert mx.allclose(ours, theirs, **near)
     theirs = ops.swiglu(x, *[tuple(a[0] for a in q) for q in (gate, up)])
-    assert mx.allclose(one, theirs, **TOLERANCE)
+    assert mx.allclose(one, theirs, **near)

@@ -146,7 +146,9 @@ def test_vmap_over_the_scales_alone():
         one = ops.quantized_matmul(x, w, many[i], biases)
         assert mx.allclose(mapped[i], one, **TOLERANCE)
     rows = mx.vmap(ops.dequantize, in_axes=(None, 0, None))(w, many, biases)
-    assert mx.allclose(rows[1], ops.dequantize(w, many[1], biases))
+    # A batch may be computed by other operations, which round each step.
+    off = 3 * UNIT_ROUNDOFF["float32"] * (mx.abs(rows[1]) + 2 * mx.abs(biases).max())
+    assert (mx.abs(rows[1] - ops.dequantize(w, many[1], biases)) <= off).all()
 
 
 @pytest.mark.parametrize("shapeless", [False, True])
