@@ -76,7 +76,6 @@ def build_wheel(sdist: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     repair += [f"--plat={PLATFORM}", f"--wheel-dir={repaired}"]
     # libmlx belongs to mlx; the rpath finds it there.
     run([*repair, "--exclude=libmlx.so", only(native, "*.whl")])
-    out.mkdir(parents=True, exist_ok=True)
     wheel = only(repaired, "*.whl")
     require_no_test_modules(wheel)
     return pathlib.Path(shutil.copy(wheel, out))
@@ -145,6 +144,7 @@ def main() -> int:
     out = args.out
     shutil.rmtree(STAGING, ignore_errors=True)
     STAGING.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     sdist = build_sdist(out)
     wheel = build_wheel(sdist, out)
     oldest, *_, newest = mlx_wheels.versions()

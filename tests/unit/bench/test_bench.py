@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -20,7 +18,6 @@ import pytest
 
 from mlx_nibble.bench import capsule, kernels, machine, peaks, products, statistics
 from mlx_nibble.bench.products import Pools, ProductCase
-from mlx_nibble.cli import main
 from mlx_nibble.machine import turns
 from mlx_nibble.machine.turns import (
     ChainCandidate,
@@ -28,27 +25,11 @@ from mlx_nibble.machine.turns import (
     take_pass,
     warm_up,
 )
+from tests.support.commands import nibble
 from tests.support.paths import ROOT
 
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 CASE = ProductCase(3, 40, 64, 4, 32, "float32")
-
-
-def nibble(*arguments: str, cwd: Path | str = ".") -> subprocess.CompletedProcess[str]:
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            status = main(arguments)
-        except SystemExit as usage:
-            status = int(usage.code or 0)
-    return subprocess.CompletedProcess(
-        arguments, status, out.getvalue(), err.getvalue()
-    )
 
 
 @pytest.mark.parametrize("count", range(1, 8))
