@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,15 +19,15 @@ def nibble(*arguments: str, cwd: Path | str = ".") -> subprocess.CompletedProces
         cwd: The working folder.
     """
     out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
+    before = Path.cwd()
+    os.chdir(cwd)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main(arguments)
         except SystemExit as usage:
             status = int(usage.code or 0)
+        finally:
+            os.chdir(before)
     return subprocess.CompletedProcess(
         arguments, status, out.getvalue(), err.getvalue()
     )

@@ -211,7 +211,7 @@ def test_an_interrupted_run_keeps_what_is_done(tmp_path):
     while (line := process.stderr.readline()) and "measured" not in line:
         pass
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "1 × 64 × 64" in out
     found = capsule.read(path)
