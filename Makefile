@@ -3,15 +3,17 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Runs of pytest in parallel; one for each core.
+# Runs of pytest in parallel; one for each core. The first that is done takes tests of
+# the others, so that all end together.
 JOBS   ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc kernels cmake tests/cpu tests/metal tests/mlx -type f \
   ! -name '*.py' 2>/dev/null)
 
 .PHONY: demo test test-quick test-gpu differential families fuzz kills sanitize soak bench lint \
-  format wheel wheel-macos installs mlx release clean help
+  lint-style lint-types format wheel wheel-macos installs mlx release clean help
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' \
@@ -21,10 +23,10 @@ demo: $(VENV)/installed  ## Set up, then answer a question with a 4-bit model
 	$(BIN)/nibble demo
 
 test: $(VENV)/installed  ## Set up, then run all tests
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 test-quick: $(VENV)/installed  ## The same without slow tests and the SIMT bench
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" tests/unit tests/property
+	$(PYTEST) -m "not slow" tests/unit tests/property
 
 # The environment needs MLX's CUDA backend: pip install 'mlx[cuda13]'. The other
 # tests of tests/unit are of CPU kernels, or of what no device changes.
@@ -73,12 +75,16 @@ fuzz: $(VENV)/installed  ## Fuzz what reads files, each reader for SECONDS=20
 FORMATTED = $$(git ls-files 'kernels/*.h' 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' \
   'tests/*.cpp')
 
-lint: $(VENV)/installed  ## Check style and types
+lint: lint-style lint-types  ## Check style and types
+
+lint-style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/prose.py
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	$(BIN)/python -m tests.simt.lint
+
+lint-types: $(VENV)/installed
 	$(BIN)/pyright
 
 format: $(VENV)/installed  ## Rewrite sources in the project's style

@@ -10,9 +10,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/gather_dense.cpp
   csrc/cpu/gradient.cpp
   csrc/cpu/isa.cpp
-  csrc/cpu/kernels_scalar.cpp
   csrc/cpu/layers.cpp
-  csrc/cpu/layers_scalar.cpp
   csrc/cpu/matmul.cpp
   csrc/cpu/packed.cpp
   csrc/cpu/pages.cpp
@@ -22,12 +20,19 @@ add_library(nibble_cpu STATIC
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)
 
+# wheel_macos.py --quick sets -O0: the kernels take most of the time of a compiler.
+set(NIBBLE_KERNEL_OPTIONS "" CACHE STRING "Options of the CPU's kernels alone")
+
 # Adds csrc/cpu/FILE.cpp, compiled with these options.
 function(add_kernels file)
   set(source csrc/cpu/${file}.cpp)
   target_sources(nibble_cpu PRIVATE ${source})
-  set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${ARGN}")
+  set_source_files_properties(${source} PROPERTIES
+    COMPILE_OPTIONS "${ARGN};${NIBBLE_KERNEL_OPTIONS}")
 endfunction()
+
+add_kernels(kernels_scalar)
+add_kernels(layers_scalar)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(avx2 -mavx2 -mfma -mf16c -mbmi2)

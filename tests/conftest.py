@@ -5,6 +5,10 @@ import signal
 import sys
 from pathlib import Path
 
+# Before NumPy and MLX start theirs: OpenBLAS's threads spin between the small products
+# of tests, while pytest-xdist has a worker for each core.
+os.environ.update(OPENBLAS_NUM_THREADS="1")
+
 import mlx.core as mx
 import numpy as np
 import pytest

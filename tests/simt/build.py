@@ -73,7 +73,7 @@ def compile_unit(unit: Unit, *, instrumented: bool = False) -> Path:
     """Return a shared library with the unit's kernels."""
     flags = [*toolchain.LANGUAGE, *toolchain.WARNINGS, *toolchain.CODE]
     flags += toolchain.INSTRUMENTED if instrumented else []
-    key = toolchain.digest([unit.text, _headers(), toolchain.versions(), *flags])
+    key = toolchain.digest([unit.text, headers(), toolchain.versions(), *flags])
 
     def make(new: Path) -> None:
         text = new.with_suffix(".cl")
@@ -156,7 +156,8 @@ def check_syntax(unit: Unit) -> None:
 
 
 @functools.cache
-def _headers() -> str:
+def headers() -> str:
+    """Return the name of the content of include/, an input of every unit."""
     return toolchain.digest_files(
         p for p in (BENCH / "include").rglob("*") if p.is_file()
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 from clang import cindex
 
-from . import build, plans, toolchain
+from . import build, plans, toolchain, verdicts
 from .source import ENTRY, INSTANCE, rewrite, translate
 from .toolchain import ROOT
 
@@ -234,11 +234,29 @@ def check_instances() -> list[str]:
         return [text for text in pool.map(errors, chosen.values()) if text]
 
 
+def check_kernels() -> None:
+    """Check kernels/, unless the same text has passed before.
+
+    Raises:
+        CompileError: A kernel breaks a rule; the message has each place.
+    """
+
+    def check() -> None:
+        found = [*map(str, lint(ROOT / "kernels", own_rules=True)), *check_instances()]
+        if found:
+            raise toolchain.CompileError("\n".join(found))
+
+    text = toolchain.digest_files((ROOT / "kernels").glob("**/*.h"))
+    verdicts.once("lint", f"{text} {build.headers()}", check)
+
+
 def main() -> int:
-    problems = [*map(str, lint(ROOT / "kernels", own_rules=True)), *check_instances()]
-    for problem in problems:
-        print(problem)
-    return 1 if problems else 0
+    try:
+        check_kernels()
+    except toolchain.CompileError as error:
+        print(error)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_every_instance_runs(unit: str) -> None:
         for case in problems.of_unit(unit, kernels):
             case.check(Options(instrumented=True))
 
-    verdicts.once(unit, library, check_all)
+    verdicts.once(unit, library.name, check_all)
 
 
 @pytest.mark.skipif(FULL, reason="all of them run")

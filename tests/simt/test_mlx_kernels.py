@@ -53,7 +53,7 @@ def test_the_bench_agrees_with_apples_gpus(
             mlx_cases.case(*pair).check(options, library)
 
     name = f"mlx {dtype} {bits} {group_size} {mode} {instrumented}"
-    verdicts.once(name, library, check_all)
+    verdicts.once(name, library.name, check_all)
 
 
 def test_every_witness_testifies() -> None:

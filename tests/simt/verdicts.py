@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from . import build, toolchain
 from .toolchain import BENCH, CACHE
 
 
-def once(name: str, kernels: Path, check: Callable[[], None]) -> None:
+def once(name: str, kernels: str, check: Callable[[], None]) -> None:
     """Run `check` unless the same check of the same kernels has passed before.
 
     Args:
         name: Name of the check, with its parameters.
-        kernels: Library that it runs, named after its content.
+        kernels: Name of the kernels' content.
         check: Function that raises on an error.
     """
     tests = [*BENCH.glob("*.py"), *BENCH.parent.glob("*.py")]
     key = toolchain.digest(
-        [name, kernels.name, build.executor().name, toolchain.digest_files(tests)]
+        [name, kernels, build.executor().name, toolchain.digest_files(tests)]
     )
     passed = CACHE / "passed" / key
     if not passed.exists():

@@ -41,7 +41,14 @@ COMMANDS = Commands(
 _NAMED = re.compile(r"\[[a-z]")
 # Six lines of a terminal: longer than all our messages and those of the Hub.
 _LONGEST_MESSAGE = 480
-_EXTRA = ("mlx_lm", "rich", "tokenizers", "transformers", "huggingface_hub")
+_EXTRA = (
+    "mlx_lm",
+    "rich",
+    "threadpoolctl",
+    "tokenizers",
+    "transformers",
+    "huggingface_hub",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

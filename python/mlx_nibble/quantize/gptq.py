@@ -11,6 +11,7 @@ import numpy as np
 from mlx_nibble.formats import Format, Quantized
 from mlx_nibble.quantize.hessian import damped, diagonal_blocks, inverse_factor
 from mlx_nibble.quantize.search import search
+from mlx_nibble.quantize.threads import threads_for
 
 # Number of inputs to round before one matrix product updates the rest. 32 rows of a
 # few thousand floats stay in the second-level cache.
@@ -53,7 +54,8 @@ def gptq(
     if act_order:
         order = np.argsort(-np.diagonal(hessian), kind="stable")
     factor = inverse_factor(h[np.ix_(order, order)]).astype(np.float32)
-    codes = _round_in_order(weight, factor, order, grid)
+    with threads_for(_BLOCK * weight.size):  # half of the inputs are left on average
+        codes = _round_in_order(weight, factor, order, grid)
     return Quantized(codes, grid.scales, grid.biases, grid.bits)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from mlx_nibble.formats import Format, Quantized, round_to
 from mlx_nibble.quantize.gptq import require_hessian
 from mlx_nibble.quantize.hessian import damped
+from mlx_nibble.quantize.threads import threads_for
 
 _TINY = np.float32(1e-30)
 
@@ -45,8 +46,9 @@ def refine(
     h = damped(hessian, damping).astype(np.float32)
     state = _State(weight, quantized, h, form)
     for _ in range(sweeps):
-        for group in range(state.scales.shape[0]):
-            state.improve(group)
+        with threads_for(2 * form.group_size * weight.size):
+            for group in range(state.scales.shape[0]):
+                state.improve(group)
         state.refresh()
     return state.result()
 

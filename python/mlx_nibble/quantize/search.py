@@ -25,6 +25,7 @@ import numpy as np
 
 from mlx_nibble.formats import Format, Quantized, grouped, round_to
 from mlx_nibble.quantize.rules import affine
+from mlx_nibble.quantize.threads import threads_for
 
 # Ranges narrower than 0.6 of the full one never won for Gaussian or Laplacian
 # weights at 2 to 8 bits; steps of 0.05 leave less than 1 % of the loss.
@@ -75,7 +76,8 @@ def search(
         width = (column.stop - column.start) * size
         part = slice(column.start * size, column.start * size + width)
         w = rows[row, part].reshape(-1, size)
-        best = _best(w, h, form)
+        with threads_for(2 * size * w.size):
+            best = _best(w, h, form)
         codes[row, part] = best.codes.reshape(-1, width)
         scales[row, column] = best.scale.reshape(-1, width // size)
         biases[row, column] = best.bias.reshape(-1, width // size)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,19 +25,11 @@ from mlx_nibble.machine.turns import (
     take_pass,
     warm_up,
 )
+from tests.support.commands import nibble
 from tests.support.paths import ROOT
 
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "capsule.schema.json").read_text())
 CASE = ProductCase(3, 40, 64, 4, 32, "float32")
-
-
-def nibble(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlx_nibble.cli", *arguments],
-        capture_output=True,
-        text=True,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -190,19 +181,37 @@ def test_what_takes_too_long_is_left_out_and_named(tmp_path):
     jsonschema.validate(json.loads(path.read_text()), SCHEMA)
 
 
+# Runs a command, and says so when a case has been measured.
+SAYING = """
+import sys
+from mlx_nibble.bench import kernels, machine
+from mlx_nibble.cli import main
+take = kernels.take_quiet_pass
+def take_and_say(*arguments):
+    disturbed = take(*arguments)
+    print("measured", file=sys.stderr, flush=True)
+    return disturbed
+kernels.take_quiet_pass = take_and_say
+machine.last_level_cache_bytes = lambda: 4 << 20
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_an_interrupted_run_keeps_what_is_done(tmp_path):
     path = tmp_path / "run.json"
     command = ["bench", "kernels", "--shape", "1,64,64", "--shape", "1,512,512"]
     command += ["--hot", "--passes", "1000", "--output", str(path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_nibble.cli", *command],
+        [sys.executable, "-c", SAYING, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(6)
+    assert process.stderr is not None
+    while (line := process.stderr.readline()) and "measured" not in line:
+        pass
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "1 × 64 × 64" in out
     found = capsule.read(path)

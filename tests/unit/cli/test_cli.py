@@ -1,4 +1,4 @@
-"""The `nibble` command as a user runs it: in processes of its own."""
+"""The `nibble` command as a user runs it: mostly in processes of its own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import pytest
 
 from mlx_nibble.bench import capsule
 from mlx_nibble.cli import main
+from tests.support import commands
 from tests.support.gguf_writer import tiny_llama
 from tests.support.paths import ROOT
 
@@ -104,7 +105,7 @@ def test_help_needs_neither_mlx_lm_nor_rich():
     ],
 )
 def test_mistakes_are_one_line(arguments, status, message, tmp_path):
-    result = nibble(*arguments, cwd=tmp_path)
+    result = commands.nibble(*arguments, cwd=tmp_path)
     assert result.returncode == status
     assert message in result.stderr
     assert "Traceback" not in result.stderr

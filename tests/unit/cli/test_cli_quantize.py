@@ -1,4 +1,4 @@
-"""`nibble convert -q`, `eval` and `inspect`, run as a user runs them."""
+"""`nibble convert -q`, `eval` and `inspect`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,13 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
+from tests.support.commands import nibble
 from tests.support.gguf_writer import tiny_llama
 
 pytestmark = pytest.mark.slow
 
 MEASURED = "sensitivity-model.layers.0.self_attn.json"
 TEXT = "to be, or not to be: that is the question. " * 60
-
-
-def nibble(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlx_nibble.cli", *arguments],
-        capture_output=True,
-        text=True,
-    )
 
 
 def answer(*arguments: str) -> dict:
