@@ -19,6 +19,9 @@ PEERS = {
     "torch": ["torch==2.13.0+cpu"],
     "llama.cpp": ["llama-cpp-python==0.3.36"],
 }
+# Without these options GCC 12 removes the stores of the tile configuration that
+# llama.cpp's AMX kernels load, and they crash (its issue 20824).
+NATIVE = "-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'"
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
@@ -30,8 +33,9 @@ def peer_python(name: str) -> Path:
     if not done.exists():
         print(f"installing {name} into {home}", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", "numpy", *PEERS[name]]
-        native = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", **os.environ}
+        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+        command = [*pip, "numpy", *PEERS[name]]
+        native = {"CMAKE_ARGS": NATIVE, **os.environ}
         subprocess.run(command, check=True, env=native)
         done.touch()
     return python
