@@ -6,7 +6,7 @@
 #include <string>
 #include <tuple>
 
-#include "csrc/mlx/facts/packed_memory.h"
+#include "csrc/mlx/packed_memory.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
 

@@ -11,8 +11,8 @@
 #include <optional>
 
 #include "csrc/cpu/packed.h"
-#include "csrc/mlx/facts/packed_memory.h"
 #include "csrc/mlx/options.h"
+#include "csrc/mlx/packed_memory.h"
 #include "mlx/array.h"
 
 namespace nibble::repack {

@@ -27,7 +27,7 @@ class PackedMemory {
   std::mutex mutex_;
   std::optional<mx::array> chunk_;
   size_t size_ = 0, used_ = 0;  // bytes of the chunk
-  size_t left_;      // bytes that matrices will still ask for
+  size_t left_;                 // bytes that matrices will still ask for
 };
 
 }  // namespace nibble::repack

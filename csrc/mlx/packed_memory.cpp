@@ -1,4 +1,4 @@
-#include "csrc/mlx/facts/packed_memory.h"
+#include "csrc/mlx/packed_memory.h"
 
 #include <algorithm>
 #include <cstdint>
