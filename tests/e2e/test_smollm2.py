@@ -108,7 +108,7 @@ def test_tokens_are_the_models(smollm2_folder):
     assert tokenizer.encode("What is the capital of France?") == [
         1780, 314, 260, 3575, 282, 4649, 47,
     ]  # fmt: skip
-    assert tokenizer.eos_token_ids == {2}
+    assert tokenizer.eos_token_ids == {0, 2}  # as in llama.cpp, which knows their texts
     text = "In 1984, 3.14159 ≈ π; naïve 日本語\n\n\tfn(x) -> y"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     prompt = tokenizer.apply_chat_template(
