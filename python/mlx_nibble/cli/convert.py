@@ -131,7 +131,7 @@ def _import_gguf(args: argparse.Namespace, source: str, folder: str) -> Path:
     from mlx_nibble.conversion.card import write_card
     from mlx_nibble.conversion.gguf_import import import_gguf
 
-    if not Path(source).is_file():
+    if not Path(source).exists():
         require_model("convert", "SOURCE", source)
     with byte_progress() as progress:
         report = import_gguf(source, folder, args.dtype, progress, args.keep or KEEP[0])

@@ -298,7 +298,7 @@ def test_the_end_has_a_bound(folder, twice):
     flags = [] if twice else ["--shutdown-timeout", "0.001"]
     with Process(folder, *flags) as process, ThreadPoolExecutor(8) as pool:
         # Thousands of tokens take seconds.
-        asked = [pool.submit(ask_for, process.load, 1000) for _ in range(8)]
+        asked = [pool.submit(ask_for, process.load, 4000) for _ in range(8)]
         assert eventually(lambda: "nibble_requests_open 8.0" in metrics(process.load))
         process.server.terminate()
         if twice:
