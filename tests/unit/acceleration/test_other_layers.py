@@ -10,7 +10,9 @@ from mlx_lm.models.cache import ArraysCache, QuantizedKVCache, make_prompt_cache
 import mlx_nibble
 from mlx_nibble.acceleration import stand_ins
 from tests.support import family_models, tiny_models
+from tests.support.arrays import to_numpy
 from tests.support.graph import node_names
+from tests.support.tolerance import relative_rms
 
 # Operations of each family's layers that a llama has not.
 CALLED = {
@@ -83,7 +85,8 @@ def test_capped_attention_over_a_quantized_cache(bits):
     expected = model(tokens, cache=caches[0])
     mlx_nibble.accelerate(model)
     found = model(tokens, cache=caches[1])
-    assert mx.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    # A key that lies between two codes may become the other one.
+    assert relative_rms(to_numpy(found), to_numpy(expected)) < 1e-3
 
 
 def test_experts_that_are_not_quantized_are_ours():
