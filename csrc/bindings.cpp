@@ -56,7 +56,7 @@ NB_MODULE(_ext, m) {
         "Forget the pair of this token of remember_symmetric().");
 
   nb::class_<nibble::repack::PackedMemory>(
-      m, "PackedMemory", "Memory for packed matrices of so many bytes.")
+      m, "PackedMemory", "Memory for packed matrices of `bytes` in all.")
       .def(nb::init<size_t>(), "bytes"_a);
   m.def(
       "packed_bytes",

@@ -21,7 +21,7 @@ constexpr int kTileWords = kTileRows * 16;
 // what the other operands need.
 constexpr int kTileColumns = 256;
 
-// panel = the parts of `words` words of a strip, `stride` words apart.
+// panel [parts, lanes] = the parts of a word of each lane, as bytes.
 template <class V, class Q, int kPart = 0>
 [[gnu::always_inline]] inline void put_parts(typename V::I word,
                                              int32_t* panel) {
@@ -36,7 +36,6 @@ template <class V, class Q, int kPart = 0>
 template <class V, class Q>
 void fill_tiles(
     const Weights& w, int row, Range columns, int32_t* words, int32_t* panel) {
-  constexpr int kStored = panel_bits(Q::kBits);
   constexpr int kEach = kParts<int8_t, Q::kBits>;
   int group_words = words_of<Q::kBits>(w.format.group_size);
   int groups = (columns.end - columns.begin) / w.format.group_size;
@@ -60,7 +59,6 @@ void fill_tiles(
       strips[s] = reinterpret_cast<const uint8_t*>(words + s * V::kLanes);
     }
   }
-  static_assert(kStored <= 8);
   for (const uint8_t* strip : strips) {
     for (int g = 0; g < groups; ++g) {
       const uint8_t* p = strip + g * group_bytes;
