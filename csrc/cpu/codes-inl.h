@@ -6,6 +6,12 @@
 namespace nibble::cpu {
 namespace {
 
+// Returns the bits of a code in the words that meet activations. Codes of 2 and
+// 4 bits stay packed, all others get a byte each.
+constexpr int panel_bits(int bits) {
+  return bits == 2 || bits == 4 ? bits : 8;
+}
+
 // Codes that are unsigned integers.
 template <int kWidth>
 struct IntegerCodes {

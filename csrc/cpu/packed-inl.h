@@ -6,7 +6,7 @@
 // Strips follow each other, and within each its groups of codes:
 //
 //     word 0     w[0, 0:8]    w[1, 0:8]  ..   32 bits a lane: 4-bit codes are 8
-//     word 1     w[0, 8:16]   w[1, 8:16] ..
+//     word 1     w[0, 8:16]   w[1, 8:16] ..   (packed_words-inl.h)
 //     ..
 //     scales     s[0]         s[1]       ..   as in the checkpoint
 //     biases     b[0]         b[1]       ..   if the format has them
@@ -17,7 +17,7 @@
 // have the same bits as without this layout.
 #pragma once
 
-#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/packed_words-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
@@ -39,19 +39,36 @@ constexpr int packed_group_bytes(QuantFormat format, Dtype scale_dtype) {
 // faster as it lies: one row of 4096 x 4096 takes 3.8 ms of a core, and 4.9
 // packed (AVX2).
 inline size_t packed_row_bytes(QuantFormat format, Dtype scale_dtype, int K) {
-  return lie_in_bytes(format.bits) && format.multiplies_integers()
+  return format.multiplies_integers()
              ? static_cast<size_t>(K / format.group_size) *
                    packed_group_bytes(format, scale_dtype)
              : 0;
+}
+
+// out = the stored words of a group of a strip, which begins at a row and a
+// column.
+template <class V, int kBits>
+void pack_group(const Weights& w, int row, int column, uint8_t* out) {
+  constexpr int kStored = kUnitStored<kBits>;
+  size_t stride = bytes_of(w.K, kBits);
+  const uint8_t* from = w.codes + row * stride + bytes_of(column, kBits);
+  for (int r = 0; r < V::kLanes; ++r, from += stride, out += 4) {
+    uint8_t* to = out;
+    for (int k = 0; k < w.format.group_size; k += kUnitCodes<kBits>) {
+      uint32_t words[kStored] = {};
+      if (row + r < w.N) pack_unit<V, kBits>(from + bytes_of(k, kBits), words);
+      for (int d = 0; d < kStored; ++d, to += 4 * V::kLanes) {
+        __builtin_memcpy(to, words + d, 4);
+      }
+    }
+  }
 }
 
 // out = the strips of `rows`, the first of which begins a strip.
 template <class V>
 void pack(const Weights& w, Range rows, uint8_t* out) {
   int group_size = w.format.group_size, size = size_of(w.scale_dtype);
-  int words = group_size * w.format.bits / 32;
   int groups = w.K / group_size;
-  size_t row_bytes = bytes_of(w.K, w.format.bits);
   // Writes the next lanes, `bytes` each: rows n.. of an array at `from`.
   auto put = [&](int n, const uint8_t* from, size_t stride, int bytes) {
     for (int r = 0; r < V::kLanes; ++r, out += bytes) {
@@ -64,9 +81,10 @@ void pack(const Weights& w, Range rows, uint8_t* out) {
   };
   for (int n = rows.begin; n < rows.end; n += V::kLanes) {
     for (int g = 0; g < groups; ++g) {
-      for (int d = 0; d < words; ++d) {
-        put(n, w.codes + 4 * (g * words + d), row_bytes, 4);
-      }
+      with_bits(w.format.bits, [&](auto bits) {
+        pack_group<V, decltype(bits)::value>(w, n, g * group_size, out);
+      });
+      out += bytes_of(group_size, w.format.bits) * V::kLanes;
       size_t stride = static_cast<size_t>(groups) * size;
       by_param_arrays(w, [&](const uint8_t* params) {
         put(n, params + g * size, stride, size);
@@ -86,36 +104,70 @@ const uint8_t* packed_strip(const Weights& w, int row, int column) {
          group * V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
 }
 
-// out [rows, words] = `words` words of each row of a strip. `group_words` words
-// of each lane lie together at p, and then at p + group_bytes.
+// The stored words of a strip from a group on: `count` of each lane.
+// `group_words` lie together at p, and then at p + group_bytes.
 template <class V>
-void unpack_words(const uint8_t* p,
-                  int words,
-                  int group_words,
-                  size_t group_bytes,
-                  int rows,
-                  uint8_t* out) {
-  constexpr size_t kVector = 4 * V::kLanes;
-  size_t stride = size_t{4} * words;
-  for (int d = 0; d < words; d += V::kLanes) {
-    int count = smaller(words - d, V::kLanes);
+struct StoredWords {
+  const uint8_t* p;
+  int count, group_words;
+  size_t group_bytes;
+
+  const uint8_t* vector(int word) const {
+    return p + word / group_words * group_bytes +
+           size_t{4} * V::kLanes * (word % group_words);
+  }
+};
+
+// out [rows, count] = the words of the first `rows` lanes, in MLX's layout.
+template <class V>
+void unpack_words(const StoredWords<V>& words, int rows, uint8_t* out) {
+  size_t stride = size_t{4} * words.count;
+  for (int d = 0; d < words.count; d += V::kLanes) {
+    int count = smaller(words.count - d, V::kLanes);
     const uint8_t* vectors[V::kLanes];
-    for (int i = 0; i < count; ++i) {
-      int word = d + i;
-      vectors[i] =
-          p + word / group_words * group_bytes + word % group_words * kVector;
-    }
+    for (int i = 0; i < count; ++i) vectors[i] = words.vector(d + i);
     uint8_t* to = out + size_t{4} * d;
     if (count == V::kLanes) {
-      V::transpose(vectors,
-                   rows,
-                   reinterpret_cast<int32_t*>(to),
-                   static_cast<int>(words));
+      V::transpose(vectors, rows, reinterpret_cast<int32_t*>(to), words.count);
       continue;
     }
     for (int r = 0; r < rows; ++r) {
       for (int i = 0; i < count; ++i) {
         __builtin_memcpy(to + r * stride + 4 * i, vectors[i] + 4 * r, 4);
+      }
+    }
+  }
+}
+
+// The same of words in planes: panel words are transposed, and the bytes of a
+// row joined.
+template <class V, int kBits>
+void unpack_planes(const StoredWords<V>& words, int rows, uint8_t* out) {
+  constexpr int kStored = kUnitStored<kBits>, kWords = kUnitWords<kBits>;
+  constexpr int kUnits = V::kLanes / kWords;  // in a transposition
+  alignas(64) int32_t panel[V::kLanes * V::kLanes] = {};
+  alignas(64) int32_t codes[V::kLanes * V::kLanes];
+  const uint8_t* vectors[V::kLanes];
+  for (int i = 0; i < V::kLanes; ++i) {
+    vectors[i] = reinterpret_cast<const uint8_t*>(panel + i * V::kLanes);
+  }
+  size_t stride = size_t{4} * words.count;
+  for (int d = 0; d < words.count; d += kUnits * kStored) {
+    int units = smaller((words.count - d) / kStored, kUnits);
+    for (int i = 0; i < units; ++i) {
+      const uint8_t* unit = words.vector(d + i * kStored);
+      each_int<kWords>([&](auto at) {
+        constexpr int kAt = decltype(at)::value;
+        V::int_store(panel + (i * kWords + kAt) * V::kLanes,
+                     packed_word<V, kBits, kAt>(unit));
+      });
+    }
+    V::transpose(vectors, rows, codes, V::kLanes);
+    for (int r = 0; r < rows; ++r) {
+      auto from = reinterpret_cast<const uint8_t*>(codes + r * V::kLanes);
+      uint8_t* to = out + r * stride + size_t{4} * d;
+      for (int i = 0; i < units * kUnitCodes<kBits>; i += 8, to += kBits) {
+        V::template join8<kBits>(from + i, to);
       }
     }
   }
@@ -152,12 +204,15 @@ void unpack(const Weights& w,
     int count = smaller(rows.end - n, V::kLanes);
     const uint8_t* p = packed_strip<V>(w, n, columns.begin);
     if (out.codes) {
-      unpack_words<V>(p,
-                      groups * group_words,
-                      group_words,
-                      group_bytes,
-                      count,
-                      out.codes + row * of_codes);
+      with_bits(w.format.bits, [&](auto bits) {
+        constexpr int kBits = decltype(bits)::value;
+        StoredWords<V> words{p, groups * group_words, group_words, group_bytes};
+        if constexpr (stores_panel_words(kBits)) {
+          unpack_words<V>(words, count, out.codes + row * of_codes);
+        } else {
+          unpack_planes<V, kBits>(words, count, out.codes + row * of_codes);
+        }
+      });
     }
     p += size_t{4} * V::kLanes * group_words;
     for (uint8_t* to : {out.scales, out.biases}) {
