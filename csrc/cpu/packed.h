@@ -1,6 +1,6 @@
 // Quantized matrices in the packed layout of the instruction set in use.
 // Products of few rows, and all with 8-bit activations, are then faster and
-// have the same bits. It is a permutation of the same words, which unpack()
+// have the same bits. It is a permutation of the same bits, which unpack()
 // undoes.
 #pragma once
 

@@ -405,9 +405,8 @@ struct Avx2 {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
-    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    uint64_t codes = _pdep_u64(load_codes<kBits>(p),
+                               0x0101010101010101 * ((1 << kBits) - 1));
     std::memcpy(out, &codes, sizeof(codes));
   }
 

@@ -353,6 +353,9 @@ struct Avx512 {
       // vpermps reads only the low 4 bits of an index: 2 bits repeat.
       return _mm512_permutexvar_ps(
           words, numbers<Q>(_mm512_and_si512(iota(0, 1), mask)));
+    } else if constexpr (kBits == 5) {
+      return _mm512_permutex2var_ps(
+          numbers<Q>(iota(0, 1)), words, numbers<Q>(iota(16, 1)));
     }
     return numbers<Q>(_mm512_and_si512(words, mask));
   }
@@ -437,9 +440,8 @@ struct Avx512 {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
-    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    uint64_t codes = _pdep_u64(load_codes<kBits>(p),
+                               0x0101010101010101 * ((1 << kBits) - 1));
     std::memcpy(out, &codes, sizeof(codes));
   }
 

@@ -391,8 +391,7 @@ struct Neon {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
+    uint64_t codes = load_codes<kBits>(p);
     for (int i = 0; i < 8; ++i) {
       out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
     }

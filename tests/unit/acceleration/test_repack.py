@@ -18,8 +18,8 @@ from mlx_lm.tuner.lora import LoRALinear
 
 import mlx_nibble
 from mlx_nibble import _native, lm, ops
-from mlx_nibble.acceleration.repack import NAMES, is_packed
-from mlx_nibble.formats import GROUP_SIZES
+from mlx_nibble.acceleration.repack import NAMES, is_packed, pack
+from mlx_nibble.formats import BITS, GROUP_SIZES
 from tests.support import tiny_models
 from tests.support.mlx_formats import MLX_BITS
 
@@ -90,6 +90,23 @@ def test_undo_gives_back_the_same_words(bits, group_size, symmetric, dtype):
     report.undo()
     assert not any(map(is_packed, made.parameters().values()))
     assert same(contents(made), before)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_any_words_come_back_from_a_part_of_a_strip(bits, group_size, groups):
+    """1009 rows end within a strip, and an odd number of groups within a vector."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(2**32, size=(1009, groups * group_size * bits // 32))
+    w = mx.array(words.astype(np.uint32))
+    scales, biases = mx.random.normal((2, 1009, groups))
+    mx.eval(w, scales, biases)
+    matrix, nbytes = pack(w, scales, biases, bits, group_size)
+    assert nbytes <= 1.02 * sum(a.nbytes for a in (w, scales, biases))
+    for array, expected in zip(matrix, (w, scales, biases), strict=True):
+        assert is_packed(array)
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_a_matrix_that_padding_would_make_larger_stays():
@@ -343,8 +360,6 @@ def test_batches_that_no_packed_product_fits():
     x = mx.random.normal((2, 3, 4, 256))
     expected = ops.quantized_matmul(x, w, scales, biases)
     mx.eval(expected)
-    from mlx_nibble.acceleration.repack import pack
-
     (matrix, _) = pack(w, scales, biases, 4, 64)
     assert mx.array_equal(ops.quantized_matmul(x, *matrix), expected)
 
