@@ -2,8 +2,8 @@
 
 Weights are cold. A candidate's time is the one that a tenth of its samples undercut:
 on a busy machine longer samples are interrupted more often. "exact / it" divides the
-exact time of the same layout by it, "as it lay / it" that of the checkpoint's order, and
-"of the read" the time of a plain read of the weights.
+exact time of the same layout by it, "as it lay / it" that of the checkpoint's order,
+and "of the read" the time of a plain read of the weights.
 
     python -m bench.activation_widths --rows 1 8
     python -m bench.activation_widths --bits 3 5 6 --rows 1 8 128
@@ -96,7 +96,8 @@ def main() -> None:
     mode = args.mode or "affine"
     form = MODES[mode]
     group_size = args.group_size or form.default_group_size
-    print("| bits | rows | candidate | ms | exact / it | as it lay / it | of the read |")
+    ratios = "exact / it | as it lay / it | of the read"
+    print(f"| bits | rows | candidate | ms | {ratios} |")
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for bits in args.bits or [form.default_bits]:
         for rows in args.rows:
