@@ -16,13 +16,6 @@ constexpr int kTriedAlone = 16;
 // rows at which the planner switches from one to the other.
 constexpr int kTriedRows = 4;
 
-// Codes of other widths than 2 and 4 bits take longer to decode, so that they
-// are decoded again for fewer rows and read packed for more. 512 x 4096,
-// AVX-512, one thread of a Xeon: 8 rows of 5 bits take 0.44 ms either way and
-// 0.37 packed, 12 rows 0.52 and 0.50, 24 rows 1.03 and 0.81; 24 rows of 8 bits
-// 1.69 and 0.85.
-constexpr int kSlowlyDecodedRows = 8;
-
 // fp32 values of x that leave room for weights in a first-level cache: 32 KB.
 // While all of x stays there, weight rows are best read whole.
 constexpr int kFirstLevelFloats = 8 * 1024;

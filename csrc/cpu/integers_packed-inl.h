@@ -100,7 +100,7 @@ void multiply_packed_integers(const Weights& w,
                               void* y,
                               float* scratch) {
   float* sums = scratch + kPanelFloats;
-  auto with_strips = [&](auto strips, auto codes) {
+  auto with_strips = [&](auto strips, auto most_rows, auto codes) {
     using Q = decltype(codes);
     by_packed_strips<V, decltype(strips)::value>(
         w,
@@ -112,7 +112,7 @@ void multiply_packed_integers(const Weights& w,
         sums,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
-          by_tiles<V, V::kIntTileRows>(
+          by_tiles<V, decltype(most_rows)::value>(
               M, [&](auto tile_rows, int m, Pass<V> pass) {
                 packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
                     block, w, x, m, pass, out + m * kCount * V::kLanes);
@@ -121,8 +121,8 @@ void multiply_packed_integers(const Weights& w,
   };
   with_integers(w.format, [&](auto codes) {
     // One row is read at the speed of memory.
-    M == 1 ? with_strips(Int<V::kRowStreams>{}, codes)
-           : with_strips(Int<V::kStrips>{}, codes);
+    M == 1 ? with_strips(Int<V::kRowStreams>{}, Int<1>{}, codes)
+           : with_strips(Int<V::kStrips>{}, Int<V::kIntTileRows>{}, codes);
   });
 }
 

@@ -1,8 +1,8 @@
 // How codes of each width lie in a lane of the packed layout (packed-inl.h).
 //
 // Products read panel words: 32 bits a lane, with 2, 4 or 8 bits a code. Codes
-// of 2, 4 and 8 bits are stored as such words. Of the others, a panel word has
-// 4 codes in bytes, and 8 panel words are a unit. A unit is stored in planes:
+// of 2, 4 and 8 bits are stored as such words. Codes of other widths are bytes
+// of a panel word, and 8 panel words are a unit. A unit is stored in planes:
 // the low bits of all its codes, then the high bits. A word of a plane of b
 // bits has those of 8 / b panel words, each b bits higher than the one before:
 //
