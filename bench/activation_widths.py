@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
 import mlx.core as mx
+import numpy as np
 
-from bench.own_products import reading
 from bench.timing import Samples, interleave
 from mlx_nibble import ops
 from mlx_nibble.acceleration.repack import pack
-from mlx_nibble.bench.products import ProductCase
+from mlx_nibble.bench import machine
 from mlx_nibble.formats import MODES
 
 COLD_BYTES = 256 * 2**20
 WIDTHS = {"exact": None, "int16": "int16", "int8": "int8"}
 READ, REPACKED = "a plain read", " repacked"
+READ_COLUMNS, READS = 4096, 4
 
 
 def candidates(
@@ -57,10 +59,32 @@ def candidates(
                 )
 
             found[name + layout] = product
-    if mode == "affine":
-        read = reading(ProductCase(rows, N, K, bits, group_size, "float32"))
-        found[READ] = partial(read)
+    found[READ] = reading(sum(a.nbytes for a in matrices[0] if a is not None))
     return found
+
+
+def reading(nbytes: int) -> Callable[[], float]:
+    """Return a read of other bytes every time.
+
+    Each thread multiplies its rows of a matrix by a vector, for which NumPy reads
+    several rows at once. One stream for each thread is slower on a virtual machine. A
+    sample reads some more bytes, so that waking the threads does not count.
+    """
+    vector = np.ones(READ_COLUMNS, np.float32)
+    matrix = np.ones((COLD_BYTES // vector.nbytes, READ_COLUMNS), np.float32)
+    rows = min(READS * nbytes // vector.nbytes, len(matrix) // 2)
+    first = cycle(range(0, len(matrix) - rows, rows))
+    pool = ThreadPoolExecutor(machine.threads())
+
+    def read() -> float:
+        begin = next(first)
+        parts = np.array_split(matrix[begin : begin + rows], machine.threads())
+        before = time.perf_counter()
+        list(pool.map(lambda part: part @ vector, parts))
+        elapsed = time.perf_counter() - before
+        return elapsed * nbytes / (rows * vector.nbytes)
+
+    return read
 
 
 def tenth(samples: list[float]) -> float:
@@ -77,7 +101,7 @@ def rows_of_table(taken: Samples) -> list[str]:
         layout = name[len(plain) :]
         exact = "" if name == READ else f"{ms['exact' + layout] / own:.2f}"
         lay = f"{ms[plain] / own:.2f}" if layout else ""
-        read = f"{100 * ms[READ] / own:.0f} %" if READ in ms else ""
+        read = f"{100 * ms[READ] / own:.0f} %"
         found.append(f"{name} | {own:.3f} | {exact} | {lay} | {read} |")
     return found
 
