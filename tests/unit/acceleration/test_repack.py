@@ -135,8 +135,9 @@ def test_the_report_counts_what_is_repacked_now():
     assert report.repacked.layers == report.repacked.nbytes == 0
 
 
-def test_no_byte_is_kept_twice():
-    layers = [layer(rows=2048) for _ in range(8)]
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_no_byte_is_kept_twice(bits):
+    layers = [layer(bits, rows=2048) for _ in range(8)]
     model = nn.Sequential(*layers)
     mx.eval(model.parameters())
     mx.clear_cache()
