@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from tests.simt import plans
 
-# The tiles of one and of 16 rows, for 4096 columns and for 14336 (csrc/core/tiles.h).
-TILES = ("bm8_bn16_wk8_f4", "bm8_bn16_wk4_f4", "bm16_bn32_wk8_f4", "bm16_bn64_wk4_f2")
+# The tiles of one and of 16 rows of the shapes measured (csrc/core/tiles.h).
+TILES = (
+    *("bm8_bn16_wk8_f4", "bm8_bn32_wk4_f4", "bm8_bn32_wk16_f2"),
+    *("bm16_bn32_wk16_f2", "bm16_bn64_wk4_f2"),
+)
 USUAL = "cuda_qmm_skinny_bf16_bf16_b4_g64_"
 
 READ = """
@@ -35,7 +38,7 @@ PARTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "        In::unpack(pairs,",
             ";",
-            "for (int i = 0; i < 4; ++i) pairs[i] = words[chunk] + scaling[row].x * i;",
+            "for (int i = 0; i < 4; ++i) pairs[i] = words[chunk] ^ i;",
         )
     ],
     "unread": [

@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 # All tiles at the usual format, and some at every other.
 CHOSEN = re.compile(
     r"cuda_(qmm_skinny|dequantize)_bf16_bf16_b4_g64|"
-    r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32)_|"
+    r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32_wk8)_|"
     r"cuda_dequantize_"
 )
 NAME = re.compile(

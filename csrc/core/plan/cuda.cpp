@@ -22,6 +22,10 @@ constexpr int kLastExpertRow = 96;
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
+// Between these numbers, from this number of columns of w on, a warp's work is
+// long enough for blocks of more columns of y. Measured at 4096 and 14336.
+constexpr int kDeepColumns = 8192;
+
 // From this number of rows on, MLX's kernels for CUDA take blocks of columns,
 // at least as many as a group has. It raises "No implementation" for others.
 constexpr int kFirstMlxBlock = 8;
@@ -109,11 +113,13 @@ std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
     return {tiles.batch_invariant};
   }
   std::vector<CudaTile> all = {
-      tiles.some, tiles.few, tiles.many, tiles.batch_invariant};
+      tiles.some, tiles.few, tiles.many, tiles.deep, tiles.batch_invariant};
   if (p.N <= kFewColumns) {
     std::swap(all[0], all[1]);
   } else if (p.N >= kManyColumns) {
     std::swap(all[0], all[2]);
+  } else if (p.K >= kDeepColumns) {
+    std::swap(all[0], all[3]);
   }
   return all;
 }
