@@ -23,8 +23,13 @@ constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
 // Between these numbers, from this number of columns of w on, a warp's work is
-// long enough for blocks of more columns of y. Measured at 4096 and 14336.
+// long enough for blocks of more columns of y. Measured at 4096 and 14336. Not
+// with 3, 5 or 6 bits: their codes take more registers (measured with 3 and 5).
 constexpr int kDeepColumns = 8192;
+
+bool splits_codes(const QuantFormat& format) {
+  return 32 % format.bits != 0;
+}
 
 // From this number of rows on, MLX's kernels for CUDA take blocks of columns,
 // at least as many as a group has. It raises "No implementation" for others.
@@ -112,13 +117,17 @@ std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
   if (p.batch_invariant) {
     return {tiles.batch_invariant};
   }
-  std::vector<CudaTile> all = {
-      tiles.some, tiles.few, tiles.many, tiles.deep, tiles.batch_invariant};
+  bool split = splits_codes(p.format);
+  std::vector<CudaTile> all = {tiles.some,
+                               tiles.few,
+                               split ? tiles.split : tiles.many,
+                               tiles.deep,
+                               tiles.batch_invariant};
   if (p.N <= kFewColumns) {
     std::swap(all[0], all[1]);
   } else if (p.N >= kManyColumns) {
     std::swap(all[0], all[2]);
-  } else if (p.K >= kDeepColumns) {
+  } else if (p.K >= kDeepColumns && !split) {
     std::swap(all[0], all[3]);
   }
   return all;
