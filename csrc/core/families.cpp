@@ -73,7 +73,7 @@ Shapes cuda_tiles(const Types& types) {
   if (supported_on_cuda(types)) {
     for (const CudaTiles& t : kCudaTiles) {
       for (const CudaTile& tile :
-           {t.batch_invariant, t.few, t.some, t.deep, t.many, t.split}) {
+           {t.batch_invariant, t.few, t.some, t.deep, t.many, t.narrow}) {
         if (std::ranges::find(all, tile.shape()) == all.end()) {
           all.push_back(tile.shape());
         }

@@ -277,9 +277,9 @@ struct CudaPairTile : CudaTile {
 // same order.
 struct CudaTiles {
   CudaTile batch_invariant;
-  // By columns of y, and `deep` by those of w: limits in plan/cuda.cpp. `split`
-  // is `many` for widths whose codes lie across words.
-  CudaTile few, some, deep, many, split;
+  // By columns of y, and `deep` by those of w: limits in plan/cuda.cpp.
+  // `narrow` is `many` for formats that wider blocks make slower.
+  CudaTile few, some, deep, many, narrow;
 };
 
 // The fastest of some 80 tiles on an H200 at 4 bits, groups of 64 and bfloat16,

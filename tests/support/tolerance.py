@@ -145,8 +145,7 @@ def of_gated(
     if in_steps:
         # The exponential, the sum, the quotient and a product are rounded as well.
         off = off + 4 * numerics.UNIT_ROUNDOFF[dtype] * abs(exact)
-        # The quotient may be subnormal, too, and g and u multiply its error.
-        off = off + numerics.UNDERFLOW[dtype] * (1 + abs(u) * (1 + abs(g)))
+        off = off + numerics.UNDERFLOW[dtype] * (1 + abs(u))
     return exact, numerics.of_result(exact, off, dtype)
 
 
