@@ -67,7 +67,7 @@ def main() -> None:
     specs = [spec(kernel) | {"file": name} for name, (_, kernel) in parts.items()]
     (folder / "parts.json").write_text(json.dumps(specs))
     (folder / "bench").mkdir(exist_ok=True)
-    for name in ("__init__", "cuda_run", "cuda_run_parts"):
+    for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts"):
         shutil.copy(ROOT / "bench" / f"{name}.py", folder / "bench")
 
 

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+from bench.cuda_exact import Weights, exact
 
 SHAPES = ((1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336))
 ROWS = (1, 2, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
@@ -27,7 +28,6 @@ WARM_UP, REPLAYS = 2, 7
 POOL = 280 << 20  # bytes of weights; an H200 has 60 MB of L2 cache
 MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TYPES = {"bf16": (torch.bfloat16, 2.0**-8), "f16": (torch.float16, 2.0**-11)}
-Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Params(ctypes.Structure):
@@ -97,25 +97,6 @@ def succeed(error: int) -> None:
         raise RuntimeError(f"the driver's error {error}")
 
 
-def e4m3() -> np.ndarray:
-    """Return the values of the floats of 8 bits; the largest is NaN."""
-    codes = np.arange(128)
-    exponents, mantissas = codes >> 3, codes & 7
-    normal = np.ldexp(1 + mantissas / 8, exponents - 7)
-    values = np.where(exponents > 0, normal, np.ldexp(mantissas / 8, -6))
-    values[127] = np.nan
-    return np.concatenate([values, -values])
-
-
-MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-CODES = {
-    "mxfp8": e4m3(),
-    **dict.fromkeys(("mxfp4", "nvfp4"), [*MAGNITUDES, *-MAGNITUDES]),
-}
-POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.inf)
-SCALES = {"nvfp4": e4m3(), "mxfp4": POWERS, "mxfp8": POWERS}
-
-
 def weights(k: Kernel, N: int, K: int, count: int) -> Weights:
     """Return random words, scales and biases of `count` matrices."""
     shape = (count, N, K // k.group)
@@ -133,26 +114,12 @@ def weights(k: Kernel, N: int, K: int, count: int) -> Weights:
     return w, s, s
 
 
-def exact(k: Kernel, given: Weights, K: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return w_hat in float64, and the magnitude of its terms."""
-    w, s, b = given
-    bits = np.unpackbits(w.cpu().numpy().view(np.uint8), axis=-1, bitorder="little")
-    codes = (bits.reshape(len(w), K, k.bits).astype(int) << np.arange(k.bits)).sum(-1)
-    q = torch.from_numpy(codes).cuda()
-    if k.mode == "affine":
-        s, b = (a.double().repeat_interleave(k.group, -1) for a in (s, b))
-        return q * s + b, q * s.abs() + b.abs()
-    values, scales = (torch.tensor(t[k.mode], device="cuda") for t in (CODES, SCALES))
-    w_hat = values[q] * scales[s.long()].repeat_interleave(k.group, -1)
-    return w_hat, w_hat.abs()
-
-
 def worst_error(k: Kernel, M: int, N: int, K: int) -> float:
     """Return the largest error, in units of the bound of docs/reference/numerics.md."""
     words, s, b = weights(k, N, K, 1)
     given = (words[0], s[0], b[0])
     dtype, u = TYPES[k.dtype]
-    right, magnitude = exact(k, given, K)
+    right, magnitude = exact(k.mode, k.bits, k.group, given)
     if k.family == "dequantize":
         y = torch.full((N, K), math.nan, device="cuda", dtype=dtype)
         k.dequantize(given, y)
@@ -231,6 +198,11 @@ def fits(k: Kernel, rows: int) -> bool:
     return k.family == "qmm_skinny" and max(rows, 8) <= k.bm < 2 * max(rows, 8)
 
 
+def tile_of(k: Kernel) -> str:
+    """Return the part of a kernel's name that is its tile."""
+    return "bm" + k.kernel.partition("_bm")[2]
+
+
 def measure(kernels: list[Kernel], N: int, K: int, until: float) -> None:
     """Print the times of one shape at the usual format."""
     usual = [k for k in kernels if "_bf16_bf16_b4_g64" in k.kernel]
@@ -266,7 +238,7 @@ def measure(kernels: list[Kernel], N: int, K: int, until: float) -> None:
             )
         for k in usual:
             if fits(k, M):
-                ways[k.kernel.split("_g64_")[1]] = matrix.product(k, x, y)
+                ways[tile_of(k)] = matrix.product(k, x, y)
         taken = times_of(ways, matrix.count).items()
         print(f"  {M:2} rows: " + "  ".join(f"{n} {cell(t)}" for n, t in taken))
 
@@ -284,9 +256,9 @@ def measure_modes(kernels: list[Kernel], N: int, K: int) -> None:
         for M in (1, 8, 16):
             x = torch.randn(M, K, device="cuda").bfloat16()
             y = torch.empty(M, N, device="cuda", dtype=x.dtype)
-            ways = {str(M): matrix.product(k, x, y) for k in its if fits(k, M)}
+            ways = {tile_of(k): matrix.product(k, x, y) for k in its if fits(k, M)}
             taken = times_of(ways, matrix.count).items()
-            cells += [f"{name}: {cell(t)}" for name, t in taken]
+            cells += [f"{M} rows, {name}: {cell(t)}" for name, t in taken]
         print(f"  {mode}: " + "  ".join(cells), flush=True)
 
 

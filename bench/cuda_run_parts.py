@@ -16,7 +16,16 @@ from typing import Any
 
 import torch
 
-from bench.cuda_run import SHAPES, Kernel, Matrix, cell, cuda, succeed, times_of
+from bench.cuda_run import (
+    SHAPES,
+    Kernel,
+    Matrix,
+    cell,
+    cuda,
+    succeed,
+    tile_of,
+    times_of,
+)
 
 ROWS = (1, 16)
 THREADS = 256  # of kernels of wide loads
@@ -74,7 +83,7 @@ def measure(wholes: dict[str, Kernel], parts: list[Kernel], N: int, K: int) -> N
         ways["copied"] = lambda i: copies[1, i % 8].copy_(copies[0, i % 8])
         for k in parts:
             if k.bm == max(M, 8):
-                tile = k.kernel.split("_g64_")[1]
+                tile = tile_of(k)
                 part = k.file.split(".")[0]
                 ways[f"{tile}, whole"] = matrix.product(wholes[k.kernel], x, y)
                 ways[f"{tile}, {part}"] = matrix.product(k, x, y)
