@@ -43,7 +43,7 @@ class Pair:
         self.report = mlx_nibble.accelerate(self.ours)
 
     def compare(self, what: str, units: int, turn: Turn, seconds: float) -> dict:
-        """Return and print the rates and ratios of turns of so many units each."""
+        """Return and print rates and ratios; a turn's seconds are those of `units`."""
         calls = {"stock": self.stock, "ours": self.ours}
         taken = timing.interleave(
             {name: (lambda made=made: turn(made)) for name, made in calls.items()},

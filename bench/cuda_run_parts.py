@@ -43,7 +43,7 @@ class WideRead:
         succeed(cuda.cuModuleGetFunction(ctypes.byref(self._function), module, name))
 
     def read(self, tensor: torch.Tensor, to: torch.Tensor, fours: int) -> None:
-        """Read so many times 16 bytes."""
+        """Read `fours` times 16 bytes."""
         values: list[Any] = [ctypes.c_void_p(tensor.data_ptr()), ctypes.c_ulong(fours)]
         values.append(ctypes.c_void_p(to.data_ptr()))
         pointers = [ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values]

@@ -282,11 +282,11 @@ struct CudaTiles {
   CudaTile few, some, deep, many, narrow;
 };
 
-// The fastest of some 80 tiles on an H200 at 4 bits, groups of 64 and bfloat16,
-// with matrices of 1024, 4096 and 14336 rows of 4096 columns, and of 4096 rows
-// of 14336 columns (docs/results/cuda.md). With four blocks of 32 columns of y
-// on each of 132 multiprocessors, or seven of 16, all blocks of 14336 columns
-// run at once.
+// The fastest of some 80 tiles on an H200 (docs/results/cuda.md). Measured at 4
+// bits, groups of 64 and bfloat16. Matrices had 1024, 4096 and 14336 rows of
+// 4096 columns, and 4096 rows of 14336. With four blocks of 32 columns of y on
+// each of 132 multiprocessors, or seven of 16, all of 14336 columns run at
+// once.
 inline constexpr CudaTiles kCudaTiles[] = {
     {{8, 16, 8, 4, 1, 2},
      {8, 16, 16, 4, 0},
