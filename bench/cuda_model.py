@@ -1,38 +1,36 @@
 """Decodes with a llama of 8B shapes on MLX's GPU: python -m bench.cuda_model
 
 The weights are random, of 4 bits in groups of 64. Stock MLX and `accelerate()` decode
-with the same weights in turns. It needs mlx with a GPU, mlx-lm and this package.
+with the same weights in pairs of turns. It needs mlx with a GPU, mlx-lm and this
+package.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models import cache, llama
+from mlx_lm.models import llama
 
-import mlx_nibble
+from bench import cuda_pairs
 from mlx_nibble import ops
 
-STEPS = 48
 NODES = 200
-WARM_UP, TOKENS = 20, 100
 
 
 def quantized(made: Any) -> Any:
-    """Return the model with weights of 4 bits in groups of 64."""
+    """Return the model with weights of 4 bits in groups of 64, not yet evaluated."""
     made.set_dtype(mx.bfloat16)
     nn.quantize(made, 64, 4)
-    mx.eval(made.parameters())
     return made
 
 
 def model() -> Any:
-    """Return a quantized model, the same at each call."""
+    """Return a quantized model, the same at each call, not yet evaluated."""
     mx.random.seed(1)
     made = llama.Model(
         llama.ModelArgs(
@@ -52,64 +50,6 @@ def model() -> Any:
     return quantized(made)
 
 
-def prompts(rows: int, length: int) -> mx.array:
-    """Return different tokens in each row."""
-    numbers = mx.arange(rows)[:, None] * 37 + mx.arange(length) * 11
-    return numbers % 1000
-
-
-def decode(made: Any, batch: int) -> float:
-    """Return tokens per second of greedy decoding, after a few steps."""
-    keys = cache.make_prompt_cache(made)
-
-    def step(tokens: mx.array) -> mx.array:
-        return mx.argmax(made(tokens, cache=keys)[:, -1:], -1)
-
-    tokens = step(prompts(batch, 16))
-    for _ in range(4):
-        tokens = step(tokens)
-        mx.eval(tokens)
-    begin = time.perf_counter()
-    steps = max(STEPS // batch, 12)
-    for _ in range(steps):
-        following = step(tokens)
-        mx.async_eval(following)
-        tokens.tolist()
-        tokens = following
-    mx.eval(tokens)
-    return batch * steps / (time.perf_counter() - begin)
-
-
-def parts(made: Any) -> str:
-    """Return the parts of a token's time at batch 1: medians, milliseconds."""
-    keys = cache.make_prompt_cache(made)
-
-    def step(tokens: mx.array) -> mx.array:
-        return mx.argmax(made(tokens, cache=keys)[:, -1:], -1)
-
-    tokens = step(prompts(1, 16))
-    times = []
-    for _ in range(WARM_UP + TOKENS):
-        begin = time.perf_counter()
-        following = step(tokens)
-        built = time.perf_counter()
-        mx.async_eval(following)
-        encoded = time.perf_counter()
-        tokens.tolist()
-        tokens = following
-        times.append((built - begin, encoded - built, time.perf_counter() - begin))
-    columns = zip(*times[WARM_UP:], strict=True)
-    building, encoding, whole = (1000 * statistics.median(c) for c in columns)
-    return f"building {building:.2f}, encoding {encoding:.2f}, a token {whole:.2f} ms"
-
-
-def read(made: Any, length: int) -> float:
-    """Return tokens per second of a prompt."""
-    begin = time.perf_counter()
-    mx.eval(made(prompts(1, length), cache=cache.make_prompt_cache(made))[:, -1:])
-    return length / (time.perf_counter() - begin)
-
-
 def of_a_node(step: Callable[[mx.array], mx.array]) -> float:
     """Return the microseconds of a small operation in a chain of them."""
     times = []
@@ -125,20 +65,14 @@ def of_a_node(step: Callable[[mx.array], mx.array]) -> float:
 
 def main() -> None:
     """Print a line for each measurement."""
+    args = cuda_pairs.arguments(argparse.ArgumentParser(description=__doc__))
     small = mx.quantize(mx.random.normal((256, 256)).astype(mx.bfloat16), 64, 4)
     print(f"x + 1: {of_a_node(lambda x: x + 1):.1f} us")
     print(f"MLX: {of_a_node(lambda x: mx.quantized_matmul(x, *small)):.1f} us")
     print(f"ours: {of_a_node(lambda x: ops.quantized_matmul(x, *small)):.1f} us")
-    models = {"stock": model(), "ours": model()}
-    print(mlx_nibble.accelerate(models["ours"]))
-    for batch in (1, 8, 32):
-        for name in ("stock", "ours") * 2:
-            rates = " ".join(f"{decode(models[name], batch):.1f}" for _ in range(3))
-            print(f"{name}, batch {batch}: {rates} tokens/s", flush=True)
-    for length in (32, 2048):
-        for name, made in models.items():
-            rates = " ".join(f"{read(made, length):.0f}" for _ in range(3))
-            print(f"{name}, prompt of {length}: {rates} tokens/s", flush=True)
+    pair = cuda_pairs.Pair("llama of 8B", model)
+    print(pair.report)
+    cuda_pairs.keep(cuda_pairs.compare_all(pair, (32, 2048), args.seconds), args.json)
 
 
 if __name__ == "__main__":

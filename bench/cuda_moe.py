@@ -2,7 +2,8 @@
 
 The layers have the shapes of Qwen3-30B-A3B, Mixtral 8x7B and gpt-oss-20b; there are
 fewer. The weights are random, of 4 bits in groups of 64. Those of gpt-oss are experts
-in mxfp4 and other layers of 8 bits. Stock MLX and `accelerate()` take turns.
+in mxfp4 and other layers of 8 bits. Stock MLX and `accelerate()` take turns in pairs,
+with the same weights.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import mlx.nn as nn
 from mlx_lm.models import gpt_oss, mixtral, qwen3_moe
 from mlx_lm.models.switch_layers import SwitchLinear
 
-import mlx_nibble
-from bench.cuda_model import decode, parts, quantized, read
+from bench import cuda_pairs
+from bench.cuda_model import quantized
 
 LAYERS = 8
 COMMON = {
@@ -94,7 +95,6 @@ def oss() -> Any:
             else hasattr(module, "to_quantized") and "router" not in path
         ),
     )
-    mx.eval(made.parameters())
     return made
 
 
@@ -105,41 +105,18 @@ MODELS = {
 }
 
 
-def in_turns(name: str, made: Any) -> None:
-    """Print the parts of a token's time, stock and ours."""
-    for turn in ("stock", "ours") * 3:
-        report = mlx_nibble.accelerate(made) if turn == "ours" else None
-        print(f"{name}, {turn}: {parts(made)}", flush=True)
-        if report is not None:
-            report.undo()
-
-
 def main() -> None:
     """Print a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--parts", action="store_true", help="of a token's time only")
-    args = parser.parse_args()
+    args = cuda_pairs.arguments(parser)
+    rows: list[dict] = []
     for name in args.model:
         mx.random.seed(1)
-        made = MODELS[name]()
-        if args.parts:
-            in_turns(name, made)
-            continue
-        for batch in (1, 8, 32):
-            for turn in ("stock", "ours") * 2:
-                report = mlx_nibble.accelerate(made) if turn == "ours" else None
-                rates = " ".join(f"{decode(made, batch):.1f}" for _ in range(3))
-                if report is not None:
-                    report.undo()
-                print(f"{name}, {turn}, batch {batch}: {rates} tokens/s", flush=True)
-        for turn in ("stock", "ours"):
-            report = mlx_nibble.accelerate(made) if turn == "ours" else None
-            rates = " ".join(f"{read(made, 2048):.0f}" for _ in range(3))
-            if report is not None:
-                print(report)
-                report.undo()
-            print(f"{name}, {turn}, prompt of 2048: {rates} tokens/s", flush=True)
+        pair = cuda_pairs.Pair(name, MODELS[name])
+        rows += cuda_pairs.compare_all(pair, (2048,), args.seconds)
+        print(pair.report)
+        cuda_pairs.keep(rows, args.json)
 
 
 if __name__ == "__main__":

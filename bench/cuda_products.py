@@ -1,8 +1,11 @@
 """Builds a folder that measures the CUDA kernels: python -m bench.cuda_products DIR
 
-The folder holds machine code of kernels and run.py, which needs a GPU of architecture
-sm_90, PyTorch, numpy and the driver, and nothing of this project. To build it takes the
-package nvidia-cuda-nvrtc, but no GPU.
+The folder holds machine code of kernels and what runs it, which needs a GPU of
+architecture sm_90, PyTorch, numpy and the driver, and nothing of this project. To build
+it takes the package nvidia-cuda-nvrtc, but no GPU. In the folder,
+
+    python -m bench.cuda_run        # times products beside PyTorch's
+    python -m bench.cuda_run_parts  # times what limits few rows
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bench import cuda_parts
 from tests.cuda.nvrtc import compile_kernel
 from tests.simt import plans
 from tests.support.paths import ROOT
@@ -21,7 +25,7 @@ from tests.support.paths import ROOT
 # All tiles at the usual format, and some at every other.
 CHOSEN = re.compile(
     r"cuda_(qmm_skinny|dequantize)_bf16_bf16_b4_g64|"
-    r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32)_|"
+    r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32_wk8)_|"
     r"cuda_dequantize_"
 )
 NAME = re.compile(
@@ -57,7 +61,14 @@ def main() -> None:
         cubin, _ = compile_kernel(plans.kernel_source(kernel), "sm_90")
         (folder / f"{kernel}.cubin").write_bytes(cubin)
     (folder / "kernels.json").write_text(json.dumps([spec(k) for k in kernels]))
-    shutil.copy(ROOT / "bench" / "cuda_run.py", folder / "run.py")
+    parts = cuda_parts.texts()
+    for name, (text, _) in (parts | cuda_parts.wide_texts()).items():
+        (folder / f"{name}.cubin").write_bytes(compile_kernel(text, "sm_90")[0])
+    specs = [spec(kernel) | {"file": name} for name, (_, kernel) in parts.items()]
+    (folder / "parts.json").write_text(json.dumps(specs))
+    (folder / "bench").mkdir(exist_ok=True)
+    for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts"):
+        shutil.copy(ROOT / "bench" / f"{name}.py", folder / "bench")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Checks and times the kernels of bench.cuda_products, on a GPU: python DIR/run.py
+"""Checks and times the kernels of bench.cuda_products, on a GPU.
+
+    cd DIR && python -m bench.cuda_run
 
 Weights are cold: products take turns on copies of the matrix that exceed the cache.
+Kernels take turns, too.
 """
 
 from __future__ import annotations
@@ -11,19 +14,20 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+from bench.cuda_exact import Weights, exact
 
 SHAPES = ((1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336))
 ROWS = (1, 2, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
+WARM_UP, REPLAYS = 2, 7
 POOL = 280 << 20  # bytes of weights; an H200 has 60 MB of L2 cache
 MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TYPES = {"bf16": (torch.bfloat16, 2.0**-8), "f16": (torch.float16, 2.0**-11)}
-Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Params(ctypes.Structure):
@@ -45,12 +49,13 @@ class Kernel:
     bn: int
     threads: int
     shared: int
+    file: str = ""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         """Load the machine code."""
         vars(self).update(spec)
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
-        code = (Path(__file__).parent / f"{self.kernel}.cubin").read_bytes()
+        code = Path(f"{self.file or self.kernel}.cubin").read_bytes()
         succeed(cuda.cuModuleLoadData(ctypes.byref(module), code))
         name = self.kernel.encode()
         succeed(cuda.cuModuleGetFunction(ctypes.byref(self._function), module, name))
@@ -92,25 +97,6 @@ def succeed(error: int) -> None:
         raise RuntimeError(f"the driver's error {error}")
 
 
-def e4m3() -> np.ndarray:
-    """Return the values of the floats of 8 bits; the largest is NaN."""
-    codes = np.arange(128)
-    exponents, mantissas = codes >> 3, codes & 7
-    normal = np.ldexp(1 + mantissas / 8, exponents - 7)
-    values = np.where(exponents > 0, normal, np.ldexp(mantissas / 8, -6))
-    values[127] = np.nan
-    return np.concatenate([values, -values])
-
-
-MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-CODES = {
-    "mxfp8": e4m3(),
-    **dict.fromkeys(("mxfp4", "nvfp4"), [*MAGNITUDES, *-MAGNITUDES]),
-}
-POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.inf)
-SCALES = {"nvfp4": e4m3(), "mxfp4": POWERS, "mxfp8": POWERS}
-
-
 def weights(k: Kernel, N: int, K: int, count: int) -> Weights:
     """Return random words, scales and biases of `count` matrices."""
     shape = (count, N, K // k.group)
@@ -128,26 +114,12 @@ def weights(k: Kernel, N: int, K: int, count: int) -> Weights:
     return w, s, s
 
 
-def exact(k: Kernel, given: Weights, K: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return w_hat in float64, and the magnitude of its terms."""
-    w, s, b = given
-    bits = np.unpackbits(w.cpu().numpy().view(np.uint8), axis=-1, bitorder="little")
-    codes = (bits.reshape(len(w), K, k.bits).astype(int) << np.arange(k.bits)).sum(-1)
-    q = torch.from_numpy(codes).cuda()
-    if k.mode == "affine":
-        s, b = (a.double().repeat_interleave(k.group, -1) for a in (s, b))
-        return q * s + b, q * s.abs() + b.abs()
-    values, scales = (torch.tensor(t[k.mode], device="cuda") for t in (CODES, SCALES))
-    w_hat = values[q] * scales[s.long()].repeat_interleave(k.group, -1)
-    return w_hat, w_hat.abs()
-
-
 def worst_error(k: Kernel, M: int, N: int, K: int) -> float:
     """Return the largest error, in units of the bound of docs/reference/numerics.md."""
     words, s, b = weights(k, N, K, 1)
     given = (words[0], s[0], b[0])
     dtype, u = TYPES[k.dtype]
-    right, magnitude = exact(k, given, K)
+    right, magnitude = exact(k.mode, k.bits, k.group, given)
     if k.family == "dequantize":
         y = torch.full((N, K), math.nan, device="cuda", dtype=dtype)
         k.dequantize(given, y)
@@ -164,24 +136,37 @@ def worst_error(k: Kernel, M: int, N: int, K: int) -> float:
     return ((y.double() - right).abs() / bound).nan_to_num(nan=math.inf).max().item()
 
 
-def time_of(product: Callable[[int], object], count: int) -> str:
-    """Return the median, least and most microseconds of a product in a graph."""
-    product(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(count):
-            product(i)
-    times = []
-    for _ in range(9):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / count)
-    times = sorted(times[2:])
-    return f"{statistics.median(times):.1f} ({times[0]:.1f}-{times[-1]:.1f})"
+def times_of(
+    products: Mapping[str, Callable[[int], object]], count: int
+) -> dict[str, list[float]]:
+    """Return the median, least and most microseconds of products, in turns.
+
+    Each is captured as a graph of `count` products, whose numbers it gets.
+    """
+    graphs = {}
+    for name, product in products.items():
+        product(0)
+        torch.cuda.synchronize()
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name]):
+            for i in range(count):
+                product(i)
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(WARM_UP + REPLAYS):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if turn >= WARM_UP:
+                times[name].append(begin.elapsed_time(end) * 1000 / count)
+    return {n: [statistics.median(t), min(t), max(t)] for n, t in times.items()}
+
+
+def cell(times: list[float]) -> str:
+    """Return times as a table has them."""
+    return "{:.1f} ({:.1f}-{:.1f})".format(*times)
 
 
 class Matrix:
@@ -196,19 +181,26 @@ class Matrix:
         wide = max(2, POOL // (2 * N * K) + 1)
         self.dense = torch.randn(wide, N, K, device="cuda").to(TYPES[k.dtype][0])
 
-    def of(self, k: Kernel, x: torch.Tensor, y: torch.Tensor) -> str:
-        """Return the time of a product."""
+    def product(
+        self, k: Kernel, x: torch.Tensor, y: torch.Tensor
+    ) -> Callable[[int], None]:
+        """Return a function that multiplies by copy `i`."""
 
         def product(i: int) -> None:
             w, s, b = (a[i] for a in self.packed)
             k.multiply(x, (w, s, b), y)
 
-        return time_of(product, self.count)
+        return product
 
 
 def fits(k: Kernel, rows: int) -> bool:
     """Return whether a tile is one that the planner may choose for these rows."""
     return k.family == "qmm_skinny" and max(rows, 8) <= k.bm < 2 * max(rows, 8)
+
+
+def tile_of(k: Kernel) -> str:
+    """Return the part of a kernel's name that is its tile."""
+    return "bm" + k.kernel.partition("_bm")[2]
 
 
 def measure(kernels: list[Kernel], N: int, K: int, until: float) -> None:
@@ -220,39 +212,35 @@ def measure(kernels: list[Kernel], N: int, K: int, until: float) -> None:
     int4 = [pack(nibbles, 8) for _ in range(matrix.count)]
     zeros = torch.rand(K // 64, N, 2, device="cuda").bfloat16()
     copies = torch.empty(2, 8, matrix.bytes, dtype=torch.uint8, device="cuda")
-    copy = time_of(lambda i: copies[1, i % 8].copy_(copies[0, i % 8]), 16)
     w_hat = torch.empty(2, N, K, device="cuda", dtype=torch.bfloat16)
     rounding = next(k for k in usual if k.family == "dequantize")
     w, s, b = matrix.packed
-    wide = time_of(
-        lambda i: rounding.dequantize((w[i], s[i], b[i]), w_hat[i % 2]), matrix.count
-    )
-    size = f"{matrix.bytes / 1e6:.1f} MB, copied in {copy} us, dequantized in {wide} us"
-    print(f"\n{N} x {K}: {size}", flush=True)
+    others = {
+        "copied": lambda i: copies[1, i % 8].copy_(copies[0, i % 8]),
+        "dequantized": lambda i: rounding.dequantize((w[i], s[i], b[i]), w_hat[i % 2]),
+    }
+    found = times_of(others, matrix.count)
+    size = ", ".join(f"{name} in {cell(t)} us" for name, t in found.items())
+    print(f"\n{N} x {K}: {matrix.bytes / 1e6:.1f} MB, {size}", flush=True)
     for M in ROWS:
         if time.monotonic() > until:
             return
         x = torch.randn(M, K, device="cuda").bfloat16()
         y = torch.empty(M, N, device="cuda", dtype=x.dtype)
-        cells = {
-            "dense": time_of(
-                lambda i, x=x, y=y: torch.matmul(
-                    x, matrix.dense[i % len(matrix.dense)].T, out=y
-                ),
-                matrix.count,
+        ways: dict[str, Callable[[int], object]] = {
+            "dense": lambda i, x=x, y=y: torch.matmul(
+                x, matrix.dense[i % len(matrix.dense)].T, out=y
             )
         }
         if M <= 64:
-            cells["int4"] = time_of(
-                lambda i, x=x: torch.ops.aten._weight_int4pack_mm(
-                    x, int4[i], 64, zeros
-                ),
-                matrix.count,
+            ways["int4"] = lambda i, x=x: torch.ops.aten._weight_int4pack_mm(
+                x, int4[i], 64, zeros
             )
         for k in usual:
             if fits(k, M):
-                cells[k.kernel.split("_g64_")[1]] = matrix.of(k, x, y)
-        print(f"  {M:2} rows: " + "  ".join(f"{n} {t}" for n, t in cells.items()))
+                ways[tile_of(k)] = matrix.product(k, x, y)
+        taken = times_of(ways, matrix.count).items()
+        print(f"  {M:2} rows: " + "  ".join(f"{n} {cell(t)}" for n, t in taken))
 
 
 def measure_modes(kernels: list[Kernel], N: int, K: int) -> None:
@@ -268,7 +256,9 @@ def measure_modes(kernels: list[Kernel], N: int, K: int) -> None:
         for M in (1, 8, 16):
             x = torch.randn(M, K, device="cuda").bfloat16()
             y = torch.empty(M, N, device="cuda", dtype=x.dtype)
-            cells += [f"{M}: {matrix.of(k, x, y)}" for k in its if fits(k, M)]
+            ways = {tile_of(k): matrix.product(k, x, y) for k in its if fits(k, M)}
+            taken = times_of(ways, matrix.count).items()
+            cells += [f"{M} rows, {name}: {cell(t)}" for name, t in taken]
         print(f"  {mode}: " + "  ".join(cells), flush=True)
 
 
@@ -277,11 +267,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="stop after this")
     until = time.monotonic() + parser.parse_args().seconds
-    table = Path(__file__).parent / "kernels.json"
-    kernels = [Kernel(spec) for spec in json.loads(table.read_text())]
+    kernels = [Kernel(spec) for spec in json.loads(Path("kernels.json").read_text())]
     print(torch.cuda.get_device_name(), len(kernels), "kernels")
     for k in kernels:
-        shapes = [(k.bm + 3, 200, 640), (1, 70, 128), (2 * k.bm + 1, 330, 64 * 37)]
+        shapes = [(k.bm + 3, 200, 640), (1, 70, 128), (2 * k.bm + 1, 330, 128 * 19)]
         errors = [worst_error(k, *shape) for shape in shapes]
         wrong = "" if max(errors) <= 1 else "WRONG "
         print(f"{wrong}{k.kernel}: worst error {max(errors):.2f} of the bound")

@@ -72,7 +72,8 @@ Shapes cuda_tiles(const Types& types) {
   Shapes all;
   if (supported_on_cuda(types)) {
     for (const CudaTiles& t : kCudaTiles) {
-      for (const CudaTile& tile : {t.batch_invariant, t.few, t.some, t.many}) {
+      for (const CudaTile& tile :
+           {t.batch_invariant, t.few, t.some, t.deep, t.many, t.narrow}) {
         if (std::ranges::find(all, tile.shape()) == all.end()) {
           all.push_back(tile.shape());
         }

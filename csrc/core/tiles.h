@@ -277,28 +277,40 @@ struct CudaPairTile : CudaTile {
 // same order.
 struct CudaTiles {
   CudaTile batch_invariant;
-  CudaTile few, some, many;  // by columns of y: limits in plan/cuda.cpp
+  // By columns of y, and `deep` by those of w: limits in plan/cuda.cpp.
+  // `narrow` is `many` for formats that wider blocks make slower.
+  CudaTile few, some, deep, many, narrow;
 };
 
-// The fastest of some 40 tiles on an H200 at 4 bits, groups of 64 and bfloat16,
-// with 1024, 4096 and 14336 columns (docs/results/cuda.md). With seven blocks
-// on each of 132 multiprocessors, all blocks of 14336 columns run at once.
+// The fastest of some 80 tiles on an H200 (docs/results/cuda.md). Measured at 4
+// bits, groups of 64 and bfloat16. Matrices had 1024, 4096 and 14336 rows of
+// 4096 columns, and 4096 rows of 14336. With four blocks of 32 columns of y on
+// each of 132 multiprocessors, or seven of 16, all of 14336 columns run at
+// once.
 inline constexpr CudaTiles kCudaTiles[] = {
     {{8, 16, 8, 4, 1, 2},
      {8, 16, 16, 4, 0},
      {8, 16, 8, 4, 1, 2},
+     {8, 32, 16, 2, 1},
+     {8, 32, 4, 4, 0, 4},
      {8, 16, 4, 4, 0, 7}},
     {{16, 32, 8, 4, 0},
      {16, 16, 8, 2, 1, 2},
      {16, 32, 8, 4, 0},
+     {16, 32, 16, 2, 0},
+     {16, 64, 4, 2, 0},
      {16, 64, 4, 2, 0}},
     {{32, 32, 8, 4, 0},
      {32, 16, 8, 2, 1},
      {32, 32, 8, 4, 0},
+     {32, 32, 8, 4, 0},
+     {32, 64, 4, 1, 1},
      {32, 64, 4, 1, 1}},
     {{64, 16, 8, 4, 0},
      {64, 16, 8, 4, 0},
      {64, 32, 8, 2, 0},
+     {64, 32, 8, 2, 0},
+     {64, 32, 4, 2, 0},
      {64, 32, 4, 2, 0}},
 };
 

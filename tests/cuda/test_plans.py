@@ -79,6 +79,30 @@ def test_every_candidate_covers_the_result(problem: Problem) -> None:
         assert "_sym" not in launch.kernel
 
 
+@pytest.mark.parametrize(
+    ("change", "tile"),
+    [
+        ({}, (16, 8)),
+        ({"N": 1024}, (16, 16)),
+        ({"N": 14336}, (32, 4)),
+        ({"N": 14336, "bits": 8}, (32, 4)),
+        ({"N": 14336, "bits": 5}, (16, 4)),
+        ({"N": 14336, "group_size": 32}, (16, 4)),
+        ({"K": 14336}, (32, 16)),
+        ({"K": 14336, "bits": 3}, (16, 8)),
+        ({"K": 14336, "group_size": 32}, (16, 8)),
+    ],
+)
+def test_the_tile_of_a_row_is_the_fastest_measured(change: dict, tile: tuple) -> None:
+    problem = Problem(
+        **({"M": 1, "N": 4096, "K": 4096, "dtype": "bfloat16"} | change),
+        scale_dtype="bfloat16",
+    )
+    ((launch,),) = [plans.plan_matmul(problem, CUDA)]
+    found = numbers(launch.kernel)
+    assert (found["bn"], found["wk"]) == tile
+
+
 @given(problems)
 def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
     problem = replace(problem, batch_invariant=True)

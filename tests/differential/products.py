@@ -270,9 +270,12 @@ def _gated(
     rounding: tuple[int, str],
     dtype: str,
     in_steps: bool = False,
+    weight_dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return silu(g) u and its bound; in steps, each of them is rounded to dtype."""
-    gate, up = (Product.of(x, *w, rounding=rounding) for w in pair)
+    gate, up = (
+        Product.of(x, *w, rounding=rounding, weight_dtype=weight_dtype) for w in pair
+    )
     offs = [p.off for p in (gate, up)]
     if in_steps:
         offs = [numerics.of_result(p.exact, p.off, dtype) for p in (gate, up)]
@@ -299,7 +302,12 @@ def swiglu(d: Draw) -> Case:
     # Transformed, they are the composition.
     in_steps |= "vmap" in d.notes or (tolerance.on_cuda() and "compile" in d.notes)
     exact, allowed = _gated(
-        to_numpy(x), pair, rounding(fmt, form, dtype), dtype, in_steps
+        to_numpy(x),
+        pair,
+        rounding(fmt, form, dtype),
+        dtype,
+        in_steps,
+        tolerance.weight_dtype(dtype, True, count, fmt.scale_dtype),
     )
     return Case(run, exact, allowed, dtype, or_nan=tolerance.on_cuda())
 

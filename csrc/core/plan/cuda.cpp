@@ -22,6 +22,23 @@ constexpr int kLastExpertRow = 96;
 constexpr int kManyColumns = 8192;
 constexpr int kFewColumns = 2048;
 
+// Between these numbers, from this number of columns of w on, a warp's work is
+// long enough for blocks of more columns of y. Measured at 4096 and 14336.
+constexpr int kDeepColumns = 8192;
+
+// True if blocks of 32 columns of y are faster where w has many columns. They
+// are with 2, 4 and 8 bits in groups of 64 and with nvfp4, and are not with 3
+// and 5 bits nor with mxfp4 (docs/results/cuda.md). Others were not measured.
+bool takes_deep_blocks(const QuantFormat& format) {
+  bool whole = format.bits % 2 == 0 && 32 % format.bits == 0;
+  return whole && format.group_size != 32;
+}
+
+// The same where y has many columns. With nvfp4 they are slower.
+bool takes_wide_blocks(const QuantFormat& format) {
+  return takes_deep_blocks(format) && format.info().stores_biases;
+}
+
 // From this number of rows on, MLX's kernels for CUDA take blocks of columns,
 // at least as many as a group has. It raises "No implementation" for others.
 constexpr int kFirstMlxBlock = 8;
@@ -109,11 +126,17 @@ std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
     return {tiles.batch_invariant};
   }
   std::vector<CudaTile> all = {
-      tiles.some, tiles.few, tiles.many, tiles.batch_invariant};
+      tiles.some,
+      tiles.few,
+      takes_wide_blocks(p.format) ? tiles.many : tiles.narrow,
+      tiles.deep,
+      tiles.batch_invariant};
   if (p.N <= kFewColumns) {
     std::swap(all[0], all[1]);
   } else if (p.N >= kManyColumns) {
     std::swap(all[0], all[2]);
+  } else if (p.K >= kDeepColumns && takes_deep_blocks(p.format)) {
+    std::swap(all[0], all[3]);
   }
   return all;
 }

@@ -60,11 +60,15 @@ mx::array dequantize(const QuantizedArrays& matrix,
     if (biases && format.bits == 1) {
       return mx::astype(of_one_bit(matrix, format, stream), out_dtype, stream);
     }
-    // MLX's kernels for CUDA would compute in the type of the scales.
+    // MLX's kernels for CUDA would compute in the type of the scales, and
+    // misread groups that are broadcast.
     if (biases && out_dtype != scales.dtype()) {
+      auto wide = [&](const mx::array& a) {
+        return mx::astype(even(a, stream), mx::float32, stream);
+      };
       mx::array y = mx::dequantize(matrix.w,
-                                   mx::astype(scales, mx::float32, stream),
-                                   mx::astype(*biases, mx::float32, stream),
+                                   wide(scales),
+                                   wide(*biases),
                                    args.group_size,
                                    args.bits,
                                    args.mode,
@@ -74,9 +78,11 @@ mx::array dequantize(const QuantizedArrays& matrix,
       return mx::astype(y, out_dtype, stream);
     }
   }
+  bool on_gpu = stream.device == mx::Device::gpu;
+  auto given = [&](const mx::array& a) { return on_gpu ? even(a, stream) : a; };
   return mx::dequantize(matrix.w,
-                        scales,
-                        biases,
+                        given(scales),
+                        biases ? std::optional(given(*biases)) : std::nullopt,
                         args.group_size,
                         args.bits,
                         args.mode,

@@ -53,3 +53,22 @@ def test_matrices_that_are_slices_of_a_cache(bits, transpose):
         for w in (views, copies)
     )
     assert mx.array_equal(ours, want)
+
+
+@pytest.mark.parametrize("scales", [mx.float16, mx.float32])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_matrices_that_share_their_groups(scales, dtype):
+    w, s, b = mx.quantize(mx.random.normal((5, 32, 96)), 32, 4)
+    groups = [mx.broadcast_to(a[:1].astype(scales), a.shape) for a in (s, b)]
+    copies = [mx.contiguous(a) for a in groups]
+    x = mx.random.normal((1, 1, 96)).astype(dtype)
+    chosen = {"lhs_indices": mx.zeros(5, mx.uint32), "rhs_indices": mx.arange(5)}
+    mx.eval(w, groups, copies, x)
+    for ours, want in [
+        [ops.dequantize(w, *a, group_size=32, bits=4) for a in (groups, copies)],
+        [
+            ops.gather_qmm(x, w, *a, group_size=32, bits=4, **chosen)
+            for a in (groups, copies)
+        ],
+    ]:
+        assert mx.array_equal(ours, want)
