@@ -26,7 +26,7 @@ OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 OPERATIONS += ["group_gradients"]
-ACTIVATIONS = ["exact", "int16", "int8"]
+ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_pair"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -64,6 +64,7 @@ class Profile:
     packed_int8_rows: int = 32
     packed_int16_rows: int = 32
     int16: bool = False
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
