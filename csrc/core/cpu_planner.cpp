@@ -225,11 +225,8 @@ CpuAttentionPlan plan_cpu(const AttentionShape& p, const CpuProfile& cpu) {
 
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem) {
   bool few = merge_rows(problem).M <= plan.few_rows;
-  const char* ways[] = {few ? "decode" : "panel",
-                        "int16",
-                        "int8",
-                        "bfloat16",
-                        "bfloat16_pair"};
+  const char* ways[] = {
+      few ? "decode" : "panel", "int16", "int8", "bfloat16", "bfloat16_pair"};
   return ways[static_cast<int>(plan.activations)] + std::string("_n") +
          std::to_string(plan.columns);
 }

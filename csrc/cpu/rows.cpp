@@ -1,6 +1,7 @@
 #include "csrc/cpu/rows.h"
 
 #include "csrc/core/cpu_planner.h"
+#include "csrc/cpu/bfloat_rows.h"
 #include "csrc/cpu/packed.h"
 
 namespace nibble::cpu {
@@ -20,20 +21,26 @@ int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-// The bytes of a run of a row of rounded numbers.
-size_t run_bytes(const Form& form) {
+// A run of a row of rounded numbers.
+struct Run {
+  int codes, bytes;
+};
+
+Run run_of(const Form& form) {
   switch (form.plan.activations) {
     case Activations::kInt8:
-      return kRunCodes;
+      return {kRunCodes, kRunCodes};
+    case Activations::kBfloat16:
+      return {kBfloatRun, 2 * kBfloatRun};
     case Activations::kBfloat16Pair:
-      return 4 * kRunCodes;
+      return {kBfloatRun, 4 * kBfloatRun};
     default:
-      return 2 * kRunCodes;
+      return {kRunCodes, 2 * kRunCodes};
   }
 }
 
 // A tile of rows may go beyond the last.
-constexpr size_t kTileBytes = 4096;
+constexpr size_t kTileBytes = 1024;
 
 // Memory that a thread gives to the kernels: kScratchFloats.
 float* thread_scratch() {
@@ -107,8 +114,9 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
       integer_kernels_ = isa_.int16;
   }
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  size_t runs = (form.K + kRunCodes - 1) / kRunCodes;
-  size_t bytes = size_t(capacity) * runs * run_bytes(form);
+  Run run = run_of(form);
+  size_t runs = (form.K + run.codes - 1) / run.codes;
+  size_t bytes = size_t(capacity) * runs * run.bytes;
   memory_ = make_floats(2 * groups + (bytes + kTileBytes) / sizeof(float));
   integers_.rows = capacity;
   integers_.scales = memory_.get();
@@ -119,7 +127,7 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
 }
 
 QuantizedRows Rows::integers(int first) const {
-  size_t bytes = size_t(first) * run_bytes(form_);
+  size_t bytes = size_t(first) * run_of(form_).bytes;
   return {static_cast<uint8_t*>(integers_.codes) + bytes,
           integers_.scales + first,
           integers_.sums + first,
@@ -152,8 +160,8 @@ void Rows::put(int first, const void* x, int count) {
                          memory_.get() + begin);
     return;
   }
-  auto round = bfloat_kernels_ ? bfloat_kernels_->split
-                               : integer_kernels_->quantize;
+  auto round =
+      bfloat_kernels_ ? bfloat_kernels_->split : integer_kernels_->quantize;
   round(form_.dtype, form_.format, x, count, form_.K, integers(first));
   put_exactly(first, x, count);
 }
@@ -220,13 +228,8 @@ void Rows::multiply_bfloats(const Weights& w,
                             void* y) const {
   Floats exact;
   for (int n = range.begin; n < range.end;) {
-    n = bfloat_kernels_->multiply(w,
-                                  integers(first),
-                                  count,
-                                  {n, range.end},
-                                  dtype,
-                                  y,
-                                  thread_scratch());
+    n = bfloat_kernels_->multiply(
+        w, integers(first), count, {n, range.end}, dtype, y, thread_scratch());
     if (n == range.end) return;
     if (!exact) {
       exact = make_floats(size_t(count) * form_.in());

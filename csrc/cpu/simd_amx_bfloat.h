@@ -24,8 +24,7 @@ constexpr Table e2m1_table(int half, int place, int mantissa) {
     int number = half + (e << place) + m * mantissa;
     if (e == 0) number = m ? half : 0;
     bool minus = (code & 8) && number;
-    table.numbers[code] =
-        static_cast<int16_t>(number | (minus ? 0x8000 : 0));
+    table.numbers[code] = static_cast<int16_t>(number | (minus ? 0x8000 : 0));
   }
   return table;
 }
@@ -64,12 +63,11 @@ struct AmxBfloat : Amx {
   // Activations in the order of the codes in right tiles.
   template <int kBits>
   static F to_tile_order(F v) {
-    I order = kBits == 4 ? _mm512_setr_epi32(
-                               0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11,
-                               15)
-                         : _mm512_setr_epi32(
-                               0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13,
-                               15);
+    I order = kBits == 4
+                  ? _mm512_setr_epi32(
+                        0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                  : _mm512_setr_epi32(
+                        0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
     return _mm512_permutexvar_ps(order, v);
   }
 
@@ -101,20 +99,20 @@ struct AmxBfloat : Amx {
   // The exponent of a lane's scale E8M0, less `from` or taken from it, where
   // bfloat16 has it.
   static I exponents_over(Scales s, int from) {
-    return twice(_mm512_sub_epi32(_mm512_cvtepu8_epi32(s),
-                                  _mm512_set1_epi32(from)));
+    return twice(
+        _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(from)));
   }
   static I exponents_below(Scales s, int from) {
-    return twice(_mm512_sub_epi32(_mm512_set1_epi32(from),
-                                  _mm512_cvtepu8_epi32(s)));
+    return twice(
+        _mm512_sub_epi32(_mm512_set1_epi32(from), _mm512_cvtepu8_epi32(s)));
   }
 
   // Scales E4M3 as float16, over 2^8. NaN becomes a number.
   static I halves_of_scales(Scales s) {
-    I spread = _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(s),
-                                   _mm512_broadcast_i32x4(_mm_setr_epi8(
-                                       -1, 0, -1, 0, -1, 4, -1, 4, -1, 8, -1, 8,
-                                       -1, 12, -1, 12)));
+    I spread = _mm512_shuffle_epi8(
+        _mm512_cvtepu8_epi32(s),
+        _mm512_broadcast_i32x4(_mm_setr_epi8(
+            -1, 0, -1, 0, -1, 4, -1, 4, -1, 8, -1, 8, -1, 12, -1, 12)));
     return _mm512_and_si512(_mm512_srai_epi16(spread, 1),
                             _mm512_set1_epi16(static_cast<short>(0xbfff)));
   }
@@ -157,8 +155,8 @@ struct AmxBfloat : Amx {
   }
   static uint32_t nan_codes(I words) {
     I most = _mm512_set1_epi8(static_cast<char>(0xff));
-    I signless = _mm512_or_si512(words,
-                                 _mm512_set1_epi8(static_cast<char>(0x80)));
+    I signless =
+        _mm512_or_si512(words, _mm512_set1_epi8(static_cast<char>(0x80)));
     return _mm512_cmpeq_epi8_mask(signless, most) != 0;
   }
 
@@ -180,8 +178,8 @@ struct AmxBfloat : Amx {
     __mmask32 not_zero =
         _mm512_test_epi16_mask(number, _mm512_set1_epi16(0x7f0));
     magnitude = _mm512_maskz_add_epi16(not_zero, magnitude, over);
-    I sign = _mm512_and_si512(number,
-                              _mm512_set1_epi16(static_cast<short>(0x8000)));
+    I sign =
+        _mm512_and_si512(number, _mm512_set1_epi16(static_cast<short>(0x8000)));
     return _mm512_or_si512(magnitude, sign);
   }
 
@@ -190,8 +188,8 @@ struct AmxBfloat : Amx {
   static void split(F v, uint16_t* high, uint16_t* low) {
     store_rounded<Dtype::kBFloat16>(reinterpret_cast<uint8_t*>(high), v);
     if (!low) return;
-    F first = load_as_float<Dtype::kBFloat16>(
-        reinterpret_cast<const uint8_t*>(high));
+    F first =
+        load_as_float<Dtype::kBFloat16>(reinterpret_cast<const uint8_t*>(high));
     store_rounded<Dtype::kBFloat16>(reinterpret_cast<uint8_t*>(low),
                                     _mm512_sub_ps(v, first));
   }
@@ -199,10 +197,9 @@ struct AmxBfloat : Amx {
  private:
   // Exponents where both bfloat16 of a lane have them.
   static I twice(I exponents) {
-    return _mm512_or_si512(
-        _mm512_slli_epi32(exponents, 23),
-        _mm512_and_si512(_mm512_slli_epi32(exponents, 7),
-                         _mm512_set1_epi32(0xffff)));
+    return _mm512_or_si512(_mm512_slli_epi32(exponents, 23),
+                           _mm512_and_si512(_mm512_slli_epi32(exponents, 7),
+                                            _mm512_set1_epi32(0xffff)));
   }
 
   // Halves whose bits begin with bit kFirst of the halves of v, before it if it
@@ -224,8 +221,7 @@ struct AmxBfloat : Amx {
   template <int kPart>
   static I of_table(I words, const Table& table) {
     if constexpr (kPart > 0) words = halves_from<4 * kPart>(words);
-    return _mm512_permutexvar_epi16(words,
-                                     _mm512_load_si512(table.numbers));
+    return _mm512_permutexvar_epi16(words, _mm512_load_si512(table.numbers));
   }
 
   // Subnormal numbers of E4M3, m * 2^-9, less the exponent of scaled_e4m3: an

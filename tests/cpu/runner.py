@@ -155,6 +155,13 @@ class Runner:
         halves = x86 and (int16 or dtype != "float32")
         return "int8" if int8 else "int16" if halves else "exact"
 
+    def multiplies_bfloats(self) -> bool:
+        """Return whether codes that are floats meet activations in bfloat16."""
+        needed = {"amx_bf16", "avx512_fp16", "avx512_vbmi"}
+        cpu = Path("/proc/cpuinfo")
+        flags = cpu.read_text().split() if self.isa == "amx" else []
+        return needed <= set(flags)
+
     def threads(self) -> int:
         """Return the number of threads that the process has now."""
         return len(os.listdir(f"/proc/{self._process.pid}/task"))
