@@ -157,7 +157,7 @@ class Runner:
 
     def multiplies_bfloats(self) -> bool:
         """Return whether codes that are floats meet activations in bfloat16."""
-        needed = {"amx_bf16", "avx512_fp16", "avx512_vbmi"}
+        needed = {"amx_bf16", "avx512_fp16", "avx512vbmi"}
         cpu = Path("/proc/cpuinfo")
         flags = cpu.read_text().split() if self.isa == "amx" else []
         return needed <= set(flags)

@@ -67,8 +67,7 @@ def test_no_more_is_rounded_than_bfloat16_needs(
     """16-bit activations are exact, in groups of any spread."""
     x, w = make(seed, mode, Types(dtype, "float32"), (rows, N, groups, spread))
     if dtype == "float16":
-        # Half has few numbers between the largest and zero.
-        x = numbers.rounded(np.clip(x, -60000, 60000), dtype)
+        x = np.clip(x, -20, 20)  # sums are within the type
     check(backend, x, w, dtype, allowed, roundoff, packed=packed)
 
 
