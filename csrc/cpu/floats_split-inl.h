@@ -4,7 +4,7 @@
 // subnormal numbers for zero.
 #pragma once
 
-#include "csrc/cpu/bfloat_rows.h"
+#include "csrc/cpu/bfloat_kernels.h"
 #include "csrc/cpu/floats_formats-inl.h"
 #include "csrc/cpu/weights-inl.h"
 

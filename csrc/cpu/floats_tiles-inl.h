@@ -12,27 +12,12 @@
 // tiles use different units. Sums have one order, whatever the rows of x.
 #pragma once
 
+#include "csrc/cpu/floats_source-inl.h"
 #include "csrc/cpu/floats_split-inl.h"
 #include "csrc/cpu/integers_tiles-inl.h"
 
 namespace nibble::cpu {
 namespace {
-
-// Steps in a panel: it has 16 KB, and two of them stay in a first-level cache.
-constexpr int kPanelSteps = 8;
-constexpr int kFloatPanelColumns = kPanelSteps * kBfloatRun;
-// Words of a right tile, and of a step: two of them.
-constexpr int kRightWords = 16 * 16;
-constexpr int kStepWords = 2 * kRightWords;
-
-// ---- products -----------------------------------------------------------
-
-// The words and scales of a panel's columns, for each strip of 16 weight rows.
-struct PanelSource {
-  const uint8_t* words[2];
-  const uint8_t* scales[2];  // unless packed
-  int groups;
-};
 
 // Rows of x in tiles.
 struct LeftTiles {
@@ -50,14 +35,11 @@ struct LeftTiles {
 template <class V, class T, bool kPacked>
 class FloatBlocks {
  public:
-  static constexpr int kMost = 4;
-
   FloatBlocks(const Weights& w, int row, int count, float* scratch)
-      : w_(w), row_(row), count_(count), memory_(scratch) {
-    for (int s = 0; kPacked && s < 2 * count; ++s) {
-      strips_[s] = packed_strip<V>(w, row + s * V::kLanes, w.columns.begin);
-    }
-  }
+      : w_(w),
+        count_(count),
+        memory_(scratch),
+        sources_(w, row, count, scratch) {}
 
   // sums [block, rows, kBfloatRows] = the products. Returns the number of
   // blocks before the first that bfloat16 cannot express.
@@ -66,12 +48,14 @@ class FloatBlocks {
     int panels = (width + kFloatPanelColumns - 1) / kFloatPanelColumns;
     int units = panels * count_;
     bool keeps = x.count <= 2 && count_ == 1;
-    open(0);
+    source_ = sources_.open(0, columns(0));
     bool fits = true;
-    for (int i = 0; i < steps(0); ++i) fits &= decode(source_, i, panel(0));
+    for (int i = 0; i < steps(0); ++i) fits &= source_.decode(i, panel(0));
     fits_[0] &= fits;
     for (int u = 0; u < units; ++u) {
-      if (u + 1 < units) open(u + 1);
+      if (u + 1 < units) {
+        source_ = sources_.open((u + 1) % count_, columns(u + 1));
+      }
       float* to = sums + u % count_ * x.sums();
       for (int tile = 0; tile < x.count; tile += 2) {
         Pass pass{u, tile, u < count_, !keeps, !keeps || u + 1 == units};
@@ -90,11 +74,6 @@ class FloatBlocks {
   }
 
  private:
-  static constexpr int kGroupWords = T::kGroup * T::kBits / 32;
-  static constexpr size_t kWordBytes = 4 * V::kLanes * (kPacked ? 1 : 2);
-  static constexpr size_t kCodeBytes = kGroupWords * kWordBytes;
-  static constexpr size_t kGroupBytes = kCodeBytes + (kPacked ? V::kLanes : 0);
-
   // The products of a unit and one or two left tiles. Sums stay in registers
   // unless others take them.
   struct Pass {
@@ -103,8 +82,7 @@ class FloatBlocks {
   };
 
   int32_t* panel(int u) const {
-    return reinterpret_cast<int32_t*>(memory_) +
-           u % 2 * kPanelSteps * kStepWords;
+    return reinterpret_cast<int32_t*>(memory_) + u % 2 * kPanelWords;
   }
   Range columns(int u) const {
     int begin = w_.columns.begin + u / count_ * kFloatPanelColumns;
@@ -113,75 +91,6 @@ class FloatBlocks {
   int steps(int u) const {
     Range c = columns(u);
     return (c.end - c.begin + kBfloatRun - 1) / kBfloatRun;
-  }
-
-  // Makes unit u the one that is decoded.
-  void open(int u) {
-    Range c = columns(u);
-    int block = u % count_;
-    source_.groups = (c.end - c.begin) / T::kGroup;
-    if constexpr (kPacked) {
-      size_t begin = size_t(c.begin - w_.columns.begin) / T::kGroup;
-      for (int s = 0; s < 2; ++s) {
-        source_.words[s] = strips_[2 * block + s] + begin * kGroupBytes;
-      }
-      return;
-    }
-    int32_t* words =
-        reinterpret_cast<int32_t*>(memory_) + 2 * kPanelSteps * kStepWords;
-    uint8_t* scales = reinterpret_cast<uint8_t*>(
-        words + kFloatPanelColumns * T::kBits / 32 * kBfloatRows);
-    int row = row_ + block * kBfloatRows;
-    ptrdiff_t ahead = bytes_of(
-        c.end < w_.K ? kFloatPanelColumns : kBfloatRows * w_.K - c.begin,
-        T::kBits);
-    fill_panel<V, T::kBits>(w_, row, c, ahead, words);
-    size_t row_groups = w_.K / T::kGroup;
-    for (int r = 0; r < kBfloatRows; ++r) {
-      const uint8_t* from =
-          w_.scales + strip_row(w_, row + r) * row_groups + c.begin / T::kGroup;
-      for (int g = 0; g < source_.groups; ++g) {
-        scales[g * kBfloatRows + r] = from[g];
-      }
-    }
-    for (int s = 0; s < 2; ++s) {
-      source_.words[s] =
-          reinterpret_cast<const uint8_t*>(words + s * V::kLanes);
-      source_.scales[s] = scales + s * V::kLanes;
-    }
-  }
-
-  // Decodes step i of the open unit. Returns false if bfloat16 cannot express
-  // it. The strides of packed weights are constants: registers are few.
-  [[gnu::always_inline]] static inline bool decode(const PanelSource& from,
-                                                   int i,
-                                                   int32_t* panel) {
-    constexpr int kGroups = kBfloatRun / T::kGroup;
-    bool fits = true;
-    int32_t* to = panel + i * kStepWords;
-#pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kGroups; ++j, to += kRightWords / kGroups) {
-        int g = i * kGroups + j;
-        if (kGroups > 1 && g >= from.groups) {
-          for (int n = 0; n < kRightWords / kGroups; ++n) to[n] = 0;
-          continue;
-        }
-        const uint8_t* words = from.words[s] + g * kGroupBytes;
-        const uint8_t* scales = words + kCodeBytes;
-        if constexpr (kPacked) {
-#pragma GCC unroll 9
-          for (int line = 0; line <= kGroupWords; ++line) {
-            __builtin_prefetch(words + V::kAhead + 64 * line);
-          }
-        } else {
-          scales = from.scales[s] + g * kBfloatRows;
-        }
-        fits &= T::template decode<V, kWordBytes>(words, scales, to);
-      }
-    }
-    return fits;
   }
 
   template <int kLefts, bool kDecodes>
@@ -208,7 +117,7 @@ class FloatBlocks {
     const uint8_t* left = x.rows +
                           columns(pass.unit).begin / kBfloatRun * x.run_bytes +
                           pass.tile * tile_bytes;
-    PanelSource from = source_;
+    const PanelSource<V, T, kPacked> from = source_;
     bool fits = true;
     for (int i = 0; i < count; ++i, right += kStepWords) {
       const uint8_t* rows = left + i * x.run_bytes;
@@ -223,7 +132,7 @@ class FloatBlocks {
         V::template add_bfloats<1, 1>();
       }
       if constexpr (kDecodes) {
-        if (i < next) fits &= decode(from, i, decoded);
+        if (i < next) fits &= from.decode(i, decoded);
       }
     }
     if constexpr (kDecodes) fits_[(pass.unit + 1) % count_] &= fits;
@@ -248,11 +157,11 @@ class FloatBlocks {
   }
 
   const Weights& w_;
-  int row_, count_;
+  int count_;
   float* memory_;
-  const uint8_t* strips_[2 * kMost];
-  PanelSource source_{};
-  bool fits_[kMost] = {true, true, true, true};
+  PanelSources<V, T, kPacked> sources_;
+  PanelSource<V, T, kPacked> source_{};  // of the unit that is decoded
+  bool fits_[PanelSources<V, T, kPacked>::kMost] = {true, true, true, true};
 };
 
 // y[m, from..] = the sums [M planes, kBfloatRows] of a block, rounded.

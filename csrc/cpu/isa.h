@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "csrc/cpu/bfloat_kernels.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/layer_kernels.h"
 

@@ -41,8 +41,6 @@ inline constexpr int kBlockK = 1024;
 inline constexpr int kBlockN = 64;
 // The most activation rows of one call: bounds the sums below.
 inline constexpr int kMaxRows = 256;
-// Weight rows that products in bfloat16 compute together.
-inline constexpr int kBfloatRows = 32;
 // The block of the product that is not transposed: codes and weight rows.
 inline constexpr int kColumnBlockK = 256;
 inline constexpr int kColumnBlockN = 256;
@@ -175,12 +173,9 @@ struct Kernels {
   int64_t (*multiply_registers)(int64_t times, float* sink);
 };
 
-// The forms of rounded activations: int8_t, int16_t, 16 bits as two signed
-// bytes, 256 * high + low, a bfloat16, or a bfloat16 of which another is the
-// rest.
+// The forms of activations as integers: int8_t, int16_t, or 16 bits as two
+// signed bytes, 256 * high + low.
 struct BytePair {};
-struct Bfloat {};
-struct BfloatPair {};
 
 template <class A>
 struct IntegerForm {
@@ -190,16 +185,6 @@ struct IntegerForm {
 template <>
 struct IntegerForm<BytePair> {
   using Code = int8_t;
-  static constexpr int kPlanes = 2;
-};
-template <>
-struct IntegerForm<Bfloat> {
-  using Code = uint16_t;
-  static constexpr int kPlanes = 1;
-};
-template <>
-struct IntegerForm<BfloatPair> {
-  using Code = uint16_t;
   static constexpr int kPlanes = 2;
 };
 template <class A>
@@ -264,29 +249,6 @@ struct IntegerKernels {
   int packed_rows;
 };
 
-// Products of codes that are floats, with activations in bfloat16 of one form.
-// As QuantizedRows, these have one scale for each row.
-struct BfloatKernels {
-  // out = x [rows, K]. The scale is a power of two near the row's largest
-  // number, and not finite if that is not.
-  void (*split)(Dtype dtype,
-                QuantFormat format,
-                const void* x,
-                int rows,
-                int K,
-                const QuantizedRows& out);
-
-  // As Kernels::multiply. Returns the end of the rows that were computed: that
-  // of `rows`, or the first of kBfloatRows of which bfloat16 cannot hold one.
-  int (*multiply)(const Weights& w,
-                  const QuantizedRows& x,
-                  int M,
-                  Range rows,
-                  Dtype dtype,
-                  void* y,
-                  float* scratch);
-};
-
 extern const Kernels kScalarKernels;
 extern const IntegerKernels kScalarInt8Kernels;
 #if defined(__x86_64__)
@@ -302,8 +264,6 @@ extern const IntegerKernels kAvx512VnniInt8Kernels;
 extern const IntegerKernels kAvx512VnniInt16Kernels;
 extern const IntegerKernels kAmxInt8Kernels;
 extern const IntegerKernels kAmxInt16Kernels;
-extern const BfloatKernels kAmxBfloatKernels;
-extern const BfloatKernels kAmxBfloatPairKernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 extern const IntegerKernels kNeonInt8Kernels;

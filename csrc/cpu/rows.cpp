@@ -1,7 +1,6 @@
 #include "csrc/cpu/rows.h"
 
 #include "csrc/core/cpu_planner.h"
-#include "csrc/cpu/bfloat_rows.h"
 #include "csrc/cpu/packed.h"
 
 namespace nibble::cpu {

@@ -208,7 +208,7 @@ struct AmxBfloat : Amx {
   template <int kFirst>
   static I halves_from(I v) {
     constexpr auto byte = [](int at) {
-      return uint64_t(at + kFirst & 63) << at;
+      return uint64_t((at + kFirst) & 63) << at;
     };
     constexpr uint64_t kBytes = byte(0) | byte(8) | byte(16) | byte(24) |
                                 byte(32) | byte(40) | byte(48) | byte(56);
