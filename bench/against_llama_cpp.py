@@ -3,9 +3,11 @@
     python -m bench.against_llama_cpp FOLDER --gguf FILE --json llama.json
 
 The first GGUF file holds the same weights as the folder, which was made from it. Others
-may have other formats: FILE.Q8_0.gguf is llama.cpp Q8_0 in the table. Ratios are to the
-first. --kv8 adds KV caches of 8 bits: ours, and llama.cpp's of `-ctk q8_0 -ctv q8_0
--fa`. Tokens are timed after the prompts of --decode-after.
+may have other formats: FILE.Q8_0.gguf is llama.cpp Q8_0 in the table. Each runs with
+flash attention ("fa"), too: prompts are faster with it, and long contexts decode more
+slowly. Ratios are to the fastest of llama.cpp in the same column. --kv8 adds KV caches
+of 8 bits: ours, and llama.cpp's of `-ctk q8_0 -ctv q8_0 -fa`. Tokens are timed after
+the prompts of --decode-after.
 
 Each candidate is a process with the same number of threads. All take turns within one
 run, and are stopped between their turns. llama.cpp does not choose tokens; ours and
@@ -25,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import timing
-from bench.peer_model import KV8
+from bench.peer_model import FLASH, KV8
 from bench.peers import PEERS, Peer, peer_python, script
 from mlx_nibble.bench import capsule
 from mlx_nibble.bench.machine import threads
@@ -71,12 +73,13 @@ def busy_seconds() -> float:
 def measure_all(args: argparse.Namespace) -> dict[str, dict]:
     """Return the seconds of each run by name and prompt, and the peak memory."""
     paths = dict.fromkeys((*OURS, *([] if args.without_mlx else ["mlx"])), args.model)
-    paths |= {name_of(file): file for file in args.gguf}
     if args.only:
-        keep = (*args.only, *map(name_of, args.gguf))
-        paths = {name: path for name, path in paths.items() if name in keep}
+        paths = {name: path for name, path in paths.items() if name in args.only}
+    for file in args.gguf:
+        paths |= {name_of(file): file, f"{name_of(file)} {FLASH}": file}
     if args.kv8:
-        paths |= {f"{n} {KV8}": path for n, path in paths.items() if n != "mlx"}
+        plain = (n for n in paths if n != "mlx" and FLASH not in n.split())
+        paths |= {f"{n} {KV8}": paths[n] for n in list(plain)}
     runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
     results: dict[str, dict] = {n: {"prompt": {}, "decode": {}} for n in runners}
 
@@ -148,8 +151,8 @@ def candidate(seconds: list[float], tokens: int) -> dict:
 def rows(
     results: dict[str, dict], prompts: list[int], after: list[int]
 ) -> list[list[str]]:
-    """Return a table of tokens per second, with the ratio to llama.cpp."""
-    peer = next((r for n, r in results.items() if n.startswith(LLAMA)), None)
+    """Return a table of tokens per second, with the ratio to the fastest llama.cpp."""
+    peers = [r for name, r in results.items() if name.startswith(LLAMA)]
     columns = [("prompt", p, f"prompt of {p}", p) for p in prompts]
     columns += [("decode", p, f"token after {p}", 1) for p in after]
     table = [["", *(title for _, _, title, _ in columns), "peak, MB", "arrays"]]
@@ -157,11 +160,12 @@ def rows(
         cells = [name]
         for kind, prompt, _, tokens in columns:
             taken = result[kind].get(str(prompt))
-            theirs = peer and peer[kind].get(str(prompt))
             if not taken:
                 cells.append("")
                 continue
             cell = f"{tokens / statistics.median(taken):.1f}"
+            runs = [peer[kind].get(str(prompt)) for peer in peers]
+            theirs = min(filter(None, runs), key=statistics.median, default=None)
             if theirs and len(theirs) == len(taken):
                 cell += f" ({timing.faster(theirs, taken).value:.2f}x)"
             cells.append(cell)

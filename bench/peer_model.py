@@ -4,6 +4,7 @@
     python peer_model.py llama.cpp THREADS FILE.gguf
 
 With "kv8" in the name the KV cache has 8 bits: llama.cpp's q8_0 with flash attention.
+With "fa" llama.cpp's cache is plain, and attention is flash attention.
 
 Answers lines of JSON. {"prompt": tokens, "decode": tokens} runs once. With "again", the
 tokens follow the prompt of the last run, which is not read again. With "cpu", seconds
@@ -25,6 +26,8 @@ from pathlib import Path
 
 # A word in the name of a candidate with a KV cache of 8 bits.
 KV8 = "kv8"
+# A word in the name of llama.cpp with flash attention.
+FLASH = "fa"
 # Tokens that a run of llama.cpp may have, in the prompt and after it.
 CONTEXT = 9216
 Run = Callable[[int, int, bool, bool], tuple[float, float]]
@@ -86,7 +89,8 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
 def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     from llama_cpp import GGML_TYPE_Q8_0, Llama
 
-    kv8 = KV8 in name.split()
+    words = name.split()
+    kv8 = KV8 in words
     cache = {"type_k": GGML_TYPE_Q8_0, "type_v": GGML_TYPE_Q8_0} if kv8 else {}
 
     def load() -> Run:
@@ -96,7 +100,7 @@ def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             n_threads_batch=threads,
             n_ctx=CONTEXT,
             n_batch=512,
-            flash_attn=kv8,
+            flash_attn=kv8 or FLASH in words,
             verbose=False,
             **cache,
         )

@@ -38,7 +38,9 @@ MODELS = {
     "nibble int8 copied": ("`--activations int8`, a repacked copy", "{rounded}"),
     "nibble int8 unpacked": ("`--activations int8 --no-repack`", "{rounded}"),
     "llama.cpp Q4_0": ("llama.cpp, Q4_0", ""),
+    "llama.cpp Q4_0 fa": ("llama.cpp, Q4_0, flash attention", ""),
     "llama.cpp Q4_1": ("llama.cpp, Q4_1", ""),
+    "llama.cpp Q4_1 fa": ("llama.cpp, Q4_1, flash attention", ""),
     "llama.cpp Q8_0": ("llama.cpp, Q8_0", ""),
     "mlx": ("MLX", ""),
 }
@@ -101,7 +103,7 @@ def peers_table(capsule: dict, int8: dict | None, name: str) -> str:
     made = (
         f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this machine; "
         f"{settings['threads']} threads each. Medians of {settings['rounds']} "
-        "interleaved turns, and of their ratios to llama.cpp's first format. Made by "
+        "interleaved turns, and of their ratios to the fastest of llama.cpp. Made by "
         f"`{' '.join(capsule['command'])} --json bench/capsules/{name}.json`."
     )
     rounded = ""
@@ -139,19 +141,20 @@ def peers_table(capsule: dict, int8: dict | None, name: str) -> str:
 def rates_beside(capsule: dict, name: str) -> list[str]:
     """Return tokens per second of each prompt and of answers.
 
-    With as many turns as llama.cpp's first format had, each has its ratio beside it.
+    With as many turns as the fastest of llama.cpp had, each has its ratio beside it.
     """
     prompts = capsule["settings"]["prompts"]
     cells = []
     for case in (*(("prompt", p) for p in prompts), ("decode", prompts[0])):
         samples = timing.samples(result_of(capsule, *case))
-        first = next(n for n in samples if n.startswith("llama.cpp"))
-        seconds, peer = samples.get(name), samples[first]
+        peers = [n for n in samples if n.startswith("llama.cpp")]
+        fastest = min(peers, key=lambda n: statistics.median(samples[n]))
+        seconds, peer = samples.get(name), samples[fastest]
         if seconds is None:
             cells.append("")
             continue
         text = f"{1 / statistics.median(seconds):.1f}"
-        if name != first and len(seconds) == len(peer):
+        if name != fastest and len(seconds) == len(peer):
             ratio = statistics.median(p / s for p, s in zip(peer, seconds, strict=True))
             text += f" (**{ratio:.2f}×**)"
         cells.append(text)

@@ -1,6 +1,7 @@
 // x @ w_hat^T with integer activations in two-dimensional registers. A left
-// tile has up to 16 rows of x, a right tile 16 weight rows, and both up to 64
-// places of k. A panel holds right tiles, whose rows are the parts of a word:
+// tile has up to 16 rows of x, or both planes of 8, a right tile 16 weight
+// rows, and both up to 64 places of k. A panel holds right tiles, whose rows
+// are the parts of a word:
 //
 //     row 0     w[0, 0:8:2]   w[1, 0:8:2]  ..  w[15, 0:8:2]     4 bytes a lane
 //     row 1     w[0, 1:8:2]   ..                                (4 bits)
@@ -14,9 +15,9 @@
 namespace nibble::cpu {
 namespace {
 
-constexpr int kTileRows = 16;
+constexpr int kTileSides = 16;
 constexpr int kTileDepth = 64;
-constexpr int kTileWords = kTileRows * 16;
+constexpr int kTileWords = kTileSides * 16;
 // Columns in a panel of tiles: 8 KB, which stay in a first-level cache with
 // what the other operands need.
 constexpr int kTileColumns = 256;
@@ -62,7 +63,6 @@ void fill_tiles(
   for (const uint8_t* strip : strips) {
     for (int g = 0; g < groups; ++g) {
       const uint8_t* p = strip + g * group_bytes;
-      if (w.packed) prefetch(p + V::kAhead, static_cast<int>(group_bytes));
       for (int d = 0; d < group_words; ++d, panel += kEach * V::kLanes) {
         auto word =
             V::int_load(reinterpret_cast<const int32_t*>(p + d * word_bytes));
@@ -72,14 +72,40 @@ void fill_tiles(
   }
 }
 
-// The rows of x in a pass: two tiles of them, or the two planes of one.
-template <class A>
-constexpr int kPassTiles = 2 / kPlanes<A>;
+// The packed codes and parameters that are filled in next. They are fetched
+// group by group while others are multiplied: all at once they would fill the
+// buffers of the cache, and the products would wait.
+template <class V>
+class NextTiles {
+ public:
+  NextTiles(const Weights& w, int row, Range columns) {
+    if (!w.packed) return;
+    group_bytes_ = V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
+    bool down = columns.end == w.columns.end;
+    for (int s = 0; s < 2; ++s) {
+      strips_[s] = packed_strip<V>(w,
+                                   row + (down ? s + 2 : s) * V::kLanes,
+                                   down ? w.columns.begin : columns.end);
+    }
+  }
 
-// A pass over M rows of x: `count` tiles of `rows` rows, from number `tile` on.
-// All tiles are whole, so the last begins early.
+  void fetch(int strip, int group) const {
+    prefetch(strips_[strip] + group * group_bytes_, group_bytes_);
+  }
+
+ private:
+  const uint8_t* strips_[2] = {};
+  int group_bytes_ = 0;
+};
+
+// The rows of x in a left tile, whose rows are their planes.
+template <class A>
+constexpr int kTileRows = kTileSides / kPlanes<A>;
+
+// A pass over M rows of x: one tile or two of `rows` rows, from number `tile`
+// on. All tiles are whole, so the last begins early.
 struct TilePass {
-  int tile, count, rows, M;
+  int tile, rows, M;
 
   int first(int i) const { return smaller((tile + i) * rows, M - rows); }
   // The first row that has no sums yet.
@@ -95,9 +121,11 @@ class TileProduct {
               const QuantizedRows& x,
               Range columns,
               const int32_t* panel,
-              const StripParams<V, Q, kPanelRows<V>>& params)
+              const StripParams<V, Q, kPanelRows<V>>& params,
+              const NextTiles<V>& next)
       : x_(x),
         params_(params),
+        next_(next),
         panel_(panel),
         column_(columns.begin),
         count_(columns.end - columns.begin),
@@ -117,12 +145,13 @@ class TileProduct {
         constexpr int kLeft = decltype(left)::value;
         constexpr int kRight = decltype(right)::value;
         if (g < groups) multiply<kLeft, kRight>(pass, g);
+        if (kLeft == 0 && pass.tile == 0) next_.fetch(kRight, g);
         if (g > 0) add_floats<kLeft, kRight>(pass, g - 1, last, sums);
         if (g < groups) store<kLeft, kRight>(next);
       };
       unit(Int<0>{}, Int<0>{});
       unit(Int<0>{}, Int<1>{});
-      if constexpr (kLefts == 2 && kPlanes<A> == 1) {
+      if constexpr (kLefts == 2) {
         unit(Int<1>{}, Int<0>{});
         unit(Int<1>{}, Int<1>{});
       }
@@ -134,24 +163,20 @@ class TileProduct {
   [[gnu::always_inline]] inline void multiply(TilePass pass, int g) const {
     V::in_order();
     V::template clear_tile<kLeft, kRight>();
-    if constexpr (kPlanes<A> == 2) V::template clear_tile<1, kRight>();
     for (int k = 0; k < group_size_; k += kTileDepth) {
       int column = g * group_size_ + k;
-      const int8_t* left = x_.at<A>(pass.first(kLeft), column_ + column);
       // Tiles of a group that is one tile deep stay for the next products.
       bool deep = group_size_ > kTileDepth;
       if (kRight == 0 || deep) {
-        V::template load_left<kLeft>(left, QuantizedRows::kStride<A>);
-        if constexpr (kPlanes<A> == 2) {
-          V::template load_left<1>(left + kRunCodes, QuantizedRows::kStride<A>);
-        }
+        V::template load_left<kLeft>(
+            x_.at<A>(pass.first(kLeft), column_ + column),
+            QuantizedRows::kStride<A> / kPlanes<A>);
       }
       if (kLeft == 0 || deep) {
         V::template load_right<kRight>(panel_ + (kRight * count_ + column) *
                                                     (V::kLanes / 4));
       }
       V::template add_tile<kLeft, kRight>();
-      if constexpr (kPlanes<A> == 2) V::template add_tile<1, kRight>();
     }
   }
 
@@ -159,9 +184,6 @@ class TileProduct {
   [[gnu::always_inline]] inline void store(int32_t* dots) const {
     V::template store_tile<kLeft, kRight>(dots +
                                           (2 * kLeft + kRight) * kTileWords);
-    if constexpr (kPlanes<A> == 2) {
-      V::template store_tile<1, kRight>(dots + (2 + kRight) * kTileWords);
-    }
     V::in_order();
   }
 
@@ -180,11 +202,9 @@ class TileProduct {
     sums += size_t(first) * kPanelRows<V> + kRight * V::kLanes;
     for (int r = begin; r < pass.rows; ++r) {
       float* to = sums + r * kPanelRows<V>;
-      const int32_t* from = dots + r * V::kLanes;
-      typename V::I dot = V::int_load(from);
-      if constexpr (kPlanes<A> == 2) {
-        dot = join<V, A>(dot, V::int_load(from + 2 * kTileWords));
-      }
+      const int32_t* from = dots + r * kPlanes<A> * V::kLanes;
+      typename V::I dot = join<V, A>(
+          V::int_load(from), V::int_load(from + (kPlanes<A> - 1) * V::kLanes));
       V::store(
           to,
           add_group<V, Q>(
@@ -194,6 +214,7 @@ class TileProduct {
 
   const QuantizedRows& x_;
   const StripParams<V, Q, kPanelRows<V>>& params_;
+  const NextTiles<V>& next_;
   const int32_t* panel_;
   int column_, count_, group_size_;
 };
@@ -212,9 +233,9 @@ void multiply_tiles(const Weights& w,
   int32_t* words = reinterpret_cast<int32_t*>(scratch);
   int32_t* panel = words + kPanelRows<V> * kTileColumns / 4;
   int size = dtype == Dtype::kFloat32 ? 4 : 2;
-  int tiles = (M + kTileRows - 1) / kTileRows;
+  int tiles = (M + kTileRows<A> - 1) / kTileRows<A>;
   int tile_rows = (M + tiles - 1) / tiles;
-  typename V::Tiles configured(tile_rows,
+  typename V::Tiles configured(tile_rows * kPlanes<A>,
                                smaller(w.format.group_size, kTileDepth));
   for (int n = rows.begin; n < rows.end; n += kPanelRows<V>) {
     for (int i = 0; i < M * kPanelRows<V>; ++i) sums[i] = 0;
@@ -224,11 +245,11 @@ void multiply_tiles(const Weights& w,
         using Q = decltype(form);
         StripParams<V, Q, kPanelRows<V>> params(w, n, columns);
         fill_tiles<V, Q>(w, n, columns, words, panel);
-        TileProduct<V, Q, A> product(w, x, columns, panel, params);
-        for (int tile = 0; tile < tiles; tile += kPassTiles<A>) {
-          int count = smaller(tiles - tile, kPassTiles<A>);
-          TilePass pass{tile, count, tile_rows, M};
-          if (kPlanes<A> == 2 || count == 2) {
+        NextTiles<V> next(w, n, columns);
+        TileProduct<V, Q, A> product(w, x, columns, panel, params, next);
+        for (int tile = 0; tile < tiles; tile += 2) {
+          TilePass pass{tile, tile_rows, M};
+          if (tile + 1 < tiles) {
             product.template add<2>(pass, sums);
           } else {
             product.template add<1>(pass, sums);
@@ -247,8 +268,9 @@ void multiply_tiles(const Weights& w,
 }
 
 // Up to this number of rows, vectors are faster. 256 x 4096, 4 bits, one thread
-// of a Xeon, in us: 4 rows of int8 20 against 29 in tiles, 8 rows 39 against
-// 33; 4 rows of int16 31 against 36, 8 rows 63 against 42.
+// of a Xeon, in us: 6 rows of int8 26 against 30 in tiles, 7 rows 36 against
+// 31; 3 rows of int16 25 against 28, 4 rows 31 against 30, 5 rows 40 against
+// 32. Vectors also wait less for memory.
 template <class A>
 constexpr int kFewTileRows = kPlanes<A> == 2 ? 4 : 6;
 
