@@ -204,7 +204,7 @@ int multiply_floats(const Weights& w,
   static_assert(kBfloatRows == kPanelRows<V>);
   float* sums = scratch + kPanelFloats;
   int planes = M * kPlanes<A>;
-  int tiles = (planes + kTileRows - 1) / kTileRows;
+  int tiles = (planes + kTileSides - 1) / kTileSides;
   int tile_rows = (planes + tiles - 1) / tiles;
   LeftTiles left{static_cast<const uint8_t*>(x.codes),
                  size_t(x.rows) * kPlanes<A> * kBfloatRun * sizeof(uint16_t),
