@@ -32,7 +32,7 @@ class Packed {
   static constexpr size_t kAlignment = 64;
 
   // Returns the size of a matrix; 0 for widths without a packed layout: 3,
-  // 5, 6.
+  // 5, 6, and E4M3 where no product reads it.
   static size_t bytes(const PackedForm& form);
 
   // Packs `count` matrices into `memory`, on all threads. bytes(form) must not
