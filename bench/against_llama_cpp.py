@@ -1,4 +1,4 @@
-"""Times a whole model on the CPU: ours, exact and int8, MLX's and llama.cpp's.
+"""Times a whole model on the CPU: ours, MLX's and that of other programs.
 
     python -m bench.against_llama_cpp FOLDER --gguf FILE --json llama.json
 
@@ -8,6 +8,13 @@ flash attention ("fa"), too: prompts are faster with it, and long contexts decod
 slowly. Ratios are to the fastest of llama.cpp in the same column. --kv8 adds KV caches
 of 8 bits: ours, and llama.cpp's of `-ctk q8_0 -ctv q8_0 -fa`. Tokens are timed after
 the prompts of --decode-after.
+
+--openvino adds OpenVINO GenAI, which reads the first GGUF file itself. --onnx adds ONNX
+Runtime GenAI and its folder, made from a dense folder of ours by
+
+    build/peers/onnxruntime-genai/bin/python -m onnxruntime_genai.models.builder \\
+        -i DENSE -o OUT -p int4 -e cpu \\
+        --extra_options int4_block_size=32 int4_accuracy_level=4
 
 Each candidate is a process with the same number of threads. All take turns within one
 run, and are stopped between their turns. llama.cpp does not choose tokens; ours and
@@ -42,7 +49,7 @@ OURS = (
     "nibble int16 unpacked",
     "nibble int8 unpacked",
 )
-LLAMA = "llama.cpp"
+LLAMA, OPENVINO, ONNX = "llama.cpp", "openvino-genai", "onnxruntime-genai"
 STOCK_PROMPT = 128
 
 
@@ -51,8 +58,8 @@ class Runner(Peer):
 
     def __init__(self, name: str, threads: int, path: str):
         command: list[str | Path] = [sys.executable, "-m", "bench.peer_model"]
-        if name.startswith(LLAMA):
-            command = [peer_python(LLAMA), script("peer_model")]
+        if (peer := name.split()[0]) in PEERS:
+            command = [peer_python(peer), script("peer_model")]
         super().__init__(command, name, threads, path)
 
     def run(
@@ -77,6 +84,8 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
         paths = {name: path for name, path in paths.items() if name in args.only}
     for file in args.gguf:
         paths |= {name_of(file): file, f"{name_of(file)} {FLASH}": file}
+    paths |= {OPENVINO: args.gguf[0]} if args.openvino else {}
+    paths |= {ONNX: args.onnx} if args.onnx else {}
     if args.kv8:
         plain = (n for n in paths if n != "mlx" and FLASH not in n.split())
         paths |= {f"{n} {KV8}": paths[n] for n in list(plain)}
@@ -194,6 +203,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--decode-after", nargs="+", type=int, default=[STOCK_PROMPT], metavar="TOKENS"
     )
+    parser.add_argument("--openvino", action="store_true", help="OpenVINO GenAI, too")
+    parser.add_argument("--onnx", metavar="FOLDER", help="ONNX Runtime GenAI, too")
     parser.add_argument("--kv8", action="store_true", help="KV caches of 8 bits, too")
     parser.add_argument(
         "--once", action="store_true", help="read a prompt in the first round only"
@@ -208,6 +219,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=threads())
     parser.add_argument("--json", metavar="FILE", help="write every sample")
     args = parser.parse_args(argv)
+    if args.openvino and not args.gguf:
+        parser.error("--openvino needs --gguf")
     if not set(args.decode_after) <= set(args.prompts):
         parser.error("--prompts must include those of --decode-after")
     if args.once and len(args.prompts) > 1:
@@ -223,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     command = ["python", "-m", "bench.against_llama_cpp", "FOLDER", "--gguf", *names]
     command += ["--prompts", *map(str, args.prompts), "--decode", str(args.decode)]
     command += ["--decode-after", *map(str, args.decode_after)]
+    command += ["--openvino"] if args.openvino else []
+    command += ["--onnx", Path(args.onnx).name] if args.onnx else []
     command += ["--kv8"] if args.kv8 else []
     command += ["--once"] if args.once else []
     command += ["--cpu-time"] if args.cpu_time else []
@@ -231,7 +246,15 @@ def main(argv: list[str] | None = None) -> None:
         "model": Path(args.model).name,
         "rounds": args.rounds,
         "threads": args.threads,
-        "peers": {"llama.cpp": PEERS["llama.cpp"]} if args.gguf else {},
+        "peers": {
+            peer: PEERS[peer]
+            for peer, asked in (
+                (LLAMA, args.gguf),
+                (OPENVINO, args.openvino),
+                (ONNX, args.onnx),
+            )
+            if asked
+        },
         "prompts": args.prompts,
         "decode_tokens": args.decode,
         "checkpoint_bytes": checkpoint,

@@ -204,8 +204,9 @@ def batch(args: argparse.Namespace) -> None:
         caches = []
         for _ in loaded.layers:
             cache = BatchKVCache([i % 5 for i in range(count)])
-            shape = (count, heads, keys, width)
-            cache.update_and_fetch(mx.random.normal(shape), mx.random.normal(shape))
+            shape = (2, count, heads, keys, width)
+            # The commands' caches have the checkpoint's 16-bit type.
+            cache.update_and_fetch(*mx.random.normal(shape).astype(mx.float16))
             mx.eval(cache.state)
             caches.append(cache)
 

@@ -2,6 +2,8 @@
 
     python peer_model.py mlx|nibble|"nibble int8"|... THREADS FOLDER
     python peer_model.py llama.cpp THREADS FILE.gguf
+    python peer_model.py openvino-genai THREADS FILE.gguf
+    python peer_model.py onnxruntime-genai THREADS FOLDER
 
 With "kv8" in the name the KV cache has 8 bits: llama.cpp's q8_0 with flash attention.
 With "fa" llama.cpp's cache is plain, and attention is flash attention.
@@ -123,10 +125,74 @@ def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     return load
 
 
+def openvino(name: str, threads: int, model_path: str) -> Callable[[], Run]:
+    import numpy as np
+    from openvino import Tensor
+    from openvino_genai import GenerationConfig, LLMPipeline, TokenizedInputs
+
+    def load() -> Run:
+        pipeline = LLMPipeline(model_path, "CPU", INFERENCE_NUM_THREADS=threads)
+
+        def run(
+            prompt: int, decode: int, again: bool, cpu: bool
+        ) -> tuple[float, float]:
+            if again or cpu:
+                raise ValueError("OpenVINO GenAI times whole answers by the clock")
+            tokens = np.array([prompt_tokens(prompt)])
+            inputs = TokenizedInputs(Tensor(tokens), Tensor(np.ones_like(tokens)))
+            config = GenerationConfig(
+                max_new_tokens=decode + 1, ignore_eos=True, do_sample=False
+            )
+            metrics = pipeline.generate(inputs, config).perf_metrics
+            token = metrics.get_tpot().mean
+            return metrics.get_ttft().mean / 1e3, token * decode / 1e3
+
+        return run
+
+    return load
+
+
+def onnxruntime(name: str, threads: int, model_path: str) -> Callable[[], Run]:
+    import onnxruntime_genai as genai
+
+    def load() -> Run:
+        config = genai.Config(model_path)
+        session = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": session}}))
+        model = genai.Model(config)
+
+        def run(
+            prompt: int, decode: int, again: bool, cpu: bool
+        ) -> tuple[float, float]:
+            if again or cpu:
+                raise ValueError("ONNX Runtime GenAI times whole answers by the clock")
+            params = genai.GeneratorParams(model)
+            length = prompt + decode + 1
+            params.set_search_options(
+                max_length=length, min_length=length, do_sample=False
+            )
+            start = time.perf_counter()
+            generator = genai.Generator(model, params)
+            generator.append_tokens(prompt_tokens(prompt))
+            generator.generate_next_token()
+            read = time.perf_counter()
+            for _ in range(decode):
+                generator.generate_next_token()
+            return read - start, time.perf_counter() - read
+
+        return run
+
+    return load
+
+
 def main() -> None:
     name, threads, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    theirs = name.startswith("llama.cpp")
-    load = (llama if theirs else mlx)(name, threads, path)
+    peers = {
+        "llama.cpp": llama,
+        "openvino-genai": openvino,
+        "onnxruntime-genai": onnxruntime,
+    }
+    load = peers.get(name.split()[0], mlx)(name, threads, path)
     before = resident_bytes()
     run = load()
     run(16, 2, False, False)

@@ -18,6 +18,15 @@ PEERS = {
     "openvino": ["openvino==2026.4.1"],
     "torch": ["torch==2.13.0+cpu"],
     "llama.cpp": ["llama-cpp-python==0.3.36"],
+    "openvino-genai": ["openvino-genai==2026.4.1.0"],
+    # The others are those that its builder of models needs.
+    "onnxruntime-genai": [
+        "onnxruntime-genai==0.18.0",
+        "onnxruntime==1.32.0",
+        "onnx-ir",
+        "transformers",
+        "torch==2.13.0+cpu",
+    ],
 }
 # Without these options GCC 12 removes the stores of the tile configuration that
 # llama.cpp's AMX kernels load, and they crash (its issue 20824).

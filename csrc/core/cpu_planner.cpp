@@ -47,6 +47,11 @@ int64_t products_of(const MatmulProblem& p) {
   return int64_t{p.M} * p.N * p.K;
 }
 
+bool is_decoded_slowly(const QuantFormat& format) {
+  return format.info().element == Element::kInteger && format.bits != 2 &&
+         format.bits != 4;
+}
+
 template <typename Problem>
 int out_of(const Problem& p) {
   return p.transpose ? p.N : p.K;
@@ -96,6 +101,10 @@ CpuKernelPlan kernel_plan(const Problem& p,
   int packed_rows[] = {
       exact_rows, cpu.packed_int16_rows, cpu.packed_int8_rows, 0, 0};
   plan.packed_rows = packed_rows[static_cast<int>(plan.activations)];
+  if (plan.exact() && is_decoded_slowly(p.format)) {
+    plan.few_rows = std::min(plan.few_rows, kSlowlyDecodedRows);
+    plan.packed_rows = std::max(plan.packed_rows, kSlowlyDecodedRows);
+  }
   int64_t values = int64_t{rows} * (p.transpose ? p.K : p.N);
   plan.prepared_rows =
       values < kParallelProducts ? rows : std::min(rows, chunk);
@@ -149,7 +158,7 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
   bool several = p.transpose && p.M > 1 && p.M <= kTriedRows * cpu.few_rows;
   if (first.exact() && several) {
     ways.push_back(first);
-    ways.back().few_rows = p.M <= cpu.few_rows ? 0 : p.M;
+    ways.back().few_rows = p.M <= first.few_rows ? 0 : p.M;
   }
   if (first.activations == Activations::kInt8 && !p.batch_invariant) {
     ways.push_back(default_plan(p, cpu, Activations::kExact));

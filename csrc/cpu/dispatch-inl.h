@@ -55,7 +55,7 @@ void with_codes(QuantFormat format, Fn&& fn) {
 }
 
 // True if codes of this width never straddle bytes. Only such codes have
-// a packed layout, and integer products of one row that need no panel.
+// integer products of one row that need no panel.
 constexpr bool lie_in_bytes(int bits) {
   return bits == 2 || bits == 4 || bits == 8;
 }
@@ -114,6 +114,15 @@ template <class Q, typename Fn>
     fn(DtypeTag<Dtype::kE8m0>{});
   } else {
     fn(DtypeTag<Dtype::kE4m3>{});
+  }
+}
+
+// Calls fn with Int<0>, Int<1> .. Int<kCount - 1>.
+template <int kCount, int kFirst = 0, typename Fn>
+[[gnu::always_inline]] inline void each_int(Fn&& fn) {
+  if constexpr (kFirst < kCount) {
+    fn(Int<kFirst>{});
+    each_int<kCount, kFirst + 1>(fn);
   }
 }
 

@@ -26,11 +26,6 @@ namespace {
 template <class V>
 constexpr int kPanelRows = V::kStrips * V::kLanes;
 
-template <int kBits>
-constexpr int words_of(int codes) {
-  return codes * panel_bits(kBits) / 32;
-}
-
 // panel [words, kPanelRows] = the words of rows from `row` on. The bytes that
 // are read next are `ahead` bytes away and are prefetched: these are more
 // streams, each short, than the hardware's prefetchers follow.
@@ -40,7 +35,7 @@ void fill_panel(
   constexpr int kStride = kPanelRows<V>;
   int words = words_of<kBits>(columns.end - columns.begin);
   for (int strip = 0; strip < kStride; strip += V::kLanes) {
-    constexpr bool kSpread = panel_bits(kBits) != kBits;
+    constexpr bool kSpread = !stores_panel_words(kBits);
     const uint8_t* rows[V::kLanes];
     uint8_t bytes[kSpread ? V::kLanes : 1][kSpread ? kIntBlockK : 1];
     for (int r = 0; r < V::kLanes; ++r) {
@@ -76,7 +71,6 @@ void fill_panel_from_packed(const Weights& w,
                             int row,
                             Range columns,
                             int32_t* panel) {
-  int group_words = words_of<kBits>(w.format.group_size);
   int groups = (columns.end - columns.begin) / w.format.group_size;
   size_t group_bytes =
       V::kLanes * size_t(packed_group_bytes(w.format, w.scale_dtype));
@@ -84,11 +78,12 @@ void fill_panel_from_packed(const Weights& w,
     const uint8_t* p = packed_strip<V>(w, row + strip, columns.begin);
     int32_t* to = panel + strip;
     for (int g = 0; g < groups; ++g, p += group_bytes) {
-      auto words = reinterpret_cast<const int32_t*>(p);
       prefetch(p + V::kAhead, static_cast<int>(group_bytes));
-      for (int d = 0; d < group_words; ++d, to += kPanelRows<V>) {
-        V::int_store(to, V::int_load(words + d * V::kLanes));
-      }
+      auto put = [&](typename V::I word) __attribute__((always_inline)) {
+        V::int_store(to, word);
+        to += kPanelRows<V>;
+      };
+      by_packed_words<V, kBits>(p, w.format.group_size, put);
     }
   }
 }
@@ -120,7 +115,7 @@ void int_tile(const int32_t* panel,
       }
       add_part<V, Q, A, 0>(words, codes, dots);
       panel += kPanelRows<V>;
-      codes += 32 / panel_bits(kBits);
+      codes += kWordCodes<kBits>;
     }
 #pragma GCC unroll 4
     for (int s = 0; s < V::kStrips; ++s) {

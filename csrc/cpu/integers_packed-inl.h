@@ -23,6 +23,8 @@ void packed_int_tile(const PackedBlock& block,
   // A sum of one word has to wait for the sum of the word before. If there are
   // few sums, every other word has its own.
   constexpr int kChains = kStrips * kM * kPlanes<A> <= 4 ? 2 : 1;
+  constexpr int kUnits = kUnitWords<kBits> == 1 ? kChains : 1;
+  constexpr int kStored = kUnits * kUnitStored<kBits>;
   int group_size = w.format.group_size;
   int words = group_size * kBits / 32;
   typename V::F sum[kStrips][kM];
@@ -40,19 +42,22 @@ void packed_int_tile(const PackedBlock& block,
     for (auto& chain : dots) clear<V, A, kStrips, kM>(chain);
     const uint8_t* ahead = pass.ahead(block, g, p);
     const Code<A>* codes = x.at<A>(m, (block.first + g) * group_size);
-    for (int d = 0; d < words; d += kChains) {
-#pragma GCC unroll 2
-      for (int chain = 0; chain < kChains; ++chain) {
-        typename V::I word[kStrips];
+    for (int d = 0; d < words; d += kStored) {
+      each_int<kUnits * kUnitWords<kBits>>(
+          [&](auto number) __attribute__((always_inline)) {
+            constexpr int kWord = decltype(number)::value;
+            typename V::I word[kStrips];
 #pragma GCC unroll 4
-        for (int s = 0; s < kStrips; ++s) {
-          size_t at = s * block.strip_bytes + 4 * V::kLanes * (d + chain);
-          word[s] = V::int_load(reinterpret_cast<const int32_t*>(p + at));
-          __builtin_prefetch(ahead + at);
-        }
-        add_part<V, Q, A, 0>(
-            word, codes + 32 / kBits * (d + chain), dots[chain]);
-      }
+            for (int s = 0; s < kStrips; ++s) {
+              size_t at = s * block.strip_bytes + 4 * V::kLanes * d;
+              word[s] = packed_word<V, kBits, kWord>(p + at);
+              if constexpr (kWord < kStored) {
+                __builtin_prefetch(ahead + at + 4 * V::kLanes * kWord);
+              }
+            }
+            add_part<V, Q, A, 0>(word, codes, dots[kWord % kChains]);
+            codes += kWordCodes<kBits>;
+          });
     }
     size_t at = x.group(m, block.first + g);
 #pragma GCC unroll 4
@@ -95,7 +100,7 @@ void multiply_packed_integers(const Weights& w,
                               void* y,
                               float* scratch) {
   float* sums = scratch + kPanelFloats;
-  auto with_strips = [&](auto strips, auto codes) {
+  auto with_strips = [&](auto strips, auto most_rows, auto codes) {
     using Q = decltype(codes);
     by_packed_strips<V, decltype(strips)::value>(
         w,
@@ -107,7 +112,7 @@ void multiply_packed_integers(const Weights& w,
         sums,
         [&](auto count, const PackedBlock& block, float* out) {
           constexpr int kCount = decltype(count)::value;
-          by_tiles<V, V::kIntTileRows>(
+          by_tiles<V, decltype(most_rows)::value>(
               M, [&](auto tile_rows, int m, Pass<V> pass) {
                 packed_int_tile<V, Q, A, kCount, decltype(tile_rows)::value>(
                     block, w, x, m, pass, out + m * kCount * V::kLanes);
@@ -115,11 +120,9 @@ void multiply_packed_integers(const Weights& w,
         });
   };
   with_integers(w.format, [&](auto codes) {
-    if constexpr (lie_in_bytes(decltype(codes)::kBits)) {
-      // One row is read at the speed of memory.
-      M == 1 ? with_strips(Int<V::kRowStreams>{}, codes)
-             : with_strips(Int<V::kStrips>{}, codes);
-    }
+    // One row is read at the speed of memory.
+    M == 1 ? with_strips(Int<V::kRowStreams>{}, Int<1>{}, codes)
+           : with_strips(Int<V::kStrips>{}, Int<V::kIntTileRows>{}, codes);
   });
 }
 

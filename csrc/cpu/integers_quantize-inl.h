@@ -9,12 +9,6 @@
 namespace nibble::cpu {
 namespace {
 
-// Returns the bits of a code in the panel. Codes of 2 and 4 bits stay packed,
-// all others get a byte each.
-constexpr int panel_bits(int bits) {
-  return bits == 2 || bits == 4 ? bits : 8;
-}
-
 // The parts of a word: part number p is the word shifted by p * bits, whose
 // bytes (or halves, for activations of 16 bits) are the codes p, p + parts, ...
 template <class A, int kBits>

@@ -41,11 +41,11 @@ void fill_tiles(
   int group_words = words_of<Q::kBits>(w.format.group_size);
   int groups = (columns.end - columns.begin) / w.format.group_size;
   const uint8_t* strips[2];
-  size_t group_bytes, word_bytes;
+  constexpr size_t kWordBytes = 4 * kPanelRows<V>;
+  size_t group_bytes;
   if (w.packed) {
     group_bytes =
         V::kLanes * size_t(packed_group_bytes(w.format, w.scale_dtype));
-    word_bytes = 4 * V::kLanes;
     for (int s = 0; s < 2; ++s) {
       strips[s] = packed_strip<V>(w, row + s * V::kLanes, columns.begin);
     }
@@ -54,8 +54,7 @@ void fill_tiles(
         columns.end < w.K ? kTileColumns : kPanelRows<V> * w.K - columns.begin,
         Q::kBits);
     fill_panel<V, Q::kBits>(w, row, columns, ahead, words);
-    word_bytes = 4 * kPanelRows<V>;
-    group_bytes = word_bytes * group_words;
+    group_bytes = kWordBytes * group_words;
     for (int s = 0; s < 2; ++s) {
       strips[s] = reinterpret_cast<const uint8_t*>(words + s * V::kLanes);
     }
@@ -63,10 +62,16 @@ void fill_tiles(
   for (const uint8_t* strip : strips) {
     for (int g = 0; g < groups; ++g) {
       const uint8_t* p = strip + g * group_bytes;
-      for (int d = 0; d < group_words; ++d, panel += kEach * V::kLanes) {
-        auto word =
-            V::int_load(reinterpret_cast<const int32_t*>(p + d * word_bytes));
+      auto put = [&](typename V::I word) __attribute__((always_inline)) {
         put_parts<V, Q>(word, panel);
+        panel += kEach * V::kLanes;
+      };
+      if (w.packed) {
+        by_packed_words<V, Q::kBits>(p, w.format.group_size, put);
+        continue;
+      }
+      for (int d = 0; d < group_words; ++d, p += kWordBytes) {
+        put(V::int_load(reinterpret_cast<const int32_t*>(p)));
       }
     }
   }

@@ -7,6 +7,7 @@
 #include "csrc/cpu/packed-inl.h"
 #include "csrc/cpu/peak-inl.h"
 #include "csrc/cpu/product-inl.h"
+#include "csrc/cpu/unpack-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {

@@ -6,7 +6,7 @@
 // Strips follow each other, and within each its groups of codes:
 //
 //     word 0     w[0, 0:8]    w[1, 0:8]  ..   32 bits a lane: 4-bit codes are 8
-//     word 1     w[0, 8:16]   w[1, 8:16] ..
+//     word 1     w[0, 8:16]   w[1, 8:16] ..   (packed_words-inl.h)
 //     ..
 //     scales     s[0]         s[1]       ..   as in the checkpoint
 //     biases     b[0]         b[1]       ..   if the format has them
@@ -17,7 +17,7 @@
 // have the same bits as without this layout.
 #pragma once
 
-#include "csrc/cpu/dispatch-inl.h"
+#include "csrc/cpu/packed_words-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
@@ -35,21 +35,36 @@ constexpr int packed_group_bytes(QuantFormat format, Dtype scale_dtype) {
   return format.group_size * format.bits / 8 + params;
 }
 
-// The bytes of a row; 0 for a format without a packed layout.
+// The bytes of a row.
 inline size_t packed_row_bytes(QuantFormat format, Dtype scale_dtype, int K) {
-  return lie_in_bytes(format.bits)
-             ? static_cast<size_t>(K / format.group_size) *
-                   packed_group_bytes(format, scale_dtype)
-             : 0;
+  return static_cast<size_t>(K / format.group_size) *
+         packed_group_bytes(format, scale_dtype);
+}
+
+// out = the stored words of a group of a strip, which begins at a row and a
+// column.
+template <class V, int kBits>
+void pack_group(const Weights& w, int row, int column, uint8_t* out) {
+  constexpr int kStored = kUnitStored<kBits>;
+  size_t stride = bytes_of(w.K, kBits);
+  const uint8_t* from = w.codes + row * stride + bytes_of(column, kBits);
+  for (int r = 0; r < V::kLanes; ++r, from += stride, out += 4) {
+    uint8_t* to = out;
+    for (int k = 0; k < w.format.group_size; k += kUnitCodes<kBits>) {
+      uint32_t words[kStored] = {};
+      if (row + r < w.N) pack_unit<V, kBits>(from + bytes_of(k, kBits), words);
+      for (int d = 0; d < kStored; ++d, to += 4 * V::kLanes) {
+        __builtin_memcpy(to, words + d, 4);
+      }
+    }
+  }
 }
 
 // out = the strips of `rows`, the first of which begins a strip.
 template <class V>
 void pack(const Weights& w, Range rows, uint8_t* out) {
   int group_size = w.format.group_size, size = size_of(w.scale_dtype);
-  int words = group_size * w.format.bits / 32;
   int groups = w.K / group_size;
-  size_t row_bytes = bytes_of(w.K, w.format.bits);
   // Writes the next lanes, `bytes` each: rows n.. of an array at `from`.
   auto put = [&](int n, const uint8_t* from, size_t stride, int bytes) {
     for (int r = 0; r < V::kLanes; ++r, out += bytes) {
@@ -62,9 +77,10 @@ void pack(const Weights& w, Range rows, uint8_t* out) {
   };
   for (int n = rows.begin; n < rows.end; n += V::kLanes) {
     for (int g = 0; g < groups; ++g) {
-      for (int d = 0; d < words; ++d) {
-        put(n, w.codes + 4 * (g * words + d), row_bytes, 4);
-      }
+      with_bits(w.format.bits, [&](auto bits) {
+        pack_group<V, decltype(bits)::value>(w, n, g * group_size, out);
+      });
+      out += bytes_of(group_size, w.format.bits) * V::kLanes;
       size_t stride = static_cast<size_t>(groups) * size;
       by_param_arrays(w, [&](const uint8_t* params) {
         put(n, params + g * size, stride, size);
@@ -82,118 +98,6 @@ const uint8_t* packed_strip(const Weights& w, int row, int column) {
   size_t group = size_t{1} * strip * (w.K / group_size) + column / group_size;
   return w.packed +
          group * V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
-}
-
-// out [rows, words] = `words` words of each row of a strip. `group_words` words
-// of each lane lie together at p, and then at p + group_bytes.
-template <class V>
-void unpack_words(const uint8_t* p,
-                  int words,
-                  int group_words,
-                  size_t group_bytes,
-                  int rows,
-                  uint8_t* out) {
-  constexpr size_t kVector = 4 * V::kLanes;
-  size_t stride = size_t{4} * words;
-  for (int d = 0; d < words; d += V::kLanes) {
-    int count = smaller(words - d, V::kLanes);
-    const uint8_t* vectors[V::kLanes];
-    for (int i = 0; i < count; ++i) {
-      int word = d + i;
-      vectors[i] =
-          p + word / group_words * group_bytes + word % group_words * kVector;
-    }
-    uint8_t* to = out + size_t{4} * d;
-    if (count == V::kLanes) {
-      V::transpose(vectors,
-                   rows,
-                   reinterpret_cast<int32_t*>(to),
-                   static_cast<int>(words));
-      continue;
-    }
-    for (int r = 0; r < rows; ++r) {
-      for (int i = 0; i < count; ++i) {
-        __builtin_memcpy(to + r * stride + 4 * i, vectors[i] + 4 * r, 4);
-      }
-    }
-  }
-}
-
-// out [rows, groups] = one parameter of each group. Those of a group lie
-// together at p, and then at p + group_bytes.
-template <int kSize>
-void unpack_params(
-    const uint8_t* p, int groups, size_t group_bytes, int rows, uint8_t* out) {
-  for (int g = 0; g < groups; ++g, p += group_bytes) {
-    for (int r = 0; r < rows; ++r) {
-      __builtin_memcpy(
-          out + (size_t{1} * r * groups + g) * kSize, p + r * kSize, kSize);
-    }
-  }
-}
-
-// Kernels::unpack.
-template <class V>
-void unpack(const Weights& w,
-            Range rows,
-            Range columns,
-            const UnpackedRows& out) {
-  int group_size = w.format.group_size, size = size_of(w.scale_dtype);
-  int group_words = group_size * w.format.bits / 32;
-  int groups = (columns.end - columns.begin) / group_size;
-  size_t group_bytes =
-      V::kLanes * size_t(packed_group_bytes(w.format, w.scale_dtype));
-  size_t of_params = size_t{1} * groups * size;
-  size_t of_codes = size_t{4} * groups * group_words;
-  for (int n = rows.begin; n < rows.end; n += V::kLanes) {
-    size_t row = n - rows.begin;
-    int count = smaller(rows.end - n, V::kLanes);
-    const uint8_t* p = packed_strip<V>(w, n, columns.begin);
-    if (out.codes) {
-      unpack_words<V>(p,
-                      groups * group_words,
-                      group_words,
-                      group_bytes,
-                      count,
-                      out.codes + row * of_codes);
-    }
-    p += size_t{4} * V::kLanes * group_words;
-    for (uint8_t* to : {out.scales, out.biases}) {
-      if (to && size == 1) {
-        unpack_params<1>(p, groups, group_bytes, count, to + row * of_params);
-      } else if (to && size == 2) {
-        unpack_params<2>(p, groups, group_bytes, count, to + row * of_params);
-      } else if (to) {
-        unpack_params<4>(p, groups, group_bytes, count, to + row * of_params);
-      }
-      p += size * V::kLanes;
-    }
-  }
-}
-
-// A block of packed weights as a matrix of its own in MLX's layout, in
-// kUnpackedFloats of memory.
-template <class V>
-Weights unpacked_block(const Weights& w,
-                       Range rows,
-                       Range columns,
-                       float* memory) {
-  auto* codes = reinterpret_cast<uint8_t*>(memory);
-  uint8_t* scales = codes + kBlockN * kBlockK;
-  uint8_t* biases = scales + 4 * kBlockN * (kBlockK / kSmallestGroup);
-  unpack<V>(w,
-            rows,
-            columns,
-            {codes, scales, w.format.has_biases() ? biases : nullptr});
-  Weights block = w;
-  block.codes = codes;
-  block.scales = scales;
-  block.biases = biases;
-  block.N = rows.end - rows.begin;
-  block.K = columns.end - columns.begin;
-  block.packed = nullptr;
-  block.columns = {0, block.K};
-  return block;
 }
 
 // One block of columns of a strip, and of the strips of the same tile.

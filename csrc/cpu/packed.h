@@ -1,6 +1,6 @@
 // Quantized matrices in the packed layout of the instruction set in use.
 // Products of few rows, and all with 8-bit activations, are then faster and
-// have the same bits. It is a permutation of the same words, which unpack()
+// have the same bits. It is a permutation of the same bits, which unpack()
 // undoes.
 #pragma once
 
@@ -31,8 +31,8 @@ class Packed {
   // The alignment of their memory: a vector of the widest instruction set.
   static constexpr size_t kAlignment = 64;
 
-  // Returns the size of a matrix; 0 for widths without a packed layout: 3,
-  // 5, 6, and E4M3 where no product reads it.
+  // Returns the size of a matrix; 0 for a format without a packed layout, as
+  // E4M3 where no product reads it.
   static size_t bytes(const PackedForm& form);
 
   // Packs `count` matrices into `memory`, on all threads. bytes(form) must not

@@ -11,6 +11,7 @@
 
 #include "csrc/cpu/dispatch-inl.h"
 #include "csrc/cpu/product_packed-inl.h"
+#include "csrc/cpu/unpack-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {

@@ -27,8 +27,8 @@ constexpr int places_at_a_time() {
   return places;
 }
 
-// Adds the products of one word in each lane to `sum`, from code kCode on. The
-// words are number kWord of those that make whole vectors of x. Only codes at
+// Adds the products of a panel word to `sum`, from code kCode on. The
+// word is number kWord of those that make whole vectors of x. Only codes at
 // places kPlace to kPlace + kPlaces have a part.
 template <class V,
           class Q,
@@ -42,7 +42,7 @@ template <class V,
                                             const float* x,
                                             size_t stride,
                                             typename V::F (&sum)[kPlaces][kM]) {
-  constexpr int kCodes = 32 / Q::kBits;
+  constexpr int kCodes = kWordCodes<Q::kBits>;
   constexpr int kAt = kWord * kCodes + kCode;
   constexpr int kLane = V::template lane_of<Q::kBits>(kAt % V::kLanes);
   if constexpr (kLane >= kPlace && kLane < kPlace + kPlaces) {
@@ -61,7 +61,15 @@ template <class V,
   }
 }
 
-// Adds the products of the words, from kWord on, that make whole vectors.
+// The fewest codes that are whole units and whole vectors of a row, and their
+// bytes in a strip.
+template <class V, class Q>
+constexpr int kRun =
+    kUnitCodes<Q::kBits> > V::kLanes ? kUnitCodes<Q::kBits> : V::kLanes;
+template <class V, class Q>
+constexpr int kRunBytes = kRun<V, Q> * Q::kBits / 8 * V::kLanes;
+
+// Adds the products of the words, from kWord on, of a run.
 template <class V, class Q, int kPlace, int kWord, int kPlaces, int kM>
 [[gnu::always_inline]] inline void add_words(
     const uint8_t* p,
@@ -69,11 +77,9 @@ template <class V, class Q, int kPlace, int kWord, int kPlaces, int kM>
     const float* x,
     size_t stride,
     typename V::F (&sum)[kPlaces][kM]) {
-  constexpr int kCodes = 32 / Q::kBits;
-  typename V::I word =
-      V::int_load(reinterpret_cast<const int32_t*>(p) + kWord * V::kLanes);
+  typename V::I word = packed_word<V, Q::kBits, kWord>(p);
   add_word<V, Q, kPlace, kWord, 0>(word, params, x, stride, sum);
-  if constexpr ((kWord + 1) * kCodes < V::kLanes) {
+  if constexpr ((kWord + 1) * kWordCodes<Q::kBits> < kRun<V, Q>) {
     add_words<V, Q, kPlace, kWord + 1>(p, params, x, stride, sum);
   }
 }
@@ -86,9 +92,6 @@ void packed_places(const PackedBlock& block,
                    Pass<V> pass,
                    typename V::F (&places)[kM][V::kLanes]) {
   constexpr int kPlaces = places_at_a_time<V, kM>();
-  // The fewest codes that are whole words and whole vectors of a row.
-  constexpr int kRun = 32 / Q::kBits > V::kLanes ? 32 / Q::kBits : V::kLanes;
-  constexpr int kRunBytes = kRun * Q::kBits / 8 * V::kLanes;
   int group_size = w.format.group_size;
   typename V::F sum[kPlaces][kM];
 #pragma GCC unroll 16
@@ -110,10 +113,10 @@ void packed_places(const PackedBlock& block,
       params.scale = V::mul(params.scale, V::set1(V::template kCodeUnit<Q>));
     }
     const uint8_t* words = p;
-    for (int k = 0; k < group_size; k += kRun) {
+    for (int k = 0; k < group_size; k += kRun<V, Q>) {
       add_words<V, Q, kPlace, 0>(words, params, at, w.K, sum);
-      words += kRunBytes;
-      at += kRun;
+      words += kRunBytes<V, Q>;
+      at += kRun<V, Q>;
     }
   }
 #pragma GCC unroll 16
@@ -138,7 +141,7 @@ template <class V, class Q, int kWord, int kCode>
 [[gnu::always_inline]] inline void decode_word(typename V::I word,
                                                const PackedParams<V, Q>& params,
                                                float* panel) {
-  constexpr int kCodes = 32 / Q::kBits;
+  constexpr int kCodes = kWordCodes<Q::kBits>;
   constexpr int kAt = kWord * kCodes + kCode;
   constexpr int kLane = V::template lane_of<Q::kBits>(kAt % V::kLanes);
   V::store(
@@ -152,12 +155,9 @@ template <class V, class Q, int kWord, int kCode>
 template <class V, class Q, int kWord>
 [[gnu::always_inline]] inline void decode_words(
     const uint8_t* p, const PackedParams<V, Q>& params, float* panel) {
-  constexpr int kCodes = 32 / Q::kBits;
   decode_word<V, Q, kWord, 0>(
-      V::int_load(reinterpret_cast<const int32_t*>(p) + kWord * V::kLanes),
-      params,
-      panel);
-  if constexpr ((kWord + 1) * kCodes < V::kLanes) {
+      packed_word<V, Q::kBits, kWord>(p), params, panel);
+  if constexpr ((kWord + 1) * kWordCodes<Q::kBits> < kRun<V, Q>) {
     decode_words<V, Q, kWord + 1>(p, params, panel);
   }
 }
@@ -171,8 +171,6 @@ void packed_panel(const PackedBlock& block,
                   const float* x,
                   int M,
                   float* out) {
-  constexpr int kRun = 32 / Q::kBits > V::kLanes ? 32 / Q::kBits : V::kLanes;
-  constexpr int kRunBytes = kRun * Q::kBits / 8 * V::kLanes;
   alignas(64) float panel[kPanelColumns * V::kLanes];
   alignas(64) float places[kMostPackedRows * V::kLanes * V::kLanes];
   for (int i = 0; i < M * V::kLanes * V::kLanes; ++i) places[i] = 0;
@@ -189,8 +187,9 @@ void packed_panel(const PackedBlock& block,
         params.scale = V::mul(params.scale, V::set1(V::template kCodeUnit<Q>));
       }
       const uint8_t* words = p;
-      for (int j = 0; j < group_size; j += kRun, words += kRunBytes) {
+      for (int j = 0; j < group_size; j += kRun<V, Q>) {
         decode_words<V, Q, 0>(words, params, panel + (i + j) * V::kLanes);
+        words += kRunBytes<V, Q>;
       }
     }
     by_tiles<V, kPanelTileRows>(M, [&](auto rows, int m, Pass<V>) {
@@ -242,7 +241,7 @@ void multiply_packed(const Weights& w,
   float* sums = scratch + kPanelFloats;
   with_codes(w.format, [&](auto codes) {
     using Q = decltype(codes);
-    if constexpr (lie_in_bytes(Q::kBits) && Q::kIntegers) {
+    if constexpr (Q::kIntegers) {
       by_packed_strips<V, 1>(
           w,
           M,

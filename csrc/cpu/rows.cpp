@@ -8,6 +8,7 @@ namespace {
 
 // The planner's units are those of the kernels.
 static_assert(kBlockRows <= kMaxRows);
+static_assert(kSlowlyDecodedRows <= kMostPackedRows);
 static_assert(kDepth % kBlockK == 0);
 static_assert(kMinColumns % kColumnBlockK == 0);
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/codes-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -242,6 +243,7 @@ struct Avx2 {
   }
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I int_add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I int_or(I a, I b) { return _mm256_or_si256(a, b); }
 
   // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
@@ -282,14 +284,18 @@ struct Avx2 {
     return _mm256_set1_epi32(word);
   }
 
-  // Code number kPart of each byte, which has 8 / kBits codes.
-  template <int kBits, int kPart>
+  // Code number kPart of each byte, which has 8 / kBits codes; times 2^kUp.
+  template <int kBits, int kPart, int kUp = 0>
   static I byte_codes(I v) {
+    constexpr int kDown = kPart * kBits - kUp;
     if constexpr (kBits == 8) {
       return v;
+    } else if constexpr (kDown > 0) {
+      v = _mm256_srli_epi32(v, kDown);
+    } else if constexpr (kDown < 0) {
+      v = _mm256_slli_epi32(v, -kDown);
     }
-    return _mm256_and_si256(_mm256_srli_epi32(v, kPart * kBits),
-                            _mm256_set1_epi8((1 << kBits) - 1));
+    return _mm256_and_si256(v, _mm256_set1_epi8(((1 << kBits) - 1) << kUp));
   }
 
   // The same for halves of a word, which have 16 / kBits codes.
@@ -316,7 +322,7 @@ struct Avx2 {
   template <class Q>
   static constexpr float kCodeUnit = !Q::kBiased && Q::kBits == 4 ? 0.5f : 1;
 
-  // The number of code kCode in each lane's word.
+  // The number of code kCode in each lane's panel word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
@@ -328,8 +334,9 @@ struct Avx2 {
       I top = _mm256_slli_epi32(four, 24 - kCode / 2 * 8);
       return to_float(_mm256_srai_epi32(top, 24));
     }
-    return numbers<Q>(_mm256_and_si256(_mm256_srli_epi32(words, kCode * kBits),
-                                       _mm256_set1_epi32((1 << kBits) - 1)));
+    return numbers<Q>(
+        _mm256_and_si256(_mm256_srli_epi32(words, kCode * panel_bits(kBits)),
+                         _mm256_set1_epi32((1 << kBits) - 1)));
   }
 
   // Returns v. GCC would add integers in another order, for which it has too
@@ -398,10 +405,18 @@ struct Avx2 {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
-    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    uint64_t codes = _pdep_u64(load_codes<kBits>(p),
+                               0x0101010101010101 * ((1 << kBits) - 1));
     std::memcpy(out, &codes, sizeof(codes));
+  }
+
+  // The reverse: out[0:kBits] = the 8 codes at p.
+  template <int kBits>
+  static void join8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes;
+    std::memcpy(&codes, p, sizeof(codes));
+    codes = _pext_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    std::memcpy(out, &codes, kBits);
   }
 
   // Returns max(best, the bits of |v|); a NaN is the greatest.

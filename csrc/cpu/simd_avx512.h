@@ -261,6 +261,7 @@ struct Avx512 {
   static void int_store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I int_add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I int_or(I a, I b) { return _mm512_or_si512(a, b); }
 
   // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
@@ -302,14 +303,18 @@ struct Avx512 {
     return _mm512_set1_epi32(word);
   }
 
-  // Code number kPart of each byte, which has 8 / kBits codes.
-  template <int kBits, int kPart>
+  // Code number kPart of each byte, which has 8 / kBits codes; times 2^kUp.
+  template <int kBits, int kPart, int kUp = 0>
   static I byte_codes(I v) {
+    constexpr int kDown = kPart * kBits - kUp;
     if constexpr (kBits == 8) {
       return v;
+    } else if constexpr (kDown > 0) {
+      v = _mm512_srli_epi32(v, kDown);
+    } else if constexpr (kDown < 0) {
+      v = _mm512_slli_epi32(v, -kDown);
     }
-    return _mm512_and_si512(_mm512_srli_epi32(v, kPart * kBits),
-                            _mm512_set1_epi8((1 << kBits) - 1));
+    return _mm512_and_si512(v, _mm512_set1_epi8(((1 << kBits) - 1) << kUp));
   }
 
   // The same for halves of a word, which have 16 / kBits codes.
@@ -336,18 +341,21 @@ struct Avx512 {
   template <class Q>
   static constexpr float kCodeUnit = 1;
 
-  // The number of code kCode in each lane's word.
+  // The number of code kCode in each lane's panel word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
     if constexpr (kCode > 0) {
-      words = _mm512_srli_epi32(words, kCode * kBits);
+      words = _mm512_srli_epi32(words, kCode * panel_bits(kBits));
     }
     I mask = _mm512_set1_epi32((1 << kBits) - 1);
     if constexpr (kBits < 5) {
       // vpermps reads only the low 4 bits of an index: 2 bits repeat.
       return _mm512_permutexvar_ps(
           words, numbers<Q>(_mm512_and_si512(iota(0, 1), mask)));
+    } else if constexpr (kBits == 5) {
+      return _mm512_permutex2var_ps(
+          numbers<Q>(iota(0, 1)), words, numbers<Q>(iota(16, 1)));
     }
     return numbers<Q>(_mm512_and_si512(words, mask));
   }
@@ -432,10 +440,18 @@ struct Avx512 {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
-    codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    uint64_t codes = _pdep_u64(load_codes<kBits>(p),
+                               0x0101010101010101 * ((1 << kBits) - 1));
     std::memcpy(out, &codes, sizeof(codes));
+  }
+
+  // The reverse: out[0:kBits] = the 8 codes at p.
+  template <int kBits>
+  static void join8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes;
+    std::memcpy(&codes, p, sizeof(codes));
+    codes = _pext_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+    std::memcpy(out, &codes, kBits);
   }
 
   // Returns max(best, the bits of |v|); a NaN is the greatest.

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/codes-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -250,6 +251,10 @@ struct Neon {
     return {vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi)};
   }
 
+  static I int_or(I a, I b) {
+    return {vorrq_s32(a.lo, b.lo), vorrq_s32(a.hi, b.hi)};
+  }
+
   // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     if (count >= kLanes) {
@@ -290,17 +295,20 @@ struct Neon {
     return {vdupq_n_s32(word), vdupq_n_s32(word)};
   }
 
-  // Code number kPart of each byte, which has 8 / kBits codes.
-  template <int kBits, int kPart>
+  // Code number kPart of each byte, which has 8 / kBits codes; times 2^kUp.
+  template <int kBits, int kPart, int kUp = 0>
   static I byte_codes(I v) {
     if constexpr (kBits == 8) {
       return v;
     }
-    uint8x16_t mask = vdupq_n_u8((1 << kBits) - 1);
+    constexpr int kDown = kPart * kBits - kUp;
+    uint8x16_t mask = vdupq_n_u8(((1 << kBits) - 1) << kUp);
     auto codes = [&](int32x4_t half) {
       uint8x16_t bytes = vreinterpretq_u8_s32(half);
-      if constexpr (kPart > 0) {
-        bytes = vshrq_n_u8(bytes, kPart * kBits);
+      if constexpr (kDown > 0) {
+        bytes = vshrq_n_u8(bytes, kDown);
+      } else if constexpr (kDown < 0) {
+        bytes = vshlq_n_u8(bytes, -kDown);
       }
       return vreinterpretq_s32_u8(vandq_u8(bytes, mask));
     };
@@ -320,14 +328,14 @@ struct Neon {
   template <class Q>
   static constexpr float kCodeUnit = 1;
 
-  // The number of code kCode in each lane's word.
+  // The number of code kCode in each lane's panel word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
     auto codes = [](int32x4_t half) {
       uint32x4_t v = vreinterpretq_u32_s32(half);
       if constexpr (kCode > 0) {
-        v = vshrq_n_u32(v, kCode * kBits);
+        v = vshrq_n_u32(v, kCode * panel_bits(kBits));
       }
       return vreinterpretq_s32_u32(vandq_u32(v, vdupq_n_u32((1 << kBits) - 1)));
     };
@@ -383,11 +391,18 @@ struct Neon {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
+    uint64_t codes = load_codes<kBits>(p);
     for (int i = 0; i < 8; ++i) {
       out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
     }
+  }
+
+  // The reverse: out[0:kBits] = the 8 codes at p.
+  template <int kBits>
+  static void join8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    for (int i = 0; i < 8; ++i) codes |= uint64_t{p[i]} << (i * kBits);
+    std::memcpy(out, &codes, kBits);
   }
 
   // Returns max(best, the bits of |v|); a NaN is the greatest.

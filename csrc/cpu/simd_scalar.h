@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/codes-inl.h"
 #include "csrc/cpu/half.h"
 
 namespace nibble::cpu {
@@ -238,6 +239,11 @@ struct Scalar {
     return a;
   }
 
+  static I int_or(I a, I b) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] |= b.lane[i];
+    return a;
+  }
+
   // Returns the first `count` words at p, then zeros.
   static I load_words(const uint8_t* p, int count) {
     I out{};
@@ -271,13 +277,13 @@ struct Scalar {
     return out;
   }
 
-  // Code number kPart of each byte, which has 8 / kBits codes.
-  template <int kBits, int kPart>
+  // Code number kPart of each byte, which has 8 / kBits codes; times 2^kUp.
+  template <int kBits, int kPart, int kUp = 0>
   static I byte_codes(I v) {
     for (int32_t& lane : v.lane) {
-      lane =
-          static_cast<int32_t>(static_cast<uint32_t>(lane) >> (kPart * kBits) &
-                               0x01010101u * ((1 << kBits) - 1));
+      uint32_t codes = static_cast<uint32_t>(lane) >> (kPart * kBits) &
+                       0x01010101u * ((1 << kBits) - 1);
+      lane = static_cast<int32_t>(codes << kUp);
     }
     return v;
   }
@@ -297,13 +303,14 @@ struct Scalar {
   template <class Q>
   static constexpr float kCodeUnit = 1;
 
-  // The number of code kCode in each lane's word.
+  // The number of code kCode in each lane's panel word.
   template <class Q, int kCode>
   static F code(I words) {
     constexpr int kBits = Q::kBits;
     for (int32_t& lane : words.lane) {
-      lane = static_cast<int32_t>(
-          static_cast<uint32_t>(lane) >> (kCode * kBits) & ((1 << kBits) - 1));
+      uint32_t shifted =
+          static_cast<uint32_t>(lane) >> (kCode * panel_bits(kBits));
+      lane = static_cast<int32_t>(shifted & ((1 << kBits) - 1));
     }
     return numbers<Q>(words);
   }
@@ -338,11 +345,18 @@ struct Scalar {
   // out[0:8] = the 8 codes in kBits bytes at p.
   template <int kBits>
   static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    std::memcpy(&codes, p, kBits);
+    uint64_t codes = load_codes<kBits>(p);
     for (int i = 0; i < 8; ++i) {
       out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
     }
+  }
+
+  // The reverse: out[0:kBits] = the 8 codes at p.
+  template <int kBits>
+  static void join8(const uint8_t* p, uint8_t* out) {
+    uint64_t codes = 0;
+    for (int i = 0; i < 8; ++i) codes |= uint64_t{p[i]} << (i * kBits);
+    std::memcpy(out, &codes, kBits);
   }
 
   // Returns max(best, the bits of |v|); a NaN is the greatest.

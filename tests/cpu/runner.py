@@ -329,9 +329,10 @@ class Runner:
         transpose: bool,
         int8: bool,
         dtype: str = "float32",
+        bits: int = 4,
     ) -> Plan:
         """Return the plan of x [M, K or N] times w [N, K]."""
-        flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
+        flags = {"transpose": transpose, "int8": int8, "dtype": dtype, "bits": bits}
         return Plan(*self._plan("plan", Plan, (M, N, K), cpu, **flags))
 
     def plan_gather(
@@ -373,9 +374,10 @@ class Runner:
         transpose: bool = True,
         int8: bool = False,
         dtype: str = "float32",
+        bits: int = 4,
     ) -> list[int]:
         form = [OPERATIONS.index(kind), 2 * int(int8), *shape, B, 1, 1]
-        form += [DTYPES.index(dtype), 0, 4, 32, 0, int(transpose), 0]
+        form += [DTYPES.index(dtype), 0, bits, 32, 0, int(transpose), 0]
         data = dict.fromkeys(ARRAYS, b"")
         data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
         data["rhs"] = np.array(more, np.int32).tobytes()

@@ -125,6 +125,17 @@ def test_each_width_has_its_limit_of_the_packed_layout(int8, dtype, packed_rows)
     assert p.packed_rows == packed_rows
 
 
+@pytest.mark.parametrize(
+    ("bits", "few_rows", "packed_rows"),
+    [(2, 24, 3), (4, 24, 3), *((bits, 8, 8) for bits in (1, 3, 5, 6, 8))],
+)
+def test_codes_that_are_decoded_slowly_are_decoded_once(bits, few_rows, packed_rows):
+    cpu = Profile(2, 24, 6)
+    form = {"transpose": True, "int8": False, "bits": bits}
+    p = backend().plan(1, 4096, 4096, cpu, **form)
+    assert (p.few_rows, p.packed_rows) == (few_rows, packed_rows)
+
+
 @given(shape=SHAPE, cpu=PROFILE)
 def test_rows_are_read_whole_while_x_fits_the_first_level_cache(shape, cpu):
     M, N, K = shape

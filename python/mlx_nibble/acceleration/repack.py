@@ -1,10 +1,10 @@
 """Weights in the order in which the processor reads them fastest.
 
 On a CPU, products of few rows are faster if the weights lie in the order of the
-instruction set (docs/internals/cpu.md). That order is a permutation of the same words.
-A layer of 2, 4 or 8 bits gets lazy arrays in the place of its own. Our products read
-the packed weights behind them, with the same bits. Everything else may use the lazy
-arrays like any others: an evaluation unpacks them.
+instruction set (docs/internals/cpu.md). That order is a permutation of the same bits.
+A layer gets lazy arrays in the place of its own. Our products read the packed weights
+behind them, with the same bits. Everything else may use the lazy arrays like any
+others: an evaluation unpacks them.
 
 An array that was evaluated has no packed weights any more. Once all arrays of a layer
 were evaluated, the packed weights are freed, and products read the arrays as they lie.

@@ -18,9 +18,10 @@ from mlx_lm.tuner.lora import LoRALinear
 
 import mlx_nibble
 from mlx_nibble import _native, lm, ops
-from mlx_nibble.acceleration.repack import NAMES, is_packed
-from mlx_nibble.formats import GROUP_SIZES
+from mlx_nibble.acceleration.repack import NAMES, is_packed, pack
+from mlx_nibble.formats import BITS, GROUP_SIZES
 from tests.support import tiny_models
+from tests.support.mlx_formats import MLX_BITS
 
 pytestmark = pytest.mark.skipif(
     _native.ext is None or mx.default_device().type != mx.DeviceType.cpu,
@@ -66,7 +67,7 @@ def both(made: nn.Module, x: mx.array, **settings) -> tuple[mx.array, mx.array]:
 
 
 @pytest.mark.parametrize("activations", [None, "int8"])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", MLX_BITS)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 def test_the_bits_are_the_same(bits, group_size, rows, activations):
@@ -76,7 +77,7 @@ def test_the_bits_are_the_same(bits, group_size, rows, activations):
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", MLX_BITS)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_undo_gives_back_the_same_words(bits, group_size, symmetric, dtype):
@@ -91,13 +92,21 @@ def test_undo_gives_back_the_same_words(bits, group_size, symmetric, dtype):
     assert same(contents(made), before)
 
 
-@pytest.mark.parametrize("bits", [3, 5, 6])
-def test_what_does_not_lie_in_bytes_stays(bits):
-    made = layer(bits)
-    arrays = [made[name] for name in NAMES]
-    report = mlx_nibble.accelerate(made)
-    assert report.repacked.layers == report.repacked.nbytes == 0
-    assert all(made[name] is a for name, a in zip(NAMES, arrays, strict=True))
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_any_words_come_back_from_a_part_of_a_strip(bits, group_size, groups):
+    """1009 rows end within a strip, and an odd number of groups within a vector."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(2**32, size=(1009, groups * group_size * bits // 32))
+    w = mx.array(words.astype(np.uint32))
+    scales, biases = mx.random.normal((2, 1009, groups))
+    mx.eval(w, scales, biases)
+    matrix, nbytes = pack(w, scales, biases, bits, group_size)
+    assert nbytes <= 1.02 * sum(a.nbytes for a in (w, scales, biases))
+    for array, expected in zip(matrix, (w, scales, biases), strict=True):
+        assert is_packed(array)
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_a_matrix_that_padding_would_make_larger_stays():
@@ -126,8 +135,9 @@ def test_the_report_counts_what_is_repacked_now():
     assert report.repacked.layers == report.repacked.nbytes == 0
 
 
-def test_no_byte_is_kept_twice():
-    layers = [layer(rows=2048) for _ in range(8)]
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_no_byte_is_kept_twice(bits):
+    layers = [layer(bits, rows=2048) for _ in range(8)]
     model = nn.Sequential(*layers)
     mx.eval(model.parameters())
     mx.clear_cache()
@@ -229,10 +239,11 @@ def test_training_an_adapter_and_fusing_it():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("bits", [4, 5])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_gradients_and_transformations_are_the_same(symmetric):
+def test_gradients_and_transformations_are_the_same(symmetric, bits):
     mx.random.seed(0)
-    x, made = mx.random.normal((3, 256)), layer(symmetric=symmetric)
+    x, made = mx.random.normal((3, 256)), layer(bits, symmetric=symmetric)
 
     def results(repack: bool) -> list[mx.array]:
         report = mlx_nibble.accelerate(made, repack=repack)
@@ -254,8 +265,9 @@ def test_gradients_and_transformations_are_the_same(symmetric):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
-def test_saving_and_loading(tmp_path, suffix):
-    made = layer()
+@pytest.mark.parametrize("bits", [3, 4, 5, 6])
+def test_saving_and_loading(tmp_path, suffix, bits):
+    made = layer(bits)
     before = contents(made)
     mlx_nibble.accelerate(made)
     file = str(tmp_path / f"w.{suffix}")
@@ -267,8 +279,9 @@ def test_saving_and_loading(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.loads])
-def test_copies_and_pickles(duplicate):
-    made, x = layer(), mx.random.normal((2, 256))
+@pytest.mark.parametrize("bits", [3, 4, 5, 6])
+def test_copies_and_pickles(duplicate, bits):
+    made, x = layer(bits), mx.random.normal((2, 256))
     before = contents(made)
     mlx_nibble.accelerate(made)
     expected = made(x)
@@ -331,13 +344,15 @@ def test_layers_that_share_arrays_still_do():
     assert is_packed(first.weight) and first.weight is second.weight
 
 
-def test_a_product_by_the_matrix_itself():
+@pytest.mark.parametrize("bits", [4, 6])
+def test_a_product_by_the_matrix_itself(bits):
     """MLA multiplies one matrix from both sides."""
-    made, y = layer(), mx.random.normal((2, 96))
-    expected = ops.quantized_matmul(y, *(made[n] for n in NAMES), transpose=False)
+    made, y = layer(bits), mx.random.normal((2, 96))
+    form = {"bits": bits, "transpose": False}
+    expected = ops.quantized_matmul(y, *(made[n] for n in NAMES), **form)
     mx.eval(expected)
     mlx_nibble.accelerate(made)
-    got = ops.quantized_matmul(y, *(made[n] for n in NAMES), transpose=False)
+    got = ops.quantized_matmul(y, *(made[n] for n in NAMES), **form)
     assert mx.array_equal(got, expected)
 
 
@@ -346,15 +361,14 @@ def test_batches_that_no_packed_product_fits():
     x = mx.random.normal((2, 3, 4, 256))
     expected = ops.quantized_matmul(x, w, scales, biases)
     mx.eval(expected)
-    from mlx_nibble.acceleration.repack import pack
-
     (matrix, _) = pack(w, scales, biases, 4, 64)
     assert mx.array_equal(ops.quantized_matmul(x, *matrix), expected)
 
 
 @pytest.mark.parametrize("index", [[5], [-1], [[1, 2], [95, -96]]])
-def test_an_embedding_looks_up_rows_without_unpacking(index):
-    made = nn.Embedding(96, 256).to_quantized(64, 4)
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_an_embedding_looks_up_rows_without_unpacking(index, bits):
+    made = nn.Embedding(96, 256).to_quantized(64, bits)
     mx.eval(made.parameters())
     rows = mx.array(index, mx.int32)
     plain = mlx_nibble.accelerate(made, repack=False)
@@ -372,9 +386,10 @@ def test_an_embedding_looks_up_rows_without_unpacking(index):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma3_text", "deepseek_v3"])
 @pytest.mark.parametrize("activations", [None, "int8"])
-def test_a_model_says_the_same(family, activations):
+@pytest.mark.parametrize("bits", [4, 5])
+def test_a_model_says_the_same(family, activations, bits):
     model = tiny_models.build(family)
-    nn.quantize(model, 32, 4)
+    nn.quantize(model, 32, bits)
     before = contents(model)
     prompt = mx.array([3, 1, 4, 1, 5, 9, 2, 6])
     answers = []
