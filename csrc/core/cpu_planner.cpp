@@ -67,9 +67,17 @@ template <typename Problem>
 Activations activations(const Problem& p,
                         const CpuProfile& cpu,
                         Activations allowed) {
-  if (!p.transpose || !p.format.multiplies_integers()) {
-    return Activations::kExact;
+  if (!p.transpose) return Activations::kExact;
+  // One bfloat16 is exact for its own type, and a pair for float16. A pair is
+  // within half a step of 16-bit integers, one within half a step of int8.
+  if (p.format.has_float_codes() && cpu.bfloat16) {
+    bool one = p.dtype == Dtype::kBFloat16 || allowed == Activations::kInt8;
+    bool pair = p.dtype == Dtype::kFloat16 || allowed == Activations::kInt16;
+    return one    ? Activations::kBfloat16
+           : pair ? Activations::kBfloat16Pair
+                  : Activations::kExact;
   }
+  if (!p.format.multiplies_integers()) return Activations::kExact;
   if (allowed == Activations::kInt8) return allowed;
   bool halves = p.dtype != Dtype::kFloat32 || allowed == Activations::kInt16;
   return cpu.int16 && halves ? Activations::kInt16 : Activations::kExact;
@@ -87,8 +95,11 @@ CpuKernelPlan kernel_plan(const Problem& p,
   plan.activations = activations(p, cpu, allowed);
   plan.few_rows = cpu.few_rows;
   plan.whole_rows = p.transpose ? kFirstLevelFloats / p.K : 0;
+  // Products in bfloat16 read packed weights as they lie in any case. Exact
+  // ones have no kernel for packed codes that are no integers.
+  int exact_rows = p.format.multiplies_integers() ? cpu.packed_rows : 0;
   int packed_rows[] = {
-      cpu.packed_rows, cpu.packed_int16_rows, cpu.packed_int8_rows};
+      exact_rows, cpu.packed_int16_rows, cpu.packed_int8_rows, 0, 0};
   plan.packed_rows = packed_rows[static_cast<int>(plan.activations)];
   if (plan.exact() && is_decoded_slowly(p.format)) {
     plan.few_rows = std::min(plan.few_rows, kSlowlyDecodedRows);
@@ -223,7 +234,8 @@ CpuAttentionPlan plan_cpu(const AttentionShape& p, const CpuProfile& cpu) {
 
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem) {
   bool few = merge_rows(problem).M <= plan.few_rows;
-  const char* ways[] = {few ? "decode" : "panel", "int16", "int8"};
+  const char* ways[] = {
+      few ? "decode" : "panel", "int16", "int8", "bfloat16", "bfloat16_pair"};
   return ways[static_cast<int>(plan.activations)] + std::string("_n") +
          std::to_string(plan.columns);
 }

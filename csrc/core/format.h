@@ -188,6 +188,9 @@ struct QuantFormat {
   constexpr bool multiplies_integers() const {
     return info().element != Element::kE4m3;
   }
+  constexpr bool has_float_codes() const {
+    return info().element != Element::kInteger;
+  }
   // bias / scale of a group, if no biases are read.
   constexpr float bias_of_scale() const {
     return info().bias_of_range * static_cast<float>(1 << bits);

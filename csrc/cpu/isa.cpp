@@ -57,6 +57,17 @@ bool may_use_tiles() {
 }
 #endif
 
+#if defined(NIBBLE_HAS_AMX_BFLOAT)
+// Returns true if tiles may have bfloat16, beside AVX-512 with float16 and with
+// permutations of bytes.
+bool has_bfloat_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1u << 22, kFloat16 = 1u << 23, kVbmi = 1u << 1;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) &&
+         (d & kFloat16) && (c & kVbmi);
+}
+#endif
+
 // The instruction sets of this machine, slowest first.
 std::vector<Isa> find_isas() {
   std::vector<Isa> found = {
@@ -103,6 +114,12 @@ std::vector<Isa> find_isas() {
                        kAmxInt8Kernels,
                        &kAmxInt16Kernels,
                        kAvx512Layers});
+#if defined(NIBBLE_HAS_AMX_BFLOAT)
+      if (has_bfloat_tiles()) {
+        found.back().bfloat16 = &kAmxBfloatKernels;
+        found.back().bfloat16_pair = &kAmxBfloatPairKernels;
+      }
+#endif
     }
 #endif
   }
@@ -185,7 +202,8 @@ CpuProfile profile() {
           kernels.packed_rows,
           isa().int8.packed_rows,
           isa().int16 ? isa().int16->packed_rows : 0,
-          isa().int16 != nullptr};
+          isa().int16 != nullptr,
+          isa().bfloat16 != nullptr};
 }
 
 }  // namespace nibble::cpu

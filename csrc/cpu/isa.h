@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "csrc/cpu/bfloat_kernels.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/layer_kernels.h"
 
@@ -18,6 +19,10 @@ struct Isa {
   // Null where exact products are as fast.
   const IntegerKernels* int16;
   const LayerKernels& layers;
+  // Products of codes that are floats, with activations in bfloat16 and in
+  // pairs of them. Null where integers or exact products are as fast.
+  const BfloatKernels* bfloat16 = nullptr;
+  const BfloatKernels* bfloat16_pair = nullptr;
 };
 
 // Returns the names of those that can run here, slowest first: some of

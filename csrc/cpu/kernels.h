@@ -157,7 +157,7 @@ struct Kernels {
 
   // Rows of a strip in the packed layout, packed-inl.h.
   int strip_rows;
-  // Returns the bytes of a row in it; 0 for a format without a packed layout.
+  // Returns the bytes of a row in it.
   size_t (*packed_row_bytes)(QuantFormat format, Dtype scale_dtype, int K);
   // out = the strips of `rows`, the first of which begins a strip.
   void (*pack)(const Weights& w, Range rows, uint8_t* out);

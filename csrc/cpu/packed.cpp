@@ -25,7 +25,10 @@ UnpackedRows only(PackedPart part, uint8_t* out) {
 
 }  // namespace
 
+// Exact products decode E4M3 faster as it lies: one row of 4096 x 4096 takes
+// 3.8 ms of a core, and 4.9 packed (AVX2).
 size_t Packed::bytes(const PackedForm& form) {
+  if (!form.format.multiplies_integers() && !isa().bfloat16) return 0;
   const Kernels& kernels = isa().kernels;
   return size_t(whole_strips(form.N, kernels.strip_rows)) *
          kernels.packed_row_bytes(form.format, form.scale_dtype, form.K);

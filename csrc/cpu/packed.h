@@ -31,7 +31,8 @@ class Packed {
   // The alignment of their memory: a vector of the widest instruction set.
   static constexpr size_t kAlignment = 64;
 
-  // Returns the size of a matrix; 0 for a format without a packed layout.
+  // Returns the size of a matrix; 0 for a format without a packed layout, as
+  // E4M3 where no product reads it.
   static size_t bytes(const PackedForm& form);
 
   // Packs `count` matrices into `memory`, on all threads. bytes(form) must not

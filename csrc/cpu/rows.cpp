@@ -21,11 +21,26 @@ int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-// The bytes of a run of a row of integers.
-size_t run_bytes(const Form& form) {
-  return form.plan.activations == Activations::kInt8 ? kRunCodes
-                                                     : 2 * kRunCodes;
+// A run of a row of rounded numbers.
+struct Run {
+  int codes, bytes;
+};
+
+Run run_of(const Form& form) {
+  switch (form.plan.activations) {
+    case Activations::kInt8:
+      return {kRunCodes, kRunCodes};
+    case Activations::kBfloat16:
+      return {kBfloatRun, 2 * kBfloatRun};
+    case Activations::kBfloat16Pair:
+      return {kBfloatRun, 4 * kBfloatRun};
+    default:
+      return {kRunCodes, 2 * kRunCodes};
+  }
 }
+
+// A tile of rows may go beyond the last.
+constexpr size_t kTileBytes = 1024;
 
 // Memory that a thread gives to the kernels: kScratchFloats.
 float* thread_scratch() {
@@ -85,21 +100,34 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
     floats_ = memory_.get();
     return;
   }
-  bool int8 = form.plan.activations == Activations::kInt8;
-  integer_kernels_ = int8 ? &isa_.int8 : isa_.int16;
+  switch (form.plan.activations) {
+    case Activations::kBfloat16:
+      bfloat_kernels_ = isa_.bfloat16;
+      break;
+    case Activations::kBfloat16Pair:
+      bfloat_kernels_ = isa_.bfloat16_pair;
+      break;
+    case Activations::kInt8:
+      integer_kernels_ = &isa_.int8;
+      break;
+    default:
+      integer_kernels_ = isa_.int16;
+  }
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  size_t runs = (form.K + kRunCodes - 1) / kRunCodes;
-  size_t bytes = size_t(capacity) * runs * run_bytes(form);
-  memory_ = make_floats(2 * groups + bytes / sizeof(float));
+  Run run = run_of(form);
+  size_t runs = (form.K + run.codes - 1) / run.codes;
+  size_t bytes = size_t(capacity) * runs * run.bytes;
+  memory_ = make_floats(2 * groups + (bytes + kTileBytes) / sizeof(float));
   integers_.rows = capacity;
   integers_.scales = memory_.get();
   integers_.sums = integers_.scales + groups;
   integers_.codes = integers_.sums + groups;
   exact_.resize(capacity);
+  sources_.resize(capacity);
 }
 
 QuantizedRows Rows::integers(int first) const {
-  size_t bytes = size_t(first) * run_bytes(form_);
+  size_t bytes = size_t(first) * run_of(form_).bytes;
   return {static_cast<uint8_t*>(integers_.codes) + bytes,
           integers_.scales + first,
           integers_.sums + first,
@@ -132,18 +160,20 @@ void Rows::put(int first, const void* x, int count) {
                          memory_.get() + begin);
     return;
   }
-  integer_kernels_->quantize(
-      form_.dtype, form_.format, x, count, form_.K, integers(first));
+  auto round =
+      bfloat_kernels_ ? bfloat_kernels_->split : integer_kernels_->quantize;
+  round(form_.dtype, form_.format, x, count, form_.K, integers(first));
   put_exactly(first, x, count);
 }
 
 // Keeps those of the `count` rows at x whose steps are too large, infinite or
 // NaN.
 void Rows::put_exactly(int first, const void* x, int count) {
-  int groups = form_.format.groups_per_row(form_.K);
+  int groups = bfloat_kernels_ ? 1 : form_.format.groups_per_row(form_.K);
   QuantizedRows rows = integers(first);
   for (int r = 0; r < count; ++r) {
     bool fit = true;
+    sources_[first + r] = at(x, size_t(r) * form_.in(), form_.dtype);
     for (int g = 0; g < groups; ++g) {
       fit &= rows.scales[rows.group(r, g)] < kMostStep;
     }
@@ -153,7 +183,7 @@ void Rows::put_exactly(int first, const void* x, int count) {
     exact = make_floats(form_.in());
     isa_.kernels.arrange(form_.dtype,
                          bits_of_order(form_),
-                         at(x, size_t(r) * form_.in(), form_.dtype),
+                         sources_[first + r],
                          form_.in(),
                          exact.get());
   }
@@ -173,13 +203,48 @@ void Rows::multiply(const Weights& w,
     return multiply_exactly(
         w, floats_ + begin, count, reading, range, dtype, y);
   }
-  integer_kernels_->multiply(
-      w, integers(first), count, reading, range, dtype, y, thread_scratch());
+  if (bfloat_kernels_) {
+    multiply_bfloats(w, first, count, range, dtype, y);
+  } else {
+    integer_kernels_->multiply(
+        w, integers(first), count, reading, range, dtype, y, thread_scratch());
+  }
+  bool as_packed = form_.format.multiplies_integers();
   for (int r = 0; r < count; ++r) {
     if (const float* x = exact_[first + r].get()) {
       void* row = at(y, size_t(r) * w.N, dtype);
-      multiply_exactly(w, x, 1, {true, true, true}, range, dtype, row);
+      multiply_exactly(w, x, 1, {true, true, as_packed}, range, dtype, row);
     }
+  }
+}
+
+// Weight rows that bfloat16 cannot express are multiplied exactly: which they
+// are depends on the weights alone.
+void Rows::multiply_bfloats(const Weights& w,
+                            int first,
+                            int count,
+                            Range range,
+                            Dtype dtype,
+                            void* y) const {
+  Floats exact;
+  for (int n = range.begin; n < range.end;) {
+    n = bfloat_kernels_->multiply(
+        w, integers(first), count, {n, range.end}, dtype, y, thread_scratch());
+    if (n == range.end) return;
+    if (!exact) {
+      exact = make_floats(size_t(count) * form_.in());
+      for (int r = 0; r < count; ++r) {
+        isa_.kernels.arrange(form_.dtype,
+                             bits_of_order(form_),
+                             sources_[first + r],
+                             form_.in(),
+                             exact.get() + size_t(r) * form_.in());
+      }
+    }
+    Range block{n, std::min(n + kBfloatRows, range.end)};
+    Reading reading{count <= form_.plan.few_rows, false, false};
+    multiply_exactly(w, exact.get(), count, reading, block, dtype, y);
+    n = block.end;
   }
 }
 

@@ -74,7 +74,7 @@ Weights as_weights(const QuantizedOperands& o,
 Weights rows_of(const Weights& w, Range rows);
 
 // Rows of x [.., in] in the form that kernels read: fp32 in the order of the
-// codes, or integers.
+// codes, integers, or bfloat16.
 class Rows {
  public:
   Rows(const Form& form, int capacity);
@@ -83,7 +83,7 @@ class Rows {
   // their use.
   void fill(const void* x, int count);
 
-  // Prepares the `count` rows at x as rows first...
+  // Prepares the `count` rows at x, which outlive their use, as rows first...
   void put(int first, const void* x, int count);
 
   // y[m, range] of the product of rows first.. with w, rounded to `dtype`. Rows
@@ -99,6 +99,12 @@ class Rows {
   // The integers from row `first` on.
   QuantizedRows integers(int first) const;
   void put_exactly(int first, const void* x, int count);
+  void multiply_bfloats(const Weights& w,
+                        int first,
+                        int count,
+                        Range range,
+                        Dtype dtype,
+                        void* y) const;
   void multiply_exactly(const Weights& w,
                         const float* x,
                         int count,
@@ -111,10 +117,12 @@ class Rows {
   const Isa& isa_;
   Floats memory_;
   const float* floats_ = nullptr;
-  const IntegerKernels* integer_kernels_ = nullptr;  // null: exact
+  const IntegerKernels* integer_kernels_ = nullptr;  // null: exact or bfloat16
+  const BfloatKernels* bfloat_kernels_ = nullptr;
   QuantizedRows integers_{};
-  // The rows that integers cannot express, in fp32; null for all others.
+  // The rows that rounded numbers cannot express, in fp32; null for all others.
   std::vector<Floats> exact_;
+  std::vector<const uint8_t*> sources_;  // the rows of x, unless exact
 };
 
 // Calls body(range) on all threads for ranges of `step` columns of y [.., out].

@@ -83,8 +83,10 @@ def quantized_matmul(
         activations: ``"int16"`` and ``"int8"`` round ``x`` to integers, with one scale
             for each row and group, and multiply integers. This is faster on a CPU;
             int8 is less exact, int16 hardly (docs/reference/numerics.md). None does
-            this with int16 if ``x`` has 16 bits. Other devices, gradients and the
-            product that is not transposed stay exact, and so does mode mxfp8.
+            this with int16 if ``x`` has 16 bits. In the modes of floats, CPUs with AMX
+            round to bfloat16 instead, which loses less; on other CPUs mxfp8 stays
+            exact. So do other devices, gradients and the product that is not
+            transposed.
         batch_invariant: The bits of a row of the result do not depend on the other
             rows. On a CPU they never do, except by ``tuning``.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``

@@ -91,7 +91,8 @@ void answer_plan(const Request& r,
                  profile[3],
                  profile[4],
                  profile[5],
-                 profile[6] != 0};
+                 profile[6] != 0,
+                 profile[7] != 0};
   auto allowed = static_cast<Activations>(r.activations);
   auto put = [&](std::initializer_list<int> values) {
     y = std::copy(values.begin(), values.end(), y);

@@ -26,7 +26,7 @@ OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 OPERATIONS += ["group_gradients"]
-ACTIVATIONS = ["exact", "int16", "int8"]
+ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_pair"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -64,6 +64,7 @@ class Profile:
     packed_int8_rows: int = 32
     packed_int16_rows: int = 32
     int16: bool = False
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ class Runner:
         x86 = self.isa.startswith(("avx", "amx"))
         halves = x86 and (int16 or dtype != "float32")
         return "int8" if int8 else "int16" if halves else "exact"
+
+    def multiplies_bfloats(self) -> bool:
+        """Return whether codes that are floats meet activations in bfloat16."""
+        needed = {"amx_bf16", "avx512_fp16", "avx512vbmi"}
+        cpu = Path("/proc/cpuinfo")
+        flags = cpu.read_text().split() if self.isa == "amx" else []
+        return needed <= set(flags)
 
     def threads(self) -> int:
         """Return the number of threads that the process has now."""

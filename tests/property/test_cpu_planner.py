@@ -27,6 +27,7 @@ PROFILE = st.builds(
     packed_int8_rows=st.sampled_from([6, 32]),
     packed_int16_rows=st.sampled_from([4, 32]),
     int16=st.booleans(),
+    bfloat16=st.booleans(),
 )
 DTYPE = st.sampled_from(runner.DTYPES)
 ROWS = st.one_of(st.integers(1, 40), st.integers(1, 5000))

@@ -94,6 +94,25 @@ def integer_bound(
     return (0.5 + e) * (step @ weights.swapaxes(-1, -2))
 
 
+def bfloat_bound(x: np.ndarray, w_hat: np.ndarray, roundoff: float) -> np.ndarray:
+    """Return what tiles of bfloat16 add to `bound`.
+
+    Rows of x are multiplied by a power of two that brings their largest number to
+    [1, 4). Each number is then rounded to one or two bfloat16. Numbers, products and
+    sums below 2^-126 become zero: a number costs its weight, each of K products two
+    additions.
+
+    Args:
+        x: [..., M, K].
+        w_hat: [..., N, K].
+        roundoff: 0 if x fits, 2^-8 for one bfloat16, 2^-16 for two.
+    """
+    largest = abs(x).max(-1, keepdims=True)
+    weights = abs(w_hat).swapaxes(-1, -2)
+    lost = 2.0**-126 * largest * (weights.sum(-2, keepdims=True) + 3 * x.shape[-1])
+    return roundoff * (abs(x) @ weights) + lost
+
+
 def integers(dtype: str, int8: bool = False) -> str:
     """Return the most that a CPU rounds activations of this type to."""
     return "int8" if int8 else "exact" if dtype == "float32" else "int16"

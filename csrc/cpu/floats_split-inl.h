@@ -1,0 +1,67 @@
+// Activations in bfloat16, as one number or the sum of two, in the order of the
+// codes in right tiles. A row is scaled by a power of two, so that its largest
+// number is near 1: sums neither overflow nor become subnormal, and tiles take
+// subnormal numbers for zero.
+#pragma once
+
+#include "csrc/cpu/bfloat_kernels.h"
+#include "csrc/cpu/floats_formats-inl.h"
+#include "csrc/cpu/weights-inl.h"
+
+namespace nibble::cpu {
+namespace {
+
+// out = x [rows, K] as planes, over out.scales [rows]. The scale of a row that
+// is not finite is not finite.
+template <class V, class A>
+void split_rows(Dtype dtype,
+                QuantFormat format,
+                const void* x,
+                int rows,
+                int K,
+                const QuantizedRows& out) {
+  constexpr int32_t kInfinite = 0x7f800000, kOne = 1 << 23;
+  size_t row_bytes = size_t(K) * size_of(dtype);
+  with_dtype(dtype, [&](auto d) {
+    constexpr Dtype kDtype = decltype(d)::value;
+    with_tiles(format, [&](auto form) {
+      using T = decltype(form);
+      for (int r = 0; r < rows; ++r) {
+        const uint8_t* p = static_cast<const uint8_t*>(x) + r * row_bytes;
+        typename V::I best = V::int_zero();
+        auto load = [&](int k) __attribute__((always_inline)) {
+          return V::template load_as_float<kDtype>(p + k * size_of(kDtype));
+        };
+        for (int k = 0; k < K; k += V::kLanes) {
+          best = V::max_magnitude(best, load(k));
+        }
+        int32_t lanes[V::kLanes], most = 0;
+        V::int_store(lanes, best);
+        for (int32_t lane : lanes) most = lane > most ? lane : most;
+        // A power of two whose inverse is a normal number.
+        int32_t scale = most & kInfinite;
+        scale = scale < kOne ? kOne : smaller(scale, 253 * kOne);
+        int32_t inverse_bits = 254 * kOne - scale;
+        float inverse;
+        __builtin_memcpy(&inverse, &inverse_bits, 4);
+        if (most >= kInfinite) scale = most;
+        __builtin_memcpy(&out.scales[r], &scale, 4);
+        int end = (K + kBfloatRun - 1) / kBfloatRun * kBfloatRun;
+        for (int k = 0; k < end; k += V::kLanes) {
+          typename V::F v = k < K ? load(k) : V::zero();
+          v = V::mul(V::mul(v, V::set1(inverse)), V::set1(T::kUnit));
+          uint16_t* to = static_cast<uint16_t*>(out.codes) +
+                         (size_t(k / kBfloatRun) * out.rows + r) * kPlanes<A> *
+                             kBfloatRun +
+                         k % kBfloatRun;
+          V::split(V::template to_tile_order<T::kBits>(v),
+                   to,
+                   kPlanes<A> == 2 ? to + kBfloatRun : nullptr);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace nibble::cpu
