@@ -69,7 +69,7 @@ struct Request {
   int32_t M, N, K;
   int32_t batch_size, batch_count, batch_repeat;
   int32_t dtype, scale_dtype;
-  int32_t bits, group_size, mode, transpose, packed;
+  int32_t bits, group_size, mode, transpose, packed, invariant;
   int32_t bytes[kArrays];
 };
 
@@ -226,7 +226,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
   void* y = array[kY].data();
 
   Types types{dtype, scale_dtype, format};
-  Product product{types, r.M, r.N, r.K, r.transpose != 0};
+  Product product{types, r.M, r.N, r.K, r.transpose != 0, r.invariant != 0};
   MatmulProblem dense{product, {r.batch_size, r.batch_count, r.batch_repeat}};
   dense.epilogue = {r.bytes[kBias] > 0, r.bytes[kResidual] > 0};
   GatherProblem gathered{product, r.batch_size, r.batch_count, r.batch_repeat};

@@ -185,13 +185,14 @@ class Runner:
         int16: bool = False,
         symmetric: bool = False,
         packed: bool = False,
+        invariant: bool = False,
     ) -> np.ndarray:
         """Return x [size, M, K or N] times w [count, N, K]: [size, M, N or K].
 
         Float32 activations become integers only if asked for.
         """
         size, M, _ = x.shape
-        flags = (symmetric, transpose, packed)
+        flags = (symmetric, transpose, packed, invariant)
         allowed = 2 if int8 else int(int16)
         form = self._form("matmul", w, types, M, batch, allowed, *flags)
         N, K = _shape(w)
@@ -294,7 +295,7 @@ class Runner:
         N = more[0].shape[-2] if name == "attention" else 1
         code = DTYPES.index(dtype)
         form = [OPERATIONS.index(name), 0, M, N, K, *(heads or [1]), 1, 1]
-        form += [code, code, 4, 32, 0, 0, 0]
+        form += [code, code, 4, 32, 0, 0, 0, 0]
         data = dict.fromkeys(ARRAYS, b"")
         for role, a in zip(("x", "bias", "residual"), (x, *more), strict=False):
             data[role] = numbers.encode(a, dtype).tobytes()
@@ -330,9 +331,12 @@ class Runner:
         int8: bool,
         dtype: str = "float32",
         bits: int = 4,
+        mode: int = 0,
+        invariant: bool = False,
     ) -> Plan:
         """Return the plan of x [M, K or N] times w [N, K]."""
         flags = {"transpose": transpose, "int8": int8, "dtype": dtype, "bits": bits}
+        flags |= {"mode": mode, "invariant": invariant}
         return Plan(*self._plan("plan", Plan, (M, N, K), cpu, **flags))
 
     def plan_gather(
@@ -375,9 +379,11 @@ class Runner:
         int8: bool = False,
         dtype: str = "float32",
         bits: int = 4,
+        mode: int = 0,
+        invariant: bool = False,
     ) -> list[int]:
         form = [OPERATIONS.index(kind), 2 * int(int8), *shape, B, 1, 1]
-        form += [DTYPES.index(dtype), 0, bits, 32, 0, int(transpose), 0]
+        form += [DTYPES.index(dtype), 0, bits, 32, mode, int(transpose), 0, int(invariant)]
         data = dict.fromkeys(ARRAYS, b"")
         data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
         data["rhs"] = np.array(more, np.int32).tobytes()
@@ -395,12 +401,13 @@ class Runner:
         symmetric: bool = False,
         transpose: bool = True,
         packed: bool = False,
+        invariant: bool = False,
     ) -> list[int]:
         dtypes = [DTYPES.index(types.dtype), DTYPES.index(types.scale_dtype)]
         mode = int(symmetric)
         if isinstance(w, FloatWeights):
             mode, dtypes[1] = FLOAT_MODES[w.mode]
-        flags = [mode, int(transpose), int(packed)]
+        flags = [mode, int(transpose), int(packed), int(invariant)]
         form = [w.bits, w.group_size, *flags]
         return [
             OPERATIONS.index(kind),

@@ -221,8 +221,8 @@ def test_a_row_does_not_depend_on_the_others(
     backend, seed, fmt, types, shape, rows, int8
 ):
     x, w = make(seed, fmt, types, shape)
-    all_rows = backend.matmul(x, w, types, int8=int8)
-    some = backend.matmul(x[:, :rows], w, types, int8=int8)
+    all_rows = backend.matmul(x, w, types, int8=int8, invariant=True)
+    some = backend.matmul(x[:, :rows], w, types, int8=int8, invariant=True)
     np.testing.assert_array_equal(some, all_rows[:, :rows])
 
 
@@ -248,11 +248,12 @@ def test_few_columns_of_long_rows(
     if addends:
         b = numbers.rounded(10 * rng.standard_normal(N), types.dtype)
         r = numbers.rounded(10 * rng.standard_normal((1, M, N)), types.dtype)
-    y = backend.matmul(x, w, types, int8=int8, bias=b, residual=r)
-    packed = backend.matmul(x, w, types, int8=int8, bias=b, residual=r, packed=True)
+    how = {"int8": int8, "bias": b, "invariant": True}
+    y = backend.matmul(x, w, types, residual=r, **how)
+    packed = backend.matmul(x, w, types, residual=r, packed=True, **how)
     np.testing.assert_array_equal(packed, y)
     last = r[:, -1:] if addends else None
-    alone = backend.matmul(x[:, -1:], w, types, int8=int8, bias=b, residual=last)
+    alone = backend.matmul(x[:, -1:], w, types, residual=last, **how)
     np.testing.assert_array_equal(alone, y[:, -1:])
     if not int8:
         exact = oracle.matmul(x, w.dequantize())

@@ -16,6 +16,7 @@ PARALLEL_COLUMNS = 256 * 1024
 BLOCK_ROWS, WAVE_ROWS = 256, 512
 MIN_ROWS, MIN_COLUMNS = 32, 256
 KEY_UNIT = 128
+FEW_FLOAT_ROWS = 2
 ONE_MATRIX = (1, 1, 1, 1)  # a wave
 
 PROFILE = st.builds(
@@ -70,6 +71,35 @@ def test_a_plan_is_valid_and_first_among_the_candidates(
     assert p.columns % (MIN_ROWS if transpose else MIN_COLUMNS) == 0
     assert p.block_rows == min(M, BLOCK_ROWS)
     assert 1 <= p.prepared_rows <= p.block_rows
+
+
+@given(
+    rows=st.integers(1, 40),
+    mode=st.sampled_from(sorted(runner.FLOAT_MODES)),
+    int8=st.booleans(),
+    invariant=st.booleans(),
+)
+def test_few_rows_of_small_floats_are_integers_unless_rows_must_agree(
+    rows, mode, int8, invariant
+):
+    number, _ = runner.FLOAT_MODES[mode]
+    cpu = Profile(2, 24, 6, int16=True, bfloat16=True)
+    p = backend().plan(
+        rows,
+        64,
+        128,
+        cpu,
+        transpose=True,
+        int8=int8,
+        dtype="float16",
+        bits=8 if mode == "mxfp8" else 4,
+        mode=number,
+        invariant=invariant,
+    )
+    integers = mode != "mxfp8" and rows <= FEW_FLOAT_ROWS and not invariant
+    expected = ("int8" if int8 else "int16") if integers else "bfloat16"
+    expected += "_pair" if not integers and not int8 else ""
+    assert runner.ACTIVATIONS[p.activations] == expected
 
 
 @given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans())
