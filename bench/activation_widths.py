@@ -3,7 +3,7 @@
 Weights are cold. A candidate's time is the one that a tenth of its samples undercut:
 on a busy machine longer samples are interrupted more often. "exact / it" divides the
 exact time of the same layout by it, and "as it lay / it" that of the checkpoint's
-order. "of the read" divides the time of a plain read of the weights.
+order. "of the read" divides the time of a plain read of the weights by it.
 
     python -m bench.activation_widths --rows 1 8
     python -m bench.activation_widths --bits 3 5 6 --rows 1 8 128

@@ -12,6 +12,7 @@ the prompts of --decode-after.
 --openvino adds OpenVINO GenAI, which reads the first GGUF file itself. --onnx adds ONNX
 Runtime GenAI and its folder, made from a dense folder of ours by
 
+    python -c 'from bench.peers import peer_python; peer_python("onnxruntime-genai")'
     build/peers/onnxruntime-genai/bin/python -m onnxruntime_genai.models.builder \\
         -i DENSE -o OUT -p int4 -e cpu \\
         --extra_options int4_block_size=32 int4_accuracy_level=4
@@ -87,8 +88,9 @@ def measure_all(args: argparse.Namespace) -> dict[str, dict]:
     paths |= {OPENVINO: args.gguf[0]} if args.openvino else {}
     paths |= {ONNX: args.onnx} if args.onnx else {}
     if args.kv8:
-        plain = (n for n in paths if n != "mlx" and FLASH not in n.split())
-        paths |= {f"{n} {KV8}": paths[n] for n in list(plain)}
+        others = ("mlx", OPENVINO, ONNX)
+        plain = [n for n in paths if n not in others and FLASH not in n.split()]
+        paths |= {f"{n} {KV8}": paths[n] for n in plain}
     runners = {n: Runner(n, args.threads, path) for n, path in paths.items()}
     results: dict[str, dict] = {n: {"prompt": {}, "decode": {}} for n in runners}
 
@@ -221,6 +223,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.openvino and not args.gguf:
         parser.error("--openvino needs --gguf")
+    if (args.openvino or args.onnx) and (args.once or args.cpu_time):
+        parser.error("--openvino and --onnx take neither --once nor --cpu-time")
     if not set(args.decode_after) <= set(args.prompts):
         parser.error("--prompts must include those of --decode-after")
     if args.once and len(args.prompts) > 1:

@@ -168,7 +168,7 @@ def compare_all(pair: Pair, lengths: tuple[int, ...], seconds: float) -> list[di
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the arguments that the studies share, and others that it has."""
+    """Return the arguments: those of the parser, and those that the studies share."""
     parser.add_argument("--seconds", type=float, default=8, help="of a comparison")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     return parser.parse_args()

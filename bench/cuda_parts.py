@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from tests.simt import plans
 
-# The tiles of one and of 16 rows of the shapes measured (csrc/core/tiles.h).
+# Tiles of one and of 16 rows (csrc/core/tiles.h): the planner's, and for 16 rows of
+# 4096 x 4096 one with more warps.
 TILES = (
     *("bm8_bn16_wk8_f4", "bm8_bn32_wk4_f4", "bm8_bn32_wk16_f2"),
     *("bm16_bn32_wk16_f2", "bm16_bn64_wk4_f2"),

@@ -35,7 +35,7 @@ NAME = re.compile(
 
 
 def spec(kernel: str) -> dict[str, Any]:
-    """Return what run.py must know of a kernel."""
+    """Return what bench.cuda_run must know of a kernel."""
     match = NAME.fullmatch(kernel)
     assert match, kernel
     found: dict[str, Any] = match.groupdict()

@@ -128,10 +128,23 @@ def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
 def openvino(name: str, threads: int, model_path: str) -> Callable[[], Run]:
     import numpy as np
     from openvino import Tensor
-    from openvino_genai import GenerationConfig, LLMPipeline, TokenizedInputs
+    from openvino_genai import (
+        GenerationConfig,
+        LLMPipeline,
+        SchedulerConfig,
+        TokenizedInputs,
+    )
 
     def load() -> Run:
-        pipeline = LLMPipeline(model_path, "CPU", INFERENCE_NUM_THREADS=threads)
+        # By default a prompt's part that was read before is not read again.
+        scheduler = SchedulerConfig()
+        scheduler.enable_prefix_caching = False
+        pipeline = LLMPipeline(
+            model_path,
+            "CPU",
+            scheduler_config=scheduler,
+            INFERENCE_NUM_THREADS=threads,
+        )
 
         def run(
             prompt: int, decode: int, again: bool, cpu: bool

@@ -42,6 +42,9 @@ MODELS = {
     "llama.cpp Q4_1": ("llama.cpp, Q4_1", ""),
     "llama.cpp Q4_1 fa": ("llama.cpp, Q4_1, flash attention", ""),
     "llama.cpp Q8_0": ("llama.cpp, Q8_0", ""),
+    "llama.cpp Q8_0 fa": ("llama.cpp, Q8_0, flash attention", ""),
+    "openvino-genai": ("OpenVINO GenAI", ""),
+    "onnxruntime-genai": ("ONNX Runtime GenAI", ""),
     "mlx": ("MLX", ""),
 }
 PEAKS = ("read_bytes_per_second", "flops_per_second")

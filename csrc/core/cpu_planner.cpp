@@ -66,7 +66,7 @@ int ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// The rows of x that meet one matrix, at least.
+// The rows of x that meet one matrix; those of an expert on average.
 int rows_of(const MatmulProblem& p) {
   return p.M;
 }

@@ -18,7 +18,7 @@ constexpr int kStepWords = 2 * kRightWords;
 constexpr int kPanelWords = kPanelSteps * kStepWords;
 
 // The words and scales of the columns of a panel, for both strips of 16 weight
-// rows. The strides of packed weights are constants: registers are few.
+// rows.
 template <class V, class T, bool kPacked>
 struct PanelSource {
   static constexpr int kGroupWords = T::kGroup * T::kBits / 32;
@@ -62,13 +62,15 @@ struct PanelSource {
   }
 };
 
+// Most blocks of rows that take turns in a panel.
+constexpr int kMostBlocks = 4;
+
 // Blocks of rows from `row` on. The memory has room for two panels, then for a
 // panel's words and scales.
 template <class V, class T, bool kPacked>
 class PanelSources {
  public:
   using Source = PanelSource<V, T, kPacked>;
-  static constexpr int kMost = 4;  // blocks
 
   PanelSources(const Weights& w, int row, int count, float* memory)
       : w_(w), row_(row), memory_(memory) {
@@ -115,7 +117,7 @@ class PanelSources {
   const Weights& w_;
   int row_;
   float* memory_;
-  const uint8_t* strips_[2 * kMost];
+  const uint8_t* strips_[2 * kMostBlocks];
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Activations in bfloat16, as one number or the sum of two, in the order of the
 // codes in right tiles. A row is scaled by a power of two, so that its largest
-// number is near 1: sums neither overflow nor become subnormal, and tiles take
-// subnormal numbers for zero.
+// number is near 1: sums do not overflow, and only those far below the largest
+// become subnormal, which tiles take for zero.
 #pragma once
 
 #include "csrc/cpu/bfloat_kernels.h"

@@ -4,8 +4,8 @@
 //
 // x is a sum of one or two planes of bfloat16, and each plane is a row of a
 // left tile. A row of x is scaled by a power of two, so that its largest number
-// is near 1: sums neither overflow nor become subnormal, which tiles do not
-// know.
+// is near 1: sums do not overflow, and only those far below the largest become
+// subnormal, which tiles take for zero.
 //
 // A block is 32 weight rows, two right tiles. While a panel of its columns is
 // multiplied with the first rows of x, the next panel is decoded: decoding and
@@ -161,10 +161,10 @@ class FloatBlocks {
   float* memory_;
   PanelSources<V, T, kPacked> sources_;
   PanelSource<V, T, kPacked> source_{};  // of the unit that is decoded
-  bool fits_[PanelSources<V, T, kPacked>::kMost] = {true, true, true, true};
+  bool fits_[kMostBlocks] = {true, true, true, true};
 };
 
-// y[m, from..] = the sums [M planes, kBfloatRows] of a block, rounded.
+// y[m, columns] = the sums [M planes, kBfloatRows] of a block, rounded.
 template <class V, class A>
 void join_planes(const QuantizedRows& x,
                  int M,
@@ -211,7 +211,7 @@ int multiply_floats(const Weights& w,
                  tiles,
                  tile_rows};
   // Two tiles keep their sums in registers.
-  int most = tiles <= 2 ? 1 : smaller(4, kSumFloats / left.sums());
+  int most = tiles <= 2 ? 1 : smaller(kMostBlocks, kSumFloats / left.sums());
   typename V::Tiles configured(tile_rows, kTileDepth);
   for (int n = rows.begin, fit = 0, blocks; n < rows.end;
        n += blocks * kBfloatRows) {

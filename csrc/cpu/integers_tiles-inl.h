@@ -11,6 +11,7 @@
 #pragma once
 
 #include "csrc/cpu/integers-inl.h"
+#include "csrc/cpu/integers_next-inl.h"
 
 namespace nibble::cpu {
 namespace {
@@ -76,32 +77,6 @@ void fill_tiles(
     }
   }
 }
-
-// The packed codes and parameters that are filled in next. They are fetched
-// group by group while others are multiplied: all at once they would fill the
-// buffers of the cache, and the products would wait.
-template <class V>
-class NextTiles {
- public:
-  NextTiles(const Weights& w, int row, Range columns) {
-    if (!w.packed) return;
-    group_bytes_ = V::kLanes * packed_group_bytes(w.format, w.scale_dtype);
-    bool down = columns.end == w.columns.end;
-    for (int s = 0; s < 2; ++s) {
-      strips_[s] = packed_strip<V>(w,
-                                   row + (down ? s + 2 : s) * V::kLanes,
-                                   down ? w.columns.begin : columns.end);
-    }
-  }
-
-  void fetch(int strip, int group) const {
-    prefetch(strips_[strip] + group * group_bytes_, group_bytes_);
-  }
-
- private:
-  const uint8_t* strips_[2] = {};
-  int group_bytes_ = 0;
-};
 
 // The rows of x in a left tile, whose rows are their planes.
 template <class A>

@@ -57,7 +57,7 @@ bool may_use_tiles() {
 }
 #endif
 
-#if defined(NIBBLE_HAS_AMX_BFLOAT)
+#if defined(NIBBLE_HAS_AMX_BFLOAT) && defined(__linux__)
 // Returns true if tiles may have bfloat16, beside AVX-512 with float16 and with
 // permutations of bytes.
 bool has_bfloat_tiles() {
@@ -114,7 +114,7 @@ std::vector<Isa> find_isas() {
                        kAmxInt8Kernels,
                        &kAmxInt16Kernels,
                        kAvx512Layers});
-#if defined(NIBBLE_HAS_AMX_BFLOAT)
+#if defined(NIBBLE_HAS_AMX_BFLOAT) && defined(__linux__)
       if (has_bfloat_tiles()) {
         found.back().bfloat16 = &kAmxBfloatKernels;
         found.back().bfloat16_pair = &kAmxBfloatPairKernels;

@@ -20,7 +20,7 @@ struct Isa {
   const IntegerKernels* int16;
   const LayerKernels& layers;
   // Products of codes that are floats, with activations in bfloat16 and in
-  // pairs of them. Null where integers or exact products are as fast.
+  // pairs of them. Null where the instruction set has no such tiles.
   const BfloatKernels* bfloat16 = nullptr;
   const BfloatKernels* bfloat16_pair = nullptr;
 };

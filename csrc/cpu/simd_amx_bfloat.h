@@ -94,7 +94,6 @@ struct AmxBfloat : Amx {
   static uint32_t any_of(I words, int bits) {
     return _mm512_test_epi32_mask(words, _mm512_set1_epi32(bits));
   }
-  static I int_or(I a, I b) { return _mm512_or_si512(a, b); }
 
   // The exponent of a lane's scale E8M0, less `from` or taken from it, where
   // bfloat16 has it.

@@ -88,7 +88,8 @@ def quantized_matmul(
             exact. So do other devices, gradients and the product that is not
             transposed.
         batch_invariant: The bits of a row of the result do not depend on the other
-            rows. On a CPU they never do, except by ``tuning``.
+            rows. On a CPU they never do, except by ``tuning`` and, with AMX, in modes
+            mxfp4 and nvfp4.
         symmetric: The caller promises that every bias is exactly ``-2**(bits - 1)``
             times its scale. Our kernels then do not read ``biases``. A false promise
             gives wrong results.

@@ -383,7 +383,8 @@ class Runner:
         invariant: bool = False,
     ) -> list[int]:
         form = [OPERATIONS.index(kind), 2 * int(int8), *shape, B, 1, 1]
-        form += [DTYPES.index(dtype), 0, bits, 32, mode, int(transpose), 0, int(invariant)]
+        form += [DTYPES.index(dtype), 0, bits, 32, mode, int(transpose), 0]
+        form += [int(invariant)]
         data = dict.fromkeys(ARRAYS, b"")
         data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
         data["rhs"] = np.array(more, np.int32).tobytes()

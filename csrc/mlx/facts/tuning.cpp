@@ -156,13 +156,13 @@ const Tuning* table(const ops::MatmulOptions& options) {
 void consult(MatmulProblem& problem,
              const ops::MatmulOptions& options,
              const mx::Device& device) {
+  problem.batch_invariant = options.batch_invariant;
   const Tuning* found = table(options);
   bool gpu = device == mx::Device::gpu;
   if (found == nullptr || found->gpu() != gpu) {
     return;
   }
   bool int8 = options.activations == Activations::kInt8 && !gpu;
-  problem.batch_invariant = options.batch_invariant;
   problem.choice =
       allowed(found->find(problem, int8), *found, options.batch_invariant);
 }

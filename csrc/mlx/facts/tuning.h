@@ -48,8 +48,9 @@ void replace(int number, const std::vector<Choice>& choices);
 // The table of the options; null for none. It lives until the process ends.
 const Tuning* table(const ops::MatmulOptions& options);
 
-// Sets the problem's choice to that of the options' table. A batch-invariant
-// problem is not left to MLX, where rows depend on their number.
+// Sets whether the problem is batch-invariant, as the options say, and its
+// choice, from their table. A batch-invariant problem is not left to MLX, where
+// rows depend on their number.
 void consult(MatmulProblem& problem,
              const ops::MatmulOptions& options,
              const mx::Device& device);

@@ -78,7 +78,6 @@ void QuantizedMatmul::eval_gpu(const std::vector<mx::array>& inputs,
 MatmulProblem QuantizedMatmul::problem(const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kW], inputs[kScales], format_, transpose_);
-  p.batch_invariant = options_.batch_invariant;
   p.half_tiles = options_.half_tiles;
   p.epilogue = epilogue_;
   tuning::consult(p, options_, stream().device);

@@ -38,7 +38,6 @@ MatmulProblem SwigluMatmul::dense_problem(
     const std::vector<mx::array>& inputs) {
   MatmulProblem p = bridge::matmul_problem(
       inputs[kX], inputs[kGate], inputs[kGate + 1], format_, true);
-  p.batch_invariant = options_.batch_invariant;
   tuning::consult(p, options_, stream().device);
   return p;
 }

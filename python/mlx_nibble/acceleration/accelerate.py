@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as mlx_nn
+from mlx.utils import tree_flatten
 
 from mlx_nibble import _native
 from mlx_nibble.acceleration import (
@@ -102,7 +103,7 @@ def accelerate(
             measured.prepare(model, rules.quantized)
         report.tuned = _tuned_layers(report, table, settings.activations)
         if settings.repack and on_cpu:
-            repack_layers(model, report, progress)
+            repack_layers(model, report, settings.activations, progress)
     except BaseException:
         report.undo()
         raise
@@ -135,17 +136,31 @@ def _change(model: mlx_nn.Module, rules: Rules, report: Report) -> None:
 
 
 def repack_layers(
-    model: mlx_nn.Module, report: Report, progress: Progress = silent
+    model: mlx_nn.Module,
+    report: Report,
+    activations: str | None,
+    progress: Progress = silent,
 ) -> None:
     """Put the weights of a model's layers on our kernels in the processor's order.
 
+    Exact products read E4M3 as it lies: beside affine weights of 8 bits, one row of
+    4096 x 4096 has 0.96 of the speed so, and 0.38 packed (a Xeon with AMX).
+
     See :mod:`mlx_nibble.acceleration.repack`.
     """
+    exact = activations is None and not _has_16_bits(model)
+    layers: Iterator[Any] = filter(reads_weights_by_products, model.modules())
     report.repacked = Repacked()
     report.repacked.add(
-        (m for m in model.modules() if reads_weights_by_products(m)),
+        (m for m in layers if not exact or getattr(m, "mode", None) != "mxfp8"),
         progress,
     )
+
+
+def _has_16_bits(model: mlx_nn.Module) -> bool:
+    """Return whether activations have 16 bits, by the parameters beside the codes."""
+    kinds = {a.dtype for _, a in tree_flatten(model.parameters())}
+    return not kinds.isdisjoint((mx.float16, mx.bfloat16))
 
 
 def recognise_symmetric(modules: Iterable[mlx_nn.Module]) -> None:

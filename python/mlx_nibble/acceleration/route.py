@@ -155,7 +155,8 @@ def other_layers(batch_invariant: bool, on_cpu: bool) -> Rebinding:
         if batch_invariant and mx.cuda.is_available():
             on_gpu["mlx.core.fast.scaled_dot_product_attention"] = by_query.attention
         return Rebinding(on_gpu)
-    products = {"mlx.core.quantized_matmul": _with("quantized_matmul", {})}
+    given = {"batch_invariant": batch_invariant}
+    products = {"mlx.core.quantized_matmul": _with("quantized_matmul", given)}
     return Rebinding(products | DENSE | _between(batch_invariant))
 
 

@@ -53,7 +53,7 @@ def prepare(model: mlx_nn.Module, settings: Settings = DEFAULTS) -> Report:
         report.checkpoint_dtype = of_checkpoint([*stored.values()])
         set_activation_dtype(model, mx.float32)
         if settings.repack:  # after the cast, which replaces scales
-            repack_layers(model, report)
+            repack_layers(model, report, settings.activations)
     return report
 
 

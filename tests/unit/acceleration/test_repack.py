@@ -123,6 +123,21 @@ def test_nothing_moves_without_repack():
     assert all(made[name] is a for name, a in zip(NAMES, arrays, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_exact_products_read_e4m3_as_it_lies(dtype):
+    made = nn.Sequential(nn.Linear(256, 96), nn.RMSNorm(96))
+    made.set_dtype(dtype)
+    nn.quantize(made, 32, 8, mode="mxfp8")
+    matrix = made.layers[0]
+    if pack(matrix.weight, matrix.scales, None, 8, 32, "mxfp8") is None:
+        pytest.skip("this processor reads E4M3 as it lies")
+    report = mlx_nibble.accelerate(made)
+    assert is_packed(matrix.weight) == (dtype == mx.bfloat16)
+    report.undo()
+    mlx_nibble.accelerate(made, activations="int16")
+    assert is_packed(matrix.weight)
+
+
 def test_the_report_counts_what_is_repacked_now():
     made = layer()
     nbytes = sum(made[name].nbytes for name in NAMES)

@@ -14,8 +14,13 @@ from tests.support import tiny_models
 pytestmark = pytest.mark.slow
 
 
-def model(family: str, noise: float = 0.0, layers: int = 3) -> nn.Module:
-    """Return an accelerated model; noise in its weights makes a draft model of it."""
+def model(
+    family: str, noise: float = 0.0, layers: int = 3, mode: str = "affine"
+) -> nn.Module:
+    """Return an accelerated model; noise in its weights makes a draft model of it.
+
+    A mode of floats comes with activations in bfloat16.
+    """
     made = tiny_models.build(family)
     made.model.layers = made.model.layers[:layers]
     made.update(
@@ -24,7 +29,9 @@ def model(family: str, noise: float = 0.0, layers: int = 3) -> nn.Module:
             made.parameters(),
         )
     )
-    nn.quantize(made, 32, 4)
+    if mode != "affine":
+        made.set_dtype(mx.bfloat16)
+    nn.quantize(made, 32, 4, mode=mode)
     mlx_nibble.accelerate(made, batch_invariant=True)
     return made
 
@@ -57,6 +64,12 @@ def test_greedy_speculation_is_greedy_decoding_bit_for_bit(length):
         model("llama", layers=2), model("llama", 0.02, layers=2), length, 2000
     )
     assert 0.2 < good < 0.7  # drafts were often wrong and often right
+
+
+def test_codes_that_are_floats():
+    """Where few rows are faster as integers, they are none here."""
+    target = model("llama", mode="mxfp4")
+    assert_exact(target, model("llama", 0.02, mode="mxfp4"), 30, 200)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3", "qwen3_moe"])
