@@ -1,4 +1,4 @@
-// What integer products in tiles need next from memory.
+// The packed codes that integer products in tiles read next.
 #pragma once
 
 #include "csrc/cpu/packed-inl.h"
