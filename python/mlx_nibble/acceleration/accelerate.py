@@ -159,7 +159,8 @@ def repack_layers(
 
 def _has_16_bits(model: mlx_nn.Module) -> bool:
     """Return whether activations have 16 bits, by the parameters beside the codes."""
-    kinds = {a.dtype for _, a in tree_flatten(model.parameters())}
+    arrays: Any = tree_flatten(model.parameters())
+    kinds = {array.dtype for _, array in arrays}
     return not kinds.isdisjoint((mx.float16, mx.bfloat16))
 
 
