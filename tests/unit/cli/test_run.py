@@ -184,7 +184,7 @@ def test_layers_that_stay_with_mlx_are_said_in_one_line(tmp_path, capfd):
     assert main(["convert", str(dense), out, "-q", "--q-mode", "mxfp8"]) == 0
     ask = ["generate", out, "--prompt", "a", "-m", "1", "--quantize-activations"]
     capfd.readouterr()
-    for verbose, lines in (([], 1), (["--verbose", "F"], 1), (["--verbose"], 8)):
+    for verbose, lines in (([], 1), (["--verbose", "F"], 1), (["--verbose"], 9)):
         assert main([*ask, *verbose]) == 0
         shown = capfd.readouterr()
         assert "it rounds its inputs" in shown.err
