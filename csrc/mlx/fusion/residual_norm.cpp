@@ -47,8 +47,12 @@ std::optional<mx::array> residual_norm(const mx::array& h,
                                        float eps,
                                        const mx::Stream& stream) {
   auto sum = sum_of(h);
-  if (!sum || h.primitive().stream() != stream ||
-      (weight && !graph::is_constant(*weight))) {
+  if (!sum || h.primitive().stream() != stream) {
+    return std::nullopt;
+  }
+  if (weight && !graph::is_constant(*weight)) {
+    // The sum is rounded once, as it is with a weight that waits for nothing.
+    add_residual(h);
     return std::nullopt;
   }
   const QuantizedMatmul& product = sum->node();

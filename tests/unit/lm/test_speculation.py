@@ -32,7 +32,6 @@ def model(
     if mode != "affine":
         made.set_dtype(mx.bfloat16)
     nn.quantize(made, 32, 4, mode=mode)
-    mx.eval(made.parameters())  # as mlx-lm does
     mlx_nibble.accelerate(made, batch_invariant=True)
     return made
 

@@ -272,6 +272,20 @@ def test_a_sum_and_its_norm_are_one_node_of_the_same_bits(bias, weight, product_
         assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs)
 
 
+def test_a_weight_that_waits_changes_no_bit():
+    """The first call after loading a model gives what all others give."""
+    x = activations().astype(mx.bfloat16)
+    residual = mx.random.normal((B, L, K)).astype(mx.bfloat16)
+
+    def run(weight: mx.array) -> mx.array:
+        h = residual + product(x, matrix(K, 3))
+        return mx.concatenate([fast.rms_norm(h, weight, 1e-5), h])
+
+    ready, waits = ((1 + mx.arange(K) / K).astype(mx.bfloat16) for _ in range(2))
+    mx.eval(ready, residual, x)
+    assert mx.array_equal(run(waits), run(ready))
+
+
 def test_a_sum_that_is_not_of_a_product_is_left_alone():
     x = activations()
     y = product(x, matrix(K, 3))
