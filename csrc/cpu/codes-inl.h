@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__BMI2__)
+#include <immintrin.h>
+#endif
+
 namespace nibble::cpu {
 namespace {
 
@@ -39,6 +43,33 @@ uint64_t load_codes(const uint8_t* p) {
   } else {
     return p[0];
   }
+}
+
+// out[0:8] = the 8 codes in kBits bytes at p.
+template <int kBits>
+void spread8(const uint8_t* p, uint8_t* out) {
+  uint64_t codes = load_codes<kBits>(p);
+#if defined(__BMI2__)
+  codes = _pdep_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+  __builtin_memcpy(out, &codes, sizeof(codes));
+#else
+  for (int i = 0; i < 8; ++i) {
+    out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
+  }
+#endif
+}
+
+// The reverse: out[0:kBits] = the 8 codes at p.
+template <int kBits>
+void join8(const uint8_t* p, uint8_t* out) {
+#if defined(__BMI2__)
+  uint64_t codes = load_word<uint64_t>(p);
+  codes = _pext_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
+#else
+  uint64_t codes = 0;
+  for (int i = 0; i < 8; ++i) codes |= uint64_t{p[i]} << (i * kBits);
+#endif
+  __builtin_memcpy(out, &codes, kBits);
 }
 
 // Codes that are unsigned integers.

@@ -100,7 +100,8 @@ class FloatBlocks {
     size_t tile_bytes = x.tile_rows * kRowBytes;
     sums += size_t(pass.tile) * x.tile_rows * kBfloatRows;
     V::in_order();
-    each<kLefts>([&](auto left, auto right) __attribute__((always_inline)) {
+    each_tile<kLefts>([&](auto left,
+                          auto right) __attribute__((always_inline)) {
       constexpr int kLeft = decltype(left)::value;
       constexpr int kRight = decltype(right)::value;
       float* p = sums + kLeft * x.tile_rows * kBfloatRows + kRight * V::kLanes;
@@ -121,13 +122,13 @@ class FloatBlocks {
     bool fits = true;
     for (int i = 0; i < count; ++i, right += kStepWords) {
       const uint8_t* rows = left + i * x.run_bytes;
-      V::template load_rows<0>(rows, kRowBytes);
+      V::template load_left<0>(rows, kRowBytes);
       V::template load_right<0>(right);
       V::template add_bfloats<0, 0>();
       V::template load_right<1>(right + kRightWords);
       V::template add_bfloats<0, 1>();
       if constexpr (kLefts == 2) {
-        V::template load_rows<1>(rows + tile_bytes, kRowBytes);
+        V::template load_left<1>(rows + tile_bytes, kRowBytes);
         V::template add_bfloats<1, 0>();
         V::template add_bfloats<1, 1>();
       }
@@ -136,24 +137,14 @@ class FloatBlocks {
       }
     }
     if constexpr (kDecodes) fits_[(pass.unit + 1) % count_] &= fits;
-    each<kLefts>([&](auto left, auto right) __attribute__((always_inline)) {
+    each_tile<kLefts>([&](auto left,
+                          auto right) __attribute__((always_inline)) {
       constexpr int kLeft = decltype(left)::value;
       constexpr int kRight = decltype(right)::value;
       float* p = sums + kLeft * x.tile_rows * kBfloatRows + kRight * V::kLanes;
-      if (pass.stores) V::template store_sums<kLeft, kRight>(p, kSumBytes);
+      if (pass.stores) V::template store_tile<kLeft, kRight>(p, kSumBytes);
     });
     V::in_order();
-  }
-
-  // Calls fn(Int<left>, Int<right>) for each tile of sums.
-  template <int kLefts, typename Fn>
-  [[gnu::always_inline]] static inline void each(Fn&& fn) {
-    fn(Int<0>{}, Int<0>{});
-    fn(Int<0>{}, Int<1>{});
-    if constexpr (kLefts == 2) {
-      fn(Int<1>{}, Int<0>{});
-      fn(Int<1>{}, Int<1>{});
-    }
   }
 
   const Weights& w_;

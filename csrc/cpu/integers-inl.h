@@ -46,7 +46,7 @@ void fill_panel(
         for (int k = 0; k < count; k += 8) {
           const uint8_t* eight = rows[r] + k / 8 * kBits;
           __builtin_prefetch(eight + ahead);
-          V::template spread8<kBits>(eight, bytes[r] + k);
+          spread8<kBits>(eight, bytes[r] + k);
         }
         rows[r] = bytes[r];
       }

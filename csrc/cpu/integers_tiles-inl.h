@@ -92,6 +92,17 @@ struct TilePass {
   int next(int i) const { return (tile + i) * rows; }
 };
 
+// Calls fn(Int<left>, Int<right>) for each tile of sums.
+template <int kLefts, typename Fn>
+[[gnu::always_inline]] inline void each_tile(Fn&& fn) {
+  fn(Int<0>{}, Int<0>{});
+  fn(Int<0>{}, Int<1>{});
+  if constexpr (kLefts == 2) {
+    fn(Int<1>{}, Int<0>{});
+    fn(Int<1>{}, Int<1>{});
+  }
+}
+
 // The products of a panel, kTileColumns of k, and the rows of a pass. Tile
 // [left, right] of sums has the rows of a left tile and a strip of weights.
 template <class V, class Q, class A>
@@ -121,20 +132,15 @@ class TileProduct {
     for (int g = 0; g <= groups; ++g) {
       int32_t* next = dots[g % 2];
       const int32_t* last = dots[(g + 1) % 2];
-      auto unit = [&](auto left, auto right) __attribute__((always_inline)) {
-        constexpr int kLeft = decltype(left)::value;
-        constexpr int kRight = decltype(right)::value;
-        if (g < groups) multiply<kLeft, kRight>(pass, g);
-        if (kLeft == 0 && pass.tile == 0) next_.fetch(kRight, g);
-        if (g > 0) add_floats<kLeft, kRight>(pass, g - 1, last, sums);
-        if (g < groups) store<kLeft, kRight>(next);
-      };
-      unit(Int<0>{}, Int<0>{});
-      unit(Int<0>{}, Int<1>{});
-      if constexpr (kLefts == 2) {
-        unit(Int<1>{}, Int<0>{});
-        unit(Int<1>{}, Int<1>{});
-      }
+      each_tile<kLefts>(
+          [&](auto left, auto right) __attribute__((always_inline)) {
+            constexpr int kLeft = decltype(left)::value;
+            constexpr int kRight = decltype(right)::value;
+            if (g < groups) multiply<kLeft, kRight>(pass, g);
+            if (kLeft == 0 && pass.tile == 0) next_.fetch(kRight, g);
+            if (g > 0) add_floats<kLeft, kRight>(pass, g - 1, last, sums);
+            if (g < groups) store<kLeft, kRight>(next);
+          });
     }
   }
 
@@ -162,8 +168,8 @@ class TileProduct {
 
   template <int kLeft, int kRight>
   [[gnu::always_inline]] inline void store(int32_t* dots) const {
-    V::template store_tile<kLeft, kRight>(dots +
-                                          (2 * kLeft + kRight) * kTileWords);
+    V::template store_tile<kLeft, kRight>(
+        dots + (2 * kLeft + kRight) * kTileWords, 4 * V::kLanes);
     V::in_order();
   }
 

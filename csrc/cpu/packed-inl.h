@@ -52,7 +52,7 @@ void pack_group(const Weights& w, int row, int column, uint8_t* out) {
     uint8_t* to = out;
     for (int k = 0; k < w.format.group_size; k += kUnitCodes<kBits>) {
       uint32_t words[kStored] = {};
-      if (row + r < w.N) pack_unit<V, kBits>(from + bytes_of(k, kBits), words);
+      if (row + r < w.N) pack_unit<kBits>(from + bytes_of(k, kBits), words);
       for (int d = 0; d < kStored; ++d, to += 4 * V::kLanes) {
         __builtin_memcpy(to, words + d, 4);
       }

@@ -84,7 +84,7 @@ template <class V, int kBits, typename Fn>
 }
 
 // out [stored words] = a unit of the bit stream at p: one lane of them.
-template <class V, int kBits>
+template <int kBits>
 void pack_unit(const uint8_t* p, uint32_t* out) {
   if constexpr (stores_panel_words(kBits)) {
     __builtin_memcpy(out, p, 4);
@@ -93,7 +93,7 @@ void pack_unit(const uint8_t* p, uint32_t* out) {
     constexpr uint32_t kOnes = 0x01010101;
     uint32_t words[8];
     for (int i = 0; i < 4; ++i, p += kBits) {
-      V::template spread8<kBits>(p, reinterpret_cast<uint8_t*>(words + 2 * i));
+      spread8<kBits>(p, reinterpret_cast<uint8_t*>(words + 2 * i));
     }
     for (int d = 0; d < kBits; ++d) out[d] = 0;
     for (int i = 0; i < 8; ++i) {

@@ -52,21 +52,21 @@ struct Amx : Avx512Vnni {
     if constexpr (kLeft == 1 && kRight == 1) _tile_zero(3);
   }
 
-  // Signed bytes, in rows `stride` bytes apart.
+  // Rows `stride` bytes apart.
   template <int kLeft>
-  static void load_left(const int8_t* p, size_t stride) {
+  static void load_left(const void* p, size_t stride) {
     if constexpr (kLeft == 0) _tile_loadd(4, p, stride);
     if constexpr (kLeft == 1) _tile_loadd(5, p, stride);
   }
 
-  // Unsigned bytes.
   template <int kRight>
   static void load_right(const int32_t* p) {
     if constexpr (kRight == 0) _tile_loadd(6, p, 64);
     if constexpr (kRight == 1) _tile_loadd(7, p, 64);
   }
 
-  // sums [kLeft, kRight] += the products of the two tiles.
+  // sums [kLeft, kRight] += the products of the two tiles of signed and
+  // unsigned bytes.
   template <int kLeft, int kRight>
   static void add_tile() {
     if constexpr (kLeft == 0 && kRight == 0) _tile_dpbsud(0, 4, 6);
@@ -76,11 +76,11 @@ struct Amx : Avx512Vnni {
   }
 
   template <int kLeft, int kRight>
-  static void store_tile(int32_t* p) {
-    if constexpr (kLeft == 0 && kRight == 0) _tile_stored(0, p, 64);
-    if constexpr (kLeft == 0 && kRight == 1) _tile_stored(1, p, 64);
-    if constexpr (kLeft == 1 && kRight == 0) _tile_stored(2, p, 64);
-    if constexpr (kLeft == 1 && kRight == 1) _tile_stored(3, p, 64);
+  static void store_tile(void* p, size_t stride) {
+    if constexpr (kLeft == 0 && kRight == 0) _tile_stored(0, p, stride);
+    if constexpr (kLeft == 0 && kRight == 1) _tile_stored(1, p, stride);
+    if constexpr (kLeft == 1 && kRight == 0) _tile_stored(2, p, stride);
+    if constexpr (kLeft == 1 && kRight == 1) _tile_stored(3, p, stride);
   }
 
   // Keeps loads and stores of tiles in order with others: GCC's intrinsics do

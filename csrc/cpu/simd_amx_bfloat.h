@@ -30,25 +30,13 @@ constexpr Table e2m1_table(int half, int place, int mantissa) {
 }
 
 struct AmxBfloat : Amx {
-  // Loads and stores of tiles: numbers as in Amx.
-  template <int kLeft>
-  static void load_rows(const void* p, size_t stride) {
-    if constexpr (kLeft == 0) _tile_loadd(4, p, stride);
-    if constexpr (kLeft == 1) _tile_loadd(5, p, stride);
-  }
+  // Numbers of tiles are those of Amx.
   template <int kLeft, int kRight>
   static void load_sums(const float* p, size_t stride) {
     if constexpr (kLeft == 0 && kRight == 0) _tile_loadd(0, p, stride);
     if constexpr (kLeft == 0 && kRight == 1) _tile_loadd(1, p, stride);
     if constexpr (kLeft == 1 && kRight == 0) _tile_loadd(2, p, stride);
     if constexpr (kLeft == 1 && kRight == 1) _tile_loadd(3, p, stride);
-  }
-  template <int kLeft, int kRight>
-  static void store_sums(float* p, size_t stride) {
-    if constexpr (kLeft == 0 && kRight == 0) _tile_stored(0, p, stride);
-    if constexpr (kLeft == 0 && kRight == 1) _tile_stored(1, p, stride);
-    if constexpr (kLeft == 1 && kRight == 0) _tile_stored(2, p, stride);
-    if constexpr (kLeft == 1 && kRight == 1) _tile_stored(3, p, stride);
   }
   // sums [kLeft, kRight] += the products of the two tiles. Subnormal numbers
   // are zero, also as results of each step.

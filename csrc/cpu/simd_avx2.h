@@ -402,23 +402,6 @@ struct Avx2 {
     }
   }
 
-  // out[0:8] = the 8 codes in kBits bytes at p.
-  template <int kBits>
-  static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = _pdep_u64(load_codes<kBits>(p),
-                               0x0101010101010101 * ((1 << kBits) - 1));
-    std::memcpy(out, &codes, sizeof(codes));
-  }
-
-  // The reverse: out[0:kBits] = the 8 codes at p.
-  template <int kBits>
-  static void join8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes;
-    std::memcpy(&codes, p, sizeof(codes));
-    codes = _pext_u64(codes, 0x0101010101010101 * ((1 << kBits) - 1));
-    std::memcpy(out, &codes, kBits);
-  }
-
   // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     return _mm256_max_epi32(best,

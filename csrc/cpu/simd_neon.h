@@ -388,23 +388,6 @@ struct Neon {
     }
   }
 
-  // out[0:8] = the 8 codes in kBits bytes at p.
-  template <int kBits>
-  static void spread8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = load_codes<kBits>(p);
-    for (int i = 0; i < 8; ++i) {
-      out[i] = codes >> (i * kBits) & ((1 << kBits) - 1);
-    }
-  }
-
-  // The reverse: out[0:kBits] = the 8 codes at p.
-  template <int kBits>
-  static void join8(const uint8_t* p, uint8_t* out) {
-    uint64_t codes = 0;
-    for (int i = 0; i < 8; ++i) codes |= uint64_t{p[i]} << (i * kBits);
-    std::memcpy(out, &codes, kBits);
-  }
-
   // Returns max(best, the bits of |v|); a NaN is the greatest.
   static I max_magnitude(I best, F v) {
     return {vmaxq_s32(best.lo, vreinterpretq_s32_f32(vabsq_f32(v.lo))),

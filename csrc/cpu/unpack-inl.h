@@ -77,7 +77,7 @@ void unpack_planes(const StoredWords<V>& words, int rows, uint8_t* out) {
         }
       } else {
         for (int i = 0; i < units * kCodes; i += 8, to += kBits) {
-          V::template join8<kBits>(from + i, to);
+          join8<kBits>(from + i, to);
         }
       }
     }
