@@ -22,7 +22,8 @@ struct CpuProfile {
   int packed_int16_rows = 32;
   // Products of 16-bit activations are faster with integers.
   bool int16 = false;
-  // Products of codes that are floats are faster in bfloat16.
+  // Products of codes that are floats, and those of many rows, are faster in
+  // bfloat16.
   bool bfloat16 = false;
 
   bool operator==(const CpuProfile&) const = default;
@@ -33,14 +34,17 @@ struct CpuProfile {
 // at most sum over g of (1/2 + e) step[m, g] * sum over k in g of |w_hat[n, k]|
 //     where step[m, g] = max(max over k in g of |x[m, k]| / q, 2^-126).
 // For int8, q is 127 and e is 2^-15. For int16, q is 32639 and e is 2^-7.
-// Where codes are floats, a CPU may round to bfloat16 or to the sum of two
-// instead, which loses less. docs/reference/numerics.md derives the bounds.
+// A CPU may round to bfloat16 or to the sum of two instead, which loses less:
+// codes that are floats with their scales are exact in one. Weights of integer
+// codes are rounded too: to one if x may be int8, else to the sum of two.
+// docs/reference/numerics.md derives the bounds.
 enum class Activations : uint8_t {
   kExact,
   kInt16,
   kInt8,
   kBfloat16,
-  kBfloat16Pair
+  kBfloat16ByPair,  // weights are pairs
+  kBfloat16Pair     // both are
 };
 
 // `bits` is that of the integers, or 0.

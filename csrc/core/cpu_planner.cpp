@@ -44,6 +44,9 @@ constexpr int kFixedSplit = 4 * kKeyUnit;
 // against 0.46 in bfloat16, 2 rows 0.41 against 0.53, 4 rows 0.57 against 0.54,
 // 8 rows 0.98 against 0.72.
 constexpr int kFewFloatRows = 2;
+// Up to this number of rows for each matrix, integer codes are multiplied as
+// integers.
+constexpr int kFewIntegerRows = 4;
 // Register tiles of queries whose scores are dot products with rows of keys as
 // they lie. To transpose the keys first costs about as much as 16 rows.
 constexpr int kQueryTiles = 4;
@@ -75,11 +78,14 @@ int rows_of(const GatherProblem& p) {
   return static_cast<int>(int64_t{p.B} * p.M / std::max(1, p.experts));
 }
 
-// True if codes that are floats are multiplied in bfloat16. Those that fit into
-// integers take less time to decode as such.
+// True if rows are multiplied in bfloat16. Codes that fit into integers take
+// less time to decode as such, so few rows are not.
 template <typename Problem>
 bool multiplies_bfloat16(const Problem& p, const CpuProfile& cpu) {
-  if (!p.format.has_float_codes() || !cpu.bfloat16) return false;
+  if (!cpu.bfloat16) return false;
+  if (!p.format.has_float_codes()) {
+    return !p.batch_invariant && rows_of(p) > kFewIntegerRows;
+  }
   return p.batch_invariant || !p.format.multiplies_integers() ||
          rows_of(p) > kFewFloatRows;
 }
@@ -96,7 +102,8 @@ Activations activations(const Problem& p,
   if (multiplies_bfloat16(p, cpu)) {
     bool one = p.dtype == Dtype::kBFloat16 || allowed == Activations::kInt8;
     bool pair = p.dtype == Dtype::kFloat16 || allowed == Activations::kInt16;
-    return one    ? Activations::kBfloat16
+    bool by_pair = !p.format.has_float_codes() && allowed != Activations::kInt8;
+    return one ? by_pair ? Activations::kBfloat16ByPair : Activations::kBfloat16
            : pair ? Activations::kBfloat16Pair
                   : Activations::kExact;
   }
@@ -122,7 +129,7 @@ CpuKernelPlan kernel_plan(const Problem& p,
   // ones have no kernel for packed codes that are no integers.
   int exact_rows = p.format.multiplies_integers() ? cpu.packed_rows : 0;
   int packed_rows[] = {
-      exact_rows, cpu.packed_int16_rows, cpu.packed_int8_rows, 0, 0};
+      exact_rows, cpu.packed_int16_rows, cpu.packed_int8_rows, 0, 0, 0};
   plan.packed_rows = packed_rows[static_cast<int>(plan.activations)];
   if (plan.exact() && is_decoded_slowly(p.format)) {
     plan.few_rows = std::min(plan.few_rows, kSlowlyDecodedRows);
@@ -257,8 +264,12 @@ CpuAttentionPlan plan_cpu(const AttentionShape& p, const CpuProfile& cpu) {
 
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem) {
   bool few = merge_rows(problem).M <= plan.few_rows;
-  const char* ways[] = {
-      few ? "decode" : "panel", "int16", "int8", "bfloat16", "bfloat16_pair"};
+  const char* ways[] = {few ? "decode" : "panel",
+                        "int16",
+                        "int8",
+                        "bfloat16",
+                        "bfloat16_by_pair",
+                        "bfloat16_pair"};
   return ways[static_cast<int>(plan.activations)] + std::string("_n") +
          std::to_string(plan.columns);
 }

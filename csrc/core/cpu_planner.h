@@ -77,9 +77,9 @@ std::vector<CpuPlan> candidates(const MatmulProblem& problem,
                                 const CpuProfile& cpu,
                                 Activations allowed);
 
-// Returns "decode_n96", "panel_n96", "int16_n96", "int8_n96", "bfloat16_n96" or
-// "bfloat16_pair_n96": how the problem's rows are computed, and the columns of
-// a chunk.
+// Returns "decode_n96", "panel_n96", "int16_n96", "int8_n96", "bfloat16_n96",
+// "bfloat16_by_pair_n96" or "bfloat16_pair_n96": how the problem's rows are
+// computed, and the columns of a chunk.
 std::string cpu_plan_name(const CpuPlan& plan, const MatmulProblem& problem);
 
 // Returns the columns of y in a chunk, if a matrix with `out` columns is to be

@@ -1,4 +1,4 @@
-// Products of codes that are floats, with activations in bfloat16.
+// Products in bfloat16.
 #pragma once
 
 #include "csrc/cpu/kernels.h"
@@ -10,24 +10,8 @@ namespace nibble::cpu {
 inline constexpr int kBfloatRows = 32;
 inline constexpr int kBfloatRun = 32;
 
-// More forms of activations (IntegerForm): a bfloat16, and a bfloat16 of which
-// another is the rest.
-struct Bfloat {};
-struct BfloatPair {};
-
-template <>
-struct IntegerForm<Bfloat> {
-  using Code = uint16_t;
-  static constexpr int kPlanes = 1;
-};
-template <>
-struct IntegerForm<BfloatPair> {
-  using Code = uint16_t;
-  static constexpr int kPlanes = 2;
-};
-
-// Products with one of these forms. As QuantizedRows, activations have one
-// scale for each row, and `codes` is [runs, rows, planes, kBfloatRun].
+// Activations have one scale for each row, and each is the sum of one or two
+// bfloat16. `codes` is [runs, planes, rows, kBfloatRun].
 struct BfloatKernels {
   // out = x [rows, K]. The scale is a power of two near the row's largest
   // number, and not finite if that is not.
@@ -47,11 +31,17 @@ struct BfloatKernels {
                   Dtype dtype,
                   void* y,
                   float* scratch);
+
+  // Bfloat16 that a number of x is the sum of.
+  int planes;
 };
 
+// How many bfloat16 a number is the sum of: one of x, then one of weights with
+// integer codes. Codes that are floats need one.
 #if defined(__x86_64__)
-extern const BfloatKernels kAmxBfloatKernels;
-extern const BfloatKernels kAmxBfloatPairKernels;
+extern const BfloatKernels kAmxBfloatKernels;        // 1, 1
+extern const BfloatKernels kAmxBfloatByPairKernels;  // 1, 2
+extern const BfloatKernels kAmxBfloatPairKernels;    // 2, 2
 #endif
 
 }  // namespace nibble::cpu

@@ -14,6 +14,11 @@ struct Int {
   static constexpr int value = kValue;
 };
 
+template <class T>
+struct Type {
+  using Of = T;
+};
+
 constexpr int smaller(int a, int b) {
   return a < b ? a : b;
 }

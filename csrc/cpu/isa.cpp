@@ -117,6 +117,7 @@ std::vector<Isa> find_isas() {
 #if defined(NIBBLE_HAS_AMX_BFLOAT) && defined(__linux__)
       if (has_bfloat_tiles()) {
         found.back().bfloat16 = &kAmxBfloatKernels;
+        found.back().bfloat16_by_pair = &kAmxBfloatByPairKernels;
         found.back().bfloat16_pair = &kAmxBfloatPairKernels;
       }
 #endif

@@ -19,9 +19,10 @@ struct Isa {
   // Null where exact products are as fast.
   const IntegerKernels* int16;
   const LayerKernels& layers;
-  // Products of codes that are floats, with activations in bfloat16 and in
-  // pairs of them. Null where the instruction set has no such tiles.
+  // Products in bfloat16, as Activations names them. Null where the instruction
+  // set has no such tiles.
   const BfloatKernels* bfloat16 = nullptr;
+  const BfloatKernels* bfloat16_by_pair = nullptr;
   const BfloatKernels* bfloat16_pair = nullptr;
 };
 

@@ -1,11 +1,13 @@
-#include "csrc/cpu/floats_tiles-inl.h"
+#include "csrc/cpu/bfloat_tiles-inl.h"
 #include "csrc/cpu/simd_amx_bfloat.h"
 
 namespace nibble::cpu {
 
-constinit const BfloatKernels kAmxBfloatKernels = {
-    split_rows<AmxBfloat, Bfloat>, multiply_floats<AmxBfloat, Bfloat>};
-constinit const BfloatKernels kAmxBfloatPairKernels = {
-    split_rows<AmxBfloat, BfloatPair>, multiply_floats<AmxBfloat, BfloatPair>};
+constinit const BfloatKernels kAmxBfloatKernels =
+    make_bfloat_kernels<AmxBfloat, 1, 1>();
+constinit const BfloatKernels kAmxBfloatByPairKernels =
+    make_bfloat_kernels<AmxBfloat, 1, 2>();
+constinit const BfloatKernels kAmxBfloatPairKernels =
+    make_bfloat_kernels<AmxBfloat, 2, 2>();
 
 }  // namespace nibble::cpu

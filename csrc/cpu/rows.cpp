@@ -21,24 +21,6 @@ int bits_of_order(const Form& form) {
   return form.transpose ? form.format.bits : 8;
 }
 
-// A run of a row of rounded numbers.
-struct Run {
-  int codes, bytes;
-};
-
-Run run_of(const Form& form) {
-  switch (form.plan.activations) {
-    case Activations::kInt8:
-      return {kRunCodes, kRunCodes};
-    case Activations::kBfloat16:
-      return {kBfloatRun, 2 * kBfloatRun};
-    case Activations::kBfloat16Pair:
-      return {kBfloatRun, 4 * kBfloatRun};
-    default:
-      return {kRunCodes, 2 * kRunCodes};
-  }
-}
-
 // A tile of rows may go beyond the last.
 constexpr size_t kTileBytes = 1024;
 
@@ -104,6 +86,9 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
     case Activations::kBfloat16:
       bfloat_kernels_ = isa_.bfloat16;
       break;
+    case Activations::kBfloat16ByPair:
+      bfloat_kernels_ = isa_.bfloat16_by_pair;
+      break;
     case Activations::kBfloat16Pair:
       bfloat_kernels_ = isa_.bfloat16_pair;
       break;
@@ -114,9 +99,11 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
       integer_kernels_ = isa_.int16;
   }
   size_t groups = size_t(capacity) * form.format.groups_per_row(form.K);
-  Run run = run_of(form);
-  size_t runs = (form.K + run.codes - 1) / run.codes;
-  size_t bytes = size_t(capacity) * runs * run.bytes;
+  int run = bfloat_kernels_ ? kBfloatRun : kRunCodes;
+  int planes = bfloat_kernels_ ? bfloat_kernels_->planes : 1;
+  row_bytes_ = form.plan.activations == Activations::kInt8 ? run : 2 * run;
+  size_t runs = (form.K + run - 1) / run;
+  size_t bytes = runs * planes * capacity * row_bytes_;
   memory_ = make_floats(2 * groups + (bytes + kTileBytes) / sizeof(float));
   integers_.rows = capacity;
   integers_.scales = memory_.get();
@@ -127,8 +114,7 @@ Rows::Rows(const Form& form, int capacity) : form_(form), isa_(isa()) {
 }
 
 QuantizedRows Rows::integers(int first) const {
-  size_t bytes = size_t(first) * run_of(form_).bytes;
-  return {static_cast<uint8_t*>(integers_.codes) + bytes,
+  return {static_cast<uint8_t*>(integers_.codes) + size_t(first) * row_bytes_,
           integers_.scales + first,
           integers_.sums + first,
           integers_.rows};

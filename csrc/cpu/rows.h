@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
@@ -11,21 +12,28 @@
 #include "csrc/core/dtype.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/operands.h"
+#include "csrc/cpu/pages.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
 
 struct FreeFloats {
   void operator()(float* p) const {
-    ::operator delete[](p, std::align_val_t{64});
+    std::free(p);
   }
 };
 using Floats = std::unique_ptr<float[], FreeFloats>;
 
 // Has room for one more vector, as the kernels need.
 inline Floats make_floats(size_t count) {
-  return Floats(static_cast<float*>(
-      ::operator new[]((count + 16) * sizeof(float), std::align_val_t{64})));
+  size_t bytes = (count + 16) * sizeof(float);
+  if (bytes >= (1 << 19)) {
+    bytes = (bytes + (1 << 21) - 1) >> 21 << 21;
+    void* p = std::aligned_alloc(1 << 21, bytes);
+    want_large_pages(p, bytes);
+    return Floats(static_cast<float*>(p));
+  }
+  return Floats(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
 }
 
 inline const uint8_t* at(const void* p, size_t index, Dtype dtype) {
@@ -120,6 +128,7 @@ class Rows {
   const IntegerKernels* integer_kernels_ = nullptr;  // null: exact or bfloat16
   const BfloatKernels* bfloat_kernels_ = nullptr;
   QuantizedRows integers_{};
+  int row_bytes_ = 0;  // of a run of them, from a row to the next
   // The rows that rounded numbers cannot express, in fp32; null for all others.
   std::vector<Floats> exact_;
   std::vector<const uint8_t*> sources_;  // the rows of x, unless exact

@@ -51,12 +51,56 @@ struct AmxBfloat : Amx {
   // Activations in the order of the codes in right tiles.
   template <int kBits>
   static F to_tile_order(F v) {
-    I order = kBits == 4
-                  ? _mm512_setr_epi32(
-                        0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-                  : _mm512_setr_epi32(
-                        0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    // Lane i has place i / 2 of a word, and its second half if i is odd.
+    constexpr int kHalf = 16 / kBits;
+    I lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    I odd = _mm512_and_si512(lanes, _mm512_set1_epi32(1));
+    I word = _mm512_andnot_si512(_mm512_set1_epi32(2 * kHalf - 1), lanes);
+    I place = _mm512_and_si512(_mm512_srli_epi32(lanes, 1),
+                               _mm512_set1_epi32(kHalf - 1));
+    I order = _mm512_add_epi32(
+        word,
+        _mm512_add_epi32(place,
+                         _mm512_mullo_epi32(odd, _mm512_set1_epi32(kHalf))));
     return _mm512_permutexvar_ps(order, v);
+  }
+
+  // 1 + code number kPart of each word / 2^kBits.
+  template <int kBits, int kPart>
+  static F fraction(I words) {
+    constexpr int kShift = 23 - kBits - kBits * kPart;
+    if constexpr (kShift > 0) words = _mm512_slli_epi32(words, kShift);
+    if constexpr (kShift < 0) words = _mm512_srli_epi32(words, -kShift);
+    constexpr int kMantissa = ((1 << kBits) - 1) << (23 - kBits);
+    return _mm512_castsi512_ps(and_or(words, kMantissa, one_bits()));
+  }
+
+  static F abs(F v) { return _mm512_abs_ps(v); }
+
+  // True if all numbers v >= 0 are zero or between 2^-60 and 2^60: their
+  // products with x are far from the ends of float's range.
+  static bool are_ordinary(F v) {
+    __mmask16 large =
+        _mm512_cmp_ps_mask(v, _mm512_set1_ps(0x1p-60f), _CMP_GE_OQ);
+    __mmask16 small =
+        _mm512_cmp_ps_mask(v, _mm512_set1_ps(0x1p60f), _CMP_LE_OQ);
+    __mmask16 zero = _mm512_cmp_ps_mask(v, zero_float(), _CMP_EQ_OQ);
+    return ((large & small) | zero) == 0xffff;
+  }
+
+  // first[lane] = bfloat16 of a and b, each rounded to the nearest (away from
+  // zero in the middle). With two planes, `second` has what is missing, cut
+  // off after 8 bits.
+  template <int kPlanes>
+  static void store_pairs(F a, F b, int32_t* first, int32_t* second) {
+    I near_a = rounded(a), near_b = rounded(b);
+    int_store(first, upper_halves(near_a, near_b));
+    if constexpr (kPlanes == 2) {
+      int_store(second,
+                upper_halves(_mm512_castps_si512(rest(a, near_a)),
+                             _mm512_castps_si512(rest(b, near_b))));
+    }
   }
 
   // The scales of a group, one for each lane.
@@ -182,6 +226,24 @@ struct AmxBfloat : Amx {
   }
 
  private:
+  static constexpr int kUpper = static_cast<int>(0xffff0000);
+  static F zero_float() { return _mm512_setzero_ps(); }
+  static I one_bits() { return _mm512_set1_epi32(127 << 23); }
+  // (a & bits) | c.
+  static I and_or(I a, int bits, I c) {
+    return _mm512_ternarylogic_epi32(a, _mm512_set1_epi32(bits), c, 0xea);
+  }
+  static I rounded(F v) {
+    return _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
+  }
+  static I upper_halves(I a, I b) {
+    return and_or(b, kUpper, _mm512_srli_epi32(a, 16));
+  }
+  static F rest(F v, I near) {
+    I upper = _mm512_and_si512(near, _mm512_set1_epi32(kUpper));
+    return _mm512_sub_ps(v, _mm512_castsi512_ps(upper));
+  }
+
   // Exponents where both bfloat16 of a lane have them.
   static I twice(I exponents) {
     return _mm512_or_si512(_mm512_slli_epi32(exponents, 23),

@@ -20,13 +20,14 @@ from tests.simt import numbers, toolchain
 from tests.simt.amount import FULL
 from tests.simt.toolchain import ROOT
 from tests.support.oracle import FloatWeights, Weights
+from tests.support.tolerance import has_bfloat_tiles
 
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
 OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
 OPERATIONS += ["group_gradients"]
-ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_pair"]
+ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_by_pair", "bfloat16_pair"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
 ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -156,11 +157,8 @@ class Runner:
         return "int8" if int8 else "int16" if halves else "exact"
 
     def multiplies_bfloats(self) -> bool:
-        """Return whether codes that are floats meet activations in bfloat16."""
-        needed = {"amx_bf16", "avx512_fp16", "avx512vbmi"}
-        cpu = Path("/proc/cpuinfo")
-        flags = cpu.read_text().split() if self.isa == "amx" else []
-        return needed <= set(flags)
+        """Return whether products may be those of bfloat16."""
+        return self.isa == "amx" and has_bfloat_tiles()
 
     def threads(self) -> int:
         """Return the number of threads that the process has now."""

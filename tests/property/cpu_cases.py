@@ -102,7 +102,13 @@ def rounding(
 ) -> np.ndarray:
     """Return what the rounding of x to integers adds to a bound."""
     activations = backend.activations(types.dtype, int8, transpose, int16)
-    off = tolerance.integer_bound(x, w.dequantize()[which], w.group_size, activations)
+    off = tolerance.integer_bound(
+        x,
+        w.dequantize()[which],
+        w.group_size,
+        activations,
+        backend.multiplies_bfloats(),
+    )
     return off * (1 + UNIT_ROUNDOFF[types.dtype])
 
 

@@ -5,6 +5,9 @@ The bounds are the library's own: its self-check applies the same ones to kernel
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 
@@ -32,6 +35,8 @@ def bound(
     return numerics.of_result(exact, off, dtype)
 
 
+# The roundoff of one bfloat16, and of two. The second of a weight is cut off.
+ONE, TWO, TWO_OF_WEIGHTS = 2.0**-8, 2.0**-16, 2.0**-15
 # The largest integer that activations become, and the part of a step by which the
 # rounded quotient may be off.
 INTEGERS = {"int8": (127, 2.0**-15), "int16": (32639, 2.0**-7)}
@@ -70,19 +75,27 @@ def swiglu_in_steps(dtype: str, scale_dtype: str, rows: int) -> bool:
 
 
 def integer_bound(
-    x: np.ndarray, w_hat: np.ndarray, group_size: int, activations: str
+    x: np.ndarray,
+    w_hat: np.ndarray,
+    group_size: int,
+    activations: str,
+    tiles: bool | None = None,
 ) -> np.ndarray:
     """Return what rounding activations to integers, group by group, adds to `bound`.
 
     step[m, g] = max(max |x[m, k]| / largest, 2^-126) over the k in g. An activation is
     off by half a step, and slightly more because the quotient is rounded:
     sum over g of (1/2 + e) step[m, g] sum over k in g of |w_hat[n, k]|.
+    CPUs with tiles of bfloat16 may multiply these instead, so their bound is returned
+    where it is larger.
 
     Args:
         x: [..., M, K].
         w_hat: [..., N, K].
         group_size: Activations that share a step.
         activations: "int8" or "int16"; 0 for anything else.
+        tiles: Whether the instruction set has tiles of bfloat16. By default, whether
+            this machine has.
     """
     if activations not in INTEGERS:
         return np.zeros(())
@@ -90,27 +103,54 @@ def integer_bound(
     count = x.shape[-1] // group_size
     groups = x.reshape(*x.shape[:-1], count, group_size)
     step = np.maximum(abs(groups).max(-1).astype(np.float64) / largest, 2.0**-126)
-    weights = abs(w_hat).reshape(*w_hat.shape[:-1], count, group_size).sum(-1)
-    return (0.5 + e) * (step @ weights.swapaxes(-1, -2))
+    weights = abs(w_hat).reshape(*w_hat.shape[:-1], count, group_size)
+    off = (0.5 + e) * (step @ weights.sum(-1).swapaxes(-1, -2))
+    if not (has_bfloat_tiles() if tiles is None else tiles):
+        return off
+    # A scale is at most twice the largest weight of its group, unless all are alike.
+    scales = 2 * np.broadcast_to(weights.max(-1, keepdims=True), weights.shape)
+    how = (ONE, ONE) if activations == "int8" else (TWO, TWO_OF_WEIGHTS)
+    return np.maximum(off, bfloat_bound(x, w_hat, *how, scales.reshape(w_hat.shape)))
 
 
-def bfloat_bound(x: np.ndarray, w_hat: np.ndarray, roundoff: float) -> np.ndarray:
+@functools.cache
+def has_bfloat_tiles() -> bool:
+    """Return whether this machine's CPU multiplies bfloat16 in tiles."""
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text().split() if cpu.exists() else []
+    return {"amx_bf16", "avx512_fp16", "avx512vbmi"} <= set(flags)
+
+
+def bfloat_bound(
+    x: np.ndarray,
+    w_hat: np.ndarray,
+    roundoff: float,
+    weights_roundoff: float = 0,
+    scales: np.ndarray | None = None,
+) -> np.ndarray:
     """Return what tiles of bfloat16 add to `bound`.
 
     Rows of x are multiplied by a power of two that brings their largest number to
     [1, 4). Each number is then rounded to one or two bfloat16. Numbers, products and
     sums below 2^-126 become zero: a number costs its weight, each of K products two
-    additions.
+    additions. The products of second numbers of weights and x are left out. Integer
+    codes become weights with 2^-16 of their scale as an error.
 
     Args:
         x: [..., M, K].
         w_hat: [..., N, K].
-        roundoff: 0 if x fits, 2^-8 for one bfloat16, 2^-16 for two.
+        roundoff: 0 if x fits, else ONE or TWO.
+        weights_roundoff: The same for weights; TWO_OF_WEIGHTS for two.
+        scales: The scale of each weight [..., N, K], for integer codes.
     """
     largest = abs(x).max(-1, keepdims=True)
     weights = abs(w_hat).swapaxes(-1, -2)
     lost = 2.0**-126 * largest * (weights.sum(-2, keepdims=True) + 3 * x.shape[-1])
-    return roundoff * (abs(x) @ weights) + lost
+    both = ONE * ONE if weights_roundoff == TWO_OF_WEIGHTS else ONE * weights_roundoff
+    off = (roundoff + weights_roundoff + both) * (abs(x) @ weights) + lost
+    if scales is not None:
+        off = off + 2.0**-16 * (abs(x) @ abs(scales).swapaxes(-1, -2))
+    return off
 
 
 def integers(dtype: str, int8: bool = False) -> str:

@@ -4,16 +4,29 @@
 // become subnormal, which tiles take for zero.
 #pragma once
 
+#include "csrc/cpu/bfloat_formats-inl.h"
 #include "csrc/cpu/bfloat_kernels.h"
-#include "csrc/cpu/floats_formats-inl.h"
 #include "csrc/cpu/weights-inl.h"
 
 namespace nibble::cpu {
 namespace {
 
+// Calls fn with the bits of a code in the words that become tiles.
+template <typename Fn>
+void with_order(QuantFormat format, Fn&& fn) {
+  switch (panel_bits(format.bits)) {
+    case 2:
+      return fn(Int<2>{});
+    case 4:
+      return fn(Int<4>{});
+    default:
+      return fn(Int<8>{});
+  }
+}
+
 // out = x [rows, K] as planes, over out.scales [rows]. The scale of a row that
 // is not finite is not finite.
-template <class V, class A>
+template <class V, int kPlanes>
 void split_rows(Dtype dtype,
                 QuantFormat format,
                 const void* x,
@@ -22,10 +35,11 @@ void split_rows(Dtype dtype,
                 const QuantizedRows& out) {
   constexpr int32_t kInfinite = 0x7f800000, kOne = 1 << 23;
   size_t row_bytes = size_t(K) * size_of(dtype);
+  float unit = 1;
+  with_tiles(format, [&](auto form) { unit = decltype(form)::kUnit; });
   with_dtype(dtype, [&](auto d) {
     constexpr Dtype kDtype = decltype(d)::value;
-    with_tiles(format, [&](auto form) {
-      using T = decltype(form);
+    with_order(format, [&](auto bits) {
       for (int r = 0; r < rows; ++r) {
         const uint8_t* p = static_cast<const uint8_t*>(x) + r * row_bytes;
         typename V::I best = V::int_zero();
@@ -49,14 +63,13 @@ void split_rows(Dtype dtype,
         int end = (K + kBfloatRun - 1) / kBfloatRun * kBfloatRun;
         for (int k = 0; k < end; k += V::kLanes) {
           typename V::F v = k < K ? load(k) : V::zero();
-          v = V::mul(V::mul(v, V::set1(inverse)), V::set1(T::kUnit));
+          v = V::mul(V::mul(v, V::set1(inverse)), V::set1(unit));
+          size_t plane = size_t(k / kBfloatRun) * kPlanes;
           uint16_t* to = static_cast<uint16_t*>(out.codes) +
-                         (size_t(k / kBfloatRun) * out.rows + r) * kPlanes<A> *
-                             kBfloatRun +
-                         k % kBfloatRun;
-          V::split(V::template to_tile_order<T::kBits>(v),
+                         (plane * out.rows + r) * kBfloatRun + k % kBfloatRun;
+          V::split(V::template to_tile_order<decltype(bits)::value>(v),
                    to,
-                   kPlanes<A> == 2 ? to + kBfloatRun : nullptr);
+                   kPlanes == 2 ? to + size_t(out.rows) * kBfloatRun : nullptr);
         }
       }
     });

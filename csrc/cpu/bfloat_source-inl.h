@@ -2,20 +2,28 @@
 // decoded as they lie. Others are first transposed, a panel at a time.
 #pragma once
 
+#include "csrc/cpu/bfloat_formats-inl.h"
 #include "csrc/cpu/bfloat_kernels.h"
-#include "csrc/cpu/floats_formats-inl.h"
 #include "csrc/cpu/integers-inl.h"
 
 namespace nibble::cpu {
 namespace {
 
-// Steps in a panel: it has 16 KB, and two of them stay in a first-level cache.
-constexpr int kPanelSteps = 8;
-constexpr int kFloatPanelColumns = kPanelSteps * kBfloatRun;
-// Words of a right tile, and of a step: two of them.
+// Words of a right tile.
 constexpr int kRightWords = 16 * 16;
+// A step is kBfloatRun columns: two right tiles.
 constexpr int kStepWords = 2 * kRightWords;
-constexpr int kPanelWords = kPanelSteps * kStepWords;
+// Columns in a panel [planes, steps, strips, kRightWords]. With one plane it
+// has 16 KB, and two panels stay in a first-level cache. To load and store the
+// sums of a panel takes as long as 16 products, one sixth of those of two
+// planes.
+constexpr int kBfloatColumns = 8 * kBfloatRun;
+constexpr int kPlaneWords = kBfloatColumns / kBfloatRun * kStepWords;
+template <int kPlanes>
+constexpr int kPanelWords = kPlanes * kPlaneWords;
+
+// Most blocks of rows that take turns in a panel.
+constexpr int kMostBlocks = 8;
 
 // The words and scales of the columns of a panel, for both strips of 16 weight
 // rows.
@@ -30,40 +38,37 @@ struct PanelSource {
   const uint8_t* scales[2];  // unless packed
   int groups;
 
-  // Decodes step i into a panel. Returns false if bfloat16 cannot express
-  // it. The strides of packed weights are constants: registers are few.
-  [[gnu::always_inline]] inline bool decode(int i, int32_t* panel) const {
+  // Decodes a piece of a panel: a strip of a step. Returns false if bfloat16
+  // cannot express it. The strides of packed weights are constants: registers
+  // are few.
+  static constexpr int kPieces = 2;
+  [[gnu::always_inline]] inline bool decode(int piece, int32_t* panel) const {
     constexpr int kGroups = kBfloatRun / T::kGroup;
+    int step = piece / 2, s = piece % 2;
     bool fits = true;
-    int32_t* to = panel + i * kStepWords;
+    int32_t* to = panel + step * kStepWords + s * kRightWords;
 #pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kGroups; ++j, to += kRightWords / kGroups) {
-        int g = i * kGroups + j;
-        if (kGroups > 1 && g >= groups) {
-          for (int n = 0; n < kRightWords / kGroups; ++n) to[n] = 0;
-          continue;
-        }
-        const uint8_t* codes = words[s] + g * kGroupBytes;
-        const uint8_t* group_scales = codes + kCodeBytes;
-        if constexpr (kPacked) {
-#pragma GCC unroll 9
-          for (int line = 0; line <= kGroupWords; ++line) {
-            __builtin_prefetch(codes + V::kAhead + 64 * line);
-          }
-        } else {
-          group_scales = scales[s] + g * kBfloatRows;
-        }
-        fits &= T::template decode<V, kWordBytes>(codes, group_scales, to);
+    for (int j = 0; j < kGroups; ++j, to += kRightWords / kGroups) {
+      int g = step * kGroups + j;
+      if (kGroups > 1 && g >= groups) {
+        for (int n = 0; n < kRightWords / kGroups; ++n) to[n] = 0;
+        continue;
       }
+      const uint8_t* codes = words[s] + g * kGroupBytes;
+      const uint8_t* group_scales = codes + kCodeBytes;
+      if constexpr (kPacked) {
+#pragma GCC unroll 9
+        for (int line = 0; line <= kGroupWords; ++line) {
+          __builtin_prefetch(codes + V::kAhead + 64 * line);
+        }
+      } else {
+        group_scales = scales[s] + g * kBfloatRows;
+      }
+      fits &= T::template decode<V, kWordBytes>(codes, group_scales, to);
     }
     return fits;
   }
 };
-
-// Most blocks of rows that take turns in a panel.
-constexpr int kMostBlocks = 4;
 
 // Blocks of rows from `row` on. The memory has room for two panels, then for a
 // panel's words and scales.
@@ -71,6 +76,7 @@ template <class V, class T, bool kPacked>
 class PanelSources {
  public:
   using Source = PanelSource<V, T, kPacked>;
+  static constexpr int kPlanes = 1;
 
   PanelSources(const Weights& w, int row, int count, float* memory)
       : w_(w), row_(row), memory_(memory) {
@@ -90,13 +96,12 @@ class PanelSources {
       }
       return source;
     }
-    int32_t* words = reinterpret_cast<int32_t*>(memory_) + 2 * kPanelWords;
+    int32_t* words = reinterpret_cast<int32_t*>(memory_) + 2 * kPanelWords<1>;
     uint8_t* scales = reinterpret_cast<uint8_t*>(
-        words + kFloatPanelColumns * T::kBits / 32 * kBfloatRows);
+        words + kBfloatColumns * T::kBits / 32 * kBfloatRows);
     int row = row_ + block * kBfloatRows;
     ptrdiff_t ahead = bytes_of(
-        c.end < w_.K ? kFloatPanelColumns : kBfloatRows * w_.K - c.begin,
-        T::kBits);
+        c.end < w_.K ? kBfloatColumns : kBfloatRows * w_.K - c.begin, T::kBits);
     fill_panel<V, T::kBits>(w_, row, c, ahead, words);
     size_t row_groups = w_.K / T::kGroup;
     for (int r = 0; r < kBfloatRows; ++r) {
