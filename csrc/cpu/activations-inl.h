@@ -78,12 +78,13 @@ typename V::F activated(const ActivationOptions& o, typename V::F v) {
 
 // y = the activation of gate, times up unless up is null.
 template <class V>
-void activate(const ActivationOptions& options,
+void activate(const ActivationOptions& of,
               Dtype dtype,
               const uint8_t* gate,
               const uint8_t* up,
               size_t count,
               uint8_t* y) {
+  const ActivationOptions options = of;  // no store to y can change it
   with_dtype(dtype, [&](auto d) {
     constexpr Dtype kDtype = decltype(d)::value;
     constexpr size_t kSize = size_of(kDtype);
