@@ -1,4 +1,4 @@
-"""What a graph on a GPU becomes: our nodes, or MLX's where these win."""
+"""The nodes that a graph on a GPU gets: ours, or MLX's where these win."""
 
 from __future__ import annotations
 
