@@ -22,10 +22,11 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import base
-from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from bench import timing
-from mlx_nibble import lm
+from bench.kv_batch import batch
+from bench.kv_models import Call, heads_of, models
 from mlx_nibble.acceleration.route import other_layers
 from mlx_nibble.bench.statistics import median
 from mlx_nibble.lm.caches import CacheType, stored_as
@@ -39,8 +40,6 @@ KINDS: dict[str, mx.Dtype | int] = {
     "4 bits": 4,
 }
 GROUP = 64
-KINDS_OF_RUN = ("attention", "model", "prompt", "batch", "quantize")
-Call = Callable[[], object]
 
 
 def filled(shape: Sequence[int], kind: mx.Dtype | int) -> Any:
@@ -98,22 +97,6 @@ def attention(args: argparse.Namespace) -> None:
                 calls[f"{who}, {name}"] = call
                 sizes[f"{who}, {name}"] = cache.nbytes
         report({"keys": keys, "rows": args.rows}, calls, sizes, args.seconds)
-
-
-def models(args: argparse.Namespace, stock: bool) -> dict[str, Any]:
-    """Load the model on our kernels, and stock."""
-    found = {"ours": lm.load(args.folder, activations=args.activations)[0]}
-    found |= {"stock": lm.load_stock(args.folder)[0]} if stock else {}
-    for net in found.values():
-        net.model.layers = net.model.layers[: args.layers]
-    return found
-
-
-def heads_of(model: Any) -> tuple[int, int]:
-    """Return the number and the width of a model's key heads."""
-    cache = make_prompt_cache(model)
-    model(mx.array([[1]]), cache=cache)
-    return cache[0].keys.shape[1], cache[0].keys.shape[3]
 
 
 def model(args: argparse.Namespace) -> None:
@@ -176,73 +159,6 @@ def prompt(args: argparse.Namespace) -> None:
         report({"prompt": keys}, calls, sizes, args.seconds)
 
 
-def products_of(net: Any, count: int) -> Call:
-    """Return a call of all products of a token of some sequences, and no more."""
-    layers = [m for m in net.modules() if "scales" in m and "Embedding" not in str(m)]
-    tied = net.model.embed_tokens.as_linear
-    inputs = {m.scales.shape[-1] * m.group_size for m in layers}
-    inputs.add(net.args.hidden_size)
-    xs = {width: mx.random.normal((count, 1, width)) for width in inputs}
-    mx.eval(xs)
-
-    def call() -> None:
-        made = [m(xs[m.scales.shape[-1] * m.group_size]) for m in layers]
-        if net.args.tie_word_embeddings:
-            made.append(tied(xs[net.args.hidden_size]))
-        mx.eval(made)
-
-    return call
-
-
-def batch(args: argparse.Namespace) -> None:
-    """Time tokens of several sequences in mlx-lm's batch cache, padded on the left."""
-    loaded = models(args, False)["ours"]
-    heads, width = heads_of(loaded)
-    keys = args.keys[0]
-    taken: dict[str, Call] = {}
-    for count in args.batches:
-        caches = []
-        for _ in loaded.layers:
-            cache = BatchKVCache([i % 5 for i in range(count)])
-            shape = (2, count, heads, keys, width)
-            # The commands' caches have the checkpoint's 16-bit type.
-            cache.update_and_fetch(*mx.random.normal(shape).astype(mx.float16))
-            mx.eval(cache.state)
-            caches.append(cache)
-
-        def call(caches=caches, count=count):
-            y = loaded(mx.array([[5]] * count), cache=caches)
-            mx.eval(y, [cache.offset for cache in caches])
-            for cache in caches:
-                cache.trim(1)
-
-        taken[str(count)] = call
-        taken[f"{count} products"] = products_of(loaded, count)
-    if args.cpu_time:
-        taken = {name: in_cpu_time(call) for name, call in taken.items()}
-    samples = timing.interleave(taken, args.seconds, most=100_000)
-    first = args.batches[0]
-    for count in args.batches:
-        found: dict[str, Any] = {"sequences": count}
-        for name, part in (("", ""), ("_of_products", " products")):
-            own = samples[f"{count}{part}"]
-            gain = timing.faster(samples[f"{first}{part}"], own).value * count / first
-            found[f"ms{name}"] = round(1e3 * median(own).value, 3)
-            found[f"tokens{name}"] = round(gain, 3)
-        print(json.dumps(found), flush=True)
-
-
-def in_cpu_time(call: Call) -> Call:
-    """Return a call that measures the CPU time of all threads."""
-
-    def measured() -> float:
-        before = time.process_time()
-        call()
-        return time.process_time() - before
-
-    return measured
-
-
 def quantize(args: argparse.Namespace) -> None:
     """Print the share of MLX's quantization in a token and in a prompt, in CPU time."""
     loaded = models(args, False)["ours"]
@@ -282,9 +198,18 @@ def quantize(args: argparse.Namespace) -> None:
         print(json.dumps(found), flush=True)
 
 
+STUDIES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "attention": attention,
+    "model": model,
+    "prompt": prompt,
+    "batch": batch,
+    "quantize": quantize,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=KINDS_OF_RUN)
+    parser.add_argument("what", choices=STUDIES)
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--keys", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--rows", type=int, default=1)
@@ -299,7 +224,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="of batches")
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()
-    globals()[args.what](args)
+    STUDIES[args.what](args)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 # A word in the name of a candidate with a KV cache of 8 bits.
 KV8 = "kv8"
@@ -32,7 +33,24 @@ KV8 = "kv8"
 FLASH = "fa"
 # Tokens that a run of llama.cpp may have, in the prompt and after it.
 CONTEXT = 9216
-Run = Callable[[int, int, bool, bool], tuple[float, float]]
+
+
+class Turn(NamedTuple):
+    """One run of a model: a line that was read."""
+
+    prompt: int
+    decode: int
+    again: bool = False
+    cpu: bool = False
+
+    def require_plain(self, name: str) -> None:
+        """Raise ValueError if the turn asks for what this library cannot do."""
+        if self.again or self.cpu:
+            raise ValueError(f"{name} times whole answers by the clock")
+
+
+# Runs a turn and returns the seconds of its prompt and of its answer.
+Run = Callable[[Turn], tuple[float, float]]
 
 
 def prompt_tokens(count: int) -> list[int]:
@@ -68,20 +86,19 @@ def mlx(name: str, threads: int, model_path: str) -> Callable[[], Run]:
         bits = 8 if KV8 in name.split() else None
         kept: list = []
 
-        def run(
-            prompt: int, decode: int, again: bool, cpu: bool
-        ) -> tuple[float, float]:
-            tokens = [5] if again else prompt_tokens(prompt)
-            if not again:
+        def run(turn: Turn) -> tuple[float, float]:
+            tokens = [5] if turn.again else prompt_tokens(turn.prompt)
+            if not turn.again:
                 kept[:] = make_prompt_cache(model)
             for cache in kept:
-                cache.trim(max(cache.offset - prompt, 0))
+                cache.trim(max(cache.offset - turn.prompt, 0))
             start = time.process_time()
-            result = side_by_side.generate(model, tokens, decode + 1, bits, kept)
-            if cpu:
+            count = turn.decode + 1
+            result = side_by_side.generate(model, tokens, count, bits, kept)
+            if turn.cpu:
                 used = time.process_time() - start
-                return used, used * decode / (decode + 1)
-            return len(tokens) / result.prompt_rate, decode / result.decode_rate
+                return used, used * turn.decode / count
+            return len(tokens) / result.prompt_rate, turn.decode / result.decode_rate
 
         return run
 
@@ -107,16 +124,14 @@ def llama(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             **cache,
         )
 
-        def run(
-            prompt: int, decode: int, again: bool, cpu: bool
-        ) -> tuple[float, float]:
-            clock = time.process_time if cpu else time.perf_counter
-            model.n_tokens = prompt if again else 0
+        def run(turn: Turn) -> tuple[float, float]:
+            clock = time.process_time if turn.cpu else time.perf_counter
+            model.n_tokens = turn.prompt if turn.again else 0
             start = clock()
-            if not again:
-                model.eval(prompt_tokens(prompt))
+            if not turn.again:
+                model.eval(prompt_tokens(turn.prompt))
             read = clock()
-            for i in range(decode):
+            for i in range(turn.decode):
                 model.eval([5 + i])
             return read - start, clock() - read
 
@@ -146,19 +161,16 @@ def openvino(name: str, threads: int, model_path: str) -> Callable[[], Run]:
             INFERENCE_NUM_THREADS=threads,
         )
 
-        def run(
-            prompt: int, decode: int, again: bool, cpu: bool
-        ) -> tuple[float, float]:
-            if again or cpu:
-                raise ValueError("OpenVINO GenAI times whole answers by the clock")
-            tokens = np.array([prompt_tokens(prompt)])
+        def run(turn: Turn) -> tuple[float, float]:
+            turn.require_plain("OpenVINO GenAI")
+            tokens = np.array([prompt_tokens(turn.prompt)])
             inputs = TokenizedInputs(Tensor(tokens), Tensor(np.ones_like(tokens)))
             config = GenerationConfig(
-                max_new_tokens=decode + 1, ignore_eos=True, do_sample=False
+                max_new_tokens=turn.decode + 1, ignore_eos=True, do_sample=False
             )
             metrics = pipeline.generate(inputs, config).perf_metrics
             token = metrics.get_tpot().mean
-            return metrics.get_ttft().mean / 1e3, token * decode / 1e3
+            return metrics.get_ttft().mean / 1e3, token * turn.decode / 1e3
 
         return run
 
@@ -174,22 +186,19 @@ def onnxruntime(name: str, threads: int, model_path: str) -> Callable[[], Run]:
         config.overlay(json.dumps({"model": {"decoder": session}}))
         model = genai.Model(config)
 
-        def run(
-            prompt: int, decode: int, again: bool, cpu: bool
-        ) -> tuple[float, float]:
-            if again or cpu:
-                raise ValueError("ONNX Runtime GenAI times whole answers by the clock")
+        def run(turn: Turn) -> tuple[float, float]:
+            turn.require_plain("ONNX Runtime GenAI")
             params = genai.GeneratorParams(model)
-            length = prompt + decode + 1
+            length = turn.prompt + turn.decode + 1
             params.set_search_options(
                 max_length=length, min_length=length, do_sample=False
             )
             start = time.perf_counter()
             generator = genai.Generator(model, params)
-            generator.append_tokens(prompt_tokens(prompt))
+            generator.append_tokens(prompt_tokens(turn.prompt))
             generator.generate_next_token()
             read = time.perf_counter()
-            for _ in range(decode):
+            for _ in range(turn.decode):
                 generator.generate_next_token()
             return read - start, time.perf_counter() - read
 
@@ -208,11 +217,9 @@ def main() -> None:
     load = peers.get(name.split()[0], mlx)(name, threads, path)
     before = resident_bytes()
     run = load()
-    run(16, 2, False, False)
+    run(Turn(16, 2))
     for line in sys.stdin:
-        request = json.loads(line)
-        how = request.get("again", False), request.get("cpu", False)
-        prompt, decode = run(request["prompt"], request["decode"], *how)
+        prompt, decode = run(Turn(**json.loads(line)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         mlx_core = sys.modules.get("mlx.core")
         arrays = mlx_core.get_peak_memory() if mlx_core else None

@@ -103,9 +103,11 @@ def peers_table(capsule: dict, int8: dict | None, name: str) -> str:
     The loss of 8-bit activations is that of `int8`; None if it was not measured.
     """
     settings, prompts = capsule["settings"], capsule["settings"]["prompts"]
+    machine = capsule["machine"]
     made = (
         f"llama.cpp is {settings['peers']['llama.cpp'][0]}, built for this machine; "
-        f"{settings['threads']} threads each. Medians of {settings['rounds']} "
+        f"{settings['threads']} threads each ({machine['cpu']}, instruction set "
+        f"{machine['cpu_isa']}). Medians of {settings['rounds']} "
         "interleaved turns, and of their ratios to the fastest of llama.cpp. Made by "
         f"`{' '.join(capsule['command'])} --json bench/capsules/{name}.json`."
     )

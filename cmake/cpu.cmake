@@ -6,6 +6,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/attention_gradient.cpp
   csrc/cpu/cache_rows.cpp
   csrc/cpu/dense.cpp
+  csrc/cpu/floats.cpp
   csrc/cpu/gather.cpp
   csrc/cpu/gather_dense.cpp
   csrc/cpu/gradient.cpp

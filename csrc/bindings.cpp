@@ -60,10 +60,14 @@ NB_MODULE(_ext, m) {
       .def(nb::init<size_t>(), "bytes"_a);
   m.def(
       "packed_bytes",
-      &nibble::repack::packed_bytes,
-      "w"_a,
-      "scales"_a,
-      "biases"_a.none(),
+      [](const nibble::Triple& matrix,
+         int bits,
+         int group_size,
+         const std::string& mode) {
+        return nibble::repack::packed_bytes(nibble::as_arrays(matrix),
+                                            {group_size, bits, mode});
+      },
+      "matrix"_a,
       "bits"_a,
       "group_size"_a,
       "mode"_a,
@@ -71,11 +75,16 @@ NB_MODULE(_ext, m) {
       "for the matrix.");
   m.def(
       "pack",
-      &nibble::repack::pack,
+      [](const nibble::Triple& matrix,
+         int bits,
+         int group_size,
+         const std::string& mode,
+         nibble::repack::PackedMemory& memory) {
+        return nibble::repack::pack(
+            nibble::as_arrays(matrix), {group_size, bits, mode}, memory);
+      },
       nb::call_guard<nb::gil_scoped_release>(),
-      "w"_a,
-      "scales"_a,
-      "biases"_a.none(),
+      "matrix"_a,
       "bits"_a,
       "group_size"_a,
       "mode"_a,

@@ -70,7 +70,8 @@ class Build:
             wanted: Expression that selects tests; all of this machine's without it.
         """
         tests = [
-            ROOT / "tests/property" / f"test_{n}.py" for n in ("cpu", "cpu_layers")
+            ROOT / "tests/property" / f"test_{n}.py"
+            for n in ("cpu", "cpu_experts", "cpu_layers")
         ]
         native = "not neon" + (f" and ({wanted})" if wanted else "")
         env = {"NIBBLE_CPU_RUNNER": str(self._built("cpu_runner"))}

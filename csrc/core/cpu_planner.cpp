@@ -44,9 +44,16 @@ constexpr int kFixedSplit = 4 * kKeyUnit;
 // against 0.46 in bfloat16, 2 rows 0.41 against 0.53, 4 rows 0.57 against 0.54,
 // 8 rows 0.98 against 0.72.
 constexpr int kFewFloatRows = 2;
-// Up to this number of rows for each matrix, integer codes are multiplied as
-// integers.
-constexpr int kFewIntegerRows = 4;
+// From this number of rows for each matrix, integer codes are multiplied in
+// bfloat16: with one for x and weights, with two for weights, and with two for
+// both, for groups of 32, 64 and 128. Integers have work for each group. 2048 x
+// 8192, 4 bits, repacked, two cores of a Xeon: 32, 64 and 256 rows of the first
+// form take 0.86, 1.0 and 0.97 times as long as int8, 256 rows in groups of 32
+// 0.42. The second form takes 0.68 times as long as int16 with 256 rows in
+// groups of 64, the third 1.02.
+constexpr int kNever = std::numeric_limits<int>::max();
+constexpr int kTileRows[3][3] = {
+    {32, 64, 256}, {48, 96, 192}, {64, kNever, kNever}};
 // Register tiles of queries whose scores are dot products with rows of keys as
 // they lie. To transpose the keys first costs about as much as 16 rows.
 constexpr int kQueryTiles = 4;
@@ -78,16 +85,38 @@ int rows_of(const GatherProblem& p) {
   return static_cast<int>(int64_t{p.B} * p.M / std::max(1, p.experts));
 }
 
+// The rounding of activations to bfloat16. One is exact for its own type, and a
+// pair for float16. A pair is within half a step of 16-bit integers, one within
+// half a step of int8. Weights of integer codes are rounded as much as x may
+// be.
+template <typename Problem>
+Activations bfloat_activations(const Problem& p, Activations allowed) {
+  if (allowed == Activations::kInt8) return Activations::kBfloat16;
+  if (p.dtype == Dtype::kBFloat16) {
+    return p.format.has_float_codes() ? Activations::kBfloat16
+                                      : Activations::kBfloat16ByPair;
+  }
+  bool pair = p.dtype == Dtype::kFloat16 || allowed == Activations::kInt16;
+  return pair ? Activations::kBfloat16Pair : Activations::kExact;
+}
+
 // True if rows are multiplied in bfloat16. Codes that fit into integers take
 // less time to decode as such, so few rows are not.
 template <typename Problem>
-bool multiplies_bfloat16(const Problem& p, const CpuProfile& cpu) {
-  if (!cpu.bfloat16) return false;
-  if (!p.format.has_float_codes()) {
-    return !p.batch_invariant && rows_of(p) > kFewIntegerRows;
+bool multiplies_bfloat16(const Problem& p,
+                         const CpuProfile& cpu,
+                         Activations rounded) {
+  if (!cpu.bfloat16 || rounded == Activations::kExact) return false;
+  if (p.format.has_float_codes()) {
+    return p.batch_invariant || !p.format.multiplies_integers() ||
+           rows_of(p) > kFewFloatRows;
   }
-  return p.batch_invariant || !p.format.multiplies_integers() ||
-         rows_of(p) > kFewFloatRows;
+  int form =
+      static_cast<int>(rounded) - static_cast<int>(Activations::kBfloat16);
+  int group = p.format.group_size;
+  return !p.batch_invariant && rows_of(p) >= kTileRows[form][group == 32   ? 0
+                                                             : group == 64 ? 1
+                                                                           : 2];
 }
 
 // float16 and bfloat16 are rounded more than integers of 16 bits are, with
@@ -97,16 +126,8 @@ Activations activations(const Problem& p,
                         const CpuProfile& cpu,
                         Activations allowed) {
   if (!p.transpose) return Activations::kExact;
-  // One bfloat16 is exact for its own type, and a pair for float16. A pair is
-  // within half a step of 16-bit integers, one within half a step of int8.
-  if (multiplies_bfloat16(p, cpu)) {
-    bool one = p.dtype == Dtype::kBFloat16 || allowed == Activations::kInt8;
-    bool pair = p.dtype == Dtype::kFloat16 || allowed == Activations::kInt16;
-    bool by_pair = !p.format.has_float_codes() && allowed != Activations::kInt8;
-    return one ? by_pair ? Activations::kBfloat16ByPair : Activations::kBfloat16
-           : pair ? Activations::kBfloat16Pair
-                  : Activations::kExact;
-  }
+  Activations rounded = bfloat_activations(p, allowed);
+  if (multiplies_bfloat16(p, cpu, rounded)) return rounded;
   if (!p.format.multiplies_integers()) return Activations::kExact;
   if (allowed == Activations::kInt8) return allowed;
   bool halves = p.dtype != Dtype::kFloat32 || allowed == Activations::kInt16;

@@ -43,10 +43,10 @@ typename V::F gelu(typename V::F v) {
   return V::add(V::max(V::zero(), v), tail);
 }
 
-template <class V>
+template <class V, Activation kKind>
 typename V::F activated(const ActivationOptions& o, typename V::F v) {
   using F = typename V::F;
-  switch (o.kind) {
+  switch (kKind) {
     case Activation::kSilu:
       return silu<V>(v);
     case Activation::kGelu:
@@ -76,24 +76,24 @@ typename V::F activated(const ActivationOptions& o, typename V::F v) {
   return v;
 }
 
-// y = the activation of gate, times up unless up is null.
-template <class V>
-void activate(const ActivationOptions& options,
-              Dtype dtype,
-              const uint8_t* gate,
-              const uint8_t* up,
-              size_t count,
-              uint8_t* y) {
+// activate() of one kind.
+template <class V, Activation kKind>
+void activate_as(const ActivationOptions& options,
+                 Dtype dtype,
+                 const uint8_t* gate,
+                 const uint8_t* up,
+                 size_t count,
+                 uint8_t* y) {
   with_dtype(dtype, [&](auto d) {
     constexpr Dtype kDtype = decltype(d)::value;
     constexpr size_t kSize = size_of(kDtype);
     for (size_t i = 0; i < count; i += V::kLanes) {
       int n = count - i < V::kLanes ? static_cast<int>(count - i) : V::kLanes;
-      auto v = activated<V>(
+      auto v = activated<V, kKind>(
           options, V::template load_as_float<kDtype>(gate + i * kSize, n));
       if (up) {
         auto factor = V::template load_as_float<kDtype>(up + i * kSize, n);
-        if (options.kind == Activation::kClipped) {
+        if constexpr (kKind == Activation::kClipped) {
           factor = V::max(V::set1(-options.limit),
                           V::min(V::set1(options.limit), factor));
           factor = V::add(factor, V::set1(1));
@@ -103,6 +103,37 @@ void activate(const ActivationOptions& options,
       V::template store_rounded<kDtype>(y + i * kSize, v, n);
     }
   });
+}
+
+// y = the activation of gate, times up unless up is null.
+template <class V>
+void activate(const ActivationOptions& options,
+              Dtype dtype,
+              const uint8_t* gate,
+              const uint8_t* up,
+              size_t count,
+              uint8_t* y) {
+  auto as = [&](auto* function) {
+    function(options, dtype, gate, up, count, y);
+  };
+  switch (options.kind) {
+    case Activation::kSilu:
+      return as(activate_as<V, Activation::kSilu>);
+    case Activation::kGelu:
+      return as(activate_as<V, Activation::kGelu>);
+    case Activation::kGeluTanh:
+      return as(activate_as<V, Activation::kGeluTanh>);
+    case Activation::kGeluSigmoid:
+      return as(activate_as<V, Activation::kGeluSigmoid>);
+    case Activation::kReluSquared:
+      return as(activate_as<V, Activation::kReluSquared>);
+    case Activation::kTanh:
+      return as(activate_as<V, Activation::kTanh>);
+    case Activation::kSigmoid:
+      return as(activate_as<V, Activation::kSigmoid>);
+    case Activation::kClipped:
+      return as(activate_as<V, Activation::kClipped>);
+  }
 }
 
 // y [D] = (x - mean) / sqrt(variance + eps) * weight + bias; both may be null

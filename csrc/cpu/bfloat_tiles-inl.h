@@ -53,7 +53,7 @@ class BfloatBlocks {
     source_ = sources_.open(0, columns(0));
     bool fits = true;
     for (int i = 0; i < pieces(0); ++i) fits &= source_.decode(i, panel(0));
-    fits_[0] &= fits;
+    keep(0, fits);
     for (int u = 0; u < units; ++u) {
       if (u + 1 < units) {
         source_ = sources_.open((u + 1) % count_, columns(u + 1));
@@ -70,9 +70,7 @@ class BfloatBlocks {
         tile + 1 < x.count ? run(Int<2>{}) : run(Int<1>{});
       }
     }
-    int fit = 0;
-    while (fit < count_ && fits_[fit]) ++fit;
-    return fit;
+    return unfit_ ? __builtin_ctz(unfit_) : count_;
   }
 
  private:
@@ -83,6 +81,7 @@ class BfloatBlocks {
     bool first, loads, stores;
   };
 
+  void keep(int block, bool fits) { unfit_ |= uint32_t{!fits} << block; }
   int32_t* panel(int u) const {
     return reinterpret_cast<int32_t*>(memory_) +
            u % 2 * kPanelWords<Sources::kPlanes>;
@@ -157,7 +156,7 @@ class BfloatBlocks {
         }
       }
     }
-    if constexpr (kDecodes) fits_[(pass.unit + 1) % count_] &= fits;
+    if constexpr (kDecodes) keep((pass.unit + 1) % count_, fits);
     each_tile<kLefts>([&](auto left,
                           auto right) __attribute__((always_inline)) {
       constexpr int kLeft = decltype(left)::value;
@@ -189,7 +188,7 @@ class BfloatBlocks {
   float* memory_;
   Sources sources_;
   typename Sources::Source source_{};  // of the unit that is decoded
-  bool fits_[kMostBlocks] = {true, true, true, true, true, true, true, true};
+  uint32_t unfit_ = 0;                 // a bit for each block
 };
 
 // Calls fn with the type of a format's sources. Codes that are integers have
@@ -208,8 +207,8 @@ void with_sources(const Weights& w, Fn&& fn) {
   });
 }
 
-// y[m, columns] = the sums [blocks, rows, kBfloatRows], rounded: row by row, for
-// each may be in a page of its own.
+// y[m, columns] = the sums [blocks, rows, kBfloatRows], rounded: row by row,
+// for each may be in a page of its own.
 template <class V>
 void round_sums(const QuantizedRows& x,
                 int M,

@@ -1,6 +1,5 @@
 #include "csrc/cpu/isa.h"
 
-#include <atomic>
 #include <cstdlib>
 
 #if defined(__aarch64__) && defined(__APPLE__)
@@ -150,7 +149,8 @@ const std::vector<Isa>& isas() {
   return found;
 }
 
-const Isa& named(std::string_view origin, std::string_view name) {
+// The one that NIBBLE_CPU_ISA names.
+const Isa& named(std::string_view name) {
   std::string known;
   for (const Isa& isa : isas()) {
     if (isa.name == name) {
@@ -160,21 +160,11 @@ const Isa& named(std::string_view origin, std::string_view name) {
     known += isa.name;
   }
   fail("cpu",
-       origin,
-       " must be one of ",
+       "NIBBLE_CPU_ISA must be one of ",
        known,
        " on this machine but got '",
        name,
        "'");
-}
-
-std::atomic<const Isa*>& in_use() {
-  static std::atomic<const Isa*> isa = [] {
-    const char* wanted = std::getenv("NIBBLE_CPU_ISA");
-    return wanted && *wanted ? &named("NIBBLE_CPU_ISA", wanted)
-                             : &isas().back();
-  }();
-  return isa;
 }
 
 }  // namespace
@@ -188,11 +178,11 @@ std::vector<std::string_view> available_isas() {
 }
 
 const Isa& isa() {
-  return *in_use().load();
-}
-
-void set_isa(std::string_view name) {
-  in_use() = &named("the name", name);
+  static const Isa& in_use = [] -> const Isa& {
+    const char* wanted = std::getenv("NIBBLE_CPU_ISA");
+    return wanted && *wanted ? named(wanted) : isas().back();
+  }();
+  return in_use;
 }
 
 CpuProfile profile() {

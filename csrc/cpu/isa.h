@@ -31,12 +31,8 @@ struct Isa {
 // "scalar", "neon", "neon_dotprod", "neon_i8mm".
 std::vector<std::string_view> available_isas();
 
-// Returns the one in use: the last of these, or the one that NIBBLE_CPU_ISA or
-// set_isa names. Throws std::invalid_argument if NIBBLE_CPU_ISA names none of
-// them.
+// Returns the one in use: the last of these, or the one that NIBBLE_CPU_ISA
+// names. Throws std::invalid_argument if it names none of them.
 const Isa& isa();
-
-// Uses another from the next call on. Throws as isa() does.
-void set_isa(std::string_view name);
 
 }  // namespace nibble::cpu

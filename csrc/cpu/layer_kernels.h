@@ -166,13 +166,6 @@ struct LayerKernels {
                  uint8_t* y,
                  float* scratch);
 
-  // y = gate / (1 + exp(-gate)) * up, elementwise.
-  void (*swiglu)(Dtype dtype,
-                 const uint8_t* gate,
-                 const uint8_t* up,
-                 size_t count,
-                 uint8_t* y);
-
   // largest = max(x), sum = sum over x of exp(x - largest), 0 if largest is
   // infinite. sum is NaN if an element is. count is at least 1.
   void (*sum_exponentials)(

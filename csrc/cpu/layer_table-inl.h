@@ -14,7 +14,6 @@ constexpr LayerKernels make_layer_kernels() {
   return {widen<V>,
           rms_norm<V>,
           rotate<V>,
-          swiglu<V>,
           sum_exponentials<V>,
           add_and_round<V>,
           swiglu_and_round<V>,

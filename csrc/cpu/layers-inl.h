@@ -128,17 +128,6 @@ typename V::F silu(typename V::F v) {
   return V::div(v, V::add(V::set1(1), e));
 }
 
-template <class V, Dtype kDtype>
-void swiglu(const uint8_t* gate, const uint8_t* up, size_t count, uint8_t* y) {
-  constexpr size_t kSize = size_of(kDtype);
-  for (size_t i = 0; i < count; i += V::kLanes) {
-    int n = count - i < V::kLanes ? static_cast<int>(count - i) : V::kLanes;
-    auto g = V::template load_as_float<kDtype>(gate + i * kSize, n);
-    auto u = V::template load_as_float<kDtype>(up + i * kSize, n);
-    V::template store_rounded<kDtype>(y + i * kSize, V::mul(silu<V>(g), u), n);
-  }
-}
-
 // Returns true if one of the bits of magnitudes is a NaN's.
 template <class V>
 bool is_nan(typename V::I magnitudes) {
@@ -193,17 +182,6 @@ void sum_exponentials(
     Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum) {
   with_dtype(dtype, [&](auto d) {
     sum_exponentials<V, decltype(d)::value>(x, count, largest, sum);
-  });
-}
-
-template <class V>
-void swiglu(Dtype dtype,
-            const uint8_t* gate,
-            const uint8_t* up,
-            size_t count,
-            uint8_t* y) {
-  with_dtype(dtype, [&](auto d) {
-    swiglu<V, decltype(d)::value>(gate, up, count, y);
   });
 }
 

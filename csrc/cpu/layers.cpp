@@ -204,19 +204,6 @@ void rope(const Rope& p,
             });
 }
 
-void swiglu(
-    Dtype dtype, const void* gate, const void* up, size_t count, void* y) {
-  const LayerKernels& kernels = isa().layers;
-  by_chunks(count, 1, [&](int64_t begin, int64_t end) {
-    size_t at = begin * size_of(dtype);
-    kernels.swiglu(dtype,
-                   static_cast<const uint8_t*>(gate) + at,
-                   static_cast<const uint8_t*>(up) + at,
-                   end - begin,
-                   static_cast<uint8_t*>(y) + at);
-  });
-}
-
 void round(Dtype dtype, const float* x, size_t count, void* y) {
   const LayerKernels& kernels = isa().layers;
   by_chunks(count, 1, [&](int64_t begin, int64_t end) {

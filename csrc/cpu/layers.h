@@ -87,10 +87,6 @@ void rope(const Rope& problem,
           const int64_t (&y_strides)[3],
           void* y);
 
-// y = gate / (1 + exp(-gate)) * up, elementwise.
-void swiglu(
-    Dtype dtype, const void* gate, const void* up, size_t count, void* y);
-
 // y [count] = x rounded. After x, whole vectors can be read.
 void round(Dtype dtype, const float* x, size_t count, void* y);
 

@@ -3,38 +3,16 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "csrc/core/cpu_plan.h"
 #include "csrc/core/dtype.h"
+#include "csrc/cpu/floats.h"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/operands.h"
-#include "csrc/cpu/pages.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
-
-struct FreeFloats {
-  void operator()(float* p) const {
-    std::free(p);
-  }
-};
-using Floats = std::unique_ptr<float[], FreeFloats>;
-
-// Has room for one more vector, as the kernels need.
-inline Floats make_floats(size_t count) {
-  size_t bytes = (count + 16) * sizeof(float);
-  if (bytes >= (1 << 19)) {
-    bytes = (bytes + (1 << 21) - 1) >> 21 << 21;
-    void* p = std::aligned_alloc(1 << 21, bytes);
-    want_large_pages(p, bytes);
-    return Floats(static_cast<float*>(p));
-  }
-  return Floats(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-}
 
 inline const uint8_t* at(const void* p, size_t index, Dtype dtype) {
   return static_cast<const uint8_t*>(p) + index * size_of(dtype);

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <tuple>
 
+#include "csrc/mlx/options.h"
 #include "csrc/mlx/packed_memory.h"
 #include "mlx/array.h"
 #include "mlx/utils.h"
@@ -21,21 +21,13 @@ using Replacement =
 
 // Returns the bytes of a packed matrix; 0 if the backend has no other layout
 // for it.
-size_t packed_bytes(const mx::array& w,
-                    const mx::array& scales,
-                    const std::optional<mx::array>& biases,
-                    int bits,
-                    int group_size,
-                    const std::string& mode);
+size_t packed_bytes(const ops::QuantizedArrays& matrix,
+                    const ops::QuantArgs& args);
 
 // Packs a matrix; nullopt if the backend has no other layout for it. It takes
 // its bytes from `memory`.
-std::optional<Replacement> pack(const mx::array& w,
-                                const mx::array& scales,
-                                const std::optional<mx::array>& biases,
-                                int bits,
-                                int group_size,
-                                const std::string& mode,
+std::optional<Replacement> pack(const ops::QuantizedArrays& matrix,
+                                const ops::QuantArgs& args,
                                 PackedMemory& memory);
 
 // a[rows]; nullopt if `a` is no lazy array, or not of one matrix.

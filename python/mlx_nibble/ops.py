@@ -213,6 +213,3 @@ def supports(mode: str, bits: int, group_size: int, *, gpu: bool = False) -> boo
         gpu: Ask for the kernels of a GPU, not for those of a CPU.
     """
     return _native.ext is not None and _native.ext.supports(mode, bits, group_size, gpu)
-
-
-holds = supports  # its name in earlier checkouts

@@ -165,7 +165,8 @@ void answer_layer(const Request& r,
       return cpu::rms_norm({r.K, 1e-5F, dtype, dtype, dtype}, grid, second, y);
     }
     case kLayerSwiglu:
-      return cpu::swiglu(dtype, x, second, rows * width, y);
+      return cpu::activate(
+          {cpu::Activation::kSilu}, dtype, x, second, rows * width, y);
     case kLogSumExp:
       return cpu::log_sum_exp(dtype, x, rows, width, y);
     default: {

@@ -2,123 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
-import struct
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tests.simt import numbers, toolchain
-from tests.simt.amount import FULL
-from tests.simt.toolchain import ROOT
+from tests.cpu.request import ARRAYS, Request, Types, allowed, batched, form_of, request
+from tests.simt import numbers
 from tests.support.oracle import FloatWeights, Weights
 from tests.support.tolerance import has_bfloat_tiles
-
-# In the orders of runner.cpp.
-OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
-OPERATIONS += ["plan", "plan_gather", "plan_attention"]
-OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
-OPERATIONS += ["group_gradients"]
-ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_by_pair", "bfloat16_pair"]
-ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
-ARRAYS += ["x", "bias", "residual", "lhs", "rhs"]
-DTYPES = ["float32", "float16", "bfloat16"]
-# Modes of floats: the numbers of Mode in format.h, and of Dtype in dtype.h.
-FLOAT_MODES = {"mxfp4": (2, 3), "nvfp4": (3, 4), "mxfp8": (4, 3)}
-CACHE = ROOT / "build" / "cpu-aarch64"
-ARM_TARGET = ["-target", "aarch64-linux-musl"]
-# clang takes 53 s of processor time for a file of kernels with -O1, and 5 s with -O0
-# (one core of an Intel Xeon). Without optimisation zig adds checks that have a library.
-ARM_OPTIMISATION = ["-O1"] if FULL else ["-O0", "-fno-sanitize=all"]
-# Options by file, as in cmake/cpu.cmake.
-ARM_FLAGS = {
-    "kernels_neon_dotprod": ["-mcpu=generic+v8_2a+dotprod"],
-    "kernels_neon_i8mm": ["-mcpu=generic+v8_2a+dotprod+i8mm"],
-}
-ARM_SOURCES = [
-    *(
-        path
-        for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
-        if "_avx" not in path.stem and "_amx" not in path.stem
-    ),
-    ROOT / "csrc" / "core" / "cpu_planner.cpp",
-    ROOT / "tests" / "cpu" / "runner.cpp",
-]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """CpuProfile of csrc/core/cpu_plan.h."""
-
-    threads: int
-    few_rows: int
-    tile_rows: int
-    packed_rows: int = 3
-    packed_int8_rows: int = 32
-    packed_int16_rows: int = 32
-    int16: bool = False
-    bfloat16: bool = False
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """CpuKernelPlan of csrc/core/cpu_plan.h."""
-
-    activations: int  # an index of ACTIVATIONS
-    few_rows: int
-    whole_rows: int
-    packed_rows: int
-    prepared_rows: int
-
-
-@dataclass(frozen=True)
-class Plan(KernelPlan):
-    """CpuPlan, and two facts about the candidates for the same problem."""
-
-    block_rows: int
-    columns: int
-    depth: int
-    all_supported: bool
-    is_first: bool
-
-
-@dataclass(frozen=True)
-class GatherPlan(KernelPlan):
-    """CpuGatherPlan, and the columns in a chunk of a wave."""
-
-    block_rows: int
-    wave_rows: int
-    chunks: int
-    columns: int
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """CpuAttentionPlan of csrc/core/cpu_plan.h."""
-
-    positions: int
-    blocks: int
-    split_keys: int
-    splits: int
-    chunks: int
-    parallel: bool
-    few_queries: int
-
-
-@dataclass(frozen=True)
-class Types:
-    """The types of x and the result, and of scales and biases."""
-
-    dtype: str
-    scale_dtype: str
 
 
 class Runner:
@@ -190,13 +82,20 @@ class Runner:
         Float32 activations become integers only if asked for.
         """
         size, M, _ = x.shape
-        flags = (symmetric, transpose, packed, invariant)
-        allowed = 2 if int8 else int(int16)
-        form = self._form("matmul", w, types, M, batch, allowed, *flags)
-        N, K = _shape(w)
-        shape = (size, M, N if transpose else K)
+        asked = request(
+            "matmul",
+            types.dtype,
+            activations=allowed(int8, int16),
+            M=M,
+            **batched(*batch),
+            **form_of(w, types, symmetric),
+            transpose=transpose,
+            packed=packed,
+            invariant=invariant,
+        )
+        shape = (size, M, asked.N if transpose else asked.K)
         arrays = {"x": x, "bias": bias, "residual": residual}
-        return self._ask(form, {"": w}, arrays, types, shape)
+        return self._multiply(asked, {"": w}, arrays, types, shape)
 
     def swiglu(
         self,
@@ -211,10 +110,17 @@ class Runner:
     ) -> np.ndarray:
         """Return silu(x @ gate) * (x @ up), x [size, M, K], gate [count, N, K]."""
         size, M, _ = x.shape
-        allowed = 2 * int(int8)
-        form = self._form("swiglu", gate, types, M, batch, allowed, packed=packed)
+        asked = request(
+            "swiglu",
+            types.dtype,
+            activations=allowed(int8),
+            M=M,
+            **batched(*batch),
+            **form_of(gate, types),
+            packed=packed,
+        )
         weights = {"": gate, "up_": up}
-        return self._ask(form, weights, {"x": x}, types, (size, M, _shape(gate)[0]))
+        return self._multiply(asked, weights, {"x": x}, types, (size, M, asked.N))
 
     def gather(
         self,
@@ -232,15 +138,20 @@ class Runner:
     ) -> np.ndarray:
         """Return x[lhs] times w[rhs], or SwiGLU of w and up: [B, M, N or K]."""
         rows, M, _ = x.shape
-        batch = (len(lhs), len(w.words), rows)
-        kind = "gather" if up is None else "gather_swiglu"
-        flags = (symmetric, transpose, packed)
-        form = self._form(kind, w, types, M, batch, 2 * int(int8), *flags)
-        N, K = _shape(w)
+        asked = request(
+            "gather" if up is None else "gather_swiglu",
+            types.dtype,
+            activations=allowed(int8),
+            M=M,
+            **batched(len(lhs), len(w.words), rows),
+            **form_of(w, types, symmetric),
+            transpose=transpose,
+            packed=packed,
+        )
         weights = {"": w} if up is None else {"": w, "up_": up}
         arrays = {"x": x, "lhs": lhs, "rhs": rhs}
-        shape = (len(lhs), M, N if transpose else K)
-        return self._ask(form, weights, arrays, types, shape)
+        shape = (len(lhs), M, asked.N if transpose else asked.K)
+        return self._multiply(asked, weights, arrays, types, shape)
 
     def group_gradients(
         self,
@@ -262,23 +173,28 @@ class Runner:
             transpose, batch: Those of the product.
             indices: lhs and rhs.
         """
-        data = dict.fromkeys(ARRAYS, b"")
+        data = {"w": np.ascontiguousarray(w.words).tobytes()}
         if indices is not None:
             batch = (len(indices[0]), len(w.words), len(x))
             data["lhs"], data["rhs"] = (a.tobytes() for a in indices)
-        M = x.shape[-2]
-        form = self._form("group_gradients", w, types, M, batch, transpose=transpose)
-        data["w"] = np.ascontiguousarray(w.words).tobytes()
         for name, a in (("x", x), ("residual", dy)):
             data[name] = numbers.encode(a, types.dtype).tobytes()
+        asked = request(
+            "group_gradients",
+            types.dtype,
+            M=x.shape[-2],
+            **batched(*batch),
+            **form_of(w, types),
+            transpose=transpose,
+        )
         shape = (2, *w.scales.shape)
-        answer = self._exchange(form, data, 4 * int(np.prod(shape)))
+        answer = self.ask(asked, data, 4 * int(np.prod(shape)))
         return np.frombuffer(answer, np.float32).reshape(shape)
 
     def dequantize(self, w: Weights | FloatWeights, types: Types) -> np.ndarray:
         """Return w_hat [N, K] of w [N, K]."""
-        form = self._form("dequantize", w, types, 1, (1, 1, 1))
-        return self._ask(form, {"": w}, {}, types, _shape(w))
+        asked = request("dequantize", types.dtype, **form_of(w, types))
+        return self._multiply(asked, {"": w}, {}, types, (asked.N, asked.K))
 
     def layer(self, name: str, dtype: str, x: np.ndarray, *more: np.ndarray):
         """Return the result of a layer between the products.
@@ -291,16 +207,11 @@ class Runner:
         """
         *heads, M, K = x.shape
         N = more[0].shape[-2] if name == "attention" else 1
-        code = DTYPES.index(dtype)
-        form = [OPERATIONS.index(name), 0, M, N, K, *(heads or [1]), 1, 1]
-        form += [code, code, 4, 32, 0, 0, 0, 0]
-        data = dict.fromkeys(ARRAYS, b"")
-        for role, a in zip(("x", "bias", "residual"), (x, *more), strict=False):
-            data[role] = numbers.encode(a, dtype).tobytes()
+        sizes = {"M": M, "N": N, "K": K, "batch_size": (heads or [1])[0]}
+        asked = request(name, dtype, **sizes)
         shape = {"log_sum_exp": (M,), "attention": (M, *heads, K)}.get(name, x.shape)
-        stored = numbers.STORAGE[dtype]
-        answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
-        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), dtype)
+        arrays = dict(zip(("x", "bias", "residual"), (x, *more), strict=False))
+        return self._answer(asked, _encoded(arrays, dtype), dtype, shape)
 
     def attention(
         self, q: np.ndarray, keys: Weights, values: Weights, types: Types
@@ -314,119 +225,40 @@ class Runner:
             types: Types of the queries and of scales and biases.
         """
         heads, M, K = q.shape
-        form = self._form("attention", keys, types, M, (heads, 1, 1))
+        asked = request(
+            "attention", types.dtype, M=M, batch_size=heads, **form_of(keys, types)
+        )
         weights = {"": keys, "up_": values}
-        return self._ask(form, weights, {"x": q}, types, (M, heads, K))
+        return self._multiply(asked, weights, {"x": q}, types, (M, heads, K))
 
-    def plan(
-        self,
-        M: int,
-        N: int,
-        K: int,
-        cpu: Profile,
-        *,
-        transpose: bool,
-        int8: bool,
-        dtype: str = "float32",
-        bits: int = 4,
-        mode: int = 0,
-        invariant: bool = False,
-    ) -> Plan:
-        """Return the plan of x [M, K or N] times w [N, K]."""
-        flags = {"transpose": transpose, "int8": int8, "dtype": dtype, "bits": bits}
-        flags |= {"mode": mode, "invariant": invariant}
-        return Plan(*self._plan("plan", Plan, (M, N, K), cpu, **flags))
-
-    def plan_gather(
-        self,
-        B: int,
-        shape: tuple[int, int, int],
-        cpu: Profile,
-        wave: tuple[int, int, int, int],
-        *,
-        transpose: bool,
-        int8: bool,
-        dtype: str = "float32",
-    ) -> GatherPlan:
-        """Return the plan of B products of M rows; `shape` is (M, N, K).
+    def ask(self, asked: Request, data: dict[str, bytes], out: int) -> bytes:
+        """Send a request and return its result of `out` bytes.
 
         Args:
-            wave: Groups, rows, rows of the largest group, matrices of sums.
+            asked: The request.
+            data: Arrays by their names in ARRAYS; those that it lacks are empty.
+            out: The size of the result.
         """
-        flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
-        return GatherPlan(
-            *self._plan("plan_gather", GatherPlan, shape, cpu, wave, B, **flags)
-        )
+        arrays = [data.get(name, b"") for name in ARRAYS]
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        sizes = [*map(len, arrays), out]
+        stdin.write(asked.head(sizes) + b"".join(arrays))
+        stdin.flush()
+        answer = stdout.read(out)
+        assert len(answer) == out, "the backend ended"
+        return answer
 
-    def plan_attention(self, shape: tuple[int, ...], cpu: Profile) -> AttentionPlan:
-        """Return the plan of an AttentionShape."""
-        return AttentionPlan(
-            *self._plan("plan_attention", AttentionPlan, (1, 1, 32), cpu, shape)
-        )
-
-    def _plan(
+    def _multiply(
         self,
-        kind: str,
-        result: type,
-        shape: tuple[int, int, int],
-        cpu: Profile,
-        more: tuple[int, ...] = (),
-        B: int = 1,
-        *,
-        transpose: bool = True,
-        int8: bool = False,
-        dtype: str = "float32",
-        bits: int = 4,
-        mode: int = 0,
-        invariant: bool = False,
-    ) -> list[int]:
-        form = [OPERATIONS.index(kind), 2 * int(int8), *shape, B, 1, 1]
-        form += [DTYPES.index(dtype), 0, bits, 32, mode, int(transpose), 0]
-        form += [int(invariant)]
-        data = dict.fromkeys(ARRAYS, b"")
-        data["lhs"] = np.array(astuple(cpu), np.int32).tobytes()
-        data["rhs"] = np.array(more, np.int32).tobytes()
-        answer = self._exchange(form, data, 4 * len(fields(result)))
-        return np.frombuffer(answer, np.int32).tolist()
-
-    @staticmethod
-    def _form(
-        kind: str,
-        w: Weights | FloatWeights,
-        types: Types,
-        M: int,
-        batch: tuple[int, int, int],
-        allowed: int = 0,  # an index of ACTIVATIONS
-        symmetric: bool = False,
-        transpose: bool = True,
-        packed: bool = False,
-        invariant: bool = False,
-    ) -> list[int]:
-        dtypes = [DTYPES.index(types.dtype), DTYPES.index(types.scale_dtype)]
-        mode = int(symmetric)
-        if isinstance(w, FloatWeights):
-            mode, dtypes[1] = FLOAT_MODES[w.mode]
-        flags = [mode, int(transpose), int(packed), int(invariant)]
-        form = [w.bits, w.group_size, *flags]
-        return [
-            OPERATIONS.index(kind),
-            allowed,
-            M,
-            *_shape(w),
-            *batch,
-            *dtypes,
-            *form,
-        ]
-
-    def _ask(
-        self,
-        form: list[int],
-        weights: dict[str, Any],
+        asked: Request,
+        weights: dict[str, Weights | FloatWeights],
         values: dict[str, np.ndarray | None],
         types: Types,
         shape: tuple[int, ...],
     ) -> np.ndarray:
-        data = dict.fromkeys(ARRAYS, b"")
+        """Return the result for weights by their prefixes in ARRAYS, and values."""
+        data = _encoded(values, types.dtype)
         for prefix, w in weights.items():
             data[f"{prefix}w"] = np.ascontiguousarray(w.words).tobytes()
             if isinstance(w, FloatWeights):
@@ -435,80 +267,26 @@ class Runner:
             for name, a in (("scales", w.scales), ("biases", w.biases)):
                 encoded = numbers.encode(a, types.scale_dtype)
                 data[f"{prefix}{name}"] = encoded.tobytes()
-        for name, a in values.items():
-            if a is not None:
-                index = np.issubdtype(a.dtype, np.integer)
-                stored = a if index else numbers.encode(a, types.dtype)
-                data[name] = stored.tobytes()
-        stored = numbers.STORAGE[types.dtype]
-        answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
-        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), types.dtype)
+        return self._answer(asked, data, types.dtype, shape)
 
-    def _exchange(self, form: list[int], data: dict[str, bytes], out: int) -> bytes:
-        """Send a request and return its result of `out` bytes."""
-        sizes = [*(len(data[name]) for name in ARRAYS), out]
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        header = struct.pack(f"{len(form) + len(sizes)}i", *form, *sizes)
-        stdin.write(header + b"".join(data.values()))
-        stdin.flush()
-        answer = stdout.read(out)
-        assert len(answer) == out, "the backend ended"
-        return answer
+    def _answer(
+        self,
+        asked: Request,
+        data: dict[str, bytes],
+        dtype: str,
+        shape: tuple[int, ...],
+    ) -> np.ndarray:
+        stored = numbers.STORAGE[dtype]
+        answer = self.ask(asked, data, int(np.prod(shape)) * stored.itemsize)
+        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), dtype)
 
 
-def _shape(w: Weights | FloatWeights) -> tuple[int, int]:
-    """Return N and K."""
-    return w.scales.shape[-2], w.scales.shape[-1] * w.group_size
-
-
-def native() -> list[str] | None:
-    """Return the command of this machine's runner; None if it was not installed."""
-    if other := os.environ.get("NIBBLE_CPU_RUNNER"):
-        return [other]
-    from mlx_nibble import _native
-
-    if _native.ext is None or _native.ext.__file__ is None:
-        return None
-    path = Path(_native.ext.__file__).parents[1] / "cpu_runner"
-    return [str(path)] if path.exists() else None
-
-
-def qemu() -> str | None:
-    return shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-
-
-def arm(emulator: str) -> list[str]:
-    """Return the command of Arm's runner, and cross-compile it first if necessary."""
-    zig = toolchain.kernel_compiler()[0]
-    headers = [*(ROOT / "csrc").glob("c*/*.h")]
-    common = [toolchain.digest_files(headers), toolchain.versions()]
-    flags = [*ARM_TARGET, *ARM_OPTIMISATION, "-std=c++20", f"-I{ROOT}"]
-
-    def compile_one(source: Path) -> Path:
-        own = [*flags, *ARM_FLAGS.get(source.stem, [])]
-        key = toolchain.digest([*common, source.read_bytes(), *own])
-        compiled = CACHE / f"{source.stem}-{key}.o"
-        if not compiled.exists():
-            new = compiled.with_suffix(".new")
-            toolchain.run([zig, "c++", *own, "-c", source, "-o", new])
-            new.rename(compiled)
-        return compiled
-
-    with _locked():
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, sorted(ARM_SOURCES)))
-        program = CACHE / f"runner-{toolchain.digest(map(str, objects))}"
-        if not program.exists():
-            new = program.with_suffix(".new")
-            toolchain.run([zig, "c++", *ARM_TARGET, *objects, "-o", new])
-            new.rename(program)
-    return [emulator, "-cpu", "max", str(program)]
-
-
-@contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _encoded(arrays: dict[str, np.ndarray | None], dtype: str) -> dict[str, bytes]:
+    """Return the bytes of the arrays that are given; indices stay integers."""
+    return {
+        name: (
+            a if np.issubdtype(a.dtype, np.integer) else numbers.encode(a, dtype)
+        ).tobytes()
+        for name, a in arrays.items()
+        if a is not None
+    }

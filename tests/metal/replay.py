@@ -49,3 +49,13 @@ def execute(dispatch: Any) -> None:
     )
     for name in output_names:
         memory[name][:] = outcome.outputs[name]
+
+
+def recorded(recorder, compute):
+    """Evaluate the node that `compute` builds. Returns its output and dispatches."""
+    dispatches = []
+    recorder.set_executor(dispatches.append)
+    y = compute()
+    recorder.evaluate(y)
+    recorder.set_executor(None)
+    return y, dispatches

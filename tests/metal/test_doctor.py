@@ -63,6 +63,7 @@ def test_the_table_counts_verdicts(ext, monkeypatch):
 def test_common_checkpoints_need_tens_of_kernels(recorder):
     some = [k for k in recorder.kernels() if common(k)]
     assert 20 <= len(some) < 110
+    assert not any("gradient" in kernel for kernel in some)
     # Those that one row, several rows, prompts and experts lead to.
     for family in ("qmv", "qmv_multi", "qmm_skinny", "qmm", "qmm_splitk", "swiglu"):
         assert any(k.startswith(f"{family}_bf16_bf16_b4_g64") for k in some), family

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from mlx_nibble.formats import BITS, FLOAT_MODES, GROUP_SIZES, MODES
 from mlx_nibble.numerics import UNIT_ROUNDOFF
-from tests.cpu import runner
-from tests.cpu.runner import Runner, Types
+from tests.cpu import programs
+from tests.cpu.request import DTYPES, Types
+from tests.cpu.runner import Runner
 from tests.simt import numbers
 from tests.support import oracle, tolerance
 
 X86 = ["scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "amx"]
 ARM = ["neon", "neon_dotprod", "neon_i8mm"]
 
-DTYPE = st.sampled_from(runner.DTYPES)
+DTYPE = st.sampled_from(DTYPES)
 # Bits and group size of the affine modes, or the name of a mode of floats.
 AFFINE = st.tuples(st.sampled_from(BITS), st.sampled_from(GROUP_SIZES))
 FORMAT = st.one_of(AFFINE, st.sampled_from(FLOAT_MODES))
@@ -41,11 +42,11 @@ GATHERED = st.tuples(
 @functools.cache
 def start(isa: str) -> Runner:
     if isa in ARM:
-        emulator = runner.qemu()
+        emulator = programs.qemu()
         if emulator is None:
             pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user)")
-        return Runner(runner.arm(emulator), isa)
-    command = runner.native()
+        return Runner(programs.arm(emulator), isa)
+    command = programs.native()
     if command is None:
         pytest.skip("only an editable installation has the CPU runner")
     if isa not in Runner(command).isas:

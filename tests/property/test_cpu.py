@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_nibble.formats import FLOAT_MODES, MODES
-from tests.cpu import runner
-from tests.cpu.runner import Runner, Types
+from tests.cpu import programs
+from tests.cpu.request import DTYPES, Types
+from tests.cpu.runner import Runner
 from tests.property.cpu_cases import (
     ARM,
     BATCH,
@@ -335,7 +336,7 @@ def test_dequantize(backend, seed, fmt, types, N, groups):
 
 
 @pytest.mark.parametrize("mode", FLOAT_MODES)
-@pytest.mark.parametrize("dtype", runner.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_all_codes_and_all_scales_of_a_mode_of_floats(backend, mode, dtype):
     """The product of code and scale is exact in float32, and rounded once."""
     row = MODES[mode]
@@ -466,7 +467,7 @@ def test_relative_rms_at_4096(backend):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 @pytest.mark.parametrize(("asked", "expected"), [(None, 1), (1, 1), (3, 3)])
 def test_threads_are_as_many_as_asked_for_or_as_cpus_are_usable(asked, expected):
-    command = runner.native()
+    command = programs.native()
     if command is None:
         pytest.skip("only an editable installation has the CPU runner")
     one_cpu = (
@@ -490,7 +491,7 @@ def test_threads_are_as_many_as_asked_for_or_as_cpus_are_usable(asked, expected)
     ],
 )
 def test_environment_is_checked(monkeypatch, variable, value, message):
-    command = runner.native()
+    command = programs.native()
     if command is None:
         pytest.skip("only an editable installation has the CPU runner")
     monkeypatch.setenv(variable, value)

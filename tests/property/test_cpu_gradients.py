@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu import runner
-from tests.cpu.runner import Runner, Types
+from tests.cpu import programs
+from tests.cpu.request import Types
+from tests.cpu.runner import Runner
 from tests.property.cpu_cases import (
     AFFINE,
     ARM,
@@ -55,7 +56,7 @@ def test_gradients_of_scales_and_biases(
 
 
 def test_gradients_do_not_depend_on_the_threads():
-    command = runner.native()
+    command = programs.native()
     if command is None:
         pytest.skip("only an editable installation has the CPU runner")
     types = Types("bfloat16", "float16")

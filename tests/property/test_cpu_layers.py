@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlx_nibble import numerics
 from mlx_nibble.numerics import UNIT_ROUNDOFF
-from tests.cpu import runner
+from tests.cpu.request import DTYPES, Types
 from tests.property.test_cpu import X86, start
 from tests.simt import numbers
 from tests.support.oracle import Weights, pack
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 # One instruction set for each file of layers: cmake/cpu.cmake.
 SETS = [isa for isa in X86 if "vnni" not in isa] + ["neon"]
 BAD = [np.nan, np.inf, -np.inf]
-DTYPE = st.sampled_from(runner.DTYPES)
+DTYPE = st.sampled_from(DTYPES)
 SEED = st.integers(0, 2**32)
 # Edges of vectors, and more than a block of keys.
 WIDTH = st.sampled_from([1, 3, 4, 7, 8, 15, 16, 17, 31, 64, 65, 130])
@@ -117,7 +117,7 @@ def test_attention_over_codes_agrees_with_float64(
         return Weights(pack(codes, bits), scales, biases, bits, group_size)
 
     q, keys, values = draw(seed, dtype, heads, rows, width), stored(), stored()
-    types = runner.Types(dtype, scale_dtype)
+    types = Types(dtype, scale_dtype)
     got = backend.attention(q, keys, values, types)
     k, v = keys.dequantize(), values.dequantize()
     scores = np.sqrt(width) * abs(q).max() * keys.magnitude().max()

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cpu import runner
-from tests.cpu.runner import Profile, Runner
+from tests.cpu import plans, programs
+from tests.cpu.plans import Profile
+from tests.cpu.request import ACTIVATIONS, DTYPES, FLOAT_MODES, mode_form
+from tests.cpu.runner import Runner
 
 PARALLEL = 64 * 1024  # products that are worth a second thread
 PARALLEL_COLUMNS = 256 * 1024
@@ -18,6 +20,7 @@ MIN_ROWS, MIN_COLUMNS = 32, 256
 KEY_UNIT = 128
 FEW_FLOAT_ROWS = 2
 ONE_MATRIX = (1, 1, 1, 1)  # a wave
+BFLOAT16 = Profile(2, 24, 6, int16=True, bfloat16=True)
 
 PROFILE = st.builds(
     Profile,
@@ -30,7 +33,7 @@ PROFILE = st.builds(
     int16=st.booleans(),
     bfloat16=st.booleans(),
 )
-DTYPE = st.sampled_from(runner.DTYPES)
+DTYPE = st.sampled_from(DTYPES)
 ROWS = st.one_of(st.integers(1, 40), st.integers(1, 5000))
 SIZE = st.integers(1, 400).map(lambda n: 32 * n)
 SHAPE = st.tuples(ROWS, st.integers(1, 20000), SIZE)
@@ -38,7 +41,7 @@ SHAPE = st.tuples(ROWS, st.integers(1, 20000), SIZE)
 
 @functools.cache
 def backend() -> Runner:
-    command = runner.native()
+    command = programs.native()
     if command is None:
         pytest.skip("only an editable installation has the CPU runner")
     return Runner(command)
@@ -62,50 +65,62 @@ def test_a_plan_is_valid_and_first_among_the_candidates(
 ):
     M, N, K = shape
     flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
-    p = backend().plan(M, N, K, cpu, **flags)
+    p = plans.plan(backend(), M, N, K, cpu, **flags)
     assert p.all_supported
     assert p.is_first
     expected = activations(cpu, transpose, int8, dtype)
-    assert runner.ACTIVATIONS[p.activations] == expected
+    assert ACTIVATIONS[p.activations] == expected
     assert p.few_rows == cpu.few_rows
     assert p.columns % (MIN_ROWS if transpose else MIN_COLUMNS) == 0
     assert p.block_rows == min(M, BLOCK_ROWS)
     assert 1 <= p.prepared_rows <= p.block_rows
 
 
+def activations_of_floats(mode: str, rows: int, int8: bool, invariant: bool) -> str:
+    """Return what a CPU with tiles of bfloat16 makes of float16 activations."""
+    if mode != "mxfp8" and rows <= FEW_FLOAT_ROWS and not invariant:
+        return "int8" if int8 else "int16"
+    return "bfloat16" if int8 else "bfloat16_pair"
+
+
 @given(
     rows=st.integers(1, 40),
-    mode=st.sampled_from(sorted(runner.FLOAT_MODES)),
+    mode=st.sampled_from(sorted(FLOAT_MODES)),
     int8=st.booleans(),
     invariant=st.booleans(),
 )
 def test_few_rows_of_small_floats_are_integers_unless_rows_must_agree(
     rows, mode, int8, invariant
 ):
-    number, _ = runner.FLOAT_MODES[mode]
-    cpu = Profile(2, 24, 6, int16=True, bfloat16=True)
-    p = backend().plan(
-        rows,
-        64,
-        128,
-        cpu,
-        transpose=True,
-        int8=int8,
-        dtype="float16",
-        bits=8 if mode == "mxfp8" else 4,
-        mode=number,
-        invariant=invariant,
-    )
-    integers = mode != "mxfp8" and rows <= FEW_FLOAT_ROWS and not invariant
-    expected = ("int8" if int8 else "int16") if integers else "bfloat16"
-    expected += "_pair" if not integers and not int8 else ""
-    assert runner.ACTIVATIONS[p.activations] == expected
+    form = {"transpose": True, "int8": int8, "dtype": "float16"}
+    form |= {"invariant": invariant} | mode_form(mode)
+    p = plans.plan(backend(), rows, 64, 128, BFLOAT16, **form)
+    expected = activations_of_floats(mode, rows, int8, invariant)
+    assert ACTIVATIONS[p.activations] == expected
+
+
+@given(
+    B=st.integers(1, 300),
+    M=st.sampled_from([1, 1, 2, 5]),
+    experts=st.integers(1, 130),
+    mode=st.sampled_from(sorted(FLOAT_MODES)),
+    int8=st.booleans(),
+    invariant=st.booleans(),
+)
+def test_the_rows_of_an_expert_on_average_decide_about_integers(
+    B, M, experts, mode, int8, invariant
+):
+    form = {"transpose": True, "int8": int8, "dtype": "float16"}
+    form |= {"invariant": invariant, "experts": experts} | mode_form(mode)
+    p = plans.plan_gather(backend(), B, (M, 64, 128), BFLOAT16, ONE_MATRIX, **form)
+    expected = activations_of_floats(mode, B * M // experts, int8, invariant)
+    assert ACTIVATIONS[p.activations] == expected
 
 
 @given(shape=SHAPE, cpu=PROFILE, transpose=st.booleans())
 def test_chunks_keep_all_threads_busy_if_a_hand_over_pays(shape, cpu, transpose):
     M, N, K = shape
-    p = backend().plan(M, N, K, cpu, transpose=transpose, int8=False)
+    p = plans.plan(backend(), M, N, K, cpu, transpose=transpose, int8=False)
     out = N if transpose else K
     unit = MIN_ROWS if transpose else MIN_COLUMNS
     ranges = chunks(out, p.columns)
@@ -121,8 +136,8 @@ def test_chunks_keep_all_threads_busy_if_a_hand_over_pays(shape, cpu, transpose)
 def test_chunks_never_grow_with_rows(shape, cpu, transpose, int8):
     M, N, K = shape
     flags = {"transpose": transpose, "int8": int8}
-    one = backend().plan(M, N, K, cpu, **flags)
-    more = backend().plan(M + 1, N, K, cpu, **flags)
+    one = plans.plan(backend(), M, N, K, cpu, **flags)
+    more = plans.plan(backend(), M + 1, N, K, cpu, **flags)
     assert more.columns <= one.columns
     assert more.whole_rows == one.whole_rows
     assert more.packed_rows == one.packed_rows
@@ -138,7 +153,7 @@ def test_chunks_never_grow_with_rows(shape, cpu, transpose, int8):
 def test_the_depth_of_chunks_depends_on_the_weights_alone(rows, N, K, cpus, int8):
     """It has a part in the bits of a result."""
     depths = {
-        backend().plan(M, N, K, cpu, transpose=True, int8=int8).depth
+        plans.plan(backend(), M, N, K, cpu, transpose=True, int8=int8).depth
         for M, cpu in zip(rows, cpus, strict=True)
     }
     assert depths == {2048 if N <= 64 and K >= 4096 else K}
@@ -151,7 +166,9 @@ def test_the_depth_of_chunks_depends_on_the_weights_alone(rows, N, K, cpus, int8
 def test_each_width_has_its_limit_of_the_packed_layout(int8, dtype, packed_rows):
     limits = {"packed_rows": 8, "packed_int8_rows": 6, "packed_int16_rows": 4}
     cpu = Profile(2, 24, 6, **limits, int16=True)
-    p = backend().plan(1, 4096, 4096, cpu, transpose=True, int8=int8, dtype=dtype)
+    p = plans.plan(
+        backend(), 1, 4096, 4096, cpu, transpose=True, int8=int8, dtype=dtype
+    )
     assert p.packed_rows == packed_rows
 
 
@@ -162,14 +179,14 @@ def test_each_width_has_its_limit_of_the_packed_layout(int8, dtype, packed_rows)
 def test_codes_that_are_decoded_slowly_are_decoded_once(bits, few_rows, packed_rows):
     cpu = Profile(2, 24, 6)
     form = {"transpose": True, "int8": False, "bits": bits}
-    p = backend().plan(1, 4096, 4096, cpu, **form)
+    p = plans.plan(backend(), 1, 4096, 4096, cpu, **form)
     assert (p.few_rows, p.packed_rows) == (few_rows, packed_rows)
 
 
 @given(shape=SHAPE, cpu=PROFILE)
 def test_rows_are_read_whole_while_x_fits_the_first_level_cache(shape, cpu):
     M, N, K = shape
-    p = backend().plan(M, N, K, cpu, transpose=True, int8=False)
+    p = plans.plan(backend(), M, N, K, cpu, transpose=True, int8=False)
     assert (p.whole_rows >= M) == (4 * M * K <= 32 * 1024)
 
 
@@ -184,7 +201,7 @@ def test_rows_are_read_whole_while_x_fits_the_first_level_cache(shape, cpu):
     ],
 )
 def test_columns_of_known_shapes_on_two_threads(shape, columns):
-    p = backend().plan(*shape, Profile(2, 24, 6), transpose=True, int8=False)
+    p = plans.plan(backend(), *shape, Profile(2, 24, 6), transpose=True, int8=False)
     assert p.columns == columns
 
 
@@ -206,9 +223,9 @@ def test_gathered_products(
     rows = largest + groups - 1
     wave = (groups, rows, largest, matrices)
     flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
-    p = backend().plan_gather(B, shape, cpu, wave, **flags)
+    p = plans.plan_gather(backend(), B, shape, cpu, wave, **flags)
     expected = activations(cpu, transpose, int8, dtype)
-    assert runner.ACTIVATIONS[p.activations] == expected
+    assert ACTIVATIONS[p.activations] == expected
     assert p.block_rows == BLOCK_ROWS
     # A wave has room for every group, so that waves come to an end.
     assert p.wave_rows == min(B * M, WAVE_ROWS)
@@ -243,7 +260,7 @@ def attention_shape(case) -> tuple[int, ...]:
 @given(case=ATTENTION, cpu=PROFILE)
 def test_attention_covers_all_positions_and_keys_once(case, cpu):
     B, (heads, kv_heads), L, S, _, invariant = case
-    p = backend().plan_attention(attention_shape(case), cpu)
+    p = plans.plan_attention(backend(), attention_shape(case), cpu)
     assert len(chunks(L, p.positions)) == p.blocks
     assert len(chunks(S, p.split_keys)) == p.splits
     assert p.chunks == B * kv_heads * p.blocks * p.splits
@@ -260,5 +277,5 @@ def test_attention_covers_all_positions_and_keys_once(case, cpu):
 @given(case=ATTENTION, cpu=PROFILE)
 def test_attention_runs_on_one_thread_below_the_threshold(case, cpu):
     B, (heads, _), L, S, D, _ = case
-    p = backend().plan_attention(attention_shape(case), cpu)
+    p = plans.plan_attention(backend(), attention_shape(case), cpu)
     assert p.parallel == (B * heads * L * S * 2 * D >= PARALLEL)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mlx_nibble import floats
 from mlx_nibble.formats import FLOAT_MODES, MODES
 from mlx_nibble.numerics import UNIT_ROUNDOFF
-from tests.cpu.runner import Runner, Types
+from tests.cpu.request import Types
+from tests.cpu.runner import Runner
 from tests.property.cpu_cases import COLUMNS, make, start
 from tests.simt import numbers
 from tests.support import oracle, tolerance

@@ -15,8 +15,14 @@ PROMPT = mx.arange(1, 6)[None]
 TOKENS = [int(t) for t in (7, 30, 101, 7, 55)]
 
 
-def accelerated(family: str = "llama", repack: bool = True, **changes) -> Any:
+def accelerated(
+    family: str = "llama",
+    repack: bool = True,
+    dtype: mx.Dtype = mx.float32,
+    **changes,
+) -> Any:
     model = tiny_models.build(family, **changes)
+    model.set_dtype(dtype)
     nn.quantize(model, group_size=32, bits=4)
     mx.eval(model.parameters())
     mlx_nibble.accelerate(model, tuned=False, repack=repack)

@@ -16,6 +16,8 @@ constexpr size_t kMostKept = 64;
 
 using Key = std::pair<std::vector<int>, std::vector<int>>;
 
+// Computed here and not by MLX: to evaluate a broadcast of arange would wait
+// for all work that the stream has.
 std::vector<uint32_t> values(const mx::Shape& batch, const mx::Shape& shape) {
   // Strides of the batch in `shape`, to which it is broadcast.
   std::vector<size_t> strides(shape.size(), 0);

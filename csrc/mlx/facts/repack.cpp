@@ -81,11 +81,16 @@ std::optional<cpu::PackedForm> form_of(const ops::QuantizedArrays& arrays,
                                                           : std::nullopt;
 }
 
+// The bytes of matrices of this form.
+size_t bytes_of(const mx::array& w, const cpu::PackedForm& form) {
+  return count_of(w) * cpu::Packed::bytes(form);
+}
+
 }  // namespace
 
 size_t bytes_of(const ops::QuantizedArrays& arrays, const QuantFormat& format) {
   auto form = form_of(arrays, format);
-  return form ? count_of(arrays.w) * cpu::Packed::bytes(*form) : 0;
+  return form ? bytes_of(arrays.w, *form) : 0;
 }
 
 std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
@@ -99,7 +104,7 @@ std::shared_ptr<const Stored> store(const ops::QuantizedArrays& arrays,
   }
   mx::eval({w, scales, biases});
   bridge::RowContiguous codes(w), s(scales), b(biases);
-  auto [memory, offset] = pool.take(bytes_of(arrays, format));
+  auto [memory, offset] = pool.take(bytes_of(w, *form));
   auto packed = std::make_shared<const cpu::Packed>(
       *form,
       static_cast<int>(count_of(w)),

@@ -39,14 +39,13 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   mx::Stream s = stream();
   const mx::array& x = inputs[0];
   auto number = [&](double v) { return mx::array(float(v), x.dtype()); };
-  auto times_sigmoid = [&](const mx::array& v, double factor) {
-    mx::array z = mx::multiply(number(factor), v, s);
+  auto times_sigmoid = [&](const mx::array& v, const mx::array& z) {
     return mx::multiply(v, mx::sigmoid(z, s), s);
   };
   mx::array y = x;
   switch (options_.kind) {
     case cpu::Activation::kSilu:
-      y = times_sigmoid(x, 1);
+      y = times_sigmoid(x, x);
       break;
     case cpu::Activation::kGelu: {
       mx::array e = mx::erf(mx::multiply(x, number(std::sqrt(0.5)), s), s);
@@ -59,11 +58,11 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
           mx::multiply(mx::square(x, s), number(0.044715), s), number(1), s);
       mx::array z = mx::multiply(
           mx::multiply(x, cubic, s), number(2 * std::sqrt(2 / M_PI)), s);
-      y = mx::multiply(x, mx::sigmoid(z, s), s);
+      y = times_sigmoid(x, z);
       break;
     }
     case cpu::Activation::kGeluSigmoid:
-      y = times_sigmoid(x, 1.702);
+      y = times_sigmoid(x, mx::multiply(number(1.702), x, s));
       break;
     case cpu::Activation::kReluSquared:
       y = mx::square(mx::maximum(x, number(0), s), s);
@@ -74,10 +73,12 @@ mx::array ActivationPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
     case cpu::Activation::kSigmoid:
       y = mx::sigmoid(x, s);
       break;
-    case cpu::Activation::kClipped:
-      y = times_sigmoid(mx::minimum(x, number(options_.limit), s),
-                        options_.alpha);
+    case cpu::Activation::kClipped: {
+      mx::array least = mx::minimum(x, number(options_.limit), s);
+      mx::array z = mx::multiply(number(options_.alpha), least, s);
+      y = times_sigmoid(least, z);
       break;
+    }
   }
   if (inputs.size() == 1) {
     return y;

@@ -51,28 +51,6 @@ mx::array RmsNormPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   return mx::fast::rms_norm(inputs[0], weight, options_, stream());
 }
 
-void SwigluPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
-                               std::vector<mx::array>& outputs) {
-  mx::array& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  cpu_task::dispatch(stream(),
-                     outputs,
-                     [dtype = *to_dtype(out.dtype()),
-                      gate = RowContiguous(inputs[0]),
-                      up = RowContiguous(inputs[1]),
-                      count = out.size(),
-                      y = out.data<void>()]() mutable {
-                       cpu::swiglu(dtype, gate.data(), up.data(), count, y);
-                     });
-}
-
-mx::array SwigluPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
-  const mx::array& gate = inputs[0];
-  return mx::multiply(mx::multiply(gate, mx::sigmoid(gate, stream()), stream()),
-                      inputs[1],
-                      stream());
-}
-
 void RopePrimitive::eval_cpu(const std::vector<mx::array>& inputs,
                              std::vector<mx::array>& outputs) {
   mx::array& out = outputs[0];

@@ -110,38 +110,26 @@ std::vector<mx::Shape> UnpackRows::output_shapes(
 
 namespace repack {
 
-size_t packed_bytes(const mx::array& w,
-                    const mx::array& scales,
-                    const std::optional<mx::array>& biases,
-                    int bits,
-                    int group_size,
-                    const std::string& mode) {
-  ops::QuantArgs args{group_size, bits, mode};
-  return args.is_ours() ? bytes_of({w, scales, biases}, args.format()) : 0;
+size_t packed_bytes(const ops::QuantizedArrays& matrix,
+                    const ops::QuantArgs& args) {
+  return args.is_ours() ? bytes_of(matrix, args.format()) : 0;
 }
 
-std::optional<Replacement> pack(const mx::array& w,
-                                const mx::array& scales,
-                                const std::optional<mx::array>& biases,
-                                int bits,
-                                int group_size,
-                                const std::string& mode,
+std::optional<Replacement> pack(const ops::QuantizedArrays& matrix,
+                                const ops::QuantArgs& args,
                                 PackedMemory& memory) {
-  ops::QuantArgs args{group_size, bits, mode};
-  auto matrix = args.is_ours()
-                    ? store({w, scales, biases}, args.format(), memory)
-                    : nullptr;
-  if (!matrix) {
+  auto stored = args.is_ours() ? store(matrix, args.format(), memory) : nullptr;
+  if (!stored) {
     return std::nullopt;
   }
   std::optional<mx::array> packed_biases;
-  if (matrix->biases) {
-    packed_biases = lazy(matrix, PackedPart::kBiases);
+  if (stored->biases) {
+    packed_biases = lazy(stored, PackedPart::kBiases);
   }
-  return Replacement{lazy(matrix, PackedPart::kCodes),
-                     lazy(matrix, PackedPart::kScales),
+  return Replacement{lazy(stored, PackedPart::kCodes),
+                     lazy(stored, PackedPart::kScales),
                      packed_biases,
-                     matrix->packed->bytes()};
+                     stored->packed->bytes()};
 }
 
 std::optional<mx::array> rows_of(const mx::array& a,

@@ -102,9 +102,9 @@ def pack(
     ext = _native.ext
     if ext is None:
         return None
-    form = (bits, group_size, mode)
-    memory = memory or ext.PackedMemory(ext.packed_bytes(w, scales, biases, *form))
-    packed = ext.pack(w, scales, biases, *form, memory)
+    matrix, form = (w, scales, biases), (bits, group_size, mode)
+    memory = memory or ext.PackedMemory(ext.packed_bytes(matrix, *form))
+    packed = ext.pack(matrix, *form, memory)
     if packed is None:
         return None
     lazy_w, lazy_scales, lazy_biases, nbytes = packed
@@ -135,7 +135,7 @@ def _memory(layers: list[Any]) -> Any:
         return None
     sizes = {
         _identity(m): _native.ext.packed_bytes(
-            *_arrays(m), m.bits, m.group_size, _mode(m)
+            _arrays(m), m.bits, m.group_size, _mode(m)
         )
         for m in layers
     }

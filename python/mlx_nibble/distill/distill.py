@@ -29,7 +29,8 @@ from mlx_nibble.distill.report import (
     layer_errors,
     layer_outputs,
 )
-from mlx_nibble.distill.targets import divergence, load_targets, make_targets
+from mlx_nibble.distill.targets import loss_of, make_targets
+from mlx_nibble.distill.text import Text, divided
 from mlx_nibble.distill.train import Trained, Trainer
 from mlx_nibble.distill.variables import (
     TrainedMatrix,
@@ -44,10 +45,7 @@ from mlx_nibble.io.folder import Reserved, filling, reserved
 from mlx_nibble.layerwise.matrices import natural, parameters
 from mlx_nibble.progress import Progress, Tell, silent, untold
 
-# The share of the batches that training never sees, and that say when it ends.
-_HELD_OUT = 1 / 8
 _TRAINED = Settings(repack=False)  # scales change in each step
-_MOST_HELD_OUT = 16  # batches: a measurement takes no longer than some steps
 
 
 def distill(
@@ -124,75 +122,67 @@ class Run:
         count = sum(a.size for a in parameters(self._original()).values())
         bits = mean_width(matrices)
         schedule = self.training.schedule(not lm.on_cpu(), bits, count)
-        tokens = calibration_batches(
-            self.calibration,
-            self.reference,
-            files[1].digest,
-            read_config(self.reference, "distill"),
-            self.progress,
-            self.trust,
-            schedule.batch_size,
-        )
-        held_out = max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(tokens))))
-        if len(tokens) <= held_out:
-            raise ValueError(
-                "[distill] at least two batches of text are required but there is "
-                f"{len(tokens)}: use a longer --calibration text or more --samples."
-            )
-        settings = _settings(files, tokens, schedule)
+        text = divided(self._tokens(files[1].digest, schedule))
+        settings = _settings(files, text.tokens, schedule)
         workspace = Workspace(place.path, settings, self.tell)
-        make_targets(self._original, tokens, workspace, self.progress)
-        # Held-out batches lie between the others, so they are of the same text.
-        step = len(tokens) // held_out
-        kept = list(range(step // 2, len(tokens), step))[:held_out]
-        seen = [i for i in range(len(tokens)) if i not in kept]
-
-        def loss_of(model: nn.Module) -> float:
-            found = [
-                divergence(model(tokens[i]), *load_targets(workspace, i)).mean()
-                for i in kept
-            ]
-            return float(np.mean(np.array(found)))
-
+        make_targets(self._original, text.tokens, workspace, self.progress)
         losses: list[float] = []
         if schedule.codes == "blocks":
-            losses.append(loss_of(quantized))
+            batches = [(i, text.tokens[i]) for i in text.kept]
+            found = [loss_of(quantized, b, workspace, i) for i, b in batches]
+            losses.append(float(np.mean(np.array(found))))
             blocks = self._blocks(matrices, schedule, workspace)
-            better = blocks.run(tokens)
+            better = blocks.run(text.tokens)
             arrays |= {_stored_name(k, arrays): v for k, v in better.items()}
             quantized.load_weights([*better.items()], strict=False)
             matrices = find_matrices(quantized)
         together = schedule.codes == "together"
         model, variables = self._student(quantized, matrices, together)
 
-        def use(values: Mapping[str, mx.array]) -> None:
-            model.update(tree_unflatten([*variables.parameters(values).items()]))
-
         def loss(values: Mapping[str, mx.array], index: int) -> mx.array:
-            use(values)
-            log_p, likeliest = load_targets(workspace, index)
-            return divergence(model(tokens[index]), log_p, likeliest).mean()
+            _use(model, variables, values)
+            return loss_of(model, text.tokens[index], workspace, index)
 
-        trainer = Trainer(variables.start, loss, seen, kept, schedule, workspace)
+        trainer = Trainer(
+            variables.start, loss, text.seen, text.kept, schedule, workspace
+        )
         trained = trainer.run(self.progress, self.tell)
-        sample = tokens[kept[0]]
+        losses += trained.losses
+        layers = self._layer_errors(model, variables, trained, text)
+        nbytes = self._write(place, config, arrays, variables, trained, files)
+        changes = variables.changes(trained.best)
+        return Distilled(
+            place.path, count, nbytes, losses, trained.steps, changes, layers
+        )
 
-        def outputs(values: Mapping[str, mx.array]) -> Outputs:
-            use(values)
+    def _tokens(self, digest: str, schedule: Schedule) -> list[mx.array]:
+        """Return the batches of the text; `digest` is that of the reference."""
+        return calibration_batches(
+            self.calibration,
+            self.reference,
+            digest,
+            read_config(self.reference, "distill"),
+            self.progress,
+            self.trust,
+            schedule.batch_size,
+        )
+
+    def _layer_errors(
+        self, model: nn.Module, variables: Variables, trained: Trained, text: Text
+    ) -> list[dict[str, Any]]:
+        """Return how far layers were off before and after, on a held-out batch."""
+        sample = text.tokens[text.kept[0]]
+
+        def outputs() -> Outputs:
+            _use(model, variables, trained.best)
             return layer_outputs(model, sample)
 
-        layers = layer_errors(
+        return layer_errors(
             layer_outputs(self._original(), sample),
             {
                 "start": lambda: layer_outputs(self._dense(self.start), sample),
-                "trained": lambda: outputs(trained.best),
+                "trained": outputs,
             },
-        )
-        nbytes = self._write(place, config, arrays, variables, trained, files)
-        changes = variables.changes(trained.best)
-        losses += trained.losses
-        return Distilled(
-            place.path, count, nbytes, losses, trained.steps, changes, layers
         )
 
     def _original(self) -> nn.Module:
@@ -253,6 +243,13 @@ class Run:
             for source in files:
                 source.require_unchanged()
         return nbytes
+
+
+def _use(
+    model: nn.Module, variables: Variables, values: Mapping[str, mx.array]
+) -> None:
+    """Give the model the parameters that these values of its variables mean."""
+    model.update(tree_unflatten([*variables.parameters(values).items()]))
 
 
 def _settings(

@@ -45,10 +45,23 @@ def make_targets(
     progress("Reading the original's predictions", len(batches), len(batches))
 
 
-def load_targets(workspace: Workspace, index: int) -> tuple[mx.array, mx.array]:
-    """Return log-probabilities and tokens `[B, L, k]` of a batch."""
+def loss_of(
+    model: Callable[[mx.array], mx.array],
+    batch: mx.array,
+    workspace: Workspace,
+    index: int,
+) -> mx.array:
+    """Return the mean divergence of a model from the original, in nats a token.
+
+    Args:
+        model: Function of tokens that returns logits.
+        batch: Tokens `[B, L]`.
+        workspace: The folder with the original's predictions.
+        index: The number of the batch.
+    """
     kept = workspace.load_part(_name(index))
-    return kept["log_p"].astype(mx.float32), kept["tokens"]
+    log_p = kept["log_p"].astype(mx.float32)
+    return divergence(model(batch), log_p, kept["tokens"]).mean()
 
 
 def divergence(logits: mx.array, log_p: mx.array, tokens: mx.array) -> mx.array:

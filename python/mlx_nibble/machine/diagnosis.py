@@ -27,7 +27,7 @@ _DTYPES = {name.replace("loat", ""): dtype for name, dtype in ops.DTYPES.items()
 _COMMON = {"b4_g64": ("f16", "bf16"), "b8_g64": ("bf16",)}
 # Families of the backward pass, and of tiles of float16, which a caller asks for.
 _UNCOMMON = ("qmm_half", "qvm", "qmm_n", "gather_qvm", "gather_qmm_n")
-_UNCOMMON += ("gather_sorted_qmm_n",)
+_UNCOMMON += ("gather_sorted_qmm_n", "group_gradient", "gather_group_gradient")
 
 # Kernels of one library. Reading their common text costs Metal's compiler more than
 # another kernel does; a library is compiled whole before its first trial.

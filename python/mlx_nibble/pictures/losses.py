@@ -42,13 +42,6 @@ def loss_against_size(points: Sequence[Point]) -> Figure:
     )
 
 
-def loss_against_time(points: Sequence[Point], seconds: Sequence[float]) -> Figure:
-    """Draw the KL divergence of each model over the time that it took to make."""
-    figure = _scattered(points, seconds, "Loss over time", "seconds")
-    figure.axes[0].set_xscale("log")
-    return figure
-
-
 def _scattered(
     points: Sequence[Point], places: Sequence[float], title: str, label: str
 ) -> Figure:

@@ -72,17 +72,6 @@ def symmetric(weight: np.ndarray, form: Format) -> Quantized:
     return nearest(w, scale, -half * scale, form)
 
 
-def per_row(weight: np.ndarray, bits: int) -> Quantized:
-    """Apply min-max with one scale and bias for each output, for comparison."""
-    return _minmax_over(weight, bits, weight.min(-1), weight.max(-1))
-
-
-def per_tensor(weight: np.ndarray, bits: int) -> Quantized:
-    """Apply min-max with one scale and bias for the matrix, for comparison."""
-    rows = np.ones(weight.shape[:-1], np.float32)
-    return _minmax_over(weight, bits, rows * weight.min(), rows * weight.max())
-
-
 def nearest(
     groups: np.ndarray, scale: np.ndarray, bias: np.ndarray, form: Format
 ) -> Quantized:
@@ -109,12 +98,3 @@ def _quantized(
         round_to(bias[..., 0], form.scale_dtype),
         form.bits,
     )
-
-
-def _minmax_over(
-    weight: np.ndarray, bits: int, lo: np.ndarray, hi: np.ndarray
-) -> Quantized:
-    levels = 2**bits - 1
-    scale = np.maximum((hi - lo) / np.float32(levels), _EPS)[..., None]
-    codes = np.clip(np.rint((weight - lo[..., None]) / scale), 0, levels)
-    return Quantized(codes.astype(np.uint8), scale, lo[..., None], bits)

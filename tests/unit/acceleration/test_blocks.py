@@ -50,10 +50,7 @@ def test_every_family_decodes_as_its_code_does(family):
 
 
 def test_a_model_of_30_layers_needs_at_most_70_nodes():
-    model = tiny_models.build("llama", num_hidden_layers=30)
-    nn.quantize(model, group_size=32, bits=4)
-    mx.eval(model.parameters())
-    mlx_nibble.accelerate(model, tuned=False)
+    model = accelerated(num_hidden_layers=30)
     cache = prefilled(model)
     y = step(model, cache)[:, -1, :]
     token = mx.argmax(y - mx.logsumexp(y, keepdims=True), axis=-1)
@@ -62,15 +59,7 @@ def test_a_model_of_30_layers_needs_at_most_70_nodes():
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_activations_of_16_bits(dtype):
-    models: list[Any] = []
-    for _ in range(2):
-        model = tiny_models.build("llama")
-        model.set_dtype(dtype)
-        nn.quantize(model, group_size=32, bits=4)
-        mx.eval(model.parameters())
-        mlx_nibble.accelerate(model, tuned=False)
-        models.append(model)
-    model, plain = models[0], by_code(models[1])
+    model, plain = accelerated(dtype=dtype), by_code(accelerated(dtype=dtype))
     cache, other = prefilled(model), prefilled(plain)
     for token in TOKENS:
         y, expected = step(model, cache, token), step(plain, other, token)

@@ -12,9 +12,7 @@ import pytest
 from mlx_lm.models import cache as caches
 from mlx_lm.models import plamo3
 
-import mlx_nibble
 from mlx_nibble.acceleration.reach import Reach, Untrusted
-from tests.support import tiny_models
 from tests.support.blocks import (
     PROMPT,
     TOKENS,
@@ -195,15 +193,7 @@ def test_a_block_at_the_address_of_another_is_recorded():
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_a_block_whose_code_runs_before_a_recorded_one(dtype):
-    models: list[Any] = []
-    for _ in range(2):
-        model = tiny_models.build("llama")
-        model.set_dtype(dtype)
-        nn.quantize(model, group_size=32, bits=4)
-        mx.eval(model.parameters())
-        mlx_nibble.accelerate(model, tuned=False)
-        models.append(model)
-    model, plain = models[0], by_code(models[1])
+    model, plain = accelerated(dtype=dtype), by_code(accelerated(dtype=dtype))
     model.layers[0].__class__ = type(model.layers[0]).__base__
     cache, other = prefilled(model), prefilled(plain)
     for token in TOKENS * 4:
