@@ -7,20 +7,12 @@
 
 #include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/rotations.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
 namespace {
-
-// Positions whose rotations are computed from one sine and cosine each.
-constexpr int kPositions = 32;
-
-// Returns the last multiple of kPositions that is not after a position.
-int64_t block_start(int64_t position) {
-  return (position >= 0 ? position : position - (kPositions - 1)) / kPositions *
-         kPositions;
-}
 
 const uint8_t* row_of(const RowGrid& x, Dtype dtype, int64_t row) {
   int64_t k = row % x.shape[2], j = row / x.shape[2] % x.shape[1];
@@ -37,48 +29,6 @@ void by_chunks(int64_t count, int64_t elements_each, Fn&& body) {
   int64_t chunks = (count + step - 1) / step;
   parallel_for(static_cast<int>(chunks),
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
-}
-
-// out [count, 2, width] = cos and sin of the angles of consecutive positions in
-// one block. Angles are formed in double precision: with floats the error of an
-// angle grows with the position, to 4e-3 at 65536. From the start of its block,
-// each position rotates the one before by the same angle. So a rotation has the
-// same bits for every set of positions that it is computed with.
-void fill_block(const Rope& p, int64_t position, int count, float* out) {
-  int half = p.dims / 2, width = whole_vectors(half);
-  int64_t start = block_start(position);
-  int skipped = static_cast<int>(position - start);
-  double log_base = p.periods ? 0 : std::log(double{p.base});
-  for (int i = 0; i < half; ++i) {
-    double frequency = p.scale * (p.periods ? 1 / double{p.periods[i]}
-                                            : std::exp(-log_base * i / half));
-    double angle = static_cast<double>(start) * frequency;
-    double c = std::cos(angle), s = std::sin(angle);
-    double step_c = 1, step_s = 0;
-    if (skipped + count > 1) {
-      step_c = std::cos(frequency);
-      step_s = std::sin(frequency);
-    }
-    for (int l = -skipped; l < count; ++l) {
-      if (l >= 0) {
-        out[2 * l * width + i] = static_cast<float>(c);
-        out[(2 * l + 1) * width + i] = static_cast<float>(s);
-      }
-      double turned = c * step_c - s * step_s;
-      s = s * step_c + c * step_s;
-      c = turned;
-    }
-  }
-}
-
-void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
-  int64_t next = block_start(position) + kPositions;
-  int here = static_cast<int>(std::min<int64_t>(count, next - position));
-  fill_block(p, position, here, out);
-  if (here < count) {
-    int width = whole_vectors(p.dims / 2);
-    fill_block(p, next, count - here, out + int64_t{2} * here * width);
-  }
 }
 
 }  // namespace
@@ -171,8 +121,13 @@ void rope(const Rope& p,
   auto rotate_block = [&](int64_t b, int block) {
     float* scratch = thread_floats(table + 2 * whole_vectors(p.dims));
     int first = block * kPositions, count = std::min(kPositions, L - first);
-    fill_rotations(
-        p, int64_t{offsets[b * offset_stride]} + first, count, scratch);
+    int64_t position = int64_t{offsets[b * offset_stride]} + first;
+    const float* rotations = scratch;
+    if (count == 1) {
+      rotations = recent_rotation(p, position);
+    } else {
+      fill_rotations(p, position, count, scratch);
+    }
     for (int h = 0; h < heads; ++h) {
       for (int l = 0; l < count; ++l) {
         int64_t row = (b * heads + h) * L + first + l;
@@ -180,7 +135,7 @@ void rope(const Rope& p,
         int64_t at =
             b * y_strides[0] + h * y_strides[1] + (first + l) * y_strides[2];
         uint8_t* to = static_cast<uint8_t*>(y) + at * int64_t(size);
-        const float* rotation = scratch + size_t{2} * l * width;
+        const float* rotation = rotations + size_t{2} * l * width;
         kernels.rotate(p.dtype,
                        from,
                        rotation,
