@@ -258,6 +258,15 @@ void bind_ops(nb::module_& m) {
         "stream"_a = nb::none(),
         "See mlx_nibble.fast.logsumexp.");
 
+  m.def("argmax",
+        &fast::argmax,
+        nb::arg(),
+        "axis"_a.none(),
+        "keepdims"_a,
+        nb::kw_only(),
+        "stream"_a = nb::none(),
+        "See mlx_nibble.fast.argmax.");
+
   m.def("rope",
         &fast::rope,
         nb::arg(),

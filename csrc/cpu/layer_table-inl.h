@@ -16,6 +16,7 @@ constexpr LayerKernels make_layer_kernels() {
           rotate<V>,
           swiglu<V>,
           sum_exponentials<V>,
+          find_largest<V>,
           add_and_round<V>,
           swiglu_and_round<V>,
           activate<V>,

@@ -31,6 +31,30 @@ void by_chunks(int64_t count, int64_t elements_each, Fn&& body) {
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
 }
 
+// The parts of a row, so that all threads work on one row of a whole vocabulary.
+int64_t parts_of(int64_t D) {
+  return (D + kParallelElements - 1) / kParallelElements;
+}
+
+// Calls body(i, part, count) on all threads for the parts of x [rows, D], which
+// are numbered row after row.
+template <typename Fn>
+void by_parts(
+    Dtype dtype, const void* x, int64_t rows, int64_t D, Fn&& body) {
+  int64_t parts = parts_of(D);
+  by_chunks(rows * parts,
+            std::min(D, kParallelElements),
+            [&](int64_t first, int64_t last) {
+              for (int64_t i = first; i < last; ++i) {
+                int64_t begin = i % parts * kParallelElements;
+                int64_t at = (i / parts * D + begin) * int64_t(size_of(dtype));
+                body(i,
+                     static_cast<const uint8_t*>(x) + at,
+                     std::min(kParallelElements, D - begin));
+              }
+            });
+}
+
 }  // namespace
 
 std::vector<float> as_floats(Dtype dtype, const void* x, int count) {
@@ -186,26 +210,16 @@ void round(Dtype dtype, const float* x, size_t count, void* y) {
 
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
   const LayerKernels& kernels = isa().layers;
-  // Parts of a row, so that all threads work on one row of a whole vocabulary.
   struct Part {
     float largest, sum;
   };
-  int64_t parts = (D + kParallelElements - 1) / kParallelElements;
+  int64_t parts = parts_of(D);
   std::vector<Part> found(rows * parts);
-  auto look_at = [&](int64_t i) {
-    int64_t row = i / parts, begin = i % parts * kParallelElements;
-    kernels.sum_exponentials(dtype,
-                             static_cast<const uint8_t*>(x) +
-                                 (row * D + begin) * int64_t(size_of(dtype)),
-                             std::min(kParallelElements, D - begin),
-                             &found[i].largest,
-                             &found[i].sum);
-  };
-  by_chunks(rows * parts,
-            std::min(D, kParallelElements),
-            [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) look_at(i);
-            });
+  by_parts(
+      dtype, x, rows, D, [&](int64_t i, const uint8_t* part, int64_t count) {
+        kernels.sum_exponentials(
+            dtype, part, count, &found[i].largest, &found[i].sum);
+      });
   std::vector<float> results(whole_vectors(static_cast<int>(rows)));
   for (int64_t row = 0; row < rows; ++row) {
     const Part* part = &found[row * parts];
@@ -231,6 +245,31 @@ void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
                         nullptr,
                         nullptr,
                         static_cast<uint8_t*>(y));
+}
+
+void arg_max(
+    Dtype dtype, const void* x, int64_t rows, int64_t D, uint32_t* y) {
+  const LayerKernels& kernels = isa().layers;
+  struct Part {
+    float largest;
+    size_t place;
+  };
+  int64_t parts = parts_of(D);
+  std::vector<Part> found(rows * parts);
+  by_parts(
+      dtype, x, rows, D, [&](int64_t i, const uint8_t* part, int64_t count) {
+        kernels.find_largest(
+            dtype, part, count, &found[i].largest, &found[i].place);
+      });
+  for (int64_t row = 0; row < rows; ++row) {
+    const Part* part = &found[row * parts];
+    int64_t best = 0;
+    for (int64_t i = 1; i < parts && !std::isnan(part[best].largest); ++i) {
+      if (!(part[i].largest <= part[best].largest)) best = i;
+    }
+    y[row] =
+        static_cast<uint32_t>(best * kParallelElements + part[best].place);
+  }
 }
 
 }  // namespace nibble::cpu
