@@ -24,7 +24,7 @@ from tests.support.oracle import FloatWeights, Weights
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
-OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
+OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "arg_max", "attention"]
 OPERATIONS += ["group_gradients"]
 ACTIVATIONS = ["exact", "int16", "int8", "bfloat16", "bfloat16_pair"]
 ARRAYS = ["w", "scales", "biases", "up_w", "up_scales", "up_biases"]
@@ -286,9 +286,9 @@ class Runner:
         """Return the result of a layer between the products.
 
         Args:
-            name: rms_norm, layer_swiglu or log_sum_exp, of x [M, K] and the weight [K]
-                or up [M, K]; or attention, causal, of q [heads, M, K], keys and values
-                [heads, N, K], with the result [M, heads, K].
+            name: rms_norm, layer_swiglu, log_sum_exp or arg_max, of x [M, K] and the
+                weight [K] or up [M, K]; or attention, causal, of q [heads, M, K], keys
+                and values [heads, N, K], with the result [M, heads, K].
             dtype: Type of all arrays.
         """
         *heads, M, K = x.shape
@@ -299,10 +299,12 @@ class Runner:
         data = dict.fromkeys(ARRAYS, b"")
         for role, a in zip(("x", "bias", "residual"), (x, *more), strict=False):
             data[role] = numbers.encode(a, dtype).tobytes()
-        shape = {"log_sum_exp": (M,), "attention": (M, *heads, K)}.get(name, x.shape)
-        stored = numbers.STORAGE[dtype]
+        shapes = {"log_sum_exp": (M,), "arg_max": (M,), "attention": (M, *heads, K)}
+        shape = shapes.get(name, x.shape)
+        stored = np.dtype("u4") if name == "arg_max" else numbers.STORAGE[dtype]
         answer = self._exchange(form, data, int(np.prod(shape)) * stored.itemsize)
-        return numbers.decode(np.frombuffer(answer, stored).reshape(shape), dtype)
+        found = np.frombuffer(answer, stored).reshape(shape)
+        return found if name == "arg_max" else numbers.decode(found, dtype)
 
     def attention(
         self, q: np.ndarray, keys: Weights, values: Weights, types: Types
