@@ -46,11 +46,6 @@ void attend(const AttendArgs& args, Attended out, float* scratch) {
     int count = smaller(kKeyBlock, args.end - begin);
     for (int i = 0; i < count; i += step(args.keys)) {
       int n = smaller(step(args.keys), count - i);
-      if (few) {
-        int next = begin + i + n;
-        fetch_rows(args.keys, next, smaller(next + n, args.end));
-        fetch_rows(args.values, begin + i, next);
-      }
       Panel keys = as_panel<V>(args.keys, begin + i, n, group_room, key_room);
       if (few) {
         inner_product<V>(q, M, keys.data, keys.stride, D, n, scores + i);

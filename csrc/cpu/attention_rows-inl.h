@@ -17,20 +17,6 @@ inline bool is_panel(const CacheRows& rows) {
          rows.width % kMaxLanes == 0;
 }
 
-// Asks for rows from `begin` on and before `end`, which are read soon. GCC drops
-// calls of a function that only does this, unless it is inlined.
-[[gnu::always_inline]] inline void fetch_rows(const CacheRows& rows,
-                                              int begin,
-                                              int end) {
-  int bytes = rows.format.is_quantized()
-                  ? rows.width * rows.format.bits / 8
-                  : rows.width * int(size_of(rows.format.dtype));
-  for (int r = begin; r < end; ++r) {
-    const uint8_t* row = rows.data + r * rows.stride;
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
-  }
-}
-
 // Keys whose groups are read together: their values, of heads of 64, stay in
 // the first level of any cache.
 constexpr int kPanelStep = 32;
