@@ -31,7 +31,8 @@ void by_chunks(int64_t count, int64_t elements_each, Fn&& body) {
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
 }
 
-// The parts of a row, so that all threads work on one row of a whole vocabulary.
+// The parts of a row, so that all threads work on one row of a whole
+// vocabulary.
 int64_t parts_of(int64_t D) {
   return (D + kParallelElements - 1) / kParallelElements;
 }
@@ -39,8 +40,7 @@ int64_t parts_of(int64_t D) {
 // Calls body(i, part, count) on all threads for the parts of x [rows, D], which
 // are numbered row after row.
 template <typename Fn>
-void by_parts(
-    Dtype dtype, const void* x, int64_t rows, int64_t D, Fn&& body) {
+void by_parts(Dtype dtype, const void* x, int64_t rows, int64_t D, Fn&& body) {
   int64_t parts = parts_of(D);
   by_chunks(rows * parts,
             std::min(D, kParallelElements),
@@ -247,8 +247,7 @@ void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
                         static_cast<uint8_t*>(y));
 }
 
-void arg_max(
-    Dtype dtype, const void* x, int64_t rows, int64_t D, uint32_t* y) {
+void arg_max(Dtype dtype, const void* x, int64_t rows, int64_t D, uint32_t* y) {
   const LayerKernels& kernels = isa().layers;
   struct Part {
     float largest;
@@ -267,8 +266,7 @@ void arg_max(
     for (int64_t i = 1; i < parts && !std::isnan(part[best].largest); ++i) {
       if (!(part[i].largest <= part[best].largest)) best = i;
     }
-    y[row] =
-        static_cast<uint32_t>(best * kParallelElements + part[best].place);
+    y[row] = static_cast<uint32_t>(best * kParallelElements + part[best].place);
   }
 }
 

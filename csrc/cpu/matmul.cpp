@@ -62,11 +62,8 @@ int columns_of(const MatmulProblem& problem, const CpuPlan& plan, int M) {
 }
 
 // A chunk: columns `range` of M rows of y.
-void multiply(const Rows& rows,
-              const Weights& w,
-              int M,
-              Range range,
-              const Addends& to) {
+void multiply(
+    const Rows& rows, const Weights& w, int M, Range range, const Addends& to) {
   if (!to.problem.epilogue.any()) {
     rows.multiply(w, 0, M, range, to.form.dtype, to.y(0, 0));
     return;

@@ -1,6 +1,6 @@
-// The operations of mlx::core::fast, SwiGLU, logsumexp and argmax, on our CPU kernels.
-// MLX's operations replace them, when the graph is built, on other devices and
-// for arguments that our kernels do not support or that are wrong.
+// The operations of mlx::core::fast, SwiGLU, logsumexp and argmax, on our CPU
+// kernels. MLX's operations replace them, when the graph is built, on other
+// devices and for arguments that our kernels do not support or that are wrong.
 //
 // ops/ defines them; ops.h says why the declarations stand here.
 #pragma once

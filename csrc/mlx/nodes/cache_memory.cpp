@@ -27,7 +27,7 @@ template struct Opened<&mx::array::array_desc_>;
 // Memory of which less is not worth a large page.
 constexpr size_t kLeastMoved = size_t{64} << 10;
 
-// What is known of the memory of caches.
+// The facts about the memory of caches.
 class Known {
  public:
   // The steps that have yet to write to some memory, and for each of which MLX
