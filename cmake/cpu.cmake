@@ -17,6 +17,7 @@ add_library(nibble_cpu STATIC
   csrc/cpu/pages.cpp
   csrc/cpu/peak.cpp
   csrc/cpu/recurrence.cpp
+  csrc/cpu/rotations.cpp
   csrc/cpu/rows.cpp
   csrc/cpu/thread_pool.cpp)
 target_link_libraries(nibble_cpu PUBLIC nibble_core PRIVATE Threads::Threads)

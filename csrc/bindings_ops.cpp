@@ -249,6 +249,15 @@ void bind_ops(nb::module_& m) {
             "See mlx_nibble.fast.logsumexp.");
 
   define<1>(m,
+            "argmax",
+            &fast::argmax,
+            "axis"_a.none(),
+            "keepdims"_a,
+            nb::kw_only(),
+            "stream"_a = nb::none(),
+            "See mlx_nibble.fast.argmax.");
+
+  define<1>(m,
             "rope",
             &fast::rope,
             "dims"_a,

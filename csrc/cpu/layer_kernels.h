@@ -171,6 +171,14 @@ struct LayerKernels {
   void (*sum_exponentials)(
       Dtype dtype, const uint8_t* x, size_t count, float* largest, float* sum);
 
+  // largest = max(x), place = its first index; NaN and its first index if an
+  // element is NaN. count is at least 1.
+  void (*find_largest)(Dtype dtype,
+                       const uint8_t* x,
+                       size_t count,
+                       float* largest,
+                       size_t* place);
+
   // y [count] = sums + bias + residual, rounded once. bias and residual have
   // y's type and may be null. After sums, whole vectors can be read.
   void (*add_and_round)(Dtype dtype,

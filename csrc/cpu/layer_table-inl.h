@@ -15,6 +15,7 @@ constexpr LayerKernels make_layer_kernels() {
           rms_norm<V>,
           rotate<V>,
           sum_exponentials<V>,
+          find_largest<V>,
           add_and_round<V>,
           swiglu_and_round<V>,
           activate<V>,

@@ -185,5 +185,37 @@ void sum_exponentials(
   });
 }
 
+template <class V>
+void find_largest(Dtype dtype,
+                  const uint8_t* x,
+                  size_t count,
+                  float* largest,
+                  size_t* place) {
+  constexpr int kBlock = 512;
+  alignas(64) float block[kBlock];
+  *largest = -INFINITY;
+  *place = 0;
+  for (size_t i = 0; i < count; i += kBlock) {
+    int n = count - i < kBlock ? static_cast<int>(count - i) : kBlock;
+    widen<V>(dtype, x + i * size_of(dtype), n, block);
+    for (int j = n; j < whole_vectors(n); ++j) block[j] = -INFINITY;
+    typename V::F top = V::set1(-INFINITY);
+    typename V::I bits = V::int_zero();
+    for (int j = 0; j < n; j += V::kLanes) {
+      typename V::F v = V::load(block + j);
+      top = V::max(v, top);
+      bits = V::max_magnitude(bits, v);
+    }
+    float here = V::largest(top);
+    bool nan = is_nan<V>(bits);
+    if (!nan && here <= *largest) continue;
+    int at = 0;
+    while (nan ? block[at] == block[at] : block[at] != here) ++at;
+    *largest = block[at];
+    *place = i + at;
+    if (nan) return;
+  }
+}
+
 }  // namespace
 }  // namespace nibble::cpu

@@ -7,20 +7,12 @@
 
 #include "csrc/core/cpu_planner.h"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/rotations.h"
 #include "csrc/cpu/scratch.h"
 #include "csrc/cpu/thread_pool.h"
 
 namespace nibble::cpu {
 namespace {
-
-// Positions whose rotations are computed from one sine and cosine each.
-constexpr int kPositions = 32;
-
-// Returns the last multiple of kPositions that is not after a position.
-int64_t block_start(int64_t position) {
-  return (position >= 0 ? position : position - (kPositions - 1)) / kPositions *
-         kPositions;
-}
 
 const uint8_t* row_of(const RowGrid& x, Dtype dtype, int64_t row) {
   int64_t k = row % x.shape[2], j = row / x.shape[2] % x.shape[1];
@@ -39,46 +31,28 @@ void by_chunks(int64_t count, int64_t elements_each, Fn&& body) {
                [&](int i) { body(i * step, std::min(count, (i + 1) * step)); });
 }
 
-// out [count, 2, width] = cos and sin of the angles of consecutive positions in
-// one block. Angles are formed in double precision: with floats the error of an
-// angle grows with the position, to 4e-3 at 65536. From the start of its block,
-// each position rotates the one before by the same angle. So a rotation has the
-// same bits for every set of positions that it is computed with.
-void fill_block(const Rope& p, int64_t position, int count, float* out) {
-  int half = p.dims / 2, width = whole_vectors(half);
-  int64_t start = block_start(position);
-  int skipped = static_cast<int>(position - start);
-  double log_base = p.periods ? 0 : std::log(double{p.base});
-  for (int i = 0; i < half; ++i) {
-    double frequency = p.scale * (p.periods ? 1 / double{p.periods[i]}
-                                            : std::exp(-log_base * i / half));
-    double angle = static_cast<double>(start) * frequency;
-    double c = std::cos(angle), s = std::sin(angle);
-    double step_c = 1, step_s = 0;
-    if (skipped + count > 1) {
-      step_c = std::cos(frequency);
-      step_s = std::sin(frequency);
-    }
-    for (int l = -skipped; l < count; ++l) {
-      if (l >= 0) {
-        out[2 * l * width + i] = static_cast<float>(c);
-        out[(2 * l + 1) * width + i] = static_cast<float>(s);
-      }
-      double turned = c * step_c - s * step_s;
-      s = s * step_c + c * step_s;
-      c = turned;
-    }
-  }
+// The parts of a row, so that all threads work on one row of a whole
+// vocabulary.
+int64_t parts_of(int64_t D) {
+  return (D + kParallelElements - 1) / kParallelElements;
 }
 
-void fill_rotations(const Rope& p, int64_t position, int count, float* out) {
-  int64_t next = block_start(position) + kPositions;
-  int here = static_cast<int>(std::min<int64_t>(count, next - position));
-  fill_block(p, position, here, out);
-  if (here < count) {
-    int width = whole_vectors(p.dims / 2);
-    fill_block(p, next, count - here, out + int64_t{2} * here * width);
-  }
+// Calls body(i, part, count) on all threads for the parts of x [rows, D], which
+// are numbered row after row.
+template <typename Fn>
+void by_parts(Dtype dtype, const void* x, int64_t rows, int64_t D, Fn&& body) {
+  int64_t parts = parts_of(D);
+  by_chunks(rows * parts,
+            std::min(D, kParallelElements),
+            [&](int64_t first, int64_t last) {
+              for (int64_t i = first; i < last; ++i) {
+                int64_t begin = i % parts * kParallelElements;
+                int64_t at = (i / parts * D + begin) * int64_t(size_of(dtype));
+                body(i,
+                     static_cast<const uint8_t*>(x) + at,
+                     std::min(kParallelElements, D - begin));
+              }
+            });
 }
 
 }  // namespace
@@ -171,8 +145,13 @@ void rope(const Rope& p,
   auto rotate_block = [&](int64_t b, int block) {
     float* scratch = thread_floats(table + 2 * whole_vectors(p.dims));
     int first = block * kPositions, count = std::min(kPositions, L - first);
-    fill_rotations(
-        p, int64_t{offsets[b * offset_stride]} + first, count, scratch);
+    int64_t position = int64_t{offsets[b * offset_stride]} + first;
+    const float* rotations = scratch;
+    if (count == 1) {
+      rotations = recent_rotation(p, position);
+    } else {
+      fill_rotations(p, position, count, scratch);
+    }
     for (int h = 0; h < heads; ++h) {
       for (int l = 0; l < count; ++l) {
         int64_t row = (b * heads + h) * L + first + l;
@@ -180,7 +159,7 @@ void rope(const Rope& p,
         int64_t at =
             b * y_strides[0] + h * y_strides[1] + (first + l) * y_strides[2];
         uint8_t* to = static_cast<uint8_t*>(y) + at * int64_t(size);
-        const float* rotation = scratch + size_t{2} * l * width;
+        const float* rotation = rotations + size_t{2} * l * width;
         kernels.rotate(p.dtype,
                        from,
                        rotation,
@@ -218,26 +197,16 @@ void round(Dtype dtype, const float* x, size_t count, void* y) {
 
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
   const LayerKernels& kernels = isa().layers;
-  // Parts of a row, so that all threads work on one row of a whole vocabulary.
   struct Part {
     float largest, sum;
   };
-  int64_t parts = (D + kParallelElements - 1) / kParallelElements;
+  int64_t parts = parts_of(D);
   std::vector<Part> found(rows * parts);
-  auto look_at = [&](int64_t i) {
-    int64_t row = i / parts, begin = i % parts * kParallelElements;
-    kernels.sum_exponentials(dtype,
-                             static_cast<const uint8_t*>(x) +
-                                 (row * D + begin) * int64_t(size_of(dtype)),
-                             std::min(kParallelElements, D - begin),
-                             &found[i].largest,
-                             &found[i].sum);
-  };
-  by_chunks(rows * parts,
-            std::min(D, kParallelElements),
-            [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) look_at(i);
-            });
+  by_parts(
+      dtype, x, rows, D, [&](int64_t i, const uint8_t* part, int64_t count) {
+        kernels.sum_exponentials(
+            dtype, part, count, &found[i].largest, &found[i].sum);
+      });
   std::vector<float> results(whole_vectors(static_cast<int>(rows)));
   for (int64_t row = 0; row < rows; ++row) {
     const Part* part = &found[row * parts];
@@ -263,6 +232,29 @@ void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y) {
                         nullptr,
                         nullptr,
                         static_cast<uint8_t*>(y));
+}
+
+void arg_max(Dtype dtype, const void* x, int64_t rows, int64_t D, uint32_t* y) {
+  const LayerKernels& kernels = isa().layers;
+  struct Part {
+    float largest;
+    size_t place;
+  };
+  int64_t parts = parts_of(D);
+  std::vector<Part> found(rows * parts);
+  by_parts(
+      dtype, x, rows, D, [&](int64_t i, const uint8_t* part, int64_t count) {
+        kernels.find_largest(
+            dtype, part, count, &found[i].largest, &found[i].place);
+      });
+  for (int64_t row = 0; row < rows; ++row) {
+    const Part* part = &found[row * parts];
+    int64_t best = 0;
+    for (int64_t i = 1; i < parts && !std::isnan(part[best].largest); ++i) {
+      if (!(part[i].largest <= part[best].largest)) best = i;
+    }
+    y[row] = static_cast<uint32_t>(best * kParallelElements + part[best].place);
+  }
 }
 
 }  // namespace nibble::cpu

@@ -94,4 +94,8 @@ void round(Dtype dtype, const float* x, size_t count, void* y);
 // has the type of x. Bits do not depend on the number of rows or threads.
 void log_sum_exp(Dtype dtype, const void* x, int64_t rows, int64_t D, void* y);
 
+// y [rows] = the first index of the largest of each row of x [rows, D],
+// row-contiguous; that of the first NaN if there is one.
+void arg_max(Dtype dtype, const void* x, int64_t rows, int64_t D, uint32_t* y);
+
 }  // namespace nibble::cpu

@@ -55,6 +55,28 @@ struct Addends {
   }
 };
 
+// Returns the columns of y in a chunk of M rows.
+int columns_of(const MatmulProblem& problem, const CpuPlan& plan, int M) {
+  return problem.epilogue.any() ? std::min(plan.columns, columns_of_sums(M))
+                                : plan.columns;
+}
+
+// A chunk: columns `range` of M rows of y.
+void multiply(
+    const Rows& rows, const Weights& w, int M, Range range, const Addends& to) {
+  if (!to.problem.epilogue.any()) {
+    rows.multiply(w, 0, M, range, to.form.dtype, to.y(0, 0));
+    return;
+  }
+  Sums sums(to.form, rows, w, 0, M, range);
+  for (int m = 0; m < M; ++m) {
+    sums.store(m,
+               to.bias(range.begin),
+               to.residual(m, range.begin),
+               static_cast<uint8_t*>(to.y(m, range.begin)));
+  }
+}
+
 // A product whose chunks are ranges of k, too: it has few columns.
 void multiply_in_depth(const Form& form,
                        const CpuPlan& plan,
@@ -87,6 +109,44 @@ void multiply_in_depth(const Form& form,
   }
 }
 
+// A product of a single block, one of several.
+struct Part {
+  const PlannedMatmul& product;
+  Form form;
+  Weights w;
+  int M, columns;
+
+  explicit Part(const PlannedMatmul& p)
+      : product(p),
+        form(p.problem, p.plan),
+        w(form.matrix(p.operands.weights, 0)),
+        M(merge_rows(p.problem).M),
+        columns(columns_of(p.problem, p.plan, M)) {}
+
+  int chunks() const { return (form.out() + columns - 1) / columns; }
+  void compute(const Rows& rows, int chunk) const {
+    Range range{chunk * columns, std::min(form.out(), (chunk + 1) * columns)};
+    Addends to{form, product.problem, product.operands, 0};
+    multiply(rows, w, M, range, to);
+  }
+};
+
+// True if one chunk has all rows of x, and all of k.
+bool is_one_block(const PlannedMatmul& p) {
+  MatmulProblem merged = merge_rows(p.problem);
+  return merged.batch.size == 1 && merged.M <= p.plan.block_rows &&
+         p.problem.transpose && p.plan.depth >= p.problem.K;
+}
+
+// True if both read the same rows in the same form.
+bool share_rows(const PlannedMatmul& a, const PlannedMatmul& b) {
+  const MatmulProblem &p = a.problem, &q = b.problem;
+  const CpuKernelPlan &one = a.plan, &other = b.plan;
+  return a.operands.x == b.operands.x && merge_rows(p).M == merge_rows(q).M &&
+         p.K == q.K && p.dtype == q.dtype && p.format == q.format &&
+         one == other && is_one_block(a) && is_one_block(b);
+}
+
 }  // namespace
 
 void matmul(const MatmulProblem& problem,
@@ -98,24 +158,35 @@ void matmul(const MatmulProblem& problem,
     Addends to{form, problem, o, row};
     if (form.transpose && plan.depth < form.K) {
       multiply_in_depth(form, plan, rows, w, M, to);
-    } else if (!problem.epilogue.any()) {
-      by_ranges(form.out(), plan.columns, [&](Range range) {
-        rows.multiply(w, 0, M, range, form.dtype, to.y(0, 0));
-      });
     } else {
-      int columns = std::min(plan.columns, columns_of_sums(M));
-      by_ranges(form.out(), columns, [&](Range range) {
-        Sums sums(form, rows, w, 0, M, range);
-        for (int m = 0; m < M; ++m) {
-          sums.store(m,
-                     to.bias(range.begin),
-                     to.residual(m, range.begin),
-                     static_cast<uint8_t*>(to.y(m, range.begin)));
-        }
+      by_ranges(form.out(), columns_of(problem, plan, M), [&](Range range) {
+        multiply(rows, w, M, range, to);
       });
     }
   };
   by_blocks(problem, plan, form, o.x, block);
+}
+
+void matmuls(const std::vector<PlannedMatmul>& products) {
+  for (size_t first = 0, end; first < products.size(); first = end) {
+    const PlannedMatmul& p = products[first];
+    end = first + 1;
+    while (end < products.size() && share_rows(p, products[end])) ++end;
+    if (end == first + 1) {
+      matmul(p.problem, p.plan, p.operands);
+      continue;
+    }
+    std::vector<Part> parts(products.begin() + first, products.begin() + end);
+    Rows rows(parts[0].form, parts[0].M);
+    rows.fill(p.operands.x, parts[0].M);
+    int chunks = 0;
+    for (const Part& part : parts) chunks += part.chunks();
+    parallel_for(chunks, [&](int i) {
+      auto part = parts.begin();
+      for (; i >= part->chunks(); ++part) i -= part->chunks();
+      part->compute(rows, i);
+    });
+  }
 }
 
 void swiglu_matmul(const MatmulProblem& problem,

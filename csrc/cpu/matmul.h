@@ -8,6 +8,8 @@
 // bits for every number of rows.
 #pragma once
 
+#include <vector>
+
 #include "csrc/core/cpu_plan.h"
 #include "csrc/core/problem.h"
 #include "csrc/cpu/operands.h"
@@ -18,6 +20,16 @@ namespace nibble::cpu {
 void matmul(const MatmulProblem& problem,
             const CpuPlan& plan,
             const MatmulOperands& operands);
+
+struct PlannedMatmul {
+  MatmulProblem problem;
+  CpuPlan plan;
+  MatmulOperands operands;
+};
+
+// The same, for several products. Those of one x that read it in the same form
+// are computed together: x is prepared once, and threads share out all chunks.
+void matmuls(const std::vector<PlannedMatmul>& products);
 
 // y = silu(x @ gate_hat^T) * (x @ up_hat^T), silu(v) = v / (1 + exp(-v)). The
 // problem has no epilogue.

@@ -155,9 +155,12 @@ class Pool {
 
   void wait_for_other(uint32_t seen) {
     using Clock = std::chrono::steady_clock;
+    auto is_same = [&] {
+      return epoch_.load(std::memory_order_acquire) == seen;
+    };
     auto deadline = Clock::now() + kSpin;
-    while (epoch_.load(std::memory_order_acquire) == seen) {
-      for (int i = 0; i < 32; ++i) {
+    while (is_same()) {
+      for (int i = 0; i < 32 && is_same(); ++i) {
         pause();
       }
       if (Clock::now() > deadline) {

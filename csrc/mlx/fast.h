@@ -1,6 +1,6 @@
-// The operations of mlx::core::fast, SwiGLU and logsumexp, on our CPU kernels.
-// MLX's operations replace them, when the graph is built, on other devices and
-// for arguments that our kernels do not support or that are wrong.
+// The operations of mlx::core::fast, SwiGLU, logsumexp and argmax, on our CPU
+// kernels. MLX's operations replace them, when the graph is built, on other
+// devices and for arguments that our kernels do not support or that are wrong.
 //
 // ops/ defines them; ops.h says why the declarations stand here.
 #pragma once
@@ -65,6 +65,12 @@ mx::array logsumexp(const mx::array& a,
                     const std::optional<std::vector<int>>& axes,
                     bool keepdims,
                     mx::StreamOrDevice s);
+
+// Along the given axis, or of the flattened array.
+mx::array argmax(const mx::array& a,
+                 std::optional<int> axis,
+                 bool keepdims,
+                 mx::StreamOrDevice s);
 
 // silu(gate) * up.
 mx::array swiglu(const mx::array& gate,

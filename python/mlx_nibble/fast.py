@@ -329,3 +329,31 @@ def logsumexp(
         return mx.logsumexp(a, axis, keepdims, stream=stream)
     axes = axis if axis is None or isinstance(axis, Sequence) else (axis,)
     return _native.ext.logsumexp(a, axes, keepdims, stream=stream)
+
+
+def argmax(
+    a: mx.array,
+    /,
+    axis: int | None = None,
+    keepdims: bool = False,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    """Index of the largest element: :func:`mx.argmax`.
+
+    The first one counts, and a NaN is larger than all numbers. Every new token needs it
+    once, over the whole vocabulary, unless tokens are drawn.
+
+    Args:
+        a: Any shape. Our kernels support float32, float16 and bfloat16, and the last
+            axis.
+        axis: Axis to search. Default: the flattened array.
+        keepdims: True if the searched axis stays, with size 1.
+        stream: Stream or device to run on.
+
+    Returns:
+        uint32.
+    """
+    if _native.ext is None:
+        return mx.argmax(a, axis, keepdims, stream=stream)
+    return _native.ext.argmax(a, axis, keepdims, stream=stream)

@@ -12,7 +12,7 @@ from tests.support.oracle import FloatWeights, Weights
 # In the orders of runner.cpp.
 OPERATIONS = ["matmul", "dequantize", "swiglu", "gather", "gather_swiglu"]
 OPERATIONS += ["plan", "plan_gather", "plan_attention"]
-OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "attention"]
+OPERATIONS += ["rms_norm", "layer_swiglu", "log_sum_exp", "arg_max", "attention"]
 OPERATIONS += ["group_gradients"]
 ACTIVATIONS = ["exact", "int16", "int8"]
 ACTIVATIONS += ["bfloat16", "bfloat16_by_pair", "bfloat16_pair"]

@@ -35,6 +35,7 @@ enum Operation : int32_t {
   kRmsNorm,
   kLayerSwiglu,
   kLogSumExp,
+  kArgMax,
   kAttention,
   kGroupGradients,
 };
@@ -169,6 +170,8 @@ void answer_layer(const Request& r,
           {cpu::Activation::kSilu}, dtype, x, second, rows * width, y);
     case kLogSumExp:
       return cpu::log_sum_exp(dtype, x, rows, width, y);
+    case kArgMax:
+      return cpu::arg_max(dtype, x, rows, width, static_cast<uint32_t*>(y));
     default: {
       int heads = r.batch_size;
       AttentionShape shape{1, heads, heads, r.M, r.N, r.K, r.K, true};
@@ -277,6 +280,7 @@ void answer(const Request& r, std::vector<uint8_t> (&array)[kArrays]) {
     case kRmsNorm:
     case kLayerSwiglu:
     case kLogSumExp:
+    case kArgMax:
     case kAttention:
       return answer_layer(
           r, x, array[kBias].data(), array[kResidual].data(), weights, up, y);

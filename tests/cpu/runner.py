@@ -200,18 +200,21 @@ class Runner:
         """Return the result of a layer between the products.
 
         Args:
-            name: rms_norm, layer_swiglu or log_sum_exp, of x [M, K] and the weight [K]
-                or up [M, K]; or attention, causal, of q [heads, M, K], keys and values
-                [heads, N, K], with the result [M, heads, K].
+            name: rms_norm, layer_swiglu, log_sum_exp or arg_max, of x [M, K] and the
+                weight [K] or up [M, K]; or attention, causal, of q [heads, M, K], keys
+                and values [heads, N, K], with the result [M, heads, K].
             dtype: Type of all arrays.
         """
         *heads, M, K = x.shape
         N = more[0].shape[-2] if name == "attention" else 1
         sizes = {"M": M, "N": N, "K": K, "batch_size": (heads or [1])[0]}
         asked = request(name, dtype, **sizes)
-        shape = {"log_sum_exp": (M,), "attention": (M, *heads, K)}.get(name, x.shape)
+        shapes = {"log_sum_exp": (M,), "arg_max": (M,), "attention": (M, *heads, K)}
         arrays = dict(zip(("x", "bias", "residual"), (x, *more), strict=False))
-        return self._answer(asked, _encoded(arrays, dtype), dtype, shape)
+        data = _encoded(arrays, dtype)
+        if name == "arg_max":
+            return np.frombuffer(self.ask(asked, data, 4 * M), np.uint32)
+        return self._answer(asked, data, dtype, shapes.get(name, x.shape))
 
     def attention(
         self, q: np.ndarray, keys: Weights, values: Weights, types: Types

@@ -78,6 +78,26 @@ def test_layers_agree_with_float64(backend, seed, dtype, rows, width):
 @given(
     seed=SEED,
     dtype=DTYPE,
+    rows=st.integers(1, 3),
+    width=WIDTH | st.sampled_from([511, 513, 32_769, 70_000]),
+    values=st.sampled_from([BAD, [np.inf], [-np.inf], [np.nan], [-0.0, 0.0], []]),
+)
+def test_the_first_of_the_largest_is_found(backend, seed, dtype, rows, width, values):
+    rng = np.random.default_rng(seed)
+    x = draw(seed, dtype, rows, width)
+    if rng.random() < 0.5:  # many equal ones, and a row without others
+        x = np.round(x)
+        x[0] = x[0, 0] if not values else values[0]
+    for value in values:
+        x[rng.integers(rows), rng.integers(width)] = value
+    got = backend.layer("arg_max", dtype, x)
+    np.testing.assert_array_equal(got, x.argmax(-1))
+
+
+@settings(max_examples=30)
+@given(
+    seed=SEED,
+    dtype=DTYPE,
     heads=st.integers(1, 3),
     rows=st.integers(1, 4),
     more=st.sampled_from([0, 1, 5, 126, 130, 300]),

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "csrc/cpu/pages.h"
 #include "csrc/mlx/bridge.h"
 #include "csrc/mlx/cpu_task.h"
 #include "mlx/allocator.h"
@@ -23,14 +24,18 @@ struct Opened {
 long references(const mx::array& a);
 template struct Opened<&mx::array::array_desc_>;
 
-// The steps that have yet to write to some memory, and for each of which MLX
-// keeps the memory until its task is done.
-class Waiting {
+// Memory of which less is not worth a large page.
+constexpr size_t kLeastMoved = size_t{64} << 10;
+
+// The facts about the memory of caches.
+class Known {
  public:
-  static std::shared_ptr<void> add(const mx::array& a) {
-    auto count = of(a, true);
-    ++*count;
-    return {nullptr, [count](void*) { --*count; }};
+  // The steps that have yet to write to some memory, and for each of which MLX
+  // keeps the memory until its task is done.
+  static std::shared_ptr<void> add_writer(const mx::array& a) {
+    auto state = of(a, true);
+    ++state->writers;
+    return {nullptr, [state](void*) { --state->writers; }};
   }
 
   // True if only `a` and these steps have the memory of `a`. The stream runs
@@ -38,18 +43,28 @@ class Waiting {
   static bool alone(const mx::array& a) {
     // In this order: a step that ends in between makes it false.
     long uses = a.data_shared_ptr().use_count();
-    auto count = of(a, false);
-    return uses - (count ? count->load() : 0) == 1;
+    auto state = of(a, false);
+    return uses - (state ? state->writers.load() : 0) == 1;
+  }
+
+  // Moves the memory of `a` to large pages, once.
+  static void move(const mx::array& a) {
+    if (a.nbytes() >= kLeastMoved && !of(a, true)->moved.exchange(true)) {
+      cpu::move_to_large_pages(a.data<void>(), a.nbytes());
+    }
   }
 
  private:
-  using Count = std::shared_ptr<std::atomic<long>>;
+  struct State {
+    std::atomic<long> writers = 0;
+    std::atomic<bool> moved = false;
+  };
   struct Entry {
     std::weak_ptr<mx::array::Data> memory;
-    Count count;
+    std::shared_ptr<State> state;
   };
 
-  static Count of(const mx::array& a, bool make) {
+  static std::shared_ptr<State> of(const mx::array& a, bool make) {
     static std::mutex mutex;
     // Never destroyed: a stream's thread may outlive static objects.
     static auto& entries = *new std::unordered_map<const void*, Entry>;
@@ -58,7 +73,7 @@ class Waiting {
     const std::shared_ptr<mx::array::Data>& memory = a.data_shared_ptr();
     auto found = entries.find(memory.get());
     if (found != entries.end() && !found->second.memory.expired()) {
-      return found->second.count;
+      return found->second.state;
     }
     if (!make) {
       return nullptr;
@@ -68,9 +83,9 @@ class Waiting {
                     [](const auto& e) { return e.second.memory.expired(); });
       next_sweep = 2 * entries.size() + 256;
     }
-    Entry entry{memory, std::make_shared<std::atomic<long>>(0)};
+    Entry entry{memory, std::make_shared<State>()};
     entries[memory.get()] = entry;
-    return entry.count;
+    return entry.state;
   }
 };
 
@@ -86,13 +101,14 @@ bool is_writable(const Data& data) {
 }  // namespace
 
 std::shared_ptr<void> add_writer(const mx::array& a) {
-  return Waiting::add(a);
+  return Known::add_writer(a);
 }
 
 void take_over(const mx::array& in, mx::array& out, const mx::Stream& stream) {
   if (in.flags().row_contiguous && is_writable(*in.data_shared_ptr()) &&
-      references(in) == 1 && Waiting::alone(in)) {
+      references(in) == 1 && Known::alone(in)) {
     out.copy_shared_buffer(in);
+    Known::move(out);
     return;
   }
   out.set_data(mx::allocator::malloc(out.nbytes()));

@@ -138,4 +138,31 @@ mx::array LogSumExpPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
   return mx::logsumexp(inputs[0], -1, true, stream());
 }
 
+void ArgMaxPrimitive::eval_cpu(const std::vector<mx::array>& inputs,
+                               std::vector<mx::array>& outputs) {
+  mx::array& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  cpu_task::dispatch(stream(),
+                     outputs,
+                     [dtype = *to_dtype(inputs[0].dtype()),
+                      x = RowContiguous(inputs[0]),
+                      rows = out.size(),
+                      D = inputs[0].shape(-1),
+                      y = out.data<uint32_t>()]() mutable {
+                       cpu::arg_max(
+                           dtype, x.data(), static_cast<int64_t>(rows), D, y);
+                     });
+}
+
+std::vector<mx::Shape> ArgMaxPrimitive::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  mx::Shape shape = inputs[0].shape();
+  shape.back() = 1;
+  return {shape};
+}
+
+mx::array ArgMaxPrimitive::by_mlx(const std::vector<mx::array>& inputs) {
+  return mx::argmax(inputs[0], -1, true, stream());
+}
+
 }  // namespace nibble

@@ -65,4 +65,19 @@ class LogSumExpPrimitive : public FastNode<LogSumExpPrimitive, std::monostate> {
   mx::array by_mlx(const std::vector<mx::array>& inputs) override;
 };
 
+// Inputs {x [..., D]}, output [..., 1], uint32.
+class ArgMaxPrimitive : public FastNode<ArgMaxPrimitive, std::monostate> {
+ public:
+  using FastNode::FastNode;
+
+  static constexpr const char* kName = "NibbleArgMax";
+  void eval_cpu(const std::vector<mx::array>& inputs,
+                std::vector<mx::array>& outputs) override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ protected:
+  mx::array by_mlx(const std::vector<mx::array>& inputs) override;
+};
+
 }  // namespace nibble

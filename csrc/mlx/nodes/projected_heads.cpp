@@ -61,23 +61,19 @@ class ProjectionTask {
     }
   }
 
-  void run(const void* x) {
-    if (out_dtype_ == problem_.dtype) {
-      compute(x, out_);
-      return;
+  // The product of x, in the type of x.
+  cpu::PlannedMatmul product(const void* x) {
+    if (out_dtype_ != problem_.dtype) {
+      wide_.resize(size_ + cpu::kMaxLanes);
     }
-    std::vector<float> wide(size_ + cpu::kMaxLanes);
-    compute(x, wide.data());
-    cpu::round(out_dtype_, wide.data(), size_, out_);
+    return {problem_,
+            plan_,
+            {w_.operands(), x, y(), bias_ ? bias_->data() : nullptr}};
   }
 
- private:
-  // y = the projection, in the type of x.
-  void compute(const void* x, void* y) {
-    rows_.data = y;
-    cpu::matmul(problem_,
-                plan_,
-                {w_.operands(), x, y, bias_ ? bias_->data() : nullptr});
+  // The steps after the product.
+  void finish() {
+    rows_.data = y();
     if (projection_.norm_eps) {
       cpu::RmsNorm norm{D_,
                         *projection_.norm_eps,
@@ -85,11 +81,11 @@ class ProjectionTask {
                         norm_weight_dtype_,
                         problem_.dtype};
       // In memory, the heads of one position are consecutive rows.
-      cpu::RowGrid rows{y,
+      cpu::RowGrid rows{y(),
                         {rows_.shape[0], rows_.shape[2], rows_.shape[1]},
                         {rows_.strides[0], rows_.strides[2], D_}};
       cpu::rms_norm(
-          norm, rows, norm_weight_ ? norm_weight_->data() : nullptr, y);
+          norm, rows, norm_weight_ ? norm_weight_->data() : nullptr, y());
     }
     if (projection_.rope) {
       const RopeOptions& o = *projection_.rope;
@@ -105,9 +101,15 @@ class ProjectionTask {
                 offsets_ ? offsets_->as<int32_t>() : &o.offset,
                 one_each_,
                 rows_.strides,
-                y);
+                y());
+    }
+    if (!wide_.empty()) {
+      cpu::round(out_dtype_, wide_.data(), size_, out_);
+      wide_ = {};
     }
   }
+
+  void* y() { return wide_.empty() ? out_ : wide_.data(); }
 
   Projection projection_;
   MatmulProblem problem_;
@@ -121,6 +123,7 @@ class ProjectionTask {
   Dtype out_dtype_;
   void* out_;
   size_t size_;
+  std::vector<float> wide_;  // the product, if the output has another type
 };
 
 size_t input_count(const Projection& p) {
@@ -148,8 +151,13 @@ void ProjectedHeads::eval_cpu(const std::vector<mx::array>& inputs,
       stream(),
       outputs,
       [x = RowContiguous(inputs[0]), tasks = std::move(tasks)]() mutable {
+        std::vector<cpu::PlannedMatmul> products;
         for (ProjectionTask& task : tasks) {
-          task.run(x.data());
+          products.push_back(task.product(x.data()));
+        }
+        cpu::matmuls(products);
+        for (ProjectionTask& task : tasks) {
+          task.finish();
         }
       });
 }

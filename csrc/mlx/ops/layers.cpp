@@ -131,6 +131,26 @@ mx::array rope(const mx::array& x,
                    std::move(inputs));
 }
 
+namespace {
+
+// A node that reduces the last axis of `a`, which is kept or dropped.
+template <typename Node>
+mx::array reduced(const mx::array& a,
+                  mx::Dtype dtype,
+                  bool keepdims,
+                  bool all,
+                  const mx::Stream& stream) {
+  auto primitive = std::make_shared<Node>(stream);
+  mx::Shape shape = primitive->output_shapes({a})[0];
+  mx::array y(std::move(shape), dtype, std::move(primitive), {a});
+  if (keepdims) {
+    return y;
+  }
+  return all ? mx::squeeze(y, stream) : mx::squeeze(y, -1, stream);
+}
+
+}  // namespace
+
 mx::array logsumexp(const mx::array& a,
                     const std::optional<std::vector<int>>& axes,
                     bool keepdims,
@@ -142,13 +162,25 @@ mx::array logsumexp(const mx::array& a,
     return axes ? mx::logsumexp(a, *axes, keepdims, stream)
                 : mx::logsumexp(a, keepdims, stream);
   }
-  auto primitive = std::make_shared<LogSumExpPrimitive>(stream);
-  mx::Shape shape = primitive->output_shapes({a})[0];
-  mx::array y(std::move(shape), a.dtype(), std::move(primitive), {a});
-  if (keepdims) {
-    return y;
+  return reduced<LogSumExpPrimitive>(a, a.dtype(), keepdims, !axes, stream);
+}
+
+mx::array argmax(const mx::array& a,
+                 std::optional<int> axis,
+                 bool keepdims,
+                 mx::StreamOrDevice s) {
+  mx::Stream stream = mx::to_stream(s);
+  std::optional<std::vector<int>> axes;
+  if (axis) {
+    axes = {*axis};
   }
-  return axes ? mx::squeeze(y, -1, stream) : mx::squeeze(y, stream);
+  bool ours = stream.device == mx::Device::cpu && to_dtype(a.dtype()) &&
+              only_the_last(a, axes);
+  if (!ours) {
+    return axis ? mx::argmax(a, *axis, keepdims, stream)
+                : mx::argmax(a, keepdims, stream);
+  }
+  return reduced<ArgMaxPrimitive>(a, mx::uint32, keepdims, !axis, stream);
 }
 
 }  // namespace nibble::fast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as mlx_nn
 import mlx_lm
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm import sample_utils
 from mlx_lm import utils as mlx_lm_utils
 
 from mlx_nibble import fast
@@ -23,9 +24,11 @@ from mlx_nibble.lm.dtypes import in_stored_types, prepare
 from mlx_nibble.lm.replaced import replaced
 from mlx_nibble.lm.upstream import fits
 
-# The probabilities of a token over the whole vocabulary: on the CPU, MLX needs as much
-# time for them as for three layers of a small model.
-_probabilities = Rebinding({"mlx.core.logsumexp": fast.logsumexp})
+# The probabilities of a token over the whole vocabulary, and the likeliest: on the CPU,
+# MLX needs as much time for them as for three layers of a small model.
+_probabilities = Rebinding(
+    {"mlx.core.logsumexp": fast.logsumexp, "mlx.core.argmax": fast.argmax}
+)
 # The module. The package's attribute `generate` is a function of the same name.
 loops = importlib.import_module("mlx_lm.generate")
 
@@ -98,9 +101,15 @@ def _saving() -> Iterator[None]:
 
 @contextmanager
 def accelerated_generation() -> Iterator[None]:
-    """Let all of mlx-lm's :data:`loops` compute probabilities with our kernel."""
+    """Let all of mlx-lm's :data:`loops` use our kernels for probabilities."""
     if not fits("its own logsumexp in mlx-lm's loops", loops, {"mx": ""}):
         yield
         return
-    with replaced(loops, "mx", _probabilities.module(mx)):
+    name = "greedy_sampler"
+    with ExitStack() as stack:
+        stack.enter_context(replaced(loops, "mx", _probabilities.module(mx)))
+        if fits("its own argmax in mlx-lm's loops", sample_utils, {name: "logprobs"}):
+            greedy = _probabilities.function(getattr(sample_utils, name))
+            for module in (sample_utils, loops):
+                stack.enter_context(replaced(module, name, greedy))
         yield

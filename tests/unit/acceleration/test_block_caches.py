@@ -1,10 +1,15 @@
 """Recorded decoder blocks with each cache of mlx-lm, and in families with experts."""
 
 import copy
+import mmap
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.models import cache as caches
 
@@ -293,3 +298,47 @@ def test_a_batch_is_written_in_place():
     before = mx.get_active_memory()
     mx.eval(step(model, cache, batch=8))
     assert mx.get_peak_memory() - before < held
+
+
+def large_pages(address: int) -> int:
+    """Return the bytes of large pages in the mapping that has an address."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if mapping := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            first, end = (int(a, 16) for a in mapping.groups())
+            here = first <= address < end
+        elif here and line.startswith("AnonHugePages:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError(f"no mapping has {address:x}")
+
+
+def has_large_pages() -> bool:
+    """Return whether the system can move memory to pages of 2 MB: Linux 6.1 can."""
+    size = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+    if not size.exists() or int(size.read_text()) != 2 << 20:
+        return False
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, 4 << 20, flags=private) as memory:
+        memory[:] = bytes(len(memory))
+        try:
+            memory.madvise(25)  # MADV_COLLAPSE
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked of Linux")
+def test_a_cache_moves_to_large_pages_and_keeps_its_values():
+    if not has_large_pages():
+        pytest.skip("this system moves no memory to large pages")
+
+    def made(model: Any) -> list:
+        return [caches.BatchKVCache([0] * 64) for _ in model.layers]
+
+    pair = Pair(made, num_hidden_layers=1, hidden_size=256)
+    pair.decode(TOKENS)
+    pair.assert_same_states()
+    keys = pair.caches[0][0].keys
+    assert keys.nbytes >= 8 << 20
+    address = np.array(keys, copy=False).__array_interface__["data"][0]
+    assert large_pages(address) >= keys.nbytes - (4 << 20)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import warnings
 
+import mlx.core as mx
 import mlx_lm
 import pytest
 import tomllib
-from mlx_lm import server
+from mlx_lm import sample_utils, server
 from mlx_lm import utils as mlx_lm_utils
 from packaging.requirements import Requirement
 
@@ -16,6 +17,7 @@ from mlx_nibble import lm
 from mlx_nibble.cli import serve
 from mlx_nibble.lm import patches, upstream
 from mlx_nibble.lm.serving import expected
+from tests.support.graph import node_names
 from tests.support.paths import ROOT
 
 
@@ -58,6 +60,24 @@ def test_generation_does_without_what_has_changed(monkeypatch):
     monkeypatch.delattr(lm.loops, "mx")
     with pytest.warns(RuntimeWarning, match="logsumexp"), lm.accelerated_generation():
         assert not hasattr(lm.loops, "mx")
+
+
+def test_the_likeliest_token_is_found_by_our_kernel_inside_the_context_alone():
+    logits = mx.random.normal((2, 50))
+
+    def nodes() -> list[int]:
+        samplers = [sample_utils.make_sampler(temp=0), lm.loops.greedy_sampler]
+        return [node_names(f(logits))["NibbleArgMax"] for f in samplers]
+
+    with lm.accelerated_generation():
+        assert nodes() == [1, 1]
+    assert nodes() == [0, 0]
+
+
+def test_generation_does_without_a_greedy_sampler(monkeypatch):
+    monkeypatch.delattr(sample_utils, "greedy_sampler")
+    with pytest.warns(RuntimeWarning, match="argmax"), lm.accelerated_generation():
+        assert not hasattr(sample_utils, "greedy_sampler")
 
 
 @pytest.mark.parametrize("name", ["generate_step", "stream_generate"])

@@ -102,6 +102,60 @@ def test_logsumexp_has_mlx_shapes_and_infinities():
     assert np.isnan(fast.logsumexp(a).item())
 
 
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_argmax_is_mlx(data):
+    rng = rng_of(data)
+    lead = data.draw(st.lists(st.integers(1, 4), max_size=3))
+    D = data.draw(st.one_of(WIDTHS, st.sampled_from([513, 32_769, 49_152])))
+    a = rng.standard_normal((*lead, 1, D))
+    if data.draw(st.booleans()):
+        a = np.round(a)
+    for value in data.draw(st.sampled_from([[], [np.nan], [np.inf, np.nan]])):
+        a[..., rng.integers(D)] = value
+    x = laid_out(data, a, data.draw(dtypes))
+    keepdims = data.draw(st.booleans())
+    ours = fast.argmax(x, data.draw(st.sampled_from([-1, x.ndim - 1])), keepdims)
+    assert node_names(ours)["NibbleArgMax"] == 1
+    theirs = mx.argmax(x, -1, keepdims)
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert mx.array_equal(ours, theirs)
+
+
+def test_argmax_has_mlx_shapes():
+    for a in (mx.random.normal((1, 1, 300)), mx.random.normal((3, 5))):
+        for axis in (None, *range(-a.ndim, a.ndim)):
+            for keepdims in (False, True):
+                ours, theirs = (f(a, axis, keepdims) for f in (fast.argmax, mx.argmax))
+                assert ours.shape == theirs.shape
+                assert mx.array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="zero size"):
+        fast.argmax(mx.zeros((3, 0)), -1)
+    rows = mx.random.normal((3, 5))
+    assert mx.array_equal(mx.vmap(fast.argmax)(rows), mx.argmax(rows, -1))
+
+
+def test_rotations_that_are_kept_are_those_of_a_prompt():
+    """Compare rows at positions that come in turns, and again, with all at once."""
+    L, D = 300, 32
+    x = mx.random.normal((2, 3, L, D))
+    freqs = mx.random.uniform(1, 100, (D // 2,))
+    kinds = [
+        dict(base=1e4, freqs=None),
+        *(dict(base=None, freqs=freqs * i) for i in (1, 2)),
+        *(dict(base=b, freqs=None) for b in (1e5, 1e6)),
+    ]
+
+    def turned(rows: mx.array, kind: dict, offset: int) -> mx.array:
+        return fast.rope(rows, D, traditional=False, scale=1.0, offset=offset, **kind)
+
+    want = [turned(x, kind, 0) for kind in kinds]
+    for at in [*range(0, L, 37), *range(L), 5, 5]:
+        for kind, whole in zip(kinds, want, strict=True):
+            rows = slice(at, at + 1)
+            assert mx.array_equal(turned(x[:, :, rows], kind, at), whole[:, :, rows])
+
+
 def test_logsumexp_of_a_row_does_not_depend_on_others():
     a = mx.random.normal((5, 70_000))
     together = fast.logsumexp(a, -1)
@@ -331,7 +385,7 @@ def test_every_instruction_set(isa):
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__),
         str(Path(__file__).with_name("test_not_finite.py")),
         str(Path(__file__).with_name("test_quantized_attention.py")),
-        *("-k", "rms_norm or rope or swiglu or attention or test_not_finite"),
+        *("-k", "rms_norm or rope or swiglu or attention or argmax or not_finite"),
     )
     assert result.returncode == 0, result.stdout
 

@@ -108,6 +108,47 @@ def test_any_array_on_the_way_can_be_computed_first(which):
     assert mx.array_equal(y, want[-1])
 
 
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [(4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 4, 8)])
+def test_products_of_one_x_have_the_bits_of_each(bits, int8, rows):
+    """Compare products that are shared out together with each by itself."""
+    x = mx.random.normal((1, rows, K))
+    counts = (HEADS, KV_HEADS, KV_HEADS)
+    biases = [mx.random.normal((count * D,)) for count in counts]
+    matrices = [
+        mx.quantize(mx.random.normal((count * D, K)), group_size=32, bits=b)
+        for count, b in zip(counts, bits, strict=True)
+    ]
+    mx.eval(x, biases, matrices)
+
+    def products() -> list[mx.array]:
+        return [
+            ops.quantized_matmul(
+                x,
+                *matrix,
+                group_size=32,
+                bits=b,
+                activations="int8" if int8 else None,
+                bias=bias if b == 4 else None,
+            )
+            for matrix, b, bias in zip(matrices, bits, biases, strict=True)
+        ]
+
+    want = products()
+    mx.eval(want)
+    found = products()
+    q, k, v = (
+        y.reshape(1, rows, count, D).transpose(0, 2, 1, 3)
+        for y, count in zip(found, counts, strict=True)
+    )
+    y = fast.scaled_dot_product_attention(q, k, v, scale=0.25)
+    assert node_names(y) == {"NibbleProjectedHeads": 1, "NibbleAttention": 1}
+    mx.eval(y)
+    for ours, theirs in zip((q, k, v), want, strict=True):
+        assert mx.array_equal(ours.transpose(0, 2, 1, 3).reshape(theirs.shape), theirs)
+
+
 def test_an_order_that_is_not_ours_joins_the_products_alone():
     x = activations()
 
