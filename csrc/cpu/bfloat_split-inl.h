@@ -24,8 +24,34 @@ void with_order(QuantFormat format, Fn&& fn) {
   }
 }
 
-// out = x [rows, K] as planes, over out.scales [rows]. The scale of a row that
-// is not finite is not finite.
+// Returns the inverse of a row's scale, the power of two below its largest
+// number, and stores the scale. It is not finite if the row is not.
+template <class V, Dtype kDtype>
+float scale_row(const uint8_t* x, int K, float* scale) {
+  constexpr int32_t kInfinite = 0x7f800000, kOne = 1 << 23;
+  typename V::I best = V::int_zero();
+  for (int k = 0; k < K; k += V::kLanes) {
+    best = V::max_magnitude(
+        best, V::template load_as_float<kDtype>(x + k * size_of(kDtype)));
+  }
+  int32_t lanes[V::kLanes], most = 0;
+  V::int_store(lanes, best);
+  for (int32_t lane : lanes) most = lane > most ? lane : most;
+  // Its inverse is a normal number.
+  int32_t bits = most & kInfinite;
+  bits = bits < kOne ? kOne : smaller(bits, 253 * kOne);
+  int32_t inverse_bits = 254 * kOne - bits;
+  if (most >= kInfinite) bits = most;
+  __builtin_memcpy(scale, &bits, 4);
+  float inverse;
+  __builtin_memcpy(&inverse, &inverse_bits, 4);
+  return inverse;
+}
+
+// Rows that are split together: their numbers in a run are neighbours.
+constexpr int kSplitRows = 16;
+
+// out = x [rows, K] as planes, over out.scales [rows].
 template <class V, int kPlanes>
 void split_rows(Dtype dtype,
                 QuantFormat format,
@@ -33,43 +59,38 @@ void split_rows(Dtype dtype,
                 int rows,
                 int K,
                 const QuantizedRows& out) {
-  constexpr int32_t kInfinite = 0x7f800000, kOne = 1 << 23;
-  size_t row_bytes = size_t(K) * size_of(dtype);
   float unit = 1;
   with_tiles(format, [&](auto form) { unit = decltype(form)::kUnit; });
+  size_t plane_codes = size_t(out.rows) * kBfloatRun;
   with_dtype(dtype, [&](auto d) {
     constexpr Dtype kDtype = decltype(d)::value;
+    auto row = [&](int r) {
+      size_t bytes = size_t(r) * K * size_of(kDtype);
+      return static_cast<const uint8_t*>(x) + bytes;
+    };
     with_order(format, [&](auto bits) {
-      for (int r = 0; r < rows; ++r) {
-        const uint8_t* p = static_cast<const uint8_t*>(x) + r * row_bytes;
-        typename V::I best = V::int_zero();
-        auto load = [&](int k) __attribute__((always_inline)) {
-          return V::template load_as_float<kDtype>(p + k * size_of(kDtype));
-        };
-        for (int k = 0; k < K; k += V::kLanes) {
-          best = V::max_magnitude(best, load(k));
+      for (int first = 0; first < rows; first += kSplitRows) {
+        int end = smaller(first + kSplitRows, rows);
+        float inverse[kSplitRows];
+        for (int r = first; r < end; ++r) {
+          inverse[r - first] = scale_row<V, kDtype>(row(r), K, out.scales + r);
         }
-        int32_t lanes[V::kLanes], most = 0;
-        V::int_store(lanes, best);
-        for (int32_t lane : lanes) most = lane > most ? lane : most;
-        // A power of two whose inverse is a normal number.
-        int32_t scale = most & kInfinite;
-        scale = scale < kOne ? kOne : smaller(scale, 253 * kOne);
-        int32_t inverse_bits = 254 * kOne - scale;
-        float inverse;
-        __builtin_memcpy(&inverse, &inverse_bits, 4);
-        if (most >= kInfinite) scale = most;
-        __builtin_memcpy(&out.scales[r], &scale, 4);
-        int end = (K + kBfloatRun - 1) / kBfloatRun * kBfloatRun;
-        for (int k = 0; k < end; k += V::kLanes) {
-          typename V::F v = k < K ? load(k) : V::zero();
-          v = V::mul(V::mul(v, V::set1(inverse)), V::set1(unit));
-          size_t plane = size_t(k / kBfloatRun) * kPlanes;
-          uint16_t* to = static_cast<uint16_t*>(out.codes) +
-                         (plane * out.rows + r) * kBfloatRun + k % kBfloatRun;
-          V::split(V::template to_tile_order<decltype(bits)::value>(v),
-                   to,
-                   kPlanes == 2 ? to + size_t(out.rows) * kBfloatRun : nullptr);
+        uint16_t* run = static_cast<uint16_t*>(out.codes);
+        for (int k = 0; k < K; k += kBfloatRun, run += kPlanes * plane_codes) {
+          for (int r = first; r < end; ++r) {
+            for (int i = 0; i < kBfloatRun; i += V::kLanes) {
+              typename V::F v = V::zero();
+              if (k + i < K) {
+                v = V::template load_as_float<kDtype>(
+                    row(r) + (k + i) * size_of(kDtype));
+              }
+              v = V::mul(V::mul(v, V::set1(inverse[r - first])), V::set1(unit));
+              uint16_t* to = run + size_t(r) * kBfloatRun + i;
+              V::split(V::template to_tile_order<decltype(bits)::value>(v),
+                       to,
+                       kPlanes == 2 ? to + plane_codes : nullptr);
+            }
+          }
         }
       }
     });
