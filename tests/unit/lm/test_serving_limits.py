@@ -29,7 +29,8 @@ from tests.support.served import eventually, serving
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
 # An end of text is impossible: the answer is as long as its request says.
-ENDLESS: dict[str, Any] = {"prompt": "the hen", "logit_bias": {"2": -100}}
+# The tokens 0 and 1 end an answer.
+ENDLESS: dict[str, Any] = {"prompt": "the hen", "logit_bias": {"0": -100, "1": -100}}
 
 
 pytestmark = pytest.mark.usefixtures("patched")
@@ -141,7 +142,7 @@ def test_an_answer_has_a_bound_of_tokens(folder):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_has_a_bound_of_time(folder, stream):
     with serving(folder, policy=Policy(request_timeout=1e-9)) as load:
-        body = json.dumps({**ENDLESS, "max_tokens": 1000, "stream": stream}).encode()
+        body = json.dumps({**ENDLESS, "max_tokens": 20_000, "stream": stream}).encode()
         status, answer = load.post(TEXT, body)
         last = answer.strip().splitlines()[-1].removeprefix(b"data: ")
         assert "more than 1e-09 seconds" in json.loads(last)["error"]["message"]
@@ -281,7 +282,7 @@ def ask_for(load: Load, tokens: int) -> tuple[int, bytes]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_requests_end_before_the_server_does(folder, number):
     with Process(folder) as process, ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask_for, process.load, 900) for _ in range(3)]
+        asked = [pool.submit(ask_for, process.load, 4000) for _ in range(3)]
         assert eventually(lambda: "nibble_requests_open 3.0" in metrics(process.load))
         process.server.send_signal(number)
         answers = [future.result() for future in asked]
@@ -369,7 +370,7 @@ def test_openais_errors(client, folder, locked):
 
 def test_a_stream_that_is_left_frees_its_place(client, folder, locked):
     asked: dict[str, Any] = {"model": str(folder), "prompt": "the hen"}
-    asked |= {"max_tokens": 1000, "logit_bias": {"2": -100}}
+    asked |= {"max_tokens": 1000, "logit_bias": {"0": -100, "1": -100}}
     with client.completions.create(stream=True, **asked) as stream:
         next(iter(stream))
     assert eventually(lambda: locked.gate.open == 0)
