@@ -13,23 +13,24 @@ from mlx_nibble.formats import BITS
 from mlx_nibble.numerics import UNIT_ROUNDOFF
 from tests.cpu.request import DTYPES, Types
 from tests.cpu.runner import Runner
-from tests.property.cpu_cases import AFFINE, COLUMNS, GROUPS, as_symmetric, make, start
+from tests.property.cpu_cases import COLUMNS, GROUPS, as_symmetric, make, start
 from tests.support import oracle, tolerance
 from tests.support.tolerance import ONE, TWO, TWO_OF_WEIGHTS
 
 pytestmark = pytest.mark.slow
 
-# Parts of tiles, whole ones, and two blocks of rows. With groups of 32, these have
-# tiles in all forms.
-ROWS = st.sampled_from([64, 70, 128, 200, 300])
-# Activations, what is allowed, and the roundoffs of x and of weights.
+# Parts of tiles, whole ones, and two blocks of rows. Groups of 32 then have tiles in
+# all forms, other groups with 300 rows, and not where both numbers are pairs.
+ROWS = [64, 70, 128, 200, 300]
+SHORT, ALL = [32], [32, 64, 128]
+# Activations, what is allowed, the roundoffs of x and of weights, and groups.
 ROUNDED = [
-    ("bfloat16", {}, 0.0, TWO_OF_WEIGHTS),
-    ("bfloat16", {"int8": True}, 0.0, ONE),
-    ("float16", {}, 0.0, TWO_OF_WEIGHTS),
-    ("float16", {"int8": True}, ONE, ONE),
-    ("float32", {"int16": True}, TWO, TWO_OF_WEIGHTS),
-    ("float32", {"int8": True}, ONE, ONE),
+    ("bfloat16", {}, 0.0, TWO_OF_WEIGHTS, ALL),
+    ("bfloat16", {"int8": True}, 0.0, ONE, ALL),
+    ("float16", {}, 0.0, TWO_OF_WEIGHTS, SHORT),
+    ("float16", {"int8": True}, ONE, ONE, ALL),
+    ("float32", {"int16": True}, TWO, TWO_OF_WEIGHTS, SHORT),
+    ("float32", {"int8": True}, ONE, ONE, ALL),
 ]
 
 
@@ -51,46 +52,30 @@ def allowed(x, w, dtype: str, roundoffs: tuple[float, float]) -> np.ndarray:
     return off + tolerance.bound(exact, magnitude, x.shape[-1], dtype)
 
 
-@pytest.mark.parametrize(("dtype", "how", "of_x", "of_w"), ROUNDED)
+@pytest.mark.parametrize(("dtype", "how", "of_x", "of_w", "sizes"), ROUNDED)
 @settings(max_examples=30)
-@given(
-    seed=st.integers(0, 2**32),
-    fmt=AFFINE,
-    scale_dtype=st.sampled_from(DTYPES),
-    rows=ROWS,
-    N=COLUMNS,
-    groups=GROUPS,
-    packed=st.booleans(),
-    symmetric=st.booleans(),
-)
+@given(data=st.data(), seed=st.integers(0, 2**32))
 def test_no_more_is_rounded_than_bfloat16_needs(
-    backend,
-    dtype,
-    how,
-    of_x,
-    of_w,
-    seed,
-    fmt,
-    scale_dtype,
-    rows,
-    N,
-    groups,
-    packed,
-    symmetric,
+    backend, dtype, how, of_x, of_w, sizes, data, seed
 ):
-    types = Types(dtype, scale_dtype)
-    x, w = make(seed, fmt, types, (rows, N, groups, 1))
+    draw = data.draw
+    group_size = draw(st.sampled_from(sizes))
+    rows = draw(st.sampled_from(ROWS if group_size == 32 else ROWS[-1:]))
+    types = Types(dtype, draw(st.sampled_from(DTYPES)))
+    fmt = draw(st.sampled_from(BITS)), group_size
+    packed, symmetric = draw(st.booleans()), draw(st.booleans())
+    x, w = make(seed, fmt, types, (rows, draw(COLUMNS), draw(GROUPS), 1))
     stored, w = as_symmetric(w) if symmetric else (w, w)
     y = backend.matmul(x, stored, types, packed=packed, symmetric=symmetric, **how)
     off = allowed(x, w, dtype, (of_x, of_w))
     tolerance.assert_close(y, oracle.matmul(x, w.dequantize()), off)
 
 
-@pytest.mark.parametrize("fmt", [(bits, 64) for bits in BITS])
+@pytest.mark.parametrize("fmt", [(bits, 32) for bits in BITS])
 def test_both_numbers_of_a_weight_take_part(backend, fmt):
     """Results have more than the 8 bits of one bfloat16."""
     types = Types("float32", "float32")
-    x, w = make(0, fmt, types, (64, 40, 16, 0))
+    x, w = make(0, fmt, types, (64, 40, 32, 0))
     exact = oracle.matmul(x, w.dequantize())
     magnitude = oracle.matmul(abs(x), abs(w.dequantize()))
     two, one = (
@@ -103,7 +88,7 @@ def test_both_numbers_of_a_weight_take_part(backend, fmt):
 @pytest.mark.parametrize("packed", [False, True])
 def test_few_rows_and_invariant_ones_are_integers(backend, packed):
     types = Types("float16", "float16")
-    x, w = make(0, (4, 64), types, (64, 70, 6, 0))
+    x, w = make(0, (4, 32), types, (64, 70, 6, 0))
     few = [backend.matmul(x[:, i : i + 8], w, types, packed=packed) for i in (0, 8)]
     form = {"invariant": True, "packed": packed}
     all_rows = backend.matmul(x, w, types, **form)
@@ -119,7 +104,7 @@ def test_scales_that_tiles_cannot_hold_are_multiplied_exactly(
     backend, value, packed, how
 ):
     types = Types("bfloat16", "float32")
-    x, w = make(0, (4, 32), types, (40, 100, 5, 0))
+    x, w = make(0, (4, 32), types, (64, 100, 5, 0))
     scales, biases = w.scales.copy(), w.biases.copy()
     scales[0, 37] = value
     biases[0, 37] = -8 * value
@@ -141,7 +126,7 @@ def test_scales_that_tiles_cannot_hold_are_multiplied_exactly(
 @pytest.mark.parametrize("packed", [False, True])
 def test_extreme_activations_stay_in_their_row(backend, value, packed):
     types = Types("float32", "float32")
-    x, w = make(0, (4, 64), types, (40, 40, 3, 0))
+    x, w = make(0, (4, 32), types, (70, 40, 3, 0))
     form = {"int16": True, "packed": packed}
     ordinary = backend.matmul(x, w, types, **form)
     x[0, 1, 20] = value

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_nibble.formats import BITS, GROUP_SIZES
 from tests.cpu import plans, programs
 from tests.cpu.plans import Profile
 from tests.cpu.request import ACTIVATIONS, DTYPES, FLOAT_MODES, mode_form
@@ -51,9 +52,30 @@ def chunks(total: int, step: int) -> list[tuple[int, int]]:
     return [(i, min(total, i + step)) for i in range(0, total, step)]
 
 
-def activations(cpu: Profile, transpose: bool, int8: bool, dtype: str) -> str:
+# From these numbers of rows on, integer codes in groups of 32, 64 and 128 are
+# multiplied in tiles of bfloat16.
+TILE_ROWS = {
+    "bfloat16": {32: 32, 64: 64, 128: 256},
+    "bfloat16_by_pair": {32: 48, 64: 96, 128: 192},
+    "bfloat16_pair": {32: 64},
+}
+
+
+def activations(
+    cpu: Profile,
+    transpose: bool,
+    int8: bool,
+    dtype: str,
+    rows: int,
+    group_size: int = 32,
+) -> str:
     if not transpose:
         return "exact"
+    halves = {"bfloat16": "bfloat16_by_pair", "float16": "bfloat16_pair"}
+    tiles = "bfloat16" if int8 else halves.get(dtype, "")
+    least = TILE_ROWS.get(tiles, {}).get(group_size)
+    if cpu.bfloat16 and least is not None and rows >= least:
+        return tiles
     return "int8" if int8 else "int16" if cpu.int16 and dtype != "float32" else "exact"
 
 
@@ -68,12 +90,31 @@ def test_a_plan_is_valid_and_first_among_the_candidates(
     p = plans.plan(backend(), M, N, K, cpu, **flags)
     assert p.all_supported
     assert p.is_first
-    expected = activations(cpu, transpose, int8, dtype)
+    expected = activations(cpu, transpose, int8, dtype, M)
     assert ACTIVATIONS[p.activations] == expected
     assert p.few_rows == cpu.few_rows
     assert p.columns % (MIN_ROWS if transpose else MIN_COLUMNS) == 0
     assert p.block_rows == min(M, BLOCK_ROWS)
     assert 1 <= p.prepared_rows <= p.block_rows
+
+
+@given(
+    rows=st.integers(1, 300),
+    group_size=st.sampled_from(GROUP_SIZES),
+    bits=st.sampled_from(BITS),
+    int8=st.booleans(),
+    dtype=DTYPE,
+    invariant=st.booleans(),
+)
+def test_many_rows_are_tiles_of_bfloat16_unless_rows_must_agree(
+    rows, group_size, bits, int8, dtype, invariant
+):
+    form = {"transpose": True, "int8": int8, "dtype": dtype, "invariant": invariant}
+    form |= {"group_size": group_size, "bits": bits}
+    p = plans.plan(backend(), rows, 64, 256, BFLOAT16, **form)
+    many = 0 if invariant else rows
+    expected = activations(BFLOAT16, True, int8, dtype, many, group_size)
+    assert ACTIVATIONS[p.activations] == expected
 
 
 def activations_of_floats(mode: str, rows: int, int8: bool, invariant: bool) -> str:
@@ -140,7 +181,8 @@ def test_chunks_never_grow_with_rows(shape, cpu, transpose, int8):
     more = plans.plan(backend(), M + 1, N, K, cpu, **flags)
     assert more.columns <= one.columns
     assert more.whole_rows == one.whole_rows
-    assert more.packed_rows == one.packed_rows
+    if more.activations == one.activations:
+        assert more.packed_rows == one.packed_rows
 
 
 @given(
@@ -224,7 +266,7 @@ def test_gathered_products(
     wave = (groups, rows, largest, matrices)
     flags = {"transpose": transpose, "int8": int8, "dtype": dtype}
     p = plans.plan_gather(backend(), B, shape, cpu, wave, **flags)
-    expected = activations(cpu, transpose, int8, dtype)
+    expected = activations(cpu, transpose, int8, dtype, B * M)
     assert ACTIVATIONS[p.activations] == expected
     assert p.block_rows == BLOCK_ROWS
     # A wave has room for every group, so that waves come to an end.
