@@ -50,6 +50,7 @@ class AffineSources {
  public:
   using Source = AffineSource<V, kBits, kWeightPlanes>;
   static constexpr int kPlanes = kWeightPlanes;
+  static constexpr bool kApart = true;
 
   AffineSources(const Weights& w, int row, int, float* memory)
       : w_(w),

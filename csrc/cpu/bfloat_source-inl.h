@@ -38,33 +38,34 @@ struct PanelSource {
   const uint8_t* scales[2];  // unless packed
   int groups;
 
-  // Decodes a piece of a panel: a strip of a step. Returns false if bfloat16
-  // cannot express it. The strides of packed weights are constants: registers
-  // are few.
-  static constexpr int kPieces = 2;
+  // Decodes a piece of a panel, a step. Returns false if bfloat16 cannot
+  // express it. The strides of packed weights are constants: registers are few.
+  static constexpr int kPieces = 1;
   [[gnu::always_inline]] inline bool decode(int piece, int32_t* panel) const {
     constexpr int kGroups = kBfloatRun / T::kGroup;
-    int step = piece / 2, s = piece % 2;
     bool fits = true;
-    int32_t* to = panel + step * kStepWords + s * kRightWords;
+    int32_t* to = panel + piece * kStepWords;
 #pragma GCC unroll 2
-    for (int j = 0; j < kGroups; ++j, to += kRightWords / kGroups) {
-      int g = step * kGroups + j;
-      if (kGroups > 1 && g >= groups) {
-        for (int n = 0; n < kRightWords / kGroups; ++n) to[n] = 0;
-        continue;
-      }
-      const uint8_t* codes = words[s] + g * kGroupBytes;
-      const uint8_t* group_scales = codes + kCodeBytes;
-      if constexpr (kPacked) {
-#pragma GCC unroll 9
-        for (int line = 0; line <= kGroupWords; ++line) {
-          __builtin_prefetch(codes + V::kAhead + 64 * line);
+    for (int s = 0; s < 2; ++s) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kGroups; ++j, to += kRightWords / kGroups) {
+        int g = piece * kGroups + j;
+        if (kGroups > 1 && g >= groups) {
+          for (int n = 0; n < kRightWords / kGroups; ++n) to[n] = 0;
+          continue;
         }
-      } else {
-        group_scales = scales[s] + g * kBfloatRows;
+        const uint8_t* codes = words[s] + g * kGroupBytes;
+        const uint8_t* group_scales = codes + kCodeBytes;
+        if constexpr (kPacked) {
+#pragma GCC unroll 9
+          for (int line = 0; line <= kGroupWords; ++line) {
+            __builtin_prefetch(codes + V::kAhead + 64 * line);
+          }
+        } else {
+          group_scales = scales[s] + g * kBfloatRows;
+        }
+        fits &= T::template decode<V, kWordBytes>(codes, group_scales, to);
       }
-      fits &= T::template decode<V, kWordBytes>(codes, group_scales, to);
     }
     return fits;
   }
@@ -77,6 +78,8 @@ class PanelSources {
  public:
   using Source = PanelSource<V, T, kPacked>;
   static constexpr int kPlanes = 1;
+  // Whether decoding needs so many registers that its loop is a function.
+  static constexpr bool kApart = false;
 
   PanelSources(const Weights& w, int row, int count, float* memory)
       : w_(w), row_(row), memory_(memory) {

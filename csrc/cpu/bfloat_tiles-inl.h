@@ -64,8 +64,13 @@ class BfloatBlocks {
         bool decodes = u + 1 < units;
         auto run = [&](auto lefts) {
           constexpr int kLefts = decltype(lefts)::value;
-          decodes ? add<kLefts, true>(x, pass, to)
-                  : add<kLefts, false>(x, pass, to);
+          if constexpr (Sources::kApart) {
+            decodes ? add_apart<kLefts, true>(x, pass, to)
+                    : add_apart<kLefts, false>(x, pass, to);
+          } else {
+            decodes ? add<kLefts, true>(x, pass, to)
+                    : add<kLefts, false>(x, pass, to);
+          }
         };
         tile + 1 < x.count ? run(Int<2>{}) : run(Int<1>{});
       }
@@ -96,10 +101,10 @@ class BfloatBlocks {
   }
   int pieces(int u) const { return steps(u) * Sources::Source::kPieces; }
 
-  // Not inlined: with more to keep in registers, GCC moves addresses to vector
-  // registers, and tiles wait for the port that brings them back.
   template <int kLefts, bool kDecodes>
-  [[gnu::noinline]] void add(const LeftTiles& x, Pass pass, float* sums) {
+  [[gnu::always_inline]] inline void add(const LeftTiles& x,
+                                         Pass pass,
+                                         float* sums) {
     constexpr size_t kSumBytes = kBfloatRows * sizeof(float);
     constexpr size_t kRowBytes = kBfloatRun * sizeof(uint16_t);
     size_t tile_bytes = x.tile_rows * kRowBytes;
@@ -165,6 +170,13 @@ class BfloatBlocks {
       if (pass.stores) V::template store_tile<kLeft, kRight>(p, kSumBytes);
     });
     V::in_order();
+  }
+
+  // Not inlined: with more to keep in registers, GCC moves addresses to vector
+  // registers, and tiles wait for the port that brings them back.
+  template <int kLefts, bool kDecodes>
+  [[gnu::noinline]] void add_apart(const LeftTiles& x, Pass pass, float* sums) {
+    add<kLefts, kDecodes>(x, pass, sums);
   }
 
   // sums += the products of left tiles and the right ones in registers.
