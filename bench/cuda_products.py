@@ -1,8 +1,8 @@
 """Builds a folder that measures the CUDA kernels: python -m bench.cuda_products DIR
 
 The folder holds machine code of kernels and what runs it, which needs a GPU of
-architecture sm_90, PyTorch, numpy and the driver, and nothing of this project. To build
-it takes the package nvidia-cuda-nvrtc, but no GPU. In the folder,
+architecture sm_90, PyTorch, numpy and the driver; mlx_nibble need not be there. To
+build it takes the package nvidia-cuda-nvrtc, but no GPU. In the folder,
 
     python -m bench.cuda_run        # times products beside PyTorch's
     python -m bench.cuda_run_parts  # times what limits few rows
@@ -28,6 +28,12 @@ CHOSEN = re.compile(
     r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32_wk8)_|"
     r"cuda_dequantize_"
 )
+# What runs there, from its place in this checkout.
+COPIED = [
+    ROOT / "bench" / f"{name}.py"
+    for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts")
+]
+COPIED.append(ROOT / "python" / "mlx_nibble" / "floats.py")
 NAME = re.compile(
     r"cuda_(?P<family>[a-z_]+)_(?P<dtype>b?f16)_[a-z0-9]+_b(?P<bits>\d)_g(?P<group>\d+)"
     r"(_(?P<mode>mxfp4|nvfp4|mxfp8))?(?P<numbers>(_[a-z]+\d+)*)"
@@ -66,9 +72,10 @@ def main() -> None:
         (folder / f"{name}.cubin").write_bytes(compile_kernel(text, "sm_90")[0])
     specs = [spec(kernel) | {"file": name} for name, (_, kernel) in parts.items()]
     (folder / "parts.json").write_text(json.dumps(specs))
-    (folder / "bench").mkdir(exist_ok=True)
-    for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts"):
-        shutil.copy(ROOT / "bench" / f"{name}.py", folder / "bench")
+    for path in COPIED:
+        to = folder / path.parent.name
+        to.mkdir(exist_ok=True)
+        shutil.copy(path, to)
 
 
 if __name__ == "__main__":
