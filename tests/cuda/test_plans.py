@@ -153,6 +153,14 @@ def test_a_dense_product_computes_experts_that_are_not_transposed() -> None:
     assert plans.left_to_mlx(problem, CUDA)
 
 
+@pytest.mark.parametrize(("rows", "left"), [(1, False), (7, False), (8, True)])
+def test_a_dense_product_computes_many_rows_of_experts_in_float32(
+    rows: int, left: bool
+) -> None:
+    problem = GatherProblem(M=rows, N=64, K=128, dtype="float32", scale_dtype="float32")
+    assert plans.left_to_mlx(problem, CUDA) is left
+
+
 gathers = of(
     GatherProblem,
     B=st.integers(1, 500),

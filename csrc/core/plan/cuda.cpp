@@ -256,7 +256,9 @@ bool dense_is_better(const GatherProblem& p,
   if (!p.transpose) {
     return true;
   }
-  return is_read(p) ? takes_dense_experts(p) : !plain || !mlx_reads(p.format);
+  // With 38 rows, MLX's kernel for float32 was refused by CUDA.
+  return is_read(p) ? takes_dense_experts(p)
+                    : !plain || !mlx_reads(p.format) || p.M >= kFirstMlxBlock;
 }
 
 int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {

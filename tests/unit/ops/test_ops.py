@@ -100,6 +100,15 @@ def test_empty_activations_give_an_empty_result(rng, shape):
     mx.eval(y)
 
 
+@pytest.mark.parametrize("name", ["bias", "residual"])
+def test_no_rows_and_an_addend_compiled(rng, name):
+    # MLX's compiled sums of no elements end the process on CUDA.
+    q, _ = make(rng, (48, 64))
+    addend = {"bias": mx.ones(48), "residual": mx.ones((0, 48))}[name]
+    product = mx.compile(lambda x, a: ops.quantized_matmul(x, *q, **{name: a}))
+    assert np.array(product(mx.zeros((0, 64)), addend)).shape == (0, 48)
+
+
 @pytest.mark.parametrize("x_shape", [(0, 128), (2, 0, 128)])
 @pytest.mark.parametrize("transpose", [True, False])
 def test_what_mlx_computes_may_be_empty(x_shape, transpose):
