@@ -238,11 +238,15 @@ bool dense_is_better(const MatmulProblem& problem,
     return false;
   }
   MatmulProblem p = merge_rows(problem);
-  // MLX's own kernel for products that are not transposed rounds twice.
-  if (is_read(p)) {
-    return !p.batch_invariant && (!p.transpose || p.M > kLastRow);
+  // MLX's own kernel for products that are not transposed rounds twice, and is
+  // wrong for several matrices.
+  if (!p.transpose) {
+    return true;
   }
-  return !plain || !p.transpose || !mlx_reads(p.format) || p.batch.size > 1 ||
+  if (is_read(p)) {
+    return !p.batch_invariant && p.M > kLastRow;
+  }
+  return !plain || !mlx_reads(p.format) || p.batch.size > 1 ||
          p.M >= kFirstMlxBlock || p.K % kMlxRowColumns != 0;
 }
 
