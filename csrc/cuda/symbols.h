@@ -3,8 +3,8 @@
 // file loads with every backend of MLX.
 //
 // MLX exports the class that records CUDA graphs, but its headers need CUDA's.
-// So the functions are looked up by their linker names. A release of this
-// package takes exactly one version of MLX, and the names below are its.
+// So the functions are looked up by their linker names, which are those of
+// 0.32.4. 0.32.3 does not export them, and MLX computes everything there.
 #pragma once
 
 #include <cstddef>

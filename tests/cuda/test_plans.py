@@ -116,7 +116,9 @@ def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
 def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> None:
     problem = Problem(M=rows, N=4096, K=4096)
     assert plans.left_to_mlx(problem, CUDA) is left
-    assert plans.left_to_mlx(replace(problem, transpose=False), CUDA)
+    for batch_invariant in (False, True):
+        other = replace(problem, transpose=False, batch_invariant=batch_invariant)
+        assert plans.left_to_mlx(other, CUDA)
 
 
 @pytest.mark.parametrize(
