@@ -28,7 +28,7 @@ CHOSEN = re.compile(
     r"cuda_qmm_skinny_(bf16_(bf16_b1|e)|f16_e).*_(bm8_bn16_wk8|bm16_bn32_wk8)_|"
     r"cuda_dequantize_"
 )
-# What runs there, from its place in this checkout.
+# Files of this checkout that run there.
 COPIED = [
     ROOT / "bench" / f"{name}.py"
     for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts")
