@@ -55,6 +55,19 @@ struct Driver {
   Result (*cuModuleLoadData)(Module*, const void*);
   Result (*cuModuleGetFunction)(Function*, Module, const char*);
   Result (*cuFuncSetAttribute)(Function, int attribute, int value);
+  // Null with an old driver.
+  Result (*cuTensorMapEncodeTiled)(void* map,
+                                   int type,
+                                   uint32_t dimensions,
+                                   void* matrix,
+                                   const uint64_t* sizes,
+                                   const uint64_t* strides,
+                                   const uint32_t* box,
+                                   const uint32_t* steps,
+                                   int interleave,
+                                   int swizzle,
+                                   int promotion,
+                                   int fill);
 };
 
 struct Nvrtc {
