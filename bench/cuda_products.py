@@ -6,6 +6,7 @@ build it takes the package nvidia-cuda-nvrtc, but no GPU. In the folder,
 
     python -m bench.cuda_run        # times products beside PyTorch's
     python -m bench.cuda_run_parts  # times what limits few rows
+    python -m bench.cuda_run_many   # times hundreds of rows
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ CHOSEN = re.compile(
 # Files of this checkout that run there.
 COPIED = [
     ROOT / "bench" / f"{name}.py"
-    for name in ("__init__", "cuda_exact", "cuda_run", "cuda_run_parts")
+    for name in (
+        *("__init__", "cuda_exact", "cuda_run"),
+        *("cuda_run_parts", "cuda_run_many"),
+    )
 ]
 COPIED.append(ROOT / "python" / "mlx_nibble" / "floats.py")
 NAME = re.compile(
@@ -51,8 +55,12 @@ def spec(kernel: str) -> dict[str, Any]:
     # csrc/core/tiles.h has the same sizes.
     if found["family"] == "dequantize":
         return found | {"bn": 0, "threads": 256, "shared": 0}
-    bm, wk = numbers["bm"], numbers["wk"]
-    bn = numbers["bn"]
+    bm = numbers["bm"]
+    if found["family"] == "qmm_wgmma":
+        threads = 128 + 256 * numbers["pairs"]
+        shared = 6 * (256 * 128 + 128 * 32) + 1024
+        return found | {"bn": 128, "threads": threads, "shared": shared}
+    bn, wk = numbers["bn"], numbers["wk"]
     return found | {"bn": bn, "threads": 32 * wk, "shared": 4 * bm * bn * wk}
 
 
@@ -67,6 +75,11 @@ def main() -> None:
         cubin, _ = compile_kernel(plans.kernel_source(kernel), "sm_90")
         (folder / f"{kernel}.cubin").write_bytes(cubin)
     (folder / "kernels.json").write_text(json.dumps([spec(k) for k in kernels]))
+    many = [k for k in plans.instances(cuda=True) if "_wgmma_" in k]
+    for kernel in many:
+        cubin, _ = compile_kernel(plans.kernel_source(kernel), "sm_90a")
+        (folder / f"{kernel}.cubin").write_bytes(cubin)
+    (folder / "many.json").write_text(json.dumps([spec(k) for k in many]))
     parts = cuda_parts.texts()
     for name, (text, _) in (parts | cuda_parts.wide_texts()).items():
         (folder / f"{name}.cubin").write_bytes(compile_kernel(text, "sm_90")[0])
