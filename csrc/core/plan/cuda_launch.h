@@ -1,4 +1,4 @@
-// What plans of all kernels for CUDA that multiply have in common.
+// Parts of the plans of all kernels for CUDA that multiply.
 #pragma once
 
 #include "csrc/core/plan/cuda.h"
