@@ -66,17 +66,21 @@ class Kernel:
         (M, K), N = x.shape, y.shape[1]
         w, s, b = weights
         grid = (-(-N // self.bn), -(-M // self.bm), 1)
-        self._launch(grid, (w, s, b, x, s, s, y), Params(M, N, K, 1, 0))
+        self.launch(grid, (w, s, b, x, s, s, y), Params(M, N, K, 1, 0))
 
     def dequantize(self, weights: Weights, w_hat: torch.Tensor) -> None:
         """Compute w_hat."""
         grid = (-(-w_hat.numel() // (8 * self.threads)), 1, 1)
-        self._launch(grid, (*weights, w_hat), Params(*w_hat.shape))
+        self.launch(grid, (*weights, w_hat), Params(*w_hat.shape))
 
-    def _launch(
-        self, grid: tuple[int, ...], arrays: tuple[torch.Tensor, ...], params: Params
+    def launch(
+        self,
+        grid: tuple[int, ...],
+        arrays: tuple[torch.Tensor, ...],
+        *params: ctypes.Structure,
     ) -> None:
-        values = [*(ctypes.c_void_p(a.data_ptr()) for a in arrays), params]
+        """Run the kernel with the addresses of `arrays`, then `params`."""
+        values = [*(ctypes.c_void_p(a.data_ptr()) for a in arrays), *params]
         pointers = [ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values]
         succeed(
             cuda.cuLaunchKernel(

@@ -1,7 +1,8 @@
 """Times the ways to compute a product on MLX's GPU: python -m bench.cuda_ways
 
 For each number of rows: MLX's quantized product, ours, MLX's `dequantize` with a dense
-product, and the dense product alone. The same for mixtures of experts. Weights are of 4
+product, the dense product alone, and our `dequantize` with it ("both"). The same for
+mixtures of experts. Weights are of 4
 bits in groups of 64 and bfloat16, random, and more than the L2 cache holds.
 """
 
@@ -67,6 +68,7 @@ def dense(N: int, K: int) -> list[dict]:
             "ours": lambda i, x=x: ops.quantized_matmul(x, *packed[i]),
             "dequantized": lambda i, x=x: x @ mx.dequantize(*packed[i], 64, 4).T,
             "dense": lambda i, x=x: x @ wide[i % len(wide)].T,
+            "both": lambda i, x=x: x @ ops.dequantize(*packed[i], 64, 4).T,
         }
         rows.append({"N": N, "K": K, "M": M, "us": times(ways, count)})
         print(json.dumps(rows[-1]), flush=True)

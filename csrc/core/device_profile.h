@@ -28,6 +28,9 @@ struct DeviceProfile {
   bool neural = false;
   // True if MLX lets them round float32 to TF32.
   bool tf32 = true;
+  // Of CUDA: true if the tensor cores read shared memory (wgmma), as those of
+  // compute capability 9.0 alone do.
+  bool wgmma = false;
 
   bool operator==(const DeviceProfile&) const = default;
 };

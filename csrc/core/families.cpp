@@ -13,6 +13,7 @@ using enum Family;
 constexpr std::string_view kRows[] = {"r"};
 constexpr std::string_view kSkinny[] = {"bm", "bn", "wk"};
 constexpr std::string_view kCuda[] = {"bm", "bn", "wk", "f", "ahead", "o"};
+constexpr std::string_view kWgmma[] = {"bm", "pairs", "o"};
 constexpr std::string_view kTile[] = {"bm", "bn", "bk", "wm", "wn"};
 
 Shapes no_numbers(const Types&) {
@@ -78,6 +79,16 @@ Shapes cuda_tiles(const Types& types) {
           all.push_back(tile.shape());
         }
       }
+    }
+  }
+  return all;
+}
+
+Shapes wgmma_tiles(const Types& types) {
+  Shapes all;
+  if (supported_by_wgmma(types)) {
+    for (const CudaWgmmaTile& tile : kWgmmaTiles) {
+      all.push_back(tile.shape());
     }
   }
   return all;
@@ -193,6 +204,9 @@ const FamilyRow kFamilies[] = {
     {kCudaQmmSkinny, "cuda_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_MATMUL_KERNEL", "QmmSkinny", kCuda, cuda_tiles,
      {.planner = Planner::kMatmul, .batch_invariant = true}, {}, Api::kCuda},
+    {kCudaQmmWgmma, "cuda_qmm_wgmma", "cuda/qmm_wgmma.h",
+     "NIBBLE_WGMMA_KERNEL", "QmmWgmma", kWgmma, wgmma_tiles,
+     {.planner = Planner::kMatmul}, {}, Api::kCuda},
     {kCudaGatherQmmSkinny, "cuda_gather_qmm_skinny", "cuda/qmm_skinny.h",
      "NIBBLE_GATHER_KERNEL", "QmmSkinny", kCuda, cuda_gather_tiles,
      {.planner = Planner::kGather, .batch_invariant = true}, {}, Api::kCuda},

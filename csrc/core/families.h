@@ -40,6 +40,7 @@ enum class Family : uint8_t {
   kGroupGradient,
   kGatherGroupGradient,
   kCudaQmmSkinny,
+  kCudaQmmWgmma,
   kCudaGatherQmmSkinny,
   kCudaGatherSorted,
   kCudaDequantize,

@@ -55,6 +55,18 @@ void instantiate(std::string_view name,
       << ";\n";
 }
 
+// The threads of a block of a kernel for CUDA.
+int cuda_threads(const KernelId& id) {
+  switch (id.family) {
+    case Family::kCudaDequantize:
+      return NIBBLE_DEQUANTIZE_THREADS;
+    case Family::kCudaQmmWgmma:
+      return CudaWgmmaTile::threads_of(id.shape);
+    default:
+      return CudaTile::threads_of(id.shape);
+  }
+}
+
 }  // namespace
 
 std::string kernel_source(const std::vector<KernelId>& ids, bool fences) {
@@ -79,12 +91,9 @@ std::string cuda_source(const KernelId& id) {
   flatten(kernel_header(id), seen, out);
   const QuantFormat& format = id.format;
   // The last number of a tile is that of blocks on a multiprocessor.
-  bool is_tile = !id.shape.empty();
-  int threads =
-      is_tile ? CudaTile::threads_of(id.shape) : NIBBLE_DEQUANTIZE_THREADS;
-  int blocks = is_tile ? id.shape.back() : 1;
-  out << family.entry << '(' << kernel_name(id) << ", " << threads << ", "
-      << blocks << ", " << family.type
+  int blocks = id.shape.empty() ? 1 : id.shape.back();
+  out << family.entry << '(' << kernel_name(id) << ", " << cuda_threads(id)
+      << ", " << blocks << ", " << family.type
       << "<nibble::" << (id.dtype == Dtype::kFloat16 ? "Float16" : "BFloat16")
       << ", nibble::" << format.info().kernel_type << '<' << format.bits << ", "
       << format.group_size << '>';

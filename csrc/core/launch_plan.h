@@ -17,12 +17,26 @@ struct Dim3 {
   constexpr uint64_t volume() const { return uint64_t{x} * y * z; }
 };
 
+// A matrix that a kernel for CUDA copies in boxes (a CUtensorMap), which have
+// zeros where it ends.
+struct Boxes {
+  Operand operand;
+  int rows, columns;          // of the matrix
+  int box_rows, box_columns;  // of a box
+  int item;                   // bytes of an element
+  // True if 16 bytes lie where the tensor cores read rows of 128.
+  bool swizzled;
+
+  bool operator==(const Boxes&) const = default;
+};
+
 struct LaunchPlan {
   std::string kernel;              // host name, for parse_kernel_name()
   Dim3 threadgroups;               // grid, in threadgroups
   Dim3 threads;                    // of one threadgroup
   std::vector<Operand> buffers;    // buffers[i] binds [[buffer(i)]]
   std::vector<std::byte> params;   // a struct of kernels/shared.h, bound next
+  std::vector<Boxes> boxes;        // bound after `params`
   uint32_t threadgroup_bytes = 0;  // declared by the kernel
   uint64_t sums_bytes = 0;  // of kSums, if it writes them; else it reads them
 

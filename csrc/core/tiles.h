@@ -9,6 +9,7 @@
 #include "csrc/core/device_profile.h"
 #include "csrc/core/launch_plan.h"
 #include "csrc/core/problem.h"
+#include "kernels/cuda/wgmma_tile.h"
 #include "kernels/shared.h"
 
 namespace nibble {
@@ -314,12 +315,45 @@ inline constexpr CudaTiles kCudaTiles[] = {
      {64, 32, 4, 2, 0}},
 };
 
+// cuda_qmm_wgmma: rows of y of a block, and pairs of groups of threads that
+// take steps in turn.
+struct CudaWgmmaTile {
+  int BM, pairs;
+  double step;     // microseconds on an H200 (docs/results/cuda.md)
+  int blocks = 1;  // on a multiprocessor at a time
+
+  std::vector<int> shape() const { return {BM, pairs, blocks}; }
+  // Blocks of the same columns are neighbours.
+  constexpr Dim3 grid(const Extent& y) const {
+    Dim3 tiles = y.blocks(BM, NIBBLE_WGMMA_COLUMNS);
+    return {tiles.x * tiles.y, 1, tiles.z};
+  }
+  constexpr Dim3 threads() const {
+    return {NIBBLE_WGMMA_THREADS(uint32_t(pairs)), 1, 1};
+  }
+  // The threads of a tile from the numbers of its shape().
+  static int threads_of(const std::vector<int>& shape) {
+    return NIBBLE_WGMMA_THREADS(shape[1]);
+  }
+  // The stages, which begin at a multiple of 1024 bytes.
+  constexpr uint32_t threadgroup_bytes(const Types&) const {
+    return NIBBLE_WGMMA_STAGE_BYTES + 1024;
+  }
+};
+inline constexpr CudaWgmmaTile kWgmmaTiles[] = {{256, 1, 0.8}, {128, 2, 0.58}};
+
 // Types and formats of the kernels for CUDA. Codes of one group share a step of
 // the tensor core. Scales have the type of the activations, or of one byte.
 inline bool supported_on_cuda(const Types& types) {
   return types.dtype != Dtype::kFloat32 &&
          (types.scale_dtype == types.dtype || is_byte(types.scale_dtype)) &&
          types.format.mode != Mode::kSymmetric;
+}
+
+// The same of cuda_qmm_wgmma.
+inline bool supported_by_wgmma(const Types& types) {
+  return supported_on_cuda(types) && types.format.mode == Mode::kAffine &&
+         types.format.bits == 4;
 }
 
 // The columns of w that kernels for CUDA take at a time, at least. A block of

@@ -1,6 +1,8 @@
 #include "csrc/cuda/encoder.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 
 #include "csrc/core/kernel_source.h"
@@ -20,6 +22,37 @@ Dim3Value to_cuda(const Dim3& d) {
   return {d.x, d.y, d.z};
 }
 
+// CUtensorMap.
+struct alignas(64) TensorMap {
+  std::byte bytes[128];
+};
+
+TensorMap map_of(const Boxes& b, std::byte* matrix) {
+  // Values of CUtensorMapDataType (uint16, uint32), -Swizzle (128 bytes) and
+  // -L2promotion (128 bytes).
+  constexpr int kTwoBytes = 1, kFourBytes = 2, kSwizzle = 3, kPromotion = 2;
+  uint64_t sizes[] = {uint64_t(b.columns), uint64_t(b.rows)};
+  uint64_t strides[] = {uint64_t(b.columns) * b.item};
+  uint32_t box[] = {uint32_t(b.box_columns), uint32_t(b.box_rows)};
+  uint32_t steps[] = {1, 1};
+  TensorMap map;
+  require_success(symbols()->driver.cuTensorMapEncodeTiled(
+                      &map,
+                      b.item == 2 ? kTwoBytes : kFourBytes,
+                      2,
+                      matrix,
+                      sizes,
+                      strides,
+                      box,
+                      steps,
+                      0,
+                      b.swizzled ? kSwizzle : 0,
+                      kPromotion,
+                      0),
+                  "cuTensorMapEncodeTiled");
+  return map;
+}
+
 void launch(const LaunchPlan& plan,
             const std::vector<const mx::array*>& arrays,
             Encoder encoder) {
@@ -27,7 +60,7 @@ void launch(const LaunchPlan& plan,
   std::vector<std::byte*> pointers;
   std::vector<void*> params;
   pointers.reserve(arrays.size());
-  params.reserve(arrays.size() + 1);
+  params.reserve(arrays.size() + 1 + plan.boxes.size());
   for (size_t i = 0; i < arrays.size(); ++i) {
     const mx::array& a = *arrays[i];
     pointers.push_back(address(a));
@@ -36,6 +69,13 @@ void launch(const LaunchPlan& plan,
                                  : mlx.set_input_array(encoder, a);
   }
   params.push_back(const_cast<std::byte*>(plan.params.data()));
+  std::vector<TensorMap> maps;
+  maps.reserve(plan.boxes.size());
+  for (const Boxes& boxes : plan.boxes) {
+    auto at = std::ranges::find(plan.buffers, boxes.operand);
+    maps.push_back(map_of(boxes, pointers[at - plan.buffers.begin()]));
+    params.push_back(&maps.back());
+  }
   mlx.add_kernel_node_raw(encoder,
                           function(plan.kernel, plan.threadgroup_bytes),
                           to_cuda(plan.threadgroups),
@@ -90,6 +130,8 @@ bool is_available() {
 DeviceProfile device_profile() {
   DeviceProfile profile;
   profile.api = Api::kCuda;
+  profile.wgmma =
+      symbols()->driver.cuTensorMapEncodeTiled != nullptr && has_wgmma();
   return profile;
 }
 

@@ -21,6 +21,9 @@ constexpr int kMajor = 75;
 constexpr int kMinor = 76;
 constexpr int kMaxDynamicSharedBytes = 8;
 
+// The major number of the compute capability that has wgmma.
+constexpr int kWgmmaMajor = 9;
+
 // CUDA gives more shared memory only to kernels that ask for it.
 constexpr uint32_t kSharedBytesUnasked = 48 << 10;
 
@@ -43,7 +46,9 @@ std::string architecture(int device) {
                   "cuDeviceGetAttribute");
   require_success(driver.cuDeviceGetAttribute(&minor, kMinor, device),
                   "cuDeviceGetAttribute");
-  return "sm_" + std::to_string(major) + std::to_string(minor);
+  // "a" allows instructions that only this one has.
+  return "sm_" + std::to_string(major) + std::to_string(minor) +
+         (major == kWgmmaMajor ? "a" : "");
 }
 
 std::string cubin_of(const std::string& kernel, const std::string& arch) {
@@ -104,6 +109,19 @@ void require_success(Result result, const char* op) {
                              "] success was required but got the error " +
                              std::to_string(result) + ".");
   }
+}
+
+bool has_wgmma() {
+  // Every product asks. 0: not known yet.
+  static std::atomic<int> major = 0;
+  if (major == 0) {
+    int found = 0;
+    if (symbols()->driver.cuDeviceGetAttribute(
+            &found, kMajor, current_device()) == 0) {
+      major = found;
+    }
+  }
+  return major == kWgmmaMajor;
 }
 
 void compile(const std::vector<std::string>& kernels) {

@@ -18,6 +18,10 @@ Function function(const std::string& kernel, uint32_t shared_bytes);
 // does not compile is left to function().
 void compile(const std::vector<std::string>& kernels);
 
+// Whether the tensor cores of the device of the current context read shared
+// memory (wgmma).
+bool has_wgmma();
+
 // Throws std::runtime_error if a call of `op` failed.
 void require_success(Result result, const char* op);
 

@@ -55,6 +55,7 @@ bool find(Mlx& f) {
 
 bool find(Driver& f) {
   void* library = loaded({"libcuda.so.1"});
+  NIBBLE_FIND(cuTensorMapEncodeTiled);
   return NIBBLE_FIND(cuCtxGetDevice) && NIBBLE_FIND(cuDeviceGetAttribute) &&
          NIBBLE_FIND(cuModuleLoadData) && NIBBLE_FIND(cuModuleGetFunction) &&
          NIBBLE_FIND(cuFuncSetAttribute);

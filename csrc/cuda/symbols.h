@@ -3,8 +3,8 @@
 // file loads with every backend of MLX.
 //
 // MLX exports the class that records CUDA graphs, but its headers need CUDA's.
-// So the functions are looked up by their linker names. A release of this
-// package takes exactly one version of MLX, and the names below are its.
+// So the functions are looked up by their linker names, which are those of
+// 0.32.4. 0.32.3 does not export them, and MLX computes everything there.
 #pragma once
 
 #include <cstddef>
@@ -55,6 +55,19 @@ struct Driver {
   Result (*cuModuleLoadData)(Module*, const void*);
   Result (*cuModuleGetFunction)(Function*, Module, const char*);
   Result (*cuFuncSetAttribute)(Function, int attribute, int value);
+  // Null with an old driver.
+  Result (*cuTensorMapEncodeTiled)(void* map,
+                                   int type,
+                                   uint32_t dimensions,
+                                   void* matrix,
+                                   const uint64_t* sizes,
+                                   const uint64_t* strides,
+                                   const uint32_t* box,
+                                   const uint32_t* steps,
+                                   int interleave,
+                                   int swizzle,
+                                   int promotion,
+                                   int fill);
 };
 
 struct Nvrtc {

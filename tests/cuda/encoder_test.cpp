@@ -30,6 +30,8 @@ std::vector<Node> nodes;
 std::vector<const std::byte*> inputs, outputs;
 std::vector<std::string> compiled;  // names of programs
 std::vector<int> shared_limits;
+// Type, dimensions, columns, rows, bytes of a row, box, swizzle.
+std::vector<std::vector<int>> maps;
 int handlers = 0;
 bool compiler_fails = false;
 
@@ -49,7 +51,7 @@ nibble::cuda::Nvrtc nvrtc() {
     return 0;
   };
   f.nvrtcCompileProgram = [](Program, int, const char* const* options) {
-    bool right = std::string(options[0]) == "--gpu-architecture=sm_90";
+    bool right = std::string(options[0]) == "--gpu-architecture=sm_90a";
     return right && !compiler_fails ? 0 : 6;
   };
   f.nvrtcGetProgramLogSize = [](Program, size_t* size) {
@@ -87,6 +89,29 @@ nibble::cuda::Driver driver() {
     shared_limits.push_back(value);
     return 0;
   };
+  f.cuTensorMapEncodeTiled = [](void* map,
+                                int type,
+                                uint32_t dimensions,
+                                void* matrix,
+                                const uint64_t* sizes,
+                                const uint64_t* strides,
+                                const uint32_t* box,
+                                const uint32_t*,
+                                int,
+                                int swizzle,
+                                int,
+                                int) {
+    std::memcpy(map, &matrix, sizeof(matrix));
+    maps.push_back({type,
+                    int(dimensions),
+                    int(sizes[0]),
+                    int(sizes[1]),
+                    int(strides[0]),
+                    int(box[0]),
+                    int(box[1]),
+                    swizzle});
+    return reinterpret_cast<uintptr_t>(map) % 64 == 0 ? 0 : 1;
+  };
   return f;
 }
 
@@ -120,6 +145,10 @@ nibble::cuda::Mlx mlx_functions() {
     }
     if (count == 7) {
       std::memcpy(&node.params, params[7], sizeof(MatmulParams));
+    }
+    if (node.kernel.starts_with("cuda_qmm_wgmma")) {
+      node.pointers.push_back(*static_cast<void**>(params[8]));
+      node.pointers.push_back(*static_cast<void**>(params[9]));
     }
     nodes.push_back(node);
   };
@@ -259,4 +288,27 @@ int main() {
   require(nodes.size() == 1 && nodes[0].pointers[4] == at(0x700004) &&
               nodes[0].pointers[5] == at(0x700028),
           "indices are read where they are");
+
+  nibble::MatmulProblem many;
+  many.M = 128;
+  many.N = 14336;
+  many.K = 256;
+  auto boxed = nibble::plan(many, nibble::cuda::device_profile());
+  require(boxed.has_value() && boxed->size() == 1, "one launch");
+  auto rows = array_at(0x500000, {128, 256}, mx::float16);
+  auto result = array_at(0x600000, {128, 14336}, mx::float16);
+  operands[Operand::kX] = &rows;
+  operands[Operand::kOut] = &result;
+  nodes.clear();
+  nibble::cuda::encode(*boxed, operands, stream);
+  require(
+      nodes.size() == 1 && nodes[0].grid.x == 112 && nodes[0].block.x == 640,
+      "tiles of 128 x 128");
+  require(nodes[0].pointers[7] == at(0x500000) &&
+              nodes[0].pointers[8] == at(0x100000),
+          "maps of x and of w");
+  require(
+      maps == std::vector<std::vector<int>>{{1, 2, 256, 128, 512, 64, 64, 3},
+                                            {2, 2, 32, 14336, 128, 8, 128, 0}},
+      "the boxes of x and of w");
 }

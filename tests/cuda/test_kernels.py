@@ -57,6 +57,15 @@ def test_a_kernel_compiles_for_every_architecture(
     assert cubin.startswith(b"\x7fELF")
 
 
+@pytest.mark.parametrize("kernel", tiles(r"^cuda_qmm_wgmma_"))
+def test_a_kernel_of_hopper_compiles_without_spilled_registers(kernel: str) -> None:
+    cubin, log = compile_kernel(plans.kernel_source(kernel), "sm_90a")
+    assert kernel.encode() in cubin
+    assert re.findall(r"(\d+) bytes spill", log) == ["0", "0"]
+    # The assembler says so if it makes products wait for each other.
+    assert "wgmma" not in log.replace(kernel, "")
+
+
 @pytest.mark.parametrize("kernel", tiles(r"^cuda_qmm.*_bf16_b4_g64_bm8_.*_o[12]$"))
 def test_kernels_of_one_row_spill_no_register_unless_told_to(kernel: str) -> None:
     _, log = compile_kernel(plans.kernel_source(kernel), "sm_90")

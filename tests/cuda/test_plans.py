@@ -116,7 +116,9 @@ def test_batch_invariant_products_add_up_in_one_order(problem: Problem) -> None:
 def test_many_rows_are_left_to_mlx_s_dense_product(rows: int, left: bool) -> None:
     problem = Problem(M=rows, N=4096, K=4096)
     assert plans.left_to_mlx(problem, CUDA) is left
-    assert plans.left_to_mlx(replace(problem, transpose=False), CUDA)
+    for batch_invariant in (False, True):
+        other = replace(problem, transpose=False, batch_invariant=batch_invariant)
+        assert plans.left_to_mlx(other, CUDA)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,14 @@ def test_a_dense_product_computes_experts_that_are_not_transposed() -> None:
     problem = GatherProblem(N=64, K=64, transpose=False)
     assert plans.plan_gather(problem, CUDA) is None
     assert plans.left_to_mlx(problem, CUDA)
+
+
+@pytest.mark.parametrize(("rows", "left"), [(1, False), (7, False), (8, True)])
+def test_a_dense_product_computes_many_rows_of_experts_in_float32(
+    rows: int, left: bool
+) -> None:
+    problem = GatherProblem(M=rows, N=64, K=128, dtype="float32", scale_dtype="float32")
+    assert plans.left_to_mlx(problem, CUDA) is left
 
 
 gathers = of(

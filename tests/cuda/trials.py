@@ -19,7 +19,7 @@ from mlx_nibble.machine.trial import check
 
 # Every tile at the usual format, and one of each family at the others.
 SOME = (
-    r"_bf16_bf16_b4_g64_|"
+    r"_bf16_bf16_b4_g64_|^cuda_qmm_wgmma_|"
     r"^cuda_qmm_skinny_(bf16|f16)_.*_bm8_bn16_wk8_|"
     r"^cuda_(gather|swiglu)_.*_bm8_bn16_|"
     r"^cuda_dequantize_"

@@ -80,7 +80,9 @@ def quantized_matmul(d: Draw) -> Case:
     if d.chance("residual", 0.25):
         residual = d.laid_out("residual as", d.numbers(shape, False), DTYPES[dtype])
         addends["residual"] = residual
-    count = M if w_lead else int(np.prod(x.shape[:-1]))
+    # One matrix has all rows, whatever batch it is.
+    several = w_lead and np.prod(w_lead) > 1
+    count = M if several else int(np.prod(x.shape[:-1]))
     rounded = tolerance.weight_dtype(dtype, transpose, count, fmt.scale_dtype)
     product = Product.of(
         to_numpy(x),

@@ -90,6 +90,7 @@ class Device:
     cores: int = 0
     neural: bool = False
     tf32: bool = True
+    wgmma: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class _Profile(ctypes.Structure):
         ("cores", ctypes.c_uint32),
         ("neural", ctypes.c_int32),
         ("tf32", ctypes.c_int32),
+        ("wgmma", ctypes.c_int32),
     ]
 
 
@@ -184,6 +186,7 @@ def _profile(device: Device) -> _Profile:
         device.cores,
         device.neural,
         device.tf32,
+        device.wgmma,
     )
 
 

@@ -4,6 +4,8 @@
 #include <iterator>
 #include <utility>
 
+#include "csrc/core/plan/cuda_launch.h"
+#include "csrc/core/plan/cuda_wgmma.h"
 #include "csrc/core/plan/launch.h"
 #include "csrc/core/planner.h"
 
@@ -11,9 +13,8 @@ namespace nibble {
 
 namespace {
 
-// Beyond these numbers of rows, of one matrix and of each expert on average, a
-// dense product of rounded weights is faster (docs/results/cuda.md).
-constexpr int kLastRow = 64;
+// Beyond this number of rows of each expert on average, a dense product of
+// rounded weights is faster (docs/results/cuda.md).
 constexpr int kLastExpertRow = 96;
 
 // From this number of columns on, blocks of fewer threads fill an H200, which
@@ -55,13 +56,6 @@ bool mlx_reads(const QuantFormat& format) {
 // CUDA's limit of blocks in the second and third dimension of a grid.
 constexpr uint32_t kMostBlocks = 65535;
 
-// True if kernels for CUDA read these weights and activations.
-template <typename Problem>
-bool is_read(const Problem& p) {
-  return supported_by_gpu(p.format, p.K) && p.K % cuda_columns(p.format) == 0 &&
-         supported_on_cuda(without_symmetry(p));
-}
-
 bool fits(const LaunchPlan& launch) {
   return launch.threadgroups.y <= kMostBlocks &&
          launch.threadgroups.z <= kMostBlocks;
@@ -70,20 +64,6 @@ bool fits(const LaunchPlan& launch) {
 // From this number of rows for each expert on, on average, sorted products are
 // computed in tiles that read the weights once.
 constexpr int kSortedRows = 2;
-
-LaunchPlan launch(const MatmulProblem& problem, const CudaTile& tile) {
-  MatmulProblem p = without_symmetry(problem);
-  LaunchPlan launch = launch_of(
-      p, Family::kCudaQmmSkinny, tile, {p.columns(), p.M, p.batch.size});
-  bind_weights(launch, p.format);
-  bind(launch,
-       {Operand::kX,
-        p.epilogue.bias ? Operand::kBias : Operand::kScales,
-        p.epilogue.residual ? Operand::kResidual : Operand::kScales,
-        Operand::kOut});
-  launch.params = as_bytes(params_of(p));
-  return launch;
-}
 
 // The tiles for this number of rows, or else those for the most.
 const CudaTiles& tiles_for(int rows) {
@@ -99,7 +79,7 @@ template <typename Tile>
 LaunchPlan gather_launch(const GatherProblem& p,
                          Family any,
                          Family of_sorted,
-                         int most = kLastRow) {
+                         int most = kLastSkinnyRow) {
   int rows = p.B / p.experts;
   bool sorted = p.M == 1 && p.sorted && rows >= kSortedRows;
   // All of these add up a row in one order, so that no row depends on others.
@@ -143,15 +123,23 @@ std::vector<CudaTile> tiles_on_cuda(const MatmulProblem& p) {
 
 }  // namespace
 
-std::optional<Launches> plan_on_cuda(const MatmulProblem& p) {
+std::optional<Launches> plan_on_cuda(const MatmulProblem& p,
+                                     const DeviceProfile& device) {
+  if (!p.choice.empty()) {
+    for (Launches& one : candidates_on_cuda(p, device)) {
+      if (one.front().kernel == p.choice) {
+        return std::move(one);
+      }
+    }
+  }
+  if (wgmma_is_fastest(p, device)) {
+    return Launches{wgmma_launches(p, device).front()};
+  }
   std::vector<CudaTile> tiles = tiles_on_cuda(p);
   if (tiles.empty()) {
     return std::nullopt;
   }
-  auto chosen = std::ranges::find_if(tiles, [&](const CudaTile& tile) {
-    return !p.choice.empty() && launch(p, tile).kernel == p.choice;
-  });
-  LaunchPlan only = launch(p, chosen == tiles.end() ? tiles.front() : *chosen);
+  LaunchPlan only = cuda_launch(p, tiles.front());
   return fits(only) ? std::optional(Launches{std::move(only)}) : std::nullopt;
 }
 
@@ -203,17 +191,25 @@ std::optional<Launches> plan_swiglu_on_cuda(const GatherProblem& problem) {
                       : std::nullopt;
 }
 
-std::vector<Launches> candidates_on_cuda(const MatmulProblem& p) {
+std::vector<Launches> candidates_on_cuda(const MatmulProblem& p,
+                                         const DeviceProfile& device) {
   std::vector<CudaTile> tiles = tiles_on_cuda(p);
   std::vector<Launches> all;
   for (auto tile = tiles.begin(); tile != tiles.end(); ++tile) {
     if (std::find(tiles.begin(), tile, *tile) == tile) {
-      LaunchPlan one = launch(p, *tile);
+      LaunchPlan one = cuda_launch(p, *tile);
       if (fits(one)) {
         all.push_back({std::move(one)});
       }
     }
   }
+  // The default is the first.
+  auto at = wgmma_is_fastest(p, device) ? all.begin() : all.end();
+  std::vector<Launches> others;
+  for (LaunchPlan& one : wgmma_launches(p, device)) {
+    others.push_back({std::move(one)});
+  }
+  all.insert(at, others.begin(), others.end());
   return all;
 }
 
@@ -238,11 +234,16 @@ bool dense_is_better(const MatmulProblem& problem,
     return false;
   }
   MatmulProblem p = merge_rows(problem);
-  // MLX's own kernel for products that are not transposed rounds twice.
-  if (is_read(p)) {
-    return !p.batch_invariant && (!p.transpose || p.M > kLastRow);
+  // MLX's own kernel for products that are not transposed rounds twice, and is
+  // wrong for several matrices.
+  if (!p.transpose) {
+    return true;
   }
-  return !plain || !p.transpose || !mlx_reads(p.format) || p.batch.size > 1 ||
+  if (is_read(p)) {
+    return !p.batch_invariant && p.M > kLastSkinnyRow &&
+           !wgmma_is_fastest(p, device);
+  }
+  return !plain || !mlx_reads(p.format) || p.batch.size > 1 ||
          p.M >= kFirstMlxBlock || p.K % kMlxRowColumns != 0;
 }
 
@@ -256,7 +257,9 @@ bool dense_is_better(const GatherProblem& p,
   if (!p.transpose) {
     return true;
   }
-  return is_read(p) ? takes_dense_experts(p) : !plain || !mlx_reads(p.format);
+  // With 38 rows, MLX's kernel for float32 was refused by CUDA.
+  return is_read(p) ? takes_dense_experts(p)
+                    : !plain || !mlx_reads(p.format) || p.M >= kFirstMlxBlock;
 }
 
 int columns_for_mlx(const MatmulProblem& p, const DeviceProfile& device) {

@@ -252,7 +252,7 @@ std::vector<Launches> candidates(const MatmulProblem& problem,
                                  const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   if (device.api == Api::kCuda) {
-    return candidates_on_cuda(p);
+    return candidates_on_cuda(p, device);
   }
   std::vector<Launches> all;
   for (const Candidate& candidate : shapes_of(p, device)) {
@@ -265,7 +265,7 @@ std::optional<Launches> plan(const MatmulProblem& problem,
                              const DeviceProfile& device) {
   MatmulProblem p = merge_rows(problem);
   if (device.api == Api::kCuda) {
-    return plan_on_cuda(p);
+    return plan_on_cuda(p, device);
   }
   std::vector<Candidate> all = shapes_of(p, device);
   if (all.empty()) {

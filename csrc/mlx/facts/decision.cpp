@@ -117,6 +117,10 @@ bool dense(const GatherProblem& problem, const mx::Device& device, bool plain) {
   return dense_on_gpu(problem, device, plain);
 }
 
+bool mlx_misreads_views(const mx::Device& device) {
+  return device == mx::Device::gpu && executor::api() == Api::kCuda;
+}
+
 int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device) {
   return device == mx::Device::gpu && executor::is_available()
              ? nibble::columns_for_mlx(problem,

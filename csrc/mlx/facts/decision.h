@@ -55,6 +55,9 @@ bool dense(const GatherProblem& problem,
            const mx::Device& device,
            bool plain = true);
 
+// True if MLX's kernels on `device` read every matrix as if it had no gaps.
+bool mlx_misreads_views(const mx::Device& device);
+
 // planner.h's function on this machine.
 int columns_for_mlx(const MatmulProblem& problem, const mx::Device& device);
 

@@ -60,15 +60,15 @@ mx::array dequantize(const QuantizedArrays& matrix,
     if (biases && format.bits == 1) {
       return mx::astype(of_one_bit(matrix, format, stream), out_dtype, stream);
     }
-    // MLX's kernels for CUDA would compute in the type of the scales, and
-    // misread groups that are broadcast.
+    // MLX's kernels for CUDA would compute in the type of the scales.
     if (biases && out_dtype != scales.dtype()) {
       auto wide = [&](const mx::array& a) {
-        return mx::astype(even(a, stream), mx::float32, stream);
+        return mx::astype(a, mx::float32, stream);
       };
-      mx::array y = mx::dequantize(matrix.w,
-                                   wide(scales),
-                                   wide(*biases),
+      QuantizedArrays q = whole(matrix, stream);
+      mx::array y = mx::dequantize(q.w,
+                                   wide(q.scales),
+                                   wide(*q.biases),
                                    args.group_size,
                                    args.bits,
                                    args.mode,
@@ -78,15 +78,14 @@ mx::array dequantize(const QuantizedArrays& matrix,
       return mx::astype(y, out_dtype, stream);
     }
   }
-  bool on_gpu = stream.device == mx::Device::gpu;
-  auto given = [&](const mx::array& a) { return on_gpu ? even(a, stream) : a; };
-  return mx::dequantize(matrix.w,
-                        given(scales),
-                        biases ? std::optional(given(*biases)) : std::nullopt,
+  QuantizedArrays q = whole(matrix, stream);
+  return mx::dequantize(q.w,
+                        q.scales,
+                        q.biases,
                         args.group_size,
                         args.bits,
                         args.mode,
-                        matrix.global_scale,
+                        q.global_scale,
                         dtype,
                         stream);
 }

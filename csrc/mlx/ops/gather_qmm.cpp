@@ -87,7 +87,8 @@ mx::array gather_qmm(const mx::array& x,
       matrix.w.size() > 0) {
     return scaled(x, matrix, indices, transpose, args, options, stream);
   }
-  auto by_mlx = [&](const mx::array& x, const QuantizedArrays& q) {
+  auto by_mlx = [&](const mx::array& x, const QuantizedArrays& given) {
+    QuantizedArrays q = whole(given, stream);
     return mx::gather_qmm(x,
                           q.w,
                           q.scales,

@@ -48,7 +48,8 @@ mx::array quantized_matmul(const mx::array& x,
                            const Addends& addends,
                            mx::StreamOrDevice s) {
   mx::Stream stream = mx::to_stream(s);
-  auto by_mlx = [&](const mx::array& x, const QuantizedArrays& q) {
+  auto by_mlx = [&](const mx::array& x, const QuantizedArrays& given) {
+    QuantizedArrays q = whole(given, stream);
     return mx::quantized_matmul(x,
                                 q.w,
                                 q.scales,
@@ -95,7 +96,9 @@ mx::array quantized_matmul(const mx::array& x,
     return add(vector ? mx::squeeze(y, -2, stream) : y, rest, stream);
   };
   if (request->is_empty()) {
-    return finish(mx::zeros(shape, dtype, stream), addends);
+    mx::array y = mx::zeros(shape, dtype, stream);
+    // MLX's sums of no elements divide by zero on CUDA if they are compiled.
+    return finish(y, y.size() == 0 ? Addends{} : addends);
   }
   MatmulProblem problem;
   bool always_ours = decision::always_ours(options, stream.device);

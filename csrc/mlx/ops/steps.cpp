@@ -6,6 +6,7 @@
 
 #include "csrc/core/error.h"
 #include "csrc/mlx/bridge.h"
+#include "csrc/mlx/facts/decision.h"
 #include "csrc/mlx/facts/in_turn.h"
 #include "csrc/mlx/facts/symmetric.h"
 #include "csrc/mlx/nodes/unpack.h"
@@ -257,6 +258,19 @@ mx::Dtype dense_dtype(const QuantizedArrays& matrix, mx::Dtype dtype) {
 
 mx::array even(const mx::array& a, const mx::Stream& stream) {
   return mx::contiguous(a, false, stream);
+}
+
+QuantizedArrays whole(const QuantizedArrays& matrix, const mx::Stream& stream) {
+  if (!decision::mlx_misreads_views(stream.device)) {
+    return matrix;
+  }
+  QuantizedArrays all = matrix;
+  all.w = even(matrix.w, stream);
+  all.scales = even(matrix.scales, stream);
+  if (matrix.biases) {
+    all.biases = even(*matrix.biases, stream);
+  }
+  return all;
 }
 
 mx::array rounded(const QuantizedArrays& matrix,

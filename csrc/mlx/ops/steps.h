@@ -78,6 +78,10 @@ mx::Dtype dense_dtype(const QuantizedArrays& matrix, mx::Dtype dtype);
 // indices: MLX's products for CUDA misread some views.
 mx::array even(const mx::array& a, const mx::Stream& stream);
 
+// The matrices as MLX's operations read them: for CUDA, copies of those that
+// have gaps or share their groups. It reads any others as if they had neither.
+QuantizedArrays whole(const QuantizedArrays& matrix, const mx::Stream& stream);
+
 // The matrices dequantized and rounded to `dtype`, as the second factor of a
 // dense product.
 mx::array rounded(const QuantizedArrays& matrix,

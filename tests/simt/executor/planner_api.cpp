@@ -45,6 +45,7 @@ struct SimtProfile {
   uint32_t cores;
   int32_t neural;
   int32_t tf32;
+  int32_t wgmma;
 };
 
 namespace {
@@ -137,7 +138,8 @@ nibble::DeviceProfile device_of(const SimtProfile& profile) {
           profile.max_threadgroup_bytes,
           profile.cores,
           profile.neural != 0,
-          profile.tf32 != 0};
+          profile.tf32 != 0,
+          profile.wgmma != 0};
 }
 
 template <typename Problem>

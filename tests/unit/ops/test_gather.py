@@ -95,6 +95,16 @@ def test_a_wide_result_of_few_weight_rows(rng, bits, M):
     check(y, x, w, lhs, rhs, False)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_rows_of_long_groups(rng, dtype):
+    # CUDA refuses MLX's own kernel for them, which computes in float32.
+    q, w = make(rng, (5, 25, 128), 2, 128)
+    x = to_mlx(rng.standard_normal((1, 38, 128)), dtype)
+    lhs, rhs = np.array([0]), np.array([1])
+    y = ops.gather_qmm(x, *q, mx.array(lhs), mx.array(rhs), group_size=128, bits=2)
+    check(y, x, w, lhs, rhs)
+
+
 def indices(*shape):
     return mx.array(np.arange(np.prod(shape)).reshape(shape) % 3)
 

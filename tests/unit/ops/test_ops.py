@@ -25,13 +25,13 @@ def make(rng, w_shape, bits=4, group_size=64, scale_dtype="float16"):
     return weights_to_mlx(w, scale_dtype)
 
 
-def check(y, x, w, transpose=True):
+def check(y, x, w, transpose=True, rows=1):
     """Compare with the oracle at the tolerance of the result's own type."""
     name = str(y.dtype).removeprefix("mlx.core.")
     x = to_numpy(x)
     exact = oracle.matmul(x, w.dequantize(), transpose)
     magnitude = oracle.matmul(abs(x), w.magnitude(), transpose)
-    weights = weight_dtype(name, transpose)
+    weights = weight_dtype(name, transpose, rows)
     allowed = bound(exact, magnitude, x.shape[-1], name, weights)
     assert_close(to_numpy(y), exact, allowed)
 
@@ -98,6 +98,15 @@ def test_empty_activations_give_an_empty_result(rng, shape):
     y = ops.quantized_matmul(mx.zeros(shape), *q)
     assert y.shape == (*shape[:-1], 48)
     mx.eval(y)
+
+
+@pytest.mark.parametrize("name", ["bias", "residual"])
+def test_no_rows_and_an_addend_compiled(rng, name):
+    # MLX's compiled sums of no elements end the process on CUDA.
+    q, _ = make(rng, (48, 64))
+    addend = {"bias": mx.ones(48), "residual": mx.ones((0, 48))}[name]
+    product = mx.compile(lambda x, a: ops.quantized_matmul(x, *q, **{name: a}))
+    assert np.array(product(mx.zeros((0, 64)), addend)).shape == (0, 48)
 
 
 @pytest.mark.parametrize("x_shape", [(0, 128), (2, 0, 128)])
@@ -220,6 +229,17 @@ def test_sums_are_not_kept_in_sixteen_bits(rng, dtype):
     floor = relative_rms(to_numpy(to_mlx(exact, dtype)), exact)
     error = relative_rms(to_numpy(ops.quantized_matmul(x, *q)), exact)
     assert error <= 1.01 * floor
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_hundreds_of_rows_between_few(rng, dtype):
+    """MLX's graphs for CUDA keep nodes of one kernel and get those of another."""
+    q, w = make(rng, (14336, 704), scale_dtype=dtype)
+    few_q, few_w = make(rng, (67, 704), scale_dtype=dtype)
+    for M in (512, 445, 120):
+        x = to_mlx(rng.standard_normal((M, 704)), dtype)
+        check(ops.quantized_matmul(x, *q), x, w, rows=M)
+        check(ops.quantized_matmul(x[:7], *few_q), x[:7], few_w)
 
 
 def test_float32_error_at_k_4096(rng):

@@ -55,20 +55,22 @@ def test_matrices_that_are_slices_of_a_cache(bits, transpose):
     assert mx.array_equal(ours, want)
 
 
+@pytest.mark.parametrize("shared", ["by matrices", "by rows"])
 @pytest.mark.parametrize("scales", [mx.float16, mx.float32])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
-def test_matrices_that_share_their_groups(scales, dtype):
-    w, s, b = mx.quantize(mx.random.normal((5, 32, 96)), 32, 4)
-    groups = [mx.broadcast_to(a[:1].astype(scales), a.shape) for a in (s, b)]
+def test_groups_that_are_shared(shared, scales, dtype):
+    w, s, b = mx.quantize(mx.random.normal((5, 32, 512)), 32, 4)
+    ones = [a[:1] if shared == "by matrices" else a[:, :1] for a in (s, b)]
+    groups = [mx.broadcast_to(a.astype(scales), s.shape) for a in ones]
     copies = [mx.contiguous(a) for a in groups]
-    x = mx.random.normal((1, 1, 96)).astype(dtype)
+    x = mx.random.normal((1, 1, 512)).astype(dtype)
     chosen = {"lhs_indices": mx.zeros(5, mx.uint32), "rhs_indices": mx.arange(5)}
     mx.eval(w, groups, copies, x)
-    for ours, want in [
-        [ops.dequantize(w, *a, group_size=32, bits=4) for a in (groups, copies)],
-        [
-            ops.gather_qmm(x, w, *a, group_size=32, bits=4, **chosen)
-            for a in (groups, copies)
-        ],
-    ]:
-        assert mx.array_equal(ours, want)
+    form = {"group_size": 32, "bits": 4}
+    for op in (
+        lambda s, b: ops.dequantize(w, s, b, **form),
+        lambda s, b: ops.gather_qmm(x, w, s, b, **chosen, **form),
+        lambda s, b: ops.quantized_matmul(x, w, s, b, **form),
+        lambda s, b: ops.quantized_matmul(x[0], w[3], s[3], b[3], **form),
+    ):
+        assert mx.array_equal(op(*groups), op(*copies))
