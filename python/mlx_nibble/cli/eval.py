@@ -107,7 +107,9 @@ def _evaluate(
     args: argparse.Namespace, name: str, text: str, reference: Any
 ) -> Evaluation:
     with hub_errors("eval"):
-        settings = Settings(activations.setting(args))
+        rounded = activations.setting(args)
+        # A decoded token is rounded to int8. Many rows at once may be rounded less.
+        settings = Settings(rounded, batch_invariant=rounded == "int8")
         model, tokenizer = load_for_evaluation(name, settings, args.trust_remote_code)
     if args.kv_bits:
         from mlx_nibble.lm import with_quantized_cache

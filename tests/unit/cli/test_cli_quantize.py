@@ -14,6 +14,10 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
+from mlx_nibble.acceleration.settings import Settings
+from mlx_nibble.evaluation.calibration_text import batches, encode, read_text
+from mlx_nibble.evaluation.evaluate import evaluate
+from mlx_nibble.lm import load_for_evaluation
 from tests.support.commands import nibble
 from tests.support.gguf_writer import tiny_llama
 
@@ -93,6 +97,17 @@ def test_eval_against_the_model_itself(home, converted):
     assert got["perplexity"] == got["reference_perplexity"]
     text = nibble("eval", converted["path"], *arguments).stdout
     assert "perplexity" in text and "±" in text
+
+
+def test_eval_rounds_to_int8_as_decoding_does(home, converted):
+    """Many rows at once may be rounded less than single ones."""
+    text, path = home / "text.txt", converted["path"]
+    arguments = ["--text", str(text), "--samples", "1", "--sequence-length", "64"]
+    got = answer("eval", path, *arguments, "--activations", "int8")
+    settings = Settings("int8", batch_invariant=True)
+    model, tokenizer = load_for_evaluation(path, settings)
+    tokens = batches(encode(tokenizer, read_text(str(text))), 64, 1)
+    assert got["perplexity"]["mean"] == evaluate(model, tokens).perplexity.mean
 
 
 def test_several_models_in_one_picture(home, converted):
