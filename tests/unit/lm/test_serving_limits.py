@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from mlx_lm import server as upstream
 from mlx_nibble.lm.serving.gate import Gate
 from mlx_nibble.lm.serving.policy import Policy, add_options, from_options
 from mlx_nibble.lm.serving.refusal import Refusal
+from mlx_nibble.lm.serving.sockets import Server
 from tests.soak import __main__ as soak
 from tests.soak.clients import Load, read
 from tests.support.served import eventually, serving
@@ -308,6 +311,27 @@ def test_the_end_has_a_bound(folder, twice):
         assert process.server.wait(60) == 0
         ends = [future.result()[1].rstrip() for future in asked]
     assert any(not end.endswith(b"[DONE]") for end in ends)
+
+
+def test_an_interrupt_frees_a_connection_once(monkeypatch):
+    """Ctrl-C may come when the connection's thread has begun."""
+    begin = ThreadingHTTPServer.process_request
+
+    def interrupted(self, *connection):
+        begin(self, *connection)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", interrupted)
+    failed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    server = Server(socket.AF_INET, ("127.0.0.1", 0), 2)
+    server.RequestHandlerClass = BaseRequestHandler
+    with socket.create_connection(server.server_address):
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+    server.server_close()  # waits for the thread
+    assert not failed
+    assert [server._free.acquire(blocking=False) for _ in range(3)] == [1, 1, 0]
 
 
 def metrics(load: Load) -> str:

@@ -73,15 +73,17 @@ class Server(ThreadingHTTPServer):
         """Listen; ``most`` connections may be open."""
         self.address_family = kind
         self._free = threading.BoundedSemaphore(most)
+        self._taken: dict[int, bool] = {}
         super().__init__(address, BaseRequestHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, if one is free."""
         if self._free.acquire(blocking=False):
+            self._taken[id(request)] = True
             try:
                 super().process_request(request, client_address)
-            except BaseException:
-                self._free.release()
+            except BaseException:  # as Ctrl-C, maybe after the thread has begun
+                self._release(request)
                 raise
             return
         body = Refusal(503, "too many connections; try again later").body()
@@ -97,6 +99,11 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._release(request)
+
+    def _release(self, request: Any) -> None:
+        """Free the place of a connection, once."""
+        if self._taken.pop(id(request), False):
             self._free.release()
 
     def shutdown_request(self, request: Any) -> None:
