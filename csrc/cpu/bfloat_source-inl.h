@@ -78,7 +78,7 @@ class PanelSources {
  public:
   using Source = PanelSource<V, T, kPacked>;
   static constexpr int kPlanes = 1;
-  // Whether decoding needs so many registers that its loop is a function.
+  // Whether the loop around decoding is a function: it needs most registers.
   static constexpr bool kApart = false;
 
   PanelSources(const Weights& w, int row, int count, float* memory)
