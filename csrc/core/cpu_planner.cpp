@@ -1,6 +1,7 @@
 #include "csrc/core/cpu_planner.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 namespace nibble {
@@ -113,10 +114,8 @@ bool multiplies_bfloat16(const Problem& p,
   }
   int form =
       static_cast<int>(rounded) - static_cast<int>(Activations::kBfloat16);
-  int group = p.format.group_size;
-  return !p.batch_invariant && rows_of(p) >= kTileRows[form][group == 32   ? 0
-                                                             : group == 64 ? 1
-                                                                           : 2];
+  int group = std::countr_zero(static_cast<unsigned>(p.format.group_size) / 32);
+  return !p.batch_invariant && rows_of(p) >= kTileRows[form][group];
 }
 
 // float16 and bfloat16 are rounded more than integers of 16 bits are, with
