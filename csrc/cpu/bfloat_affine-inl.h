@@ -57,7 +57,7 @@ class AffineSources {
         row_(row),
         words_(reinterpret_cast<int32_t*>(memory) + 2 * kPanelWords<kPlanes>),
         params_(memory + 2 * kPanelWords<kPlanes> + kMostWords),
-        panel_(words_ + kMostWords + kSteps * 4 * V::kLanes) {}
+        panel_(words_ + kMostWords + kSteps * kStepParams) {}
 
   // Returns the source of columns `c` of a block.
   Source open(int block, Range c) const {
@@ -77,6 +77,7 @@ class AffineSources {
  private:
   static constexpr int kSteps = kBfloatColumns / kBfloatRun;
   static constexpr int kStripWords = Source::kWords * V::kLanes;
+  static constexpr int kStepParams = 2 * kBfloatRows;
   static constexpr int kMostWords = kSteps * 2 * kStripWords;
 
   template <int kCodeBits>
@@ -139,14 +140,13 @@ class AffineSources {
             V::fma(V::abs(scale), V::set1(kMost), V::abs(bias)));
         bias = V::fma(scale, V::set1(-kOne), bias);
         scale = V::mul(scale, V::set1(kOne));
-        for (int k = 0; k < group_size; k += kBfloatRun) {
-          float* p =
-              to + (2 * k / kBfloatRun * 2 + lane / V::kLanes * 2) * V::kLanes;
+        float* p = to + 2 * lane;
+        for (int k = 0; k < group_size; k += kBfloatRun, p += kStepParams) {
           V::store(p, scale);
           V::store(p + V::kLanes, bias);
         }
       }
-      to += group_size / kBfloatRun * 4 * V::kLanes;
+      to += group_size / kBfloatRun * kStepParams;
     }
     return fits;
   }
